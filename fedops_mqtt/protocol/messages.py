@@ -1,0 +1,355 @@
+"""Every message of protocol v1 as a frozen model; each is a full snapshot or a whole command, never a delta.
+
+What we send has no unknown fields; what we receive may have them (a newer speaker), see `wire`.
+"""
+
+import math
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints
+
+from fedops_mqtt.protocol.identity import MacAddress, Reason, RunId, TaskId, Text
+
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Number = Annotated[float | None, AfterValidator(_finite)]
+"""A measured number; JSON has no NaN or infinity, so a diverged loss is null."""
+Scalar = Annotated[bool | int | float | Reason | None, AfterValidator(_finite)]
+Scalars = Annotated[dict[Text, Scalar], Field(max_length=256)]
+Metrics = Annotated[dict[Text, Number], Field(max_length=256)]
+Address = Annotated[str, StringConstraints(max_length=300, pattern=r"^\S+:\d{1,5}$")]
+"""`host:port`; an IPv6 host stands in brackets."""
+
+
+def _to_utc_ms(at: datetime) -> datetime:
+    try:
+        utc = at.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("time is outside the calendar in UTC") from error
+    return utc.replace(microsecond=utc.microsecond // 1000 * 1000)
+
+
+def _iso(at: datetime) -> str:
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+Timestamp = Annotated[
+    AwareDatetime, AfterValidator(_to_utc_ms), PlainSerializer(_iso, return_type=str, when_used="json")
+]
+"""A sender's clock, ISO 8601 in UTC: shown, never trusted (readers use their own receipt time)."""
+
+
+def utc_now() -> datetime:
+    """Return this machine's clock as a timezone-aware UTC time, to the millisecond that the wire carries."""
+    return _to_utc_ms(datetime.now(UTC))
+
+
+class WireModel(BaseModel):
+    """Part of a message: frozen, no unknown fields when made by us."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ClientCondition(StrEnum):
+    """The five values of a client's `status`."""
+
+    ONLINE = "online"
+    TRAIN_STARTED = "train-started"
+    TRAIN_FINISHED = "train-finished"
+    TRAIN_FAILED = "train-failed"
+    CLIENT_OUT = "client-out"
+
+
+class ServerCondition(StrEnum):
+    """The values of an FL server's `status`."""
+
+    STARTING = "starting"
+    READY = "ready"
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    SERVER_OUT = "server-out"
+
+    @property
+    def is_final(self) -> bool:
+        """True when this server has said how its run ended."""
+        return self in (ServerCondition.FINISHED, ServerCondition.FAILED, ServerCondition.STOPPED)
+
+
+class ManagerCondition(StrEnum):
+    """The values of a manager's `status`."""
+
+    LEADING = "leading"
+    MANAGER_OUT = "manager-out"
+
+
+class Phase(StrEnum):
+    """What a training process is doing right now."""
+
+    STARTING = "starting"
+    JOINING = "joining"
+    DOWNLOADING = "downloading"
+    TRAINING = "training"
+    UPLOADING = "uploading"
+    EVALUATING = "evaluating"
+    WAITING = "waiting"
+
+
+class Outcome(StrEnum):
+    """How one client's training ended."""
+
+    FINISHED = "finished"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+class Answer(StrEnum):
+    """A client's answer to a start trigger."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+
+
+class RunCondition(StrEnum):
+    """Where a run stands."""
+
+    PENDING = "pending"
+    STARTING = "starting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class RunOutcome(StrEnum):
+    """How a run ended."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+class MemberCondition(StrEnum):
+    """Where one client stands in a run."""
+
+    CHOSEN = "chosen"
+    TRIGGERED = "triggered"
+    TRAINING = "training"
+    FINISHED = "finished"
+    FAILED = "failed"
+    REJECTED = "rejected"
+    LOST = "lost"
+    STOPPED = "stopped"
+
+
+class Transport(StrEnum):
+    """How a client reaches the FL server."""
+
+    LINE = "line"
+    GRPC = "grpc"
+
+
+class RunInHand(WireModel):
+    """The run that a client is training."""
+
+    run_id: RunId
+    attempt: Count
+    launch: Count
+    phase: Phase
+    round: Count = 0
+
+
+class LastRun(WireModel):
+    """How the last training on this client ended."""
+
+    run_id: RunId
+    attempt: Count
+    outcome: Outcome
+    reason: Reason | None = None
+
+
+class LastTrigger(WireModel):
+    """A client's answer to the last start trigger it read."""
+
+    run_id: RunId
+    attempt: Count
+    launch: Count
+    answer: Answer
+    reason: Reason | None = None
+
+
+class OwnedStatus(WireModel):
+    """What every retained status carries for fencing: whoever owns the topic, and which word of theirs this is."""
+
+    instance: Text
+    epoch: Count
+    seq: Count
+    at: Timestamp
+
+
+class ClientStatus(OwnedStatus):
+    """A client's whole condition; as a will it says only who and `client-out`."""
+
+    status: ClientCondition
+    reason: Reason | None = None
+    task_id: TaskId
+    client_mac: MacAddress
+    client_name: Text = ""
+    run: RunInHand | None = None
+    last_run: LastRun | None = None
+    last_trigger: LastTrigger | None = None
+    server_ip: Address | None = None
+    gl_model: Count = 0
+    agent: Annotated[dict[Text, Text], Field(max_length=32)] = {}
+
+
+class StartTrigger(WireModel):
+    """The manager's word to one client: join this run at this FL server."""
+
+    run_id: RunId
+    attempt: Count
+    launch: Count
+    term: Count
+    task_id: TaskId
+    client_mac: MacAddress
+    instance: Text | None = None
+    server_ip: Address
+    transport: Transport = Transport.LINE
+    token: Text | None = None
+    gl_model: Count = 0
+    num_clients: Count = 0
+    at: Timestamp
+
+
+class StopTrigger(WireModel):
+    """The manager's word to one client: end this run's training, or do not start it."""
+
+    run_id: RunId
+    attempt: Count
+    term: Count
+    task_id: TaskId
+    client_mac: MacAddress
+    reason: Reason | None = None
+    at: Timestamp
+
+
+class MetricsKind(StrEnum):
+    """What a metrics message tells; the FedOps calls are named in `client_api`."""
+
+    ROUND = "round"
+    PROGRESS = "progress"
+    TRAIN_RESULT = "train-result"
+    TEST_RESULT = "test-result"
+    TIME_RESULT = "time-result"
+    SYSTEM = "system"
+    DATA = "data"
+
+
+class ClientMetrics(WireModel):
+    """Numbers from one client; `values` keeps the sender's own field names."""
+
+    kind: MetricsKind
+    task_id: TaskId
+    client_mac: MacAddress
+    instance: Text
+    run_id: RunId | None = None
+    attempt: Count = 0
+    round: Count = 0
+    values: Scalars = {}
+    at: Timestamp
+
+
+class ServerClient(WireModel):
+    """What the FL server says of one client in its run."""
+
+    status: MemberCondition
+    attempt: Count = 0
+    phase: Phase | None = None
+    round: Count = 0
+    reason: Reason | None = None
+
+
+class ServerStatus(OwnedStatus):
+    """An FL server's whole condition and each client's outcome in its run; as a will only who and `server-out`."""
+
+    status: ServerCondition
+    reason: Reason | None = None
+    task_id: TaskId
+    run_id: RunId | None = None
+    launch: Count = 0
+    server_ip: Address | None = None
+    transport: Transport = Transport.LINE
+    round: Count = 0
+    num_rounds: Count = 0
+    gl_model: Count = 0
+    metrics: Metrics = {}
+    model_path: Text | None = None
+    clients: Annotated[dict[MacAddress, ServerClient], Field(max_length=20_000)] = {}
+    agent: Annotated[dict[Text, Text], Field(max_length=32)] = {}
+
+
+class ServerMetrics(WireModel):
+    """Numbers of one round from the FL server; round 0 is the model before training."""
+
+    task_id: TaskId
+    run_id: RunId
+    launch: Count = 0
+    round: Count
+    metrics: Metrics = {}
+    duration_s: float | None = None
+    bytes_in: Count = 0
+    bytes_out: Count = 0
+    gl_model: Count = 0
+    at: Timestamp
+
+
+class RunMember(WireModel):
+    """One client in a run, as the manager sees it."""
+
+    status: MemberCondition
+    attempt: Count = 0
+    reason: Reason | None = None
+
+
+class RunStatus(OwnedStatus):
+    """A run's whole condition, said by the manager."""
+
+    run_id: RunId
+    task_id: TaskId
+    status: RunCondition
+    outcome: RunOutcome | None = None
+    reason: Reason | None = None
+    term: Count = 0
+    launch: Count = 0
+    server_ip: Address | None = None
+    round: Count = 0
+    num_rounds: Count = 0
+    min_clients: Count = 0
+    gl_model: Count = 0
+    metrics: Metrics = {}
+    model_path: Text | None = None
+    clients: Annotated[dict[MacAddress, RunMember], Field(max_length=20_000)] = {}
+    created_at: Timestamp
+    ended_at: Timestamp | None = None
+
+
+class ManagerStatus(OwnedStatus):
+    """The leading manager's condition."""
+
+    status: ManagerCondition
+    reason: Reason | None = None
+    term: Count = 0
+    url: Text | None = None
+    agent: Annotated[dict[Text, Text], Field(max_length=32)] = {}
+
+
+Message = (
+    ClientStatus | StartTrigger | StopTrigger | ClientMetrics | ServerStatus | ServerMetrics | RunStatus | ManagerStatus
+)
+StatusMessage = ClientStatus | ServerStatus | RunStatus | ManagerStatus

@@ -1,0 +1,84 @@
+"""Messages to bytes and back: `decode(topic, encode(m)) == m`, and any bytes give a message or a `ProtocolError`."""
+
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+
+from fedops_mqtt.protocol.errors import MalformedMessageError, MismatchedMessageError, PayloadTooLargeError
+from fedops_mqtt.protocol.messages import (
+    ClientMetrics,
+    ClientStatus,
+    ManagerStatus,
+    Message,
+    RunStatus,
+    ServerMetrics,
+    ServerStatus,
+    StartTrigger,
+    StopTrigger,
+)
+from fedops_mqtt.protocol.topics import Channel, Topic
+
+MESSAGE_OF_CHANNEL: dict[Channel, type[Message]] = {
+    Channel.CLIENT_STATUS: ClientStatus,
+    Channel.CLIENT_START: StartTrigger,
+    Channel.CLIENT_STOP: StopTrigger,
+    Channel.CLIENT_METRICS: ClientMetrics,
+    Channel.SERVER_STATUS: ServerStatus,
+    Channel.SERVER_METRICS: ServerMetrics,
+    Channel.RUN_STATUS: RunStatus,
+    Channel.MANAGER_STATUS: ManagerStatus,
+}
+
+_CHANNEL_OF_MESSAGE = {model: channel for channel, model in MESSAGE_OF_CHANNEL.items()}
+
+
+def encode(message: Message) -> bytes:
+    """Return a message as the JSON object that goes on the bus, absent facts left out.
+
+    Raises:
+        PayloadTooLargeError: it would be over its channel's `max_payload_bytes`.
+    """
+    payload = orjson.dumps(message.model_dump(mode="json", exclude_none=True))
+    _check_size(payload, _CHANNEL_OF_MESSAGE[type(message)])
+    return payload
+
+
+def decode(topic: Topic, payload: bytes) -> Message:
+    """Return the message that a payload on `topic` is; unknown fields are ignored, everything else is checked.
+
+    Raises:
+        PayloadTooLargeError: the payload is over the channel's `max_payload_bytes`.
+        MalformedMessageError: it is not JSON, or not the message of that topic.
+        MismatchedMessageError: it names another task, client or run than the topic.
+    """
+    _check_size(payload, topic.channel)
+    try:
+        message = MESSAGE_OF_CHANNEL[topic.channel].model_validate(orjson.loads(payload), extra="ignore")
+    except orjson.JSONDecodeError as error:
+        raise MalformedMessageError(str(topic), f"not JSON ({error})") from error
+    except ValidationError as error:
+        raise MalformedMessageError(str(topic), _describe(error)) from error
+    _check_names(topic, message)
+    return message
+
+
+def _check_size(payload: bytes, channel: Channel) -> None:
+    if len(payload) > channel.max_payload_bytes:
+        raise PayloadTooLargeError(len(payload), channel.max_payload_bytes)
+
+
+def _check_names(topic: Topic, message: Message) -> None:
+    for field in ("task_id", "client_mac", "run_id"):
+        topic_says: str | None = getattr(topic, field)
+        payload_says: Any = getattr(message, field, None)
+        if topic_says is not None and payload_says != topic_says:
+            raise MismatchedMessageError(str(topic), field, topic_says, str(payload_says))
+
+
+def _describe(error: ValidationError) -> str:
+    """Return the first problem as `field: what is wrong`; the value stays out, it may be a token."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "payload"
+    more = error.error_count() - 1
+    return f"{where}: {first['msg']}" + (f" (and {more} more)" if more else "")
