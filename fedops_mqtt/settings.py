@@ -1,0 +1,143 @@
+"""Every knob once, with its unit, default and reason; the only reader of the environment.
+
+Each class reads `FEDOPS_MQTT_<FIELD>`; a value given by keyword (an option, a file) outweighs the environment.
+Everything else in the package takes plain keyword-only values and never looks at the environment itself.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import platformdirs
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from fedops_mqtt.protocol import AnyMacAddress, TaskId
+
+Seconds = Annotated[float, Field(gt=0)]
+HttpAddress = Annotated[str, Field(pattern=r"^\S*:\d{1,5}$")]
+"""`host:port` to listen on; port 0 takes a free one."""
+
+ENV_PREFIX = "FEDOPS_MQTT_"
+
+
+def default_state_dir() -> Path:
+    """Return where journals live by the platform's convention (`~/.local/state/fedops-mqtt` on Linux)."""
+    return Path(platformdirs.user_state_dir("fedops-mqtt", appauthor=False))
+
+
+def default_store_url() -> str:
+    """Return where global models live by default (`~/.local/share/fedops-mqtt/models` on Linux)."""
+    return str(Path(platformdirs.user_data_dir("fedops-mqtt", appauthor=False)) / "models")
+
+
+class _Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)
+
+
+class BusSettings(_Settings):
+    """How to reach the broker and how long to wait for it."""
+
+    broker: Annotated[str, Field(description="mqtt://[user:password@]host:port, or mqtts://")] = "mqtt://127.0.0.1:1883"
+    broker_user: str | None = None
+    broker_password: SecretStr | None = None
+    broker_ca_file: Annotated[Path | None, Field(description="CA certificate that the broker's must be signed by")] = (
+        None
+    )
+    broker_cert_file: Path | None = None
+    broker_key_file: Path | None = None
+    keepalive_s: Annotated[int, Field(ge=1, le=65535, description="MQTT keep alive; a silent death shows in 1.5x")] = 20
+    connect_timeout_s: Seconds = 10.0
+    publish_timeout_s: Annotated[float, Field(gt=0, description="wait for the broker's acknowledgement")] = 10.0
+    backoff_initial_s: Annotated[float, Field(gt=0, description="first upper bound of the jittered wait")] = 0.5
+    backoff_max_s: Annotated[float, Field(gt=0, description="last upper bound of the jittered wait")] = 30.0
+    heartbeat_s: Annotated[float, Field(gt=0, description="an owner repeats its status this often; lease: 3x")] = 60.0
+
+
+class ClientSettings(BusSettings):
+    """The daemon on a device."""
+
+    task_id: TaskId | None = None
+    app: Annotated[str | None, Field(description="MODULE:ATTRIBUTE of the Flower ClientApp")] = None
+    mac: Annotated[AnyMacAddress | None, Field(description="this device's MAC; default: its network card's")] = None
+    client_name: str | None = None
+    http: Annotated[HttpAddress | None, Field(description="where the FedOps HTTP shim listens; unset: no shim")] = None
+    state_dir: Path = Field(default_factory=default_state_dir)
+    join_token: Annotated[SecretStr | None, Field(description="shared token of servers started by hand")] = None
+    line_ca_file: Annotated[Path | None, Field(description="CA of the FL server; set: a plain line is refused")] = None
+    join_limit_s: Annotated[float, Field(gt=0, description="training process waits this long for its server")] = 60.0
+    rejoin_limit_s: Annotated[float, Field(gt=0, description="after a lost line, before giving up")] = 120.0
+    run_limit_s: Annotated[float, Field(gt=0, description="longest training of one run")] = 24 * 3600.0
+    stop_grace_s: Annotated[float, Field(gt=0, description="between SIGTERM and SIGKILL")] = 10.0
+    stderr_lines: Annotated[int, Field(ge=1, le=200, description="kept of a failed training")] = 20
+    num_partition: Annotated[int | None, Field(ge=0, description="node_config partition-id")] = None
+    num_partitions: Annotated[int | None, Field(ge=1, description="node_config num-partitions")] = None
+    wandb_project: str | None = None
+    wandb_key: SecretStr | None = None
+    log_level: str = "INFO"
+
+
+class RunLimits(_Settings):
+    """How long each part of a run may take before it counts as failed."""
+
+    trigger_answer_s: Annotated[float, Field(gt=0, description="a triggered client answers within this")] = 30.0
+    trigger_retry_s: Annotated[float, Field(gt=0, description="an unanswered trigger is said again after this")] = 5.0
+    server_start_s: Annotated[float, Field(gt=0, description="a launched server is ready within this")] = 60.0
+    join_s: Annotated[float, Field(gt=0, description="enough clients have joined within this")] = 120.0
+    round_s: Annotated[float, Field(gt=0, description="one message to a client is answered within this")] = 3600.0
+    run_s: Annotated[float, Field(gt=0, description="the whole run")] = 24 * 3600.0
+    close_grace_s: Annotated[float, Field(gt=0, description="clients end by themselves before they are told")] = 10.0
+    server_lost_s: Annotated[float, Field(gt=0, description="a server gone from bus and line is launched again")] = 15.0
+    max_launches: Annotated[int, Field(ge=1, description="launches of the FL server in one run")] = 3
+    max_attempts: Annotated[int, Field(ge=1, description="firings per client in one run")] = 3
+
+
+class ManagerSettings(BusSettings):
+    """The manager."""
+
+    http: Annotated[HttpAddress, Field(description="where the manager's API and page listen")] = "127.0.0.1:8004"
+    tasks_file: Annotated[Path | None, Field(description="tasks.toml: how to launch each task's FL server")] = None
+    database_url: Annotated[str | None, Field(description="SQLAlchemy URL; default: SQLite in the state folder")] = None
+    state_dir: Path = Field(default_factory=default_state_dir)
+    store: Annotated[str, Field(description="where FL servers keep global models")] = Field(
+        default_factory=default_store_url
+    )
+    archive_after_s: Annotated[float, Field(gt=0, description="a finished run leaves the bus after this")] = 3600.0
+    limits: RunLimits = Field(default_factory=RunLimits)
+    log_level: str = "INFO"
+
+
+class ServerSettings(BusSettings):
+    """What an FL server process is told by whoever launches it."""
+
+    task_id: TaskId | None = None
+    run_id: str | None = None
+    launch: Annotated[int, Field(ge=0)] = 0
+    run_secret_file: Annotated[Path | None, Field(description="0600; holds the run secret, hexadecimal")] = None
+    join: Literal["invited", "open"] = "invited"
+    join_token: SecretStr | None = None
+    listen: HttpAddress = "127.0.0.1:0"
+    advertise: Annotated[str | None, Field(description="host[:port] that clients reach; default: listen")] = None
+    num_rounds: Annotated[int | None, Field(ge=1)] = None
+    min_clients: Annotated[int | None, Field(ge=1)] = None
+    store: str = Field(default_factory=default_store_url)
+    state_dir: Path = Field(default_factory=default_state_dir)
+    join_limit_s: Seconds = 120.0
+    round_limit_s: Seconds = 3600.0
+    run_limit_s: Seconds = 24 * 3600.0
+    rejoin_limit_s: Seconds = 120.0
+    line_ping_s: Annotated[float, Field(gt=0, description="a vanished host is noticed within three of these")] = 5.0
+    line_cert_file: Path | None = None
+    line_key_file: Path | None = None
+    max_message_bytes: Annotated[int, Field(ge=1024, description="largest message on the line")] = 4 * 1024**3
+    compress_level: Annotated[int, Field(ge=0, le=22, description="zstd level for arrays; 0: off")] = 0
+    compress_threshold_bytes: Annotated[int, Field(ge=0, description="smaller arrays are not compressed")] = 65536
+    linger_s: Annotated[float, Field(gt=0, description="after the end, until every client has been told")] = 5.0
+    log_level: str = "INFO"
+
+
+class CliSettings(_Settings):
+    """The verbs that talk to a manager."""
+
+    manager: Annotated[str, Field(description="URL of the manager's API")] = "http://127.0.0.1:8004"
+    manager_token: SecretStr | None = None
+    request_timeout_s: Seconds = 10.0
