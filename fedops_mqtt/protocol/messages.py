@@ -191,6 +191,8 @@ class OwnedStatus(WireModel):
     epoch: Count
     seq: Count
     at: Timestamp
+    heartbeat_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
+    """How often its owner repeats it; a reader's lease is three times this."""
 
 
 class ClientStatus(OwnedStatus):

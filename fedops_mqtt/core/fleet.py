@@ -1,0 +1,248 @@
+"""Who is here and what they do: retained statuses folded into views that no late or repeated word can spoil.
+
+A `Fleet` has one owner, who feeds it what the bus brought and his own monotonic clock; it does nothing else. Fold
+every message of a drained inbox first, then ask `expire`: a lease is judged only by a reader that has read everything.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Generic, TypeVar
+
+from fedops_mqtt.core.fencing import stamp_of
+from fedops_mqtt.protocol import (
+    ClientCondition,
+    ClientStatus,
+    ManagerCondition,
+    ManagerStatus,
+    RunCondition,
+    RunStatus,
+    ServerCondition,
+    ServerStatus,
+    Topic,
+    topics,
+)
+
+LEASE_HEARTBEATS = 3
+"""Missed heartbeats until an owner counts as out: one may be lost, one late."""
+
+Status = TypeVar("Status", ClientStatus, ServerStatus, ManagerStatus, RunStatus)
+AnyStatus = ClientStatus | ServerStatus | ManagerStatus | RunStatus
+
+
+class Presence(StrEnum):
+    """Whether an owner is here. *Unconfirmed*: its retained word says so, nothing live was heard yet."""
+
+    ONLINE = "online"
+    UNCONFIRMED = "unconfirmed"
+    OUT = "out"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View(Generic[Status]):
+    """What a reader knows of one owner: its last valid word, and what the reader's own clock says about it."""
+
+    status: Status
+    heard_at: float
+    """Reader's clock when the last valid word came, s."""
+    since: float
+    """Reader's clock when presence last changed, s."""
+    is_confirmed: bool = False
+    is_silent: bool = False
+
+    @property
+    def presence(self) -> Presence:
+        """Here, out, or said to be here by a retained word alone."""
+        if self.is_silent or says_out(self.status):
+            return Presence.OUT
+        return Presence.ONLINE if self.is_confirmed else Presence.UNCONFIRMED
+
+    @property
+    def is_out(self) -> bool:
+        """True when the owner is known to be away."""
+        return self.presence is Presence.OUT
+
+    @property
+    def out_reason(self) -> str | None:
+        """Why the owner is away: its own reason (`lost`, `shutdown`, …) or `silent`; None while it is here."""
+        if not self.is_out:
+            return None
+        return self.status.reason if says_out(self.status) else "silent"
+
+
+ClientView = View[ClientStatus]
+ServerView = View[ServerStatus]
+
+
+def says_out(status: AnyStatus) -> bool:
+    """Return whether a status is its owner's goodbye or last will."""
+    match status:
+        case ClientStatus():
+            return status.status is ClientCondition.CLIENT_OUT
+        case ServerStatus():
+            return status.status is ServerCondition.SERVER_OUT
+        case ManagerStatus():
+            return status.status is ManagerCondition.MANAGER_OUT
+        case RunStatus():
+            return False
+
+
+def fold(view: View[Status] | None, status: Status, *, now: float, is_retained: bool) -> View[Status] | None:
+    """Return the view after one more word, or None when the word is stale and changes nothing.
+
+    Args:
+        view: what was known before; None for a stranger.
+        status: the word.
+        now: the reader's clock, s.
+        is_retained: the broker's copy for a newcomer, not a live word.
+    """
+    if view is not None and stamp_of(status) <= stamp_of(view.status):
+        return None
+    if view is None:
+        return View(status=status, heard_at=now, since=now, is_confirmed=not is_retained)
+    merged = _keep_what_a_will_omits(view.status, status)
+    fresh = replace(
+        view, status=merged, heard_at=now, is_confirmed=view.is_confirmed or not is_retained, is_silent=False
+    )
+    return replace(fresh, since=now) if fresh.is_out != view.is_out else fresh
+
+
+@dataclass(kw_only=True, slots=True)
+class Fleet:
+    """Every owner's view, for one reader.
+
+    Attributes:
+        default_heartbeat_s: taken for owners that do not say theirs, s.
+        clients: views by `(task_id, client_mac)`.
+        servers: views by `task_id`.
+        runs: views by `run_id`; runs have no lease, the manager has.
+        manager: the leading manager's view.
+        num_stale: words dropped by fencing since the start.
+    """
+
+    default_heartbeat_s: float = 60.0
+    clients: dict[tuple[str, str], View[ClientStatus]] = field(default_factory=dict)
+    servers: dict[str, View[ServerStatus]] = field(default_factory=dict)
+    runs: dict[str, View[RunStatus]] = field(default_factory=dict)
+    manager: View[ManagerStatus] | None = None
+    num_stale: int = 0
+    _listening_since: float | None = None
+
+    def listen(self, now: float) -> None:
+        """Say that the reader is subscribed (again): every lease starts anew here."""
+        self._listening_since = now
+
+    def pause(self) -> None:
+        """Say that the reader lost its connection: leases stand still until `listen`."""
+        self._listening_since = None
+
+    def apply(self, status: AnyStatus, *, now: float, is_retained: bool) -> bool:
+        """Fold one word in; return False when it was stale."""
+        is_news = self._fold(status, now=now, is_retained=is_retained)
+        if not is_news and not is_retained:
+            self.num_stale += 1
+        return is_news
+
+    def _fold(self, status: AnyStatus, *, now: float, is_retained: bool) -> bool:
+        match status:
+            case ClientStatus():
+                key = (status.task_id, status.client_mac)
+                return _put(self.clients, key, fold(self.clients.get(key), status, now=now, is_retained=is_retained))
+            case ServerStatus():
+                server = fold(self.servers.get(status.task_id), status, now=now, is_retained=is_retained)
+                return _put(self.servers, status.task_id, server)
+            case RunStatus():
+                run = fold(self.runs.get(status.run_id), status, now=now, is_retained=is_retained)
+                return _put(self.runs, status.run_id, run)
+            case ManagerStatus():
+                manager = fold(self.manager, status, now=now, is_retained=is_retained)
+                self.manager = manager or self.manager
+                return manager is not None
+
+    def forget(self, topic: Topic) -> None:
+        """Drop the owner of a retained topic that was cleared."""
+        match topic.channel:
+            case topics.Channel.CLIENT_STATUS:
+                self.clients.pop((topic.task_id or "", topic.client_mac or ""), None)
+            case topics.Channel.SERVER_STATUS:
+                self.servers.pop(topic.task_id or "", None)
+            case topics.Channel.RUN_STATUS:
+                self.runs.pop(topic.run_id or "", None)
+            case topics.Channel.MANAGER_STATUS:
+                self.manager = None
+            case _:
+                pass
+
+    def expire(self, now: float) -> list[View[ClientStatus]]:
+        """Take every owner whose lease has ended as out (`silent`); return the clients among them."""
+        if self._listening_since is None:
+            return []
+        self.servers.update({key: _silenced(view, now) for key, view in self.servers.items() if self._ended(view, now)})
+        if self.manager is not None and self._ended(self.manager, now):
+            self.manager = _silenced(self.manager, now)
+        ended = {key: _silenced(view, now) for key, view in self.clients.items() if self._ended(view, now)}
+        self.clients.update(ended)
+        return list(ended.values())
+
+    def client(self, task_id: str, client_mac: str) -> View[ClientStatus] | None:
+        """Return what is known of one client."""
+        return self.clients.get((task_id, client_mac))
+
+    def of_task(self, task_id: str) -> Iterator[View[ClientStatus]]:
+        """Yield the views of a task's clients, by MAC."""
+        for key in sorted(key for key in self.clients if key[0] == task_id):
+            yield self.clients[key]
+
+    def _ended(self, view: View[Status], now: float) -> bool:
+        lease_s = LEASE_HEARTBEATS * (getattr(view.status, "heartbeat_s", None) or self.default_heartbeat_s)
+        starts = max(view.heard_at, self._listening_since or now)
+        return not view.is_out and now - starts > lease_s
+
+
+def is_idle(view: View[ClientStatus]) -> bool:
+    """Return whether a client is here and trains nothing."""
+    return not view.is_out and view.status.run is None
+
+
+def is_active(status: RunStatus) -> bool:
+    """Return whether a run has not ended."""
+    return status.status is not RunCondition.FINISHED
+
+
+def _put(views: dict[object, View[Status]] | dict[str, View[Status]], key: object, view: View[Status] | None) -> bool:
+    if view is not None:
+        views[key] = view  # type: ignore[index]
+    return view is not None
+
+
+def _silenced(view: View[Status], now: float) -> View[Status]:
+    return replace(view, is_silent=True, since=now)
+
+
+def _keep_what_a_will_omits(before: Status, after: Status) -> Status:
+    """A will was frozen at CONNECT and says only who; what its owner last said of its run still holds."""
+    if not says_out(after):
+        return after
+    kept = {name: getattr(before, name) for name in _OMITTED_BY_WILLS if hasattr(before, name)}
+    missing = {name: value for name, value in kept.items() if name not in after.model_fields_set}
+    return after.model_copy(update=missing)
+
+
+_OMITTED_BY_WILLS = (
+    "client_name",
+    "run",
+    "last_run",
+    "last_trigger",
+    "server_ip",
+    "gl_model",
+    "agent",
+    "run_id",
+    "launch",
+    "round",
+    "num_rounds",
+    "metrics",
+    "model_path",
+    "clients",
+    "url",
+    "term",
+)
