@@ -26,6 +26,7 @@ from fedops_mqtt.protocol import (
 LEASE_HEARTBEATS = 3
 """Missed heartbeats until an owner counts as out: one may be lost, one late."""
 
+Key = TypeVar("Key")
 Status = TypeVar("Status", ClientStatus, ServerStatus, ManagerStatus, RunStatus)
 AnyStatus = ClientStatus | ServerStatus | ManagerStatus | RunStatus
 
@@ -209,9 +210,9 @@ def is_active(status: RunStatus) -> bool:
     return status.status is not RunCondition.FINISHED
 
 
-def _put(views: dict[object, View[Status]] | dict[str, View[Status]], key: object, view: View[Status] | None) -> bool:
+def _put(views: dict[Key, View[Status]], key: Key, view: View[Status] | None) -> bool:
     if view is not None:
-        views[key] = view  # type: ignore[index]
+        views[key] = view
     return view is not None
 
 
