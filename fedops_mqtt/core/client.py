@@ -1,0 +1,393 @@
+"""The client machine: which start a device takes up, what it answers, and what it says of itself.
+
+Pure: an event goes in, the next client and at most one action come out; `Facts` must be on disk before the action is
+carried out or the status is published, or a crash in between could start one training twice.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import assert_never
+
+from fedops_mqtt.core.client_events import (
+    Action,
+    Event,
+    Leaving,
+    Left,
+    LocalStart,
+    Progressed,
+    Reaim,
+    StartTraining,
+    StopTraining,
+    TrainingEnded,
+    Verdict,
+)
+from fedops_mqtt.core.client_facts import Answered, Ending, Facts, InHand, bury, find, is_stopped, remember
+from fedops_mqtt.protocol import (
+    Answer,
+    ClientCondition,
+    LastRun,
+    LastTrigger,
+    Outcome,
+    Phase,
+    RunInHand,
+    StartTrigger,
+    StopTrigger,
+)
+
+INTERRUPTED = "interrupted"
+STOPPED = "stopped"
+
+MAX_REASON_CHARS = 4096
+"""What `protocol` takes as a reason."""
+_HEAD_CHARS = 256
+_TAIL_CHARS = 3800
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Who this daemon is, for its whole life."""
+
+    task_id: str
+    client_mac: str
+    client_name: str
+    instance: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Client:
+    """The whole client: facts, and what a restart may forget."""
+
+    identity: Identity
+    facts: Facts = field(default_factory=Facts)
+    condition: ClientCondition = ClientCondition.ONLINE
+    reason: str | None = None
+    phase: Phase = Phase.STARTING
+    round: int = 0
+    server_ip: str | None = None
+    is_leaving: bool = False
+
+    @property
+    def run(self) -> RunInHand | None:
+        """The run in hand as the status says it."""
+        mine = self.facts.in_hand
+        if mine is None:
+            return None
+        return RunInHand(
+            run_id=mine.run_id, attempt=mine.attempt, launch=mine.launch, phase=self.phase, round=self.round
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What an event led to."""
+
+    client: Client
+    action: Action | None = None
+    verdict: Verdict | None = None
+
+
+def apply(client: Client, event: Event) -> Step:
+    """Return the client after `event`, what is to be done, and for a start the answer."""
+    match event:
+        case StartTrigger():
+            return _take_trigger(client, event)
+        case StopTrigger():
+            return _take_stop(client, event)
+        case LocalStart():
+            return _take_local_start(client, event)
+        case Progressed():
+            return Step(client=_progress(client, event))
+        case TrainingEnded():
+            return Step(client=_end(client, event))
+        case Leaving():
+            return _leave(client)
+        case Left():
+            return Step(client=replace(client, condition=ClientCondition.CLIENT_OUT, reason=event.reason))
+        case _:
+            assert_never(event)
+
+
+def restore(identity: Identity, facts: Facts) -> Client:
+    """Return a new daemon's client; a training that was in hand when the last daemon died is interrupted."""
+    client = Client(identity=identity, facts=facts)
+    mine = facts.in_hand
+    if mine is None:
+        return client
+    client = _interrupt(client, mine)
+    ended = TrainingEnded(run_id=mine.run_id, attempt=mine.attempt, outcome=Outcome.FAILED, reason=INTERRUPTED)
+    return replace(_end(client, ended), condition=ClientCondition.ONLINE, reason=None)
+
+
+def _clip(reason: str | None) -> str | None:
+    """Return a reason that fits a status; a long one loses its middle, the end of a traceback says most."""
+    if reason is None or len(reason) <= MAX_REASON_CHARS:
+        return reason
+    return f"{reason[:_HEAD_CHARS]} … {reason[-_TAIL_CHARS:]}"
+
+
+# Starts
+
+
+def _take_trigger(client: Client, trigger: StartTrigger) -> Step:
+    misfit = _mismatch(client.identity, trigger.task_id, trigger.client_mac)
+    if misfit:
+        return _answer(client, trigger, Verdict(answer=Answer.REJECTED, reason=misfit))
+    if _is_relaunch(client, trigger):
+        return _reaim(client, trigger)
+    known = find(client.facts, trigger.run_id, trigger.attempt)
+    if known:
+        return _answer(client, trigger, Verdict(answer=known.answer, reason=known.reason), launch=known.launch)
+    refusal = _unwanted(client, trigger)
+    if refusal:
+        return _answer(client, trigger, Verdict(answer=Answer.REJECTED, reason=refusal))
+    refusal = _refusal(client, trigger)
+    if refusal:
+        return _answer(client, trigger, Verdict(answer=Answer.REJECTED, reason=refusal), is_remembered=True)
+    return _accept(client, trigger)
+
+
+def _mismatch(identity: Identity, task_id: str, client_mac: str) -> str | None:
+    if client_mac != identity.client_mac:
+        return f"client_mac is {client_mac}, this client is {identity.client_mac}"
+    if task_id != identity.task_id:
+        return f"task_id is {task_id}, this client serves {identity.task_id}"
+    return None
+
+
+def _unwanted(client: Client, trigger: StartTrigger) -> str | None:
+    """Why a trigger is not for this daemon at all; it would be refused for the same reason when it comes again."""
+    if trigger.instance not in (None, client.identity.instance):
+        return f"meant for instance {trigger.instance}, this is {client.identity.instance}"
+    if trigger.term < client.facts.term:
+        return f"term {trigger.term} is over, {client.facts.term} was heard"
+    return None
+
+
+def _refusal(client: Client, trigger: StartTrigger) -> str | None:
+    """Why a trigger that is for this daemon is turned down, for good."""
+    if is_stopped(client.facts, trigger.run_id, trigger.attempt):
+        return STOPPED
+    for earlier in client.facts.answers:
+        if earlier.run_id == trigger.run_id and earlier.attempt > trigger.attempt:
+            return f"attempt {trigger.attempt} is superseded by {earlier.attempt}"
+        if earlier.run_id == trigger.run_id and earlier.outcome is Outcome.FINISHED:
+            return f"run is finished here (attempt {earlier.attempt})"
+    return _busy(client)
+
+
+def _busy(client: Client) -> str | None:
+    mine = client.facts.in_hand
+    if mine:
+        return f"busy with run {mine.run_id}, attempt {mine.attempt}"
+    return "shutting down" if client.is_leaving else None
+
+
+def _accept(client: Client, trigger: StartTrigger) -> Step:
+    facts = client.facts
+    mine = InHand(
+        run_id=trigger.run_id,
+        attempt=trigger.attempt,
+        launch=trigger.launch,
+        server_ip=trigger.server_ip,
+        is_local=False,
+    )
+    facts = replace(facts, in_hand=mine, term=max(facts.term, trigger.term), gl_model=trigger.gl_model)
+    step = _answer(replace(client, facts=facts), trigger, Verdict(answer=Answer.ACCEPTED), is_remembered=True)
+    return replace(
+        step,
+        client=_started(step.client, trigger.server_ip),
+        action=StartTraining(
+            run_id=trigger.run_id,
+            attempt=trigger.attempt,
+            launch=trigger.launch,
+            server_ip=trigger.server_ip,
+            transport=trigger.transport,
+            token=trigger.token,
+            gl_model=trigger.gl_model,
+            num_clients=trigger.num_clients,
+            is_local=False,
+        ),
+    )
+
+
+def _started(client: Client, server_ip: str) -> Client:
+    return replace(
+        client,
+        condition=ClientCondition.TRAIN_STARTED,
+        reason=None,
+        phase=Phase.STARTING,
+        round=0,
+        server_ip=server_ip,
+    )
+
+
+def _answer(
+    client: Client, trigger: StartTrigger, verdict: Verdict, *, launch: int | None = None, is_remembered: bool = False
+) -> Step:
+    """Return the step that says `verdict`; one that is remembered is said again whenever the trigger comes again."""
+    launch = trigger.launch if launch is None else launch
+    facts = replace(
+        client.facts,
+        last_trigger=LastTrigger(
+            run_id=trigger.run_id,
+            attempt=trigger.attempt,
+            launch=launch,
+            answer=verdict.answer,
+            reason=verdict.reason,
+        ),
+    )
+    if is_remembered:
+        answered = Answered(
+            run_id=trigger.run_id,
+            attempt=trigger.attempt,
+            launch=launch,
+            answer=verdict.answer,
+            reason=verdict.reason,
+        )
+        facts = remember(replace(facts, term=max(facts.term, trigger.term)), answered)
+    return Step(client=replace(client, facts=facts), verdict=verdict)
+
+
+def _is_relaunch(client: Client, trigger: StartTrigger) -> bool:
+    mine = client.facts.in_hand
+    return (
+        mine is not None
+        and mine.ending is None
+        and mine.run_id == trigger.run_id
+        and mine.attempt <= trigger.attempt
+        and mine.launch < trigger.launch
+        and _unwanted(client, trigger) is None
+        and not is_stopped(client.facts, trigger.run_id, trigger.attempt)
+    )
+
+
+def _reaim(client: Client, trigger: StartTrigger) -> Step:
+    mine = client.facts.in_hand
+    assert mine is not None
+    mine = replace(mine, attempt=trigger.attempt, launch=trigger.launch, server_ip=trigger.server_ip)
+    client = replace(client, facts=replace(client.facts, in_hand=mine), server_ip=trigger.server_ip)
+    step = _answer(client, trigger, Verdict(answer=Answer.ACCEPTED), is_remembered=True)
+    return replace(step, action=Reaim(server_ip=trigger.server_ip, launch=trigger.launch))
+
+
+def _take_local_start(client: Client, start: LocalStart) -> Step:
+    misfit = _mismatch(client.identity, client.identity.task_id, start.client_mac)
+    mine = client.facts.in_hand
+    if mine and not misfit and mine.server_ip == start.server_ip and mine.ending is None:
+        return Step(client=client, verdict=Verdict(answer=Answer.ACCEPTED, reason="already training for this server"))
+    refusal = misfit or _busy(client)
+    if refusal:
+        return Step(client=client, verdict=Verdict(answer=Answer.REJECTED, reason=refusal))
+    return _accept_local(client, start)
+
+
+def _accept_local(client: Client, start: LocalStart) -> Step:
+    count = client.facts.local_starts + 1
+    mine = InHand(run_id=f"local-{count}", attempt=count, launch=0, server_ip=start.server_ip, is_local=True)
+    facts = replace(client.facts, local_starts=count, in_hand=mine)
+    return Step(
+        client=_started(replace(client, facts=facts), start.server_ip),
+        verdict=Verdict(answer=Answer.ACCEPTED),
+        action=StartTraining(
+            run_id=mine.run_id,
+            attempt=count,
+            launch=0,
+            server_ip=start.server_ip,
+            transport=None,
+            token=None,
+            gl_model=facts.gl_model,
+            num_clients=0,
+            is_local=True,
+        ),
+    )
+
+
+# Stops and ends
+
+
+def _take_stop(client: Client, stop: StopTrigger) -> Step:
+    if _mismatch(client.identity, stop.task_id, stop.client_mac) or stop.term < client.facts.term:
+        return Step(client=client)
+    facts = replace(bury(client.facts, stop.run_id, stop.attempt), term=stop.term)
+    client = replace(client, facts=facts)
+    mine = facts.in_hand
+    if mine is None or mine.ending or mine.run_id != stop.run_id or mine.attempt > stop.attempt:
+        return Step(client=client)
+    ending = Ending(outcome=Outcome.STOPPED, reason=STOPPED, detail=stop.reason or STOPPED)
+    return _end_by(client, mine, ending)
+
+
+def _leave(client: Client) -> Step:
+    client = replace(client, is_leaving=True)
+    mine = client.facts.in_hand
+    if mine is None or mine.ending:
+        return Step(client=client)
+    return _end_by(client, mine, _INTERRUPTION)
+
+
+_INTERRUPTION = Ending(outcome=Outcome.FAILED, reason=INTERRUPTED, detail=INTERRUPTED)
+
+
+def _interrupt(client: Client, mine: InHand) -> Client:
+    return client if mine.ending else _end_by(client, mine, _INTERRUPTION).client
+
+
+def _end_by(client: Client, mine: InHand, ending: Ending) -> Step:
+    facts = replace(client.facts, in_hand=replace(mine, ending=ending))
+    return Step(client=replace(client, facts=facts), action=StopTraining(reason=ending.detail))
+
+
+def _progress(client: Client, event: Progressed) -> Client:
+    mine = client.facts.in_hand
+    if mine is None:
+        return client
+    facts = client.facts
+    if event.gl_model is not None:
+        facts = replace(facts, gl_model=event.gl_model)
+    if mine.is_local and event.run_id:
+        facts = replace(facts, in_hand=replace(mine, run_id=event.run_id))
+    return replace(client, facts=facts, phase=event.phase, round=event.round)
+
+
+def _end(client: Client, event: TrainingEnded) -> Client:
+    mine = client.facts.in_hand
+    if mine is None or mine.run_id != event.run_id or mine.attempt != event.attempt:
+        return client
+    client = replace(client, phase=Phase.STARTING, round=0)
+    if event.outcome is None and mine.ending is None:
+        return _end_unjoined(client, mine, _clip(event.reason))
+    ending = mine.ending if mine.ending and event.outcome is not Outcome.FINISHED else None
+    outcome = ending.outcome if ending else event.outcome or Outcome.FAILED
+    last_run = LastRun(
+        run_id=mine.run_id,
+        attempt=mine.attempt,
+        outcome=outcome,
+        reason=_clip(ending.detail if ending else event.reason),
+    )
+    facts = replace(client.facts, in_hand=None, last_run=last_run)
+    known = find(facts, mine.run_id, mine.attempt)
+    if known:
+        facts = remember(facts, replace(known, outcome=outcome))
+    is_good = outcome is Outcome.FINISHED
+    return replace(
+        client,
+        facts=facts,
+        condition=ClientCondition.TRAIN_FINISHED if is_good else ClientCondition.TRAIN_FAILED,
+        reason=ending.reason if ending else last_run.reason,
+    )
+
+
+def _end_unjoined(client: Client, mine: InHand, reason: str | None) -> Client:
+    """The run was over before this client joined it: its start is rejected after all, and no training failed."""
+    facts = replace(client.facts, in_hand=None)
+    known = find(facts, mine.run_id, mine.attempt)
+    if known:
+        facts = remember(facts, replace(known, answer=Answer.REJECTED, reason=reason))
+        last_trigger = LastTrigger(
+            run_id=mine.run_id,
+            attempt=mine.attempt,
+            launch=mine.launch,
+            answer=Answer.REJECTED,
+            reason=reason,
+        )
+        facts = replace(facts, last_trigger=last_trigger)
+    return replace(client, facts=facts, condition=ClientCondition.ONLINE, reason=None)

@@ -1,0 +1,92 @@
+"""What happens to a client and what its daemon is to do about it: values, nothing else.
+
+Events are in the past tense or what somebody asked for; actions are orders to the daemon.
+"""
+
+from dataclasses import dataclass, field
+
+from fedops_mqtt.protocol import Answer, Outcome, Phase, StartTrigger, StopTrigger, Transport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalStart:
+    """Somebody on this device asked for a training at a server (`POST /start`)."""
+
+    server_ip: str
+    client_mac: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progressed:
+    """The training process says where it is; `run_id` is what the server calls the run, once that is known."""
+
+    phase: Phase
+    round: int
+    gl_model: int | None = None
+    run_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingEnded:
+    """The training process is gone; `outcome` is None when the run was over before it could join."""
+
+    run_id: str
+    attempt: int
+    outcome: Outcome | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaving:
+    """The daemon is about to end: nothing new is started, what trains is interrupted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """Nothing trains any more; the next status is the last."""
+
+    reason: str
+
+
+Event = StartTrigger | StopTrigger | LocalStart | Progressed | TrainingEnded | Leaving | Left
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartTraining:
+    """Start a training process; `transport` None means: find out what the server speaks."""
+
+    run_id: str
+    attempt: int
+    launch: int
+    server_ip: str
+    transport: Transport | None
+    token: str | None = field(repr=False)
+    gl_model: int
+    num_clients: int
+    is_local: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reaim:
+    """Tell the training process that its server is somewhere else now."""
+
+    server_ip: str
+    launch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopTraining:
+    """End the training process."""
+
+    reason: str
+
+
+Action = StartTraining | Reaim | StopTraining
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The answer to a start."""
+
+    answer: Answer
+    reason: str | None = None

@@ -1,0 +1,99 @@
+"""What a client remembers of triggers, stops and runs; `Facts` is exactly what its journal holds.
+
+Memory is bounded: whatever grows here forgets its oldest.
+"""
+
+from dataclasses import dataclass, replace
+
+from fedops_mqtt.protocol import Answer, LastRun, LastTrigger, Outcome
+
+MAX_ANSWERS = 256
+"""Answers and tombstones that are remembered; a manager fires a few attempts a run and repeats one for seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """One trigger that was answered, and how its training ended if it began."""
+
+    run_id: str
+    attempt: int
+    launch: int
+    answer: Answer
+    reason: str | None = None
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tombstone:
+    """A stop: no attempt of the run up to this one may start any more."""
+
+    run_id: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """What the training in hand will have come to once it is gone, unless it finishes first."""
+
+    outcome: Outcome
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InHand:
+    """The training that was accepted and has not ended."""
+
+    run_id: str
+    attempt: int
+    launch: int
+    server_ip: str
+    is_local: bool
+    """True when a person or program on the device asked for it, who knows no run id (`POST /start`)."""
+    ending: Ending | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What must survive a restart."""
+
+    term: int = 0
+    """The highest term of a manager that was heard."""
+    local_starts: int = 0
+    answers: tuple[Answered, ...] = ()
+    tombstones: tuple[Tombstone, ...] = ()
+    in_hand: InHand | None = None
+    last_run: LastRun | None = None
+    last_trigger: LastTrigger | None = None
+    gl_model: int = 0
+
+
+def find(facts: Facts, run_id: str, attempt: int) -> Answered | None:
+    """Return what was answered to an attempt of a run."""
+    for answered in facts.answers:
+        if answered.run_id == run_id and answered.attempt == attempt:
+            return answered
+    return None
+
+
+def remember(facts: Facts, answered: Answered) -> Facts:
+    """Return the facts with an answer in them, the oldest (rejections first) forgotten where there are too many."""
+    others = [a for a in facts.answers if (a.run_id, a.attempt) != (answered.run_id, answered.attempt)]
+    answers = [*others, answered]
+    if len(answers) > MAX_ANSWERS:
+        rejected = (a for a in answers if a.answer is Answer.REJECTED)
+        answers.remove(next(rejected, answers[0]))
+    return replace(facts, answers=tuple(answers))
+
+
+def bury(facts: Facts, run_id: str, attempt: int) -> Facts:
+    """Return the facts with a tombstone for a run up to an attempt."""
+    attempt = max([attempt, *(t.attempt for t in facts.tombstones if t.run_id == run_id)])
+    others = [t for t in facts.tombstones if t.run_id != run_id]
+    stones = [*others, Tombstone(run_id=run_id, attempt=attempt)]
+    return replace(facts, tombstones=tuple(stones[-MAX_ANSWERS:]))
+
+
+def is_stopped(facts: Facts, run_id: str, attempt: int) -> bool:
+    """Return whether a stop was heard that covers an attempt of a run."""
+    return any(t.run_id == run_id and attempt <= t.attempt for t in facts.tombstones)

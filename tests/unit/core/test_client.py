@@ -1,0 +1,276 @@
+"""The client machine: what it takes up, what it answers, and what no order of events can make it do."""
+
+import json
+from dataclasses import replace
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+from fedops_mqtt.core.client import Client, Identity, Step, apply, restore
+from fedops_mqtt.core.client_events import (
+    Event,
+    Leaving,
+    Left,
+    LocalStart,
+    Progressed,
+    Reaim,
+    StartTraining,
+    StopTraining,
+    TrainingEnded,
+)
+from fedops_mqtt.core.client_facts import MAX_ANSWERS, Facts
+from fedops_mqtt.core.client_status import last_will, snapshot
+from fedops_mqtt.protocol import (
+    Answer,
+    ClientCondition,
+    Outcome,
+    Phase,
+    StartTrigger,
+    StopTrigger,
+    decode,
+    encode,
+    topics,
+    utc_now,
+)
+
+MAC = "02:00:00:00:00:01"
+ME = Identity(task_id="digits", client_mac=MAC, client_name="pi", instance="a")
+AT = utc_now()
+FACTS = TypeAdapter(Facts)
+
+
+def trigger(**changes: object) -> StartTrigger:
+    said = {"run_id": "r1", "attempt": 1, "launch": 1, "term": 1, "task_id": "digits", "client_mac": MAC}
+    return StartTrigger.model_validate(said | {"server_ip": "127.0.0.1:9", "at": AT} | changes)
+
+
+def stop(**changes: object) -> StopTrigger:
+    said = {"run_id": "r1", "attempt": 1, "term": 1, "task_id": "digits", "client_mac": MAC, "at": AT}
+    return StopTrigger.model_validate(said | changes)
+
+
+def ended(outcome: Outcome | None = Outcome.FINISHED, **changes: object) -> TrainingEnded:
+    return replace(TrainingEnded(run_id="r1", attempt=1, outcome=outcome), **changes)  # type: ignore[arg-type]
+
+
+def after(*events: Event, client: Client | None = None) -> Step:
+    step = Step(client=client or Client(identity=ME))
+    for event in events:
+        step = apply(step.client, event)
+    return step
+
+
+def restarted(client: Client, instance: str = "b") -> Client:
+    """The next daemon on this device: only what went through the journal is left."""
+    return restore(replace(ME, instance=instance), FACTS.validate_json(FACTS.dump_json(client.facts)))
+
+
+def test_a_trigger_starts_training_and_is_answered() -> None:
+    step = after(trigger(token="secret", gl_model=4, num_clients=3))
+    assert isinstance(step.action, StartTraining)
+    assert (step.action.run_id, step.action.token, step.action.num_clients) == ("r1", "secret", 3)
+    assert "secret" not in repr(step)
+    client = step.client
+    assert client.condition is ClientCondition.TRAIN_STARTED
+    assert client.facts.last_trigger is not None
+    assert client.facts.last_trigger.answer is Answer.ACCEPTED
+    assert (client.facts.gl_model, client.server_ip) == (4, "127.0.0.1:9")
+
+
+def test_the_same_trigger_again_gets_the_same_answer_and_starts_nothing() -> None:
+    first = after(trigger())
+    again = apply(first.client, trigger())
+    assert again.action is None
+    assert again.client == first.client
+    finished = apply(first.client, ended()).client
+    assert apply(finished, trigger()).action is None
+    assert apply(finished, trigger()).verdict == first.verdict
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"client_mac": "02:00:00:00:00:02"}, "client_mac"),
+        ({"task_id": "other"}, "task_id"),
+        ({"run_id": "r2", "instance": "z"}, "instance z"),
+        ({"run_id": "r2", "term": 0}, "term 0"),
+        ({"run_id": "r2"}, "busy with run r1"),
+        ({"attempt": 2}, "busy with run r1"),
+        ({"attempt": 0}, "superseded"),
+    ],
+)
+def test_a_trigger_that_does_not_fit_is_rejected_with_the_reason(changes: dict[str, object], reason: str) -> None:
+    step = after(trigger(), trigger(**changes))
+    assert step.action is None
+    assert step.verdict is not None
+    assert step.verdict.answer is Answer.REJECTED
+    assert reason in (step.verdict.reason or "")
+    assert step.client.run is not None
+
+
+def test_a_finished_run_is_not_trained_again_but_a_failed_one_is_at_a_higher_attempt() -> None:
+    assert after(trigger(), ended(), trigger(attempt=2)).action is None
+    assert isinstance(after(trigger(), ended(Outcome.FAILED), trigger(attempt=2)).action, StartTraining)
+
+
+def test_a_higher_launch_of_the_run_in_hand_re_aims() -> None:
+    step = after(trigger(), trigger(launch=2, server_ip="127.0.0.1:10"))
+    assert step.action == Reaim(server_ip="127.0.0.1:10", launch=2)
+    assert step.client.run is not None
+    assert step.client.run.launch == 2
+    assert apply(step.client, trigger()).action is None
+    assert apply(step.client, trigger()).client.server_ip == "127.0.0.1:10"
+
+
+def test_a_stop_ends_the_training_and_says_stopped() -> None:
+    step = after(trigger(), stop(reason="by hand"))
+    assert step.action == StopTraining(reason="by hand")
+    assert apply(step.client, stop()).action is None
+    client = apply(step.client, ended(Outcome.FAILED, reason="killed by SIGTERM")).client
+    assert client.facts.last_run is not None
+    assert (client.facts.last_run.outcome, client.facts.last_run.reason) == (Outcome.STOPPED, "by hand")
+    assert (client.condition, client.reason) == (ClientCondition.TRAIN_FAILED, "stopped")
+
+
+def test_a_training_that_finished_before_its_stop_took_hold_is_finished() -> None:
+    client = after(trigger(), stop(), ended()).client
+    assert client.condition is ClientCondition.TRAIN_FINISHED
+
+
+def test_a_stop_that_overtakes_its_start_prevents_it_even_across_a_restart() -> None:
+    client = after(stop()).client
+    assert apply(client, trigger()).action is None
+    step = apply(restarted(client), trigger())
+    assert step.action is None
+    assert step.verdict is not None
+    assert step.verdict.reason == "stopped"
+    assert isinstance(apply(client, trigger(attempt=2)).action, StartTraining)
+
+
+def test_a_stop_of_a_lower_term_is_ignored() -> None:
+    assert after(trigger(term=2), stop(term=1)).action is None
+
+
+def test_a_training_in_hand_is_interrupted_after_a_restart_and_the_daemon_is_online() -> None:
+    client = restarted(after(trigger()).client)
+    assert client.facts.last_run is not None
+    assert (client.facts.last_run.outcome, client.facts.last_run.reason) == (Outcome.FAILED, "interrupted")
+    assert client.condition is ClientCondition.ONLINE
+    assert client.run is None
+    assert isinstance(apply(client, trigger(attempt=2, instance="b")).action, StartTraining)
+
+
+def test_a_run_that_is_gone_at_join_is_rejected_and_nothing_failed() -> None:
+    client = after(trigger(), ended(None, reason="run is over")).client
+    assert client.facts.last_run is None
+    assert client.facts.last_trigger is not None
+    assert (client.facts.last_trigger.answer, client.facts.last_trigger.reason) == (Answer.REJECTED, "run is over")
+    assert client.condition is ClientCondition.ONLINE
+
+
+def test_leaving_interrupts_what_trains_and_takes_nothing_new() -> None:
+    step = after(trigger(), Leaving())
+    assert step.action == StopTraining(reason="interrupted")
+    left = after(ended(Outcome.FAILED), Left(reason="shutdown"), client=step.client).client
+    assert (left.condition, left.reason) == (ClientCondition.CLIENT_OUT, "shutdown")
+    assert apply(left, trigger(run_id="r2")).action is None
+
+
+def test_a_local_start_is_the_same_start_without_a_run_id() -> None:
+    start = LocalStart(server_ip="127.0.0.1:9", client_mac=MAC)
+    step = after(start)
+    assert isinstance(step.action, StartTraining)
+    assert step.action.transport is None
+    again = apply(step.client, start)
+    assert (again.action, again.client) == (None, step.client)
+    assert again.verdict is not None
+    assert again.verdict.answer is Answer.ACCEPTED
+    other = apply(step.client, replace(start, server_ip="127.0.0.1:10")).verdict
+    assert other is not None
+    assert other.answer is Answer.REJECTED
+    named = apply(step.client, Progressed(phase=Phase.TRAINING, round=1, run_id="r7")).client
+    assert named.run is not None
+    assert named.run.run_id == "r7"
+
+
+def test_a_local_start_for_another_mac_is_rejected() -> None:
+    step = after(LocalStart(server_ip="127.0.0.1:9", client_mac="02:00:00:00:00:02"))
+    assert step.action is None
+    assert step.verdict is not None
+    assert "client_mac" in (step.verdict.reason or "")
+
+
+def test_memory_is_bounded_and_rejections_are_forgotten_first() -> None:
+    client = after(trigger()).client
+    for number in range(2 * MAX_ANSWERS):
+        client = apply(client, trigger(run_id=f"busy-{number}")).client
+        client = apply(client, stop(run_id=f"gone-{number}")).client
+    assert len(client.facts.answers) == MAX_ANSWERS
+    assert len(client.facts.tombstones) == MAX_ANSWERS
+    assert apply(client, trigger()).action is None
+
+
+def test_a_status_says_everything_and_a_will_only_who() -> None:
+    client = after(trigger(), ended(Outcome.FAILED, reason="x" * 100_000)).client
+    status = snapshot(client, epoch=7, seq=3, at=AT, agent={"python": "3.11"})
+    topic = topics.client_status("digits", MAC)
+    assert decode(topic, encode(status)) == status
+    will = last_will(ME, epoch=7, seq=9, at=AT)
+    assert (will.status, will.reason) == (ClientCondition.CLIENT_OUT, "lost")
+    assert {"run", "last_run", "last_trigger"}.isdisjoint(json.loads(encode(will)))
+
+
+# Properties
+
+NUMBERS = st.integers(0, 3)
+RUNS = st.sampled_from(["r1", "r2"])
+INSTANCES = st.sampled_from([None, "a", "b"])
+TRIGGERS = st.builds(trigger, run_id=RUNS, attempt=NUMBERS, launch=NUMBERS, term=NUMBERS, instance=INSTANCES)
+STOPS = st.builds(stop, run_id=RUNS, attempt=NUMBERS, term=NUMBERS)
+ENDS = st.builds(
+    TrainingEnded, run_id=RUNS, attempt=NUMBERS, outcome=st.sampled_from([None, *Outcome]), reason=st.just("why")
+)
+LOCALS = st.builds(LocalStart, server_ip=st.sampled_from(["h:1", "h:2"]), client_mac=st.just(MAC))
+EVENTS = st.one_of(TRIGGERS, STOPS, ENDS, LOCALS)
+
+
+@given(st.lists(EVENTS, max_size=20), EVENTS)
+def test_applying_twice_is_applying_once(before: list[Event], event: Event) -> None:
+    once = after(*before, event)
+    twice = apply(once.client, event)
+    assert twice.client == once.client
+    assert not isinstance(twice.action, StartTraining)
+
+
+@given(st.lists(st.one_of(EVENTS, st.just("restart"), st.just("end")), max_size=60), st.randoms())
+def test_training_starts_at_most_once_per_run_and_attempt(script: list[Event | str], random: Random) -> None:
+    client, starts = Client(identity=ME), list[tuple[str, int]]()
+    replay = list(script)
+    random.shuffle(replay)
+    for number, event in enumerate(script + replay):
+        if event == "restart":
+            client = restarted(client, f"n{number}")
+        elif event == "end" and client.facts.in_hand:
+            mine = client.facts.in_hand
+            client = apply(client, ended(Outcome.FAILED, run_id=mine.run_id, attempt=mine.attempt)).client
+        elif not isinstance(event, str):
+            step = apply(client, event)
+            client = step.client
+            if isinstance(step.action, StartTraining):
+                starts.append((step.action.run_id, step.action.attempt))
+    assert len(starts) == len(set(starts))
+
+
+@given(st.lists(EVENTS, max_size=30))
+def test_facts_survive_the_journal_as_they_are(script: list[Event]) -> None:
+    client = after(*script).client if script else Client(identity=ME)
+    assert FACTS.validate_json(FACTS.dump_json(client.facts)) == client.facts
+
+
+@given(st.lists(EVENTS, max_size=30))
+def test_a_condition_says_training_exactly_while_a_run_is_in_hand(script: list[Event]) -> None:
+    client = after(*script).client if script else Client(identity=ME)
+    assert (client.condition is ClientCondition.TRAIN_STARTED) == (client.run is not None)
