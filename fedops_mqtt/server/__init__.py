@@ -1,1 +1,22 @@
+"""The FL server: runs a Flower strategy over the line, says on the bus how it goes, keeps the global models.
 
+This file imports no flwr: the names below are imported when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedops_mqtt.server.app import FLServer as FLServer
+    from fedops_mqtt.server.server_api import ServerAPI as ServerAPI
+    from fedops_mqtt.server.server_utils import FLServerStatus as FLServerStatus
+
+__all__ = ["FLServer", "FLServerStatus", "ServerAPI"]
+
+_HOMES = {"FLServer": "app", "ServerAPI": "server_api", "FLServerStatus": "server_utils"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

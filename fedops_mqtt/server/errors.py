@@ -1,0 +1,59 @@
+"""What can go wrong on the FL server; each error carries the facts and says what to do."""
+
+from collections.abc import Sequence
+
+
+class ServerError(Exception):
+    """Something on the FL server failed."""
+
+
+class CorruptFileError(ServerError):
+    """A file in the model store is not what was written: it is passed over, never trained from."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        self.path = path
+        self.problem = problem
+        super().__init__(f"{path} is corrupt: {problem}")
+
+
+class StoreUrlError(ServerError, ValueError):
+    """The store's URL names no place that models can be kept in."""
+
+    def __init__(self, url: str, problem: str) -> None:
+        self.url = url
+        self.problem = problem
+        super().__init__(f"model store {url!r}: {problem}")
+
+
+class UnsupportedArrayError(ServerError, ValueError):
+    """An array cannot be stored without pickle (object, text or structured dtype)."""
+
+    def __init__(self, name: str, dtype: str) -> None:
+        self.name = name
+        self.dtype = dtype
+        super().__init__(f"array {name!r} has dtype {dtype}, which safetensors cannot hold; use a plain numeric dtype")
+
+
+class ModelMismatchError(ServerError):
+    """The stored model and the program's model are not the same shape."""
+
+    def __init__(self, source: str, differences: Sequence[str]) -> None:
+        self.source = source
+        self.differences = tuple(differences)
+        shown = "; ".join(self.differences[:_MAX_SHOWN])
+        super().__init__(
+            f"{source} does not fit this program's model ({shown}); give the changed model another model_name"
+        )
+
+
+class ModelTypeError(ServerError, TypeError):
+    """The model given to FLServer is nothing that arrays can be taken from."""
+
+    def __init__(self, model: object) -> None:
+        super().__init__(
+            f"cannot take arrays from a {type(model).__name__}: give a list or dict of numpy arrays, an ArrayRecord,"
+            " or an object with state_dict(), get_weights() or get_parameters()"
+        )
+
+
+_MAX_SHOWN = 3

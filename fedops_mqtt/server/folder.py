@@ -1,0 +1,105 @@
+"""A folder that files appear in whole or not at all; where another kind of place is wanted, it has these methods too.
+
+`create` never overwrites, so of two writers of one name exactly one wins.
+"""
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from fedops_mqtt.server.errors import StoreUrlError
+
+_TEMPORARY = ".tmp"
+_LEFTOVER_AGE_S = 24 * 3600.0
+"""A temporary file older than this was left by a writer that died."""
+
+WriteFile = Callable[[Path], None]
+"""Writes the file's contents to the path it is given."""
+
+
+class LocalFolder:
+    """A directory on this machine, made when the first file is written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def names(self) -> list[str]:
+        """Return the names of the files in it; none where it does not exist yet."""
+        try:
+            return [entry.name for entry in os.scandir(self.path) if not entry.name.endswith(_TEMPORARY)]
+        except FileNotFoundError:
+            return []
+
+    def locate(self, name: str) -> Path:
+        """Return where the file of that name can be read."""
+        return self.path / name
+
+    def create(self, name: str, write: WriteFile) -> Path:
+        """Write a new file.
+
+        Raises:
+            FileExistsError: there is one of that name; it is left as it is.
+        """
+        with self._temporary(name, write) as temporary:
+            os.link(temporary, self.path / name)
+        return self.path / name
+
+    def replace(self, name: str, write: WriteFile) -> Path:
+        """Write a file in the place of one of that name, if there is any."""
+        with self._temporary(name, write) as temporary:
+            temporary.replace(self.path / name)
+        return self.path / name
+
+    def remove(self, name: str) -> None:
+        """Remove a file; nothing happens where there is none."""
+        self.locate(name).unlink(missing_ok=True)
+
+    @contextmanager
+    def _temporary(self, name: str, write: WriteFile) -> Iterator[Path]:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._remove_leftovers()
+        temporary = self.path / f".{name}.{secrets.token_hex(4)}{_TEMPORARY}"
+        try:
+            write(temporary)
+            _sync(temporary)
+            yield temporary
+            _sync(self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _remove_leftovers(self) -> None:
+        oldest = time.time() - _LEFTOVER_AGE_S
+        for entry in os.scandir(self.path):
+            with contextlib.suppress(FileNotFoundError):
+                if entry.name.endswith(_TEMPORARY) and entry.stat().st_mtime < oldest:
+                    os.unlink(entry.path)
+
+
+def open_folder(url: str) -> LocalFolder:
+    """Return the folder that a store URL names: a path, or `file://` and an absolute path.
+
+    Raises:
+        StoreUrlError: the URL has a scheme that is not supported, or names another host.
+    """
+    parts = urlsplit(url)
+    if "://" not in url:
+        return LocalFolder(Path(url).expanduser())
+    if parts.scheme != "file":
+        raise StoreUrlError(url, f"{parts.scheme!r} is not supported; give a directory or a file:// URL")
+    if parts.netloc not in ("", "localhost"):
+        raise StoreUrlError(url, f"file:// names another host, {parts.netloc!r}; write file:///path")
+    return LocalFolder(Path(unquote(parts.path)))
+
+
+def _sync(path: Path) -> None:
+    """Make a file, or a directory's entries, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

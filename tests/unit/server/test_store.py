@@ -1,0 +1,170 @@
+import os
+import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from safetensors.numpy import load_file
+
+from fedops_mqtt.protocol import IdentityError
+from fedops_mqtt.server.errors import CorruptFileError, StoreUrlError, UnsupportedArrayError
+from fedops_mqtt.server.store import ModelStore
+
+WEIGHTS = {"z": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.array(7, np.int64), "m": np.zeros(0, np.float64)}
+
+
+def open_store(root: Path, task_id: str = "digits", model_name: str = "net") -> ModelStore:
+    return ModelStore(str(root), task_id=task_id, model_name=model_name)
+
+
+def same(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> bool:
+    return list(left) == list(right) and all(
+        left[name].dtype == right[name].dtype and np.array_equal(left[name], right[name], equal_nan=True)
+        for name in left
+    )
+
+
+def test_an_empty_store_has_no_version_and_the_first_is_1(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    assert store.newest() is None
+    assert store.save(WEIGHTS).version == 1
+    assert (tmp_path / "digits" / "net_gl_model_V1.safetensors").is_file()
+
+
+def test_what_was_saved_is_read_again_in_order_with_its_facts(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    store.save(WEIGHTS, run_id="r1", round=5, metrics={"accuracy": 0.5})
+    found = store.newest()
+    assert found is not None
+    assert same(found.arrays, WEIGHTS)
+    assert (found.version, found.run_id, found.round, found.metrics) == (1, "r1", 5, {"accuracy": 0.5})
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=8),
+        npst.arrays(
+            st.sampled_from([np.bool_, np.int8, np.uint16, np.int64, np.float16, np.float32, np.float64, ">f4", ">i8"]),
+            npst.array_shapes(min_dims=0, min_side=0, max_side=3),
+        ),
+        max_size=4,
+    )
+)
+def test_any_numeric_arrays_come_back_as_they_were(tmp_path_factory: pytest.TempPathFactory, arrays: dict) -> None:
+    store = open_store(tmp_path_factory.mktemp("store"))
+    store.save(arrays)
+    found = store.newest()
+    assert found is not None
+    little = {name: array.astype(array.dtype.newbyteorder("<")) for name, array in arrays.items()}
+    assert same(found.arrays, little)
+
+
+def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:
+    saved = open_store(tmp_path).save(WEIGHTS)
+    assert np.array_equal(load_file(saved.path)["z"], WEIGHTS["z"])
+
+
+def test_newest_is_by_number_not_by_name_or_time(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    for number in range(11):
+        store.save({"n": np.array(number)})
+    newest = store.newest()
+    assert newest is not None
+    assert (newest.version, int(newest.arrays["n"])) == (11, 10)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text", "huge header"])
+def test_a_corrupt_newest_version_is_passed_over_and_that_is_said(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store(tmp_path)
+    store.save({"n": np.arange(100)})
+    path = Path(store.save({"n": np.arange(1000)}).path)
+    data = path.read_bytes()
+    path.write_bytes(
+        {
+            "cut": data[:-1],
+            "flip": data[:-50] + bytes([data[-50] ^ 1]) + data[-49:],
+            "empty": b"",
+            "text": b"not a model",
+            "huge header": struct.pack("<Q", 2**63) + data[8:],
+        }[damage]
+    )
+    newest = store.newest()
+    assert newest is not None
+    assert newest.version == 1
+    assert newest.passed_over == (str(path),)
+    assert "global model passed over" in caplog.text
+    with pytest.raises(CorruptFileError, match="is corrupt"):
+        store.load(2)
+    assert store.save(WEIGHTS).version == 3
+
+
+def test_changed_facts_do_not_pass_the_checksum(tmp_path: Path) -> None:
+    path = Path(open_store(tmp_path).save(WEIGHTS, run_id="run-a").path)
+    path.write_bytes(path.read_bytes().replace(b"run-a", b"run-b"))
+    with pytest.raises(CorruptFileError, match="checksum"):
+        open_store(tmp_path).load(1)
+
+
+def test_two_servers_at_once_each_get_a_version_of_their_own(tmp_path: Path) -> None:
+    def save(number: int) -> tuple[int, int]:
+        return number, open_store(tmp_path).save({"n": np.array(number)}).version
+
+    with ThreadPoolExecutor(8) as threads:
+        saved = list(threads.map(save, range(24)))
+    store = open_store(tmp_path)
+    assert sorted(version for _, version in saved) == list(range(1, 25))
+    assert all(int(store.load(version).arrays["n"]) == number for number, version in saved)
+
+
+def test_a_failed_save_leaves_nothing(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    with pytest.raises(UnsupportedArrayError, match="'names' has dtype object"):
+        store.save({"names": np.array([{}, None])})
+    assert list((tmp_path / "digits").iterdir()) == []
+
+
+def test_what_a_crashed_save_left_is_no_version_and_goes_away_in_time(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    store.save(WEIGHTS)
+    left = tmp_path / "digits" / ".net_gl_model_V2.safetensors.0123.tmp"
+    left.write_bytes(b"half")
+    assert store.versions() == [1]
+    store.save(WEIGHTS)
+    assert left.exists(), "a younger one may be another server's, at work"
+    long_ago = time.time() - 2 * 24 * 3600
+    os.utime(left, (long_ago, long_ago))
+    store.save(WEIGHTS)
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "../x", "", "a" * 65, "x\0", "ü"])
+def test_names_that_could_leave_the_folder_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(IdentityError):
+        open_store(tmp_path, task_id=name)
+    with pytest.raises(IdentityError, match="model_name"):
+        open_store(tmp_path, model_name=name)
+
+
+def test_models_of_other_names_and_tasks_are_not_seen(tmp_path: Path) -> None:
+    open_store(tmp_path, model_name="other").save(WEIGHTS)
+    open_store(tmp_path, task_id="elsewhere").save(WEIGHTS)
+    assert open_store(tmp_path).newest() is None
+    assert open_store(tmp_path, model_name="o.her").newest() is None
+
+
+def test_a_file_url_is_a_path(tmp_path: Path) -> None:
+    ModelStore(f"file://{tmp_path}", task_id="digits", model_name="net").save(WEIGHTS)
+    assert open_store(tmp_path).versions() == [1]
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/x", "http://host/x", "file://host/x"])
+def test_a_store_that_is_not_supported_is_named(url: str) -> None:
+    with pytest.raises(StoreUrlError, match="model store"):
+        ModelStore(url, task_id="digits", model_name="net")
