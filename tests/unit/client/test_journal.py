@@ -1,0 +1,88 @@
+"""The journal: what was saved is there after a crash, and nothing else is believed."""
+
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedops_mqtt.client.journal import DaemonRunningError, Journal, identity_dir, identity_lock
+from fedops_mqtt.core.client_facts import Facts, InHand
+from fedops_mqtt.protocol import IdentityError
+
+MAC = "02:00:00:00:00:01"
+FACTS = Facts(term=3, in_hand=InHand(run_id="r", attempt=1, launch=1, server_ip="h:1", is_local=False))
+
+
+def test_facts_and_epoch_come_back_as_they_were_saved(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "deep" / "er")
+    assert (journal.load(), journal.load_epoch()) == (Facts(), 0)
+    journal.save(FACTS)
+    journal.save_epoch(7)
+    again = Journal(journal.folder)
+    assert (again.load(), again.load_epoch()) == (FACTS, 7)
+    assert sorted(path.name for path in journal.folder.iterdir()) == ["epoch", "journal.json"]
+
+
+def test_the_same_facts_are_not_written_again(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.save(FACTS)
+    (tmp_path / "journal.json").unlink()
+    journal.save(FACTS)
+    assert not (tmp_path / "journal.json").exists()
+    journal.save(replace(FACTS, term=4))
+    assert (tmp_path / "journal.json").exists()
+
+
+@given(content=st.binary(max_size=200))
+def test_a_corrupt_journal_is_said_and_set_aside(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    folder = tmp_path_factory.mktemp("journal")
+    (folder / "journal.json").write_bytes(content)
+    journal = Journal(folder)
+    assert journal.load() == Facts()
+    assert (folder / "journal.corrupt").read_bytes() == content
+    journal.save(FACTS)
+    assert Journal(folder).load() == FACTS
+
+
+def test_a_corrupt_journal_is_said_with_its_path(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "journal.json").write_bytes(b'{"term": "many"}')
+    (tmp_path / "epoch").write_text("soon")
+    with caplog.at_level(logging.WARNING):
+        journal = Journal(tmp_path)
+        assert (journal.load(), journal.load_epoch()) == (Facts(), 0)
+    assert [str(tmp_path / "journal.json"), str(tmp_path / "epoch")] == [record.path for record in caplog.records]
+
+
+@given(task_id=st.text(max_size=80) | st.sampled_from(["..", ".", "../../etc", "a/b", "a+b", "a\x00", ""]))
+def test_no_task_id_leads_out_of_the_state_folder(task_id: str) -> None:
+    try:
+        folder = identity_dir(Path("/state"), task_id, MAC)
+    except IdentityError:
+        return
+    assert Path(os.path.normpath(folder)).parent == Path("/state/clients/02-00-00-00-00-01")
+
+
+def test_two_daemons_of_one_identity_on_a_machine_are_told_apart(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from fedops_mqtt.client.journal import identity_lock\n"
+        f"with identity_lock(Path({str(tmp_path)!r}), task_id='t', client_mac={MAC!r}):\n"
+        "    print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with (
+            pytest.raises(DaemonRunningError, match=f"process {other.pid} already serves task t"),
+            identity_lock(tmp_path, task_id="t", client_mac=MAC),
+        ):
+            pytest.fail("two hold one lock")
+        other.kill()
+    with identity_lock(tmp_path, task_id="t", client_mac=MAC):
+        pass

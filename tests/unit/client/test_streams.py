@@ -1,0 +1,41 @@
+"""Streams of a process that nobody vouches for."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedops_mqtt.client.streams import LineSplitter, Tail
+
+
+@given(st.binary(max_size=300), st.lists(st.integers(0, 300), max_size=5))
+def test_lines_do_not_depend_on_where_a_chunk_ends(content: bytes, cuts: list[int]) -> None:
+    ends = [*sorted(cuts), len(content)]
+    splitter = LineSplitter(20)
+    chunks = [content[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    lines = [line for chunk in chunks for line in splitter.feed(chunk)]
+    whole = content.split(b"\n")[:-1]
+    assert lines == [line for line in whole if len(line) <= 20]
+    assert splitter.num_dropped == len(whole) - len(lines)
+
+
+def test_a_line_that_never_ends_takes_no_memory_and_spares_the_next() -> None:
+    splitter = LineSplitter(100)
+    for _ in range(1000):
+        assert list(splitter.feed(b"x" * 10_000)) == []
+        assert len(splitter._rest) <= 100
+    assert list(splitter.feed(b"\nok\n")) == [b"ok"]
+    assert splitter.num_dropped == 1
+
+
+def test_a_tail_keeps_the_last_lines_within_its_bytes() -> None:
+    tail = Tail(max_lines=3, max_bytes=100)
+    for number in range(1000):
+        tail.feed(b"line %d\r\n\n" % number)
+    assert tail.text == "line 997\nline 998\nline 999"
+    tail.feed(b"y" * 10_000)
+    assert tail.text == "y" * 100
+
+
+def test_a_tail_is_text_without_control_characters() -> None:
+    tail = Tail(max_lines=3, max_bytes=100)
+    tail.feed(b"\x1b[31mred\x1b[0m \xff\x00end")
+    assert tail.text == "[31mred[0m \N{REPLACEMENT CHARACTER}end"
