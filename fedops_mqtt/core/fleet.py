@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Generic, TypeVar
 
-from fedops_mqtt.core.fencing import stamp_of
+from fedops_mqtt.core.fencing import LAST_SEQ, Stamp, stamp_of
 from fedops_mqtt.protocol import (
     ClientCondition,
     ClientStatus,
@@ -50,6 +50,8 @@ class View(Generic[Status]):
     """Reader's clock when presence last changed, s."""
     is_confirmed: bool = False
     is_silent: bool = False
+    snapshot: Stamp | None = None
+    """Stamp of the last full word; a last will is none, it says only who."""
 
     @property
     def presence(self) -> Presence:
@@ -97,15 +99,25 @@ def fold(view: View[Status] | None, status: Status, *, now: float, is_retained: 
         now: the reader's clock, s.
         is_retained: the broker's copy for a newcomer, not a live word.
     """
-    if view is not None and stamp_of(status) <= stamp_of(view.status):
-        return None
     if view is None:
-        return View(status=status, heard_at=now, since=now, is_confirmed=not is_retained)
-    merged = _keep_what_a_will_omits(view.status, status)
+        stamp = None if is_will(status) else stamp_of(status)
+        return View(status=status, heard_at=now, since=now, is_confirmed=not is_retained, snapshot=stamp)
+    if stamp_of(status) <= stamp_of(view.status):
+        return _fill_in(view, status)
     fresh = replace(
-        view, status=merged, heard_at=now, is_confirmed=view.is_confirmed or not is_retained, is_silent=False
+        view,
+        status=_keep_what_a_will_omits(view.status, status) if is_will(status) else status,
+        heard_at=now,
+        is_confirmed=view.is_confirmed or not is_retained,
+        is_silent=False,
+        snapshot=view.snapshot if is_will(status) else stamp_of(status),
     )
     return replace(fresh, since=now) if fresh.is_out != view.is_out else fresh
+
+
+def is_will(status: AnyStatus) -> bool:
+    """Return whether a status was frozen at CONNECT and published by the broker."""
+    return status.seq == LAST_SEQ
 
 
 @dataclass(kw_only=True, slots=True)
@@ -132,6 +144,11 @@ class Fleet:
     def listen(self, now: float) -> None:
         """Say that the reader is subscribed (again): every lease starts anew here."""
         self._listening_since = now
+
+    @property
+    def listening_since(self) -> float | None:
+        """Since when the reader hears the bus without a gap; None while it is deaf."""
+        return self._listening_since
 
     def pause(self) -> None:
         """Say that the reader lost its connection: leases stand still until `listen`."""
@@ -220,13 +237,17 @@ def _silenced(view: View[Status], now: float) -> View[Status]:
     return replace(view, is_silent=True, since=now)
 
 
-def _keep_what_a_will_omits(before: Status, after: Status) -> Status:
-    """A will was frozen at CONNECT and says only who; what its owner last said of its run still holds."""
-    if not says_out(after):
-        return after
+def _fill_in(view: View[Status], older: Status) -> View[Status] | None:
+    """A full word that was overtaken by its own will still tells what the will left out; presence stays."""
+    if not is_will(view.status) or is_will(older) or (view.snapshot is not None and stamp_of(older) <= view.snapshot):
+        return None
+    return replace(view, status=_keep_what_a_will_omits(older, view.status), snapshot=stamp_of(older))
+
+
+def _keep_what_a_will_omits(before: Status, will: Status) -> Status:
+    """What its owner last said of its run still holds after a will, which was frozen at CONNECT and says only who."""
     kept = {name: getattr(before, name) for name in _OMITTED_BY_WILLS if hasattr(before, name)}
-    missing = {name: value for name, value in kept.items() if name not in after.model_fields_set}
-    return after.model_copy(update=missing)
+    return will.model_copy(update=kept)
 
 
 _OMITTED_BY_WILLS = (

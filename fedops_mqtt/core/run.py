@@ -3,12 +3,24 @@
 Times are the manager's own clock in seconds; a device's clock never enters.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal, assert_never
 
 from fedops_mqtt.core.fleet import View
+from fedops_mqtt.core.run_events import (
+    ClientChosen,
+    MemberGaveUp,
+    RunClosed,
+    RunEvent,
+    ServerExited,
+    ServerLaunched,
+    ServerUnreachable,
+    StopRequested,
+    StopSaid,
+    TriggerFired,
+)
 from fedops_mqtt.protocol import (
     Answer,
     ClientStatus,
@@ -27,8 +39,8 @@ from fedops_mqtt.protocol import (
 INTERRUPTED = "interrupted"
 """Reason of a training whose process was lost with its daemon: the client may be asked again."""
 
-BUSY = "busy"
-"""Reason of a rejection that ends by itself: the client was training another run."""
+PASSING_REASONS = ("busy", "shutting down")
+"""How the reason of a rejection begins that ends by itself: the client may be asked again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +77,9 @@ class Member:
 
     status: MemberCondition = MemberCondition.CHOSEN
     attempt: int = 0
+    """The firing in force: the last one, or the one that the client says it trains."""
+    last_attempt: int = 0
+    """The highest that was fired; 0 for a client that came by itself to an open server."""
     instance: str | None = None
     """The daemon the current attempt is meant for."""
     launch: int = 0
@@ -142,102 +157,34 @@ class Run:
 _SERVING = frozenset({ServerCondition.READY, ServerCondition.RUNNING})
 
 
-@dataclass(frozen=True, slots=True)
-class ServerLaunched:
-    """The launcher is about to start (journaled before it does) the server's process."""
-
-    launch: int
-
-
-@dataclass(frozen=True, slots=True)
-class ServerExited:
-    """The server's process of one launch is gone."""
-
-    launch: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class ServerUnreachable:
-    """The server is silent on the bus and its line does not answer."""
-
-    launch: int
-
-
-@dataclass(frozen=True, slots=True)
-class ClientChosen:
-    """A client belongs to the run from now on."""
-
-    client_mac: str
-
-
-@dataclass(frozen=True, slots=True)
-class TriggerFired:
-    """A start trigger is about to be published (journaled before it is)."""
-
-    client_mac: str
-    attempt: int
-    instance: str
-    launch: int
-
-
-@dataclass(frozen=True, slots=True)
-class StopSaid:
-    """A stop trigger was published."""
-
-    client_mac: str
-
-
-@dataclass(frozen=True, slots=True)
-class MemberGaveUp:
-    """A client is not waited for any longer."""
-
-    client_mac: str
-    status: MemberCondition
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class StopRequested:
-    """Somebody asked for the run's end."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class RunClosed:
-    """The run has its outcome."""
-
-    outcome: RunOutcome
-    reason: str
-
-
-RunEvent = (
-    ServerStatus
-    | View[ClientStatus]
-    | ServerLaunched
-    | ServerExited
-    | ServerUnreachable
-    | ClientChosen
-    | TriggerFired
-    | StopSaid
-    | MemberGaveUp
-    | StopRequested
-    | RunClosed
-)
-
-
 def apply(run: Run, event: RunEvent, now: float) -> Run:
     """Return the run after one event; applying the same event again changes nothing more."""
+    return apply_all(run, (event,), now)
+
+
+def apply_all(run: Run, events: Iterable[RunEvent], now: float) -> Run:
+    """Return the run after several events in order; for thousands of members at the cost of one copy."""
+    members = dict(run.members)
+    run = replace(run, members=MappingProxyType(members))
+    for event in events:
+        match event:
+            case View():
+                _apply_client(run, members, event, now)
+            case ClientChosen() | TriggerFired() | StopSaid() | MemberGaveUp():
+                _apply_own_word(members, event, now)
+            case ServerStatus():
+                run = _apply_server(run, members, event, now)
+            case _:
+                run = _apply_to_run(run, event, now)
+    return run
+
+
+def _apply_to_run(
+    run: Run, event: ServerLaunched | ServerExited | ServerUnreachable | StopRequested | RunClosed, now: float
+) -> Run:
     match event:
-        case ServerStatus():
-            return _apply_server(run, event, now)
-        case View():
-            return _apply_client(run, event, now)
         case ServerLaunched() | ServerExited() | ServerUnreachable():
             return _apply_process(run, event, now)
-        case ClientChosen() | TriggerFired() | StopSaid() | MemberGaveUp():
-            return _apply_own_word(run, event, now)
         case StopRequested(reason=reason):
             return run if run.has_ended or run.stop_reason else replace(run, stop_reason=reason)
         case RunClosed(outcome=outcome, reason=reason):
@@ -260,6 +207,7 @@ def _apply_process(run: Run, event: ServerLaunched | ServerExited | ServerUnreac
                 exited_at=None,
                 exit_reason=None,
                 is_unreachable=False,
+                ready_at=None,
             )
         case ServerExited(launch=launch, reason=reason) if launch == run.launch and run.exited_at is None:
             return replace(run, exited_at=now, exit_reason=reason)
@@ -268,55 +216,79 @@ def _apply_process(run: Run, event: ServerLaunched | ServerExited | ServerUnreac
     return run
 
 
-def _apply_own_word(run: Run, event: ClientChosen | TriggerFired | StopSaid | MemberGaveUp, now: float) -> Run:
-    member = run.members.get(event.client_mac)
+def _apply_own_word(
+    members: dict[str, Member], event: ClientChosen | TriggerFired | StopSaid | MemberGaveUp, now: float
+) -> None:
+    mac = event.client_mac
+    member = members.get(mac)
+    if member is None:
+        if isinstance(event, ClientChosen):
+            members[mac] = Member()
+        return
     match event:
-        case ClientChosen(client_mac=mac):
-            return run if member else _with_member(run, mac, Member())
-        case _ if member is None:
-            return run
-        case TriggerFired(client_mac=mac, attempt=attempt, instance=instance, launch=launch):
-            return _with_member(run, mac, _fired(member, attempt, instance, launch, now))
-        case StopSaid(client_mac=mac):
-            return _with_member(run, mac, replace(member, stop_said_at=now))
-        case MemberGaveUp(client_mac=mac, status=status, reason=reason):
-            return run if member.has_ended else _with_member(run, mac, _moved(member, status, reason, now))
-    assert_never(event)
+        case ClientChosen():
+            pass
+        case TriggerFired(attempt=attempt, instance=instance, launch=launch):
+            members[mac] = _fired(member, attempt, instance, launch, now)
+        case StopSaid():
+            members[mac] = replace(member, stop_said_at=now)
+        case MemberGaveUp(status=status, reason=reason) if not member.has_ended:
+            members[mac] = _moved(member, status, reason, now)
 
 
 def _fired(member: Member, attempt: int, instance: str, launch: int, now: float) -> Member:
-    if attempt < member.attempt:
+    if attempt < member.attempt or member.has_ended:
         return member
-    is_new = attempt > member.attempt
-    return replace(
-        member,
-        status=MemberCondition.TRIGGERED if is_new else member.status,
-        attempt=attempt,
-        instance=instance,
-        launch=max(launch, member.launch),
-        reason=None if is_new else member.reason,
-        first_fired_at=now if is_new else member.first_fired_at,
-        fired_at=now,
-    )
+    is_new = attempt > member.last_attempt
+    fired = replace(member, instance=instance, launch=max(launch, member.launch), fired_at=now)
+    if is_new:
+        fired = replace(fired, attempt=attempt, last_attempt=attempt, first_fired_at=now, training_at=None)
+    if is_new or member.status is MemberCondition.LOST:
+        fired = _moved(fired, MemberCondition.TRIGGERED, None, now)
+    return fired
 
 
-def _apply_server(run: Run, word: ServerStatus, now: float) -> Run:
+def _apply_server(run: Run, members: dict[str, Member], word: ServerStatus, now: float) -> Run:
     if word.task_id != run.spec.task_id or word.run_id != run.run_id or word.launch < run.launch:
         return run
     if word.launch > run.launch and not run.spec.is_adopted:
         return run
+    if word.status is ServerCondition.SERVER_OUT:
+        return _server_out(run, word)
     run = replace(run, server=word, launch=word.launch, is_unreachable=False)
     if word.status in _SERVING and not run.has_ended:
         run = replace(run, status=RunCondition.RUNNING, ready_at=run.ready_at if run.ready_at is not None else now)
-    members = dict(run.members)
     for mac, said in word.clients.items():
-        if mac in members:
-            members[mac] = _server_says(members[mac], said, now)
-    return replace(run, members=MappingProxyType(members))
+        if said.status in _SAID_BY_SERVERS:
+            members[mac] = _server_says(members.get(mac) or _uninvited(said), said, now)
+    return run
+
+
+def _server_out(run: Run, word: ServerStatus) -> Run:
+    """A goodbye or last will after a final word takes nothing back, and it says nothing of the clients."""
+    if run.server is None or (run.server.launch == word.launch and run.server.status.is_final):
+        return run
+    return replace(run, server=run.server.model_copy(update={"status": word.status, "reason": word.reason}))
+
+
+_SAID_BY_SERVERS = frozenset(
+    {
+        MemberCondition.TRAINING,
+        MemberCondition.FINISHED,
+        MemberCondition.FAILED,
+        MemberCondition.LOST,
+        MemberCondition.STOPPED,
+    }
+)
+
+
+def _uninvited(said: ServerClient) -> Member:
+    """A client that came to an open server without a trigger of ours (`POST /start`)."""
+    return Member(attempt=said.attempt)
 
 
 def _server_says(member: Member, said: ServerClient, now: float) -> Member:
-    """The server's word on who is in the run; a word about an earlier attempt is history."""
+    """The server's word on who is in the run; a word about another attempt is history."""
     if said.attempt != member.attempt or member.has_ended:
         return member
     joined = replace(_moved(member, said.status, said.reason, now), phase=said.phase, round=said.round)
@@ -334,29 +306,52 @@ def _seen_training(member: Member, now: float) -> Member:
     return member if member.training_at is not None else replace(member, training_at=now)
 
 
-def _apply_client(run: Run, view: View[ClientStatus], now: float) -> Run:
+def _apply_client(run: Run, members: dict[str, Member], view: View[ClientStatus], now: float) -> None:
     mac = view.status.client_mac
-    member = run.members.get(mac)
-    if member is None or view.status.task_id != run.spec.task_id or member.attempt == 0:
-        return run
-    return _with_member(run, mac, _client_says(run, member, view, now))
+    member = members.get(mac)
+    if member is not None and view.status.task_id == run.spec.task_id and member.attempt > 0:
+        members[mac] = _client_says(run, member, view, now)
 
 
 def _client_says(run: Run, member: Member, view: View[ClientStatus], now: float) -> Member:
     said = view.status
-    if said.last_run and (said.last_run.run_id, said.last_run.attempt) == (run.run_id, member.attempt):
-        return _ended(member, said.last_run, now)
+    if said.last_run is not None and _is_about(run, member, said.last_run):
+        return _ended(run, member, said.last_run, now)
     if member.has_ended:
         return member
     if view.is_out:
         return _client_out(run, member, view, now)
+    hand = said.run
+    if hand is not None and hand.run_id == run.run_id and _is_ours(member, hand):
+        return _in_training(run, replace(member, attempt=hand.attempt), said.client_mac, hand, now)
+    if said.instance != member.instance:
+        return _replaced(member, now)
     answer = said.last_trigger
     if answer and (answer.run_id, answer.attempt) == (run.run_id, member.attempt) and answer.answer is Answer.REJECTED:
         return _rejected(member, answer.reason, now)
-    hand = said.run
-    if hand is not None and (hand.run_id, hand.attempt) == (run.run_id, member.attempt):
-        return _in_training(run, member, view.status.client_mac, hand, now)
     return member
+
+
+def _is_about(run: Run, member: Member, last: LastRun) -> bool:
+    """A training that finished is the client's result, whichever firing began it."""
+    if last.run_id != run.run_id:
+        return False
+    return last.attempt == member.attempt or last.outcome is Outcome.FINISHED
+
+
+def _is_ours(member: Member, hand: RunInHand) -> bool:
+    """One of our firings; an earlier one that was answered late holds, the client turns the later one down as busy."""
+    return hand.attempt == member.attempt or hand.attempt <= member.last_attempt
+
+
+def _replaced(member: Member, now: float) -> Member:
+    """Another daemon is there now: the firing in force was not meant for it, whatever it answers to it."""
+    if member.instance is None or member.status not in _OPEN_FOR_LOSS:
+        return member
+    return _moved(member, MemberCondition.LOST, "its daemon was started anew", now)
+
+
+_OPEN_FOR_LOSS = frozenset({MemberCondition.TRIGGERED, MemberCondition.TRAINING})
 
 
 def _in_training(run: Run, member: Member, mac: str, hand: RunInHand, now: float) -> Member:
@@ -374,15 +369,23 @@ def _server_misses(run: Run, mac: str, member: Member) -> bool:
     return said is not None and said.attempt == member.attempt and said.status is MemberCondition.LOST
 
 
-def _ended(member: Member, last: LastRun, now: float) -> Member:
+def _ended(run: Run, member: Member, last: LastRun, now: float) -> Member:
     """A client's own word on its outcome outweighs what the server guessed from a broken line."""
     if last.outcome is Outcome.FAILED and (last.reason or "").startswith(INTERRUPTED):
-        return member if member.has_ended else _moved(member, MemberCondition.LOST, last.reason, now)
+        return _interrupted(run, member, last.reason, now)
     return replace(member, status=MemberCondition(last.outcome.value), reason=last.reason, phase=None)
 
 
+def _interrupted(run: Run, member: Member, reason: str | None, now: float) -> Member:
+    """A client that lost its training process may try again, though its server took it for failed."""
+    is_over = member.status is not MemberCondition.FAILED or member.last_attempt >= run.spec.limits.max_attempts
+    if member.has_ended and is_over:
+        return member
+    return _moved(member, MemberCondition.LOST, reason, now)
+
+
 def _rejected(member: Member, reason: str | None, now: float) -> Member:
-    status = MemberCondition.LOST if (reason or "").startswith(BUSY) else MemberCondition.REJECTED
+    status = MemberCondition.LOST if (reason or "").startswith(PASSING_REASONS) else MemberCondition.REJECTED
     return _moved(member, status, reason, now)
 
 
@@ -392,7 +395,3 @@ def _client_out(run: Run, member: Member, view: View[ClientStatus], now: float) 
     if is_on_the_line and member.status is MemberCondition.TRAINING:
         return member
     return _moved(member, MemberCondition.LOST, view.out_reason, now)
-
-
-def _with_member(run: Run, mac: str, member: Member) -> Run:
-    return replace(run, members=MappingProxyType({**run.members, mac: member}))

@@ -18,6 +18,9 @@ from fedops_mqtt.protocol import (
 EXIT_WORD_GRACE_S = 2.0
 """A server's last word may arrive after its process is seen to have gone; wait this long for it."""
 
+MAX_NAMED = 20
+"""Clients named in a reason; a reason is read by people."""
+
 
 @dataclass(frozen=True, slots=True)
 class LaunchServer:
@@ -86,7 +89,7 @@ def plan(run: Run, fleet: Fleet, now: float) -> list[Action]:
     closing = _closing(run, fleet, now)
     if closing is not None:
         return [closing]
-    return [*_about_server(run, now), *_about_members(run, fleet, now)]
+    return [*_about_server(run, fleet, now), *_about_members(run, fleet, now)]
 
 
 def _closing(run: Run, fleet: Fleet, now: float) -> CloseRun | None:
@@ -97,8 +100,9 @@ def _closing(run: Run, fleet: Fleet, now: float) -> CloseRun | None:
         return CloseRun(RunOutcome.STOPPED, run.stop_reason)
     if now - run.created_at > limits.run_s:
         return CloseRun(RunOutcome.FAILED, f"run limit of {limits.run_s:g} s passed")
-    if _server_is_gone(run, now) and (run.launch >= limits.max_launches or run.spec.is_adopted):
-        return CloseRun(RunOutcome.FAILED, f"FL server ended {run.launch} times: {_why_gone(run, now)}")
+    if _server_is_gone(run, fleet, now) and (run.launch >= limits.max_launches or run.spec.is_adopted):
+        times = "" if run.spec.is_adopted else f" {run.launch} times"
+        return CloseRun(RunOutcome.FAILED, f"FL server ended{times}: {_why_gone(run)}")
     return _below_quorum(run, fleet, now)
 
 
@@ -116,22 +120,35 @@ _PLAIN_REASONS = {
 
 def _below_quorum(run: Run, fleet: Fleet, now: float) -> CloseRun | None:
     """A run that cannot reach its minimum: at once when nobody can come back, else after the join limit."""
-    if run.ready_at is None and not run.spec.is_adopted:
+    deaf_until = fleet.listening_since
+    if run.ready_at is None or deaf_until is None:
         return None
     counted = [member for member in run.members.values() if member.may_count]
     here = [member for member in counted if member.status is not MemberCondition.LOST]
     if len(here) >= run.spec.min_clients:
         return None
-    is_hopeless = len(counted) < run.spec.min_clients and not _can_grow(run)
-    if not is_hopeless and now - _short_since(run) <= run.spec.limits.join_s:
+    is_hopeless = len(counted) < run.spec.min_clients and not _can_grow(run, fleet)
+    if not is_hopeless and now - max(_short_since(run), deaf_until) <= run.spec.limits.join_s:
         return None
     return CloseRun(RunOutcome.FAILED, _quorum_reason(run, fleet, len(here)))
 
 
-def _can_grow(run: Run) -> bool:
+def _can_grow(run: Run, fleet: Fleet) -> bool:
+    """Whether somebody who is no member yet may still become one."""
     if run.spec.clients is not None:
         return not set(run.spec.clients) <= set(run.members)
-    return run.spec.join == "open" or not run.members
+    if run.spec.join == "open" or not run.members:
+        return True
+    return any(not view.is_out for view in _strangers(run, fleet))
+
+
+def _strangers(run: Run, fleet: Fleet) -> Iterator[View[ClientStatus]]:
+    """The task's clients that may be taken into the run and are not in it."""
+    wanted = run.spec.clients
+    for view in fleet.of_task(run.spec.task_id):
+        mac = view.status.client_mac
+        if mac not in run.members and (wanted is None or mac in wanted):
+            yield view
 
 
 def _short_since(run: Run) -> float:
@@ -146,8 +163,10 @@ def _quorum_reason(run: Run, fleet: Fleet, num_here: int) -> str:
         for mac, member in sorted(run.members.items())
         if not member.may_count or member.status is MemberCondition.LOST
     ]
-    missing += [f"{mac} ({_absence(run, fleet, mac)})" for mac in run.spec.clients or () if mac not in run.members]
-    who = "; missing: " + ", ".join(missing) if missing else ""
+    known = [view.status.client_mac for view in _strangers(run, fleet)] if run.spec.clients is None else []
+    missing += [f"{mac} ({_absence(run, fleet, mac)})" for mac in run.spec.clients or known if mac not in run.members]
+    named = missing[:MAX_NAMED] + ([f"{len(missing) - MAX_NAMED} more"] if len(missing) > MAX_NAMED else [])
+    who = "; missing: " + ", ".join(named) if named else "; no other client of the task is known"
     return f"{num_here} of at least {run.spec.min_clients} clients{who}"
 
 
@@ -158,94 +177,108 @@ def _absence(run: Run, fleet: Fleet, mac: str) -> str:
     return view.out_reason or ("training another run" if view.status.run else "not chosen")
 
 
-def _about_server(run: Run, now: float) -> Iterator[Action]:
+def _about_server(run: Run, fleet: Fleet, now: float) -> Iterator[Action]:
     if run.spec.is_adopted:
         return
     if run.launch == 0:
         yield LaunchServer(1)
-    elif _server_is_gone(run, now):
-        yield EndServer(_why_gone(run, now))
+    elif _server_is_gone(run, fleet, now):
+        yield EndServer(_why_gone(run))
         yield LaunchServer(run.launch + 1)
 
 
-def _server_is_gone(run: Run, now: float) -> bool:
+def _server_is_gone(run: Run, fleet: Fleet, now: float) -> bool:
+    """Nobody who cannot hear the bus knows this: the server's word may be waiting there."""
+    if fleet.listening_since is None:
+        return False
     if run.exited_at is not None:
-        return now - run.exited_at > EXIT_WORD_GRACE_S
-    return run.is_unreachable or _is_late(run, now)
+        return now - max(run.exited_at, fleet.listening_since) > EXIT_WORD_GRACE_S
+    return run.is_unreachable or _is_late(run, fleet.listening_since, now)
 
 
-def _is_late(run: Run, now: float) -> bool:
-    started = run.launched_at
-    has_spoken = run.server is not None and run.server.launch == run.launch and run.server.server_ip is not None
-    return started is not None and not has_spoken and now - started > run.spec.limits.server_start_s
+def _is_late(run: Run, listening_since: float, now: float) -> bool:
+    if run.launched_at is None or _has_spoken(run):
+        return False
+    return now - max(run.launched_at, listening_since) > run.spec.limits.server_start_s
 
 
-def _why_gone(run: Run, now: float) -> str:
+def _has_spoken(run: Run) -> bool:
+    return run.server is not None and run.server.launch == run.launch and run.server.server_ip is not None
+
+
+def _why_gone(run: Run) -> str:
     if run.exited_at is not None:
         return run.exit_reason or "its process is gone"
-    if _is_late(run, now):
-        return f"not ready within {run.spec.limits.server_start_s:g} s"
-    return "silent on the bus and its line does not answer"
+    if run.is_unreachable:
+        return "silent on the bus and its line does not answer"
+    return f"not ready within {run.spec.limits.server_start_s:g} s"
 
 
 def _about_members(run: Run, fleet: Fleet, now: float) -> Iterator[Action]:
-    if run.server_ip is None:
+    if run.server_ip is None or fleet.listening_since is None:
         return
     for mac in _to_choose(run, fleet):
         yield ChooseClient(mac)
     for mac, member in run.members.items():
         view = fleet.client(run.spec.task_id, mac)
-        if not member.has_ended and view is not None:
-            yield from _about_member(run, mac, member, view, now)
+        if not member.has_ended and view is not None and not view.is_out:
+            yield from _about_member(run, mac, member, view, fleet.listening_since, now)
 
 
 def _to_choose(run: Run, fleet: Fleet) -> list[str]:
-    """Every wanted client that is idle: once the minimum is here, later ones too where the run is open."""
-    if run.members and run.spec.join == "invited" and run.spec.clients is None:
+    """Every wanted client that is idle: all at once when the minimum is here, later ones where the run is open.
+
+    A run that fell below its minimum takes as many more as it lacks.
+    """
+    num_counted = sum(member.may_count for member in run.members.values())
+    lacking = run.spec.min_clients - num_counted
+    takes_all = run.spec.join == "open" or run.spec.clients is not None or not run.members
+    if not takes_all and lacking <= 0:
         return []
-    idle = [view.status.client_mac for view in fleet.of_task(run.spec.task_id) if is_idle(view)]
-    wanted = [mac for mac in idle if mac not in run.members and (run.spec.clients is None or mac in run.spec.clients)]
-    is_enough = len(wanted) + len(run.members) >= run.spec.min_clients
-    return wanted if is_enough or run.members or run.spec.clients is not None else []
+    idle = [view.status.client_mac for view in _strangers(run, fleet) if is_idle(view)]
+    if not run.members and run.spec.clients is None and len(idle) < lacking:
+        return []
+    return idle if takes_all else idle[:lacking]
 
 
-def _about_member(run: Run, mac: str, member: Member, view: View[ClientStatus], now: float) -> Iterator[Action]:
+def _about_member(
+    run: Run, mac: str, member: Member, view: View[ClientStatus], heard_from: float, now: float
+) -> Iterator[Action]:
     limits = run.spec.limits
-    if view.is_out or _is_acknowledged(run, member, view):
-        return
-    attempt = member.attempt if _is_same_attempt(run, member, view) else member.attempt + 1
-    if attempt > limits.max_attempts:
-        yield GiveUpMember(mac, MemberCondition.FAILED, f"{member.attempt} attempts: {member.reason or 'no answer'}")
-    elif _has_no_answer(member, now, limits.trigger_answer_s):
-        yield GiveUpMember(mac, MemberCondition.LOST, f"no answer to its trigger within {limits.trigger_answer_s:g} s")
-    elif attempt > member.attempt and view.status.run is not None:
-        return  # busy with something else, or its training process is still rejoining by itself
-    elif attempt > member.attempt or _is_time_to_repeat(run, member, now):
-        yield FireTrigger(mac, attempt, view.status.instance, run.launch)
-
-
-def _is_acknowledged(run: Run, member: Member, view: View[ClientStatus]) -> bool:
-    """The client holds exactly what we would say: this run, attempt and launch."""
     hand = view.status.run
-    return hand is not None and (hand.run_id, hand.attempt, hand.launch) == (run.run_id, member.attempt, run.launch)
+    if hand is not None and (hand.run_id != run.run_id or hand.attempt > member.last_attempt):
+        return  # busy with something else, or here without a trigger of ours
+    if hand is not None and (hand.attempt, hand.launch) == (member.attempt, run.launch):
+        return  # holds exactly what we would say
+    has_no_answer = _has_no_answer(member, heard_from, now, limits.trigger_answer_s)
+    if hand is None and (has_no_answer or _needs_new_attempt(run, member, view)):
+        if member.last_attempt >= limits.max_attempts:
+            why = "no answer to its trigger" if has_no_answer else member.reason or "no training"
+            yield GiveUpMember(mac, MemberCondition.FAILED, f"after {member.last_attempt} attempts: {why}")
+        else:
+            yield FireTrigger(mac, member.last_attempt + 1, view.status.instance, run.launch)
+    elif _is_time_to_repeat(run, member, now):
+        yield FireTrigger(mac, member.attempt, view.status.instance, run.launch)
 
 
-def _is_same_attempt(run: Run, member: Member, view: View[ClientStatus]) -> bool:
-    """The firing in flight is still meant for this daemon; anything else needs a new attempt."""
+def _needs_new_attempt(run: Run, member: Member, view: View[ClientStatus]) -> bool:
+    """The firing in force was for another daemon, or this one has answered it and does not train."""
     if member.attempt == 0 or view.status.instance != member.instance:
+        return True
+    answer = view.status.last_trigger
+    return answer is not None and (answer.run_id, answer.attempt) == (run.run_id, member.attempt)
+
+
+def _has_no_answer(member: Member, heard_from: float, now: float, limit_s: float) -> bool:
+    if member.status is not MemberCondition.TRIGGERED or member.first_fired_at is None:
         return False
-    holds_it = view.status.run is not None and view.status.run.run_id == run.run_id
-    return holds_it or member.status is MemberCondition.TRIGGERED
-
-
-def _has_no_answer(member: Member, now: float, limit_s: float) -> bool:
-    is_waiting = member.status is MemberCondition.TRIGGERED and member.first_fired_at is not None
-    return is_waiting and now - (member.first_fired_at or now) > limit_s
+    return now - max(member.first_fired_at, heard_from) > limit_s
 
 
 def _is_time_to_repeat(run: Run, member: Member, now: float) -> bool:
     is_new_aim = member.launch < run.launch
-    return is_new_aim or member.fired_at is None or now - member.fired_at >= run.spec.limits.trigger_retry_s
+    is_due = member.fired_at is None or now - member.fired_at >= run.spec.limits.trigger_retry_s
+    return is_new_aim or is_due
 
 
 def _after_the_end(run: Run, fleet: Fleet, now: float) -> Iterator[Action]:
@@ -257,14 +290,16 @@ def _after_the_end(run: Run, fleet: Fleet, now: float) -> Iterator[Action]:
         yield EndServer(run.reason or "run ended")
     for mac, member in run.members.items():
         view = fleet.client(run.spec.task_id, mac)
-        if view is not None and _still_trains(run, view) and _may_say_stop(run, member, now):
-            attempt = view.status.run.attempt if view.status.run else member.attempt
-            yield StopClient(mac, attempt, f"run {run.outcome}: {run.reason}")
+        if view is not None and not view.is_out:
+            yield from _stop(run, mac, member, view, now)
 
 
-def _still_trains(run: Run, view: View[ClientStatus]) -> bool:
-    return not view.is_out and view.status.run is not None and view.status.run.run_id == run.run_id
-
-
-def _may_say_stop(run: Run, member: Member, now: float) -> bool:
-    return member.stop_said_at is None or now - member.stop_said_at >= run.spec.limits.trigger_retry_s
+def _stop(run: Run, mac: str, member: Member, view: View[ClientStatus], now: float) -> Iterator[StopClient]:
+    """Stop who trains, as often as it takes; and once whoever may still read our trigger."""
+    reason = f"run {run.outcome}: {run.reason}"
+    hand = view.status.run
+    if hand is not None and hand.run_id == run.run_id:
+        if member.stop_said_at is None or now - member.stop_said_at >= run.spec.limits.trigger_retry_s:
+            yield StopClient(mac, max(hand.attempt, member.last_attempt), reason)
+    elif member.status is MemberCondition.TRIGGERED and member.stop_said_at is None:
+        yield StopClient(mac, member.last_attempt, reason)
