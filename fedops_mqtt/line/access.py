@@ -1,0 +1,61 @@
+"""Who may speak on the line: the token of a trigger, a shared join token, or anybody on loopback. Imports no flwr.
+
+Invited: only the run secret's tokens (or the join token, where there is no secret: a server that was adopted). Open:
+also the join token, and nobody's token at all only on loopback with no join token set.
+"""
+
+import ipaddress
+from typing import Literal
+
+from fedops_mqtt.line.errors import LineConfigError, RefusedError
+from fedops_mqtt.line.token import check_token, is_same_secret
+
+
+class Access:
+    """The rule of one line.
+
+    Raises:
+        LineConfigError: nobody, or everybody on the network, could get in.
+    """
+
+    def __init__(
+        self,
+        *,
+        join: Literal["invited", "open"],
+        run_id: str,
+        run_secret: bytes | None,
+        join_token: str | None,
+        host: str,
+    ) -> None:
+        self._run_id = run_id
+        self._run_secret = run_secret
+        self._join_token = join_token if join == "open" or run_secret is None else None
+        self._needs_token = join == "invited" or self._join_token is not None or not _is_loopback(host)
+        if self._needs_token and run_secret is None and join_token is None:
+            raise LineConfigError(
+                f"nobody could join a line that is {join} on {host} without run secret or join token: set a join token,"
+                " or listen on loopback with join = open"
+            )
+
+    def check(self, client_mac: str, token: str | None) -> None:
+        """Let a request through, or raise.
+
+        Raises:
+            RefusedError: 401, the token is missing or not the one of this client in this run.
+        """
+        is_invited = self._run_secret is not None and check_token(
+            token, run_secret=self._run_secret, run_id=self._run_id, client_mac=client_mac
+        )
+        has_join_token = self._join_token is not None and is_same_secret(token, self._join_token)
+        if self._needs_token and not (is_invited or has_join_token):
+            reason = "token is missing" if token is None else "token is not the one of this client in this run"
+            raise RefusedError(status=401, code="token", reason=reason)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,151 @@
+"""A persistent HTTP/1.1 connection of the training process, on `http.client`: what it sends and reads is never copied.
+
+Used by one thread at a time; only `abort` may come from another. Every error that means "the connection broke" is a
+`BROKEN` one, everything that the server said no to is a RefusedError.
+"""
+
+import http.client
+import socket
+import ssl
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from fedops_mqtt.line import wire
+from fedops_mqtt.line.codec import Buffer
+from fedops_mqtt.line.errors import FrameError, LineConfigError, RefusedError
+
+BROKEN = (OSError, EOFError, http.client.HTTPException)
+"""What a broken connection raises: try again. (A TLS failure is an OSError too: see `Connector`.)"""
+
+
+class Connector:
+    """Makes connections to one server; with a CA file the line is TLS and a plain one is refused.
+
+    Raises:
+        LineConfigError: the address or the CA file is wrong.
+    """
+
+    def __init__(self, server_ip: str, *, ca_file: Path | None, connect_s: float) -> None:
+        host, _, port = server_ip.rpartition(":")
+        if not host or not port.isdigit():
+            raise LineConfigError(f"server_ip {server_ip!r} is not host:port")
+        self.server_ip = server_ip
+        self._host, self._port = host.strip("[]"), int(port)
+        self._connect_s = connect_s
+        self._tls = None if ca_file is None else _tls_context(ca_file)
+
+    def connection(self) -> "LineConnection":
+        """Return a new connection; it connects with its first request."""
+        if self._tls is None:
+            return LineConnection(http.client.HTTPConnection(self._host, self._port, timeout=self._connect_s))
+        secure = http.client.HTTPSConnection(self._host, self._port, timeout=self._connect_s, context=self._tls)
+        return LineConnection(secure)
+
+
+class LineConnection:
+    """One connection; it connects again by itself when the server has closed it between two requests."""
+
+    def __init__(self, connection: http.client.HTTPConnection) -> None:
+        self._http = connection
+        self._is_aborted = False
+
+    def ask(self, method: str, path: str, *, headers: Mapping[str, str], body: bytes = b"", timeout_s: float) -> bytes:
+        """Send a small request and return the whole answer.
+
+        Raises:
+            RefusedError: the status is not a success.
+            BROKEN: no answer came.
+        """
+        return self.open(method, path, headers=headers, body=body, timeout_s=timeout_s).read()
+
+    def open(
+        self, method: str, path: str, *, headers: Mapping[str, str], body: bytes = b"", timeout_s: float
+    ) -> http.client.HTTPResponse:
+        """Send a small request and return the answer, to be read to its end by the caller; raises as `ask`."""
+        is_reused = self._http.sock is not None
+        try:
+            return self._exchange(method, path, headers, [body] if body else [], len(body), timeout_s)
+        except (ConnectionError, http.client.BadStatusLine):
+            if not is_reused or self._is_aborted:
+                raise
+            self._http.close()  # the server closed it while it was idle: that is no outage
+            return self._exchange(method, path, headers, [body] if body else [], len(body), timeout_s)
+
+    def upload(
+        self, path: str, *, headers: Mapping[str, str], body: Iterable[Buffer], num_bytes: int, timeout_s: float
+    ) -> bytes:
+        """Post a stream of buffers; `timeout_s` is for each of them. Raises as `ask`; nothing is repeated here."""
+        return self._exchange("POST", path, headers, body, num_bytes, timeout_s).read()
+
+    def abort(self) -> None:
+        """Break the connection from another thread: whoever waits on it gets a BROKEN error at once."""
+        self._is_aborted = True
+        sock = self._http.sock
+        if sock is not None:
+            with suppress(OSError):
+                # The plain socket's: SSLSocket.shutdown would take the TLS state away under the thread that reads.
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close it; the owner's, from its own thread."""
+        self._http.close()
+
+    def _exchange(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: Iterable[Buffer],
+        num_bytes: int,
+        timeout_s: float,
+    ) -> http.client.HTTPResponse:
+        try:
+            self._send(method, path, headers, body, num_bytes, timeout_s)
+            return _checked(self._http.getresponse())
+        except BROKEN:
+            self._http.close()
+            raise
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: Iterable[Buffer],
+        num_bytes: int,
+        timeout_s: float,
+    ) -> None:
+        if self._http.sock is None:
+            self._http.connect()
+        if self._is_aborted:
+            raise ConnectionAbortedError("connection was aborted")
+        self._http.sock.settimeout(timeout_s)
+        self._http.putrequest(method, path, skip_accept_encoding=True)
+        for name, value in headers.items():
+            self._http.putheader(name, value)
+        if method == "POST":
+            self._http.putheader("content-length", str(num_bytes))
+        self._http.endheaders()
+        for buffer in body:
+            self._http.send(buffer)
+
+
+def _checked(response: http.client.HTTPResponse) -> http.client.HTTPResponse:
+    if response.status in (200, 204):
+        return response
+    body = response.read()
+    try:
+        refusal = wire.decode_body(wire.Refusal, body)
+    except FrameError as error:  # not ours: a proxy's page, or another server altogether
+        raise http.client.HTTPException(f"status {response.status} {response.reason} from something else") from error
+    raise RefusedError(
+        status=response.status, code=refusal.code, reason=refusal.reason, outcome=refusal.outcome
+    ) from None
+
+
+def _tls_context(ca_file: Path) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise LineConfigError(f"line CA file {ca_file}: {error}") from error

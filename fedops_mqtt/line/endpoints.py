@@ -1,0 +1,341 @@
+"""The line's HTTP endpoints as an ASGI application: join, next, reply, control, pong, leave.
+
+Requests are judged before their body is read: token, session, size. Frames stream both ways and are never whole in
+memory twice; a broken connection takes nothing from what arrived before it.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from fedops_mqtt.line import wire
+from fedops_mqtt.line.access import Access
+from fedops_mqtt.line.codec import Frame, FrameReader
+from fedops_mqtt.line.errors import FrameError, MessageTooLargeError, RefusedError
+from fedops_mqtt.line.hub import Hub, Session, Upload
+from fedops_mqtt.line.limits import LineCompression, LineLimits
+from fedops_mqtt.line.mailbox import Letter
+from fedops_mqtt.protocol import Phase
+
+_log = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_MISSED_PINGS = 2
+"""So many unanswered and a third period over: the host is gone. (Three periods in all, as the setting promises.)"""
+_JSON = "application/json"
+_FRAME = "application/x-fedops-frame"
+
+
+class LineApp:
+    """Serves one run; `malformed_frames` counts what was answered with 400."""
+
+    def __init__(
+        self,
+        *,
+        hub: Hub,
+        access: Access,
+        run_id: str,
+        launch: int,
+        limits: LineLimits,
+        compression: LineCompression | None,
+    ) -> None:
+        self._hub = hub
+        self._access = access
+        self._run_id = run_id
+        self._launch = launch
+        self._limits = limits
+        self._compression = compression
+        self.malformed_frames = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request (ASGI 3)."""
+        request = _Request(scope, receive, send, stall_s=self._limits.stall_s)
+        try:
+            await self._serve(request)
+        except RefusedError as error:
+            refusal = wire.Refusal(code=error.code, reason=error.reason, outcome=error.outcome)
+            await request.answer(error.status, wire.encode_body(refusal))
+        except MessageTooLargeError as error:
+            await request.answer(413, wire.encode_body(wire.Refusal(code="too_large", reason=str(error))))
+        except FrameError as error:
+            self.malformed_frames += 1
+            _log.warning("malformed request on the line", extra={"path": request.path, "problem": error.problem})
+            await request.answer(400, wire.encode_body(wire.Refusal(code="malformed", reason=error.problem)))
+
+    async def _serve(self, request: "_Request") -> None:
+        match request.method, request.path:
+            case "GET", wire.HELLO_PATH:
+                await request.answer(200, b'{"line":1}')
+            case "POST", wire.JOIN_PATH:
+                await self._join(request)
+            case "GET", wire.NEXT_PATH:
+                await self._next(request, self._session(request))
+            case "GET", wire.CONTROL_PATH:
+                await self._control(request, self._session(request))
+            case "POST", wire.PONG_PATH:
+                self._session(request).unanswered_pings = 0
+                await request.answer(200, b"{}")
+            case "POST", wire.LEAVE_PATH:
+                await self._leave(request, self._session(request))
+            case _, path if path.startswith(wire.REPLY_PATH):
+                await self._serve_reply(request, path.removeprefix(wire.REPLY_PATH))
+            case _:
+                raise RefusedError(status=404, code="no_such_path", reason=f"{request.method} {request.path}")
+
+    async def _serve_reply(self, request: "_Request", message_id: str) -> None:
+        session = self._session(request)
+        match request.method:
+            case "GET":
+                await request.answer(200, wire.encode_body(self._reply_state(session, message_id)))
+            case "POST":
+                await self._take_reply(request, session, message_id)
+            case _:
+                raise RefusedError(status=405, code="no_such_method", reason=request.method)
+
+    def _session(self, request: "_Request") -> Session:
+        session = self._hub.session(request.header(wire.SESSION_HEADER))
+        self._access.check(session.mac, request.token)
+        return session
+
+    async def _join(self, request: "_Request") -> None:
+        body = wire.decode_body(wire.JoinRequest, await request.small_body())
+        self._access.check(body.client_mac, request.token)
+        if body.run_id not in (None, self._run_id):
+            raise RefusedError(status=409, code="other_run", reason=f"this server serves run {self._run_id}")
+        session = self._hub.admit(body, request.token)
+        answer = wire.JoinAnswer(
+            run_id=self._run_id,
+            launch=self._launch,
+            session=session.id,
+            node_id=session.node_id,
+            ping_s=self._limits.ping_s,
+            poll_s=self._limits.poll_s,
+            round_s=self._limits.round_s,
+            max_message_bytes=self._limits.max_message_bytes,
+            compress_level=self._compression.level if self._compression else 0,
+            compress_threshold_bytes=self._compression.threshold_bytes if self._compression else 0,
+        )
+        await request.answer(200, wire.encode_body(answer))
+
+    async def _leave(self, request: "_Request", session: Session) -> None:
+        body = wire.decode_body(wire.LeaveRequest, await request.small_body())
+        self._hub.leave(session, body.outcome, body.reason)
+        await request.answer(200, b"{}")
+
+    async def _next(self, request: "_Request", session: Session) -> None:
+        letter = await self._wait_for_letter(session)
+        if letter is None:
+            await request.answer(204)
+            return
+        self._hub.progress(session, Phase.DOWNLOADING, letter.round)
+        if await request.answer_frame(letter.frame):
+            self._hub.count(session, bytes_out=letter.frame.num_bytes)
+            self._hub.progress(session, _phase_of(letter), letter.round)
+
+    async def _wait_for_letter(self, session: Session) -> Letter | None:
+        session.polls = poll = session.polls + 1
+        session.mail.set()  # an older poll of this client, if any, ends now
+        await asyncio.sleep(0)
+        deadline = asyncio.get_running_loop().time() + self._limits.poll_s
+        while session.polls == poll and not session.is_over:
+            session.mail.clear()
+            if (letter := self._hub.next_letter(session)) is not None:
+                return letter
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await session.mail.wait()
+            except TimeoutError:
+                return None
+        return None
+
+    def _reply_state(self, session: Session, message_id: str) -> wire.ReplyState:
+        if not self._hub.expects(session, message_id):
+            return wire.ReplyState(is_done=True, was_taken=self._hub.was_answered(session, message_id))
+        upload = session.upload
+        is_mine = upload is not None and upload.message_id == message_id
+        return wire.ReplyState(received_bytes=upload.reader.received_bytes if upload is not None and is_mine else 0)
+
+    async def _take_reply(self, request: "_Request", session: Session, message_id: str) -> None:
+        if not self._hub.expects(session, message_id):
+            await request.answer(200, wire.encode_body(self._reply_state(session, message_id)))
+            return
+        upload = self._open_upload(request, session, message_id)
+        self._hub.progress(session, Phase.UPLOADING)
+        try:
+            if not await self._feed(request, session, upload):
+                return
+            message = upload.reader.message()
+            if message.metadata.reply_to_message_id != message_id or message.metadata.src_node_id != session.node_id:
+                raise FrameError(f"is no reply of node {session.node_id} to message {message_id}")
+        except FrameError:
+            session.upload = None
+            raise
+        session.upload = None
+        was_taken = self._hub.answer(session, message_id, message)
+        self._hub.progress(session, Phase.WAITING)
+        await request.answer(200, wire.encode_body(wire.ReplyState(is_done=True, was_taken=was_taken)))
+
+    def _open_upload(self, request: "_Request", session: Session, message_id: str) -> Upload:
+        num_bytes, offset = request.number(wire.LENGTH_HEADER), request.number(wire.OFFSET_HEADER)
+        upload = session.upload
+        if offset == 0:
+            reader = FrameReader(num_bytes=num_bytes, max_bytes=self._limits.max_message_bytes)
+            upload = session.upload = Upload(message_id=message_id, reader=reader)
+        if (
+            upload is None
+            or (upload.message_id, upload.reader.num_bytes) != (message_id, num_bytes)
+            or upload.reader.received_bytes != offset
+        ):
+            raise RefusedError(status=409, code="offset", reason=f"nothing was received up to byte {offset}")
+        upload.turn += 1
+        return upload
+
+    async def _feed(self, request: "_Request", session: Session, upload: Upload) -> bool:
+        """Feed the body to the reader; False if the request ended first, or a newer one took over."""
+        turn = upload.turn
+        async for chunk in request.chunks():
+            if upload.turn != turn:
+                return False
+            upload.reader.feed(chunk)
+            session.unanswered_pings = 0  # bytes are a sign of life, and pings may wait behind them
+            self._hub.count(session, bytes_in=len(chunk))
+        return upload.turn == turn and upload.reader.is_complete
+
+    async def _control(self, request: "_Request", session: Session) -> None:
+        await request.start_stream(_JSON)
+        self._hub.attach(session)
+        reason = "connection closed"
+        try:
+            async with asyncio.TaskGroup() as group:
+                watch = group.create_task(self._watch(request, session), name=f"watch {session.mac}")
+                reason = await self._talk(request, session) or reason
+                watch.cancel()
+        finally:
+            self._hub.detach(session, reason)
+        await request.end_stream()
+
+    async def _watch(self, request: "_Request", session: Session) -> None:
+        await request.wait_for_disconnect()
+        session.has_disconnected = True
+        session.control.set()
+
+    async def _talk(self, request: "_Request", session: Session) -> str | None:
+        """Say pings and orders until the session ends; returns why it did, if the client cannot know."""
+        loop = asyncio.get_running_loop()
+        number, next_ping = 0, loop.time()
+        while not session.has_disconnected:
+            session.control.clear()
+            while session.orders:
+                await self._say(request, session, session.orders.popleft())
+            if session.is_over:
+                return None
+            if loop.time() >= next_ping:
+                if session.unanswered_pings >= _MISSED_PINGS:
+                    return f"no answer to {_MISSED_PINGS} pings, {self._limits.ping_s} s apart"
+                number, next_ping = number + 1, loop.time() + self._limits.ping_s
+                session.unanswered_pings += 1
+                await request.send_chunk(wire.encode_body(wire.ControlLine(ping=number)) + b"\n")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(next_ping):
+                    await session.control.wait()
+        return None
+
+    async def _say(self, request: "_Request", session: Session, order: wire.ControlLine) -> None:
+        await request.send_chunk(wire.encode_body(order) + b"\n")
+        if order.gone is not None:
+            self._hub.know_gone(session)
+
+
+class _Request:
+    """One request and its answer, over ASGI."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, *, stall_s: float) -> None:
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self._headers: dict[bytes, bytes] = dict(scope["headers"])
+        self._receive = receive
+        self._send = send
+        self._stall_s = stall_s
+
+    @property
+    def token(self) -> str | None:
+        """The bearer token, if there is one."""
+        scheme, _, token = (self.header("authorization") or "").partition(" ")
+        return token if scheme.lower() == "bearer" and token else None
+
+    def header(self, name: str) -> str | None:
+        value = self._headers.get(name.encode())
+        return None if value is None else value.decode("latin-1")
+
+    def number(self, name: str) -> int:
+        value = self.header(name) or ""
+        if not (value.isascii() and value.isdigit()) or len(value) > 18:
+            raise FrameError(f"header {name} is {value!r}, not a number of bytes")
+        return int(value)
+
+    async def chunks(self) -> Any:
+        """Yield the body as it comes; ends early when the connection breaks or stalls."""
+        with contextlib.suppress(TimeoutError):
+            while True:
+                async with asyncio.timeout(self._stall_s):
+                    event = await self._receive()
+                if event["type"] == "http.disconnect":
+                    return
+                if event["body"]:
+                    yield event["body"]
+                if not event["more_body"]:
+                    return
+
+    async def small_body(self) -> bytes:
+        body = b""
+        async for chunk in self.chunks():
+            body += chunk
+            if len(body) > wire.MAX_BODY_BYTES:
+                raise MessageTooLargeError(len(body), wire.MAX_BODY_BYTES)
+        return body
+
+    async def wait_for_disconnect(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def answer(self, status: int, body: bytes = b"") -> None:
+        await self._start(status, _JSON, len(body) if status != 204 else None)
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def answer_frame(self, frame: Frame) -> bool:
+        """Stream a frame; False if the client took nothing for too long (the connection is then cut)."""
+        await self._start(200, _FRAME, frame.num_bytes)
+        left_bytes = frame.num_bytes
+        try:
+            for chunk in frame.chunks(max_bytes=wire.CHUNK_BYTES):
+                left_bytes -= len(chunk)
+                async with asyncio.timeout(self._stall_s):
+                    await self._send({"type": "http.response.body", "body": chunk, "more_body": left_bytes > 0})
+        except TimeoutError:
+            return False
+        return True
+
+    async def start_stream(self, content_type: str) -> None:
+        await self._start(200, content_type, None)
+
+    async def send_chunk(self, data: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end_stream(self) -> None:
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def _start(self, status: int, content_type: str, num_bytes: int | None) -> None:
+        headers = [(b"content-type", content_type.encode())]
+        if num_bytes is not None:
+            headers.append((b"content-length", b"%d" % num_bytes))
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+
+def _phase_of(letter: Letter) -> Phase:
+    is_training = letter.message.metadata.message_type.partition(".")[0] == "train"
+    return Phase.TRAINING if is_training else Phase.EVALUATING

@@ -1,0 +1,37 @@
+"""What can be wrong on the line; each error carries the facts and says them. Imports no flwr."""
+
+
+class LineError(Exception):
+    """Something on the line failed; nothing was half applied."""
+
+
+class FrameError(LineError):
+    """A frame is not what the format allows; answered with 400 and counted."""
+
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+        super().__init__(f"malformed frame: {problem}")
+
+
+class MessageTooLargeError(LineError):
+    """A message is larger than the line's limit; answered with 413."""
+
+    def __init__(self, size_bytes: int, limit_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        self.limit_bytes = limit_bytes
+        super().__init__(f"message of {size_bytes} bytes is over the line's limit of {limit_bytes} (max_message_bytes)")
+
+
+class RefusedError(LineError):
+    """The server refused a request: `status` is HTTP's, `code` our word for it; `outcome` is set when all is over."""
+
+    def __init__(self, *, status: int, code: str, reason: str, outcome: str | None = None) -> None:
+        self.status = status
+        self.code = code
+        self.reason = reason
+        self.outcome = outcome
+        super().__init__(f"line refused ({status} {code}): {reason}")
+
+
+class LineConfigError(LineError, ValueError):
+    """The line cannot be served as configured; says which values do not fit together."""

@@ -1,0 +1,250 @@
+"""The Grid that Flower strategies of both families work on, fed by the line.
+
+It never waits for ever: a message is answered within the round limit whatever the strategy asks for, and too few
+clients for longer than the join limit end the run with an error from `get_node_ids`. Its errors are `BaseException`s,
+as Flower's own end of a run is, so that no strategy's `except Exception` takes them for a failed client.
+"""
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedops_mqtt.line import flwr_private
+from fedops_mqtt.line.codec import EncodedContent, compress_with, encode_content, encode_error, encode_message
+from fedops_mqtt.line.errors import MessageTooLargeError
+from fedops_mqtt.line.hub import Hub
+from fedops_mqtt.line.identity import flower_run_id_of
+from fedops_mqtt.line.limits import LineCompression, LineLimits
+from fedops_mqtt.line.mailbox import Letter
+from fedops_mqtt.line.rounds import round_of
+from fedops_mqtt.protocol import Outcome, RunOutcome
+
+_log = logging.getLogger(__name__)
+_PREFIX_BYTES = 4
+"""Message ids start with a random word: a relaunched server never takes a reply to its predecessor's message."""
+
+
+class RunOverError(flwr_private.RunNotRunningException):
+    """The run cannot go on: `outcome` and `reason` are what to report (a BaseException, see the module)."""
+
+    def __init__(self, outcome: RunOutcome, reason: str) -> None:
+        self.outcome = outcome
+        self.reason = reason
+        super().__init__(f"run {outcome}: {reason}")
+
+
+class TooFewClientsError(RunOverError):
+    """Not enough clients within the join limit; `missing` says who was there before and how each left."""
+
+    def __init__(self, present: int, needed: int | None, limit_s: float, missing: list[str]) -> None:
+        self.present = present
+        self.needed = needed
+        self.missing = missing
+        wanted = "the strategy waits for more" if needed is None else f"{needed} are needed"
+        gone = f"; gone: {', '.join(missing)}" if missing else ""
+        super().__init__(RunOutcome.FAILED, f"{present} clients after {limit_s:g} s, {wanted}{gone}")
+
+
+class LineGrid(Grid):
+    """`flwr.serverapp.Grid` over one line; made by LineServer. `on_round` hears each new round as it goes out."""
+
+    def __init__(
+        self,
+        *,
+        hub: Hub,
+        run_id: str,
+        limits: LineLimits,
+        min_clients: int = 1,
+        compression: LineCompression | None = None,
+        on_round: Callable[[int], None] | None = None,
+    ) -> None:
+        self._hub = hub
+        self._run = flwr_private.make_run(flower_run_id_of(run_id))
+        self._limits = limits
+        self._min_clients = min_clients
+        self._compress = compress_with(compression)
+        self._on_round = on_round
+        self._prefix = secrets.token_hex(_PREFIX_BYTES)
+        self._lock = threading.Lock()
+        self._num_messages = 0
+        self._round: int | None = None
+        self._run_deadline = time.monotonic() + limits.run_s
+        self._short_since: float | None = None
+        self._asked_since: float | None = None
+        self._owner = threading.get_ident()
+        flwr_private.set_identity(run_id=self._run.run_id, node_id=flwr_private.SERVER_NODE_ID)
+
+    def set_run(self, run: flwr_private.Run) -> None:
+        """Take another `Run` to show (Flower's ServerApp runner calls this); nothing else changes."""
+        self._run = run
+
+    @property
+    def run(self) -> flwr_private.Run:
+        """The run; `start_grid` reads its id."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Return a new message, as Flower's Grid does (Flower 1.41 Grid.create_message)."""
+        return Message(content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id, ttl=ttl)
+
+    def get_node_ids(self) -> list[int]:
+        """Return who can be given work right now; waits for the minimum first, up to the join limit.
+
+        Raises:
+            TooFewClientsError: the minimum is not there (any more) within the join limit.
+            RunOverError: the run was interrupted, or is over its limit.
+        """
+        return self.wait_for_clients(self._min_clients, is_minimum=True)
+
+    def wait_for_clients(self, num_clients: int, *, is_minimum: bool = False) -> list[int]:
+        """Wait until `num_clients` are present, up to the join limit; return who is there. Raises as get_node_ids."""
+        now = time.monotonic()
+        nodes = self._hub.present_node_ids()
+        if len(nodes) >= num_clients:
+            self._short_since = None
+        else:
+            since = self._short_since = self._short_since or now
+            nodes = self._hub.wait_for_present(num_clients, min(since + self._limits.join_s, self._run_deadline))
+        self._check_running()
+        if len(nodes) < num_clients:
+            raise self._too_few(len(nodes), num_clients)
+        self._short_since = None
+        if is_minimum:
+            self._check_progress(now, len(nodes))
+        return nodes
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Hand out messages; content that several of them share is encoded once. Returns their ids.
+
+        Raises:
+            MessageTooLargeError: a message is over the line's limit.
+            RunOverError: as for `get_node_ids`.
+        """
+        self._check_running()
+        letters = list(self._letters(messages))
+        self._hub.post(letters)
+        self._asked_since = None
+        return [letter.message_id for letter in letters]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Take the replies that are there; the round limit holds here too.
+
+        Raises:
+            RunOverError: as for `get_node_ids`.
+        """
+        self._check_running()
+        ids = list(message_ids)
+        self._drop_overdue([x for x in self._hub.owing(ids) if time.monotonic() >= self._round_deadline(x)])
+        return self._hub.collect(ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Hand out messages and wait for the replies (Flower 1.41 Grid.send_and_receive).
+
+        A client that is gone is answered for with a Flower Error at once. What is not answered within `timeout` is left
+        out of the result; what is not answered within the round limit is an Error, and its client is dropped.
+
+        Raises:
+            MessageTooLargeError, RunOverError: as for `push_messages`.
+        """
+        messages = list(messages)
+        started = time.monotonic()
+        limits_s = [message.metadata.ttl for message in messages] + ([timeout] if timeout is not None else [])
+        ids = self.push_messages(messages)
+        round_deadline = started + self._limits.round_s
+        strategy_deadline = started + min(limits_s, default=self._limits.round_s)
+        owed = self._hub.wait_for_replies(ids, min(strategy_deadline, round_deadline, self._run_deadline))
+        self._check_running()
+        if owed and round_deadline <= strategy_deadline:
+            self._drop_overdue(owed)
+        replies = self._hub.collect(ids)
+        self._hub.withdraw(ids)
+        return replies
+
+    def _letters(self, messages: Iterable[Message]) -> Iterator[Letter]:
+        encoded: dict[int, tuple[RecordDict, EncodedContent]] = {}
+        arrays: dict[int, tuple[bytes, bytes | None]] = {}
+        for message in messages:
+            message_id = self._next_id()
+            flwr_private.stamp(
+                message, message_id=message_id, run_id=self._run.run_id, src_node_id=flwr_private.SERVER_NODE_ID
+            )
+            frame = encode_message(message, self._encode_once(message, encoded, arrays))
+            if frame.num_bytes > self._limits.max_message_bytes:
+                raise MessageTooLargeError(frame.num_bytes, self._limits.max_message_bytes)
+            yield Letter(
+                message_id=message_id,
+                node_id=message.metadata.dst_node_id,
+                message=message,
+                frame=frame,
+                round=self._enter_round(round_of(message)),
+                posted_at=time.monotonic(),
+            )
+
+    def _encode_once(
+        self,
+        message: Message,
+        encoded: dict[int, tuple[RecordDict, EncodedContent]],
+        arrays: dict[int, tuple[bytes, bytes | None]],
+    ) -> EncodedContent:
+        """Encode content by identity: strategies hand the same RecordDict to every node."""
+        if message.has_error():
+            return encode_error(message.error)
+        content = message.content
+        if id(content) not in encoded:
+            compress = None if self._compress is None else lambda data: self._compress_once(data, arrays)
+            encoded[id(content)] = (content, encode_content(content, compress))
+        return encoded[id(content)][1]
+
+    def _compress_once(self, data: bytes, arrays: dict[int, tuple[bytes, bytes | None]]) -> bytes | None:
+        if id(data) not in arrays:
+            arrays[id(data)] = (data, self._compress(data) if self._compress is not None else None)
+        return arrays[id(data)][1]
+
+    def _next_id(self) -> str:
+        with self._lock:
+            self._num_messages += 1
+            return f"{self._prefix}-{self._num_messages}"
+
+    def _enter_round(self, round_: int | None) -> int | None:
+        if round_ is not None and round_ != self._round:
+            self._round = round_
+            if self._on_round is not None:
+                self._on_round(round_)
+        return round_
+
+    def _round_deadline(self, letter: Letter) -> float:
+        return letter.posted_at + self._limits.round_s
+
+    def _drop_overdue(self, letters: list[Letter]) -> None:
+        macs = {member.node_id: member.mac for member in self._hub.members.values()}
+        for letter in letters:
+            reason = f"no reply within the round limit of {self._limits.round_s:g} s"
+            self._hub.drop(macs[letter.node_id], Outcome.FAILED, reason)
+
+    def _check_running(self) -> None:
+        if (over := self._hub.over) is not None:
+            raise RunOverError(over.outcome, over.reason)
+        if time.monotonic() >= self._run_deadline:
+            raise RunOverError(RunOutcome.FAILED, f"run is over its limit of {self._limits.run_s:g} s")
+
+    def _check_progress(self, now: float, present: int) -> None:
+        """End a strategy's own endless wait for more clients than our minimum (`sample_nodes` asks once a second).
+
+        Only the thread that runs the strategy is judged: classic Flower asks from a thread of its own, all the time.
+        """
+        if threading.get_ident() != self._owner:
+            return
+        self._asked_since = self._asked_since or now
+        if now - self._asked_since > self._limits.join_s:
+            raise self._too_few(present, None)
+
+    def _too_few(self, present: int, needed: int | None) -> TooFewClientsError:
+        gone = [f"{m.mac} ({m.reason or m.outcome})" for m in self._hub.members.values() if not m.is_present]
+        return TooFewClientsError(present, needed, self._limits.join_s, gone)

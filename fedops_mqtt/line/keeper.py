@@ -1,0 +1,321 @@
+"""The training process' presence on the line: a thread that joins, keeps the control request open, and joins again.
+
+It owns who we are to the server; the thread that trains only asks for the session of now. It ends when the server says
+so, when it is stopped, or when no server was found for the limit; how it ended is told once, to `on_end`.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fedops_mqtt.line import wire
+from fedops_mqtt.line.connection import BROKEN, Connector, LineConnection
+from fedops_mqtt.line.errors import FrameError, RefusedError
+from fedops_mqtt.protocol import Outcome, RunOutcome
+
+_log = logging.getLogger(__name__)
+
+_BACKOFF_FIRST_S = 0.1
+_BACKOFF_MAX_S = 3.0
+"""A relaunched server is found within this; thousands of clients still spread over it (full jitter)."""
+_ASK_S = 10.0
+"""Answers to join, pong and leave take no time; this long means that nobody is there."""
+_MISSED_PINGS = 3
+"""The server pings; silence for this many periods means that it, or the way to it, is gone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Who joins, and with which token."""
+
+    client_mac: str
+    instance: str
+    attempt: int
+    token: str | None
+    run_id: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnd:
+    """How this client's part in the run ended. `is_rejected`: it never got in (the run was over, the token wrong).
+
+    `run_outcome` is set when the server said how the whole run ended.
+    """
+
+    outcome: Outcome
+    reason: str
+    is_rejected: bool = False
+    run_outcome: RunOutcome | None = None
+
+
+class EndedError(Exception):
+    """The keeper has ended; how is in `end`."""
+
+    def __init__(self, end: RunEnd) -> None:
+        self.end = end
+        super().__init__(end.reason)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Session:
+    """One join: the server's answer, where it is, and the headers that every request carries."""
+
+    answer: wire.JoinAnswer
+    connector: Connector
+    headers: dict[str, str]
+
+
+class SessionKeeper:
+    """Runs from `start` to `close`. `aim`, `stop`, `end` and `invalidate` may come from any thread.
+
+    `on_end` is called once, in the keeper's thread or in that of whoever ended it; `on_broken` each time a session is
+    gone, so that transfers on it can be cut short.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        connector: Connector,
+        launch: int,
+        make_connector: Callable[[str], Connector],
+        join_s: float,
+        rejoin_s: float,
+        on_end: Callable[[RunEnd], None],
+        on_broken: Callable[[], None],
+    ) -> None:
+        self._identity = identity
+        self._connector = connector
+        self._launch = launch
+        self._make_connector = make_connector
+        self._rejoin_s = rejoin_s
+        self._on_end = on_end
+        self._on_broken = on_broken
+        self._changed = threading.Condition()
+        self._session: Session | None = None
+        self._control: LineConnection | None = None
+        self._end: RunEnd | None = None
+        self._has_joined = False
+        self._deadline = time.monotonic() + join_s
+        self._limit_s = join_s
+        self._problem = "no server there"
+        self._tries = 0
+        self._thread = threading.Thread(target=self._run, name="line-keeper", daemon=True)
+
+    def start(self) -> None:
+        """Start looking for the server."""
+        self._thread.start()
+
+    def wait(self) -> Session:
+        """Return the session of now, waiting for one if need be.
+
+        Raises:
+            EndedError: there will be none (any more).
+        """
+        with self._changed:
+            while self._end is None and self._session is None:
+                self._changed.wait()
+            if self._end is not None:
+                raise EndedError(self._end)
+            assert self._session is not None
+            return self._session
+
+    def is_current(self, session: Session) -> bool:
+        """Tell whether this session may still be used."""
+        with self._changed:
+            return self._session is session and self._end is None
+
+    def pause(self, wait_s: float) -> None:
+        """Wait, but not beyond a change of the session or the end."""
+        with self._changed:
+            if self._end is None:
+                self._changed.wait(wait_s)
+
+    def aim(self, server_ip: str, launch: int) -> None:
+        """A relaunched server has a new address: leave the old one and join there, with the whole limit anew."""
+        with self._changed:
+            if launch < self._launch or self._end is not None:
+                return
+            self._connector = self._make_connector(server_ip)
+            self._launch = launch
+            self._grant(self._rejoin_s)
+            self._tries = 0
+            self._break()
+
+    def invalidate(self, session: Session) -> None:
+        """The server does not know this session: join again."""
+        with self._changed:
+            if self._session is session:
+                self._break()
+
+    def stop(self, reason: str) -> None:
+        """End because somebody on this side said so; the server is told."""
+        self.end(RunEnd(outcome=Outcome.STOPPED, reason=reason))
+
+    def end(self, end: RunEnd) -> None:
+        """End with this; the first end stands."""
+        with self._changed:
+            if self._end is not None:
+                return
+            self._end = end
+            self._break()
+        self._on_end(end)
+
+    def close(self, *, wait_s: float) -> None:
+        """Wait until the server has been told how it ended, at most `wait_s`."""
+        self._thread.join(wait_s)
+
+    def _break(self) -> None:
+        """Cut whatever is open; called under the lock."""
+        self._session = self._session if self._end is not None else None
+        if self._control is not None:
+            self._control.abort()
+        self._on_broken()
+        self._changed.notify_all()
+
+    def _run(self) -> None:
+        while self._end is None:
+            try:
+                self._attend()
+            except RefusedError as refusal:
+                self._take_refusal(refusal)
+            except (*BROKEN, FrameError) as error:
+                self._problem = f"{type(error).__name__}: {error}"
+                _log.debug("line broken", extra={"problem": self._problem})
+            self._lose_session()
+            self._back_off()
+        self._leave()
+
+    def _attend(self) -> None:
+        """Join, open the control request, and read it until it ends."""
+        with self._changed:
+            if self._end is not None:
+                return
+            connector, launch = self._connector, self._launch
+            self._control = control = connector.connection()
+        try:
+            session = self._join(control, connector, launch)
+            if session is not None:
+                self._follow(control, session)
+        finally:
+            control.close()
+
+    def _join(self, control: LineConnection, connector: Connector, launch: int) -> Session | None:
+        who = self._identity
+        request = wire.JoinRequest(
+            run_id=who.run_id, client_mac=who.client_mac, instance=who.instance, attempt=who.attempt
+        )
+        headers = {} if who.token is None else {"authorization": f"Bearer {who.token}"}
+        body = wire.encode_body(request)
+        answer = wire.decode_body(
+            wire.JoinAnswer, control.ask("POST", wire.JOIN_PATH, headers=headers, body=body, timeout_s=_ASK_S)
+        )
+        if answer.launch < launch:
+            self._problem = f"server there is still launch {answer.launch}, not {launch}"
+            return None
+        headers[wire.SESSION_HEADER] = answer.session
+        return Session(answer=answer, connector=connector, headers=headers)
+
+    def _follow(self, control: LineConnection, session: Session) -> None:
+        silence_s = _MISSED_PINGS * session.answer.ping_s
+        response = control.open("GET", wire.CONTROL_PATH, headers=session.headers, timeout_s=silence_s)
+        side = session.connector.connection()
+        try:
+            while self._end is None and (line := response.readline(wire.MAX_BODY_BYTES)):
+                self._obey(wire.decode_body(wire.ControlLine, line), session, side)
+            self._problem = "server closed the control request"
+        finally:
+            side.close()
+
+    def _obey(self, line: wire.ControlLine, session: Session, side: LineConnection) -> None:
+        if line.ping is not None:
+            self._publish(session)
+            body = wire.encode_body(wire.PongRequest(ping=line.ping))
+            side.ask("POST", wire.PONG_PATH, headers=session.headers, body=body, timeout_s=_ASK_S)
+        elif line.stop is not None:
+            self.end(RunEnd(outcome=line.outcome or Outcome.STOPPED, reason=line.stop))
+        elif line.gone is not None:
+            self.end(end_of_gone(line.gone, line.reason or "", has_joined=True))
+
+    def _publish(self, session: Session) -> None:
+        """The first ping says that the server counts us in: now the training thread may use the session."""
+        with self._changed:
+            if self._session is session or self._end is not None or session.connector is not self._connector:
+                return
+            self._session = session
+            self._has_joined = True
+            self._tries = 0
+            self._changed.notify_all()
+
+    def _lose_session(self) -> None:
+        with self._changed:
+            if self._session is not None and self._end is None:
+                self._grant(self._rejoin_s)
+                self._break()
+
+    def _grant(self, limit_s: float) -> None:
+        if self._has_joined:
+            self._limit_s = limit_s
+            self._deadline = time.monotonic() + limit_s
+
+    def _back_off(self) -> None:
+        bound_s = min(_BACKOFF_MAX_S, _BACKOFF_FIRST_S * 2**self._tries)
+        self._tries += 1
+        self.pause(random.uniform(0, bound_s))  # noqa: S311 - jitter, not a secret
+        if time.monotonic() >= self._deadline and self._end is None:
+            where = self._connector.server_ip
+            self.end(
+                RunEnd(
+                    outcome=Outcome.FAILED,
+                    reason=f"no FL server at {where} within {self._limit_s:g} s ({self._problem})",
+                )
+            )
+
+    def _take_refusal(self, refusal: RefusedError) -> None:
+        end = end_of_refusal(refusal, has_joined=self._has_joined)
+        if end is None:
+            self._problem = str(refusal)
+        else:
+            self.end(end)
+
+    def _leave(self) -> None:
+        """Tell the server how it ended, once, if it still knows us."""
+        session, end = self._session, self._end
+        if session is None or end is None or end.run_outcome is not None:
+            return
+        connection = session.connector.connection()
+        body = wire.encode_body(wire.LeaveRequest(outcome=end.outcome, reason=end.reason[: wire.MAX_REASON]))
+        try:
+            connection.ask("POST", wire.LEAVE_PATH, headers=session.headers, body=body, timeout_s=_ASK_S)
+        except (*BROKEN, RefusedError) as error:  # it is gone, or has heard it before: nothing is left to be done
+            _log.debug("could not say goodbye on the line", extra={"problem": str(error)})
+        finally:
+            connection.close()
+
+
+def end_of_refusal(refusal: RefusedError, *, has_joined: bool) -> RunEnd | None:
+    """Return how a refusal ends this client's part, or None if it should just try (or join) again."""
+    match refusal.code:
+        case "gone":
+            return end_of_gone(RunOutcome(refusal.outcome or "failed"), refusal.reason, has_joined=has_joined)
+        case "ended":
+            outcome = Outcome(refusal.outcome or "stopped")
+            return RunEnd(outcome=outcome, reason=refusal.reason, is_rejected=not has_joined)
+        case "evicted" | "token" | "other_run":
+            outcome = Outcome.STOPPED if has_joined else Outcome.FAILED
+            return RunEnd(outcome=outcome, reason=refusal.reason, is_rejected=not has_joined)
+        case "malformed" | "too_large" | "no_such_path" | "no_such_method":
+            return RunEnd(outcome=Outcome.FAILED, reason=str(refusal), is_rejected=not has_joined)
+    return None
+
+
+def end_of_gone(outcome: RunOutcome, reason: str, *, has_joined: bool) -> RunEnd:
+    """Return what the end of the whole run means for one client: finished, stopped, or never let in."""
+    if outcome is RunOutcome.COMPLETED and has_joined:
+        return RunEnd(outcome=Outcome.FINISHED, reason=reason, run_outcome=outcome)
+    return RunEnd(
+        outcome=Outcome.STOPPED, reason=f"run {outcome}: {reason}", is_rejected=not has_joined, run_outcome=outcome
+    )

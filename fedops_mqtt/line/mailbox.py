@@ -1,0 +1,115 @@
+"""Messages on their way to nodes and the replies to them. Pure: no clock, lock or socket.
+
+Every message gets exactly one reply in the end: the node's, or a Flower Error that the line makes for it. A node's own
+reply that comes late still replaces that Error, as long as nobody has collected it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from flwr.app import Error, Message
+
+from fedops_mqtt.line import flwr_private
+from fedops_mqtt.line.codec import Frame
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Letter:
+    """A message to one node, encoded; `message` is kept for what a reply has to refer to."""
+
+    message_id: str
+    node_id: int
+    message: Message
+    frame: Frame
+    round: int | None = None
+    posted_at: float = 0.0
+    """Monotonic seconds."""
+
+
+class Mailbox:
+    """What is outstanding, per node in order, and what has been answered and not yet collected."""
+
+    def __init__(self) -> None:
+        self._letters: dict[str, Letter] = {}
+        self._queues: dict[int, list[str]] = {}
+        self._replies: dict[str, Message] = {}
+        self._last_answered: dict[int, str] = {}
+
+    def post(self, letter: Letter) -> None:
+        """Queue a letter for its node."""
+        self._letters[letter.message_id] = letter
+        self._queues.setdefault(letter.node_id, []).append(letter.message_id)
+
+    def head(self, node_id: int) -> Letter | None:
+        """Return the letter that a node has to answer next; it stays until it is answered."""
+        queue = self._queues.get(node_id)
+        return self._letters[queue[0]] if queue else None
+
+    def expects(self, node_id: int, message_id: str) -> bool:
+        """Tell whether a node's reply to this message would be taken."""
+        letter = self._letters.get(message_id)
+        return letter is not None and letter.node_id == node_id and not self._is_answered_by_node(message_id)
+
+    def was_answered(self, node_id: int, message_id: str) -> bool:
+        """Tell whether this is the message that the node answered last: its repetition is no news."""
+        return self._last_answered.get(node_id) == message_id
+
+    def answer(self, node_id: int, message_id: str, reply: Message) -> bool:
+        """Take a node's reply; False if nobody waits for it (any more)."""
+        if not self.expects(node_id, message_id):
+            return False
+        self._last_answered[node_id] = message_id
+        self._settle(self._letters[message_id], reply)
+        return True
+
+    def fail(self, node_id: int, reason: str) -> int:
+        """Answer everything a node still owes with a Flower Error; returns how many messages that were."""
+        queue = list(self._queues.get(node_id, ()))
+        for message_id in queue:
+            self._settle_with_error(self._letters[message_id], reason)
+        return len(queue)
+
+    def refuse(self, letter: Letter, reason: str) -> None:
+        """Answer a letter to a node that is not there, without queueing it."""
+        self._letters[letter.message_id] = letter
+        self._settle_with_error(letter, reason)
+
+    def withdraw(self, message_ids: Iterable[str]) -> None:
+        """Forget messages: their late replies will not be taken."""
+        for message_id in message_ids:
+            letter = self._letters.pop(message_id, None)
+            self._replies.pop(message_id, None)
+            if letter is not None:
+                self._unqueue(letter)
+
+    def owing(self, message_ids: Iterable[str]) -> list[Letter]:
+        """Return the letters among these that nobody has answered."""
+        return [self._letters[i] for i in message_ids if i in self._letters and i not in self._replies]
+
+    def collect(self, message_ids: Iterable[str]) -> list[Message]:
+        """Hand over the replies that are there; the mailbox keeps nothing of them."""
+        done = [message_id for message_id in message_ids if message_id in self._replies]
+        replies = [self._replies[message_id] for message_id in done]
+        self.withdraw(done)
+        return replies
+
+    @property
+    def is_empty(self) -> bool:
+        """True when nothing is outstanding or waiting to be collected."""
+        return not self._letters
+
+    def _is_answered_by_node(self, message_id: str) -> bool:
+        letter, reply = self._letters[message_id], self._replies.get(message_id)
+        return reply is not None and self._last_answered.get(letter.node_id) == message_id
+
+    def _settle_with_error(self, letter: Letter, reason: str) -> None:
+        self._settle(letter, Message(Error(flwr_private.NODE_UNAVAILABLE, reason), reply_to=letter.message))
+
+    def _settle(self, letter: Letter, reply: Message) -> None:
+        self._replies[letter.message_id] = reply
+        self._unqueue(letter)
+
+    def _unqueue(self, letter: Letter) -> None:
+        queue = self._queues.get(letter.node_id, [])
+        if letter.message_id in queue:
+            queue.remove(letter.message_id)

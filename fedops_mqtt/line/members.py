@@ -1,0 +1,141 @@
+"""Who is in the run: every client that joined, where it stands, how it ended. Pure: no clock, lock or socket.
+
+A client is a member from the moment its control request is open until it ends; present means that the request is open
+now. The same attempt may come back after it was lost, a higher attempt replaces a lower one, nothing else gets in.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from types import MappingProxyType
+
+from fedops_mqtt.line.errors import RefusedError
+from fedops_mqtt.line.identity import node_id_of
+from fedops_mqtt.protocol import Outcome, Phase
+
+
+class ChangeKind(StrEnum):
+    """What happened to a member."""
+
+    JOINED = "joined"
+    REJOINED = "rejoined"
+    PROGRESS = "progress"
+    FINISHED = "finished"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One client in the run; `outcome` is None while it may still take part, `bytes_*` are as the server counts."""
+
+    mac: str
+    node_id: int
+    instance: str
+    attempt: int
+    session: str
+    is_present: bool = False
+    has_joined: bool = False
+    phase: Phase = Phase.JOINING
+    round: int | None = None
+    outcome: Outcome | None = None
+    reason: str | None = None
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberChange:
+    """One change, with the member as it is after it."""
+
+    kind: ChangeKind
+    member: Member
+
+
+class Members:
+    """The members of one run, by MAC; each command returns the changes it made (none, if it says nothing new)."""
+
+    def __init__(self) -> None:
+        self._by_mac: dict[str, Member] = {}
+
+    @property
+    def by_mac(self) -> Mapping[str, Member]:
+        """Everybody who ever joined, as they are now."""
+        return MappingProxyType(self._by_mac)
+
+    def present_node_ids(self) -> list[int]:
+        """Return the node ids that can be given work, in the order they first joined."""
+        return [member.node_id for member in self._by_mac.values() if member.is_present]
+
+    def check_join(self, mac: str, instance: str, attempt: int) -> None:
+        """Check that this attempt may join.
+
+        Raises:
+            RefusedError: 409 for an attempt that another has replaced, 410 for one that has ended.
+        """
+        known = self._by_mac.get(mac)
+        if known is None or attempt > known.attempt:
+            return
+        if attempt < known.attempt:
+            raise RefusedError(
+                status=409, code="evicted", reason=f"attempt {attempt} was replaced by attempt {known.attempt}"
+            )
+        if instance != known.instance:
+            raise RefusedError(
+                status=409, code="evicted", reason=f"attempt {attempt} belongs to instance {known.instance}"
+            )
+        if known.outcome is not None:
+            raise RefusedError(status=410, code="ended", reason=known.reason or "", outcome=known.outcome)
+
+    def join(self, mac: str, instance: str, attempt: int, session: str) -> Member | None:
+        """Seat an attempt that `check_join` let through; returns the attempt that it evicts, if any."""
+        known = self._by_mac.get(mac)
+        if known is not None and known.attempt == attempt:
+            self._by_mac[mac] = replace(known, session=session, is_present=False)
+            return None
+        node_id = node_id_of(mac)
+        self._by_mac[mac] = Member(mac=mac, node_id=node_id, instance=instance, attempt=attempt, session=session)
+        return known
+
+    def attach(self, session: str) -> list[MemberChange]:
+        """The control request of a session is open: its member is present."""
+        member = self._of(session)
+        if member is None or member.is_present:
+            return []
+        kind = ChangeKind.REJOINED if member.has_joined else ChangeKind.JOINED
+        return self._set(kind, replace(member, is_present=True, has_joined=True, phase=Phase.WAITING, reason=None))
+
+    def detach(self, session: str, reason: str) -> list[MemberChange]:
+        """The control request is gone and the client said nothing: it is lost, until it comes back."""
+        member = self._of(session)
+        if member is None or not member.is_present:
+            return []
+        return self._set(ChangeKind.LOST, replace(member, is_present=False, reason=reason))
+
+    def end(self, mac: str, outcome: Outcome, reason: str | None) -> list[MemberChange]:
+        """A client is done, by its own word, the daemon's, or a limit; the first outcome stands."""
+        member = self._by_mac.get(mac)
+        if member is None or member.outcome is not None:
+            return []
+        return self._set(ChangeKind(outcome.value), replace(member, is_present=False, outcome=outcome, reason=reason))
+
+    def progress(self, mac: str, phase: Phase, round_: int | None) -> list[MemberChange]:
+        """A client entered a phase; `round_` None keeps the last known round."""
+        member = self._by_mac[mac]
+        round_ = member.round if round_ is None else round_
+        if member.outcome is not None or (member.phase, member.round) == (phase, round_):
+            return []
+        return self._set(ChangeKind.PROGRESS, replace(member, phase=phase, round=round_))
+
+    def count(self, mac: str, *, bytes_in: int = 0, bytes_out: int = 0) -> None:
+        """Add to a member's counters."""
+        member = self._by_mac[mac]
+        self._by_mac[mac] = replace(member, bytes_in=member.bytes_in + bytes_in, bytes_out=member.bytes_out + bytes_out)
+
+    def _of(self, session: str) -> Member | None:
+        return next((m for m in self._by_mac.values() if m.session == session and m.outcome is None), None)
+
+    def _set(self, kind: ChangeKind, member: Member) -> list[MemberChange]:
+        self._by_mac[member.mac] = member
+        return [MemberChange(kind=kind, member=member)]

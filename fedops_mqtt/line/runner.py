@@ -1,0 +1,344 @@
+"""Runs a Flower ClientApp in the training process, fed by the line; the app's code runs in the caller's thread.
+
+The app sees what Flower's SuperNode would give it: a Message and one Context whose state lives as long as the run. The
+line may break and the server may move meanwhile; the work in hand goes on.
+"""
+
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.app.user_config import UserConfig
+from flwr.clientapp import ClientApp
+
+from fedops_mqtt.line import flwr_private, wire
+from fedops_mqtt.line.codec import Frame, compress_with, encode_content, encode_message, read_message
+from fedops_mqtt.line.connection import BROKEN, Connector, LineConnection
+from fedops_mqtt.line.errors import FrameError, LineError, MessageTooLargeError, RefusedError
+from fedops_mqtt.line.identity import flower_run_id_of
+from fedops_mqtt.line.keeper import EndedError, Identity, RunEnd, Session, SessionKeeper, end_of_refusal
+from fedops_mqtt.line.limits import LineCompression
+from fedops_mqtt.line.rounds import metrics_of, round_of
+from fedops_mqtt.protocol import Outcome, Phase
+
+_log = logging.getLogger(__name__)
+
+_CONNECT_S = 5.0
+_STALL_S = 60.0
+"""A transfer that moves nothing for this long counts as broken (`LineLimits.stall_s` on the server)."""
+_POLL_MARGIN_S = 10.0
+_RETRY_FIRST_S = 0.05
+_RETRY_MAX_S = 2.0
+_GOODBYE_S = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joined:
+    """What the server said when it let us in."""
+
+    run_id: str
+    flower_run_id: int
+    node_id: int
+    launch: int
+    server_ip: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Where the training process is; bytes are those of frames since the start."""
+
+    phase: Phase
+    round: int | None
+    bytes_in: int
+    bytes_out: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """One message that the app has answered: its kind (`train`, `evaluate`, ...), how long it took, what it says."""
+
+    kind: str
+    round: int | None
+    seconds: float
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outgoing:
+    message_id: str
+    frame: Frame
+    end: RunEnd | None
+    """Set when this reply is the last: the app raised."""
+
+
+def make_context(
+    joined: Joined, *, node_config: UserConfig | None = None, run_config: UserConfig | None = None
+) -> Context:
+    """Return a fresh Context for an app: an empty state, and the node's and the run's configuration."""
+    return Context(
+        run_id=joined.flower_run_id,
+        node_id=joined.node_id,
+        node_config=node_config or {},
+        state=RecordDict(),
+        run_config=run_config or {},
+    )
+
+
+class LineRunner:
+    """One client's part in one run. `aim` and `stop` may come from any thread; the rest is the caller's thread.
+
+    `on_progress` and `on_answered` are called in the caller's thread; `on_end` as soon as it is known that this
+    client's part is over, in any thread, perhaps while the app still computes: whoever wants to end that at once has to
+    end the process.
+
+    Raises:
+        LineConfigError: server address or CA file are wrong.
+    """
+
+    def __init__(
+        self,
+        *,
+        server_ip: str,
+        client_mac: str,
+        instance: str,
+        attempt: int,
+        token: str | None = None,
+        run_id: str | None = None,
+        launch: int = 0,
+        ca_file: Path | None = None,
+        join_s: float = 60.0,
+        rejoin_s: float = 120.0,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+        on_answered: Callable[[Answered], None] = lambda answered: None,
+        on_end: Callable[[RunEnd], None] = lambda end: None,
+    ) -> None:
+        self._ca_file = ca_file
+        self._on_progress = on_progress
+        self._on_answered = on_answered
+        self._bytes_in = 0
+        self._bytes_out = 0
+        self._phase: tuple[Phase, int | None] | None = None
+        self._data: LineConnection | None = None
+        self._data_session: Session | None = None
+        self._keeper = SessionKeeper(
+            identity=Identity(client_mac=client_mac, instance=instance, attempt=attempt, token=token, run_id=run_id),
+            connector=self._connector(server_ip),
+            launch=launch,
+            make_connector=self._connector,
+            join_s=join_s,
+            rejoin_s=rejoin_s,
+            on_end=on_end,
+            on_broken=self._abort_transfer,
+        )
+
+    def run(self, app: ClientApp, context_factory: Callable[[Joined], Context] = make_context) -> RunEnd:
+        """Join, do what the server asks for until it is over, and return how it ended."""
+        self._enter(Phase.JOINING, None)
+        self._keeper.start()
+        try:
+            self._work(app, context_factory)
+        except EndedError as ended:
+            return ended.end
+        finally:
+            self._keeper.stop("training process ended")  # nothing happens if it ended before
+            self._keeper.close(wait_s=_GOODBYE_S)
+            self._drop_data()
+
+    def aim(self, server_ip: str, launch: int) -> None:
+        """The run's server was launched again at `server_ip`; a lower launch than the one known is ignored."""
+        self._keeper.aim(server_ip, launch)
+
+    def stop(self, reason: str) -> None:
+        """End at the next possible moment and tell the server at once; code of the app that runs is not interrupted."""
+        self._keeper.stop(reason)
+
+    def _connector(self, server_ip: str) -> Connector:
+        return Connector(server_ip, ca_file=self._ca_file, connect_s=_CONNECT_S)
+
+    def _work(self, app: ClientApp, context_factory: Callable[[Joined], Context]) -> NoReturn:
+        """Fetch, compute, answer; ends by EndedError only."""
+        context = context_factory(self._identify(self._keeper.wait()))
+        outgoing: _Outgoing | None = None
+        tries = 0
+        while True:
+            session = self._keeper.wait()
+            try:
+                if outgoing is not None:
+                    self._upload(session, outgoing)
+                    self._check_end(outgoing.end)
+                    outgoing = None
+                message = self._fetch(session)
+                tries = 0
+            except RefusedError as refusal:
+                self._take_refusal(session, refusal)
+                continue
+            except BROKEN as error:
+                tries += 1
+                self._retry(error, tries)
+                continue
+            except LineError as error:  # too large, or no frame: the next try would be the same
+                self._keeper.end(RunEnd(outcome=Outcome.FAILED, reason=str(error)))
+                continue
+            if message is not None:
+                outgoing = self._answer(app, context, message, session)
+                del message  # the global model is not kept while the reply is sent
+
+    def _identify(self, session: Session) -> Joined:
+        run_id = flower_run_id_of(session.answer.run_id)
+        flwr_private.set_identity(run_id=run_id, node_id=session.answer.node_id)
+        return Joined(
+            run_id=session.answer.run_id,
+            flower_run_id=run_id,
+            node_id=session.answer.node_id,
+            launch=session.answer.launch,
+            server_ip=session.connector.server_ip,
+        )
+
+    def _check_end(self, end: RunEnd | None) -> None:
+        if end is not None:
+            self._keeper.end(end)
+            raise EndedError(end)
+
+    def _take_refusal(self, session: Session, refusal: RefusedError) -> None:
+        end = end_of_refusal(refusal, has_joined=True)
+        if end is not None:
+            self._keeper.end(end)
+        elif refusal.code == "no_session":
+            self._keeper.invalidate(session)
+
+    def _retry(self, error: Exception, tries: int) -> None:
+        _log.debug("transfer broken", extra={"problem": str(error), "tries": tries})
+        self._drop_data()
+        bound_s = min(_RETRY_MAX_S, _RETRY_FIRST_S * 2**tries)
+        self._keeper.pause(random.uniform(0, bound_s))  # noqa: S311 - jitter, not a secret
+
+    def _fetch(self, session: Session) -> Message | None:
+        """Ask for the next message; None when there was none within the poll."""
+        self._enter(Phase.WAITING, None)
+        timeout_s = session.answer.poll_s + _POLL_MARGIN_S
+        response = self._connection(session).open("GET", wire.NEXT_PATH, headers=session.headers, timeout_s=timeout_s)
+        if response.status == 204:
+            response.read()
+            return None
+        num_bytes = response.length
+        if num_bytes is None:
+            raise FrameError("a message without Content-Length")
+        self._enter(Phase.DOWNLOADING, None)
+        message = read_message(response.read, num_bytes=num_bytes, max_bytes=session.answer.max_message_bytes)
+        response.read()  # the end of the body: the connection is free for the next request
+        self._bytes_in += num_bytes
+        return message
+
+    def _answer(self, app: ClientApp, context: Context, message: Message, session: Session) -> _Outgoing:
+        kind, round_ = message.metadata.message_type.partition(".")[0], round_of(message)
+        self._enter(Phase.TRAINING if kind == "train" else Phase.EVALUATING, round_)
+        started = time.monotonic()
+        reply, end = _call(app, message, context)
+        seconds = time.monotonic() - started
+        if end is None:
+            self._on_answered(Answered(kind=kind, round=round_, seconds=seconds, metrics=metrics_of(reply.content)))
+        return self._frame(message, reply, end, session)
+
+    def _frame(self, message: Message, reply: Message, end: RunEnd | None, session: Session) -> _Outgoing:
+        message_id = message.metadata.message_id
+        flwr_private.stamp(
+            reply, message_id="", run_id=message.metadata.run_id, src_node_id=message.metadata.dst_node_id
+        )
+        frame, problem = _encode(reply, session)
+        if problem is not None:
+            end = RunEnd(outcome=Outcome.FAILED, reason=problem)
+            frame = encode_message(Message(Error(flwr_private.CLIENT_APP_RAISED, problem), reply_to=message))
+        return _Outgoing(message_id=message_id, frame=frame, end=end)
+
+    def _upload(self, session: Session, outgoing: _Outgoing) -> None:
+        """Send a reply; after a break only what the server does not have yet."""
+        self._enter(Phase.UPLOADING, None)
+        path = f"{wire.REPLY_PATH}{outgoing.message_id}"
+        is_retry = self._data is None
+        offset = 0
+        if is_retry:
+            state = self._reply_state(session, path)
+            if state.is_done:
+                return
+            offset = state.received_bytes
+        self._post(session, path, outgoing.frame, offset)
+
+    def _reply_state(self, session: Session, path: str) -> wire.ReplyState:
+        answer = self._connection(session).ask("GET", path, headers=session.headers, timeout_s=_STALL_S)
+        return wire.decode_body(wire.ReplyState, answer)
+
+    def _post(self, session: Session, path: str, frame: Frame, offset: int) -> None:
+        num_bytes = frame.num_bytes - offset
+        self._connection(session).upload(
+            path,
+            headers={
+                **session.headers,
+                wire.LENGTH_HEADER: str(frame.num_bytes),
+                wire.OFFSET_HEADER: str(offset),
+            },
+            body=frame.chunks(offset=offset, max_bytes=wire.CHUNK_BYTES),
+            num_bytes=num_bytes,
+            timeout_s=_STALL_S,
+        )
+        self._bytes_out += num_bytes
+
+    def _connection(self, session: Session) -> LineConnection:
+        if self._data is None or self._data_session is not session:
+            self._drop_data()
+            self._data, self._data_session = session.connector.connection(), session
+            if not self._keeper.is_current(session):  # it went while we took the connection: nobody would abort that
+                raise ConnectionAbortedError("the session is gone")
+        return self._data
+
+    def _drop_data(self) -> None:
+        if self._data is not None:
+            self._data.close()
+            self._data = None
+
+    def _abort_transfer(self) -> None:
+        """The session is gone: whoever waits on its connection need not wait any longer."""
+        data = self._data
+        if data is not None:
+            data.abort()
+
+    def _enter(self, phase: Phase, round_: int | None) -> None:
+        before = self._phase
+        round_ = before[1] if round_ is None and before is not None else round_
+        if before != (phase, round_):
+            self._phase = (phase, round_)
+            self._on_progress(Progress(phase=phase, round=round_, bytes_in=self._bytes_in, bytes_out=self._bytes_out))
+
+
+def _call(app: ClientApp, message: Message, context: Context) -> tuple[Message, RunEnd | None]:
+    """Run foreign code; what it raises becomes a Flower Error for the strategy and the end of this client's part."""
+    try:
+        reply = app(message, context)
+        if not isinstance(reply, Message):
+            raise TypeError(f"ClientApp returned {type(reply).__name__}, not a Message")
+    except (Exception, SystemExit) as error:
+        _log.exception("ClientApp raised")
+        reason = f"{type(error).__name__}: {error}"
+        failure = Error(flwr_private.CLIENT_APP_RAISED, reason)
+        return Message(failure, reply_to=message), RunEnd(outcome=Outcome.FAILED, reason=reason)
+    return reply, None
+
+
+def _encode(reply: Message, session: Session) -> tuple[Frame, str | None]:
+    """Frame a reply, or say why it cannot be sent."""
+    answer = session.answer
+    compression = None
+    if answer.compress_level:
+        compression = LineCompression(level=answer.compress_level, threshold_bytes=answer.compress_threshold_bytes)
+    try:
+        content = None if reply.has_error() else encode_content(reply.content, compress_with(compression))
+        frame = encode_message(reply, content)
+    except FrameError as error:
+        return Frame(head=b"", buffers=(), num_bytes=0), str(error)
+    if frame.num_bytes > answer.max_message_bytes:
+        return frame, str(MessageTooLargeError(frame.num_bytes, answer.max_message_bytes))
+    return frame, None

@@ -1,0 +1,205 @@
+"""The FL server's end of the line: a context manager that serves in a thread of its own.
+
+The strategy runs in the caller's thread on `grid`. `on_member` is called in the line's thread and must not block; it
+hands the change on (to a queue, or to another loop by `call_soon_threadsafe`).
+"""
+
+import asyncio
+import logging
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import uvicorn
+
+from fedops_mqtt.line.access import Access
+from fedops_mqtt.line.endpoints import LineApp
+from fedops_mqtt.line.errors import LineConfigError
+from fedops_mqtt.line.grid import LineGrid
+from fedops_mqtt.line.hub import Gone, Hub
+from fedops_mqtt.line.limits import LineCompression, LineLimits
+from fedops_mqtt.line.members import Member, MemberChange
+from fedops_mqtt.protocol import Outcome, RunOutcome
+
+_log = logging.getLogger(__name__)
+
+_KEEP_ALIVE_S = 600
+"""An idle connection of a training client is kept this long; it opens a new one by itself after that."""
+_BACKLOG = 4096
+_SHUTDOWN_S = 2
+"""Requests still open when the server ends are cut after this."""
+_START_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineTls:
+    """Certificate (with its chain) and private key, PEM files."""
+
+    cert_file: Path
+    key_file: Path
+
+
+class LineServer:
+    """One run's line. Listens from the moment it is built; serves inside its `with` block.
+
+    `advertise` is `host` or `host:port` as clients reach it; default is the address it listens on. `min_clients` is how
+    many have to be there before `grid.get_node_ids()` answers.
+
+    Raises:
+        LineConfigError: the address is wrong, or nobody (or everybody on the network) could join.
+        OSError: the address is taken.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_id: str,
+        launch: int = 0,
+        listen: str = "127.0.0.1:0",
+        advertise: str | None = None,
+        run_secret: bytes | None = None,
+        join_token: str | None = None,
+        join: Literal["invited", "open"] = "invited",
+        limits: LineLimits | None = None,
+        tls: LineTls | None = None,
+        compression: LineCompression | None = None,
+        min_clients: int = 1,
+        on_member: Callable[[MemberChange], None] = lambda change: None,
+        on_round: Callable[[int], None] | None = None,
+    ) -> None:
+        limits = limits or LineLimits()
+        host, port = split_address(listen)
+        access = Access(join=join, run_id=run_id, run_secret=run_secret, join_token=join_token, host=host)
+        self._hub = Hub(on_member=on_member)
+        self._app = LineApp(
+            hub=self._hub, access=access, run_id=run_id, launch=launch, limits=limits, compression=compression
+        )
+        self._tls = tls
+        self._socket = _listen(host, port)
+        self.address = _advertised(host, self._socket.getsockname()[1], advertise)
+        self.grid = LineGrid(
+            hub=self._hub,
+            run_id=run_id,
+            limits=limits,
+            min_clients=min_clients,
+            compression=compression,
+            on_round=on_round,
+        )
+        self._server: uvicorn.Server | None = None
+        self._serving = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="line", daemon=True)
+        self._is_closed = False
+
+    @property
+    def members(self) -> Mapping[str, Member]:
+        """Everybody who ever joined, by MAC, as they are now."""
+        return self._hub.members
+
+    @property
+    def malformed_frames(self) -> int:
+        """Requests answered with 400 so far."""
+        return self._app.malformed_frames
+
+    @property
+    def bytes_in(self) -> int:
+        """Frame bytes received from all clients."""
+        return sum(member.bytes_in for member in self.members.values())
+
+    @property
+    def bytes_out(self) -> int:
+        """Frame bytes sent to all clients."""
+        return sum(member.bytes_out for member in self.members.values())
+
+    def drop(self, mac: str, outcome: Outcome, reason: str) -> None:
+        """Take a client out because somebody else said so (the bus: failed, stopped); its round goes on at once."""
+        self._hub.drop(mac, outcome, reason)
+
+    def interrupt(self, outcome: RunOutcome, reason: str) -> None:
+        """End the strategy from another thread: whatever it waits for on the Grid raises RunOverError; then `close`."""
+        self._hub.interrupt(Gone(outcome=outcome, reason=reason))
+
+    def close(self, outcome: RunOutcome, reason: str, *, linger_s: float = 5.0) -> list[str]:
+        """Answer *gone* to everybody, wait until they know or `linger_s` passes, and stop serving.
+
+        Returns the MACs that could not be told (the bus tells them). Closing again does nothing.
+        """
+        if self._is_closed:
+            return []
+        self._is_closed = True
+        untold = self._hub.close(Gone(outcome=outcome, reason=reason), time.monotonic() + linger_s)
+        if self._server is not None:
+            self._server.should_exit = True
+            self._thread.join()
+        self._socket.close()
+        return untold
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        if not self._serving.wait(_START_S):
+            raise LineConfigError("the line did not start to serve; its error is in the log")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close(RunOutcome.COMPLETED, "")
+        else:
+            self.close(RunOutcome.FAILED, f"{type(error).__name__}: {error}")
+
+    def _serve(self) -> None:
+        asyncio.run(self._serve_here())
+
+    async def _serve_here(self) -> None:
+        self._hub.bind(asyncio.get_running_loop())
+        self._server = uvicorn.Server(self._config())
+        self._serving.set()
+        await self._server.serve(sockets=[self._socket])
+
+    def _config(self) -> uvicorn.Config:
+        return uvicorn.Config(
+            self._app,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            backlog=_BACKLOG,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=_SHUTDOWN_S,
+            ssl_certfile=self._tls.cert_file if self._tls else None,
+            ssl_keyfile=self._tls.key_file if self._tls else None,
+            ssl_version=ssl.PROTOCOL_TLS_SERVER,
+        )
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return host and port of `host:port`; an IPv6 host stands in brackets.
+
+    Raises:
+        LineConfigError: it is not of that form.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise LineConfigError(f"address {address!r} is not host:port")
+    return host.strip("[]"), int(port)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+
+
+def _advertised(host: str, port: int, advertise: str | None) -> str:
+    if advertise is None:
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return advertise if advertise.rpartition(":")[2].isdigit() and ":" in advertise else f"{advertise}:{port}"

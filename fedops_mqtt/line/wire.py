@@ -1,0 +1,124 @@
+"""What both ends of the line say besides frames: paths, headers, JSON bodies, error codes. Imports no flwr.
+
+Each body is a frozen model: no unknown fields in what we send, unknown ones ignored in what we receive.
+"""
+
+from typing import Annotated, Any, TypeVar
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedops_mqtt.line.errors import FrameError
+from fedops_mqtt.protocol import MacAddress, Outcome, RunId, RunOutcome
+from fedops_mqtt.protocol.identity import Reason, Text
+
+PREFIX = "/line/v1"
+HELLO_PATH = f"{PREFIX}/hello"
+JOIN_PATH = f"{PREFIX}/join"
+NEXT_PATH = f"{PREFIX}/next"
+REPLY_PATH = f"{PREFIX}/reply/"
+CONTROL_PATH = f"{PREFIX}/control"
+PONG_PATH = f"{PREFIX}/pong"
+LEAVE_PATH = f"{PREFIX}/leave"
+
+SESSION_HEADER = "line-session"
+OFFSET_HEADER = "line-offset"
+"""Byte of the frame that an upload starts at: what arrived before is not sent again."""
+LENGTH_HEADER = "line-length"
+"""Bytes of the whole frame of an upload."""
+
+MAX_REASON = 4096
+"""Characters of a reason (`protocol.identity.Reason`)."""
+MAX_BODY_BYTES = 64 * 1024
+"""JSON bodies are small; frames have a limit of their own."""
+CHUNK_BYTES = 1024 * 1024
+"""Frames are written in pieces of this size: large enough to keep a link busy, small enough to feel a stall."""
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class JoinRequest(_Body):
+    """A training process asks to be let in; `run_id` is null for a bare FedOps start, which does not know it."""
+
+    run_id: RunId | None = None
+    client_mac: MacAddress
+    instance: Annotated[Text, Field(min_length=1)]
+    attempt: Annotated[int, Field(ge=0)]
+
+
+class JoinAnswer(_Body):
+    """The server lets it in; `session` names it from now on. Limits as in `LineLimits`."""
+
+    run_id: RunId
+    launch: int
+    session: str
+    node_id: int
+    ping_s: Annotated[float, Field(gt=0)]
+    poll_s: Annotated[float, Field(gt=0)]
+    round_s: Annotated[float, Field(gt=0)]
+    max_message_bytes: int
+    compress_level: int = 0
+    compress_threshold_bytes: int = 0
+
+
+class LeaveRequest(_Body):
+    """A training process says how it ended."""
+
+    outcome: Outcome
+    reason: Reason | None = None
+
+
+class PongRequest(_Body):
+    """The answer to the ping of this number."""
+
+    ping: int
+
+
+class ControlLine(_Body):
+    """One line of the control stream; exactly one of them is set."""
+
+    ping: int | None = None
+    stop: str | None = None
+    outcome: Outcome | None = None
+    """With `stop`: the server holds the client for this (a limit: failed), null if it was merely told to stop."""
+    gone: RunOutcome | None = None
+    reason: str | None = None
+
+
+class ReplyState(_Body):
+    """What the server has of an upload: `is_done` when nothing more is wanted (it has it, or nobody waits for it)."""
+
+    received_bytes: int = 0
+    is_done: bool = False
+    was_taken: bool = False
+
+
+class Refusal(_Body):
+    """The body of every answer that is not a success."""
+
+    code: str
+    reason: str = ""
+    outcome: str | None = None
+
+
+Body = TypeVar("Body", bound=_Body)
+
+
+def encode_body(body: _Body) -> bytes:
+    """Return a body as JSON, without what is unset."""
+    return orjson.dumps(body.model_dump(mode="json", exclude_none=True))
+
+
+def decode_body(kind: type[Body], data: bytes) -> Body:
+    """Return a body read from JSON.
+
+    Raises:
+        FrameError: it is not JSON or not this kind of body.
+    """
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        first: Any = error.errors()[0]
+        raise FrameError(f"{kind.__name__}: {'.'.join(map(str, first['loc']))} {first['msg']}") from error
