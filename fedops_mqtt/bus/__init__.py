@@ -1,1 +1,57 @@
+"""MQTT: a connection that heals itself, the owner of a retained status, mosquitto as a managed process.
 
+Bytes and topic strings end here: above the bus there are only messages.
+"""
+
+from fedops_mqtt.bus.address import BrokerAddress, BusOptions, parse_broker_url
+from fedops_mqtt.bus.connection import Connection, Publication
+from fedops_mqtt.bus.epochs import EpochFile, EpochStore, MemoryEpochs
+from fedops_mqtt.bus.errors import (
+    BrokerUrlError,
+    BusError,
+    ConnectError,
+    ConnectTimeoutError,
+    CredentialsError,
+    EpochFileError,
+    MosquittoError,
+    NotConnectedError,
+    PublishTimeoutError,
+    RefusedError,
+    RivalError,
+    VersionError,
+)
+from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Disconnected, Malformed, Received
+from fedops_mqtt.bus.mosquitto import Mosquitto
+from fedops_mqtt.bus.owner import StatusOwner, new_instance
+
+__all__ = [
+    "BrokerAddress",
+    "BrokerUrlError",
+    "BusError",
+    "BusEvent",
+    "BusOptions",
+    "Cleared",
+    "ConnectError",
+    "ConnectTimeoutError",
+    "Connected",
+    "Connection",
+    "CredentialsError",
+    "Disconnected",
+    "EpochFile",
+    "EpochFileError",
+    "EpochStore",
+    "Malformed",
+    "MemoryEpochs",
+    "Mosquitto",
+    "MosquittoError",
+    "NotConnectedError",
+    "Publication",
+    "PublishTimeoutError",
+    "Received",
+    "RefusedError",
+    "RivalError",
+    "StatusOwner",
+    "VersionError",
+    "new_instance",
+    "parse_broker_url",
+]

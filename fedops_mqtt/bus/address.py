@@ -1,0 +1,174 @@
+"""Where the broker is and how to talk to it: the URL, the options, the TLS context, the waits between attempts.
+
+A URL's user and password stay out of every log and `repr`.
+"""
+
+import random
+import ssl
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from fedops_mqtt.bus.errors import BrokerUrlError
+from fedops_mqtt.settings import BusSettings
+
+_DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
+_MAX_PORT = 65535
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BusOptions:
+    """How a connection behaves; times in seconds, meanings as in `settings.BusSettings`."""
+
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    keepalive_s: int = 20
+    connect_timeout_s: float = 10.0
+    publish_timeout_s: float = 10.0
+    backoff_initial_s: float = 0.5
+    backoff_max_s: float = 30.0
+    is_mqtt5_tried: bool = True
+    """False: speak MQTT 3.1.1 from the start, for a broker that is known to hang on 5."""
+    max_inflight_publishes: int = 64
+    """Publishes under way at a time; more does not make a broker faster."""
+
+    @classmethod
+    def from_settings(cls, settings: BusSettings) -> "BusOptions":
+        """Return the options that the settings ask for."""
+        password = settings.broker_password
+        return cls(
+            user=settings.broker_user,
+            password=password.get_secret_value() if password else None,
+            ca_file=settings.broker_ca_file,
+            cert_file=settings.broker_cert_file,
+            key_file=settings.broker_key_file,
+            keepalive_s=settings.keepalive_s,
+            connect_timeout_s=settings.connect_timeout_s,
+            publish_timeout_s=settings.publish_timeout_s,
+            backoff_initial_s=settings.backoff_initial_s,
+            backoff_max_s=settings.backoff_max_s,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerAddress:
+    """A broker URL taken apart; `str()` of it has no password."""
+
+    host: str
+    port: int
+    is_tls: bool
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'mqtts' if self.is_tls else 'mqtt'}://{host}:{self.port}"
+
+
+def parse_broker_url(url: str) -> BrokerAddress:
+    """Return the parts of `mqtt[s]://[user[:password]@]host[:port]`; the default ports are 1883 and 8883.
+
+    Raises:
+        BrokerUrlError: it has another form; a password in it is left out of the message.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise BrokerUrlError(_without_password(url), str(error)) from error
+    problem = _find_problem(parts.scheme, parts.hostname, port, parts.path + parts.query + parts.fragment)
+    if problem or parts.hostname is None:
+        raise BrokerUrlError(_without_password(url), problem or "no host")
+    return BrokerAddress(
+        host=parts.hostname,
+        port=port or _DEFAULT_PORTS[parts.scheme],
+        is_tls=parts.scheme == "mqtts",
+        user=unquote(parts.username) if parts.username else None,
+        password=unquote(parts.password) if parts.password else None,
+    )
+
+
+def _find_problem(scheme: str, host: str | None, port: int | None, rest: str) -> str | None:
+    if scheme not in _DEFAULT_PORTS:
+        return f"scheme {scheme!r} is not mqtt or mqtts"
+    if not host or any(len(label) not in range(1, 64) for label in host.rstrip(".").split(".")):
+        return "no usable host"
+    if port == 0:
+        return f"port must be 1 to {_MAX_PORT}"
+    if rest.strip("/"):
+        return "nothing may follow the port"
+    return None
+
+
+def _without_password(url: str) -> str:
+    scheme, mark, rest = url.partition("://")
+    return scheme + mark + rest.rpartition("@")[2]
+
+
+def make_tls_context(address: BrokerAddress, options: BusOptions) -> ssl.SSLContext | None:
+    """Return the TLS context for an `mqtts` address: the broker's name is always checked; None for `mqtt`.
+
+    Raises:
+        BrokerUrlError: a certificate or key file cannot be read, or one is given for a URL without TLS.
+    """
+    if not address.is_tls:
+        if options.ca_file or options.cert_file:
+            raise BrokerUrlError(str(address), "certificate files are set, but this URL is without TLS: use mqtts://")
+        return None
+    try:
+        context = ssl.create_default_context(cafile=options.ca_file)
+        if options.cert_file:
+            context.load_cert_chain(options.cert_file, options.key_file)
+    except OSError as error:
+        files = [str(file) for file in (options.ca_file, options.cert_file, options.key_file) if file]
+        raise BrokerUrlError(str(address), f"cannot read {', '.join(files)}: {error}") from error
+    return context
+
+
+@dataclass(slots=True, kw_only=True)
+class Backoff:
+    """Full-jitter waits: each is drawn from 0 to a bound that doubles up to a cap, so that a fleet spreads out."""
+
+    initial_s: float
+    max_s: float
+    draw: random.Random = field(default_factory=random.Random)
+    _num_waits: int = 0
+
+    def next_wait_s(self) -> float:
+        """Return how long to wait before the next attempt."""
+        bound = min(self.max_s, self.initial_s * 2 ** min(self._num_waits, 32))
+        self._num_waits += 1
+        return self.draw.uniform(0, bound)
+
+    def reset(self) -> None:
+        """Start again at the initial bound: the last connection was stable."""
+        self._num_waits = 0
+
+
+@dataclass(slots=True)
+class VersionChoice:
+    """Which MQTT version the next CONNECT speaks: 5, or 3.1.1 once after the broker did not take 5.
+
+    Never for good: a time-out may only mean a broker that is full, and a broker may be replaced by a newer one.
+    """
+
+    is_mqtt5_tried: bool
+    _is_fallback: bool = False
+
+    @property
+    def is_mqtt5(self) -> bool:
+        """True when the next CONNECT speaks MQTT 5."""
+        return self.is_mqtt5_tried and not self._is_fallback
+
+    def failed(self, *, is_version_doubtful: bool) -> bool:
+        """Note a failed CONNECT; return whether 3.1.1 is worth an attempt at once."""
+        was_mqtt5 = self.is_mqtt5
+        self._is_fallback = was_mqtt5 and is_version_doubtful
+        return self._is_fallback
+
+    def ended(self) -> None:
+        """Note that a connection came to its end: the next one asks for MQTT 5 again."""
+        self._is_fallback = False

@@ -1,0 +1,299 @@
+"""The connection to the broker: it connects, subscribes, and does both again for ever after every loss.
+
+What is published while there is no connection is refused at once, never queued: a status is superseded by the
+snapshot that its owner announces after `Connected`, and a trigger that comes late is worse than none.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from fedops_mqtt.bus.address import Backoff, BusOptions, VersionChoice, make_tls_context, parse_broker_url
+from fedops_mqtt.bus.errors import (
+    BusError,
+    ConnectError,
+    ConnectTimeoutError,
+    CredentialsError,
+    NotConnectedError,
+    RefusedError,
+    VersionError,
+)
+from fedops_mqtt.bus.events import BusEvent, Connected, Disconnected
+from fedops_mqtt.bus.intake import Intake
+from fedops_mqtt.bus.session import Session, WillPacket, open_session
+from fedops_mqtt.bus.tasks import alongside
+from fedops_mqtt.protocol import Message, Topic, encode
+
+logger = logging.getLogger(__name__)
+
+STABLE_AFTER_S = 10.0
+"""A connection that lasted this long was a good one: back-off starts anew. Two that evict each other last shorter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """A message and the topic it goes to."""
+
+    topic: Topic
+    message: Message
+
+
+MakeWill = Callable[[], Awaitable[Publication | None]]
+Observer = Callable[[BusEvent], None]
+
+
+class Connection:
+    """A connection that heals itself, as an async context manager; entering it does not wait for the broker.
+
+    Args:
+        url: `mqtt://` or `mqtts://`, see `parse_broker_url`.
+        client_id: MQTT client id; None lets the broker choose.
+        subscriptions: topic filters, subscribed at QoS 1 after every connect.
+        make_will: asked for the last will before every CONNECT; it must be fresh, its epoch belongs to the connection.
+        options: time-outs, credentials, TLS files, back-off.
+        observers: called with every event as it happens, before it can be drained; they must not raise or block.
+
+    Raises:
+        BrokerUrlError: the URL or a TLS file cannot be used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        client_id: str | None = None,
+        subscriptions: Sequence[str] = (),
+        make_will: MakeWill | None = None,
+        options: BusOptions | None = None,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self._options = options or BusOptions()
+        self._address = parse_broker_url(url)
+        self._tls = make_tls_context(self._address, self._options)
+        self._client_id = client_id
+        self._filters = list(dict.fromkeys(subscriptions))
+        self._make_will = make_will
+        self._observers = list(observers)
+        self._intake = Intake()
+        self._inbox: deque[BusEvent] = deque()
+        self._news = asyncio.Event()
+        self._session: Session | None = None
+        self._held: list[BusEvent] | None = None
+        self._first_try: asyncio.Future[None] | None = None
+        self._outage: str | None = None
+        self._in_flight = asyncio.Semaphore(self._options.max_inflight_publishes)
+        self._version = VersionChoice(self._options.is_mqtt5_tried)
+        self._backoff = Backoff(initial_s=self._options.backoff_initial_s, max_s=self._options.backoff_max_s)
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        self._first_try = asyncio.get_running_loop().create_future()
+        await self._stack.enter_async_context(alongside(self._stay_connected(), name="bus-connection"))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return await self._stack.__aexit__(kind, error, traceback)
+
+    @property
+    def broker(self) -> str:
+        """The broker's URL without user and password."""
+        return str(self._address)
+
+    @property
+    def is_connected(self) -> bool:
+        """True while connected and subscribed."""
+        return self._session is not None
+
+    @property
+    def num_malformed(self) -> int:
+        """Messages dropped at the door since the start."""
+        return self._intake.num_malformed
+
+    async def wait_first_try(self) -> None:
+        """Wait for the outcome of the first attempt to connect; the connection goes on trying in any case.
+
+        Raises:
+            ConnectError: the first attempt failed; `CredentialsError` where the broker refuses us.
+        """
+        if self._first_try is None:
+            raise NotConnectedError(self.broker)
+        await asyncio.shield(self._first_try)
+
+    async def publish(self, topic: Topic, message: Message | None) -> None:
+        """Publish a message, or clear what is retained with None; retain and QoS follow from the topic.
+
+        Await one call before the next where order matters on a topic.
+
+        Raises:
+            NotConnectedError: there is no connection, or it broke before the broker acknowledged.
+            RefusedError: the broker says no (with MQTT 3.1.1 it cannot say so).
+            PublishTimeoutError: it did not acknowledge within `publish_timeout_s`.
+        """
+        payload = b"" if message is None else encode(message)
+        async with self._in_flight:
+            if self._session is None:
+                raise NotConnectedError(self.broker)
+            channel = topic.channel
+            await self._session.publish(str(topic), payload, qos=channel.qos, is_retained=channel.is_retained)
+
+    async def drain(self, timeout_s: float | None = None) -> list[BusEvent]:
+        """Wait for at least one event, then return everything that is there; an empty list when none came in time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._wait_for_news()
+        batch = list(self._inbox)
+        self._inbox.clear()
+        return batch
+
+    async def events(self) -> AsyncIterator[BusEvent]:
+        """Yield every event in order, for ever. One reader at a time; `drain` takes from the same inbox."""
+        while True:
+            await self._wait_for_news()
+            while self._inbox:
+                yield self._inbox.popleft()
+
+    async def reconnect(self, reason: str = "reconnect asked for") -> None:
+        """Leave the connection cleanly (no last will) and connect again with a new will; does not wait for it."""
+        if self._session is not None:
+            self._session.end(reason)
+
+    async def subscribe(self, filters: Sequence[str]) -> None:
+        """Add topic filters, now and after every reconnect.
+
+        Raises:
+            RefusedError: the broker does not grant one of them.
+        """
+        new = [each for each in dict.fromkeys(filters) if each not in self._filters]
+        self._filters += new
+        if not filters or self._session is None:
+            return
+        refusals = await self._session.subscribe(list(filters))
+        if refusals:
+            raise refusals[0]
+
+    def observe(self, observer: Observer) -> None:
+        """Call `observer` with every event from now on."""
+        self._observers.append(observer)
+
+    def unobserve(self, observer: Observer) -> None:
+        """Stop calling `observer`."""
+        self._observers.remove(observer)
+
+    async def _wait_for_news(self) -> None:
+        if not self._inbox:
+            self._news.clear()
+            await self._news.wait()
+
+    async def _stay_connected(self) -> None:
+        while True:
+            try:
+                await self._connect_once()
+            except ConnectError as error:
+                is_doubtful = isinstance(error, VersionError | ConnectTimeoutError)
+                if self._version.failed(is_version_doubtful=is_doubtful):
+                    continue
+                self._note_failure(error)
+            await asyncio.sleep(self._backoff.next_wait_s())
+
+    async def _connect_once(self) -> None:
+        will = await self._will_packet()
+        self._held = []
+        async with open_session(
+            self._address,
+            self._options,
+            client_id=self._client_id,
+            is_mqtt5=self._version.is_mqtt5,
+            tls=self._tls,
+            will=will,
+            on_message=self._take_in,
+        ) as session:
+            await self._serve(session)
+
+    async def _will_packet(self) -> WillPacket | None:
+        publication = await self._make_will() if self._make_will else None
+        if publication is None:
+            return None
+        topic, channel = publication.topic, publication.topic.channel
+        payload = encode(publication.message)
+        return WillPacket(topic=str(topic), payload=payload, qos=channel.qos, is_retained=channel.is_retained)
+
+    async def _serve(self, session: Session) -> None:
+        since = time.monotonic()
+        async with alongside(self._begin(session), name="bus-subscribe"):
+            reason = await session.wait_ended()
+        if time.monotonic() - since >= STABLE_AFTER_S:
+            self._backoff.reset()
+        self._version.ended()
+        self._lose(reason)
+
+    async def _begin(self, session: Session) -> None:
+        """Subscribe, then let in what came meanwhile: nobody hears a message before `Connected`."""
+        try:
+            await self._subscribe_all(session)
+        except NotConnectedError as error:
+            session.end(str(error))
+            return
+        self._session = session
+        self._note_success(session)
+        self._push(Connected(session.protocol_version, time.monotonic()))
+        held, self._held = self._held or [], None
+        for event in held:
+            self._push(event)
+
+    async def _subscribe_all(self, session: Session) -> None:
+        """Subscribe until everything is granted: a broker that lost a node refuses for a while, and then grants."""
+        missing = list(self._filters)
+        while missing:
+            refusals = await session.subscribe(missing)
+            missing = [refusal.topic for refusal in refusals]
+            if refusals:
+                self._note_failure(refusals[0])
+                await asyncio.sleep(self._backoff.next_wait_s())
+
+    def _take_in(self, topic: str, payload: bytes, is_retained: bool) -> None:
+        event = self._intake.read(topic, payload, is_retained=is_retained)
+        if self._held is None:
+            self._push(event)
+        else:
+            self._held.append(event)
+
+    def _push(self, event: BusEvent) -> None:
+        for observer in self._observers:
+            observer(event)
+        self._inbox.append(event)
+        self._news.set()
+
+    def _lose(self, reason: str) -> None:
+        if self._session is None:
+            return
+        self._session = None
+        self._outage = "lost"
+        logger.warning("lost the connection to the broker", extra={"broker": self.broker, "reason": reason})
+        self._push(Disconnected(reason))
+
+    def _note_failure(self, error: BusError) -> None:
+        """Say what is wrong once an outage; again only when it is wrong in another way."""
+        if self._first_try and not self._first_try.done() and isinstance(error, ConnectError):
+            self._first_try.set_exception(error)
+            self._first_try.exception()
+        kind = "credentials" if isinstance(error, CredentialsError) else type(error).__name__
+        if self._outage in (kind, "lost") and not isinstance(error, CredentialsError | RefusedError):
+            return
+        if self._outage != kind:
+            self._outage = kind
+            logger.error("no use of the broker, trying again until there is", extra={"problem": str(error)})
+
+    def _note_success(self, session: Session) -> None:
+        if self._first_try and not self._first_try.done():
+            self._first_try.set_result(None)
+        facts = {"broker": self.broker, "protocol_version": session.protocol_version}
+        logger.info("connected to the broker", extra=facts)
+        self._outage = None

@@ -1,0 +1,297 @@
+"""mosquitto as a managed process: on a free port, ready when it answers a CONNECT, gone with whoever started it.
+
+It runs the shipped configuration itself, with the port and the folder replaced; as root it stays root, because a
+process that changes its user is no longer told to end with its parent, and could not read its owner's files.
+"""
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from fedops_mqtt.bus.errors import MosquittoError
+
+_SEARCHED_TOO = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
+"""Where packages put mosquitto and a person's PATH does not look."""
+
+_CONNECT_311 = bytes.fromhex("100c00044d5154540402000a0000")
+"""An MQTT 3.1.1 CONNECT without client id, keep alive 10 s; any CONNACK to it says that the broker is up."""
+
+_CONNACK = 0x20
+_RETRY_S = 0.02
+_ANSWER_TIMEOUT_S = 1.0
+_PORT_TRIES = 5
+_LOG_TAIL_LINES = 10
+
+
+def find_config(name: str = "mosquitto.dev.conf") -> Path:
+    """Return a shipped broker configuration, from an installed wheel or a checkout.
+
+    Raises:
+        MosquittoError: there is no such file.
+    """
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "broker-config", package.parent / "broker-config"):
+        if (folder / name).is_file():
+            return folder / name
+    raise MosquittoError(f"no {name} in broker-config beside the package {package}")
+
+
+def find_mosquitto() -> str:
+    """Return the path of the mosquitto executable.
+
+    Raises:
+        MosquittoError: it is not installed.
+    """
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), *_SEARCHED_TOO])
+    found = shutil.which("mosquitto", path=path)
+    if found is None:
+        raise MosquittoError("not found; install it (Debian: apt-get install mosquitto, macOS: brew install mosquitto)")
+    return found
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """Return a TCP port that is free at this moment."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def render_config(text: str, *, port: int, data_dir: Path, changes: Mapping[str, str]) -> str:
+    """Return a configuration with port, data folder and `changes` (directive to value) put in.
+
+    A directive that stands in the text is replaced where it stands; one that does not is added at the end.
+    """
+    wanted = {"persistence_location": f"{data_dir}/", **changes}
+    lines = []
+    for line in text.splitlines():
+        name, _, value = line.strip().partition(" ")
+        if name == "listener":
+            host = value.partition(" ")[2]
+            lines.append(f"listener {port} {host}".rstrip())
+        elif name in wanted:
+            lines.append(f"{name} {wanted.pop(name)}")
+        else:
+            lines.append(line)
+    return "\n".join([*lines, *(f"{name} {value}" for name, value in wanted.items())]) + "\n"
+
+
+class Mosquitto:
+    """A broker of one's own, as an async context manager.
+
+    Args:
+        config: configuration to run; default: the shipped one for development. It has one `listener` line.
+        port: TCP port; default: a free one.
+        changes: directives to replace or add.
+        data_dir: where retained messages are kept; default: a temporary folder that goes with the broker.
+        is_log_shown: mosquitto's log goes to our stderr instead of into the error of a failed start.
+        start_timeout_s: how long it may take to answer a CONNECT.
+
+    Raises (on entering):
+        MosquittoError: it is not installed or did not start; its own last lines are in the message.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: Path | None = None,
+        port: int | None = None,
+        changes: Mapping[str, str] | None = None,
+        data_dir: Path | None = None,
+        is_log_shown: bool = False,
+        start_timeout_s: float = 10.0,
+    ) -> None:
+        self.host = "127.0.0.1"
+        self.port = port or 0
+        self._config = config
+        self._changes = dict(changes or {})
+        self._data_dir = data_dir
+        self._is_log_shown = is_log_shown
+        self._start_timeout_s = start_timeout_s
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        return f"mqtt://{self.host}:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """The process id; 0 while it does not run."""
+        return self._process.pid if self._process else 0
+
+    async def __aenter__(self) -> Self:
+        self._folder = tempfile.TemporaryDirectory(prefix="fedops-mosquitto-")
+        try:
+            await self._start_on_some_port()
+        except BaseException:
+            await self._clean_up()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._clean_up()
+
+    async def start(self) -> None:
+        """Start it (again) on its port with what it had saved.
+
+        Raises:
+            MosquittoError: it did not come up.
+        """
+        config = self._write_config()
+        command = [*_end_with_parent(), find_mosquitto(), "-c", str(config)]
+        with self._open_log() as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *command, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        try:
+            await self._wait_ready(self._process)
+        except BaseException:
+            await self.kill()
+            raise
+
+    async def terminate(self) -> None:
+        """Shut it down in order: it saves what it retains and says the wills of everybody connected."""
+        await self._end(signal.SIGTERM)
+
+    async def kill(self) -> None:
+        """Kill it: it keeps what it last saved, and says no wills."""
+        await self._end(signal.SIGKILL)
+
+    async def restart(self) -> None:
+        """Shut it down in order and start it again on the same port."""
+        await self.terminate()
+        await self.start()
+
+    async def save(self) -> None:
+        """Ask it to write what it retains to disk now; does not wait for it."""
+        self._signal(signal.SIGUSR1)
+
+    def pause(self) -> None:
+        """Stop the process where it is: connections stay open and nothing answers."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused process go on."""
+        self._signal(signal.SIGCONT)
+
+    async def wait(self) -> int:
+        """Wait for the process to end by itself and return its exit status."""
+        return await self._process.wait() if self._process else 0
+
+    async def _start_on_some_port(self) -> None:
+        if self.port:
+            await self.start()
+            return
+        for tries_left in reversed(range(_PORT_TRIES)):
+            self.port = free_port(self.host)
+            try:
+                await self.start()
+                return
+            except MosquittoError as error:
+                if not tries_left or "Address already in use" not in error.log:
+                    raise
+
+    def _write_config(self) -> Path:
+        folder = self._work_dir
+        data_dir = self._data_dir or folder / "data"
+        data_dir.mkdir(parents=True, exist_ok=True)
+        changes = dict(self._changes)
+        if os.geteuid() == 0:
+            changes.setdefault("user", "root")
+        template = self._config or find_config()
+        path = folder / "mosquitto.conf"
+        try:
+            text = template.read_text(encoding="utf-8")
+        except OSError as error:
+            raise MosquittoError(f"cannot read its configuration {template}: {error}") from error
+        path.write_text(render_config(text, port=self.port, data_dir=data_dir, changes=changes), encoding="utf-8")
+        return path
+
+    def _open_log(self) -> IO[bytes]:
+        if self._is_log_shown:
+            return os.fdopen(os.dup(2), "wb")
+        return (self._work_dir / "log").open("wb")
+
+    @property
+    def _work_dir(self) -> Path:
+        if self._folder is None:
+            raise MosquittoError("it is an async context manager: enter it first")
+        return Path(self._folder.name)
+
+    async def _wait_ready(self, process: asyncio.subprocess.Process) -> None:
+        try:
+            async with asyncio.timeout(self._start_timeout_s):
+                while not await self._answers():
+                    if process.returncode is not None:
+                        raise MosquittoError(f"ended with status {process.returncode} at its start", self._log_tail())
+                    await asyncio.sleep(_RETRY_S)
+        except TimeoutError as error:
+            problem = f"did not answer on {self.url} within {self._start_timeout_s:g} s"
+            raise MosquittoError(problem, self._log_tail()) from error
+
+    async def _answers(self) -> bool:
+        try:
+            reader, writer = await asyncio.open_connection(self.host, self.port)
+        except OSError:
+            return False
+        try:
+            writer.write(_CONNECT_311)
+            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                answer = await reader.read(1)
+            return answer == bytes([_CONNACK])
+        except (OSError, TimeoutError):
+            return False
+        finally:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    def _log_tail(self) -> str:
+        log = self._work_dir / "log"
+        if not log.exists():
+            return ""
+        return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_TAIL_LINES:])
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process and self._process.returncode is None:
+            self._process.send_signal(number)
+
+    async def _end(self, number: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with suppress(ProcessLookupError):
+            process.send_signal(number)
+            process.send_signal(signal.SIGCONT)
+        try:
+            async with asyncio.timeout(self._start_timeout_s):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+    async def _clean_up(self) -> None:
+        try:
+            await self.terminate()
+        finally:
+            if self._folder is not None:
+                self._folder.cleanup()
+                self._folder = None
+
+
+def _end_with_parent() -> list[str]:
+    """Linux: have the kernel end it when we die, however we die; elsewhere a killed parent leaves it running."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []

@@ -1,0 +1,278 @@
+"""The life of one retained status topic, for whoever owns it: client, FL server and manager use the same one.
+
+One speaker publishes, one word at a time, and always the newest snapshot: the last word at the broker is the truth.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import assert_never
+
+from fedops_mqtt.bus.address import BusOptions
+from fedops_mqtt.bus.connection import Connection, Publication
+from fedops_mqtt.bus.epochs import EpochStore
+from fedops_mqtt.bus.errors import BusError, NotConnectedError, PublishTimeoutError, RefusedError, RivalError
+from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Disconnected, Received
+from fedops_mqtt.bus.tasks import alongside
+from fedops_mqtt.core import ownership
+from fedops_mqtt.core.fencing import LAST_SEQ, Stamp
+from fedops_mqtt.core.fleet import says_out
+from fedops_mqtt.core.ownership import Adopt, Decision, Ignore, Ownership, Repair, SeenWord, Yield
+from fedops_mqtt.protocol import StatusMessage, Topic
+
+logger = logging.getLogger(__name__)
+
+MakeStatus = Callable[[Stamp], StatusMessage]
+MakeGoodbye = Callable[[Stamp, str], StatusMessage]
+
+_NEVER = float("inf")
+
+
+def new_instance() -> str:
+    """Return a name for this start of a process; newer ones sort after older ones, which decides between rivals."""
+    return ownership.new_instance(time.time_ns() // 1_000_000, secrets.token_hex(6))
+
+
+class StatusOwner:
+    """Says a status, repeats it, defends it and takes leave.
+
+    Args:
+        topic: the retained status topic.
+        instance: this process, from `new_instance`; every status made here must carry it.
+        make_snapshot: returns the whole condition as it is now, with the stamp given.
+        make_will: returns what the broker shall say if we die, with the stamp given.
+        make_goodbye: returns the last word, with the stamp and the reason (`shutdown` or `error`); None: no last word.
+        epochs: keeps the epoch over restarts.
+        heartbeat_s: the status is said again after this long without a word.
+        on_rival: called when a newer living instance is seen. Default: `RivalError` ends `speaking`.
+    """
+
+    def __init__(
+        self,
+        *,
+        topic: Topic,
+        instance: str,
+        make_snapshot: MakeStatus,
+        make_will: MakeStatus,
+        make_goodbye: MakeGoodbye | None,
+        epochs: EpochStore,
+        heartbeat_s: float,
+        on_rival: Callable[[RivalError], None] | None = None,
+    ) -> None:
+        self.topic = topic
+        self.instance = instance
+        self._make_snapshot = make_snapshot
+        self._make_will = make_will
+        self._make_goodbye = make_goodbye
+        self._epochs = epochs
+        self._heartbeat_s = heartbeat_s
+        self._on_rival = on_rival
+        self._ownership = Ownership(instance=instance)
+        self._seq = 0
+        self._is_up = False
+        self._is_refused = False
+        self._due_at = _NEVER
+        self._said_at = -_NEVER
+        self._adopted: int | None = None
+        self._rival: RivalError | None = None
+        self._wake = asyncio.Event()
+        self._said = asyncio.Event()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the present connection; 0 before the first."""
+        return self._ownership.epoch
+
+    def next_stamp(self) -> Stamp:
+        """Return a fresh stamp, for another topic that the same owner writes (a run's status)."""
+        self._seq += 1
+        return Stamp(self.epoch, self._seq)
+
+    def update(self) -> None:
+        """Say that the snapshot has changed; it is published soon, or announced when the connection is back."""
+        self._say_at(time.monotonic())
+
+    async def flush(self, timeout_s: float) -> bool:
+        """Wait until the newest snapshot is acknowledged; False when it was not in time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._said.wait()
+        return self._said.is_set()
+
+    async def will(self) -> Publication:
+        """Take a new epoch, keep it, and return the last will for the connection that uses it.
+
+        Raises:
+            EpochFileError: the epoch cannot be kept.
+        """
+        epoch = await asyncio.to_thread(self._take_epoch)
+        self._ownership = self._ownership.connected(epoch)
+        self._seq = 0
+        return Publication(topic=self.topic, message=self._make_will(Stamp(epoch, LAST_SEQ)))
+
+    def take(self, event: BusEvent) -> None:
+        """Note what the connection tells; give it to the connection as an observer."""
+        match event:
+            case Connected():
+                self._is_up = True
+                self._is_refused = False
+                self._say_at(time.monotonic())
+            case Disconnected():
+                self._is_up = False
+                self._due_at = _NEVER
+            case Received(topic, message, is_retained) if topic == self.topic and isinstance(message, StatusMessage):
+                self._judge(message, is_retained=is_retained)
+            case Cleared(topic) if topic == self.topic:
+                self._ownership, decision = ownership.judge_cleared(self._ownership, now=time.monotonic())
+                self._carry_out(decision)
+
+    @asynccontextmanager
+    async def on_bus(
+        self, url: str, *, client_id: str | None, subscriptions: Sequence[str] = (), options: BusOptions | None = None
+    ) -> AsyncIterator[Connection]:
+        """Connect, announce, and speak while the block runs; say goodbye at its end.
+
+        Raises:
+            RivalError: a newer process has this identity.
+            BrokerUrlError, EpochFileError: see there.
+        """
+        connection = Connection(
+            url,
+            client_id=client_id,
+            subscriptions=[str(self.topic), *subscriptions],
+            make_will=self.will,
+            options=options,
+            observers=[self.take],
+        )
+        async with connection, self.speaking(connection):
+            yield connection
+
+    @asynccontextmanager
+    async def speaking(self, connection: Connection) -> AsyncIterator[None]:
+        """Publish over a connection that was made with `will` and `take`, while the block runs.
+
+        Raises:
+            RivalError: a newer process has this identity; nothing more is said, the topic is its own.
+        """
+        reason = "error"
+        try:
+            async with alongside(self._speak(connection), name=f"speak-{self.topic.channel.name.lower()}"):
+                yield
+            reason = "shutdown"
+        except asyncio.CancelledError:
+            reason = "shutdown"
+            raise
+        finally:
+            if self._rival is None:
+                await self._say_goodbye(connection, reason)
+
+    async def _speak(self, connection: Connection) -> None:
+        while True:
+            await self._wait_until_due()
+            if self._rival is not None:
+                raise self._rival
+            if self._adopted is not None:
+                await self._stand_above(connection)
+            else:
+                await self._say(connection)
+
+    async def _wait_until_due(self) -> None:
+        while (wait_s := self._next_word_at() - time.monotonic()) > 0:
+            self._wake.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None if wait_s == _NEVER else wait_s):
+                    await self._wake.wait()
+
+    def _next_word_at(self) -> float:
+        if self._rival is not None or self._adopted is not None:
+            return -_NEVER
+        if not self._is_up:
+            return _NEVER
+        return min(self._due_at, self._said_at + self._heartbeat_s)
+
+    async def _say(self, connection: Connection) -> None:
+        self._due_at = _NEVER
+        self._said_at = time.monotonic()
+        try:
+            await connection.publish(self.topic, self._make_snapshot(self.next_stamp()))
+        except NotConnectedError:
+            self._is_up = self._is_up and connection.is_connected
+            self._due_at = min(self._due_at, time.monotonic())
+        except PublishTimeoutError as error:
+            logger.warning("status was not acknowledged, saying it again", extra={"problem": str(error)})
+            self._due_at = min(self._due_at, time.monotonic())
+        except RefusedError as error:
+            self._note_refusal(error)
+        else:
+            self._is_refused = False
+            if self._due_at == _NEVER:
+                self._said.set()
+
+    def _note_refusal(self, error: RefusedError) -> None:
+        """Say so once a connection; the heartbeat tries again."""
+        if not self._is_refused:
+            logger.error("nobody sees our status", extra={"problem": str(error)})
+        self._is_refused = True
+
+    async def _stand_above(self, connection: Connection) -> None:
+        epoch, self._adopted = self._adopted, None
+        self._is_up = False
+        if epoch is not None:
+            await asyncio.to_thread(self._epochs.save, epoch)
+            logger.warning("took over a higher epoch from before", extra={"topic": str(self.topic), "epoch": epoch})
+            await connection.reconnect("our own topic holds a higher epoch from before")
+
+    async def _say_goodbye(self, connection: Connection, reason: str) -> None:
+        """Say what was left unsaid, then the last word; a broker that is away must not hold up the exit."""
+        if self._make_goodbye is None or not connection.is_connected:
+            return
+        try:
+            if self._due_at != _NEVER:
+                await connection.publish(self.topic, self._make_snapshot(self.next_stamp()))
+            await connection.publish(self.topic, self._make_goodbye(self.next_stamp(), reason))
+        except BusError as error:
+            logger.warning("left without a goodbye", extra={"topic": str(self.topic), "problem": str(error)})
+
+    def _take_epoch(self) -> int:
+        last = max(self._epochs.load(), self._ownership.epoch)
+        epoch = ownership.next_epoch(last, time.time_ns() // 1_000_000)
+        self._epochs.save(epoch)
+        return epoch
+
+    def _judge(self, message: StatusMessage, *, is_retained: bool) -> None:
+        word = SeenWord(
+            instance=message.instance, epoch=message.epoch, is_out=says_out(message), is_retained=is_retained
+        )
+        self._ownership, decision = ownership.judge(self._ownership, word, now=time.monotonic())
+        self._carry_out(decision)
+
+    def _carry_out(self, decision: Decision) -> None:
+        match decision:
+            case Ignore():
+                pass
+            case Repair(at):
+                logger.warning("repairing our retained status", extra={"topic": str(self.topic)})
+                self._say_at(at)
+            case Adopt(epoch):
+                self._adopted = epoch
+                self._wake.set()
+            case Yield(rival):
+                self._yield_to(RivalError(str(self.topic), self.instance, rival))
+            case _:
+                assert_never(decision)
+
+    def _yield_to(self, rival: RivalError) -> None:
+        logger.error("a newer process has our identity", extra={"problem": str(rival)})
+        if self._on_rival is not None:
+            self._on_rival(rival)
+            return
+        self._rival = rival
+        self._wake.set()
+
+    def _say_at(self, at: float) -> None:
+        self._said.clear()
+        self._due_at = min(self._due_at, at)
+        self._wake.set()

@@ -1,0 +1,292 @@
+"""One CONNECT to the broker, from CONNACK to the end; the only module that touches aiomqtt and paho.
+
+A session is never used again: paho keeps unacknowledged publishes of a client object and would send them into the
+next connection, where they are stale. Seen with aiomqtt 2.5.1 and paho 2.2, private and hooked on purpose:
+`Client._client` (paho), because aiomqtt drops a PUBACK's reason code; `Client._connected` and `._disconnected`,
+because a connection closed before its CONNACK would be waited for until the time-out, and the end of one is told
+to readers of messages only; `paho.Client._sock_close`, because a failed or abandoned connect leaves the socket open.
+"""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import aiomqtt
+import paho.mqtt.client as paho_client
+from aiomqtt.exceptions import MqttConnectError
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from fedops_mqtt.bus.address import BrokerAddress, BusOptions
+from fedops_mqtt.bus.errors import (
+    ConnectError,
+    ConnectTimeoutError,
+    CredentialsError,
+    NotConnectedError,
+    PublishTimeoutError,
+    RefusedError,
+    VersionError,
+)
+
+_REFUSED_FROM = 128
+"""MQTT 5, 4.13: reason codes from 0x80 say no."""
+
+_VERSION_REFUSED = frozenset({1, 132})
+"""CONNACK: unacceptable protocol version, in 3.1.1 (3.2.2.3) and in 5 (3.2.2.2)."""
+
+_CREDENTIALS_REFUSED = frozenset({4, 5, 134, 135, 140})
+"""CONNACK: bad user name or password, not authorized (3.1.1 and 5), bad authentication method (5)."""
+
+_DISCONNECT_TIMEOUT_S = 2.0
+"""For the last packet of a session that is left; a stalled network must not hold up an exit."""
+
+_MAX_PACKET_BYTES = 4 * 1024 * 1024 + 64 * 1024
+"""MQTT 5, 3.1.2.11.4: a broker keeps larger packets to itself; the largest message of protocol v1 fits."""
+
+OnMessage = Callable[[str, bytes, bool], None]
+"""Topic, payload, retained: called in the order of arrival, from the event loop; must not raise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WillPacket:
+    """The last will as CONNECT carries it."""
+
+    topic: str
+    payload: bytes
+    qos: int
+    is_retained: bool
+
+
+class _Funnel(asyncio.Queue[aiomqtt.Message]):
+    """Hands each message on as it arrives; the queue itself stays empty, which nearly doubles the intake."""
+
+    def __init__(self, on_message: OnMessage) -> None:
+        super().__init__()
+        self._on_message = on_message
+
+    def put_nowait(self, item: aiomqtt.Message) -> None:
+        self._on_message(item.topic.value, item.payload, item.retain)
+
+
+class Session:
+    """A live connection; made by `open_session`."""
+
+    def __init__(self, client: aiomqtt.Client, address: BrokerAddress, options: BusOptions, *, is_mqtt5: bool) -> None:
+        self.is_mqtt5 = is_mqtt5
+        self._client = client
+        self._paho = client._client
+        self._address = address
+        self._options = options
+        self._acks: dict[int, asyncio.Future[ReasonCode]] = {}
+        self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._paho.on_publish = self._on_puback
+        client._disconnected.add_done_callback(self._on_disconnected)
+
+    @property
+    def protocol_version(self) -> str:
+        """`5` or `3.1.1`."""
+        return "5" if self.is_mqtt5 else "3.1.1"
+
+    async def wait_ended(self) -> str:
+        """Wait for the end of the connection and return its reason."""
+        return await asyncio.shield(self._ended)
+
+    def end(self, reason: str) -> None:
+        """Make `wait_ended` return; the session is then left by its owner."""
+        if not self._ended.done():
+            self._ended.set_result(reason)
+        for ack in self._acks.values():
+            if not ack.done():
+                ack.set_exception(NotConnectedError(str(self._address)))
+
+    async def publish(self, topic: str, payload: bytes, *, qos: int, is_retained: bool) -> None:
+        """Publish and wait for the broker's word on it.
+
+        Raises:
+            NotConnectedError: the connection is gone.
+            RefusedError: the broker's reason code says no (MQTT 5 only; 3.1.1 has no such word).
+            PublishTimeoutError: it said nothing in time.
+        """
+        info = self._paho.publish(topic, payload, qos, is_retained)
+        if info.rc != paho_client.MQTT_ERR_SUCCESS or self._ended.done():
+            raise NotConnectedError(str(self._address))
+        if qos == 0:
+            return
+        ack = self._acks[info.mid] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(self._options.publish_timeout_s):
+                reason = await ack
+        except TimeoutError as error:
+            raise PublishTimeoutError(topic, self._options.publish_timeout_s) from error
+        finally:
+            self._acks.pop(info.mid, None)
+        if reason.value >= _REFUSED_FROM:
+            raise RefusedError(topic, reason.value, str(reason))
+
+    async def subscribe(self, filters: Sequence[str]) -> list[RefusedError]:
+        """Subscribe at QoS 1 and return the refusals, one for each filter that the broker did not grant.
+
+        Raises:
+            NotConnectedError: the connection went, or the broker did not answer in time.
+        """
+        wanted: Any = [(each, SubscribeOptions(qos=1) if self.is_mqtt5 else 1) for each in filters]
+        try:
+            granted = await self._client.subscribe(wanted, timeout=self._options.publish_timeout_s)
+        except aiomqtt.MqttError as error:
+            raise NotConnectedError(str(self._address)) from error
+        answers = zip(filters, cast(list[ReasonCode], granted), strict=True)
+        return [RefusedError(each, code.value, str(code)) for each, code in answers if code.value >= _REFUSED_FROM]
+
+    async def unsubscribe(self, filters: Sequence[str]) -> None:
+        """Stop receiving what these filters match.
+
+        Raises:
+            NotConnectedError: the connection went, or the broker did not answer in time.
+        """
+        try:
+            await self._client.unsubscribe(list(filters), timeout=self._options.publish_timeout_s)
+        except aiomqtt.MqttError as error:
+            raise NotConnectedError(str(self._address)) from error
+
+    def _on_puback(self, _client: object, _userdata: object, mid: int, reason: ReasonCode, _properties: object) -> None:
+        ack = self._acks.get(mid)
+        if ack and not ack.done():
+            ack.set_result(reason)
+
+    def _on_disconnected(self, disconnected: asyncio.Future[None]) -> None:
+        error = None if disconnected.cancelled() else disconnected.exception()
+        self.end(str(error) if error else "closed")
+
+
+@asynccontextmanager
+async def open_session(
+    address: BrokerAddress,
+    options: BusOptions,
+    *,
+    client_id: str | None,
+    is_mqtt5: bool,
+    tls: ssl.SSLContext | None,
+    will: WillPacket | None,
+    on_message: OnMessage,
+) -> AsyncIterator[Session]:
+    """Connect once; leaving the block disconnects cleanly, so the last will does not fire.
+
+    Raises:
+        ConnectTimeoutError: nobody answered in time.
+        VersionError: the broker does not speak this version of MQTT.
+        CredentialsError: it does not know us.
+        ConnectError: anything else: not reached, TLS failed, refused for another reason.
+    """
+    client = _make_client(address, options, client_id, is_mqtt5=is_mqtt5, tls=tls, will=will, on_message=on_message)
+    try:
+        await _connect(client, address, options)
+        session = Session(client, address, options, is_mqtt5=is_mqtt5)
+    except BaseException:
+        _discard(client)
+        raise
+    try:
+        yield session
+    finally:
+        session.end("left")
+        await _disconnect(client)
+
+
+def _make_client(
+    address: BrokerAddress,
+    options: BusOptions,
+    client_id: str | None,
+    *,
+    is_mqtt5: bool,
+    tls: ssl.SSLContext | None,
+    will: WillPacket | None,
+    on_message: OnMessage,
+) -> aiomqtt.Client:
+    def make_queue(maxsize: int) -> _Funnel:
+        return _Funnel(on_message)
+
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    properties.MaximumPacketSize = _MAX_PACKET_BYTES
+    client = aiomqtt.Client(
+        address.host,
+        address.port,
+        username=address.user or options.user,
+        password=address.password or options.password,
+        identifier=client_id,
+        queue_type=cast(type[asyncio.Queue[aiomqtt.Message]], make_queue),
+        protocol=aiomqtt.ProtocolVersion.V5 if is_mqtt5 else aiomqtt.ProtocolVersion.V311,
+        will=aiomqtt.Will(will.topic, will.payload, will.qos, will.is_retained) if will else None,
+        clean_session=None if is_mqtt5 else True,
+        clean_start=True,
+        properties=properties if is_mqtt5 else None,
+        keepalive=options.keepalive_s,
+        timeout=options.connect_timeout_s,
+        tls_context=tls,
+    )
+    client._client.connect_timeout = options.connect_timeout_s
+    return client
+
+
+async def _connect(client: aiomqtt.Client, address: BrokerAddress, options: BusOptions) -> None:
+    _notice_early_close(client)
+    try:
+        await client.__aenter__()
+    except MqttConnectError as error:
+        raise _refusal(error, address, options) from error
+    except aiomqtt.MqttError as error:
+        if "timed out" in str(error):
+            raise ConnectTimeoutError(str(address), options.connect_timeout_s) from error
+        raise ConnectError(str(address), str(error)) from error
+    except UnicodeError as error:
+        raise ConnectError(str(address), f"not a host name ({error})") from error
+
+
+def _notice_early_close(client: aiomqtt.Client) -> None:
+    """Let a connection that closes before its CONNACK fail at once: aiomqtt would wait for its time-out."""
+    tell_aiomqtt = client._on_disconnect
+
+    def on_disconnect(*facts: Any) -> None:
+        if not client._connected.done():
+            client._connected.set_exception(aiomqtt.MqttError("the broker closed the connection before answering"))
+        tell_aiomqtt(*facts)
+
+    client._client.on_disconnect = on_disconnect
+
+
+def _refusal(error: MqttConnectError, address: BrokerAddress, options: BusOptions) -> ConnectError:
+    code, broker = _code_of(error.rc), str(address)
+    if code in _VERSION_REFUSED:
+        return VersionError(broker, str(error))
+    if code in _CREDENTIALS_REFUSED:
+        return CredentialsError(broker, address.user or options.user, str(error))
+    return ConnectError(broker, f"refused {error}")
+
+
+def _code_of(code: ReasonCode | int | None) -> int:
+    return int(code.value) if isinstance(code, ReasonCode) else int(code or 0)
+
+
+async def _disconnect(client: aiomqtt.Client) -> None:
+    client.timeout = _DISCONNECT_TIMEOUT_S
+    try:
+        await client.__aexit__(None, None, None)
+    except Exception as error:
+        # What ended the connection, or a stalled network: both are over with the socket.
+        if not isinstance(error, aiomqtt.MqttError | OSError):
+            raise
+    finally:
+        _discard(client)
+
+
+def _discard(client: aiomqtt.Client) -> None:
+    """Close the socket, also one that a connect in its executor thread is still about to open."""
+    client._client.on_socket_open = None
+    client._client.on_socket_register_write = None
+    client._client._sock_close()
+    for future in (client._connected, client._disconnected):
+        if future.done() and not future.cancelled():
+            future.exception()

@@ -1,0 +1,135 @@
+"""Who speaks on a retained status topic: its owner judges each word that it reads on its own topic.
+
+One rule above all: readers believe the highest epoch, so an owner must always stand above whatever the broker retains.
+Two living owners are told apart by `instance`, which sorts by start: the older one yields, so exactly one does.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+REPAIR_INTERVAL_S = 1.0
+"""Two owners that repair against each other cost one word a second, not a storm."""
+
+EPOCH_CEILING = 2**62
+"""Above this an epoch is no one's clock, and there would be no room left to stand above it."""
+
+_MAX_REMEMBERED_INSTANCES = 8
+"""Other instances whose last epoch is remembered; restarts in a row leave one each."""
+
+
+def new_instance(unix_ms: int, random_hex: str) -> str:
+    """Return a name for a process that starts now; names sort by start: 12 hex digits of ms reach the year 10889."""
+    return f"{unix_ms:012x}-{random_hex}"
+
+
+def next_epoch(persisted: int, unix_ms: int) -> int:
+    """Return the epoch of a new connection: above every earlier one, even where the clock was set back."""
+    return max(persisted + 1, unix_ms)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenWord:
+    """One word read on the own topic; `is_retained`: the broker's copy for a newcomer, not a live word."""
+
+    instance: str
+    epoch: int
+    is_out: bool
+    is_retained: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ignore:
+    """Nothing to do: an echo, or a word that the birth on its way will replace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """The broker may retain an older word: say the snapshot again at this time of the caller's clock, s."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """A word from before stands above ours (state lost, clock behind): take its epoch over and reconnect above it."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Yield:
+    """A newer living instance has this identity: leave it alone and end."""
+
+    instance: str
+    epoch: int
+
+
+Decision = Ignore | Repair | Adopt | Yield
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ownership:
+    """What an owner knows of its own topic.
+
+    Attributes:
+        instance: this process, see `new_instance`.
+        epoch: of the present connection; 0 before the first.
+        is_echoed: an own word of this epoch came back, so whatever older comes now stands over it at the broker.
+        next_repair_at: not before this time of the caller's clock, s.
+        others: highest epoch read of each other instance.
+    """
+
+    instance: str
+    epoch: int = 0
+    is_echoed: bool = False
+    next_repair_at: float = float("-inf")
+    others: Mapping[str, int] = field(default_factory=dict)
+
+    def connected(self, epoch: int) -> "Ownership":
+        """Return the knowledge at the start of a new connection."""
+        return replace(self, epoch=epoch, is_echoed=False)
+
+
+def judge(owner: Ownership, word: SeenWord, *, now: float) -> tuple[Ownership, Decision]:
+    """Return the owner's knowledge after reading `word` on its own topic, and what it has to do about it."""
+    if word.instance == owner.instance:
+        return _judge_place(owner, word, now=now)
+    is_alive = _shows_life(owner, word)
+    owner = _remember(owner, word)
+    if is_alive and word.instance > owner.instance:
+        return owner, Yield(word.instance, word.epoch)
+    return _judge_place(owner, word, now=now)
+
+
+def judge_cleared(owner: Ownership, *, now: float) -> tuple[Ownership, Decision]:
+    """Return what to do when somebody cleared the topic of a living owner: it says its snapshot again."""
+    return _schedule_repair(owner, now=now)
+
+
+def _shows_life(owner: Ownership, word: SeenWord) -> bool:
+    """A live word that is no will; or a second connection: brokers that evict by client id never show both alive."""
+    is_live_word = not word.is_retained and not word.is_out
+    return is_live_word or owner.others.get(word.instance, word.epoch) < word.epoch
+
+
+def _remember(owner: Ownership, word: SeenWord) -> Ownership:
+    known = dict(owner.others)
+    known[word.instance] = max(known.pop(word.instance, 0), word.epoch)
+    return replace(owner, others=dict(list(known.items())[-_MAX_REMEMBERED_INSTANCES:]))
+
+
+def _judge_place(owner: Ownership, word: SeenWord, *, now: float) -> tuple[Ownership, Decision]:
+    if word.epoch > owner.epoch:
+        return owner, Adopt(word.epoch) if word.epoch < EPOCH_CEILING else Ignore()
+    if word.epoch == owner.epoch and word.instance == owner.instance:
+        return replace(owner, is_echoed=True), Ignore()
+    if word.epoch == owner.epoch:
+        return owner, Adopt(word.epoch)
+    if not owner.is_echoed:
+        return owner, Ignore()
+    return _schedule_repair(owner, now=now)
+
+
+def _schedule_repair(owner: Ownership, *, now: float) -> tuple[Ownership, Decision]:
+    at = max(now, owner.next_repair_at)
+    return replace(owner, next_repair_at=at + REPAIR_INTERVAL_S), Repair(at)

@@ -1,0 +1,27 @@
+"""What every ring of tests shares: a real broker, and names that no other test uses."""
+
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import pytest
+
+from fedops_mqtt.bus import Mosquitto
+
+
+@pytest.fixture
+async def broker() -> AsyncIterator[Mosquitto]:
+    """A real mosquitto on a free port, with the shipped configuration."""
+    async with Mosquitto() as mosquitto:
+        yield mosquitto
+
+
+@pytest.fixture
+def task_id() -> str:
+    """A task that no other test knows."""
+    return f"test-{uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def mac() -> str:
+    """The MAC of the test's first client."""
+    return "02:00:00:00:00:01"
