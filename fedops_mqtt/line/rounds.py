@@ -5,7 +5,7 @@ Message strategies put `server-round` into a config record, classic ones use the
 
 from typing import TypeGuard
 
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 ROUND_KEY = "server-round"
 """Set by every strategy of flwr.serverapp (Flower 1.41 FedAvg.configure_train)."""
@@ -18,9 +18,8 @@ def round_of(message: Message) -> int | None:
         return int(group_id)
     if not message.has_content():
         return None
-    for record in message.content.config_records.values():
-        value = record.get(ROUND_KEY)
-        if isinstance(value, int):
+    for record in message.content.values():  # not `.config_records`: its view is a reference cycle around the arrays
+        if isinstance(record, ConfigRecord) and isinstance(value := record.get(ROUND_KEY), int):
             return value
     return None
 
@@ -31,10 +30,10 @@ def metrics_of(content: RecordDict) -> dict[str, float]:
     Classic clients put theirs into config records (`fitres.metrics`), message apps into metric records.
     """
     metrics: dict[str, float] = {}
-    for configs in content.config_records.values():
-        metrics.update({name: float(value) for name, value in configs.items() if _is_number(value)})
-    for measured in content.metric_records.values():
-        metrics.update({name: float(value) for name, value in measured.items() if not isinstance(value, list)})
+    for kind in (ConfigRecord, MetricRecord):
+        for record in content.values():
+            if isinstance(record, kind):
+                metrics.update({name: float(value) for name, value in record.items() if _is_number(value)})
     return metrics
 
 
