@@ -34,6 +34,7 @@ _METADATA_FIELDS = {
     "ttl": float,
     "message_type": str,
 }
+_OPTIONAL_FIELDS = ("src_task_id", "dst_task_id")
 _SMALL_BYTES = 64 * 1024
 """Buffers are gathered up to this size: one write for a small model, and not one for each of a network's biases."""
 Buffer = bytes | memoryview
@@ -96,7 +97,7 @@ def encode_message(message: Message, content: EncodedContent | None = None) -> F
     """Frame a message; `content` is its content encoded before, for messages that share it."""
     if content is None:
         content = encode_error(message.error) if message.has_error() else encode_content(message.content)
-    metadata = _dump({name: getattr(message.metadata, name) for name in _METADATA_FIELDS})
+    metadata = _dump({name: getattr(message.metadata, name) for name in (*_METADATA_FIELDS, *_OPTIONAL_FIELDS)})
     head = HEAD.pack(MAGIC, len(metadata), len(content.header)) + metadata + content.header
     num_bytes = len(head) + sum(len(buffer) for buffer in content.buffers)
     return Frame(head=head, buffers=content.buffers, num_bytes=num_bytes)
@@ -252,6 +253,9 @@ def _decode_metadata(fields: dict[str, Any]) -> flwr_private.Metadata:
     for name, kind in _METADATA_FIELDS.items():
         value = fields.get(name)
         values[name] = float(_checked(value, float, int)) if kind is float else _checked(value, kind)
+    for name in _OPTIONAL_FIELDS:
+        value = fields.get(name)
+        values[name] = None if value is None else _checked(value, int)
     return flwr_private.Metadata(**values)
 
 
@@ -340,8 +344,8 @@ def _decode_records(records: list[Any], buffers: Iterator[tuple[_Part, bytes]]) 
     try:
         for record in records:
             content[_checked(record.get("name"), str)] = _decode_record(record, buffers)
-    except (TypeError, ValueError) as error:  # flwr's records check the types of keys and values by themselves
-        raise FrameError(f"record: {error}") from error
+    except (TypeError, ValueError, StopIteration) as error:  # flwr's records check their keys and values by themselves
+        raise FrameError(f"record: {error!r}") from error
     return content
 
 

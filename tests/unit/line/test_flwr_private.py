@@ -1,0 +1,89 @@
+"""If one of these fails, flwr has moved: mend fedops_mqtt/line/flwr_private.py (and its list), nothing else."""
+
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import flwr.server.compat.app_utils as classic
+import pytest
+from flwr.app import Error, Message, RecordDict
+from flwr.serverapp import Grid
+
+import fedops_mqtt.line
+from fedops_mqtt.line import flwr_private
+from fedops_mqtt.line.grid import LineGrid
+
+LINE = Path(fedops_mqtt.line.__file__).parent
+PRIVATE = re.compile(r"flwr\.(supercore|proto|superlink|supernode|common)|__dict__|import _|\._[a-z]+\b(?<!self)")
+
+
+def message() -> Message:
+    flwr_private.set_identity(run_id=5, node_id=1)
+    return Message(RecordDict(), 7, "train")
+
+
+def test_the_flwr_that_these_names_were_read_in_is_installed() -> None:
+    assert version("flwr").startswith("1.41.")
+
+
+def test_messages_are_built_with_the_identity_we_set() -> None:
+    flwr_private.set_identity(run_id=11, node_id=12)
+    metadata = Message(RecordDict(), 7, "train").metadata
+    assert (metadata.run_id, metadata.src_node_id) == (11, 12)
+
+
+def test_a_message_can_be_stamped() -> None:
+    stamped = message()
+    flwr_private.stamp(stamped, message_id="m1", run_id=6, src_node_id=3)
+    metadata = stamped.metadata
+    assert (metadata.message_id, metadata.run_id, metadata.src_node_id) == ("m1", 6, 3)
+    assert Message(RecordDict(), reply_to=stamped).metadata.reply_to_message_id == "m1"
+
+
+def test_a_message_can_be_built_around_metadata() -> None:
+    metadata = message().metadata
+    assert flwr_private.make_message(metadata, content=RecordDict()).metadata is metadata
+    assert flwr_private.make_message(metadata, error=Error(1, "x")).error.reason == "x"
+
+
+def test_a_run_has_the_id_that_start_grid_reads() -> None:
+    assert flwr_private.make_run(9).run_id == 9
+
+
+def test_the_end_of_a_run_ends_the_background_thread_of_start_grid() -> None:
+    assert classic.RunNotRunningException is flwr_private.RunNotRunningException
+    assert not issubclass(flwr_private.RunNotRunningException, Exception)
+
+
+def test_our_grid_is_a_whole_grid() -> None:
+    assert Grid.__abstractmethods__ <= set(vars(LineGrid))
+    assert not LineGrid.__abstractmethods__
+
+
+def test_error_codes_and_node_ids_are_what_the_line_says() -> None:
+    codes = (flwr_private.CLIENT_APP_RAISED, flwr_private.NODE_UNAVAILABLE, flwr_private.SERVER_NODE_ID)
+    assert codes == (2, 5, 1)
+    assert flwr_private.NUMPY_STYPE == "numpy.ndarray"
+
+
+@pytest.mark.parametrize("file", sorted(LINE.glob("*.py")), ids=lambda file: file.name)
+def test_no_other_module_touches_private_names(file: Path) -> None:
+    if file.name == "flwr_private.py":
+        return
+    imports = [line for line in file.read_text().splitlines() if re.match(r"\s*(from|import) flwr", line)]
+    assert [line for line in imports if PRIVATE.search(line)] == []
+
+
+def test_the_manager_can_make_tokens_without_flwr() -> None:
+    code = "import sys, fedops_mqtt.line.token, fedops_mqtt.line.identity; assert 'flwr' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_flwr_is_told_to_be_quiet_before_it_is_imported() -> None:
+    code = (
+        "import os, fedops_mqtt.line.codec;"
+        "assert os.environ['FLWR_TELEMETRY_ENABLED'] == '0' and os.environ['FLWR_DISABLE_UPDATE_CHECK'] == '1'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env={"PATH": ""})
