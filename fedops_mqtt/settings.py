@@ -4,6 +4,7 @@ Each class reads `FEDOPS_MQTT_<FIELD>`; a value given by keyword (an option, a f
 Everything else in the package takes plain keyword-only values and never looks at the environment itself.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,6 +29,11 @@ def default_state_dir() -> Path:
 def default_store_url() -> str:
     """Return where global models live by default (`~/.local/share/fedops-mqtt/models` on Linux)."""
     return str(Path(platformdirs.user_data_dir("fedops-mqtt", appauthor=False)) / "models")
+
+
+def inherited_environment() -> dict[str, str]:
+    """Return this process's environment, for the processes that it starts."""
+    return dict(os.environ)
 
 
 class _Settings(BaseSettings):
@@ -101,7 +107,15 @@ class ManagerSettings(BusSettings):
     store: Annotated[str, Field(description="where FL servers keep global models")] = Field(
         default_factory=default_store_url
     )
+    manager_token: Annotated[SecretStr | None, Field(description="bearer token of the API; needed beyond loopback")] = (
+        None
+    )
     archive_after_s: Annotated[float, Field(gt=0, description="a finished run leaves the bus after this")] = 3600.0
+    keep_runs_s: Annotated[float, Field(gt=0, description="archived runs are deleted after this")] = 365 * 86400.0
+    keep_events_s: Annotated[float, Field(gt=0, description="events and client metrics are deleted after this")] = (
+        90 * 86400.0
+    )
+    server_stop_grace_s: Annotated[float, Field(gt=0, description="between SIGTERM and SIGKILL of an FL server")] = 10.0
     limits: RunLimits = Field(default_factory=RunLimits)
     log_level: str = "INFO"
 

@@ -1,0 +1,107 @@
+"""What a manager refuses, and why; each error says what was asked, what stands in its way and what to do."""
+
+
+class ManagerError(Exception):
+    """The manager cannot do what was asked of it."""
+
+
+class UnknownTaskError(ManagerError):
+    """No such task in the tasks file."""
+
+    def __init__(self, task_id: str, known: list[str]) -> None:
+        self.task_id = task_id
+        self.known = known
+        names = ", ".join(known) or "none"
+        super().__init__(f"task {task_id!r} is not in the tasks file (known: {names}); add a [tasks.{task_id}] table")
+
+
+class NotLaunchableError(ManagerError):
+    """The task has no command: its server is started by somebody else."""
+
+    def __init__(self, task_id: str) -> None:
+        self.task_id = task_id
+        super().__init__(
+            f"task {task_id!r} has neither `command` nor `module`; its runs begin when its server announces itself"
+        )
+
+
+class TaskBusyError(ManagerError):
+    """The task has an active run already; it has one server and one server topic."""
+
+    def __init__(self, task_id: str, run_id: str) -> None:
+        self.task_id = task_id
+        self.run_id = run_id
+        super().__init__(f"task {task_id!r} has an active run, {run_id}; wait for its end or stop it")
+
+
+class UnknownRunError(ManagerError):
+    """No such run in the journal."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        super().__init__(f"run {run_id!r} is not known")
+
+
+class UnknownClientError(ManagerError):
+    """No such client on the bus."""
+
+    def __init__(self, client_mac: str) -> None:
+        self.client_mac = client_mac
+        super().__init__(f"client {client_mac} is not known; it has no retained status")
+
+
+class ClientPresentError(ManagerError):
+    """A client that is here cannot be forgotten: it would say its status again."""
+
+    def __init__(self, client_mac: str, task_id: str) -> None:
+        self.client_mac = client_mac
+        self.task_id = task_id
+        super().__init__(f"client {client_mac} is here (task {task_id!r}); stop its daemon first, then forget it")
+
+
+class TooFewClientsError(ManagerError):
+    """A run asks for more clients than it names."""
+
+    def __init__(self, min_clients: int, num_named: int) -> None:
+        self.min_clients = min_clients
+        self.num_named = num_named
+        super().__init__(f"min_clients is {min_clients}, but only {num_named} clients are named")
+
+
+class TasksFileError(ManagerError):
+    """The tasks file cannot be read or says something that is not allowed."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        self.path = path
+        self.problem = problem
+        super().__init__(f"tasks file {path}: {problem}")
+
+
+class JournalVersionError(ManagerError):
+    """The journal was written by a newer version of this program."""
+
+    def __init__(self, url: str, found: int, known: int) -> None:
+        self.found = found
+        self.known = known
+        super().__init__(f"journal {url} has schema version {found}, this program knows {known}; use a newer program")
+
+
+class ExposedApiError(ManagerError):
+    """The API would listen beyond this machine without a token."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        super().__init__(
+            f"the API would listen on {address}, beyond this machine, and anybody could start runs: "
+            "set FEDOPS_MQTT_MANAGER_TOKEN, or listen on 127.0.0.1"
+        )
+
+
+class LeaseLostError(ManagerError):
+    """Another manager leads now; this one must act no more."""
+
+    def __init__(self, holder: str) -> None:
+        self.holder = holder
+        super().__init__(
+            f"another manager leads now ({holder}); this one goes back to standby when it is started again"
+        )

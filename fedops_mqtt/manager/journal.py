@@ -1,0 +1,340 @@
+"""What the manager must not forget: runs, events, numbers, launches and terms, in a database.
+
+Written before anything is done about it: a trigger that is not in the journal was never fired. Every method is one
+short transaction and blocks; the manager calls them on a thread of their own (`Journal.call`).
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ParamSpec, Self, TypeVar
+
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Row,
+    Select,
+    create_engine,
+    delete,
+    event,
+    func,
+    insert,
+    make_url,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.pool import QueuePool
+
+from fedops_mqtt.core.run import Run
+from fedops_mqtt.manager import tables
+from fedops_mqtt.manager.errors import JournalVersionError
+from fedops_mqtt.manager.run_record import changed_members, dump_member, dump_run, load_run
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+BUSY_TIMEOUT_S = 30
+"""How long SQLite waits for another process that writes (a backup, a person with a shell)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalEvent:
+    """Something that happened, at the manager's clock."""
+
+    at: float
+    kind: str
+    run_id: str | None = None
+    task_id: str | None = None
+    client_mac: str | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournaledRun:
+    """A run and what only the manager knows of it."""
+
+    run: Run
+    secret: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """One launch of an FL server; `pid` is None until its process is there."""
+
+    run_id: str
+    launch: int
+    log_path: str
+    secret_file: str
+    pid: int | None = None
+    process_started_at: float | None = None
+    exit_reason: str | None = None
+
+
+@dataclass(kw_only=True)
+class Batch:
+    """What one turn of the manager has to write, all or nothing."""
+
+    runs: dict[str, tuple[Run | None, Run]] = field(default_factory=dict)
+    """By run id: as it is in the journal, as it is now."""
+    events: list[JournalEvent] = field(default_factory=list)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    client_metrics: list[dict[str, Any]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.runs or self.events or self.rounds or self.client_metrics)
+
+
+class Journal:
+    """The database, as a context manager. Only `call` may be used from the event loop."""
+
+    def __init__(self, url: str) -> None:
+        self._url = make_url(url)
+        self._engine = _make_engine(url)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+
+    def __enter__(self) -> Self:
+        self._migrate()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(wait=True)
+        self._engine.dispose()
+
+    @property
+    def file(self) -> Path | None:
+        """The SQLite file, if it is one."""
+        is_file = self._url.get_backend_name() == "sqlite" and self._url.database not in (None, "", ":memory:")
+        return Path(self._url.database or "") if is_file else None
+
+    @property
+    def engine(self) -> Engine:
+        """For the lease, which has a life of its own."""
+        return self._engine
+
+    async def call(self, method: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run one of the methods on the journal's thread; calls happen in the order in which they were made."""
+        loop = asyncio.get_running_loop()
+        return await asyncio.shield(loop.run_in_executor(self._thread, lambda: method(*args, **kwargs)))
+
+    # Runs
+
+    def add_run(self, run: Run, secret: bytes) -> None:
+        """Write down a new run and its secret."""
+        row = {"task_id": run.spec.task_id, "secret": secret.hex(), "created_at": run.created_at}
+        with self._engine.begin() as connection:
+            connection.execute(insert(tables.runs).values(run_id=run.run_id, is_archived=False, **row, **_facts(run)))
+            _write_members(connection, None, run)
+            _add_events(connection, [_created(run)])
+
+    def write(self, batch: Batch) -> None:
+        """Write one turn of the manager."""
+        with self._engine.begin() as connection:
+            for before, run in batch.runs.values():
+                connection.execute(update(tables.runs).where(tables.runs.c.run_id == run.run_id).values(**_facts(run)))
+                _write_members(connection, before, run)
+            _add_events(connection, batch.events)
+            for row in batch.rounds:
+                _replace(connection, row)
+            if batch.client_metrics:
+                connection.execute(insert(tables.client_metrics), batch.client_metrics)
+
+    def open_runs(self) -> list[JournaledRun]:
+        """Return every run that is not archived, oldest first."""
+        rows = self._rows(
+            select(tables.runs).where(tables.runs.c.is_archived.is_(False)).order_by(tables.runs.c.created_at)
+        )
+        return [self._load(row) for row in rows]
+
+    def find_run(self, run_id: str) -> JournaledRun | None:
+        """Return one run, archived or not."""
+        rows = self._rows(select(tables.runs).where(tables.runs.c.run_id == run_id))
+        return self._load(rows[0]) if rows else None
+
+    def list_runs(self, *, task_id: str | None = None, limit: int = 50, offset: int = 0) -> tuple[list[Run], int]:
+        """Return a page of runs, newest first, and how many there are."""
+        where = tables.runs.c.task_id == task_id if task_id else text("1 = 1")
+        newest = select(tables.runs).where(where).order_by(tables.runs.c.created_at.desc()).limit(limit).offset(offset)
+        total = self._rows(select(func.count()).select_from(tables.runs).where(where))[0][0]
+        return [self._load(row).run for row in self._rows(newest)], int(total)
+
+    def archive(self, run_id: str) -> None:
+        """Note that a run has left the bus and is history."""
+        with self._engine.begin() as connection:
+            connection.execute(update(tables.runs).where(tables.runs.c.run_id == run_id).values(is_archived=True))
+
+    # History
+
+    def list_events(self, *, run_id: str | None = None, after_id: int = 0, limit: int = 1000) -> list[dict[str, Any]]:
+        """Return events after an id, oldest first."""
+        query = select(tables.events).where(tables.events.c.id > after_id).order_by(tables.events.c.id).limit(limit)
+        return self._dicts(query.where(tables.events.c.run_id == run_id) if run_id else query)
+
+    def list_rounds(self, run_id: str) -> list[dict[str, Any]]:
+        """Return a run's rounds, each as the last launch that came to it saw it."""
+        query = select(tables.rounds).where(tables.rounds.c.run_id == run_id)
+        rows = self._dicts(query.order_by(tables.rounds.c.round, tables.rounds.c.launch))
+        return list({row["round"]: row for row in rows}.values())
+
+    def list_client_metrics(
+        self, run_id: str, *, client_mac: str | None = None, limit: int = 1000
+    ) -> list[dict[str, Any]]:
+        """Return what a run's clients measured, oldest first."""
+        table = tables.client_metrics
+        query = select(table).where(table.c.run_id == run_id).order_by(table.c.id).limit(limit)
+        return self._dicts(query.where(table.c.client_mac == client_mac) if client_mac else query)
+
+    def prune(self, *, runs_before: float, events_before: float) -> int:
+        """Delete archived runs that ended, and events that came, before these times; return how many runs."""
+        old = select(tables.runs.c.run_id).where(tables.runs.c.is_archived, tables.runs.c.ended_at < runs_before)
+        gone = [row[0] for row in self._rows(old)]
+        with self._engine.begin() as connection:
+            for run_id in gone:
+                _delete_run(connection, run_id)
+            for table in (tables.events, tables.client_metrics):
+                connection.execute(delete(table).where(table.c.at < events_before))
+        return len(gone)
+
+    def last_time(self) -> float:
+        """Return the latest time that was written down, s; 0 for a new journal."""
+        latest = (select(func.max(tables.events.c.at)), select(func.max(tables.runs.c.created_at)))
+        return max(float(self._rows(query)[0][0] or 0.0) for query in latest)
+
+    # Launches
+
+    def add_launch(self, launch: Launch) -> None:
+        """Note that a server's process is about to be started."""
+        row = {"log_path": launch.log_path, "secret_file": launch.secret_file}
+        with self._engine.begin() as connection:
+            connection.execute(_of_launch(delete(tables.launches), launch.run_id, launch.launch))
+            connection.execute(insert(tables.launches).values(run_id=launch.run_id, launch=launch.launch, **row))
+
+    def note_process(self, run_id: str, launch: int, *, pid: int, process_started_at: float) -> None:
+        """Note which process a launch became."""
+        values = {"pid": pid, "process_started_at": process_started_at}
+        with self._engine.begin() as connection:
+            connection.execute(_of_launch(update(tables.launches), run_id, launch).values(**values))
+
+    def note_exit(self, run_id: str, launch: int, reason: str) -> None:
+        """Note how a launch ended."""
+        with self._engine.begin() as connection:
+            connection.execute(_of_launch(update(tables.launches), run_id, launch).values(exit_reason=reason))
+
+    def list_launches(self, run_id: str) -> list[Launch]:
+        """Return a run's launches in order."""
+        query = select(tables.launches).where(tables.launches.c.run_id == run_id).order_by(tables.launches.c.launch)
+        return [Launch(**row) for row in self._dicts(query)]
+
+    # Epochs
+
+    def read_epoch(self, owner: str) -> int:
+        """Return the last epoch under which an owner spoke; 0 for a new one."""
+        rows = self._rows(select(tables.epochs.c.epoch).where(tables.epochs.c.owner == owner))
+        return int(rows[0][0]) if rows else 0
+
+    def write_epoch(self, owner: str, epoch: int) -> None:
+        """Write down the epoch of a connection before it is made."""
+        with self._engine.begin() as connection:
+            connection.execute(delete(tables.epochs).where(tables.epochs.c.owner == owner))
+            connection.execute(insert(tables.epochs).values(owner=owner, epoch=epoch))
+
+    def _migrate(self) -> None:
+        with self._engine.begin() as connection:
+            tables.metadata.create_all(connection)
+            found = connection.execute(select(tables.schema.c.version)).scalar()
+            if found is None:
+                connection.execute(insert(tables.schema).values(version=tables.SCHEMA_VERSION))
+                return
+            if found > tables.SCHEMA_VERSION:
+                raise JournalVersionError(self._url.render_as_string(), found, tables.SCHEMA_VERSION)
+            for version in range(found, tables.SCHEMA_VERSION):
+                for statement in tables.MIGRATIONS[version]:
+                    connection.execute(text(statement))
+            connection.execute(update(tables.schema).values(version=tables.SCHEMA_VERSION))
+
+    def _load(self, row: Row[Any]) -> JournaledRun:
+        table = tables.members
+        members = self._rows(select(table.c.client_mac, table.c.state).where(table.c.run_id == row.run_id))
+        run = load_run(row.state, {member.client_mac: member.state for member in members})
+        return JournaledRun(run=run, secret=bytes.fromhex(row.secret))
+
+    def _rows(self, query: Select[Any]) -> Sequence[Row[Any]]:
+        with self._engine.connect() as connection:
+            return connection.execute(query).all()
+
+    def _dicts(self, query: Select[Any]) -> list[dict[str, Any]]:
+        return [dict(row._mapping) for row in self._rows(query)]
+
+
+def _make_engine(url: str) -> Engine:
+    engine = create_engine(url, poolclass=QueuePool, pool_size=2)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _set_up_sqlite)
+    return engine
+
+
+def _set_up_sqlite(connection: Any, _record: object) -> None:
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_S * 1000}"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    outcome = run.outcome.value if run.outcome else None
+    return {"state": dump_run(run), "ended_at": run.ended_at, "outcome": outcome, "reason": run.reason}
+
+
+def _created(run: Run) -> JournalEvent:
+    return JournalEvent(at=run.created_at, kind="RunCreated", run_id=run.run_id, task_id=run.spec.task_id)
+
+
+def _write_members(connection: Connection, before: Run | None, run: Run) -> None:
+    changed = changed_members(before, run)
+    if not changed:
+        return
+    known = set(before.members) if before else set()
+    rows = [{"client_mac": mac, "state": dump_member(member)} for mac, member in changed.items()]
+    fresh = [{"run_id": run.run_id, **row} for row in rows if row["client_mac"] not in known]
+    later = [{"mac": row["client_mac"], "new": row["state"]} for row in rows if row["client_mac"] in known]
+    table = tables.members
+    if fresh:
+        connection.execute(insert(table), fresh)
+    if later:
+        this = (table.c.run_id == run.run_id) & (table.c.client_mac == text(":mac"))
+        connection.execute(update(table).where(this).values(state=text(":new")), later)
+
+
+def _add_events(connection: Connection, happened: Iterable[JournalEvent]) -> None:
+    rows = [
+        {
+            "at": each.at,
+            "kind": each.kind,
+            "run_id": each.run_id,
+            "task_id": each.task_id,
+            "client_mac": each.client_mac,
+            "detail": dict(each.detail),
+        }
+        for each in happened
+    ]
+    if rows:
+        connection.execute(insert(tables.events), rows)
+
+
+def _replace(connection: Connection, row: Mapping[str, Any]) -> None:
+    """Write one round; a message that was delivered twice is one row."""
+    table = tables.rounds
+    key = (table.c.run_id == row["run_id"]) & (table.c.launch == row["launch"]) & (table.c.round == row["round"])
+    connection.execute(delete(table).where(key))
+    connection.execute(insert(table).values(**row))
+
+
+def _delete_run(connection: Connection, run_id: str) -> None:
+    for table in (tables.events, tables.client_metrics, tables.rounds, tables.members, tables.launches, tables.runs):
+        connection.execute(delete(table).where(table.c.run_id == run_id))
+
+
+def _of_launch(statement: Any, run_id: str, launch: int) -> Any:
+    return statement.where((tables.launches.c.run_id == run_id) & (tables.launches.c.launch == launch))

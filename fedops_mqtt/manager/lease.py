@@ -1,0 +1,177 @@
+"""Who leads: at most one manager acts on a database, and each that begins to lead takes a higher `term`.
+
+With SQLite a lock on a file beside the database decides (the kernel frees it when its holder dies); with other
+databases a row with a time limit, renewed at a third of it. A manager without the lease only waits.
+"""
+
+import asyncio
+import errno
+import fcntl
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, Self
+
+from sqlalchemy import Connection, Engine, insert, select, update
+
+from fedops_mqtt.manager import tables
+from fedops_mqtt.manager.errors import LeaseLostError
+
+logger = logging.getLogger(__name__)
+
+STANDBY_POLL_S = 0.5
+"""How often a manager on standby looks whether the lease is free."""
+
+ROW_LEASE_S = 15.0
+"""A leader on another machine that says nothing for this long has lost its lease."""
+
+_NAME = "manager"
+
+
+class Lease(Protocol):
+    """The right to act; `try_take` and `renew` block for one short transaction."""
+
+    def try_take(self) -> int | None:
+        """Return the new term, or None while another manager leads."""
+        ...
+
+    def renew(self) -> None:
+        """Keep the lease.
+
+        Raises:
+            LeaseLostError: another manager has it.
+        """
+        ...
+
+    def release(self) -> None:
+        """Give the lease to whoever waits for it."""
+        ...
+
+    def holder(self) -> str:
+        """Return who leads, for people."""
+        ...
+
+
+async def wait_for_lease(lease: Lease, *, say: Callable[[str], None]) -> int:
+    """Return the term once this manager leads; `say` is told once when it has to wait."""
+    is_waiting = False
+    while (term := lease.try_take()) is None:
+        if not is_waiting:
+            is_waiting = True
+            logger.info("on standby, another manager leads", extra={"leader": lease.holder()})
+            say(f"on standby: another manager leads ({lease.holder()}); this one takes over when it goes")
+        await asyncio.sleep(STANDBY_POLL_S)
+    logger.info("leading", extra={"term": term})
+    return term
+
+
+class FileLease:
+    """A lock on a file; held as long as this process lives, so there is nothing to renew."""
+
+    def __init__(self, path: Path, engine: Engine, me: str) -> None:
+        self._path = path
+        self._engine = engine
+        self._me = me
+        self._fd: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def try_take(self) -> int | None:
+        """Return the new term, or None while another process holds the lock."""
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                return None
+            raise
+        self._fd = fd
+        os.truncate(fd, 0)
+        os.write(fd, self._me.encode())
+        with self._engine.begin() as connection:
+            return _next_term(connection, self._me, held_until=0.0)
+
+    def renew(self) -> None:
+        """Nothing: the kernel keeps the lock."""
+
+    def release(self) -> None:
+        """Free the lock."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def holder(self) -> str:
+        """Return what the holder wrote into the file."""
+        return self._path.read_text(encoding="utf-8", errors="replace") or "unknown"
+
+
+class RowLease:
+    """A row in the database, for managers on several machines; their wall clocks must agree to a few seconds."""
+
+    def __init__(self, engine: Engine, me: str, clock: Callable[[], float]) -> None:
+        self._engine = engine
+        self._me = me
+        self._clock = clock
+        self._term: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def try_take(self) -> int | None:
+        """Return the new term if the last holder let go or let its time pass."""
+        now = self._clock()
+        with self._engine.begin() as connection:
+            row = connection.execute(select(tables.lease).where(tables.lease.c.name == _NAME)).first()
+            if row is not None and row.held_until > now:
+                return None
+            self._term = _next_term(connection, self._me, held_until=now + ROW_LEASE_S)
+            return self._term
+
+    def renew(self) -> None:
+        """Hold it for another `ROW_LEASE_S`.
+
+        Raises:
+            LeaseLostError: another manager took it.
+        """
+        if not self._set_until(self._clock() + ROW_LEASE_S):
+            raise LeaseLostError(self.holder())
+
+    def release(self) -> None:
+        """Let the next one take it at once."""
+        if self._term is not None:
+            self._set_until(0.0)
+            self._term = None
+
+    def holder(self) -> str:
+        """Return who leads."""
+        with self._engine.connect() as connection:
+            found = connection.execute(select(tables.lease.c.holder).where(tables.lease.c.name == _NAME)).scalar()
+        return str(found or "nobody")
+
+    def _set_until(self, until: float) -> bool:
+        mine = (
+            (tables.lease.c.name == _NAME) & (tables.lease.c.term == self._term) & (tables.lease.c.holder == self._me)
+        )
+        with self._engine.begin() as connection:
+            return connection.execute(update(tables.lease).where(mine).values(held_until=until)).rowcount == 1
+
+
+def _next_term(connection: Connection, me: str, *, held_until: float) -> int | None:
+    """Take the row with the next term; None when another one was faster."""
+    last = connection.execute(select(tables.lease.c.term).where(tables.lease.c.name == _NAME)).scalar()
+    values = {"holder": me, "held_until": held_until}
+    if last is None:
+        connection.execute(insert(tables.lease).values(name=_NAME, term=1, **values))
+        return 1
+    this = (tables.lease.c.name == _NAME) & (tables.lease.c.term == last)
+    taken = connection.execute(update(tables.lease).where(this).values(term=last + 1, **values)).rowcount
+    return int(last) + 1 if taken == 1 else None

@@ -1,0 +1,122 @@
+"""The journal's tables. A change of them needs a new `SCHEMA_VERSION` and a step in `MIGRATIONS`."""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+SCHEMA_VERSION = 1
+
+MIGRATIONS: dict[int, tuple[str, ...]] = {}
+"""SQL that leads from version n to n + 1, by n."""
+
+metadata = MetaData()
+
+_ID = String(64)
+_ROW_ID = BigInteger().with_variant(Integer, "sqlite")
+"""SQLite counts up by itself only in a column declared INTEGER."""
+
+
+def _run_id() -> Column[str]:
+    return Column("run_id", _ID, ForeignKey("runs.run_id", ondelete="CASCADE"), primary_key=True)
+
+
+schema = Table("schema_version", metadata, Column("version", Integer, primary_key=True))
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("run_id", _ID, primary_key=True),
+    Column("task_id", _ID, nullable=False, index=True),
+    Column("state", Text, nullable=False),
+    Column("secret", String(128), nullable=False),
+    Column("created_at", Float, nullable=False, index=True),
+    Column("ended_at", Float),
+    Column("outcome", String(16)),
+    Column("reason", Text),
+    Column("is_archived", Boolean, nullable=False, default=False, index=True),
+)
+
+members = Table(
+    "members",
+    metadata,
+    _run_id(),
+    Column("client_mac", String(17), primary_key=True),
+    Column("state", Text, nullable=False),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", _ROW_ID, primary_key=True, autoincrement=True),
+    Column("at", Float, nullable=False, index=True),
+    Column("kind", String(64), nullable=False),
+    Column("run_id", _ID),
+    Column("task_id", _ID),
+    Column("client_mac", String(17)),
+    Column("detail", JSON, nullable=False),
+    Index("ix_events_run", "run_id", "id"),
+)
+
+rounds = Table(
+    "rounds",
+    metadata,
+    _run_id(),
+    Column("launch", Integer, primary_key=True),
+    Column("round", Integer, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("metrics", JSON, nullable=False),
+    Column("duration_s", Float),
+    Column("bytes_in", BigInteger, nullable=False),
+    Column("bytes_out", BigInteger, nullable=False),
+    Column("gl_model", BigInteger, nullable=False),
+)
+
+client_metrics = Table(
+    "client_metrics",
+    metadata,
+    Column("id", _ROW_ID, primary_key=True, autoincrement=True),
+    Column("at", Float, nullable=False, index=True),
+    Column("run_id", _ID),
+    Column("task_id", _ID, nullable=False),
+    Column("client_mac", String(17), nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("round", BigInteger, nullable=False),
+    Column("values", JSON, nullable=False),
+    Index("ix_client_metrics_run", "run_id", "client_mac", "id"),
+)
+
+launches = Table(
+    "launches",
+    metadata,
+    _run_id(),
+    Column("launch", Integer, primary_key=True),
+    Column("log_path", Text, nullable=False),
+    Column("secret_file", Text, nullable=False),
+    Column("pid", BigInteger),
+    Column("process_started_at", Float),
+    Column("exit_reason", Text),
+)
+
+lease = Table(
+    "lease",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("term", BigInteger, nullable=False),
+    Column("holder", String(256), nullable=False),
+    Column("held_until", Float, nullable=False),
+)
+
+epochs = Table(
+    "epochs", metadata, Column("owner", String(256), primary_key=True), Column("epoch", BigInteger, nullable=False)
+)
