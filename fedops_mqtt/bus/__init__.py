@@ -23,10 +23,12 @@ from fedops_mqtt.bus.errors import (
 from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Disconnected, Malformed, Received
 from fedops_mqtt.bus.mosquitto import Mosquitto
 from fedops_mqtt.bus.owner import StatusOwner, new_instance
+from fedops_mqtt.bus.watch import Bus, connect
 
 __all__ = [
     "BrokerAddress",
     "BrokerUrlError",
+    "Bus",
     "BusError",
     "BusEvent",
     "BusOptions",
@@ -52,6 +54,7 @@ __all__ = [
     "RivalError",
     "StatusOwner",
     "VersionError",
+    "connect",
     "new_instance",
     "parse_broker_url",
 ]

@@ -7,7 +7,6 @@ snapshot that its owner announces after `Connected`, and a trigger that comes la
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from typing import Self
 
 from fedops_mqtt.bus.address import Backoff, BusOptions, VersionChoice, make_tls_context, parse_broker_url
 from fedops_mqtt.bus.errors import (
-    BusError,
     ConnectError,
     ConnectTimeoutError,
     CredentialsError,
@@ -25,6 +23,7 @@ from fedops_mqtt.bus.errors import (
     VersionError,
 )
 from fedops_mqtt.bus.events import BusEvent, Connected, Disconnected
+from fedops_mqtt.bus.inbox import Inbox
 from fedops_mqtt.bus.intake import Intake
 from fedops_mqtt.bus.session import Session, WillPacket, open_session
 from fedops_mqtt.bus.tasks import alongside
@@ -81,12 +80,11 @@ class Connection:
         self._make_will = make_will
         self._observers = list(observers)
         self._intake = Intake()
-        self._inbox: deque[BusEvent] = deque()
-        self._news = asyncio.Event()
+        self._inbox = Inbox()
         self._session: Session | None = None
         self._held: list[BusEvent] | None = None
         self._first_try: asyncio.Future[None] | None = None
-        self._outage: str | None = None
+        self._told: set[str] = set()
         self._in_flight = asyncio.Semaphore(self._options.max_inflight_publishes)
         self._version = VersionChoice(self._options.is_mqtt5_tried)
         self._backoff = Backoff(initial_s=self._options.backoff_initial_s, max_s=self._options.backoff_max_s)
@@ -111,6 +109,11 @@ class Connection:
     def is_connected(self) -> bool:
         """True while connected and subscribed."""
         return self._session is not None
+
+    @property
+    def protocol_version(self) -> str:
+        """The MQTT version spoken, `5` or `3.1.1`; empty while not connected."""
+        return self._session.protocol_version if self._session else ""
 
     @property
     def num_malformed(self) -> int:
@@ -148,17 +151,15 @@ class Connection:
         """Wait for at least one event, then return everything that is there; an empty list when none came in time."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                await self._wait_for_news()
-        batch = list(self._inbox)
-        self._inbox.clear()
-        return batch
+                await self._inbox.wait()
+        return self._inbox.take_all()
 
     async def events(self) -> AsyncIterator[BusEvent]:
         """Yield every event in order, for ever. One reader at a time; `drain` takes from the same inbox."""
         while True:
-            await self._wait_for_news()
-            while self._inbox:
-                yield self._inbox.popleft()
+            await self._inbox.wait()
+            while (event := self._inbox.take()) is not None:
+                yield event
 
     async def reconnect(self, reason: str = "reconnect asked for") -> None:
         """Leave the connection cleanly (no last will) and connect again with a new will; does not wait for it."""
@@ -166,31 +167,18 @@ class Connection:
             self._session.end(reason)
 
     async def subscribe(self, filters: Sequence[str]) -> None:
-        """Add topic filters, now and after every reconnect.
+        """Add topic filters, now and after every reconnect; the broker sends again what is retained there.
 
         Raises:
+            NotConnectedError: there is no connection now; it subscribes to them as soon as there is.
             RefusedError: the broker does not grant one of them.
         """
-        new = [each for each in dict.fromkeys(filters) if each not in self._filters]
-        self._filters += new
-        if not filters or self._session is None:
-            return
+        self._filters += [each for each in dict.fromkeys(filters) if each not in self._filters]
+        if self._session is None:
+            raise NotConnectedError(self.broker)
         refusals = await self._session.subscribe(list(filters))
         if refusals:
             raise refusals[0]
-
-    def observe(self, observer: Observer) -> None:
-        """Call `observer` with every event from now on."""
-        self._observers.append(observer)
-
-    def unobserve(self, observer: Observer) -> None:
-        """Stop calling `observer`."""
-        self._observers.remove(observer)
-
-    async def _wait_for_news(self) -> None:
-        if not self._inbox:
-            self._news.clear()
-            await self._news.wait()
 
     async def _stay_connected(self) -> None:
         while True:
@@ -250,10 +238,10 @@ class Connection:
 
     async def _subscribe_all(self, session: Session) -> None:
         """Subscribe until everything is granted: a broker that lost a node refuses for a while, and then grants."""
-        missing = list(self._filters)
-        while missing:
+        granted: set[str] = set()
+        while missing := [each for each in self._filters if each not in granted]:
             refusals = await session.subscribe(missing)
-            missing = [refusal.topic for refusal in refusals]
+            granted.update(set(missing) - {refusal.topic for refusal in refusals})
             if refusals:
                 self._note_failure(refusals[0])
                 await asyncio.sleep(self._backoff.next_wait_s())
@@ -268,32 +256,29 @@ class Connection:
     def _push(self, event: BusEvent) -> None:
         for observer in self._observers:
             observer(event)
-        self._inbox.append(event)
-        self._news.set()
+        self._inbox.put(event)
 
     def _lose(self, reason: str) -> None:
         if self._session is None:
             return
         self._session = None
-        self._outage = "lost"
+        self._told.add(ConnectError.__name__)
         logger.warning("lost the connection to the broker", extra={"broker": self.broker, "reason": reason})
         self._push(Disconnected(reason))
 
-    def _note_failure(self, error: BusError) -> None:
-        """Say what is wrong once an outage; again only when it is wrong in another way."""
-        if self._first_try and not self._first_try.done() and isinstance(error, ConnectError):
+    def _note_failure(self, error: ConnectError | RefusedError) -> None:
+        """Say what is wrong once an outage: that the broker is away, that it refuses us, that it refuses a topic."""
+        if isinstance(error, ConnectError) and self._first_try and not self._first_try.done():
             self._first_try.set_exception(error)
             self._first_try.exception()
-        kind = "credentials" if isinstance(error, CredentialsError) else type(error).__name__
-        if self._outage in (kind, "lost") and not isinstance(error, CredentialsError | RefusedError):
-            return
-        if self._outage != kind:
-            self._outage = kind
-            logger.error("no use of the broker, trying again until there is", extra={"problem": str(error)})
+        kind = type(error) if isinstance(error, CredentialsError | RefusedError) else ConnectError
+        if kind.__name__ not in self._told:
+            self._told.add(kind.__name__)
+            logger.error("cannot use the broker, trying again until it works", extra={"problem": str(error)})
 
     def _note_success(self, session: Session) -> None:
         if self._first_try and not self._first_try.done():
             self._first_try.set_result(None)
         facts = {"broker": self.broker, "protocol_version": session.protocol_version}
         logger.info("connected to the broker", extra=facts)
-        self._outage = None
+        self._told.clear()

@@ -265,22 +265,23 @@ class Mosquitto:
         return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_TAIL_LINES:])
 
     def _signal(self, number: signal.Signals) -> None:
+        """Send a signal; not through `Process.send_signal`, which on CPython 3.11 may reap the child unseen."""
         if self._process and self._process.returncode is None:
-            self._process.send_signal(number)
+            with suppress(ProcessLookupError):
+                os.kill(self._process.pid, number)
 
     async def _end(self, number: signal.Signals) -> None:
-        process, self._process = self._process, None
-        if process is None:
+        if self._process is None:
             return
-        with suppress(ProcessLookupError):
-            process.send_signal(number)
-            process.send_signal(signal.SIGCONT)
+        self._signal(number)
+        self._signal(signal.SIGCONT)
         try:
             async with asyncio.timeout(self._start_timeout_s):
-                await process.wait()
+                await self._process.wait()
         except TimeoutError:
-            process.kill()
-            await process.wait()
+            self._signal(signal.SIGKILL)
+            await self._process.wait()
+        self._process = None
 
     async def _clean_up(self) -> None:
         try:

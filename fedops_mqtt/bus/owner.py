@@ -14,7 +14,14 @@ from typing import assert_never
 from fedops_mqtt.bus.address import BusOptions
 from fedops_mqtt.bus.connection import Connection, Publication
 from fedops_mqtt.bus.epochs import EpochStore
-from fedops_mqtt.bus.errors import BusError, NotConnectedError, PublishTimeoutError, RefusedError, RivalError
+from fedops_mqtt.bus.errors import (
+    BusError,
+    EpochFileError,
+    NotConnectedError,
+    PublishTimeoutError,
+    RefusedError,
+    RivalError,
+)
 from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Disconnected, Received
 from fedops_mqtt.bus.tasks import alongside
 from fedops_mqtt.core import ownership
@@ -71,6 +78,7 @@ class StatusOwner:
         self._heartbeat_s = heartbeat_s
         self._on_rival = on_rival
         self._ownership = Ownership(instance=instance)
+        self._last_epoch = 0
         self._seq = 0
         self._is_up = False
         self._is_refused = False
@@ -103,11 +111,7 @@ class StatusOwner:
         return self._said.is_set()
 
     async def will(self) -> Publication:
-        """Take a new epoch, keep it, and return the last will for the connection that uses it.
-
-        Raises:
-            EpochFileError: the epoch cannot be kept.
-        """
+        """Take a new epoch, keep it, and return the last will for the connection that uses it."""
         epoch = await asyncio.to_thread(self._take_epoch)
         self._ownership = self._ownership.connected(epoch)
         self._seq = 0
@@ -137,7 +141,7 @@ class StatusOwner:
 
         Raises:
             RivalError: a newer process has this identity.
-            BrokerUrlError, EpochFileError: see there.
+            BrokerUrlError: the URL or a TLS file cannot be used.
         """
         connection = Connection(
             url,
@@ -221,7 +225,7 @@ class StatusOwner:
         epoch, self._adopted = self._adopted, None
         self._is_up = False
         if epoch is not None:
-            await asyncio.to_thread(self._epochs.save, epoch)
+            await asyncio.to_thread(self._keep_epoch, epoch)
             logger.warning("took over a higher epoch from before", extra={"topic": str(self.topic), "epoch": epoch})
             await connection.reconnect("our own topic holds a higher epoch from before")
 
@@ -237,10 +241,18 @@ class StatusOwner:
             logger.warning("left without a goodbye", extra={"topic": str(self.topic), "problem": str(error)})
 
     def _take_epoch(self) -> int:
-        last = max(self._epochs.load(), self._ownership.epoch)
+        last = max(self._epochs.load(), self._last_epoch)
         epoch = ownership.next_epoch(last, time.time_ns() // 1_000_000)
-        self._epochs.save(epoch)
+        self._keep_epoch(epoch)
         return epoch
+
+    def _keep_epoch(self, epoch: int) -> None:
+        """A full disk must not silence a device: without a kept epoch the clock and our retained word have to do."""
+        self._last_epoch = max(self._last_epoch, epoch)
+        try:
+            self._epochs.save(epoch)
+        except EpochFileError as error:
+            logger.error("the epoch is not kept; going on", extra={"problem": str(error)})
 
     def _judge(self, message: StatusMessage, *, is_retained: bool) -> None:
         word = SeenWord(

@@ -1,0 +1,173 @@
+"""The public API of the bus: typed messages for dashboards and daemons that others write.
+
+    async with fedops_mqtt.connect("mqtt://127.0.0.1:1883") as bus:
+        async for message in bus.watch("my-task"):
+            print(message)
+
+`watch` yields what is true: the present status of everybody first, then each change; a word that a newer one has
+overtaken (a last will that comes after its client is back) never appears.
+"""
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+
+from fedops_mqtt.bus.address import BusOptions
+from fedops_mqtt.bus.connection import Connection
+from fedops_mqtt.bus.errors import NotConnectedError
+from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Malformed, Received
+from fedops_mqtt.bus.inbox import Inbox
+from fedops_mqtt.bus.tasks import alongside
+from fedops_mqtt.core.fencing import Stamp, stamp_of
+from fedops_mqtt.protocol import Channel, Message, StatusMessage, Topic, filter_for
+
+WATCHED_CHANNELS = (
+    Channel.CLIENT_STATUS,
+    Channel.CLIENT_METRICS,
+    Channel.SERVER_STATUS,
+    Channel.SERVER_METRICS,
+    Channel.RUN_STATUS,
+    Channel.MANAGER_STATUS,
+)
+"""What anybody may read; triggers carry tokens and are for the addressed client alone."""
+
+
+def connect(
+    url: str,
+    *,
+    user: str | None = None,
+    password: str | None = None,
+    client_id: str | None = None,
+    options: BusOptions | None = None,
+) -> "Bus":
+    """Return a bus to enter with `async with`; it reads no settings and no environment.
+
+    Args:
+        url: `mqtt://[user:password@]host[:port]` or `mqtts://…`.
+        user: user name, where the URL has none.
+        password: its password.
+        client_id: MQTT client id; a broker lets only one connection have it. None: the broker chooses.
+        options: time-outs and TLS files; `user` and `password` are then taken from here.
+
+    Raises:
+        BrokerUrlError: the URL or a TLS file cannot be used.
+    """
+    chosen = options or BusOptions(user=user, password=password)
+    return Bus(Connection(url, client_id=client_id, options=chosen))
+
+
+class Bus:
+    """A connected bus. Entering it waits for the broker once; a connection lost later comes back by itself.
+
+    Raises (on entering):
+        CredentialsError: the broker does not take this user name and password.
+        ConnectError: the broker was not reached.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._inboxes: list[Inbox] = []
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._connection)
+            await self._connection.wait_first_try()
+            await stack.enter_async_context(alongside(self._hand_out(), name="bus-watch"))
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return await self._stack.__aexit__(kind, error, traceback)
+
+    @property
+    def is_connected(self) -> bool:
+        """True while connected and subscribed."""
+        return self._connection.is_connected
+
+    async def watch(self, task_id: str | None = None) -> AsyncIterator[Message]:
+        """Yield statuses and metrics of a task, or of all of them with None, for ever.
+
+        What the broker retains comes first, then live messages; `events` tells which is which.
+
+        Raises:
+            IdentityError: `task_id` is none.
+            RefusedError: the broker does not let us read this.
+        """
+        newest: dict[Topic, Stamp] = {}
+        async for event in self.events(task_id):
+            match event:
+                case Received(topic, message, _) if _is_news(newest, topic, message):
+                    yield message
+                case Cleared(topic):
+                    newest.pop(topic, None)
+                case _:
+                    pass
+
+    async def events(self, task_id: str | None = None) -> AsyncIterator[BusEvent]:
+        """Yield what `watch` is made from, unfenced: also connects, losses, cleared topics, and what is retained.
+
+        Feed it to `core.fleet.Fleet` to know presence as the manager does.
+
+        Raises:
+            IdentityError, RefusedError: as for `watch`.
+        """
+        filters = [filter_for(channel, task_id) for channel in WATCHED_CHANNELS]
+        inbox = Inbox()
+        self._inboxes.append(inbox)
+        try:
+            if await self._subscribe(filters):
+                yield Connected(self._connection.protocol_version, time.monotonic())
+            while True:
+                await inbox.wait()
+                for event in inbox.take_all():
+                    if _concerns(event, task_id):
+                        yield event
+        finally:
+            self._inboxes.remove(inbox)
+
+    async def publish(self, topic: Topic, message: Message | None) -> None:
+        """Publish a message to a topic made with `protocol.topics`; None clears what is retained there.
+
+        Raises:
+            NotConnectedError, RefusedError, PublishTimeoutError: see `Connection.publish`.
+        """
+        await self._connection.publish(topic, message)
+
+    async def _subscribe(self, filters: Sequence[str]) -> bool:
+        """Subscribe; False when the connection is away just now: it subscribes when it is back, and says so."""
+        try:
+            await self._connection.subscribe(filters)
+        except NotConnectedError:
+            return False
+        return self._connection.is_connected
+
+    async def _hand_out(self) -> None:
+        async for event in self._connection.events():
+            for inbox in self._inboxes:
+                inbox.put(event)
+
+
+def _concerns(event: BusEvent, task_id: str | None) -> bool:
+    match event:
+        case Received(topic=topic) | Cleared(topic=topic):
+            return task_id is None or topic.task_id in (None, task_id)
+        case Malformed():
+            return task_id is None
+        case _:
+            return True
+
+
+def _is_news(newest: dict[Topic, Stamp], topic: Topic, message: Message) -> bool:
+    """Return whether a message is news, and remember it; metrics always are."""
+    if not isinstance(message, StatusMessage):
+        return True
+    stamp = stamp_of(message)
+    if topic in newest and stamp <= newest[topic]:
+        return False
+    newest[topic] = stamp
+    return True
