@@ -1,4 +1,4 @@
-"""What a daemon keeps on disk: one folder per identity, with its facts, its connection epoch and its lock.
+"""What a daemon keeps on disk: one folder per identity, with its facts and its lock.
 
 Facts are written before anything they imply is done or said; a file that cannot be read is set aside, never trusted.
 """
@@ -48,12 +48,11 @@ def identity_dir(state_dir: Path, task_id: str, client_mac: str) -> Path:
 
 
 class Journal:
-    """The facts and the epoch of one identity; `folder` is made when missing, readable by its owner only."""
+    """The facts of one identity; `folder` is made when missing, readable by its owner only."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._facts_file = folder / "journal.json"
-        self._epoch_file = folder / "epoch"
         self._written: Facts | None = None
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -78,20 +77,6 @@ class Journal:
             return
         write_atomically(self._facts_file, _FACTS.dump_json(facts))
         self._written = facts
-
-    def load_epoch(self) -> int:
-        """Return the epoch of the last connection, 0 when it is not known."""
-        try:
-            return int(self._epoch_file.read_text())
-        except FileNotFoundError:
-            return 0
-        except (ValueError, OSError) as error:
-            self._set_aside(self._epoch_file, error)
-            return 0
-
-    def save_epoch(self, epoch: int) -> None:
-        """Write the epoch of a connection that is about to be made."""
-        write_atomically(self._epoch_file, str(epoch).encode())
 
     def _set_aside(self, path: Path, error: Exception) -> None:
         aside = path.with_suffix(".corrupt")

@@ -8,12 +8,14 @@ Used here, all of flwr 1.41:
 - `Metadata.__dict__["_message_id"]`, `["_run_id"]` and `["_src_node_id"]`: read-only properties that SuperLink's own
   Grid sets this way.
 - `Message(content=… | error=…, metadata=…)`: accepted at run time, not among the public overloads.
+- `flwr.compat.client.app.start_client_internal`: `flwr.client.start_client` takes no ClientApp, this does.
 - `flwr.common.constant`: `ErrorCode`, `SUPERLINK_NODE_ID`, `SType`.
 """
 
+from collections.abc import Callable
 from typing import Any, cast
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.metadata import Metadata
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode, SType
 from flwr.supercore.run import Run, RunNotRunningException
@@ -29,6 +31,7 @@ __all__ = [
     "RunNotRunningException",
     "make_message",
     "make_run",
+    "run_classic_client",
     "set_identity",
     "stamp",
 ]
@@ -66,3 +69,24 @@ def make_message(metadata: Metadata, *, content: RecordDict | None = None, error
     """Build a message around metadata that came over the line; exactly one of `content` and `error` is given."""
     build = cast(Any, Message)
     return cast(Message, build(metadata=metadata, content=content, error=error))
+
+
+def run_classic_client(*, app: Callable[[Message, Context], Message], server_address: str, ca: bytes | None) -> None:
+    """Join a classic gRPC server with any ClientApp and return when the server says that it is over.
+
+    Raises:
+        grpc.RpcError: there is no server, or it went away.
+        Exception: whatever `app` raised.
+    """
+    from flwr.compat.client.app import start_client_internal  # gRPC's machinery, which the line does without
+
+    def load(fab_id: str, fab_version: str, fab_hash: str) -> Any:
+        return lambda message, context: app(message, context)
+
+    start_client_internal(
+        server_address=server_address,
+        node_config={},
+        load_client_app_fn=load,
+        root_certificates=ca,
+        insecure=ca is None,
+    )

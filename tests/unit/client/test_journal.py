@@ -19,14 +19,12 @@ MAC = "02:00:00:00:00:01"
 FACTS = Facts(term=3, in_hand=InHand(run_id="r", attempt=1, launch=1, server_ip="h:1", is_local=False))
 
 
-def test_facts_and_epoch_come_back_as_they_were_saved(tmp_path: Path) -> None:
+def test_facts_come_back_as_they_were_saved(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "deep" / "er")
-    assert (journal.load(), journal.load_epoch()) == (Facts(), 0)
+    assert journal.load() == Facts()
     journal.save(FACTS)
-    journal.save_epoch(7)
-    again = Journal(journal.folder)
-    assert (again.load(), again.load_epoch()) == (FACTS, 7)
-    assert sorted(path.name for path in journal.folder.iterdir()) == ["epoch", "journal.json"]
+    assert Journal(journal.folder).load() == FACTS
+    assert [path.name for path in journal.folder.iterdir()] == ["journal.json"]
 
 
 def test_the_same_facts_are_not_written_again(tmp_path: Path) -> None:
@@ -52,11 +50,9 @@ def test_a_corrupt_journal_is_said_and_set_aside(tmp_path_factory: pytest.TempPa
 
 def test_a_corrupt_journal_is_said_with_its_path(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "journal.json").write_bytes(b'{"term": "many"}')
-    (tmp_path / "epoch").write_text("soon")
     with caplog.at_level(logging.WARNING):
-        journal = Journal(tmp_path)
-        assert (journal.load(), journal.load_epoch()) == (Facts(), 0)
-    assert [str(tmp_path / "journal.json"), str(tmp_path / "epoch")] == [record.path for record in caplog.records]
+        assert Journal(tmp_path).load() == Facts()
+    assert [record.__dict__["path"] for record in caplog.records] == [str(tmp_path / "journal.json")]
 
 
 @given(task_id=st.text(max_size=80) | st.sampled_from(["..", ".", "../../etc", "a/b", "a+b", "a\x00", ""]))

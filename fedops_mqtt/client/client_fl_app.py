@@ -1,0 +1,194 @@
+"""The user's app in the training process: found by its import path, made a ClientApp, given its Context.
+
+Whatever the user's code raises while it is loaded becomes an `AppError` with a sentence that says what to change.
+"""
+
+import hashlib
+import importlib
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message, RecordDict
+from flwr.client import Client, NumPyClient
+from flwr.clientapp import ClientApp
+
+from fedops_mqtt.client.pipe import Job
+from fedops_mqtt.line.codec import EncodedContent, encode_content, encode_message, read_message
+from fedops_mqtt.line.errors import LineError
+
+logger = logging.getLogger(__name__)
+
+_KINDS = "a flwr ClientApp, a NumPyClient or Client (class or object), or a function that makes one from a Context"
+_MAX_STATE_BYTES = 4 * 1024**3
+_NOBODY = 0
+"""Receiver of a message that never leaves the disk."""
+
+
+class AppError(Exception):
+    """The user's app cannot be loaded."""
+
+    def __init__(self, spec: str, problem: str) -> None:
+        self.spec = spec
+        self.problem = problem
+        super().__init__(f"cannot load app {spec!r}: {problem}")
+
+
+def load_app(spec: str, import_paths: Sequence[str]) -> ClientApp:
+    """Return the ClientApp that `MODULE:ATTRIBUTE` names; `import_paths` are looked in first.
+
+    Raises:
+        AppError: there is none, or it is nothing that a ClientApp can be made of.
+    """
+    module_name, _, attribute = spec.partition(":")
+    if not module_name or not attribute:
+        raise AppError(spec, "expected MODULE:ATTRIBUTE, such as my_project.client:app")
+    sys.path[:0] = [path for path in import_paths if path not in sys.path]
+    importlib.invalidate_caches()
+    found: Any = _import(spec, module_name)
+    for name in attribute.split("."):
+        found = _attribute(spec, found, name)
+    return _as_client_app(spec, found)
+
+
+def _import(spec: str, module_name: str) -> Any:
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            where = ", ".join(path or os.getcwd() for path in sys.path[:3])
+            raise AppError(spec, f"no module named {error.name!r} (looked in {where}, …)") from error
+        raise AppError(spec, f"it imports {error.name!r}, which is not installed") from error
+    except (Exception, SystemExit) as error:
+        logger.exception("the app's module raised")
+        raise AppError(spec, f"importing it raised {type(error).__name__}: {error}") from error
+
+
+def _attribute(spec: str, found: Any, name: str) -> Any:
+    try:
+        return getattr(found, name)
+    except AttributeError as error:
+        raise AppError(spec, f"{getattr(found, '__name__', found)!r} has no {name!r}") from error
+    except Exception as error:  # a module's __getattr__ is the user's code too
+        logger.exception("the app's module raised")
+        raise AppError(spec, f"looking up {name!r} raised {type(error).__name__}: {error}") from error
+
+
+def _as_client_app(spec: str, found: Any) -> ClientApp:
+    if isinstance(found, ClientApp):
+        return found
+    if isinstance(found, NumPyClient | Client):
+        return _app_of_client(found)
+    if not callable(found):
+        raise AppError(spec, f"it is {type(found).__name__}, expected {_KINDS}")
+    if isinstance(found, type) and not issubclass(found, NumPyClient | Client):
+        raise AppError(spec, f"it is the class {found.__name__}, expected {_KINDS}")
+    if _takes_context(found):
+        return ClientApp(client_fn=lambda context: _as_client(found(context)))
+    return _as_client_app(spec, _make(spec, found))
+
+
+def _takes_context(factory: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(factory).parameters.values()
+    many = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return any(each.default is each.empty and each.kind not in many for each in parameters)
+
+
+def _make(spec: str, factory: Callable[[], Any]) -> Any:
+    try:
+        return factory()
+    except (Exception, SystemExit) as error:
+        logger.exception("the app's factory raised")
+        raise AppError(spec, f"calling it raised {type(error).__name__}: {error}") from error
+
+
+def _app_of_client(client: NumPyClient | Client) -> ClientApp:
+    """Serve every message with one client, as `flwr.client.start_client(client=…)` does: it may keep its model."""
+    one = _as_client(client)
+    return ClientApp(client_fn=lambda context: one)
+
+
+def _as_client(made: Any) -> Client:
+    client = made.to_client() if isinstance(made, NumPyClient) else made
+    if not isinstance(client, Client):
+        raise TypeError(f"client_fn returned {type(client).__name__}, expected a NumPyClient or Client")
+    return client
+
+
+def make_node_config(job: Job) -> dict[str, bool | float | int | str]:
+    """Return what a SuperNode's `--node-config` would say, and who we are."""
+    config: dict[str, bool | float | int | str] = {"client-mac": job.client_mac, "client-name": job.client_name}
+    if job.partition_id is not None:
+        config["partition-id"] = job.partition_id
+    if job.num_partitions is not None:
+        config["num-partitions"] = job.num_partitions
+    return config
+
+
+def make_run_config(values: Mapping[str, Any]) -> dict[str, bool | float | int | str]:
+    """Return the configuration for `Context.run_config`; it has no place for None."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+class KeptState:
+    """`Context.state` in a file: there again in the next run, never pickled, written only when it has changed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._written: bytes | None = None
+
+    def load(self) -> RecordDict:
+        """Return what was kept; an empty state when there is nothing, or nothing that can be read."""
+        try:
+            num_bytes = self._path.stat().st_size
+            with self._path.open("rb") as file:
+                content = read_message(file.read, num_bytes=num_bytes, max_bytes=_MAX_STATE_BYTES).content
+        except FileNotFoundError:
+            return RecordDict()
+        except (OSError, EOFError, LineError) as error:
+            logger.warning("kept state cannot be read, starting without it", extra={"why": str(error)})
+            return RecordDict()
+        return content
+
+    def save(self, state: RecordDict) -> None:
+        """Keep `state`; a disk that is full costs the state, not the training."""
+        if not state and not self._path.exists():
+            return
+        content = encode_content(state)
+        digest = _digest(content)
+        if digest == self._written:
+            return
+        frame = encode_message(Message(content=state, dst_node_id=_NOBODY, message_type="train"), content)
+        fresh = self._path.with_name(f"{self._path.name}.new")
+        try:
+            with fresh.open("wb") as file:
+                file.writelines(frame.chunks(max_bytes=frame.num_bytes))
+            fresh.replace(self._path)
+            self._written = digest
+        except OSError as error:
+            logger.warning("state cannot be kept", extra={"why": str(error)})
+
+
+def _digest(content: EncodedContent) -> bytes:
+    hashing = hashlib.blake2b(content.header)
+    for buffer in content.buffers:
+        hashing.update(buffer)
+    return hashing.digest()
+
+
+class Keeping:
+    """A ClientApp whose `Context.state` is kept after every message."""
+
+    def __init__(self, app: Callable[[Message, Context], Message], kept: KeptState) -> None:
+        self._app = app
+        self._kept = kept
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer a message; the state is kept also when the app is killed in the next."""
+        reply = self._app(message, context)
+        self._kept.save(context.state)
+        return reply

@@ -1,0 +1,198 @@
+"""One training: the app is loaded, the server is joined over the line or classic gRPC, each round is reported."""
+
+import logging
+import socket
+import threading
+import time
+from functools import partial
+
+from flwr.app import Context, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedops_mqtt.client.client_fl import Reporter, failed, leave_soon
+from fedops_mqtt.client.client_fl_app import AppError, Keeping, KeptState, load_app, make_node_config, make_run_config
+from fedops_mqtt.client.client_fl_classic import ClassicRunner
+from fedops_mqtt.client.client_wandb import WandbLog, start_wandb
+from fedops_mqtt.client.pipe import EndedReport, Job, MetricsReport, PhaseReport
+from fedops_mqtt.line.errors import LineConfigError
+from fedops_mqtt.line.keeper import RunEnd
+from fedops_mqtt.line.runner import Answered, Joined, LineRunner, Progress, make_context
+from fedops_mqtt.protocol import MetricsKind, Phase, Transport
+
+logger = logging.getLogger(__name__)
+
+_WANDB_CLOSE_S = 5.0
+_SNIFF_S = 0.3
+"""A gRPC server speaks first (HTTP/2 SETTINGS, RFC 9113, 3.4), and does so at once; the line waits to be asked."""
+_SNIFF_RETRY_S = 0.2
+_HTTP2_SETTINGS = 4
+
+
+class Training:
+    """One job from its first line to its last report."""
+
+    def __init__(self, *, job: Job, reporter: Reporter) -> None:
+        self._job = job
+        self._reporter = reporter
+        self._runner: LineRunner | ClassicRunner | None = None
+        self._lock = threading.Lock()
+        self._server_ip, self._launch = job.server_ip, job.launch
+        self._stop_reason: str | None = None
+        self._bytes = (0, 0)
+        self._wandb = _wandb_of(job)
+
+    def run(self) -> EndedReport:
+        """Train until the run is over for this client and say how that was."""
+        self._reporter.phase(PhaseReport(phase=Phase.JOINING))
+        try:
+            app = load_app(self._job.app, self._job.import_paths)
+        except AppError as error:
+            return failed(str(error))
+        try:
+            runner = self._take_runner()
+        except (LineConfigError, ValueError) as error:
+            return failed(str(error))
+        kept = KeptState(self._job.state_folder / "context.bin")
+        return _report_of(runner.run(_as_app(Keeping(app, kept)), partial(self._context, kept.load())))
+
+    def close(self) -> int:
+        """Finish what runs beside the training; returns the exit status."""
+        if self._wandb is not None and not self._wandb.close(_WANDB_CLOSE_S):
+            logger.warning("wandb did not finish in time")
+        return 0
+
+    def aim(self, server_ip: str, launch: int) -> None:
+        """The server is somewhere else now."""
+        with self._lock:
+            self._server_ip, self._launch = server_ip, launch
+            if self._runner is not None:
+                self._runner.aim(server_ip, launch)
+
+    def stop(self, reason: str) -> None:
+        """End at the next possible moment."""
+        with self._lock:
+            self._stop_reason = reason
+            if self._runner is not None:
+                self._runner.stop(reason)
+
+    def _take_runner(self) -> LineRunner | ClassicRunner:
+        started = time.monotonic()
+        transport = self._job.transport or self._find_transport()
+        join_s = max(1.0, self._job.join_limit_s - (time.monotonic() - started))
+        with self._lock:
+            make = self._classic_runner if transport is Transport.GRPC else self._line_runner
+            self._runner = make(join_s)
+            if self._stop_reason is not None:
+                self._runner.stop(self._stop_reason)
+            return self._runner
+
+    def _find_transport(self) -> Transport:
+        """Wait for the server within the join limit and see whether it speaks gRPC; a secured line is never asked."""
+        deadline = time.monotonic() + self._job.join_limit_s
+        while self._job.ca_file is None and self._stop_reason is None and time.monotonic() < deadline:
+            spoken = speaks_grpc(self._server_ip)
+            if spoken is not None:
+                return Transport.GRPC if spoken else Transport.LINE
+            threading.Event().wait(_SNIFF_RETRY_S)
+        return Transport.LINE
+
+    def _line_runner(self, join_s: float) -> LineRunner:
+        job = self._job
+        return LineRunner(
+            server_ip=self._server_ip,
+            client_mac=job.client_mac,
+            instance=job.instance,
+            attempt=job.attempt,
+            token=job.token,
+            run_id=None if job.is_local else job.run_id,
+            launch=self._launch,
+            ca_file=job.ca_file,
+            join_s=join_s,
+            rejoin_s=job.rejoin_limit_s,
+            on_progress=self._progress,
+            on_answered=self._answered,
+            on_end=self._end,
+        )
+
+    def _classic_runner(self, join_s: float) -> ClassicRunner:
+        return ClassicRunner(
+            server_ip=self._server_ip,
+            ca_file=self._job.ca_file,
+            join_s=join_s,
+            rejoin_s=self._job.rejoin_limit_s,
+            on_progress=self._progress,
+            on_answered=self._answered,
+        )
+
+    def _context(self, state: RecordDict, joined: Joined) -> Context:
+        self._reporter.phase(PhaseReport(phase=Phase.WAITING, run_id=joined.run_id))
+        context = make_context(
+            joined,
+            node_config=make_node_config(self._job),
+            run_config=make_run_config(self._job.run_config),
+        )
+        context.state = state
+        self._run_id = joined.run_id
+        return context
+
+    _run_id: str | None = None
+
+    def _progress(self, progress: Progress) -> None:
+        self._bytes = (progress.bytes_in, progress.bytes_out)
+        self._reporter.phase(
+            PhaseReport(
+                phase=progress.phase,
+                round=progress.round or 0,
+                run_id=self._run_id,
+                bytes_in=progress.bytes_in,
+                bytes_out=progress.bytes_out,
+            )
+        )
+
+    def _answered(self, answered: Answered) -> None:
+        bytes_in, bytes_out = self._bytes
+        values = {**answered.metrics, "stage": answered.kind, "seconds": round(answered.seconds, 6)}
+        values |= {"bytes_in": bytes_in, "bytes_out": bytes_out}
+        round_ = answered.round or 0
+        self._reporter.metrics(MetricsReport(kind=MetricsKind.ROUND, round=round_, values=values))
+        if self._wandb is not None:
+            self._wandb.log({**values, "round": round_}, step=round_)
+
+    def _end(self, end: RunEnd) -> None:
+        """The run is over for us, perhaps while the app still computes for nobody: report now, leave soon."""
+        self._reporter.ended(_report_of(end))
+        leave_soon(self.close)
+
+
+def _report_of(end: RunEnd) -> EndedReport:
+    return EndedReport(outcome=None if end.is_rejected else end.outcome, reason=end.reason or None)
+
+
+def _as_app(keeping: Keeping) -> ClientApp:
+    """LineRunner only calls its app; what else a ClientApp can do is for whoever builds one."""
+    return keeping  # type: ignore[return-value]
+
+
+def _wandb_of(job: Job) -> WandbLog | None:
+    options = job.wandb
+    if options is None:
+        return None
+    return WandbLog(partial(start_wandb, options.key, options.project, options.name))
+
+
+def speaks_grpc(server_ip: str) -> bool | None:
+    """Return whether the server at `host:port` speaks gRPC in the clear; None when nobody answers there.
+
+    Raises:
+        ValueError: `server_ip` is no address.
+    """
+    host, _, port = server_ip.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_SNIFF_S) as connection:
+            try:
+                head = connection.recv(9)
+            except TimeoutError:
+                return False
+            return len(head) == 9 and head[3] == _HTTP2_SETTINGS
+    except OSError:
+        return None
