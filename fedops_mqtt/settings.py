@@ -18,6 +18,8 @@ Seconds = Annotated[float, Field(gt=0)]
 HttpAddress = Annotated[str, Field(pattern=r"^\S*:\d{1,5}$")]
 """`host:port` to listen on; port 0 takes a free one."""
 
+LogLevel = Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR")]
+
 ENV_PREFIX = "FEDOPS_MQTT_"
 
 
@@ -44,15 +46,15 @@ class BusSettings(_Settings):
     """How to reach the broker and how long to wait for it."""
 
     broker: Annotated[str, Field(description="mqtt://[user:password@]host:port, or mqtts://")] = "mqtt://127.0.0.1:1883"
-    broker_user: str | None = None
-    broker_password: SecretStr | None = None
+    broker_user: Annotated[str | None, Field(description="user name, where the broker wants one")] = None
+    broker_password: Annotated[SecretStr | None, Field(description="its password")] = None
     broker_ca_file: Annotated[Path | None, Field(description="CA certificate that the broker's must be signed by")] = (
         None
     )
-    broker_cert_file: Path | None = None
-    broker_key_file: Path | None = None
+    broker_cert_file: Annotated[Path | None, Field(description="our certificate, where the broker wants one")] = None
+    broker_key_file: Annotated[Path | None, Field(description="the key of our certificate")] = None
     keepalive_s: Annotated[int, Field(ge=1, le=65535, description="MQTT keep alive; a silent death shows in 1.5x")] = 20
-    connect_timeout_s: Seconds = 10.0
+    connect_timeout_s: Annotated[float, Field(gt=0, description="wait for the broker to take a connection")] = 10.0
     publish_timeout_s: Annotated[float, Field(gt=0, description="wait for the broker's acknowledgement")] = 10.0
     backoff_initial_s: Annotated[float, Field(gt=0, description="first upper bound of the jittered wait")] = 0.5
     backoff_max_s: Annotated[float, Field(gt=0, description="last upper bound of the jittered wait")] = 30.0
@@ -62,12 +64,14 @@ class BusSettings(_Settings):
 class ClientSettings(BusSettings):
     """The daemon on a device."""
 
-    task_id: TaskId | None = None
+    task_id: Annotated[TaskId | None, Field(description="the federated task that this device takes part in")] = None
     app: Annotated[str | None, Field(description="MODULE:ATTRIBUTE of the Flower ClientApp")] = None
     mac: Annotated[AnyMacAddress | None, Field(description="this device's MAC; default: its network card's")] = None
-    client_name: str | None = None
+    client_name: Annotated[str | None, Field(description="a name for people; default: the host name")] = None
     http: Annotated[HttpAddress | None, Field(description="where the FedOps HTTP shim listens; unset: no shim")] = None
-    state_dir: Path = Field(default_factory=default_state_dir)
+    state_dir: Annotated[Path, Field(description="where the journal is kept")] = Field(
+        default_factory=default_state_dir
+    )
     join_token: Annotated[SecretStr | None, Field(description="shared token of servers started by hand")] = None
     line_ca_file: Annotated[Path | None, Field(description="CA of the FL server; set: a plain line is refused")] = None
     join_limit_s: Annotated[float, Field(gt=0, description="training process waits this long for its server")] = 60.0
@@ -77,9 +81,9 @@ class ClientSettings(BusSettings):
     stderr_lines: Annotated[int, Field(ge=1, le=200, description="kept of a failed training")] = 20
     num_partition: Annotated[int | None, Field(ge=0, description="node_config partition-id")] = None
     num_partitions: Annotated[int | None, Field(ge=1, description="node_config num-partitions")] = None
-    wandb_project: str | None = None
-    wandb_key: SecretStr | None = None
-    log_level: str = "INFO"
+    wandb_project: Annotated[str | None, Field(description="Weights & Biases project; unset: off")] = None
+    wandb_key: Annotated[SecretStr | None, Field(description="its API key")] = None
+    log_level: LogLevel = "INFO"
 
 
 class RunLimits(_Settings):
@@ -103,7 +107,9 @@ class ManagerSettings(BusSettings):
     http: Annotated[HttpAddress, Field(description="where the manager's API and page listen")] = "127.0.0.1:8004"
     tasks_file: Annotated[Path | None, Field(description="tasks.toml: how to launch each task's FL server")] = None
     database_url: Annotated[str | None, Field(description="SQLAlchemy URL; default: SQLite in the state folder")] = None
-    state_dir: Path = Field(default_factory=default_state_dir)
+    state_dir: Annotated[Path, Field(description="where the journal and the logs of FL servers are kept")] = Field(
+        default_factory=default_state_dir
+    )
     store: Annotated[str, Field(description="where FL servers keep global models")] = Field(
         default_factory=default_store_url
     )
@@ -117,7 +123,7 @@ class ManagerSettings(BusSettings):
     )
     server_stop_grace_s: Annotated[float, Field(gt=0, description="between SIGTERM and SIGKILL of an FL server")] = 10.0
     limits: RunLimits = Field(default_factory=RunLimits)
-    log_level: str = "INFO"
+    log_level: LogLevel = "INFO"
 
 
 class ServerSettings(BusSettings):
@@ -146,6 +152,7 @@ class ServerSettings(BusSettings):
     compress_level: Annotated[int, Field(ge=0, le=22, description="zstd level for arrays; 0: off")] = 0
     compress_threshold_bytes: Annotated[int, Field(ge=0, description="smaller arrays are not compressed")] = 65536
     linger_s: Annotated[float, Field(gt=0, description="after the end, until every client has been told")] = 5.0
+    stop_grace_s: Annotated[float, Field(gt=0, description="between a stop and interrupting code that computes")] = 3.0
     log_level: str = "INFO"
 
 
@@ -153,5 +160,21 @@ class CliSettings(_Settings):
     """The verbs that talk to a manager."""
 
     manager: Annotated[str, Field(description="URL of the manager's API")] = "http://127.0.0.1:8004"
-    manager_token: SecretStr | None = None
-    request_timeout_s: Seconds = 10.0
+    manager_token: Annotated[SecretStr | None, Field(description="token of a manager that wants one")] = None
+    request_timeout_s: Annotated[float, Field(gt=0, description="wait for an answer of the manager")] = 10.0
+
+
+class BrokerSettings(_Settings):
+    """The mosquitto that `fedops-mqtt broker` runs."""
+
+    broker_port: Annotated[int, Field(ge=0, le=65535, description="TCP port; 0 takes a free one")] = 1883
+    broker_config: Annotated[Path | None, Field(description="mosquitto.conf to run; default: the shipped one")] = None
+    broker_data_dir: Annotated[Path | None, Field(description="keeps what is retained; default: nothing is kept")] = (
+        None
+    )
+
+
+class WatchSettings(BusSettings):
+    """The dashboard in the terminal."""
+
+    task_id: Annotated[TaskId | None, Field(description="watch only this task")] = None
