@@ -75,14 +75,14 @@ class Ownership:
         instance: this process, see `new_instance`.
         epoch: of the present connection; 0 before the first.
         is_echoed: an own word of this epoch came back, so whatever older comes now stands over it at the broker.
-        next_repair_at: not before this time of the caller's clock, s.
+        repair_at: when the last repair was due, or the one on its way is; the caller's clock, s.
         others: highest epoch read of each other instance.
     """
 
     instance: str
     epoch: int = 0
     is_echoed: bool = False
-    next_repair_at: float = float("-inf")
+    repair_at: float = float("-inf")
     others: Mapping[str, int] = field(default_factory=dict)
 
     def connected(self, epoch: int) -> "Ownership":
@@ -131,5 +131,6 @@ def _judge_place(owner: Ownership, word: SeenWord, *, now: float) -> tuple[Owner
 
 
 def _schedule_repair(owner: Ownership, *, now: float) -> tuple[Ownership, Decision]:
-    at = max(now, owner.next_repair_at)
-    return replace(owner, next_repair_at=at + REPAIR_INTERVAL_S), Repair(at)
+    is_on_its_way = owner.repair_at > now
+    at = owner.repair_at if is_on_its_way else max(now, owner.repair_at + REPAIR_INTERVAL_S)
+    return replace(owner, repair_at=at), Repair(at)

@@ -1,0 +1,141 @@
+"""Who speaks on a retained topic: repair, adoption, and which of two rivals yields."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedops_mqtt.core.fencing import LAST_SEQ, Stamp, is_newer
+from fedops_mqtt.core.ownership import (
+    EPOCH_CEILING,
+    REPAIR_INTERVAL_S,
+    Adopt,
+    Ignore,
+    Ownership,
+    Repair,
+    SeenWord,
+    Yield,
+    judge,
+    judge_cleared,
+    new_instance,
+    next_epoch,
+)
+
+OLD, ME, NEW = (new_instance(ms, "0f") for ms in (1_000, 2_000, 3_000))
+speaking = Ownership(instance=ME, epoch=10, is_echoed=True)
+words = st.builds(
+    SeenWord,
+    instance=st.sampled_from([OLD, ME, NEW]),
+    epoch=st.integers(1, 20),
+    is_out=st.booleans(),
+    is_retained=st.booleans(),
+)
+
+
+def word(instance: str, epoch: int, *, is_out: bool = False, is_retained: bool = False) -> SeenWord:
+    return SeenWord(instance=instance, epoch=epoch, is_out=is_out, is_retained=is_retained)
+
+
+def test_instances_sort_by_their_start() -> None:
+    assert sorted([NEW, OLD, ME]) == [OLD, ME, NEW]
+
+
+@given(st.integers(0, 2**62), st.integers(0, 2**62))
+def test_a_new_epoch_stands_above_the_last_whatever_the_clock_says(persisted: int, unix_ms: int) -> None:
+    assert next_epoch(persisted, unix_ms) > persisted
+    assert next_epoch(persisted, unix_ms) >= unix_ms
+
+
+@given(st.integers(0, 100), st.integers(0, 100), st.integers(0, LAST_SEQ - 1))
+def test_a_will_is_above_its_connection_and_below_the_next(epoch: int, later: int, seq: int) -> None:
+    will = Stamp(epoch, LAST_SEQ)
+    assert is_newer(will, Stamp(epoch, seq))
+    assert is_newer(Stamp(epoch + 1 + later, 0), will)
+
+
+def test_an_echo_is_ignored() -> None:
+    owner, decision = judge(replace(speaking, is_echoed=False), word(ME, 10), now=0)
+    assert (owner.is_echoed, decision) == (True, Ignore())
+
+
+def test_a_lower_epoch_after_the_own_word_is_repaired() -> None:
+    assert judge(speaking, word(ME, 9, is_out=True), now=5)[1] == Repair(5)
+
+
+def test_a_lower_epoch_before_the_own_word_needs_no_repair() -> None:
+    assert judge(replace(speaking, is_echoed=False), word(OLD, 9, is_retained=True), now=5)[1] == Ignore()
+
+
+def test_repairs_come_at_most_once_a_second() -> None:
+    owner, first = judge(speaking, word(ME, 9, is_out=True), now=5)
+    _, second = judge(owner, word(ME, 9, is_out=True), now=5.1)
+    assert (first, second) == (Repair(5), Repair(5 + REPAIR_INTERVAL_S))
+
+
+def test_a_flood_of_old_words_schedules_one_repair_not_a_queue_of_them() -> None:
+    owner, latest = speaking, 0.0
+    for _ in range(100):
+        owner, decision = judge(owner, word(ME, 9, is_out=True), now=5)
+        if isinstance(decision, Repair):
+            latest = max(latest, decision.at)
+    assert latest <= 5 + REPAIR_INTERVAL_S
+
+
+def test_a_cleared_topic_is_said_again() -> None:
+    assert judge_cleared(speaking, now=5)[1] == Repair(5)
+
+
+def test_a_retained_higher_epoch_from_before_is_adopted() -> None:
+    assert judge(speaking, word(OLD, 99, is_retained=True), now=0)[1] == Adopt(99)
+
+
+def test_a_late_will_with_a_higher_epoch_is_adopted() -> None:
+    assert judge(speaking, word(OLD, 99, is_out=True), now=0)[1] == Adopt(99)
+
+
+def test_an_absurd_epoch_is_not_adopted() -> None:
+    assert judge(speaking, word(OLD, EPOCH_CEILING, is_retained=True), now=0)[1] == Ignore()
+
+
+@pytest.mark.parametrize("epoch", [9, 10, 11])
+def test_a_newer_living_instance_makes_us_yield_whatever_its_clock_says(epoch: int) -> None:
+    assert judge(speaking, word(NEW, epoch), now=0)[1] == Yield(NEW, epoch)
+
+
+@pytest.mark.parametrize(("epoch", "decision"), [(9, Repair(0)), (11, Adopt(11))])
+def test_an_older_living_instance_is_overruled(epoch: int, decision: object) -> None:
+    assert judge(speaking, word(OLD, epoch), now=0)[1] == decision
+
+
+def test_a_newer_instance_that_left_is_no_rival() -> None:
+    assert judge(speaking, word(NEW, 9, is_out=True), now=0)[1] == Repair(0)
+    assert judge(speaking, word(NEW, 11, is_out=True, is_retained=True), now=0)[1] == Adopt(11)
+
+
+def test_a_newer_instance_that_connects_a_second_time_is_a_rival_even_if_only_its_wills_are_seen() -> None:
+    owner, first = judge(speaking, word(NEW, 11, is_out=True, is_retained=True), now=0)
+    _, second = judge(owner.connected(12), word(NEW, 13, is_out=True, is_retained=True), now=1)
+    assert (first, second) == (Adopt(11), Yield(NEW, 13))
+
+
+@given(st.lists(words))
+def test_of_two_instances_only_the_older_ever_yields(seen: list[SeenWord]) -> None:
+    owner = speaking
+    for each in seen:
+        owner, decision = judge(owner, each, now=0)
+        assert not isinstance(decision, Yield) or decision.instance > owner.instance
+
+
+@given(st.lists(words), st.integers(1, 20))
+def test_whatever_was_read_the_owner_ends_above_it_or_says_so(seen: list[SeenWord], epoch: int) -> None:
+    owner, persisted = Ownership(instance=ME).connected(epoch), epoch
+    for each in seen:
+        owner, decision = judge(owner, each, now=0)
+        match decision:
+            case Adopt(higher):
+                persisted = max(persisted, higher)
+                owner = owner.connected(next_epoch(persisted, 0))
+            case Yield():
+                return
+        assert owner.epoch > each.epoch or (owner.epoch == each.epoch and each.instance == ME)

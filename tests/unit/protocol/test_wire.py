@@ -1,0 +1,203 @@
+"""Messages to bytes and back: nothing is lost, nothing foreign gets in, and bad input is our error or a message."""
+
+import contextlib
+from datetime import UTC, datetime
+from enum import EnumType
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+from fedops_mqtt.protocol import (
+    MESSAGE_OF_CHANNEL,
+    Channel,
+    ClientMetrics,
+    ClientStatus,
+    MalformedMessageError,
+    Message,
+    MismatchedMessageError,
+    PayloadTooLargeError,
+    ProtocolError,
+    RunMember,
+    ServerClient,
+    ServerStatus,
+    Topic,
+    decode,
+    encode,
+    topics,
+    utc_now,
+)
+
+MAC = "02:00:00:00:00:01"
+TASK, RUN = "digits", "run-1"
+texts = st.text(max_size=40)
+counts = st.integers(0, 2**63 - 1)
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+macs = st.binary(min_size=6, max_size=6).map(lambda raw: raw.hex(":"))
+times = st.datetimes(datetime(1970, 1, 1), datetime(9000, 1, 1), timezones=st.just(UTC))
+addresses = st.builds("{}:{}".format, st.sampled_from(["127.0.0.1", "[::1]", "fl.example.org"]), st.integers(0, 65535))
+
+ALWAYS = {
+    "task_id": st.just(TASK),
+    "run_id": st.just(RUN),
+    "client_mac": st.just(MAC),
+    "at": times,
+    "server_ip": addresses,
+    "created_at": times,
+}
+MAYBE = {
+    "ended_at": times,
+    "heartbeat_s": st.floats(0.001, 86_400),
+    "duration_s": numbers,
+    "metrics": st.dictionaries(texts, st.none() | numbers, max_size=5),
+    "values": st.dictionaries(texts, st.none() | numbers | st.integers(-(2**63), 2**63) | st.booleans() | texts),
+    "agent": st.dictionaries(texts, texts, max_size=5),
+}
+
+
+def strategy_of(name: str, annotation: Any) -> st.SearchStrategy[Any]:
+    if name in ALWAYS:
+        return ALWAYS[name]
+    if name in MAYBE:
+        return MAYBE[name]
+    if get_origin(annotation) in (Union, UnionType):
+        return st.none() | strategy_of(name, next(part for part in get_args(annotation) if part is not NoneType))
+    if get_origin(annotation) is not None and hasattr(annotation, "__metadata__"):
+        return strategy_of(name, get_args(annotation)[0])
+    if name == "clients":
+        return st.nothing()
+    if isinstance(annotation, EnumType):
+        return st.sampled_from(list(annotation))  # type: ignore[arg-type]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return builds(annotation)
+    return {int: counts, str: texts}[annotation]
+
+
+def builds(model: type[BaseModel]) -> st.SearchStrategy[Any]:
+    fields = {name: strategy_of(name, field.annotation) for name, field in model.model_fields.items()}
+    if "clients" in model.model_fields:
+        member = ServerClient if model is ServerStatus else RunMember
+        fields["clients"] = st.dictionaries(macs, builds(member), max_size=3)
+    return st.builds(model, **fields)
+
+
+messages = st.one_of([builds(model) for model in MESSAGE_OF_CHANNEL.values()])
+every_topic = [
+    topics.client_status(TASK, MAC),
+    topics.client_start(TASK, MAC),
+    topics.client_stop(TASK, MAC),
+    topics.client_metrics(TASK, MAC),
+    topics.server_status(TASK),
+    topics.server_metrics(TASK),
+    topics.run_status(TASK, RUN),
+    topics.manager_status(),
+]
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False) | st.integers(-(2**63), 2**64 - 1) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=10,
+)
+
+
+def topic_of(message: Message) -> Topic:
+    channels = {model: channel for channel, model in MESSAGE_OF_CHANNEL.items()}
+    return next(topic for topic in every_topic if topic.channel is channels[type(message)])
+
+
+def status(**changes: object) -> ClientStatus:
+    said = {"status": "online", "task_id": TASK, "client_mac": MAC, "instance": "a", "epoch": 1, "seq": 1}
+    return ClientStatus.model_validate(said | {"at": utc_now()} | changes)
+
+
+def test_every_channel_is_drawn() -> None:
+    assert {topic.channel for topic in every_topic} == set(Channel)
+
+
+@given(messages)
+def test_decode_of_encode_is_the_message(message: Message) -> None:
+    assert decode(topic_of(message), encode(message)) == message
+
+
+@given(messages, st.dictionaries(st.text(min_size=1).map("x-{}".format), json_values, max_size=3))
+def test_unknown_fields_of_a_newer_speaker_are_ignored(message: Message, unknown: dict[str, object]) -> None:
+    said = orjson.loads(encode(message))
+    assert decode(topic_of(message), orjson.dumps(unknown | said)) == message
+
+
+@given(st.sampled_from(every_topic), st.binary(max_size=200))
+def test_any_bytes_give_a_message_or_our_error(topic: Topic, payload: bytes) -> None:
+    with contextlib.suppress(ProtocolError):
+        assert isinstance(decode(topic, payload), BaseModel)
+
+
+@given(st.sampled_from(every_topic), json_values)
+def test_any_json_gives_a_message_or_our_error(topic: Topic, value: object) -> None:
+    with contextlib.suppress(ProtocolError):
+        assert isinstance(decode(topic, orjson.dumps(value)), BaseModel)
+
+
+@given(messages, st.data())
+def test_a_message_with_one_field_spoiled_gives_a_message_or_our_error(message: Message, data: st.DataObject) -> None:
+    said = orjson.loads(encode(message))
+    said[data.draw(st.sampled_from(sorted(said)))] = data.draw(json_values)
+    with contextlib.suppress(ProtocolError):
+        assert isinstance(decode(topic_of(message), orjson.dumps(said)), type(message))
+
+
+@pytest.mark.parametrize("model", MESSAGE_OF_CHANNEL.values())
+def test_we_send_no_unknown_fields(model: type[BaseModel]) -> None:
+    with pytest.raises(ValidationError, match="surprise"):
+        model.model_validate({"surprise": 1})
+
+
+@pytest.mark.parametrize("model", MESSAGE_OF_CHANNEL.values())
+def test_messages_are_frozen(model: type[BaseModel]) -> None:
+    assert model.model_config["frozen"] is True
+
+
+def test_a_payload_over_the_limit_is_not_even_parsed() -> None:
+    with pytest.raises(PayloadTooLargeError) as caught:
+        decode(topics.client_status(TASK, MAC), b"{" * (64 * 1024 + 1))
+    assert caught.value.size_bytes == 64 * 1024 + 1
+
+
+def test_a_message_over_the_limit_is_not_sent() -> None:
+    values = {f"{n:0256}": 1 for n in range(256)}
+    big = ClientMetrics(kind="data", task_id=TASK, client_mac=MAC, instance="a", values=values, at=utc_now())
+    with pytest.raises(PayloadTooLargeError):
+        encode(big)
+
+
+@pytest.mark.parametrize(
+    ("payload", "problem"),
+    [(b"", "not JSON"), (b"[]", "payload"), (b"\xff\xfe", "not JSON"), (b'{"status": "asleep"}', "status")],
+)
+def test_the_error_says_what_is_wrong(payload: bytes, problem: str) -> None:
+    with pytest.raises(MalformedMessageError, match=problem):
+        decode(topics.client_status(TASK, MAC), payload)
+
+
+def test_a_message_about_somebody_else_is_refused() -> None:
+    other = status(client_mac="02:00:00:00:00:02")
+    with pytest.raises(MismatchedMessageError) as caught:
+        decode(topics.client_status(TASK, MAC), encode(other))
+    assert (caught.value.field, caught.value.payload_says) == ("client_mac", "02:00:00:00:00:02")
+
+
+def test_a_diverged_loss_is_null() -> None:
+    topic = topics.server_metrics(TASK)
+    payload = {"task_id": TASK, "run_id": RUN, "round": 1, "metrics": {"loss": 1}, "at": "2026-01-01T00:00:00Z"}
+    message = MESSAGE_OF_CHANNEL[Channel.SERVER_METRICS].model_validate(payload | {"metrics": {"loss": float("nan")}})
+    assert b'"loss":null' in encode(message)
+    assert decode(topic, encode(message)).metrics == {"loss": None}  # type: ignore[union-attr]
+
+
+def test_an_error_never_shows_a_token() -> None:
+    payload = orjson.dumps({"token": ["secret-token"], "run_id": RUN})
+    with pytest.raises(MalformedMessageError) as caught:
+        decode(topics.client_start(TASK, MAC), payload)
+    assert "secret-token" not in str(caught.value)
