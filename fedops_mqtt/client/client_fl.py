@@ -25,7 +25,7 @@ from fedops_mqtt.client.pipe import (
     parse_command,
     to_line,
 )
-from fedops_mqtt.protocol import Outcome
+from fedops_mqtt.protocol import Outcome, Phase
 
 logger = logging.getLogger(__name__)
 
@@ -53,29 +53,37 @@ class Reporter:
         self._lock = threading.Lock()
         self._phase: PhaseReport | None = None
         self._news = threading.Event()
+        self._has_trained = False
         self._has_ended = False
         threading.Thread(target=self._tell_phases, name="phases", daemon=True).start()
 
     def phase(self, report: PhaseReport) -> None:
-        """Tell where the training is, soon."""
-        self._phase = report
+        """Tell where the training is: the first time that it trains at once, else soon."""
+        with self._lock:
+            self._phase = report
+            if report.phase is Phase.TRAINING and not self._has_trained:
+                self._has_trained = True
+                self._tell_phase()
         self._news.set()
 
     def metrics(self, report: MetricsReport) -> None:
         """Tell numbers, now."""
-        self._say(report)
-
-    def ended(self, report: EndedReport) -> None:
-        """Tell how it ended; only the first time counts."""
         with self._lock:
             if not self._has_ended:
+                self._write(report)
+
+    def ended(self, report: EndedReport) -> None:
+        """Tell how it ended; only the first time counts, and nothing is told after it."""
+        with self._lock:
+            if not self._has_ended:
+                self._tell_phase()
                 self._write(report)
                 self._has_ended = True
 
-    def _say(self, report: Report) -> None:
-        with self._lock:
-            if not self._has_ended:
-                self._write(report)
+    def _tell_phase(self) -> None:
+        report, self._phase = self._phase, None
+        if report is not None and not self._has_ended:
+            self._write(report)
 
     def _write(self, report: Report) -> None:
         try:
@@ -89,8 +97,8 @@ class Reporter:
         while True:
             self._news.wait()
             self._news.clear()
-            if self._phase is not None:
-                self._say(self._phase)
+            with self._lock:
+                self._tell_phase()
             pause.wait(_PHASE_INTERVAL_S)
 
 

@@ -1,0 +1,94 @@
+"""Apps as users write them: the good ones and the others."""
+
+import os
+import signal
+import sys
+import time
+
+import numpy as np
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.client import Client, NumPyClient
+from flwr.clientapp import ClientApp
+
+
+class AddOne(NumPyClient):
+    """Adds one to every weight."""
+
+    def get_parameters(self, config):
+        return [np.zeros(2, dtype=np.float32)]
+
+    def fit(self, parameters, config):
+        return [array + 1 for array in parameters], 1, {"loss": 0.5}
+
+    def evaluate(self, parameters, config):
+        return 0.25, 1, {"accuracy": 0.75}
+
+
+an_object = AddOne()
+
+
+def client_fn(context: Context) -> Client:
+    return AddOne().to_client()
+
+
+def make_app() -> ClientApp:
+    return counting
+
+
+counting = ClientApp()
+"""Counts its trainings in `Context.state`; the count is its loss."""
+
+
+@counting.train()
+def count(message: Message, context: Context) -> Message:
+    print("the user's print goes to stderr")
+    before = context.state.metric_records.get("count", MetricRecord({"n": 0}))
+    context.state["count"] = MetricRecord({"n": int(before["n"]) + 1})
+    metrics = MetricRecord({"n": int(before["n"]) + 1, "num-examples": 1})
+    return _reply(message, metrics)
+
+
+@counting.evaluate()
+def tell_config(message: Message, context: Context) -> Message:
+    numbers = {"partition": context.node_config["partition-id"], "batch": context.run_config["batch_size"]}
+    return _reply(message, MetricRecord({**numbers, "num-examples": 1}))
+
+
+def _reply(message: Message, metrics: MetricRecord) -> Message:
+    content = RecordDict({"metrics": metrics})
+    if "arrays" in message.content and message.metadata.message_type == "train":
+        content["arrays"] = message.content["arrays"]
+    return Message(content=content, reply_to=message)
+
+
+def _raising(message: Message, context: Context) -> Message:
+    raise ValueError("boom in training")
+
+
+def _dying(message: Message, context: Context) -> Message:
+    print("segfault ahead", file=sys.stderr)
+    os.kill(os.getpid(), signal.SIGSEGV)
+    return message
+
+
+def _endless(message: Message, context: Context) -> Message:
+    while True:
+        time.sleep(0.1)
+
+
+def _busy(message: Message, context: Context) -> Message:
+    ends_at = time.monotonic() + 1.0
+    while time.monotonic() < ends_at:
+        sum(range(1000))
+    return _reply(message, MetricRecord({"num-examples": 1}))
+
+
+def _app(train) -> ClientApp:
+    app = ClientApp()
+    app.train()(train)
+    app.evaluate()(tell_config)
+    return app
+
+
+raising, dying, endless, busy = _app(_raising), _app(_dying), _app(_endless), _app(_busy)
+not_an_app = 42
