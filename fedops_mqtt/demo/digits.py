@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Arrays = dict[str, NDArray[Any]]
-"""The model, all float32: `hidden.weight` (64, 32), `hidden.bias` (32,), `output.weight` (32, 10), `output.bias` (10,)."""
+"""The model, float32: `hidden.weight` (64, 32), `hidden.bias` (32,), `output.weight` (32, 10), `output.bias` (10,)."""
 
 NUM_LABELS = 10
 _NUM_PIXELS = 64

@@ -133,11 +133,14 @@ class LineServer:
             return []
         self._is_closed = True
         untold = self._hub.close(Gone(outcome=outcome, reason=reason), time.monotonic() + linger_s)
-        if self._server is not None:
-            self._server.should_exit = True
-            self._thread.join()
-        self._socket.close()
+        self._stop_serving()
         return untold
+
+    def abandon(self) -> None:
+        """Stop serving without a word: another launch has this run now, and its clients go on looking for it."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._stop_serving()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -152,6 +155,12 @@ class LineServer:
             self.close(RunOutcome.COMPLETED, "")
         else:
             self.close(RunOutcome.FAILED, f"{type(error).__name__}: {error}")
+
+    def _stop_serving(self) -> None:
+        if self._server is not None:
+            self._server.should_exit = True
+            self._thread.join()
+        self._socket.close()
 
     def _serve(self) -> None:
         asyncio.run(self._serve_here())

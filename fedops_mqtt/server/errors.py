@@ -57,3 +57,7 @@ class ModelTypeError(ServerError, TypeError):
 
 
 _MAX_SHOWN = 3
+
+
+class ServerConfigError(ServerError, ValueError):
+    """The server cannot start as it is configured; says which value to set."""

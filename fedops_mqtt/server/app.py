@@ -1,0 +1,413 @@
+"""The FL server: one run from the newest global model (or its own checkpoint) to the next version in the store.
+
+The strategy has the thread that calls `start`; the line and the bus have threads of their own and outlive its waits.
+"""
+
+import logging
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version as version_of
+from typing import Any
+
+from flwr.serverapp import ServerApp
+
+from fedops_mqtt import __version__
+from fedops_mqtt.bus import BusOptions, EpochFile, new_instance
+from fedops_mqtt.line.errors import LineConfigError
+from fedops_mqtt.line.grid import RunOverError
+from fedops_mqtt.line.members import MemberChange
+from fedops_mqtt.line.server import LineServer, LineTls
+from fedops_mqtt.protocol import LastRun, RunOutcome, ServerCondition, ServerMetrics, utc_now
+from fedops_mqtt.server.announcer import Announcer, Ears
+from fedops_mqtt.server.app_strategy import (
+    AnyStrategy,
+    Config,
+    capture_state,
+    make_fedavg,
+    restore_state,
+    run_server_app,
+    run_strategy,
+)
+from fedops_mqtt.server.checkpoint import Checkpoint, CheckpointStore
+from fedops_mqtt.server.ending import Ending, EndNowError, EndRequest
+from fedops_mqtt.server.errors import ServerConfigError, ServerError
+from fedops_mqtt.server.evaluation import TestTorch, make_evaluate
+from fedops_mqtt.server.model_arrays import arrays_of, check_same_shapes
+from fedops_mqtt.server.plan import make_compression, make_limits, make_plan, read_cfg
+from fedops_mqtt.server.rounds import Evaluate, RoundHooks, RoundReport, Rounds
+from fedops_mqtt.server.server_api import ServerAPI
+from fedops_mqtt.server.server_utils import FLServerStatus
+from fedops_mqtt.server.snapshot import ServerSnapshot, client_of
+from fedops_mqtt.server.store import ModelStore, StoredModel
+from fedops_mqtt.server.tensor_file import Arrays
+from fedops_mqtt.settings import ServerSettings
+
+_log = logging.getLogger(__name__)
+
+_LAST_WORD_S = 60.0
+"""The last word waits this long for a broker that was there before: one that restarts is back sooner."""
+
+_CONDITIONS = {
+    RunOutcome.COMPLETED: ServerCondition.FINISHED,
+    RunOutcome.FAILED: ServerCondition.FAILED,
+    RunOutcome.STOPPED: ServerCondition.STOPPED,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """How a run ended; `model_path` is where its global model was saved, None where no round was done."""
+
+    outcome: RunOutcome
+    reason: str
+    run_id: str
+    round: int
+    metrics: Mapping[str, float]
+    gl_model: int
+    model_path: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Beginning:
+    """What a launch begins with."""
+
+    arrays: Arrays | None
+    gl_model: int
+    checkpoint: Checkpoint | None = None
+    saved: StoredModel | None = None
+    """This very run's model: the launch before died between saving it and saying so."""
+
+
+class FLServer:
+    """FedOps server.app.FLServer, over MQTT and the line: `FLServer(cfg, model, ...).start()` is a server program.
+
+    Args:
+        cfg: mapping, OmegaConf node or object with `task_id`, `num_rounds`, `min_clients`, `batch_size`, `num_epochs`.
+        model: initial global model: list or dict of arrays, ArrayRecord, or an object that `arrays_of` understands.
+        model_name: names the file; a model of another shape needs another name.
+        model_type: FedOps' (`Pytorch`, `Tensorflow`, `Huggingface`); what the model offers decides.
+        gl_val_loader, x_val, y_val, test_torch: FedOps' evaluation data and function, see `make_evaluate`.
+        strategy: of `flwr.serverapp.strategy` or `flwr.server.strategy`; default FedAvg over everybody.
+        server_app: a Flower ServerApp in place of a strategy.
+        evaluate_fn: `(round, arrays by name) -> metrics`, in place of FedOps' evaluation.
+        train_config: sent to the clients of a message strategy; default FedOps' fit_config out of cfg.
+        settings: default: from the environment.
+    """
+
+    def __init__(
+        self,
+        cfg: Any = None,
+        model: Any = None,
+        model_name: str = "model",
+        model_type: str = "Numpy",
+        gl_val_loader: Any = None,
+        x_val: Any = None,
+        y_val: Any = None,
+        test_torch: TestTorch | None = None,
+        *,
+        strategy: AnyStrategy | None = None,
+        server_app: ServerApp | None = None,
+        evaluate_fn: Evaluate | None = None,
+        train_config: Config | None = None,
+        settings: ServerSettings | None = None,
+    ) -> None:
+        if strategy is not None and server_app is not None:
+            raise ServerConfigError("give either a strategy or a server_app: a ServerApp brings its own")
+        self.cfg = cfg
+        self.model_name = model_name
+        self.model_type = model_type
+        self.server = FLServerStatus()
+        self.settings = settings or ServerSettings()
+        self.plan = make_plan(self.settings, cfg)
+        self._initial = None if model is None else arrays_of(model)
+        self._server_app = server_app
+        self._strategy = strategy or (make_fedavg(self.plan.min_clients or 2) if server_app is None else None)
+        self._train_config = fit_config(cfg, self.plan.num_rounds) if train_config is None else train_config
+        self._evaluate = evaluate_fn or make_evaluate(
+            model, cfg=cfg, gl_val_loader=gl_val_loader, x_val=x_val, y_val=y_val, test_torch=test_torch
+        )
+        self._store = ModelStore(self.settings.store, task_id=self.plan.task_id, model_name=model_name)
+        self._checkpoints = CheckpointStore(self.settings.store, task_id=self.plan.task_id)
+        self._ending = Ending(grace_s=self.settings.stop_grace_s)
+
+    @property
+    def task_id(self) -> str:
+        """The task that this server trains for."""
+        return self.plan.task_id
+
+    def start(self) -> RunResult:
+        """Do the run, to whatever end, and return how it ended. Call it once, best in the main thread.
+
+        SIGTERM and SIGINT (in the main thread) and `stop` end the run as stopped, with its last whole round saved.
+
+        Raises:
+            BrokerUrlError: the broker's URL cannot be used; a broker that is not there is waited for in the background.
+            ServerError, OSError: the stored model does not fit, or the store cannot be used.
+        """
+        beginning = self._begin()
+        self.server.gl_model_v = beginning.gl_model
+        ears = Ears(on_client_ended=self._drop_client, on_replaced=self._be_replaced)
+        epochs = EpochFile(self.settings.state_dir / "server" / f"{self.task_id}.epoch")
+        announcer = Announcer(
+            self._first_snapshot(beginning),
+            url=self.settings.broker,
+            options=BusOptions.from_settings(self.settings),
+            epochs=epochs,
+            ears=ears,
+        )
+        with self._ending.on_signals(), announcer:
+            self._announcer = announcer
+            self.api = ServerAPI(self.task_id, announcer)
+            return self._serve(beginning)
+
+    def stop(self, reason: str = "asked by its program") -> None:
+        """End the run as stopped; `start` returns soon. May be called from any thread."""
+        self._ending.request(EndRequest(outcome=RunOutcome.STOPPED, reason=reason))
+
+    def _begin(self) -> _Beginning:
+        newest = self._store.newest()
+        self.server.last_gl_model_v = newest.version if newest else 0
+        if newest is not None and self._initial is not None:
+            check_same_shapes(newest.path, newest.arrays, self._initial)
+        checkpoint = self._checkpoints.load(self.plan.run_id) if self.plan.is_resumable else None
+        arrays = checkpoint.arrays if checkpoint else newest.arrays if newest else self._initial
+        is_ours = newest is not None and self.plan.is_resumable and newest.run_id == self.plan.run_id
+        if newest is not None and is_ours:
+            return _Beginning(arrays=newest.arrays, gl_model=newest.version, checkpoint=checkpoint, saved=newest)
+        return _Beginning(arrays=arrays, gl_model=self._store.next_version(), checkpoint=checkpoint)
+
+    def _first_snapshot(self, beginning: _Beginning) -> ServerSnapshot:
+        return ServerSnapshot(
+            task_id=self.task_id,
+            run_id=self.plan.run_id,
+            launch=self.plan.launch,
+            instance=new_instance(),
+            heartbeat_s=self.settings.heartbeat_s,
+            agent={"fedops-mqtt": __version__, "flwr": version_of("flwr"), "python": platform.python_version()},
+            num_rounds=self.plan.num_rounds,
+            gl_model=beginning.gl_model,
+            round=beginning.checkpoint.round if beginning.checkpoint else 0,
+        )
+
+    def _serve(self, beginning: _Beginning) -> RunResult:
+        rounds = self._rounds(beginning)
+        try:
+            self._line = self._open_line()
+        except (LineConfigError, OSError) as error:
+            return self._say_end(RunOutcome.FAILED, f"line: {error}", rounds, saved=beginning.saved)
+        with self._line as line:
+            self._announcer.say(status=ServerCondition.READY, server_ip=line.address)
+            _log.info("server is ready", extra={"run_id": self.plan.run_id, "server_ip": line.address})
+            outcome, reason = self._train(beginning, rounds)
+            return self._end(outcome, reason, rounds, beginning.saved)
+
+    def _open_line(self) -> LineServer:
+        settings, token = self.settings, self.settings.join_token
+        tls = None
+        if settings.line_cert_file and settings.line_key_file:
+            tls = LineTls(cert_file=settings.line_cert_file, key_file=settings.line_key_file)
+        return LineServer(
+            run_id=self.plan.run_id,
+            launch=self.plan.launch,
+            listen=settings.listen,
+            advertise=settings.advertise,
+            run_secret=self.plan.run_secret,
+            join_token=token.get_secret_value() if token else None,
+            join=self.plan.join,
+            limits=make_limits(settings),
+            tls=tls,
+            compression=make_compression(settings),
+            min_clients=self.plan.min_clients or _own_minimum(self._strategy),
+            on_member=self._say_member,
+            on_round=self._begin_round if self._server_app is not None else None,
+        )
+
+    def _rounds(self, beginning: _Beginning) -> Rounds:
+        checkpoint = beginning.checkpoint
+        done = self.plan.num_rounds if beginning.saved else checkpoint.round if checkpoint else 0
+        hooks = RoundHooks(
+            evaluate=self._evaluate, on_start=self._begin_round, on_report=self._report, save=self._save_checkpoint
+        )
+        return Rounds(
+            num_rounds=self.plan.num_rounds,
+            done=done,
+            arrays=beginning.arrays if done else None,
+            metrics=dict(checkpoint.metrics) if checkpoint else {},
+            hooks=hooks,
+        )
+
+    def _train(self, beginning: _Beginning, rounds: Rounds) -> tuple[RunOutcome, str]:
+        """Run foreign code: the strategy, the ServerApp, the evaluation; whatever it raises fails the run."""
+        if rounds.num_left == 0:
+            return RunOutcome.COMPLETED, "all rounds were done by an earlier launch"
+        try:
+            with self._ending.foreign_code(self._line):
+                self._run_rounds(beginning, rounds)
+        except RunOverError as over:
+            return over.outcome, over.reason
+        except EndNowError:
+            requested = self._ending.requested
+            return RunOutcome.STOPPED, requested.reason if requested else "interrupted"
+        except Exception as error:
+            _log.exception("run failed")
+            return RunOutcome.FAILED, f"{type(error).__name__}: {error}"
+        if self._server_app is None and not rounds.num_aggregated:
+            return RunOutcome.FAILED, f"no round gave a model: {self._say_who_failed()}"
+        return RunOutcome.COMPLETED, "all rounds done"
+
+    def _run_rounds(self, beginning: _Beginning, rounds: Rounds) -> None:
+        grid = self._line.grid
+        if self._server_app is not None:
+            run_config: dict[str, Any] = {"num-server-rounds": self.plan.num_rounds, **self._train_config}
+            rounds.arrays = run_server_app(self._server_app, grid=grid, run_config=run_config)
+            return
+        assert self._strategy is not None
+        if beginning.checkpoint is not None:
+            restore_state(self._strategy, beginning.checkpoint.strategy)
+        run_strategy(
+            self._strategy,
+            grid=grid,
+            rounds=rounds,
+            initial=beginning.arrays,
+            round_limit_s=self.settings.round_limit_s,
+            train_config=self._train_config,
+        )
+
+    def _end(self, outcome: RunOutcome, reason: str, rounds: Rounds, saved: StoredModel | None) -> RunResult:
+        """Save the last whole round's model, tell the clients, say the last word, forget the checkpoint."""
+        requested = self._ending.requested
+        if requested is not None and requested.is_replaced:
+            self._line.abandon()
+            return self._result(RunOutcome.STOPPED, requested.reason, rounds, None)
+        if saved is None and rounds.arrays is not None:
+            saved, problem = self._save(rounds)
+            outcome, reason = (RunOutcome.FAILED, problem) if problem else (outcome, reason)
+        untold = self._line.close(outcome, reason, linger_s=self.settings.linger_s)
+        if untold:
+            _log.warning("clients could not be told the end", extra={"clients": untold})
+        result = self._say_end(outcome, reason, rounds, saved)
+        if self.plan.is_resumable and saved is not None:
+            self._checkpoints.remove(self.plan.run_id)
+        return result
+
+    def _save(self, rounds: Rounds) -> tuple[StoredModel | None, str]:
+        assert rounds.arrays is not None
+        try:
+            saved = self._store.save(
+                rounds.arrays, run_id=self.plan.run_id, round=rounds.done, metrics=dict(rounds.metrics)
+            )
+        except (ServerError, OSError) as error:
+            _log.exception("global model was not saved")
+            return None, f"global model was not saved: {error}"
+        self.server.gl_model_v = saved.version
+        return saved, ""
+
+    def _say_end(self, outcome: RunOutcome, reason: str, rounds: Rounds, saved: StoredModel | None) -> RunResult:
+        result = self._result(outcome, reason, rounds, saved)
+        _log.info("run ended", extra={"outcome": str(outcome), "reason": reason, "model_path": result.model_path})
+        for mac, member in self._members().items():
+            self._announcer.say_client(mac, client_of(member))
+        is_said = self._announcer.finish(
+            _LAST_WORD_S,
+            status=_CONDITIONS[outcome],
+            reason=reason,
+            round=rounds.done,
+            metrics=result.metrics,
+            gl_model=result.gl_model,
+            model_path=result.model_path,
+        )
+        if not is_said:
+            _log.warning("the broker was not told how the run ended")
+        return result
+
+    def _result(self, outcome: RunOutcome, reason: str, rounds: Rounds, saved: StoredModel | None) -> RunResult:
+        return RunResult(
+            outcome=outcome,
+            reason=reason,
+            run_id=self.plan.run_id,
+            round=rounds.done,
+            metrics=dict(saved.metrics if saved and not rounds.metrics else rounds.metrics),
+            gl_model=saved.version if saved else self.server.gl_model_v,
+            model_path=saved.path if saved else None,
+        )
+
+    def _begin_round(self, round_: int) -> None:
+        self.server.round, self.server.start_by_round = round_, time.time()
+        self._bytes_before = (self._line.bytes_in, self._line.bytes_out)
+        self._announcer.say(status=ServerCondition.RUNNING, round=round_)
+
+    def _report(self, report: RoundReport) -> None:
+        self.server.end_by_round = report.duration_s or 0.0
+        bytes_in, bytes_out = self._bytes_before if report.round else (0, 0)
+        self._announcer.say(is_urgent=False, metrics=report.metrics)
+        self._announcer.tell(
+            ServerMetrics(
+                task_id=self.task_id,
+                run_id=self.plan.run_id,
+                launch=self.plan.launch,
+                round=report.round,
+                metrics=dict(report.metrics),
+                duration_s=report.duration_s,
+                bytes_in=self._line.bytes_in - bytes_in,
+                bytes_out=self._line.bytes_out - bytes_out,
+                gl_model=self.server.gl_model_v,
+                at=utc_now(),
+            )
+        )
+
+    def _save_checkpoint(self, round_: int, arrays: Arrays, metrics: Mapping[str, float]) -> None:
+        if not self.plan.is_resumable:
+            return
+        checkpoint = Checkpoint(
+            run_id=self.plan.run_id,
+            launch=self.plan.launch,
+            round=round_,
+            gl_model=self.server.gl_model_v,
+            arrays=arrays,
+            strategy=capture_state(self._strategy),
+            metrics=dict(metrics),
+        )
+        try:
+            self._checkpoints.save(checkpoint)
+        except (ServerError, OSError) as error:  # a full disk: the run itself is not worse off
+            _log.error("checkpoint was not saved", extra={"round": round_, "problem": str(error)})
+
+    def _members(self) -> Mapping[str, Any]:
+        line = getattr(self, "_line", None)
+        return line.members if line is not None else {}
+
+    def _say_member(self, change: MemberChange) -> None:
+        if change.member.has_joined:
+            self._announcer.say_client(change.member.mac, client_of(change.member))
+
+    def _say_who_failed(self) -> str:
+        failed = [f"{mac} ({member.reason or member.outcome})" for mac, member in self._members().items()]
+        return ", ".join(failed) or "no client joined"
+
+    def _drop_client(self, client_mac: str, last: LastRun) -> None:
+        """The bus said that a client's training has ended: its round goes on at once."""
+        member = self._members().get(client_mac)
+        if member is not None and member.attempt == last.attempt and member.outcome is None:
+            self._line.drop(client_mac, last.outcome, last.reason or f"{last.outcome}, as its daemon said")
+
+    def _be_replaced(self, reason: str) -> None:
+        _log.warning("another server has this run", extra={"reason": reason})
+        self._ending.request(EndRequest(outcome=RunOutcome.STOPPED, reason=reason, is_replaced=True))
+
+
+def fit_config(cfg: Any, num_rounds: int) -> dict[str, bool | int | float | str]:
+    """Return what FedOps tells its clients each round (server.app.FLServer.fit_config); empty without its cfg."""
+    known = {"batch_size": read_cfg(cfg, "batch_size"), "local_epochs": read_cfg(cfg, "num_epochs")}
+    config: dict[str, bool | int | float | str] = {name: int(value) for name, value in known.items() if value}
+    return {**config, "num_rounds": num_rounds} if config else {}
+
+
+def _own_minimum(strategy: AnyStrategy | None) -> int:
+    """Return how many clients a strategy itself wants before it begins."""
+    for name in ("min_available_nodes", "min_available_clients"):
+        minimum = getattr(strategy, name, None)
+        if isinstance(minimum, int):
+            return max(1, minimum)
+    return 1

@@ -1,0 +1,115 @@
+"""The rounds of one run as they happen: evaluated, checkpointed, told; the same for both families of strategies.
+
+Round numbers are the run's own: a relaunched server goes on counting where the launch before stopped.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedops_mqtt.server.tensor_file import Arrays
+
+_log = logging.getLogger(__name__)
+
+Evaluate = Callable[[int, Arrays], Mapping[str, Any] | None]
+"""`(round, arrays) -> metrics` of the global model on the server's own data; round 0 is before training."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundReport:
+    """One round so far; a later report of the same round has more metrics."""
+
+    round: int
+    metrics: Mapping[str, float]
+    duration_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundHooks:
+    """Who wants to know. `save` is called after each whole round with the new global model."""
+
+    evaluate: Evaluate | None = None
+    on_start: Callable[[int], None] = lambda round_: None
+    on_report: Callable[[RoundReport], None] = lambda report: None
+    save: Callable[[int, Arrays, Mapping[str, float]], None] = lambda round_, arrays, metrics: None
+
+
+@dataclass(slots=True, kw_only=True)
+class Rounds:
+    """The rounds after `done`, up to `num_rounds`. `arrays` is the last whole round's model, None before the first."""
+
+    num_rounds: int
+    done: int = 0
+    arrays: Arrays | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The last round's that has any."""
+    hooks: RoundHooks = field(default_factory=RoundHooks)
+    num_aggregated: int = 0
+    """Rounds of this launch that made a new model."""
+    _current: int = -1
+    _current_metrics: dict[str, float] = field(default_factory=dict)
+    _started_at: float = field(default_factory=time.monotonic)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def num_left(self) -> int:
+        """Rounds that are still to be done."""
+        return max(0, self.num_rounds - self.done)
+
+    def start(self, round_: int) -> None:
+        """A round begins; saying it again changes nothing."""
+        with self._lock:
+            if round_ == self._current:
+                return
+            self._enter(round_)
+        self.hooks.on_start(round_)
+
+    def add(self, round_: int, metrics: Mapping[str, Any] | None, *, prefix: str = "") -> None:
+        """Take clients' metrics of a round, named `prefix` and their own name; told at once if the round has ended."""
+        named = {name if name.startswith(prefix) else f"{prefix}_{name}": value for name, value in numbers_in(metrics)}
+        if round_ == self._current and round_ > self.done:
+            self._current_metrics |= named
+        elif round_ == self.done and named:
+            self.metrics |= named
+            self.hooks.on_report(RoundReport(round=round_, metrics=dict(self.metrics)))
+
+    def aggregated(self, is_new: bool) -> None:
+        """The strategy has aggregated a round's training; without any result the model stays as it was."""
+        if is_new:
+            self.num_aggregated += 1
+        else:
+            _log.warning("round gave no new model", extra={"round": self._current})
+
+    def evaluate(self, round_: int, arrays: Arrays) -> dict[str, float]:
+        """Return the server's own metrics of this model; none where there is no evaluation."""
+        if self.hooks.evaluate is None:
+            return {}
+        return dict(numbers_in(self.hooks.evaluate(round_, arrays)))
+
+    def end(self, round_: int, arrays: Arrays, metrics: Mapping[str, Any] | None) -> None:
+        """A round is over (0: the model before training has been evaluated): checkpoint it, tell it."""
+        if round_ != self._current:
+            self._enter(round_)
+        self.metrics = self._current_metrics | dict(numbers_in(metrics))
+        duration_s = time.monotonic() - self._started_at if round_ else None
+        if round_:
+            self.arrays, self.done = arrays, round_
+            self.hooks.save(round_, arrays, self.metrics)
+        self.hooks.on_report(RoundReport(round=round_, metrics=dict(self.metrics), duration_s=duration_s))
+
+    def _enter(self, round_: int) -> None:
+        self._current, self._current_metrics, self._started_at = round_, {}, time.monotonic()
+
+
+def numbers_in(metrics: Mapping[str, Any] | None) -> list[tuple[str, float]]:
+    """Return what is one number each; lists and texts stay with the strategy. A diverged loss is kept as it is."""
+    found = []
+    for name, value in (metrics or {}).items():
+        if hasattr(value, "item") and getattr(value, "size", 1) == 1:
+            value = value.item()
+        if isinstance(value, bool | int | float):
+            found.append((str(name), float(value)))
+    return found

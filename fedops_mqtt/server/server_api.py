@@ -1,0 +1,90 @@
+"""FedOps' `ServerAPI`, by its names: what it said over HTTP to server manager and performance pod goes on the bus.
+
+Numbers keep the names that the caller gives them; texts and lists have no place in metrics and are left out.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from fedops_mqtt.protocol import ServerCondition, ServerMetrics, utc_now
+from fedops_mqtt.server.rounds import numbers_in
+from fedops_mqtt.server.snapshot import ServerSnapshot
+
+
+class Voice(Protocol):
+    """Who speaks on the bus for the server (an `Announcer`)."""
+
+    @property
+    def snapshot(self) -> ServerSnapshot:
+        """What would be said right now."""
+        ...
+
+    def say(self, *, is_urgent: bool = True, **changes: Any) -> None:
+        """Change the snapshot and say it."""
+        ...
+
+    def tell(self, metrics: ServerMetrics) -> None:
+        """Publish metrics."""
+        ...
+
+
+class ServerAPI:
+    """FedOps server_api.ServerAPI: JSON text or a mapping in, a status or metrics on the bus out."""
+
+    def __init__(self, task_id: str, voice: Voice) -> None:
+        self.task_id = task_id
+        self._voice = voice
+
+    def put_server_status(self, server_status_json: str | Mapping[str, Any]) -> None:
+        """Say the server's status; of FedOps' fields `FLSeReady` and `GL_Model_V` have a meaning here.
+
+        `FLSeReady` false means that the server failed (FedOps server.app.FLServer.start).
+        """
+        said = _mapping(server_status_json)
+        changes: dict[str, Any] = {}
+        if "GL_Model_V" in said:
+            changes["gl_model"] = int(said["GL_Model_V"])
+        if "FLSeReady" in said:
+            changes["status"] = ServerCondition.READY if said["FLSeReady"] else ServerCondition.FAILED
+        self._voice.say(**changes)
+
+    def put_gl_model_evaluation(self, gl_model_evaluation_json: str | Mapping[str, Any]) -> None:
+        """Publish the evaluation of one round (`round`, `gl_loss`, `gl_accuracy`, `run_time_by_round`, …)."""
+        said = _mapping(gl_model_evaluation_json)
+        self._tell(said, duration_s=said.get("run_time_by_round"))
+
+    def put_server_time_result(self, server_time_result_json: str | Mapping[str, Any]) -> None:
+        """Publish how long the whole run took (`server_operation_time`, s)."""
+        self._tell(_mapping(server_time_result_json))
+
+    def put_fl_round_fin(self) -> None:
+        """Say that the run is over (FedOps' word for a run's end)."""
+        self._voice.say(status=ServerCondition.FINISHED)
+
+    def _tell(self, said: Mapping[str, Any], duration_s: float | None = None) -> None:
+        now = self._voice.snapshot
+        self._voice.tell(
+            ServerMetrics(
+                task_id=self.task_id,
+                run_id=now.run_id,
+                launch=now.launch,
+                round=int(said.get("round", now.round)),
+                metrics={name: value for name, value in numbers_in(said) if name != "round"},
+                duration_s=duration_s,
+                gl_model=int(said.get("gl_model_v", now.gl_model)),
+                at=utc_now(),
+            )
+        )
+
+
+def _mapping(said: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what FedOps passes as JSON text.
+
+    Raises:
+        ValueError: it is not JSON, or not an object.
+    """
+    found = json.loads(said) if isinstance(said, str) else said
+    if not isinstance(found, Mapping):
+        raise ValueError(f"expected a JSON object, not {type(found).__name__}")
+    return found

@@ -1,0 +1,100 @@
+"""What the FL server would say of itself right now, as one immutable value; every status on the bus is made from it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fedops_mqtt.line.members import Member
+from fedops_mqtt.protocol import (
+    MemberCondition,
+    Outcome,
+    ServerClient,
+    ServerCondition,
+    ServerStatus,
+    Transport,
+    utc_now,
+)
+
+_MAX_REASON = 4000
+"""Characters kept of a reason; `protocol` refuses longer ones."""
+_MAX_CLIENT_REASON = 200
+"""Of a client's: a run may have thousands, and each client's own status has the whole of it."""
+
+_CONDITIONS = {
+    Outcome.FINISHED: MemberCondition.FINISHED,
+    Outcome.FAILED: MemberCondition.FAILED,
+    Outcome.STOPPED: MemberCondition.STOPPED,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSnapshot:
+    """The FL server's whole condition, without the stamp that its connection gives it."""
+
+    task_id: str
+    run_id: str
+    launch: int
+    instance: str
+    heartbeat_s: float
+    agent: Mapping[str, str]
+    status: ServerCondition = ServerCondition.STARTING
+    reason: str | None = None
+    server_ip: str | None = None
+    round: int = 0
+    num_rounds: int = 0
+    gl_model: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    model_path: str | None = None
+    clients: Mapping[str, ServerClient] = field(default_factory=dict)
+
+    def to_status(self, epoch: int, seq: int) -> ServerStatus:
+        """Return the status as it goes on the bus."""
+        return ServerStatus(
+            **self._who(epoch, seq),
+            status=self.status,
+            reason=shorten(self.reason, _MAX_REASON),
+            server_ip=self.server_ip,
+            transport=Transport.LINE,
+            round=self.round,
+            num_rounds=self.num_rounds,
+            gl_model=self.gl_model,
+            metrics=dict(self.metrics),
+            model_path=self.model_path,
+            clients=dict(self.clients),
+            agent=dict(self.agent),
+        )
+
+    def to_will(self, epoch: int, seq: int) -> ServerStatus:
+        """Return the last will: only who, and that it is out."""
+        return ServerStatus(**self._who(epoch, seq), status=ServerCondition.SERVER_OUT, reason="lost")
+
+    def _who(self, epoch: int, seq: int) -> dict[str, object]:
+        return {
+            "instance": self.instance,
+            "epoch": epoch,
+            "seq": seq,
+            "at": utc_now(),
+            "heartbeat_s": self.heartbeat_s,
+            "task_id": self.task_id,
+            "run_id": self.run_id,
+            "launch": self.launch,
+        }
+
+
+def client_of(member: Member) -> ServerClient:
+    """Return what the server says of one member of its line."""
+    if member.outcome is not None:
+        status = _CONDITIONS[member.outcome]
+    else:
+        status = MemberCondition.TRAINING if member.is_present else MemberCondition.LOST
+    return ServerClient(
+        status=status,
+        attempt=member.attempt,
+        phase=member.phase if member.outcome is None else None,
+        round=member.round or 0,
+        reason=shorten(member.reason, _MAX_CLIENT_REASON),
+    )
+
+
+def shorten(text: str | None, max_chars: int) -> str | None:
+    """Return a text's end within `max_chars`: of a traceback the last lines say what happened."""
+    return text if text is None or len(text) <= max_chars else f"…{text[1 - max_chars :]}"
