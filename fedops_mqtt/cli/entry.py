@@ -1,0 +1,91 @@
+"""From the command line to an exit status: the table of verbs, and the one place where an error becomes a message."""
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+import typer
+
+from fedops_mqtt.cli import demo, roles, steer, watch
+from fedops_mqtt.cli.fatal import explain, known_errors
+from fedops_mqtt.core.exit_codes import ExitCode
+
+VERBS: dict[str, Callable[..., None]] = {
+    "demo": demo.demo,
+    "broker": roles.broker,
+    "client": roles.client,
+    "manager": roles.manager,
+    "clients": steer.clients,
+    "runs": steer.runs,
+    "start": steer.start,
+    "stop": steer.stop,
+    "watch": watch.watch,
+}
+"""In the order in which help lists them."""
+
+_EPILOG = """Every option can be given as an environment variable instead; an option outweighs it. Passwords and tokens
+are environment variables only. Exit statuses are in docs/operations.md."""
+
+
+def make_app() -> typer.Typer:
+    """Return the Typer app with every verb in it."""
+    app = typer.Typer(
+        name="fedops-mqtt",
+        help="Federated learning on IoT fleets, with MQTT as its lifecycle plane.",
+        epilog=_EPILOG,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    )
+    app.callback()(_version_option)
+    for name, verb in VERBS.items():
+        app.command(name, epilog=verb.__dict__.get("epilog"))(verb)
+    return app
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit status; messages go to stderr."""
+    try:
+        return _run(arguments)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our pipe left (`| head`): no more to say, and nothing to say it to.
+        sys.stdout = None
+        return ExitCode.OK
+    except known_errors() as error:
+        message, code = explain(error)
+        print(f"fedops-mqtt: {message}", file=sys.stderr)
+        return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    command = typer.main.get_command(make_app())
+    result: Any = command.main(args=arguments, prog_name="fedops-mqtt", standalone_mode=False)
+    sys.stdout.flush()
+    return result if isinstance(result, int) else ExitCode.OK
+
+
+_INTERRUPTED = 128 + signal.SIGINT
+"""What a shell says of a process that Ctrl-C ended."""
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        from fedops_mqtt import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+def _version_option(
+    version: bool = typer.Option(False, "--version", help="Say the version.", callback=_show_version, is_eager=True),
+) -> None:
+    """Federated learning on IoT fleets, with MQTT as its lifecycle plane."""

@@ -1,0 +1,49 @@
+"""How a verb ends when it cannot go on: one message that says what to do next, and the exit status that fits.
+
+Only what is listed here ends quietly; anything else is a defect of ours and shows its traceback.
+"""
+
+from fedops_mqtt.core.exit_codes import ExitCode
+
+
+class FatalError(Exception):
+    """A verb cannot go on. The message says what happened and what to do next."""
+
+    def __init__(self, message: str, code: ExitCode) -> None:
+        self.code = code
+        super().__init__(message)
+
+
+def known_errors() -> tuple[type[Exception], ...]:
+    """Return every error that `explain` has words for; loads their modules."""
+    from fedops_mqtt.bus import BusError
+
+    return (FatalError, BusError)
+
+
+def explain(error: Exception) -> tuple[str, ExitCode]:
+    """Return what to tell the person, and the exit status."""
+    from fedops_mqtt import bus
+
+    match error:
+        case FatalError():
+            return str(error), error.code
+        case bus.CredentialsError():
+            return f"{error}. Set FEDOPS_MQTT_BROKER_USER and FEDOPS_MQTT_BROKER_PASSWORD.", ExitCode.NO_PERMISSION
+        case bus.BrokerUrlError():
+            return f"{error}. Correct --broker or the file it names.", ExitCode.CONFIG
+        case bus.ConnectError():
+            return f"{error}. Is it running? `fedops-mqtt broker` starts one here; --broker says where.", _UNAVAILABLE
+        case bus.RivalError():
+            return str(error), ExitCode.RIVAL
+        case bus.RefusedError():
+            return str(error), ExitCode.NO_PERMISSION
+        case bus.EpochFileError():
+            return f"{error}. Choose a folder that can be written with --state-dir.", ExitCode.CONFIG
+        case bus.MosquittoError():
+            return str(error), _UNAVAILABLE
+        case _:
+            return str(error), ExitCode.FAILED
+
+
+_UNAVAILABLE = ExitCode.UNAVAILABLE

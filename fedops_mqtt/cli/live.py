@@ -1,0 +1,146 @@
+"""The live table: a `Picture` as rich renderables, for `watch` and the demo.
+
+It only draws; what it shows was decided by the picture and the fleet below it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fedops_mqtt.cli.output import as_text
+from fedops_mqtt.cli.picture import Picture, client_record, run_record
+from fedops_mqtt.core.fleet import ClientView, Presence, View
+from fedops_mqtt.protocol import ClientCondition, RunCondition, RunOutcome, RunStatus, ServerMetrics
+
+_BARS = "▁▂▃▄▅▆▇█"
+_MAX_RUNS = 5
+_OTHER_LINES = 12
+"""Lines of a screen that are not rows of clients: titles, heads, runs, blanks."""
+_MIN_ROWS = 5
+_SHOWN_METRICS = 3
+_CLIENT_COLUMNS = ("client", "task", "presence", "status", "phase", "round", "metrics", "since")
+_RUN_COLUMNS = ("run", "task", "status", "round", "accuracy", "by round", "clients", "why")
+
+
+def draw(picture: Picture, *, now: float, height: int, title: str = "") -> RenderableType:
+    """Return the whole screen: who is there, below it the runs; at most `height` lines."""
+    head = Text.assemble((title, "bold"), "  ", _say_connection(picture))
+    return Group(head, _draw_clients(picture, now, max(_MIN_ROWS, height - _OTHER_LINES)), _draw_runs(picture))
+
+
+def _say_connection(picture: Picture) -> Text:
+    if not picture.is_connected:
+        return Text("broker lost, connecting again", style="bold red")
+    manager = picture.fleet.manager
+    if manager is None or manager.is_out:
+        return Text("connected; no manager", style="yellow")
+    return Text(f"connected; manager {manager.status.url or 'online'}", style="green")
+
+
+def _draw_clients(picture: Picture, now: float, max_rows: int) -> RenderableType:
+    views = picture.clients()
+    if not views:
+        return Text("no clients yet: `fedops-mqtt client --task-id T --app MODULE:ATTRIBUTE` adds one", style="dim")
+    table = Table(*_CLIENT_COLUMNS, box=box.SIMPLE_HEAD, pad_edge=False)
+    for view in views[:max_rows]:
+        table.add_row(*_client_cells(picture, view, now))
+    more = len(views) - max_rows
+    return Group(table, Text(f"… and {more} more", style="dim")) if more > 0 else table
+
+
+def _client_cells(picture: Picture, view: ClientView, now: float) -> list[RenderableType]:
+    record = client_record(picture, view)
+    name = record["client_name"] or record["client_mac"]
+    return [
+        Text(name),
+        Text(record["task_id"]),
+        Text(_say_presence(view), style=_PRESENCE_STYLE[view.presence]),
+        Text(record["status"], style=_STATUS_STYLE.get(view.status.status, "")),
+        Text(as_text(record["phase"])),
+        Text(as_text(record["round"])),
+        Text(say_metrics(record["metrics"])),
+        Text(_say_duration(now - view.since)),
+    ]
+
+
+def _say_presence(view: ClientView) -> str:
+    return f"{view.presence} ({view.out_reason})" if view.is_out else str(view.presence)
+
+
+def say_metrics(metrics: Mapping[str, Any]) -> str:
+    """Return the few numbers that say most, measures before counts."""
+    floats = [(name, value) for name, value in metrics.items() if isinstance(value, float)]
+    return "  ".join(f"{name} {value:.3f}" for name, value in floats[:_SHOWN_METRICS])
+
+
+def _draw_runs(picture: Picture) -> RenderableType:
+    views = picture.runs()[:_MAX_RUNS]
+    if not views:
+        return Text("no runs yet: `fedops-mqtt start TASK` starts one", style="dim")
+    table = Table(*_RUN_COLUMNS, box=box.SIMPLE_HEAD, pad_edge=False)
+    for view in views:
+        table.add_row(*_run_cells(picture, view))
+    return table
+
+
+def _run_cells(picture: Picture, view: View[RunStatus]) -> list[RenderableType]:
+    record = run_record(view.status)
+    rounds = picture.history.get(view.status.task_id, []) if _is_newest(picture, view.status) else []
+    said = record["outcome"] or record["status"]
+    return [
+        Text(record["run_id"]),
+        Text(record["task_id"]),
+        Text(said, style=_run_style(view.status)),
+        Text(f"{record['round']}/{record['num_rounds']}"),
+        Text(as_text(accuracy_of(record["metrics"]))),
+        Text(sparkline([value for each in rounds if (value := accuracy_of(each.metrics)) is not None])),
+        Text(as_text(record["clients"])),
+        Text(as_text(record["why"])),
+    ]
+
+
+def _is_newest(picture: Picture, status: RunStatus) -> bool:
+    return next(view.status.run_id for view in picture.runs() if view.status.task_id == status.task_id) == status.run_id
+
+
+def accuracy_of(metrics: Mapping[str, Any]) -> float | None:
+    """Return the accuracy among metrics, whatever its full name is; None when there is none."""
+    named = [name for name in metrics if "acc" in name.lower() and metrics[name] is not None]
+    return float(metrics[named[0]]) if named else None
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Return values between 0 and 1 as a row of bars."""
+    top = len(_BARS) - 1
+    return "".join(_BARS[min(top, max(0, int(value * (top + 1))))] for value in values)
+
+
+def last_accuracy(rounds: Sequence[ServerMetrics]) -> float | None:
+    """Return the accuracy of the last round that has one."""
+    found = [value for each in rounds if (value := accuracy_of(each.metrics)) is not None]
+    return found[-1] if found else None
+
+
+def _run_style(status: RunStatus) -> str:
+    if status.outcome is not None:
+        return "green" if status.outcome is RunOutcome.COMPLETED else "bold red"
+    return "cyan" if status.status is RunCondition.RUNNING else "yellow"
+
+
+def _say_duration(duration_s: float) -> str:
+    minutes, seconds = divmod(int(max(0.0, duration_s)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+_PRESENCE_STYLE = {Presence.ONLINE: "green", Presence.UNCONFIRMED: "yellow", Presence.OUT: "red"}
+_STATUS_STYLE = {
+    ClientCondition.TRAIN_STARTED: "cyan",
+    ClientCondition.TRAIN_FINISHED: "green",
+    ClientCondition.TRAIN_FAILED: "bold red",
+    ClientCondition.CLIENT_OUT: "red",
+}

@@ -1,0 +1,68 @@
+"""What a verb prints: a table for people, padded lines in a pipe, one JSON object a line for programs.
+
+In a pipe there is no colour, nothing is cut off, and a record is a line.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+def print_records(records: Sequence[Row], columns: Sequence[str], *, is_json: bool) -> None:
+    """Print records as JSON lines, or as a table of some of their fields."""
+    if is_json:
+        print_records_as_lines(records, is_json=True)
+    elif sys.stdout.isatty():
+        _print_table(records, columns)
+    else:
+        print("\n".join(pad_lines([columns, *([as_text(row.get(name)) for name in columns] for row in records)])))
+
+
+def print_records_as_lines(records: Iterable[Row], *, is_json: bool) -> None:
+    """Print one line a record as soon as it is there: a JSON object, or `kind name=value …`."""
+    for record in records:
+        print(json.dumps(record, default=str) if is_json else as_line(record), flush=True)
+
+
+def pad_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows as lines of aligned columns, two blanks between them."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def as_text(value: Any) -> str:
+    """Return a field's value as one line of text."""
+    match value:
+        case None | "":
+            return "-"
+        case float():
+            return f"{value:.4g}"
+        case dict():
+            return " ".join(f"{name}={as_text(each)}" for name, each in value.items()) or "-"
+        case _:
+            return " ".join(str(value).split())
+
+
+def as_line(record: Row) -> str:
+    """Return a record as one line: its kind, then `name=value` for every fact that it has."""
+    facts = ((name, value) for name, value in record.items() if name != "kind" and value not in (None, "", {}))
+    return " ".join([str(record["kind"]), *(f"{name}={_quoted(as_text(value))}" for name, value in facts)])
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False) if " " in text else text
+
+
+def _print_table(records: Sequence[Row], columns: Sequence[str]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in records:
+        table.add_row(*(Text(as_text(row.get(name))) for name in columns))
+    Console().print(table)

@@ -1,0 +1,89 @@
+"""The verbs that stay: broker, client and manager run in the foreground until they are told to end."""
+
+import asyncio
+import signal
+
+from click import UsageError
+
+from fedops_mqtt.cli.examples import shows
+from fedops_mqtt.cli.fatal import FatalError
+from fedops_mqtt.cli.logs import start_logging
+from fedops_mqtt.cli.options import takes_settings
+from fedops_mqtt.core.exit_codes import ExitCode
+from fedops_mqtt.settings import BrokerSettings, ClientSettings, ManagerSettings
+
+
+@shows("fedops-mqtt broker", "fedops-mqtt broker --port 0 --data-dir ./broker-data")
+@takes_settings(BrokerSettings)
+def broker(settings: BrokerSettings) -> None:
+    """Run mosquitto, ready configured, in the foreground.
+
+    The first line on stdout is its URL. The shipped configuration listens on this machine only, without passwords.
+    """
+    code = asyncio.run(_run_broker(settings))
+    if code:
+        raise FatalError(f"mosquitto ended with status {code}; its own lines above say why.", ExitCode.UNAVAILABLE)
+
+
+@shows(
+    "fedops-mqtt client --task-id digits --app fedops_mqtt.demo:client_app --broker mqtt://broker.local:1883",
+    "fedops-mqtt client --task-id digits --app my_task:app --http 127.0.0.1:8003 --mac 02:00:00:00:00:01",
+    model=ClientSettings,
+)
+@takes_settings(ClientSettings)
+def client(settings: ClientSettings) -> None:
+    """Run the daemon of this device.
+
+    It says that it is here, waits for a start trigger, and trains in a process of its own.
+    """
+    if settings.task_id is None or settings.app is None:
+        raise UsageError("a client needs --task-id TASK and --app MODULE:ATTRIBUTE")
+    start_logging(settings.log_level)
+    from fedops_mqtt.client import run_client
+
+    raise SystemExit(asyncio.run(run_client(settings)))
+
+
+@shows(
+    "fedops-mqtt manager --tasks tasks.toml",
+    "fedops-mqtt manager --broker mqtt://broker.local:1883 --http 127.0.0.1:8004",
+    model=ManagerSettings,
+)
+@takes_settings(ManagerSettings)
+def manager(settings: ManagerSettings) -> None:
+    """Run the manager.
+
+    It watches the fleet, starts FL servers, fires triggers and closes runs.
+    """
+    start_logging(settings.log_level)
+    from fedops_mqtt.manager import run_manager
+
+    raise SystemExit(asyncio.run(run_manager(settings)))
+
+
+async def _run_broker(settings: BrokerSettings) -> int:
+    from fedops_mqtt.bus import Mosquitto
+
+    ending = _ended_by_signal()
+    mosquitto = Mosquitto(
+        config=settings.broker_config,
+        port=settings.broker_port,
+        data_dir=settings.broker_data_dir,
+        is_log_shown=True,
+    )
+    async with mosquitto:
+        print(mosquitto.url, flush=True)
+        async with asyncio.TaskGroup() as group:
+            told = group.create_task(ending.wait(), name="broker-told-to-end")
+            ended = group.create_task(mosquitto.wait(), name="broker-ended")
+            await asyncio.wait((told, ended), return_when=asyncio.FIRST_COMPLETED)
+            told.cancel()
+            ended.cancel()
+        return 0 if ending.is_set() or ended.cancelled() else ended.result()
+
+
+def _ended_by_signal() -> asyncio.Event:
+    ending = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, ending.set)
+    return ending

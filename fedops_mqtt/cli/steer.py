@@ -1,0 +1,132 @@
+"""The verbs that ask a manager: clients, runs, start, stop; all of them over its HTTP API."""
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedops_mqtt.cli.examples import shows
+from fedops_mqtt.cli.fatal import FatalError
+from fedops_mqtt.cli.options import takes_settings
+from fedops_mqtt.core.exit_codes import ExitCode
+from fedops_mqtt.settings import CliSettings
+
+if TYPE_CHECKING:
+    from fedops_mqtt.cli.manager_api import ManagerApi, Record
+
+_POLL_S = 0.5
+"""Between two looks at a run that is waited for."""
+_COMPLETED = "completed"
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+Task = Annotated[str | None, typer.Option("--task-id", help="Only of this task.")]
+
+_CLIENT_COLUMNS = ("client_mac", "client_name", "task_id", "presence", "status", "reason")
+_RUN_COLUMNS = ("run_id", "task_id", "status", "outcome", "round", "num_rounds", "metrics", "reason")
+
+
+@shows("fedops-mqtt clients --task-id digits", "fedops-mqtt clients --json", model=CliSettings)
+@takes_settings(CliSettings)
+def clients(
+    settings: CliSettings,
+    task_id: Task = None,
+    forget: Annotated[str | None, typer.Option(metavar="MAC", help="Remove a client that is gone for good.")] = None,
+    json: Json = False,
+) -> None:
+    """List the clients that the manager knows."""
+    from fedops_mqtt.cli.manager_api import ManagerApi
+    from fedops_mqtt.cli.output import print_records
+
+    with ManagerApi(settings) as manager:
+        if forget is not None:
+            manager.delete(f"/clients/{forget}")
+            return
+        print_records(manager.get_all("/clients", task_id=task_id), _CLIENT_COLUMNS, is_json=json)
+
+
+@shows("fedops-mqtt runs --task-id digits", "fedops-mqtt runs --json", model=CliSettings)
+@takes_settings(CliSettings)
+def runs(settings: CliSettings, task_id: Task = None, json: Json = False) -> None:
+    """List the runs that the manager knows, newest first."""
+    from fedops_mqtt.cli.manager_api import ManagerApi
+    from fedops_mqtt.cli.output import print_records
+
+    with ManagerApi(settings) as manager:
+        print_records(manager.get_all("/runs", task_id=task_id), _RUN_COLUMNS, is_json=json)
+
+
+@shows(
+    "fedops-mqtt start digits --rounds 5 --min-clients 3 --wait",
+    "fedops-mqtt start digits --clients 02:00:00:00:00:01,02:00:00:00:00:02",
+    model=CliSettings,
+)
+@takes_settings(CliSettings)
+def start(
+    settings: CliSettings,
+    task: Annotated[str, typer.Argument(hidden=True)],
+    rounds: Annotated[int | None, typer.Option(help="Rounds to train; default: as tasks.toml says.")] = None,
+    min_clients: Annotated[int | None, typer.Option(help="Fewer clients than this are no run.")] = None,
+    clients: Annotated[
+        str | None, typer.Option(metavar="MAC,…", help="Only these; default: all that are idle.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end; status 0 only when it completed.")] = False,
+    json: Json = False,
+) -> None:
+    """Start a run of a task and print its id.
+
+    TASK is the task's name in the manager's tasks file.
+    """
+    from fedops_mqtt.cli.manager_api import ManagerApi
+
+    chosen = [mac.strip() for mac in clients.split(",")] if clients is not None else None
+    wanted = {"task_id": task, "num_rounds": rounds, "min_clients": min_clients, "clients": chosen}
+    with ManagerApi(settings) as manager:
+        run = manager.post("/runs", {name: value for name, value in wanted.items() if value is not None})
+        if not json:
+            print(run["run_id"], flush=True)
+        if wait:
+            run = _wait_for_end(manager, run["run_id"])
+        _say_run(run, is_json=json, is_over=wait)
+
+
+@shows("fedops-mqtt stop RUN_ID", "fedops-mqtt stop RUN_ID --wait", model=CliSettings)
+@takes_settings(CliSettings)
+def stop(
+    settings: CliSettings,
+    run: Annotated[str, typer.Argument(hidden=True)],
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the run has ended.")] = False,
+    json: Json = False,
+) -> None:
+    """Stop a run.
+
+    RUN is its id, as `start` and `runs` print it. Its clients end their training; the last good model stays.
+    """
+    from fedops_mqtt.cli.manager_api import ManagerApi
+    from fedops_mqtt.cli.output import print_records_as_lines
+
+    with ManagerApi(settings) as manager:
+        stopped = manager.post(f"/runs/{run}/stop")
+        if wait:
+            stopped = _wait_for_end(manager, run)
+    if json:
+        print_records_as_lines([stopped], is_json=True)
+
+
+def _wait_for_end(manager: "ManagerApi", run_id: str) -> "Record":
+    while True:
+        run: Record = manager.get(f"/runs/{run_id}")
+        if run.get("outcome") is not None:
+            return run
+        time.sleep(_POLL_S)
+
+
+def _say_run(run: "Record", *, is_json: bool, is_over: bool) -> None:
+    from fedops_mqtt.cli.output import as_line, print_records_as_lines
+
+    if is_json:
+        print_records_as_lines([run], is_json=True)
+    elif is_over:
+        facts = ("outcome", "reason", "round", "num_rounds", "metrics", "model_path")
+        print(as_line({"kind": "run", **{name: run.get(name) for name in facts}}))
+    if is_over and run["outcome"] != _COMPLETED:
+        raise FatalError(f"run {run['run_id']} did not complete: {run.get('reason')}", ExitCode.FAILED)

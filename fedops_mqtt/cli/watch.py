@@ -1,0 +1,121 @@
+"""The verb `watch`: a dashboard in the terminal that only reads, and only MQTT, so it works with no manager running.
+
+In a pipe it prints one line a change.
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+import typer
+
+from fedops_mqtt.cli.examples import shows
+from fedops_mqtt.cli.logs import mute_logging
+from fedops_mqtt.cli.options import takes_settings
+from fedops_mqtt.settings import WatchSettings
+
+if TYPE_CHECKING:
+    from fedops_mqtt.bus.watch import Bus
+    from fedops_mqtt.cli.picture import Picture, Record
+
+DRAW_S = 0.25
+"""Between two pictures: fast enough for the eye, slow enough for a link over ssh."""
+_LEASE_CHECK_S = 1.0
+_QUIET_S = 0.5
+"""MQTT has no end mark for retained messages: when none has come for this long, all are there."""
+
+
+@shows(
+    "fedops-mqtt watch --task-id digits",
+    "fedops-mqtt watch --broker mqtt://broker.local:1883 --once --json",
+    model=WatchSettings,
+)
+@takes_settings(WatchSettings)
+def watch(
+    settings: WatchSettings,
+    once: bool = typer.Option(False, "--once", help="Print what is known now, and end."),
+    json: bool = typer.Option(False, "--json", help="Print one JSON object a line."),
+) -> None:
+    """Show clients and runs as they change.
+
+    It only reads, and needs the broker alone: no manager has to run. In a pipe it prints one line a change.
+    """
+    mute_logging()
+    if once:
+        asyncio.run(_print_once(settings, is_json=json))
+        return
+    follow = _print_changes(settings, is_json=json) if json or not sys.stdout.isatty() else _show_live(settings)
+    try:
+        asyncio.run(follow)
+    except KeyboardInterrupt:
+        return  # Ctrl-C is how one leaves a dashboard
+
+
+async def _print_once(settings: WatchSettings, *, is_json: bool) -> None:
+    from fedops_mqtt.cli.output import print_records_as_lines
+
+    news = asyncio.Event()
+    async with _following(settings, lambda _: news.set()) as picture:
+        while await _comes_within(news, _QUIET_S):
+            news.clear()
+    print_records_as_lines(picture.records(), is_json=is_json)
+
+
+async def _comes_within(news: asyncio.Event, timeout_s: float) -> bool:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await news.wait()
+    return news.is_set()
+
+
+async def _print_changes(settings: WatchSettings, *, is_json: bool) -> None:
+    from fedops_mqtt.cli.output import print_records_as_lines
+
+    def print_change(change: "Record | None") -> None:
+        if change is not None:
+            print_records_as_lines([change], is_json=is_json)
+
+    async with _following(settings, print_change) as picture:
+        while True:
+            await asyncio.sleep(_LEASE_CHECK_S)
+            print_records_as_lines(picture.expire(time.monotonic()), is_json=is_json)
+
+
+async def _show_live(settings: WatchSettings) -> None:
+    from rich.live import Live
+
+    from fedops_mqtt.cli.live import draw
+
+    async with _following(settings, lambda _: None) as picture:
+        with Live(auto_refresh=False, screen=True) as live:
+            while True:
+                now = time.monotonic()
+                picture.expire(now)
+                title = f"fedops-mqtt watch {settings.task_id or 'all tasks'}"
+                live.update(draw(picture, now=now, height=live.console.height, title=title), refresh=True)
+                await asyncio.sleep(DRAW_S)
+
+
+@asynccontextmanager
+async def _following(settings: WatchSettings, on_event: "Callable[[Record | None], None]") -> "AsyncIterator[Picture]":
+    from fedops_mqtt.bus import BusOptions, connect
+    from fedops_mqtt.bus.tasks import alongside
+    from fedops_mqtt.cli.picture import Picture
+
+    picture = Picture()
+    async with (
+        connect(settings.broker, options=BusOptions.from_settings(settings)) as bus,
+        alongside(feed(bus, settings.task_id, picture, on_event), name="watch-feed"),
+    ):
+        yield picture
+
+
+async def feed(
+    bus: "Bus", task_id: str | None, picture: "Picture", on_event: "Callable[[Record | None], None]"
+) -> None:
+    """Fold everything that a bus tells into a picture, for ever; `on_event` is told what each event changed."""
+    async for event in bus.events(task_id):
+        on_event(picture.take(event, time.monotonic()))
