@@ -22,7 +22,7 @@ from fedops_mqtt.bus.errors import (
     RefusedError,
     RivalError,
 )
-from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Disconnected, Received
+from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Disconnected, Malformed, Received
 from fedops_mqtt.bus.tasks import alongside
 from fedops_mqtt.core import ownership
 from fedops_mqtt.core.fencing import LAST_SEQ, Stamp
@@ -130,8 +130,14 @@ class StatusOwner:
             case Received(topic, message, is_retained) if topic == self.topic and isinstance(message, StatusMessage):
                 self._judge(message, is_retained=is_retained)
             case Cleared(topic) if topic == self.topic:
-                self._ownership, decision = ownership.judge_cleared(self._ownership, now=time.monotonic())
-                self._carry_out(decision)
+                self._restore()
+            case Malformed(topic_text, _) if topic_text == str(self.topic):
+                self._restore()
+
+    def _restore(self) -> None:
+        """Somebody removed what stood on our topic, or put there what nobody can read."""
+        self._ownership, decision = ownership.judge_cleared(self._ownership, now=time.monotonic())
+        self._carry_out(decision)
 
     @asynccontextmanager
     async def on_bus(

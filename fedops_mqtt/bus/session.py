@@ -8,6 +8,7 @@ to readers of messages only; `paho.Client._sock_close`, because a failed or aban
 """
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -47,6 +48,9 @@ _DISCONNECT_TIMEOUT_S = 2.0
 
 _MAX_PACKET_BYTES = 4 * 1024 * 1024 + 64 * 1024
 """MQTT 5, 3.1.2.11.4: a broker keeps larger packets to itself; the largest message of protocol v1 fits."""
+
+_AT_ONCE = ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),)
+"""Nagle's algorithm against delayed acknowledgements costs 40 ms for each 20 publishes: 450/s instead of thousands."""
 
 OnMessage = Callable[[str, bytes, bool], None]
 """Topic, payload, retained: called in the order of arrival, from the event loop; must not raise."""
@@ -221,11 +225,11 @@ def _make_client(
         protocol=aiomqtt.ProtocolVersion.V5 if is_mqtt5 else aiomqtt.ProtocolVersion.V311,
         will=aiomqtt.Will(will.topic, will.payload, will.qos, will.is_retained) if will else None,
         clean_session=None if is_mqtt5 else True,
-        clean_start=True,
         properties=properties if is_mqtt5 else None,
         keepalive=options.keepalive_s,
         timeout=options.connect_timeout_s,
         tls_context=tls,
+        socket_options=_AT_ONCE,
     )
     client._client.connect_timeout = options.connect_timeout_s
     return client

@@ -102,7 +102,7 @@ def judge(owner: Ownership, word: SeenWord, *, now: float) -> tuple[Ownership, D
 
 
 def judge_cleared(owner: Ownership, *, now: float) -> tuple[Ownership, Decision]:
-    """Return what to do when somebody cleared the topic of a living owner: it says its snapshot again."""
+    """Return what to do when nothing, or nothing readable, stands on a living owner's topic: it says its snapshot."""
     return _schedule_repair(owner, now=now)
 
 
