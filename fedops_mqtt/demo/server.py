@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 
+from fedops_mqtt.cli.logs import start_logging
 from fedops_mqtt.demo import digits
 from fedops_mqtt.demo.client import DEFAULT_EPOCHS, DEFAULT_LEARNING_RATE
 from fedops_mqtt.protocol import RunOutcome
@@ -24,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do one run; the exit status is 0 only when it completed."""
     options = _parse(arguments)
     settings = ServerSettings()
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    start_logging(settings.log_level)
+    logging.getLogger("flwr").handlers.clear()  # flwr installs one of its own, and would say everything twice
     server = FLServer(
         _CFG,
         digits.initial_arrays(),
