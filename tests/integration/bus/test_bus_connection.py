@@ -251,17 +251,20 @@ Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 async def without_mqtt5(broker: Mosquitto, answer: Answer) -> AsyncIterator[str]:
     """A door before a real broker that answers a CONNECT of MQTT 5 itself and lets others through; yields its URL."""
 
+    served: set[asyncio.Task[None]] = set()
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        first = await reader.read(4096)
-        if first[8] == 5:
-            await answer(writer)
-            writer.close()
-            return
-        far_reader, far_writer = await asyncio.open_connection(broker.host, broker.port)
-        far_writer.write(first)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(copy(reader, far_writer))
-            group.create_task(copy(far_reader, writer))
+        served.add(asyncio.current_task())  # type: ignore[arg-type]
+        async with closing(writer):
+            first = await reader.read(4096)
+            if first[8] == 5:
+                await answer(writer)
+                return
+            far_reader, far_writer = await asyncio.open_connection(broker.host, broker.port)
+            async with closing(far_writer), asyncio.TaskGroup() as group:
+                far_writer.write(first)
+                group.create_task(copy(reader, far_writer))
+                group.create_task(copy(far_reader, writer))
 
     async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         while chunk := await source.read(4096):
@@ -271,6 +274,16 @@ async def without_mqtt5(broker: Mosquitto, answer: Answer) -> AsyncIterator[str]
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         yield f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    await asyncio.wait(served, timeout=PATIENCE_S)
+
+
+@asynccontextmanager
+async def closing(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        writer.close()
+        await writer.wait_closed()
 
 
 async def refuse_version(writer: asyncio.StreamWriter) -> None:
