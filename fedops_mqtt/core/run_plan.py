@@ -21,6 +21,9 @@ EXIT_WORD_GRACE_S = 2.0
 MAX_NAMED = 20
 """Clients named in a reason; a reason is read by people."""
 
+MAX_NAMED_REASON = 120
+"""Characters of each one's own reason in it."""
+
 
 @dataclass(frozen=True, slots=True)
 class LaunchServer:
@@ -159,7 +162,7 @@ def _short_since(run: Run) -> float:
 
 def _quorum_reason(run: Run, fleet: Fleet, num_here: int) -> str:
     missing = [
-        f"{mac} ({member.status}{': ' + member.reason if member.reason else ''})"
+        f"{mac} ({member.status}{': ' + _last_line(member.reason) if member.reason else ''})"
         for mac, member in sorted(run.members.items())
         if not member.may_count or member.status is MemberCondition.LOST
     ]
@@ -168,6 +171,11 @@ def _quorum_reason(run: Run, fleet: Fleet, num_here: int) -> str:
     named = missing[:MAX_NAMED] + ([f"{len(missing) - MAX_NAMED} more"] if len(missing) > MAX_NAMED else [])
     who = "; missing: " + ", ".join(named) if named else "; no other client of the task is known"
     return f"{num_here} of at least {run.spec.min_clients} clients{who}"
+
+
+def _last_line(reason: str) -> str:
+    """A traceback says what happened in its last line."""
+    return reason.strip().rpartition("\n")[2][:MAX_NAMED_REASON]
 
 
 def _absence(run: Run, fleet: Fleet, mac: str) -> str:

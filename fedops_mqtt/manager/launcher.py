@@ -85,6 +85,11 @@ class ServerProcess:
             self._child.returncode = 0  # or Popen's destructor warns of a child that is still running
 
 
+def command_of(command: Sequence[str] | None, module: str | None) -> list[str]:
+    """Return the arguments that start a task's program; a module runs with the manager's own Python."""
+    return list(command) if command else [sys.executable, "-m", module or ""]
+
+
 async def launch(order: LaunchOrder) -> ServerProcess:
     """Start a server.
 

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import logging
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, Self
@@ -114,7 +115,7 @@ class FileLease:
 class RowLease:
     """A row in the database, for managers on several machines; their wall clocks must agree to a few seconds."""
 
-    def __init__(self, engine: Engine, me: str, clock: Callable[[], float]) -> None:
+    def __init__(self, engine: Engine, me: str, clock: Callable[[], float] = time.time) -> None:
         self._engine = engine
         self._me = me
         self._clock = clock

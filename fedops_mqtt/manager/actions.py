@@ -1,0 +1,116 @@
+"""Carrying out a plan: each action becomes an event of its run, which is journaled, and then a deed."""
+
+from typing import assert_never
+
+from fedops_mqtt.core.run import Run
+from fedops_mqtt.core.run_events import (
+    ClientChosen,
+    MemberGaveUp,
+    RunClosed,
+    RunEvent,
+    ServerLaunched,
+    StopSaid,
+    TriggerFired,
+)
+from fedops_mqtt.core.run_plan import (
+    Action,
+    ChooseClient,
+    CloseRun,
+    EndServer,
+    FireTrigger,
+    GiveUpMember,
+    LaunchServer,
+    StopClient,
+)
+from fedops_mqtt.line.token import make_token
+from fedops_mqtt.manager.board import clip
+from fedops_mqtt.manager.desk import Desk
+from fedops_mqtt.manager.servers import Servers
+from fedops_mqtt.manager.speaker import Speaker
+from fedops_mqtt.protocol import StartTrigger, StopTrigger, utc_now
+
+
+def event_of(action: Action) -> RunEvent | None:
+    """Return what an action is in the run's life; None for one that leaves no mark of its own."""
+    match action:
+        case LaunchServer(launch=launch):
+            return ServerLaunched(launch)
+        case ChooseClient(client_mac=mac):
+            return ClientChosen(mac)
+        case FireTrigger(client_mac=mac, attempt=attempt, instance=instance, launch=launch):
+            return TriggerFired(mac, attempt, instance, launch)
+        case StopClient(client_mac=mac):
+            return StopSaid(mac)
+        case GiveUpMember(client_mac=mac, status=status, reason=reason):
+            return MemberGaveUp(mac, status, reason)
+        case CloseRun(outcome=outcome, reason=reason):
+            return RunClosed(outcome, clip(reason) or "")
+        case EndServer():
+            return None
+    assert_never(action)
+
+
+class Executor:
+    """Does what was planned, for one manager's term."""
+
+    def __init__(self, desk: Desk, *, servers: Servers, speaker: Speaker) -> None:
+        self._desk = desk
+        self._servers = servers
+        self._speaker = speaker
+
+    def act(self, run: Run, action: Action) -> None:
+        """Carry out an action whose event is in the journal."""
+        match action:
+            case LaunchServer():
+                self._launch(run, action)
+            case EndServer():
+                self._servers.end(run.run_id)
+            case FireTrigger():
+                self._fire(run, action)
+            case StopClient():
+                self.stop(run.spec.task_id, run.run_id, action)
+            case ChooseClient() | GiveUpMember() | CloseRun():
+                pass  # the journal is where these happen
+            case _:
+                assert_never(action)
+
+    def stop(self, task_id: str, run_id: str, action: StopClient) -> None:
+        """Tell a client to end a run's training."""
+        self._speaker.say(
+            StopTrigger(
+                run_id=run_id,
+                attempt=action.attempt,
+                term=self._desk.term,
+                task_id=task_id,
+                client_mac=action.client_mac,
+                reason=clip(action.reason),
+                at=utc_now(),
+            )
+        )
+
+    def _launch(self, run: Run, action: LaunchServer) -> None:
+        config = self._desk.tasks[run.spec.task_id]
+        self._servers.launch(run, action.launch, self._desk.ledger.secret(run.run_id), config, self._desk.tasks.folder)
+
+    def _fire(self, run: Run, action: FireTrigger) -> None:
+        word = run.server
+        if word is None or run.server_ip is None:
+            return
+        secret = self._desk.ledger.secret(run.run_id)
+        self._speaker.say(
+            StartTrigger(
+                run_id=run.run_id,
+                attempt=action.attempt,
+                launch=action.launch,
+                term=self._desk.term,
+                task_id=run.spec.task_id,
+                client_mac=action.client_mac,
+                instance=action.instance,
+                server_ip=run.server_ip,
+                transport=word.transport,
+                token=make_token(secret, run.run_id, action.client_mac) if secret else None,
+                gl_model=word.gl_model,
+                num_clients=len(run.members),
+                at=utc_now(),
+            )
+        )

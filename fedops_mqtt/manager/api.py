@@ -1,0 +1,242 @@
+"""The manager's HTTP API, version 1. It reads what the loop knows and hands orders to it; it decides nothing.
+
+Every error is a problem document (RFC 9457), never a traceback.
+"""
+
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from fedops_mqtt.bus import BusError
+from fedops_mqtt.core.fleet import Presence
+from fedops_mqtt.manager.api_models import (
+    ClientPage,
+    ClientRecord,
+    Forgotten,
+    Health,
+    History,
+    Problem,
+    RunPage,
+    RunRecord,
+    RunRequest,
+    StopRequest,
+    TaskPage,
+    TaskRecord,
+)
+from fedops_mqtt.manager.desk import Desk
+from fedops_mqtt.manager.errors import (
+    ClientPresentError,
+    ManagerError,
+    NotLaunchableError,
+    TaskBusyError,
+    TasksFileError,
+    TooFewClientsError,
+    UnknownClientError,
+    UnknownRunError,
+    UnknownTaskError,
+)
+from fedops_mqtt.manager.orders import Orders, RunOrder
+from fedops_mqtt.protocol import ClientCondition, IdentityError, normalise_mac
+
+PREFIX = "/api/v1"
+MAX_PAGE = 1000
+MAX_HISTORY = 10_000
+
+_STATUS_OF_ERROR: dict[type[Exception], HTTPStatus] = {
+    UnknownTaskError: HTTPStatus.NOT_FOUND,
+    UnknownRunError: HTTPStatus.NOT_FOUND,
+    UnknownClientError: HTTPStatus.NOT_FOUND,
+    TaskBusyError: HTTPStatus.CONFLICT,
+    ClientPresentError: HTTPStatus.CONFLICT,
+    NotLaunchableError: HTTPStatus.CONFLICT,
+    TooFewClientsError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    TasksFileError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    IdentityError: HTTPStatus.UNPROCESSABLE_ENTITY,
+}
+
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
+Offset = Annotated[int, Query(ge=0, le=2**31)]
+HistoryLimit = Annotated[int, Query(ge=1, le=MAX_HISTORY)]
+
+
+class Api:
+    """The endpoints of one leading manager."""
+
+    def __init__(self, desk: Desk, orders: Orders) -> None:
+        self._desk = desk
+        self._orders = orders
+
+    def app(self) -> FastAPI:
+        """Return the application."""
+        app = FastAPI(
+            title="fedops-mqtt manager",
+            version="1",
+            openapi_url=f"{PREFIX}/openapi.json",
+            docs_url=None,
+            redoc_url=None,
+            responses={"4XX": {"model": Problem}},
+        )
+        app.include_router(self._router())
+        _add_problem_handlers(app)
+        return app
+
+    def _router(self) -> APIRouter:
+        router = APIRouter(prefix=PREFIX)
+        router.get("/health")(self.health)
+        router.get("/clients")(self.list_clients)
+        router.delete("/clients/{client_mac}")(self.forget_client)
+        router.get("/tasks")(self.list_tasks)
+        router.get("/runs")(self.list_runs)
+        router.post("/runs", status_code=HTTPStatus.CREATED, responses={409: {"model": Problem}})(self.start_run)
+        router.get("/runs/{run_id}")(self.get_run)
+        router.post("/runs/{run_id}/stop", status_code=HTTPStatus.ACCEPTED)(self.stop_run)
+        router.get("/runs/{run_id}/events")(self.list_events)
+        router.get("/runs/{run_id}/rounds")(self.list_rounds)
+        router.get("/runs/{run_id}/metrics")(self.list_metrics)
+        return router
+
+    async def health(self) -> Health:
+        """Tell whether this manager leads and has its broker."""
+        return Health(
+            status="ok" if self._desk.connection.is_connected else "no-broker",
+            term=self._desk.term,
+            broker=self._desk.connection.broker,
+            num_clients=sum(not view.is_out for view in self._desk.watch.fleet.clients.values()),
+            num_active_runs=sum(not run.has_ended for run in self._desk.ledger),
+        )
+
+    async def list_clients(
+        self,
+        task_id: str | None = None,
+        presence: Presence | None = None,
+        status: ClientCondition | None = None,
+        limit: Limit = MAX_PAGE,
+        offset: Offset = 0,
+    ) -> ClientPage:
+        """List the clients, by task and MAC."""
+        views = [
+            view
+            for (task, _), view in sorted(self._desk.watch.fleet.clients.items())
+            if task_id in (None, task) and presence in (None, view.presence) and status in (None, view.status.status)
+        ]
+        page = views[offset : offset + limit]
+        return ClientPage(clients=[ClientRecord.of(view) for view in page], total=len(views))
+
+    async def forget_client(self, client_mac: str) -> Forgotten:
+        """Clear what the broker retains of a client that is away for good."""
+        mac = normalise_mac(client_mac)
+        return Forgotten(client_mac=mac, tasks=await self._orders.forget(mac))
+
+    async def list_tasks(self) -> TaskPage:
+        """List the tasks of the tasks file."""
+        self._desk.tasks.refresh()
+        return TaskPage(tasks=[self._task(task_id) for task_id in sorted(self._desk.tasks.by_id)])
+
+    async def list_runs(self, task_id: str | None = None, limit: Limit = 50, offset: Offset = 0) -> RunPage:
+        """List the runs, newest first."""
+        runs, total = await self._desk.journal.call(
+            self._desk.journal.list_runs, task_id=task_id, limit=limit, offset=offset
+        )
+        return RunPage(runs=[RunRecord.of(self._desk.ledger.get(run.run_id) or run) for run in runs], total=total)
+
+    async def start_run(self, request: RunRequest) -> RunRecord:
+        """Begin a run: its server is launched and its clients are triggered as soon as there are enough."""
+        order = RunOrder(
+            task_id=request.task_id,
+            num_rounds=request.num_rounds,
+            min_clients=request.min_clients,
+            clients=tuple(request.clients) if request.clients else None,
+            join=request.join,
+        )
+        return RunRecord.of(await self._orders.start(order))
+
+    async def get_run(self, run_id: str) -> RunRecord:
+        """Tell how a run stands, or how it ended."""
+        run = self._desk.ledger.get(run_id)
+        if run is not None:
+            return RunRecord.of(run)
+        found = await self._desk.journal.call(self._desk.journal.find_run, run_id)
+        if found is None:
+            raise UnknownRunError(run_id)
+        return RunRecord.of(found.run)
+
+    async def stop_run(self, run_id: str, request: StopRequest | None = None) -> RunRecord:
+        """Ask for a run's end; a run that has ended stays as it is."""
+        return RunRecord.of(await self._orders.stop(run_id, (request or StopRequest()).reason))
+
+    async def list_events(self, run_id: str, after: Offset = 0, limit: HistoryLimit = 1000) -> History:
+        """Tell a run's story, oldest first; `after` is the last id that was read."""
+        await self.get_run(run_id)
+        rows = await self._desk.journal.call(self._desk.journal.list_events, run_id=run_id, after_id=after, limit=limit)
+        return History(items=rows)
+
+    async def list_rounds(self, run_id: str) -> History:
+        """List a run's rounds with the server's numbers."""
+        await self.get_run(run_id)
+        return History(items=await self._desk.journal.call(self._desk.journal.list_rounds, run_id))
+
+    async def list_metrics(
+        self, run_id: str, client_mac: str | None = None, limit: HistoryLimit = MAX_HISTORY
+    ) -> History:
+        """List what a run's clients measured."""
+        await self.get_run(run_id)
+        mac = normalise_mac(client_mac) if client_mac else None
+        rows = await self._desk.journal.call(
+            self._desk.journal.list_client_metrics, run_id, client_mac=mac, limit=limit
+        )
+        return History(items=rows)
+
+    def _task(self, task_id: str) -> TaskRecord:
+        active = self._desk.ledger.active(task_id)
+        here = sum(not view.is_out for view in self._desk.watch.fleet.of_task(task_id))
+        return TaskRecord.of(
+            task_id, self._desk.tasks[task_id], active_run=active.run_id if active else None, num_clients=here
+        )
+
+
+def _add_problem_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(ManagerError, _refuse)
+    app.add_exception_handler(IdentityError, _refuse)
+    app.add_exception_handler(BusError, _no_bus)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+
+
+Handler = Callable[[Request, Exception], Awaitable[JSONResponse]]
+
+
+async def _refuse(_: Request, error: Exception) -> JSONResponse:
+    return problem(_STATUS_OF_ERROR.get(type(error), HTTPStatus.CONFLICT), str(error))
+
+
+async def _no_bus(_: Request, error: Exception) -> JSONResponse:
+    return problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
+
+
+async def _http(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return problem(HTTPStatus(error.status_code), str(error.detail), headers=dict(error.headers or {}))
+
+
+async def _invalid(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    errors = [{"where": ".".join(map(str, each["loc"])), "problem": each["msg"]} for each in error.errors()]
+    detail = "; ".join(f"{each['where']}: {each['problem']}" for each in errors)
+    return problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors=errors)
+
+
+def problem(
+    status: HTTPStatus,
+    detail: str,
+    *,
+    errors: list[dict[str, Any]] | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    """Return a problem document."""
+    content = Problem(title=status.phrase, status=status, detail=detail, errors=errors).model_dump(exclude_none=True)
+    return JSONResponse(content, status, headers=headers, media_type="application/problem+json")

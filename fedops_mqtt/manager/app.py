@@ -1,0 +1,132 @@
+"""A manager's whole life as a process, from the settings to the exit status: standby, leading, leaving.
+
+SIGTERM and SIGINT end it in order; its runs and their servers go on unless it is told otherwise.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+from fedops_mqtt.bus import BrokerUrlError, BusError, CredentialsError, RivalError
+from fedops_mqtt.bus.tasks import alongside
+from fedops_mqtt.core.exit_codes import ExitCode
+from fedops_mqtt.manager.errors import ExposedApiError, JournalVersionError, ManagerError, TasksFileError
+from fedops_mqtt.manager.http import listen, url_of
+from fedops_mqtt.manager.journal import Journal
+from fedops_mqtt.manager.leader import leading
+from fedops_mqtt.manager.lease import ROW_LEASE_S, FileLease, Lease, RowLease, wait_for_lease
+from fedops_mqtt.settings import ManagerSettings
+
+logger = logging.getLogger(__name__)
+
+Say = Callable[[str], None]
+
+
+async def run_manager(
+    settings: ManagerSettings,
+    *,
+    ends_servers: bool = False,
+    say: Say = lambda sentence: None,
+    on_ready: Say = lambda url: None,
+    stop: asyncio.Event | None = None,
+) -> int:
+    """Lead, or wait to, until SIGTERM, SIGINT or `stop`; return the exit status.
+
+    Args:
+        settings: see there.
+        ends_servers: stop the active runs and their servers before leaving.
+        say: told what a person at a terminal wants to know, a sentence at a time.
+        on_ready: told the API's URL once this manager leads.
+        stop: ends the manager when it is set.
+    """
+    stop = stop or asyncio.Event()
+    try:
+        with _signals(stop), _open_journal(settings) as journal, _lease(journal) as lease:
+            term = await _take_lease(lease, stop, say)
+            if term is not None:
+                async with alongside(_renew(lease, journal), name="lease-renewal"):
+                    await _lead(settings, journal, term, stop, ends_servers=ends_servers, say=say, on_ready=on_ready)
+    except (ManagerError, BusError, OSError) as error:
+        logger.error("manager ends", extra={"problem": str(error)})
+        say(f"manager ends: {error}")
+        return _exit_code(error)
+    return ExitCode.OK
+
+
+async def _lead(
+    settings: ManagerSettings,
+    journal: Journal,
+    term: int,
+    stop: asyncio.Event,
+    *,
+    ends_servers: bool,
+    say: Say,
+    on_ready: Say,
+) -> None:
+    token = settings.manager_token.get_secret_value() if settings.manager_token else None
+    with listen(settings.http, token=token) as listening:
+        async with leading(settings, journal, term=term, listening=listening) as leader:
+            say(f"manager leads (term {term}), API at {url_of(listening)}")
+            on_ready(url_of(listening))
+            await stop.wait()
+            if ends_servers:
+                await leader.end_runs()
+
+
+async def _take_lease(lease: Lease, stop: asyncio.Event, say: Say) -> int | None:
+    """Return the term once this manager leads; None when it is stopped before."""
+    async with asyncio.TaskGroup() as group:
+        waiting = group.create_task(wait_for_lease(lease, say=say), name="lease")
+        stopping = group.create_task(stop.wait(), name="stop")
+        await asyncio.wait((waiting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        stopping.cancel()
+    return None if waiting.cancelled() else waiting.result()
+
+
+async def _renew(lease: Lease, journal: Journal) -> None:
+    while True:
+        await asyncio.sleep(ROW_LEASE_S / 3)
+        await journal.call(lease.renew)
+
+
+def _open_journal(settings: ManagerSettings) -> Journal:
+    settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return Journal(settings.database_url or f"sqlite:///{settings.state_dir / 'manager.db'}")
+
+
+def _lease(journal: Journal) -> AbstractContextManager[Lease]:
+    me = f"{socket.gethostname()} pid {os.getpid()}"
+    if journal.file is not None:
+        return FileLease(journal.file.with_name(journal.file.name + ".lock"), journal.engine, me)
+    return RowLease(journal.engine, me)
+
+
+@contextmanager
+def _signals(stop: asyncio.Event) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+def _exit_code(error: Exception) -> ExitCode:
+    match error:
+        case RivalError():
+            return ExitCode.RIVAL
+        case BrokerUrlError() | TasksFileError() | ExposedApiError() | JournalVersionError():
+            return ExitCode.CONFIG
+        case CredentialsError():
+            return ExitCode.NO_PERMISSION
+        case OSError():
+            return ExitCode.UNAVAILABLE
+    return ExitCode.FAILED

@@ -1,0 +1,33 @@
+"""What every part of a leading manager works with; one for each term."""
+
+from dataclasses import dataclass
+
+from fedops_mqtt.bus import Connection
+from fedops_mqtt.manager.clock import Clock
+from fedops_mqtt.manager.inbox import Inbox
+from fedops_mqtt.manager.journal import Journal
+from fedops_mqtt.manager.ledger import Ledger
+from fedops_mqtt.manager.tasks import Tasks
+from fedops_mqtt.manager.watch import Watch
+from fedops_mqtt.settings import ManagerSettings, RunLimits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """Shared by the loop, the orders, the upkeep and the API; all of them live in one event loop."""
+
+    settings: ManagerSettings
+    term: int
+    clock: Clock
+    journal: Journal
+    tasks: Tasks
+    ledger: Ledger
+    watch: Watch
+    inbox: Inbox
+    connection: Connection
+
+    def limits(self, task_id: str) -> RunLimits:
+        """Return a task's limits: the manager's, with what the tasks file says."""
+        config = self.tasks.get(task_id)
+        limits = self.settings.limits
+        return limits.model_copy(update=config.limits.said) if config else limits

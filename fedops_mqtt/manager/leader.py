@@ -1,0 +1,201 @@
+"""A manager that leads: all its parts built, and alive as long as the block runs.
+
+A leader that ends leaves its runs and their servers as they are; the next one takes them up.
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+
+from fedops_mqtt.bus import BusOptions, Connection, StatusOwner, new_instance
+from fedops_mqtt.bus.tasks import alongside
+from fedops_mqtt.core.fencing import Stamp
+from fedops_mqtt.core.fleet import Fleet
+from fedops_mqtt.core.run_events import StopRequested
+from fedops_mqtt.manager.actions import Executor
+from fedops_mqtt.manager.api import Api
+from fedops_mqtt.manager.board import Board
+from fedops_mqtt.manager.clock import Clock
+from fedops_mqtt.manager.desk import Desk
+from fedops_mqtt.manager.http import Door, serving, url_of
+from fedops_mqtt.manager.inbox import Inbox
+from fedops_mqtt.manager.journal import Journal
+from fedops_mqtt.manager.ledger import Ledger
+from fedops_mqtt.manager.manager import Manager
+from fedops_mqtt.manager.orders import Orders
+from fedops_mqtt.manager.servers import Servers
+from fedops_mqtt.manager.speaker import Speaker
+from fedops_mqtt.manager.tasks import Tasks
+from fedops_mqtt.manager.upkeep import Upkeep
+from fedops_mqtt.manager.watch import Watch
+from fedops_mqtt.protocol import Channel, ManagerCondition, ManagerStatus, filter_for, topics, utc_now
+from fedops_mqtt.settings import ManagerSettings, inherited_environment
+
+logger = logging.getLogger(__name__)
+
+_READ = (
+    Channel.CLIENT_STATUS,
+    Channel.CLIENT_METRICS,
+    Channel.SERVER_STATUS,
+    Channel.SERVER_METRICS,
+    Channel.RUN_STATUS,
+)
+_POLL_S = 0.05
+
+
+class Leader:
+    """What may still be asked of a leader from outside."""
+
+    def __init__(self, desk: Desk, servers: Servers) -> None:
+        self._desk = desk
+        self._servers = servers
+
+    async def end_runs(self) -> None:
+        """Stop every active run, and wait until the servers are gone; not longer than two graces."""
+        for run in self._desk.ledger:
+            self._desk.inbox.put(run.run_id, StopRequested("the manager was stopped"))
+        grace_s = self._desk.settings.server_stop_grace_s
+        try:
+            async with asyncio.timeout(2 * grace_s):
+                while not self._is_done():  # noqa: ASYNC110 - the end of two things that nobody tells together
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            logger.warning("left with servers still running", extra={"grace_s": grace_s})
+
+    def _is_done(self) -> bool:
+        return not self._servers.num_running and all(run.has_ended for run in self._desk.ledger)
+
+
+@asynccontextmanager
+async def leading(
+    settings: ManagerSettings, journal: Journal, *, term: int, listening: socket.socket
+) -> AsyncIterator[Leader]:
+    """Watch, decide and act while the block runs.
+
+    Raises:
+        BusError, TasksFileError: the broker's URL or the tasks file cannot be used.
+    """
+    tasks = Tasks(settings.tasks_file)
+    ledger = Ledger(await journal.call(journal.open_runs))
+    clock = Clock(not_before=await journal.call(journal.last_time))
+    owner = _owner(settings, journal, term=term, url=url_of(listening))
+    async with AsyncExitStack() as stack:
+        connection = await stack.enter_async_context(_on_bus(settings, owner))
+        desk = Desk(
+            settings=settings,
+            term=term,
+            clock=clock,
+            journal=journal,
+            tasks=tasks,
+            ledger=ledger,
+            watch=Watch(Fleet(default_heartbeat_s=settings.heartbeat_s), ledger),
+            inbox=Inbox(),
+            connection=connection,
+        )
+        yield await _at_work(desk, owner, listening, stack)
+
+
+async def _at_work(desk: Desk, owner: StatusOwner, listening: socket.socket, stack: AsyncExitStack) -> Leader:
+    """Start everything that has a life, in the order in which it may be used."""
+    servers = _servers(desk)
+    speaker = Speaker(desk.connection)
+    executor = Executor(desk, servers=servers, speaker=speaker)
+    orders = Orders(desk)
+    board = Board(desk.ledger, term=desk.term)
+    desk.ledger.listener = board.changed
+    manager = Manager(desk, board=board, servers=servers, executor=executor, orders=orders)
+    upkeep = Upkeep(desk, servers=servers, executor=executor)
+    token = desk.settings.manager_token
+    door = Door(Api(desk, orders).app(), token=token.get_secret_value() if token else None)
+    for life in (
+        speaker.speaking(),
+        servers.tending(),
+        alongside(board.run(desk.connection, owner), name="board"),
+        alongside(upkeep.run(), name="upkeep"),
+        alongside(manager.listen(), name="listen"),
+        alongside(manager.run(), name="manager"),
+        serving(door, listening),
+    ):
+        await stack.enter_async_context(life)
+    return Leader(desk, servers)
+
+
+def _on_bus(settings: ManagerSettings, owner: StatusOwner) -> AbstractAsyncContextManager[Connection]:
+    return owner.on_bus(
+        settings.broker,
+        client_id=settings.broker_user,
+        subscriptions=[filter_for(channel) for channel in _READ],
+        options=BusOptions.from_settings(settings),
+    )
+
+
+def _servers(desk: Desk) -> Servers:
+    return Servers(
+        journal=desk.journal,
+        report=desk.inbox.put,
+        folder=desk.settings.state_dir / "manager",
+        inherited=inherited_environment(),
+        said=_said_to_servers(desk.settings),
+        grace_s=desk.settings.server_stop_grace_s,
+    )
+
+
+def _said_to_servers(settings: ManagerSettings) -> dict[str, object]:
+    """What every server is told, by setting name; a task's own `env` outweighs it."""
+    password = settings.broker_password
+    return {
+        "broker": settings.broker,
+        "broker_user": settings.broker_user,
+        "broker_password": password.get_secret_value() if password else None,
+        "broker_ca_file": settings.broker_ca_file,
+        "broker_cert_file": settings.broker_cert_file,
+        "broker_key_file": settings.broker_key_file,
+        "keepalive_s": settings.keepalive_s,
+        "heartbeat_s": settings.heartbeat_s,
+        "store": settings.store,
+        "state_dir": settings.state_dir,
+        "round_limit_s": settings.limits.round_s,
+        "log_level": settings.log_level,
+    }
+
+
+def _owner(settings: ManagerSettings, journal: Journal, *, term: int, url: str) -> StatusOwner:
+    instance = new_instance()
+
+    def status(stamp: Stamp, condition: ManagerCondition, reason: str | None = None) -> ManagerStatus:
+        return ManagerStatus(
+            instance=instance,
+            epoch=stamp.epoch,
+            seq=stamp.seq,
+            at=utc_now(),
+            heartbeat_s=settings.heartbeat_s,
+            status=condition,
+            reason=reason,
+            term=term,
+            url=url,
+        )
+
+    return StatusOwner(
+        topic=topics.manager_status(),
+        instance=instance,
+        make_snapshot=lambda stamp: status(stamp, ManagerCondition.LEADING),
+        make_will=lambda stamp: status(stamp, ManagerCondition.MANAGER_OUT, "lost"),
+        make_goodbye=lambda stamp, reason: status(stamp, ManagerCondition.MANAGER_OUT, reason),
+        epochs=_JournalEpochs(journal),
+        heartbeat_s=settings.heartbeat_s,
+    )
+
+
+class _JournalEpochs:
+    """The manager's epoch in its journal; called from worker threads by the owner."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    def load(self) -> int:
+        return self._journal.read_epoch("manager")
+
+    def save(self, epoch: int) -> None:
+        self._journal.write_epoch("manager", epoch)

@@ -1,0 +1,101 @@
+"""The manager's loop: take in everything, apply it, plan once, write it down, act.
+
+The order is the guarantee: what is not in the journal was not done, and what was read late changes the same plan.
+"""
+
+import logging
+
+from fedops_mqtt.core.fleet import Fleet
+from fedops_mqtt.core.run import Run
+from fedops_mqtt.core.run_plan import Action, plan
+from fedops_mqtt.manager.actions import Executor, event_of
+from fedops_mqtt.manager.board import Board
+from fedops_mqtt.manager.desk import Desk
+from fedops_mqtt.manager.orders import Orders
+from fedops_mqtt.manager.servers import Servers
+from fedops_mqtt.manager.watch import needs_watching
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 0.25
+"""Longest wait between two turns while a run is open; limits are counted in seconds."""
+
+IDLE_TICK_S = 1.0
+
+MAX_STEPS = 4
+"""Plans in one turn: choosing leads to firing; more steps would be a plan that runs in a circle."""
+
+
+class Manager:
+    """One leading manager's loop; `app` builds it and owns the lives of its parts."""
+
+    def __init__(self, desk: Desk, *, board: Board, servers: Servers, executor: Executor, orders: Orders) -> None:
+        self._desk = desk
+        self._board = board
+        self._servers = servers
+        self._executor = executor
+        self._orders = orders
+
+    @property
+    def fleet(self) -> Fleet:
+        """Who is here."""
+        return self._desk.watch.fleet
+
+    async def listen(self) -> None:
+        """Carry what the bus brings to the inbox, for ever."""
+        while True:
+            self._desk.inbox.put_bus(await self._desk.connection.drain())
+
+    async def run(self) -> None:
+        """Take up the runs of an earlier manager, then take turns, for ever."""
+        for run in self._desk.ledger:
+            if run.launch > 0 and run.exited_at is None and not run.spec.is_adopted:
+                self._servers.resume(run, await self._desk.journal.call(self._desk.journal.list_launches, run.run_id))
+        while True:
+            await self.turn(TICK_S if len(self._desk.ledger) else IDLE_TICK_S)
+
+    async def turn(self, timeout_s: float) -> None:
+        """Wait for news, at most `timeout_s`, and do what follows from them and from the time."""
+        letters = await self._desk.inbox.take(timeout_s)
+        now = self._desk.clock.now()
+        if self._desk.watch.take(letters.bus, now):
+            self._board.say_all()
+        for run_id, event in letters.reports:
+            self._desk.ledger.apply(run_id, [event], now)
+        if self._desk.watch.strangers:
+            await self._orders.meet(self._desk.watch.take_strangers())
+        await self._plan_and_act(now)
+        self._probe(now)
+
+    async def _plan_and_act(self, now: float) -> None:
+        for _ in range(MAX_STEPS):
+            plans = [(run, plan(run, self.fleet, now)) for run in self._desk.ledger]
+            has_changed = self._note(plans, now)
+            await self._write()
+            for run, planned in plans:
+                for action in planned:
+                    self._executor.act(self._desk.ledger[run.run_id], action)
+            if not has_changed:
+                return
+
+    def _note(self, plans: list[tuple[Run, list[Action]]], now: float) -> bool:
+        """Enter what is about to be done; True when that calls for another plan."""
+        has_changed = False
+        for run, planned in plans:
+            events = [event for event in map(event_of, planned) if event is not None]
+            if events:
+                self._desk.ledger.apply(run.run_id, events, now)
+                has_changed = True
+        return has_changed
+
+    async def _write(self) -> None:
+        batch = self._desk.ledger.take_batch()
+        if batch:
+            await self._desk.journal.call(self._desk.journal.write, batch)
+
+    def _probe(self, now: float) -> None:
+        for run in self._desk.ledger:
+            if self.fleet.listening_since is not None and needs_watching(run, self.fleet):
+                self._servers.probe(run, now, every_s=self._desk.limits(run.spec.task_id).server_lost_s)
+            else:
+                self._servers.is_heard(run.run_id)

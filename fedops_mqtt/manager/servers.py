@@ -1,0 +1,235 @@
+"""The FL servers of the open runs: launched one after the other, watched to their end, probed when they are silent.
+
+Everything here takes time and runs in tasks of its own; what comes of it is reported as an event of the run.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fedops_mqtt.core.run import Run
+from fedops_mqtt.core.run_events import RunEvent, ServerExited, ServerUnreachable
+from fedops_mqtt.manager import launcher
+from fedops_mqtt.manager.journal import Journal, Launch
+from fedops_mqtt.manager.launcher import LaunchOrder, ServerProcess
+from fedops_mqtt.manager.probe import line_answers
+from fedops_mqtt.manager.tasks import TaskConfig
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[str, RunEvent], None]
+
+NEVER_STARTED = "the manager ended before it had started the FL server"
+
+
+class Servers:
+    """Processes by run; `report` is called in the event loop.
+
+    Args:
+        folder: logs and secrets of the runs.
+        inherited: environment that every server starts from.
+        said: settings that every server gets, by name.
+        grace_s: between asking a server to end and killing it.
+    """
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        report: Report,
+        folder: Path,
+        inherited: Mapping[str, str],
+        said: Mapping[str, object],
+        grace_s: float,
+    ) -> None:
+        self._group: asyncio.TaskGroup | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._journal = journal
+        self._report = report
+        self._folder = folder
+        self._inherited = inherited
+        self._said = said
+        self._grace_s = grace_s
+        self._processes: dict[str, ServerProcess] = {}
+        self._busy: dict[str, asyncio.Task[None]] = {}
+        self._wanted: dict[str, bool] = {}
+        self._probed_at: dict[str, float] = {}
+        self._probing: set[str] = set()
+
+    @asynccontextmanager
+    async def tending(self) -> AsyncIterator[None]:
+        """Launch and watch while the block runs; at its end the servers are left to themselves."""
+        try:
+            async with asyncio.TaskGroup() as self._group:
+                try:
+                    yield
+                finally:
+                    for task in self._tasks:
+                        task.cancel()
+                    for process in self._processes.values():
+                        process.let_go()
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from errors
+
+    @property
+    def num_running(self) -> int:
+        """How many servers run, as far as is known."""
+        return len(self._processes)
+
+    def launch(self, run: Run, launch: int, secret: bytes, config: TaskConfig, folder: Path) -> None:
+        """Start a run's server; an earlier launch of it is ended first."""
+        self._wanted[run.run_id] = True
+        order = self._order(run, launch, config, folder)
+        self._occupy(run.run_id, self._launch(order, secret, after=self._busy.get(run.run_id)))
+
+    def resume(self, run: Run, launches: list[Launch]) -> None:
+        """Find the server of a run that an earlier manager launched, and watch it."""
+        self._wanted[run.run_id] = not run.has_ended
+        known = next((each for each in launches if each.launch == run.launch), None)
+        if known is None:
+            self._report(run.run_id, ServerExited(run.launch, NEVER_STARTED))
+        else:
+            self._occupy(run.run_id, self._resume(known))
+
+    def end(self, run_id: str) -> None:
+        """End a run's server if there is one; asking again changes nothing."""
+        if not self._wanted.get(run_id, False):
+            return
+        self._wanted[run_id] = False
+        process = self._processes.get(run_id)
+        if process is not None:
+            self._end(run_id, process)
+
+    def probe(self, run: Run, now: float, *, every_s: float) -> None:
+        """Find out whether a silent server's line answers; says so only when it does not."""
+        run_id = run.run_id
+        if run.server is None or run.server.server_ip is None or run_id in self._probing:
+            return
+        first = self._probed_at.setdefault(run_id, now)
+        if now - first < every_s:
+            return
+        self._probed_at[run_id] = now
+        self._probing.add(run_id)
+        self._spawn(self._probe(run_id, run.launch, run.server.server_ip), f"probe-{run_id}")
+
+    def is_heard(self, run_id: str) -> None:
+        """A server speaks on the bus: there is nothing to probe."""
+        self._probed_at.pop(run_id, None)
+
+    def forget(self, run_id: str) -> None:
+        """A run is over and archived: remove its secret."""
+        self._secret_file(run_id).unlink(missing_ok=True)
+        self._wanted.pop(run_id, None)
+        self._probed_at.pop(run_id, None)
+
+    def _spawn(self, work: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
+        if self._group is None:
+            raise RuntimeError("servers are tended inside `async with servers.tending()` only")
+        task = self._group.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _occupy(self, run_id: str, work: Coroutine[object, object, None]) -> None:
+        self._busy[run_id] = self._spawn(work, f"server-{run_id}")
+
+    def _end(self, run_id: str, process: ServerProcess) -> None:
+        self._spawn(launcher.end(process, grace_s=self._grace_s), f"end-{run_id}")
+
+    async def _launch(self, order: LaunchOrder, secret: bytes, *, after: asyncio.Task[None] | None) -> None:
+        await self._clear_the_way(order.run_id, after)
+        secret_file = self._secret_file(order.run_id)
+        row = Launch(
+            run_id=order.run_id, launch=order.launch, log_path=str(order.log_path), secret_file=str(secret_file)
+        )
+        await self._journal.call(self._journal.add_launch, row)
+        try:
+            launcher.write_secret(secret_file, secret)
+            process = await launcher.launch(order)
+        except OSError as error:
+            what = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+            await self._exited(row, f"FL server cannot be started: {what}")
+            return
+        self._processes[order.run_id] = process
+        await self._journal.call(
+            self._journal.note_process,
+            order.run_id,
+            order.launch,
+            pid=process.pid,
+            process_started_at=process.started_at,
+        )
+        await self._watch(row, process)
+
+    async def _clear_the_way(self, run_id: str, after: asyncio.Task[None] | None) -> None:
+        """Two servers of one run never live side by side."""
+        process = self._processes.get(run_id)
+        if process is not None and process.is_running:
+            await launcher.end(process, grace_s=self._grace_s)
+        if after is not None and not after.done():
+            await asyncio.wait([after])
+
+    async def _resume(self, known: Launch) -> None:
+        log_path = Path(known.log_path)
+        if known.pid is None:
+            process = await asyncio.to_thread(launcher.search, known.run_id, known.launch, log_path)
+        else:
+            process = launcher.find(known.pid, known.process_started_at or 0.0, log_path)
+        if process is None:
+            tail = launcher.read_tail(log_path)
+            reason = known.exit_reason or "FL server ended while no manager was there" + (f": {tail}" if tail else "")
+            await self._exited(known, reason)
+            return
+        logger.info("found the FL server of an earlier manager", extra={"run_id": known.run_id, "pid": process.pid})
+        self._processes[known.run_id] = process
+        await self._watch(known, process)
+
+    async def _watch(self, row: Launch, process: ServerProcess) -> None:
+        if not self._wanted.get(row.run_id, False):
+            self._end(row.run_id, process)
+        reason = await launcher.wait_exit(process)
+        if self._processes.get(row.run_id) is process:
+            del self._processes[row.run_id]
+        await self._exited(row, reason)
+
+    async def _exited(self, row: Launch, reason: str) -> None:
+        await self._journal.call(self._journal.note_exit, row.run_id, row.launch, reason)
+        logger.info("FL server is gone", extra={"run_id": row.run_id, "launch": row.launch, "reason": reason})
+        self._report(row.run_id, ServerExited(row.launch, reason))
+
+    async def _probe(self, run_id: str, launch: int, address: str) -> None:
+        try:
+            if not await line_answers(address):
+                self._report(run_id, ServerUnreachable(launch))
+        finally:
+            self._probing.discard(run_id)
+
+    def _order(self, run: Run, launch: int, config: TaskConfig, folder: Path) -> LaunchOrder:
+        spec = run.spec
+        own = {
+            **self._said,
+            "task_id": spec.task_id,
+            "run_id": run.run_id,
+            "launch": launch,
+            "run_secret_file": self._secret_file(run.run_id),
+            "join": spec.join,
+            "listen": config.listen,
+            "advertise": config.advertise,
+            "num_rounds": spec.num_rounds,
+            "min_clients": spec.min_clients,
+            "join_limit_s": spec.limits.join_s,
+            "run_limit_s": spec.limits.run_s,
+            "round_limit_s": config.limits.round_s or self._said["round_limit_s"],
+        }
+        return LaunchOrder(
+            run_id=run.run_id,
+            launch=launch,
+            command=(*launcher.command_of(config.command, config.module), *config.args),
+            cwd=folder / (config.cwd or ""),
+            environment=launcher.child_environment(self._inherited, own, config.env),
+            log_path=self._folder / "runs" / run.run_id / f"server-{launch}.log",
+        )
+
+    def _secret_file(self, run_id: str) -> Path:
+        return self._folder / "secrets" / run_id

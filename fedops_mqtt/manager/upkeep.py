@@ -1,0 +1,102 @@
+"""What has to be done now and then: tell stragglers, archive runs, clear topics, delete old history.
+
+Beside the loop, because it waits for the broker; nothing of it is urgent.
+"""
+
+import asyncio
+import logging
+
+from fedops_mqtt.bus import BusError
+from fedops_mqtt.core.run import Run
+from fedops_mqtt.core.run_plan import StopClient
+from fedops_mqtt.manager.actions import Executor
+from fedops_mqtt.manager.desk import Desk
+from fedops_mqtt.manager.servers import Servers
+from fedops_mqtt.protocol import Topic, topics
+
+logger = logging.getLogger(__name__)
+
+EVERY_S = 1.0
+STRAGGLER_RETRY_S = 5.0
+PRUNE_EVERY_S = 3600.0
+
+
+class Upkeep:
+    """The housekeeping of a leading manager."""
+
+    def __init__(self, desk: Desk, *, servers: Servers, executor: Executor) -> None:
+        self._desk = desk
+        self._servers = servers
+        self._executor = executor
+        self._told_at: dict[str, float] = {}
+        self._pruned_at = float("-inf")
+
+    async def run(self) -> None:
+        """Keep house, for ever."""
+        while True:
+            await asyncio.sleep(EVERY_S)
+            now = self._desk.clock.now()
+            await self._tell_stragglers(now)
+            await self._clear_orphans()
+            await self._archive(now)
+            await self._prune(now)
+
+    async def _tell_stragglers(self, now: float) -> None:
+        """A client whose snapshot names a run that is closed is told to stop, as often as it takes."""
+        stragglers = self._desk.watch.stragglers
+        for mac, seen in list(stragglers.items()):
+            view = self._desk.watch.fleet.client(seen.status.task_id, mac)
+            hand = view.status.run if view is not None and not view.is_out else None
+            if hand is None or not await self._is_closed(hand.run_id):
+                stragglers.pop(mac, None)
+                self._told_at.pop(mac, None)
+            elif now - self._told_at.get(mac, float("-inf")) >= STRAGGLER_RETRY_S:
+                self._told_at[mac] = now
+                stop = StopClient(mac, hand.attempt, "the run is closed")
+                self._executor.stop(seen.status.task_id, hand.run_id, stop)
+
+    async def _is_closed(self, run_id: str) -> bool:
+        if run_id in self._desk.ledger:
+            return False  # the loop cares for it
+        found = await self._desk.journal.call(self._desk.journal.find_run, run_id)
+        return found is not None and found.run.has_ended
+
+    async def _clear_orphans(self) -> None:
+        for run_id, topic in list(self._desk.watch.orphans.items()):
+            if run_id in self._desk.ledger or await self._clear(topic):
+                self._desk.watch.orphans.pop(run_id, None)
+                logger.info("cleared a run that nobody drives", extra={"run_id": run_id})
+
+    async def _archive(self, now: float) -> None:
+        for run in self._desk.ledger:
+            if not self._may_archive(run, now):
+                continue
+            if not await self._clear(topics.run_status(run.spec.task_id, run.run_id)):
+                return
+            await self._desk.journal.call(self._desk.journal.archive, run.run_id)
+            self._desk.ledger.drop(run.run_id)
+            self._servers.forget(run.run_id)
+            logger.info("archived a run", extra={"run_id": run.run_id})
+
+    def _may_archive(self, run: Run, now: float) -> bool:
+        is_gone = run.exited_at is not None or run.launch == 0 or run.spec.is_adopted
+        return run.ended_at is not None and is_gone and now - run.ended_at > self._desk.settings.archive_after_s
+
+    async def _prune(self, now: float) -> None:
+        if now - self._pruned_at < PRUNE_EVERY_S:
+            return
+        self._pruned_at = now
+        keep_runs_s, keep_events_s = self._desk.settings.keep_runs_s, self._desk.settings.keep_events_s
+        num_runs = await self._desk.journal.call(
+            self._desk.journal.prune, runs_before=now - keep_runs_s, events_before=now - keep_events_s
+        )
+        if num_runs:
+            logger.info("deleted old runs", extra={"num_runs": num_runs})
+
+    async def _clear(self, topic: Topic) -> bool:
+        try:
+            await self._desk.connection.publish(topic, None)
+        except BusError as error:
+            logger.debug("could not clear a topic", extra={"topic": str(topic), "problem": str(error)})
+            return False
+        return True

@@ -1,0 +1,147 @@
+"""What the bus says, folded into the fleet and the runs. Nothing is decided here and nothing is done.
+
+The whole inbox is taken in before anything is planned, so a lease is judged only by a reader who has read everything.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import assert_never
+
+from fedops_mqtt.bus import BusEvent, Cleared, Connected, Disconnected, Malformed, Received
+from fedops_mqtt.core.fleet import Fleet, View
+from fedops_mqtt.core.run import Run
+from fedops_mqtt.core.run_events import RunEvent
+from fedops_mqtt.manager.ledger import Ledger
+from fedops_mqtt.manager.story import tell_client
+from fedops_mqtt.protocol import (
+    Channel,
+    ClientMetrics,
+    ClientStatus,
+    RunStatus,
+    ServerMetrics,
+    ServerStatus,
+    Topic,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Watch:
+    """One reader of the bus.
+
+    Attributes:
+        fleet: who is here.
+        orphans: topics of retained runs that nobody drives any more; whoever clears one takes it out.
+        strangers: the last word of servers whose run is not in the ledger, by task.
+        stragglers: clients that say they train a run which is not in the ledger, by MAC.
+        num_malformed: messages that were none.
+        num_reconnects: how often the connection came back.
+    """
+
+    def __init__(self, fleet: Fleet, ledger: Ledger) -> None:
+        self.fleet = fleet
+        self.orphans: dict[str, Topic] = {}
+        self.strangers: dict[str, ServerStatus] = {}
+        self.stragglers: dict[str, View[ClientStatus]] = {}
+        self.num_malformed = 0
+        self.num_reconnects = -1
+        self._ledger = ledger
+        self._news: defaultdict[str, list[RunEvent]] = defaultdict(list)
+
+    def take(self, events: Iterable[BusEvent], now: float) -> bool:
+        """Take in what came; return True when the connection is new and everything of ours has to be said again."""
+        is_new = False
+        for event in events:
+            match event:
+                case Connected():
+                    self.fleet.listen(now)
+                    self.num_reconnects += 1
+                    is_new = True
+                case Disconnected():
+                    self.fleet.pause()
+                case Malformed():
+                    self.num_malformed += 1
+                case Cleared(topic=topic):
+                    is_new |= self._cleared(topic)
+                case Received():
+                    self._received(event, now)
+                case _:
+                    assert_never(event)
+        self._expire(now)
+        for run_id, news in self._news.items():
+            self._ledger.apply(run_id, news, now)
+        self._news.clear()
+        return is_new
+
+    def take_strangers(self) -> list[ServerStatus]:
+        """Return the servers that were met since the last time."""
+        strangers, self.strangers = list(self.strangers.values()), {}
+        return strangers
+
+    def _received(self, event: Received, now: float) -> None:
+        match event.message:
+            case ClientStatus() as status:
+                self._client(status, now, is_retained=event.is_retained)
+            case ServerStatus() as status:
+                self._server(status, now, is_retained=event.is_retained)
+            case ServerMetrics() as said:
+                self._ledger.note_round(said, now)
+            case ClientMetrics() as said:
+                self._ledger.note_metrics(said, now)
+            case RunStatus() as said if event.is_retained and said.run_id not in self._ledger:
+                self.orphans[said.run_id] = event.topic
+            case _:
+                pass
+
+    def _client(self, status: ClientStatus, now: float, *, is_retained: bool) -> None:
+        before = self.fleet.client(status.task_id, status.client_mac)
+        if not self.fleet.apply(status, now=now, is_retained=is_retained):
+            return
+        view = self.fleet.clients[status.task_id, status.client_mac]
+        is_first_live_word = before is None and not is_retained
+        if is_first_live_word or (before is not None and before.status.status is not status.status):
+            self._ledger.note(tell_client(status, now))
+        self._tell_runs(view)
+
+    def _server(self, status: ServerStatus, now: float, *, is_retained: bool) -> None:
+        if not self.fleet.apply(status, now=now, is_retained=is_retained):
+            return
+        word = self.fleet.servers[status.task_id].status
+        if word.run_id is not None and word.run_id in self._ledger:
+            self._news[word.run_id].append(word)
+        elif word.run_id is not None:
+            self.strangers[status.task_id] = word
+
+    def _tell_runs(self, view: View[ClientStatus]) -> None:
+        mac, hand = view.status.client_mac, view.status.run
+        for run in self._ledger.of_task(view.status.task_id):
+            if mac in run.members:
+                self._news[run.run_id].append(view)
+        if hand is not None and hand.run_id not in self._ledger:
+            self.stragglers[mac] = view
+
+    def _expire(self, now: float) -> None:
+        for view in self.fleet.expire(now):
+            silent = view.status.model_copy(update={"reason": "silent"})
+            self._ledger.note(tell_client(silent, now))
+            self._tell_runs(view)
+
+    def _cleared(self, topic: Topic) -> bool:
+        """Take note; True when it was a run that goes on."""
+        self.fleet.forget(topic)
+        return topic.channel is Channel.RUN_STATUS and (topic.run_id or "") in self._ledger
+
+
+def needs_watching(run: Run, fleet: Fleet) -> bool:
+    """Return whether a run's server is out on the bus, so that only its line can tell whether it lives."""
+    if (
+        run.has_ended
+        or (run.launch == 0 and not run.spec.is_adopted)
+        or run.exited_at is not None
+        or run.is_unreachable
+    ):
+        return False
+    view = fleet.servers.get(run.spec.task_id)
+    knows_address = run.server is not None and run.server.launch == run.launch and run.server.server_ip is not None
+    return knows_address and (view is None or view.status.run_id != run.run_id or view.is_out)
