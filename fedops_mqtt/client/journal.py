@@ -7,6 +7,7 @@ import fcntl
 import logging
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,19 +54,21 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._facts_file = folder / "journal.json"
-        self._written: Facts | None = None
+        self.written: Facts | None = None
+        """The facts that are on disk."""
+        self._saving = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def load(self) -> Facts:
         """Return the facts as last saved; none when there is no journal or it cannot be read (it is set aside)."""
         try:
-            self._written = _FACTS.validate_json(_read_bounded(self._facts_file))
+            self.written = _FACTS.validate_json(_read_bounded(self._facts_file))
         except FileNotFoundError:
             return Facts()
         except (ValidationError, OSError) as error:
             self._set_aside(self._facts_file, error)
             return Facts()
-        return self._written
+        return self.written
 
     def save(self, facts: Facts) -> None:
         """Write `facts` so that they survive a power cut from here on; the same facts again cost nothing.
@@ -73,10 +76,11 @@ class Journal:
         Raises:
             OSError: the disk is full or the folder is gone.
         """
-        if facts == self._written:
-            return
-        write_atomically(self._facts_file, _FACTS.dump_json(facts))
-        self._written = facts
+        with self._saving:
+            if facts == self.written:
+                return
+            write_atomically(self._facts_file, _FACTS.dump_json(facts))
+            self.written = facts
 
     def _set_aside(self, path: Path, error: Exception) -> None:
         aside = path.with_suffix(".corrupt")

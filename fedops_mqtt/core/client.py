@@ -101,6 +101,7 @@ def apply(client: Client, event: Event) -> Step:
         case Leaving():
             return _leave(client)
         case Left():
+            client = replace(_interrupted(client), is_leaving=True)
             return Step(client=replace(client, condition=ClientCondition.CLIENT_OUT, reason=event.reason))
         case _:
             assert_never(event)
@@ -108,13 +109,8 @@ def apply(client: Client, event: Event) -> Step:
 
 def restore(identity: Identity, facts: Facts) -> Client:
     """Return a new daemon's client; a training that was in hand when the last daemon died is interrupted."""
-    client = Client(identity=identity, facts=facts)
-    mine = facts.in_hand
-    if mine is None:
-        return client
-    client = _interrupt(client, mine)
-    ended = TrainingEnded(run_id=mine.run_id, attempt=mine.attempt, outcome=Outcome.FAILED, reason=INTERRUPTED)
-    return replace(_end(client, ended), condition=ClientCondition.ONLINE, reason=None)
+    client = _interrupted(Client(identity=identity, facts=facts))
+    return replace(client, condition=ClientCondition.ONLINE, reason=None)
 
 
 def _clip(reason: str | None) -> str | None:
@@ -130,18 +126,18 @@ def _clip(reason: str | None) -> str | None:
 def _take_trigger(client: Client, trigger: StartTrigger) -> Step:
     misfit = _mismatch(client.identity, trigger.task_id, trigger.client_mac)
     if misfit:
-        return _answer(client, trigger, Verdict(answer=Answer.REJECTED, reason=misfit))
+        return answer(client, trigger, Verdict(answer=Answer.REJECTED, reason=misfit))
     if _is_relaunch(client, trigger):
         return _reaim(client, trigger)
     known = find(client.facts, trigger.run_id, trigger.attempt)
     if known:
-        return _answer(client, trigger, Verdict(answer=known.answer, reason=known.reason), launch=known.launch)
+        return answer(client, trigger, Verdict(answer=known.answer, reason=known.reason), launch=known.launch)
     refusal = _unwanted(client, trigger)
     if refusal:
-        return _answer(client, trigger, Verdict(answer=Answer.REJECTED, reason=refusal))
+        return answer(client, trigger, Verdict(answer=Answer.REJECTED, reason=refusal))
     refusal = _refusal(client, trigger)
     if refusal:
-        return _answer(client, trigger, Verdict(answer=Answer.REJECTED, reason=refusal), is_remembered=True)
+        return answer(client, trigger, Verdict(answer=Answer.REJECTED, reason=refusal), is_remembered=True)
     return _accept(client, trigger)
 
 
@@ -191,7 +187,7 @@ def _accept(client: Client, trigger: StartTrigger) -> Step:
         is_local=False,
     )
     facts = replace(facts, in_hand=mine, term=max(facts.term, trigger.term), gl_model=trigger.gl_model)
-    step = _answer(replace(client, facts=facts), trigger, Verdict(answer=Answer.ACCEPTED), is_remembered=True)
+    step = answer(replace(client, facts=facts), trigger, Verdict(answer=Answer.ACCEPTED), is_remembered=True)
     return replace(
         step,
         client=_started(step.client, trigger.server_ip),
@@ -220,10 +216,10 @@ def _started(client: Client, server_ip: str) -> Client:
     )
 
 
-def _answer(
+def answer(
     client: Client, trigger: StartTrigger, verdict: Verdict, *, launch: int | None = None, is_remembered: bool = False
 ) -> Step:
-    """Return the step that says `verdict`; one that is remembered is said again whenever the trigger comes again."""
+    """Return the step that answers a trigger; a remembered answer is given again when the trigger comes again."""
     launch = trigger.launch if launch is None else launch
     facts = replace(
         client.facts,
@@ -265,7 +261,7 @@ def _reaim(client: Client, trigger: StartTrigger) -> Step:
     assert mine is not None
     mine = replace(mine, attempt=trigger.attempt, launch=trigger.launch, server_ip=trigger.server_ip)
     client = replace(client, facts=replace(client.facts, in_hand=mine), server_ip=trigger.server_ip)
-    step = _answer(client, trigger, Verdict(answer=Answer.ACCEPTED), is_remembered=True)
+    step = answer(client, trigger, Verdict(answer=Answer.ACCEPTED), is_remembered=True)
     return replace(step, action=Reaim(server_ip=trigger.server_ip, launch=trigger.launch))
 
 
@@ -327,8 +323,14 @@ def _leave(client: Client) -> Step:
 _INTERRUPTION = Ending(outcome=Outcome.FAILED, reason=INTERRUPTED, detail=INTERRUPTED)
 
 
-def _interrupt(client: Client, mine: InHand) -> Client:
-    return client if mine.ending else _end_by(client, mine, _INTERRUPTION).client
+def _interrupted(client: Client) -> Client:
+    """Return the client with its training, if there is one, ended as what was to become of it, else interrupted."""
+    mine = client.facts.in_hand
+    if mine is None:
+        return client
+    if mine.ending is None:
+        client = _end_by(client, mine, _INTERRUPTION).client
+    return _end(client, TrainingEnded(run_id=mine.run_id, attempt=mine.attempt, outcome=Outcome.FAILED))
 
 
 def _end_by(client: Client, mine: InHand, ending: Ending) -> Step:

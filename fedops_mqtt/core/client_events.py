@@ -43,7 +43,7 @@ class Leaving:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Left:
-    """Nothing trains any more; the next status is the last."""
+    """The next status is the last; what still trained is interrupted."""
 
     reason: str
 

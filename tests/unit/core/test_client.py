@@ -179,6 +179,14 @@ def test_leaving_interrupts_what_trains_and_takes_nothing_new() -> None:
     assert apply(left, trigger(run_id="r2")).action is None
 
 
+def test_leaving_in_a_hurry_says_that_the_training_was_interrupted() -> None:
+    client = after(trigger(), Left(reason="shutdown")).client
+    assert client.condition is ClientCondition.CLIENT_OUT
+    assert client.run is None
+    assert client.facts.last_run is not None
+    assert client.facts.last_run.reason == "interrupted"
+
+
 def test_a_local_start_is_the_same_start_without_a_run_id() -> None:
     start = LocalStart(server_ip="127.0.0.1:9", client_mac=MAC)
     step = after(start)

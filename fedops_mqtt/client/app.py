@@ -1,0 +1,210 @@
+"""The front of a client: `FLClientTask` as FedOps documents it, and `run_client` for a program that has settings.
+
+A live app object is not sent anywhere: its import path is found, and the training process imports it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedops_mqtt.bus import BrokerUrlError, EpochFileError, RivalError
+from fedops_mqtt.client.client_utils import FLClientStatus, NoMacAddressError, view_of
+from fedops_mqtt.client.daemon import ClientConfigError, Daemon
+from fedops_mqtt.client.http_shim import ShimAddressError
+from fedops_mqtt.client.journal import DaemonRunningError
+from fedops_mqtt.core.exit_codes import ExitCode
+from fedops_mqtt.protocol import TaskId
+from fedops_mqtt.settings import ClientSettings
+
+logger = logging.getLogger(__name__)
+
+_SETTINGS_OF_CFG = {"task_id": "task_id", "wandb.project": "wandb_project", "wandb.key": "wandb_key"}
+"""FedOps' names in a configuration, and the setting that each is."""
+_SECRETS_OF_CFG = ("wandb.key",)
+_MAX_CONFIG_DEPTH = 8
+
+
+class AppPathError(ValueError):
+    """An app object cannot be imported by the training process."""
+
+    def __init__(self, app: object, problem: str) -> None:
+        self.problem = problem
+        super().__init__(
+            f"fl_task is a {type(app).__name__} that the training process cannot import: {problem}. "
+            "Put it into a module of its own, say my_task.py, and pass 'my_task:app' or the object imported from there"
+        )
+
+
+class FLClientTask:
+    """A FedOps client (FedOps client.app.FLClientTask): its configuration and its app.
+
+    `cfg` is a mapping, or any object with attributes (FedOps' Hydra configuration); `task_id` and `wandb` in it are
+    settings, all of it reaches the app as `Context.run_config` with names joined by dots. `fl_task` is MODULE:ATTRIBUTE
+    or an app object that stands in a module. `settings` are `ClientSettings` by name; they outweigh `cfg`, and `cfg`
+    outweighs the environment.
+
+    Raises:
+        ClientConfigError, AppPathError, NoMacAddressError, BrokerUrlError: what the caller can put right.
+    """
+
+    def __init__(self, cfg: Any, fl_task: object = None, **settings: Any) -> None:
+        self.cfg = cfg
+        values = flatten(cfg)
+        run_config = {name: value for name, value in values.items() if name not in _SECRETS_OF_CFG}
+        given = _settings_in(values) | ({"app": import_path_of(fl_task)} if fl_task is not None else {}) | settings
+        self.settings = ClientSettings(**given)
+        self.daemon = Daemon(self.settings, import_paths=_import_paths(), run_config=run_config)
+
+    @property
+    def task_id(self) -> TaskId:
+        """The task that this client serves."""
+        return self.daemon.identity.task_id
+
+    @property
+    def status(self) -> FLClientStatus:
+        """This client under FedOps' names, as it is now."""
+        return view_of(self.daemon.client)
+
+    async def fl_client_start(self) -> None:
+        """Serve in the caller's event loop until told to leave; the caller's own coroutines run beside it.
+
+        Raises:
+            DaemonRunningError, RivalError, ShimAddressError, OSError: see `Daemon.run`.
+        """
+        with _leaving_on_signals(self.daemon):
+            await self.daemon.run()
+
+    def start(self) -> None:
+        """Serve until SIGTERM or Ctrl-C; blocks.
+
+        Raises:
+            SystemExit: it ended with something else than success, after saying what; the code is an `ExitCode`.
+        """
+        if not logging.getLogger().handlers:
+            logging.basicConfig(level=self.settings.log_level, format="%(asctime)s %(levelname)-7s %(message)s")
+        code = asyncio.run(_exit_code_of(self.fl_client_start()))
+        if code is not ExitCode.OK:
+            raise SystemExit(code)
+
+
+async def run_client(settings: ClientSettings) -> int:
+    """Serve one client until SIGTERM or Ctrl-C and return the exit code; what went wrong is in the log."""
+    try:
+        daemon = Daemon(settings, import_paths=(os.getcwd(),))
+    except (ClientConfigError, NoMacAddressError, BrokerUrlError) as error:
+        logger.error("%s", error)
+        return ExitCode.CONFIG
+
+    async def serve() -> None:
+        with _leaving_on_signals(daemon):
+            await daemon.run()
+
+    return await _exit_code_of(serve())
+
+
+async def _exit_code_of(serving: Any) -> ExitCode:
+    try:
+        await serving
+    except RivalError as error:
+        logger.error("%s", error)
+        return ExitCode.RIVAL
+    except (DaemonRunningError, ShimAddressError, EpochFileError, BrokerUrlError) as error:
+        logger.error("%s", error)
+        return ExitCode.CONFIG
+    except OSError as error:
+        logger.error("the state folder cannot be used: %s", error)
+        return ExitCode.CONFIG
+    return ExitCode.OK
+
+
+@contextlib.contextmanager
+def _leaving_on_signals(daemon: Daemon) -> Iterator[None]:
+    """Leave on SIGTERM and SIGINT; a second one has its usual effect. In a thread other than the main, nothing."""
+    loop = asyncio.get_running_loop()
+    taken: list[signal.Signals] = []
+
+    def leave(number: signal.Signals) -> None:
+        logger.info("told to leave", extra={"signal": number.name})
+        loop.remove_signal_handler(number)
+        daemon.leave()
+
+    with contextlib.suppress(ValueError, RuntimeError):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, leave, number)
+            taken.append(number)
+    try:
+        yield
+    finally:
+        for number in taken:
+            loop.remove_signal_handler(number)
+
+
+def flatten(cfg: Any) -> dict[str, bool | int | float | str | None]:
+    """Return the scalars of a configuration by their dotted names; what is neither scalar nor nested is left out."""
+    return dict(_scalars(cfg, "", 0))
+
+
+def _scalars(cfg: Any, prefix: str, depth: int) -> Iterator[tuple[str, bool | int | float | str | None]]:
+    if depth > _MAX_CONFIG_DEPTH:
+        return
+    for name, value in _items(cfg):
+        if value is None or isinstance(value, bool | int | float | str):
+            yield f"{prefix}{name}", value
+        elif not isinstance(value, Sequence | bytes) and not callable(value):
+            yield from _scalars(value, f"{prefix}{name}.", depth + 1)
+
+
+def _items(cfg: Any) -> list[tuple[str, Any]]:
+    if isinstance(cfg, Mapping) or callable(getattr(cfg, "items", None)):
+        return [(str(name), value) for name, value in cfg.items()]
+    return [(name, value) for name, value in getattr(cfg, "__dict__", {}).items() if not name.startswith("_")]
+
+
+def _settings_in(values: Mapping[str, Any]) -> dict[str, Any]:
+    found = {setting: values[name] for name, setting in _SETTINGS_OF_CFG.items() if values.get(name) is not None}
+    if values.get("wandb.use") is False:
+        found = {name: value for name, value in found.items() if not name.startswith("wandb")}
+    return found
+
+
+def import_path_of(fl_task: object) -> str:
+    """Return `MODULE:ATTRIBUTE` of an app: a string is one already, an object is looked for in the loaded modules.
+
+    Raises:
+        AppPathError: it stands in no module, or only in the script that was started.
+    """
+    if isinstance(fl_task, str):
+        return fl_task
+    if isinstance(fl_task, Mapping):
+        raise AppPathError(fl_task, "a registration of live models and loaders has no import path")
+    name = getattr(fl_task, "__qualname__", None)
+    home = getattr(fl_task, "__module__", None)
+    if isinstance(name, str) and isinstance(home, str) and "<locals>" not in name and home != "__main__":
+        return f"{home}:{name}"
+    places = list(_places_of(fl_task))
+    if not places:
+        raise AppPathError(fl_task, "no loaded module has it as an attribute")
+    importable = [place for place in places if not place.startswith("__main__:")]
+    if not importable:
+        raise AppPathError(fl_task, "it stands in the script that was started, which would be started a second time")
+    return min(importable, key=len)
+
+
+def _places_of(fl_task: object) -> Iterator[str]:
+    for module_name, module in list(sys.modules.items()):
+        for name, value in list(vars(module).items()) if hasattr(module, "__dict__") else ():
+            if value is fl_task:
+                yield f"{module_name}:{name}"
+
+
+def _import_paths() -> tuple[str, ...]:
+    """Return where the user's modules are: beside the script that was started, and in the present folder."""
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    beside = (str(Path(script).resolve().parent),) if script else ()
+    return tuple(dict.fromkeys((*beside, os.getcwd())))

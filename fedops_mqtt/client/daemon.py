@@ -1,0 +1,368 @@
+"""The daemon of a device: it says how this client is, takes starts and stops, and has one training process at a time.
+
+Every event goes through `apply`: facts are on disk before anything is done, and done before it is said. Neither flwr
+nor torch, wandb or numpy is ever imported here: an idle daemon stays small.
+"""
+
+import asyncio
+import logging
+import platform
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import assert_never
+
+from fedops_mqtt import __version__
+from fedops_mqtt.bus import (
+    BusEvent,
+    BusOptions,
+    Connected,
+    Connection,
+    EpochFile,
+    Received,
+    StatusOwner,
+    new_instance,
+    parse_broker_url,
+)
+from fedops_mqtt.client.client_api import ClientManagerAPI, ClientServerAPI
+from fedops_mqtt.client.client_utils import get_hostname, get_mac_address, view_of
+from fedops_mqtt.client.http_shim import make_shim, serving
+from fedops_mqtt.client.journal import Journal, identity_dir, identity_lock
+from fedops_mqtt.client.metrics import MetricsSender
+from fedops_mqtt.client.pipe import EndedReport, MetricsReport, PhaseReport
+from fedops_mqtt.client.strays import sweep
+from fedops_mqtt.client.trainer import Scalar, Trainer
+from fedops_mqtt.client.training import mark_of
+from fedops_mqtt.core import client as core
+from fedops_mqtt.core.client import Client, Identity, Step
+from fedops_mqtt.core.client_events import (
+    Event,
+    Left,
+    LocalStart,
+    Progressed,
+    Reaim,
+    StartTraining,
+    StopTraining,
+    Verdict,
+)
+from fedops_mqtt.core.client_facts import Facts
+from fedops_mqtt.core.client_status import last_will, snapshot
+from fedops_mqtt.core.fencing import Stamp
+from fedops_mqtt.protocol import (
+    Answer,
+    Channel,
+    ClientMetrics,
+    ClientStatus,
+    Outcome,
+    Phase,
+    StartTrigger,
+    StopTrigger,
+    filter_for,
+    mac_to_level,
+    topics,
+    utc_now,
+)
+from fedops_mqtt.settings import ClientSettings
+
+logger = logging.getLogger(__name__)
+
+_PHASE_INTERVAL_S = 0.5
+"""Phases go into the status at most this often: a trivial round has a dozen of them in 20 ms."""
+
+
+class ClientConfigError(ValueError):
+    """The settings do not say which client this is, or what it trains."""
+
+    def __init__(self, setting: str, problem: str) -> None:
+        self.setting = setting
+        self.problem = problem
+        super().__init__(f"{setting}: {problem}")
+
+
+class Daemon:
+    """One client. `run` it once; `start` and `leave` may be called while it runs, in its loop.
+
+    Raises:
+        ClientConfigError: a setting that a client needs is missing.
+        NoMacAddressError: no MAC is set and this machine has none.
+        BrokerUrlError: the broker's URL is none.
+    """
+
+    def __init__(
+        self,
+        settings: ClientSettings,
+        *,
+        import_paths: Sequence[str] = (),
+        run_config: Mapping[str, Scalar] | None = None,
+    ) -> None:
+        self._settings = settings
+        self.identity = _identity_of(settings)
+        self._folder = identity_dir(settings.state_dir, self.identity.task_id, self.identity.client_mac)
+        self._client = Client(identity=self.identity)
+        self._client_id = _client_id_of(settings, self.identity)
+        self._step_lock = asyncio.Lock()
+        self._told_to_leave = asyncio.Event()
+        self._phase: PhaseReport | None = None
+        self._phase_news = asyncio.Event()
+        self._training_news = asyncio.Event()
+        self._metrics = MetricsSender()
+        self._group: asyncio.TaskGroup | None = None
+        self.manager_api = ClientManagerAPI(self, self.leave)
+        self.server_api = ClientServerAPI(self, self.leave)
+        self.http_address: str | None = None
+        """Where the HTTP shim listens, once it does."""
+        self._trainer = Trainer(
+            identity=self.identity,
+            settings=settings,
+            folder=self._folder,
+            import_paths=import_paths,
+            run_config=run_config or {},
+            on_report=self._take_report,
+            on_ended=self._say_ended,
+        )
+        self._owner = StatusOwner(
+            topic=topics.client_status(self.identity.task_id, self.identity.client_mac),
+            instance=self.identity.instance,
+            make_snapshot=self._snapshot,
+            make_will=self._will,
+            make_goodbye=self._goodbye,
+            epochs=EpochFile(self._folder / "epoch"),
+            heartbeat_s=settings.heartbeat_s,
+        )
+
+    @property
+    def client(self) -> Client:
+        """The client as it is now."""
+        return self._client
+
+    async def run(self) -> None:
+        """Be on the bus until told to leave; being cancelled leaves in a hurry, with a goodbye too.
+
+        Raises:
+            DaemonRunningError: this identity has a daemon on this machine already.
+            RivalError: a newer daemon has this identity, on another machine perhaps.
+            ShimAddressError: the HTTP shim cannot listen.
+            OSError: the state folder cannot be written.
+        """
+        with identity_lock(self._folder, task_id=self.identity.task_id, client_mac=self.identity.client_mac):
+            self._journal = Journal(self._folder)
+            await self._recover()
+            async with self._on_bus() as bus, self._on_http():
+                await self._live(bus)
+
+    def leave(self) -> None:
+        """End the daemon: what trains is interrupted, then it says client-out."""
+        self._told_to_leave.set()
+
+    async def start(self, start: StartTrigger | LocalStart) -> Verdict:
+        """Take a start, from the bus or from HTTP: the one place where a training begins."""
+        verdict = (await self.apply(start)).verdict
+        assert verdict is not None
+        facts = {"answer": verdict.answer.value, "reason": verdict.reason, "server_ip": start.server_ip}
+        logger.info("answered a start", extra=facts)
+        return verdict
+
+    async def apply(self, event: Event) -> Step:
+        """Take an event in: keep its facts, carry out what follows, let the next status say so."""
+        async with self._step_lock:
+            before = self._client
+            step = core.apply(before, event)
+            problem = await self._keep(step.client.facts)
+            if problem is not None and isinstance(step.action, StartTraining):
+                step = _refused(before, event, problem)
+            self._client = step.client
+            self._carry_out(step)
+        if step.client != before or isinstance(event, StartTrigger):
+            self._note_change(before, step.client)
+            self._owner.update()
+        return step
+
+    async def _keep(self, facts: Facts) -> str | None:
+        """Write facts; returns what went wrong."""
+        if facts == self._journal.written:
+            return None
+        try:
+            await asyncio.to_thread(self._journal.save, facts)
+        except OSError as error:
+            logger.error("journal cannot be written", extra={"folder": str(self._folder), "why": str(error)})
+            return f"journal cannot be written: {error}"
+        return None
+
+    def _carry_out(self, step: Step) -> None:
+        match step.action:
+            case None:
+                pass
+            case StartTraining() as start:
+                assert self._group is not None
+                self._phase = None
+                self._trainer.start(start, self._group)
+            case Reaim() | StopTraining() as action:
+                self._trainer.steer(action)
+            case _:
+                assert_never(step.action)
+
+    def _note_change(self, before: Client, after: Client) -> None:
+        if before.condition is not after.condition:
+            facts = {"status": after.condition.value, "reason": after.reason}
+            logger.info("status changed", extra=facts | ({"run_id": after.run.run_id} if after.run else {}))
+
+    async def _recover(self) -> None:
+        """Take up what the last daemon left: its facts, and processes that outlived it."""
+        facts = await asyncio.to_thread(self._journal.load)
+        num_strays = await asyncio.to_thread(sweep, mark_of(self._folder))
+        if num_strays:
+            logger.warning("ended processes that an earlier daemon left", extra={"count": num_strays})
+        self._client = core.restore(self.identity, facts)
+        await asyncio.to_thread(self._journal.save, self._client.facts)
+
+    @asynccontextmanager
+    async def _on_bus(self) -> AsyncIterator[Connection]:
+        mine = (self.identity.task_id, self.identity.client_mac)
+        async with self._owner.on_bus(
+            self._settings.broker,
+            client_id=self._client_id,
+            subscriptions=[filter_for(channel, *mine) for channel in (Channel.CLIENT_START, Channel.CLIENT_STOP)],
+            options=BusOptions.from_settings(self._settings),
+        ) as bus:
+            yield bus
+
+    @asynccontextmanager
+    async def _on_http(self) -> AsyncIterator[None]:
+        if self._settings.http is None:
+            yield
+            return
+        shim = make_shim(view=lambda: view_of(self._client), start=self.start)
+        async with serving(shim, self._settings.http) as address:
+            self.http_address = address
+            yield
+
+    async def _live(self, bus: Connection) -> None:
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            tasks = [
+                group.create_task(self._listen(bus), name="inbox"),
+                group.create_task(self._tell_phases(), name="phases"),
+                group.create_task(self._metrics.run(bus), name="metrics"),
+            ]
+            await self._told_to_leave.wait()
+            await self.manager_api.get_client_out()
+            await self._trainer.wait_idle()
+            for task in tasks:
+                task.cancel()
+        await self._metrics.flush(bus)
+
+    async def _listen(self, bus: Connection) -> None:
+        async for event in bus.events():
+            await self._hear(event)
+
+    async def _hear(self, event: BusEvent) -> None:
+        match event:
+            case Connected():
+                self._metrics.wake()
+            case Received(is_retained=True, message=StartTrigger() | StopTrigger(), topic=topic):
+                logger.warning("a retained trigger is not obeyed: it may be of any age", extra={"topic": str(topic)})
+            case Received(message=StartTrigger() as trigger):
+                await self.start(trigger)
+            case Received(message=StopTrigger() as stop):
+                await self.apply(stop)
+            case _:
+                pass  # our own status is the owner's business
+
+    def _take_report(self, report: PhaseReport | MetricsReport) -> None:
+        run = self._client.run
+        if isinstance(report, PhaseReport):
+            if report.phase is Phase.TRAINING and self._client.phase is not Phase.TRAINING:
+                self._training_news.set()
+            self._phase = report
+            self._phase_news.set()
+        elif run is not None:
+            self._metrics.put(
+                ClientMetrics(
+                    kind=report.kind,
+                    task_id=self.identity.task_id,
+                    client_mac=self.identity.client_mac,
+                    instance=self.identity.instance,
+                    run_id=run.run_id,
+                    attempt=run.attempt,
+                    round=report.round,
+                    values=report.values,
+                    at=utc_now(),
+                )
+            )
+
+    async def _tell_phases(self) -> None:
+        """Bring phases into the status, calmly; the first training of a round does not wait."""
+        while True:
+            await self._phase_news.wait()
+            self._phase_news.clear()
+            self._training_news.clear()
+            await self._take_phase()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PHASE_INTERVAL_S):
+                    await self._training_news.wait()
+
+    async def _take_phase(self) -> None:
+        report, self._phase = self._phase, None
+        if report is not None:
+            await self.apply(
+                Progressed(phase=report.phase, round=report.round, gl_model=report.gl_model, run_id=report.run_id)
+            )
+
+    async def _say_ended(self, ended: EndedReport) -> None:
+        await self._take_phase()
+        match ended.outcome:
+            case Outcome.FINISHED:
+                await self.manager_api.get_train_fin()
+            case Outcome.FAILED:
+                await self.manager_api.get_train_fail(ended.reason)
+            case Outcome.STOPPED:
+                await self.manager_api.get_train_stopped(ended.reason)
+            case None:
+                await self.manager_api.get_train_out(ended.reason)
+
+    def _snapshot(self, stamp: Stamp) -> ClientStatus:
+        return snapshot(self._client, epoch=stamp.epoch, seq=stamp.seq, at=utc_now(), agent=_AGENT)
+
+    def _will(self, stamp: Stamp) -> ClientStatus:
+        return last_will(self.identity, epoch=stamp.epoch, seq=stamp.seq, at=utc_now())
+
+    def _goodbye(self, stamp: Stamp, reason: str) -> ClientStatus:
+        self._client = core.apply(self._client, Left(reason=reason)).client
+        try:
+            self._journal.save(self._client.facts)
+        except OSError as error:
+            logger.error("journal cannot be written", extra={"folder": str(self._folder), "why": str(error)})
+        return self._snapshot(stamp)
+
+
+_AGENT = {
+    "fedops-mqtt": __version__,
+    "python": platform.python_version(),
+    "system": f"{platform.system()} {platform.machine()}",
+}
+
+
+def _refused(client: Client, event: Event, problem: str) -> Step:
+    """Return the step of a start that cannot be kept, and so must not be taken."""
+    verdict = Verdict(answer=Answer.REJECTED, reason=problem)
+    if not isinstance(event, StartTrigger):
+        return Step(client=client, verdict=verdict)
+    return core.answer(client, event, verdict)
+
+
+def _identity_of(settings: ClientSettings) -> Identity:
+    if settings.task_id is None:
+        raise ClientConfigError("task_id", "a client needs to know its task; give it --task-id")
+    if not settings.app or not all(settings.app.partition(":")[::2]):
+        raise ClientConfigError("app", f"{settings.app!r} is not MODULE:ATTRIBUTE, such as my_project.client:app")
+    return Identity(
+        task_id=settings.task_id,
+        client_mac=settings.mac or get_mac_address(),
+        client_name=settings.client_name or get_hostname(),
+        instance=new_instance(),
+    )
+
+
+def _client_id_of(settings: ClientSettings, identity: Identity) -> str:
+    """Return the MQTT client id: the user name where there is one (the broker may insist), else task and MAC."""
+    user = settings.broker_user or parse_broker_url(settings.broker).user
+    return user or f"{identity.task_id}.{mac_to_level(identity.client_mac)}"

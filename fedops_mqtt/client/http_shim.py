@@ -1,0 +1,112 @@
+"""FedOps' HTTP face of a client: `GET /online` and `POST /start`, thin over the daemon.
+
+A start that comes here is the same start as one that comes on the bus: both are the daemon's `start`.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Annotated
+
+import uvicorn
+from fastapi import FastAPI, HTTPException, status
+from pydantic import BaseModel, ConfigDict, Field
+
+from fedops_mqtt.client.client_utils import FLClientStatus
+from fedops_mqtt.core.client_events import LocalStart, Verdict
+from fedops_mqtt.protocol import Answer, AnyMacAddress
+
+logger = logging.getLogger(__name__)
+
+_SHUTDOWN_S = 1
+"""An open request is given this long when the daemon ends."""
+_BACKLOG = 16
+
+View = dict[str, str | int | bool | None]
+
+
+class ShimAddressError(OSError):
+    """The shim cannot listen where it was told to."""
+
+    def __init__(self, address: str, problem: str) -> None:
+        self.address = address
+        self.problem = problem
+        super().__init__(f"cannot listen on {address}: {problem}; choose another address with --http, or none")
+
+
+class StartRequest(BaseModel):
+    """What `POST /start` takes; further fields are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    server_ip: Annotated[str, Field(max_length=300, pattern=r"^\S+:\d{1,5}$")]
+    client_mac: AnyMacAddress
+
+
+def make_shim(*, view: Callable[[], FLClientStatus], start: Callable[[LocalStart], Awaitable[Verdict]]) -> FastAPI:
+    """Return the HTTP app over a daemon."""
+    app = FastAPI(title="fedops-mqtt client", docs_url=None, redoc_url=None)
+
+    @app.get("/online")
+    async def online() -> View:
+        """Tell this client's condition under FedOps' names, old and new."""
+        return view().with_first_names()
+
+    @app.post("/start", responses={status.HTTP_409_CONFLICT: {"description": "not this client, or busy"}})
+    async def start_training(request: StartRequest) -> View:
+        """Start training at a server, in the background; the same request again starts nothing more."""
+        verdict = await start(LocalStart(server_ip=request.server_ip, client_mac=request.client_mac))
+        if verdict.answer is Answer.REJECTED:
+            raise HTTPException(status.HTTP_409_CONFLICT, verdict.reason)
+        return view().with_first_names()
+
+    return app
+
+
+@contextlib.asynccontextmanager
+async def serving(app: FastAPI, address: str) -> AsyncIterator[str]:
+    """Serve `app` in this event loop while the block runs; yields `host:port` as it listens.
+
+    Raises:
+        ShimAddressError: the address is taken, or none of this machine's.
+    """
+    listening = _listen(address)
+    server = _Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            loop="none",
+            timeout_graceful_shutdown=_SHUTDOWN_S,
+        )
+    )
+    host, port = listening.getsockname()[:2]
+    with listening:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(server.serve(sockets=[listening]), name="http-shim")
+            logger.info("HTTP shim listens", extra={"address": f"{host}:{port}"})
+            try:
+                yield f"{host}:{port}"
+            finally:
+                server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to the daemon."""
+        yield
+
+
+def _listen(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]") or "127.0.0.1"
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, int(port)), family=family, backlog=_BACKLOG)
+    except (OSError, OverflowError) as error:
+        raise ShimAddressError(address, getattr(error, "strerror", None) or str(error)) from error

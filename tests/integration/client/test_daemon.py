@@ -1,0 +1,201 @@
+"""The daemon on a real bus, with real training processes and FL servers."""
+
+import asyncio
+import time
+
+import pytest
+from conftest import SECRET, Operator, RunDaemon, ServeFl
+
+from fedops_mqtt.client.journal import DaemonRunningError
+from fedops_mqtt.protocol import Answer, ClientCondition, Outcome, Phase
+
+
+async def test_a_trigger_leads_to_training_and_its_end_is_told(
+    run_daemon: RunDaemon, operator: Operator, serve_fl: ServeFl
+) -> None:
+    await run_daemon(client_name="pi")
+    birth = await operator.until_condition(ClientCondition.ONLINE)
+    assert (birth.client_name, birth.run, birth.last_run) == ("pi", None, None)
+    server_ip = await serve_fl("line", "r1", SECRET.hex(), "3")
+    await operator.trigger(server_ip, gl_model=7)
+    started = await operator.until_condition(ClientCondition.TRAIN_STARTED)
+    assert started.last_trigger is not None
+    assert started.last_trigger.answer is Answer.ACCEPTED
+    assert started.run is not None
+    assert (started.run.run_id, started.server_ip, started.gl_model) == ("r1", server_ip, 7)
+    finished = await operator.until_condition(ClientCondition.TRAIN_FINISHED)
+    assert finished.run is None
+    assert finished.last_run is not None
+    assert (finished.last_run.outcome, finished.last_run.attempt) == (Outcome.FINISHED, 1)
+    assert finished.instance == birth.instance
+    rounds = [metrics.round for metrics in operator.metrics if metrics.values["stage"] == "train"]
+    assert rounds == [1, 2, 3]
+
+
+async def test_a_second_run_on_the_same_daemon(run_daemon: RunDaemon, operator: Operator, serve_fl: ServeFl) -> None:
+    await run_daemon()
+    await operator.until_condition(ClientCondition.ONLINE)
+    for run_id in ("r1", "r2"):
+        await operator.trigger(await serve_fl("line", run_id, SECRET.hex(), "1"), run_id=run_id)
+        await operator.until(lambda status, run_id=run_id: _has_finished(status, run_id))
+
+
+def _has_finished(status, run_id: str) -> bool:  # type: ignore[no-untyped-def]
+    last = status.last_run
+    return last is not None and last.run_id == run_id and last.outcome is Outcome.FINISHED
+
+
+async def test_training_that_raises_is_failed_with_its_text_and_the_daemon_lives_on(
+    run_daemon: RunDaemon, operator: Operator, serve_fl: ServeFl
+) -> None:
+    await run_daemon(app="fl_apps:raising")
+    await operator.until_condition(ClientCondition.ONLINE)
+    await operator.trigger(await serve_fl("line", "r1", SECRET.hex(), "1"))
+    failed = await operator.until_condition(ClientCondition.TRAIN_FAILED)
+    assert "boom in training" in (failed.reason or "")
+    assert failed.last_run is not None
+    assert failed.last_run.outcome is Outcome.FAILED
+    await operator.trigger(await serve_fl("line", "r2", SECRET.hex(), "1"), run_id="r2")
+    await operator.until_condition(ClientCondition.TRAIN_STARTED)
+
+
+async def test_a_duplicate_gets_the_same_answer_and_another_run_is_refused_while_busy(
+    run_daemon: RunDaemon, operator: Operator, serve_fl: ServeFl
+) -> None:
+    await run_daemon(app="fl_apps:endless")
+    await operator.until_condition(ClientCondition.ONLINE)
+    server_ip = await serve_fl("line", "r1", SECRET.hex(), "1")
+    await operator.trigger(server_ip)
+    await operator.until(lambda status: status.run is not None and status.run.phase is Phase.TRAINING)
+    await operator.trigger(server_ip)
+    again = await operator.until(lambda status: status.last_trigger is not None)
+    assert again.last_trigger is not None
+    assert again.last_trigger.answer is Answer.ACCEPTED
+    await operator.trigger(server_ip, run_id="r2")
+    refused = await operator.until(
+        lambda status: status.last_trigger is not None and status.last_trigger.run_id == "r2"
+    )
+    assert refused.last_trigger is not None
+    assert refused.last_trigger.answer is Answer.REJECTED
+    assert "busy with run r1" in (refused.last_trigger.reason or "")
+    assert refused.run is not None
+    assert refused.run.run_id == "r1"
+
+
+async def test_a_stop_ends_the_training_at_once_and_says_stopped(
+    run_daemon: RunDaemon, operator: Operator, serve_fl: ServeFl
+) -> None:
+    await run_daemon(app="fl_apps:endless")
+    await operator.until_condition(ClientCondition.ONLINE)
+    await operator.trigger(await serve_fl("line", "r1", SECRET.hex(), "1"))
+    await operator.until(lambda status: status.run is not None and status.run.phase is Phase.TRAINING)
+    await operator.stop(reason="by hand")
+    stopped = await operator.until_condition(ClientCondition.TRAIN_FAILED, reason="stopped")
+    assert stopped.last_run is not None
+    assert (stopped.last_run.outcome, stopped.last_run.reason) == (Outcome.STOPPED, "by hand")
+
+
+async def test_a_stop_that_comes_first_prevents_its_start(run_daemon: RunDaemon, operator: Operator) -> None:
+    daemon = await run_daemon()
+    await operator.until_condition(ClientCondition.ONLINE)
+    await operator.stop()
+    while (
+        not daemon.client.facts.tombstones
+    ):  # a stop that changes nothing is not said: there is no message to wait for
+        await asyncio.sleep(0)
+    await operator.trigger("127.0.0.1:1")
+    refused = await operator.until(lambda status: status.last_trigger is not None)
+    assert refused.last_trigger is not None
+    assert (refused.last_trigger.answer, refused.last_trigger.reason) == (Answer.REJECTED, "stopped")
+
+
+async def test_leaving_while_training_says_interrupted_and_client_out(
+    run_daemon: RunDaemon, operator: Operator, serve_fl: ServeFl
+) -> None:
+    daemon = await run_daemon(app="fl_apps:endless")
+    await operator.until_condition(ClientCondition.ONLINE)
+    await operator.trigger(await serve_fl("line", "r1", SECRET.hex(), "1"))
+    await operator.until(lambda status: status.run is not None and status.run.phase is Phase.TRAINING)
+    daemon.leave()
+    out = await operator.until_condition(ClientCondition.CLIENT_OUT, reason="shutdown")
+    assert out.last_run is not None
+    assert (out.last_run.outcome, out.last_run.reason) == (Outcome.FAILED, "interrupted")
+    assert out.run is None
+
+
+async def test_a_server_that_never_answers_is_a_failure_and_harms_nobody(
+    run_daemon: RunDaemon, operator: Operator
+) -> None:
+    await run_daemon(join_limit_s=1)
+    await operator.until_condition(ClientCondition.ONLINE)
+    await operator.trigger("127.0.0.1:1")
+    failed = await operator.until_condition(ClientCondition.TRAIN_FAILED)
+    assert "127.0.0.1:1" in (failed.reason or "")
+
+
+async def test_an_app_that_cannot_be_imported_is_a_failure_that_names_it(
+    run_daemon: RunDaemon, operator: Operator
+) -> None:
+    await run_daemon(app="no_such_module:app")
+    await operator.until_condition(ClientCondition.ONLINE)
+    await operator.trigger("127.0.0.1:1")
+    failed = await operator.until_condition(ClientCondition.TRAIN_FAILED)
+    assert "no module named 'no_such_module'" in (failed.reason or "")
+
+
+async def test_a_run_that_is_over_is_a_rejection_and_no_failure(
+    run_daemon: RunDaemon, operator: Operator, serve_fl: ServeFl
+) -> None:
+    await run_daemon()
+    await operator.until_condition(ClientCondition.ONLINE)
+    await operator.trigger(await serve_fl("line", "r1", SECRET.hex(), "1"), token="0" * 64)
+    rejected = await operator.until(
+        lambda status: status.last_trigger is not None and status.last_trigger.answer is Answer.REJECTED
+    )
+    assert (rejected.status, rejected.last_run, rejected.run) == (ClientCondition.ONLINE, None, None)
+
+
+async def test_a_broker_that_goes_away_does_not_stop_the_training_and_its_end_is_told_later(
+    run_daemon: RunDaemon, operator: Operator, serve_fl: ServeFl, broker
+) -> None:
+    await run_daemon(app="fl_apps:busy", backoff_initial_s=0.1, backoff_max_s=0.2)
+    await operator.until_condition(ClientCondition.ONLINE)
+    await operator.trigger(await serve_fl("line", "r1", SECRET.hex(), "2"))
+    await operator.until(lambda status: status.run is not None and status.run.phase is Phase.TRAINING)
+    await broker.restart()
+    finished = await operator.until_condition(ClientCondition.TRAIN_FINISHED)
+    assert finished.last_run is not None
+    assert finished.last_run.outcome is Outcome.FINISHED
+
+
+async def test_the_users_own_coroutine_keeps_its_beat_while_training_runs_flat_out(
+    run_daemon: RunDaemon, operator: Operator, serve_fl: ServeFl
+) -> None:
+    beats: list[float] = []
+
+    async def collect() -> None:
+        while True:
+            beats.append(time.monotonic())
+            await asyncio.sleep(0.05)
+
+    await run_daemon(app="fl_apps:busy")
+    await operator.until_condition(ClientCondition.ONLINE)
+    async with asyncio.TaskGroup() as group:
+        collecting = group.create_task(collect(), name="collect")
+        await operator.trigger(await serve_fl("line", "r1", SECRET.hex(), "2"))
+        await operator.until_condition(ClientCondition.TRAIN_FINISHED)
+        collecting.cancel()
+    gaps = sorted(after - before for before, after in zip(beats, beats[1:], strict=False))
+    print(f"beats of 50 ms: median {gaps[len(gaps) // 2] * 1000:.1f} ms, worst {gaps[-1] * 1000:.1f} ms")
+    assert gaps[len(gaps) // 2] < 0.06
+    assert gaps[-1] < 0.25
+
+
+async def test_a_second_daemon_of_the_same_identity_is_told_who_holds_it(
+    run_daemon: RunDaemon, operator: Operator, broker, task_id: str, mac: str, tmp_path
+) -> None:
+    daemon = await run_daemon()
+    await operator.until_condition(ClientCondition.ONLINE)
+    second = type(daemon)(daemon._settings)
+    with pytest.raises(DaemonRunningError, match="already serves task"):
+        await second.run()
