@@ -48,6 +48,8 @@ _log = logging.getLogger(__name__)
 
 _LAST_WORD_S = 60.0
 """The last word waits this long for a broker that was there before: one that restarts is back sooner."""
+_LAST_WORD_STOPPED_S = 5.0
+"""Whoever stopped the server waits for it, and may have stopped the broker too."""
 
 _CONDITIONS = {
     RunOutcome.COMPLETED: ServerCondition.FINISHED,
@@ -254,7 +256,7 @@ class FLServer:
             _log.exception("run failed")
             return RunOutcome.FAILED, f"{type(error).__name__}: {error}"
         if self._server_app is None and not rounds.num_aggregated:
-            return RunOutcome.FAILED, f"no round gave a model: {self._say_who_failed()}"
+            return RunOutcome.FAILED, f"no round gave a model: {'; '.join(rounds.failures) or 'no client answered'}"
         return RunOutcome.COMPLETED, "all rounds done"
 
     def _run_rounds(self, beginning: _Beginning, rounds: Rounds) -> None:
@@ -310,7 +312,7 @@ class FLServer:
         for mac, member in self._members().items():
             self._announcer.say_client(mac, client_of(member))
         is_said = self._announcer.finish(
-            _LAST_WORD_S,
+            _LAST_WORD_STOPPED_S if outcome is RunOutcome.STOPPED else _LAST_WORD_S,
             status=_CONDITIONS[outcome],
             reason=reason,
             round=rounds.done,
@@ -381,10 +383,6 @@ class FLServer:
     def _say_member(self, change: MemberChange) -> None:
         if change.member.has_joined:
             self._announcer.say_client(change.member.mac, client_of(change.member))
-
-    def _say_who_failed(self) -> str:
-        failed = [f"{mac} ({member.reason or member.outcome})" for mac, member in self._members().items()]
-        return ", ".join(failed) or "no client joined"
 
     def _drop_client(self, client_mac: str, last: LastRun) -> None:
         """The bus said that a client's training has ended: its round goes on at once."""

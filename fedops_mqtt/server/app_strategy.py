@@ -5,11 +5,11 @@ strategy object itself (its class stays as it is, and a `start` of its own keeps
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server.strategy import Strategy as ClassicStrategy
 from flwr.serverapp import ServerApp
@@ -120,12 +120,17 @@ def _run_messages(
         rounds.end(server_round + offset, arrays, metrics)
         return MetricRecord(dict(metrics)) if metrics else None
 
+    def on_replies(round_: int, replies: Iterable[Message]) -> None:
+        for reply in replies:
+            if reply.has_error():
+                rounds.take_failure(reply.error.reason or "error without a reason")
+
     def on_train(round_: int, result: tuple[ArrayRecord | None, MetricRecord | None]) -> None:
         rounds.aggregated(result[0] is not None)
         rounds.add(round_, result[1], prefix="train")
 
-    _wrap(strategy, "configure_train", offset, before=lambda round_: _begin_round(grid, rounds, round_))
-    _wrap(strategy, "aggregate_train", offset, after=on_train)
+    _wrap(strategy, "configure_train", offset, before=lambda round_, *_, **__: _begin_round(grid, rounds, round_))
+    _wrap(strategy, "aggregate_train", offset, before=on_replies, after=on_train)
     _wrap(strategy, "configure_evaluate", offset)
     _wrap(
         strategy, "aggregate_evaluate", offset, after=lambda round_, result: rounds.add(round_, result, prefix="eval")
@@ -163,6 +168,10 @@ def _run_classic(
         rounds.end(round_, arrays, metrics)
         return (metrics.get("loss", 0.0), dict(metrics)) if metrics else None
 
+    def on_results(round_: int, results: Any, failures: Iterable[Any]) -> None:
+        for failure in failures:
+            rounds.take_failure(str(failure if isinstance(failure, BaseException) else failure[1].status.message))
+
     def on_fit(round_: int, result: tuple[Any, Mapping[str, Any]]) -> None:
         rounds.aggregated(result[0] is not None)
         rounds.add(round_, result[1], prefix="train")
@@ -170,8 +179,8 @@ def _run_classic(
     def on_evaluate(round_: int, result: tuple[float | None, Mapping[str, Any]]) -> None:
         rounds.add(round_, {"loss": result[0], **result[1]}, prefix="eval")
 
-    _wrap(strategy, "configure_fit", offset, before=lambda round_: _begin_round(grid, rounds, round_))
-    _wrap(strategy, "aggregate_fit", offset, after=on_fit)
+    _wrap(strategy, "configure_fit", offset, before=lambda round_, *_, **__: _begin_round(grid, rounds, round_))
+    _wrap(strategy, "aggregate_fit", offset, before=on_results, after=on_fit)
     _wrap(strategy, "configure_evaluate", offset)
     _wrap(strategy, "aggregate_evaluate", offset, after=on_evaluate)
     vars(strategy)["evaluate"] = evaluate
@@ -199,10 +208,13 @@ def _wrap(
     name: str,
     offset: int,
     *,
-    before: Callable[[int], None] | None = None,
+    before: Callable[..., None] | None = None,
     after: Callable[[int, Any], None] | None = None,
 ) -> None:
-    """Shift the round that a method is called with (its first argument, or `server_round`), and listen in."""
+    """Shift the round that a method is called with (its first argument, or `server_round`), and listen in.
+
+    `before` gets all arguments, `after` the round and the result.
+    """
     original = getattr(strategy, name)
 
     def shifted(*args: Any, **kwargs: Any) -> Any:
@@ -211,7 +223,7 @@ def _wrap(
             number, *args = args  # type: ignore[assignment]
         round_ = number + offset
         if before is not None:
-            before(round_)
+            before(round_, *args, **kwargs)
         result = original(round_, *args, **kwargs)
         if after is not None:
             after(round_, result)

@@ -14,6 +14,8 @@ from fedops_mqtt.server.tensor_file import Arrays
 
 _log = logging.getLogger(__name__)
 
+_MAX_FAILURES = 5
+
 Evaluate = Callable[[int, Arrays], Mapping[str, Any] | None]
 """`(round, arrays) -> metrics` of the global model on the server's own data; round 0 is before training."""
 
@@ -39,7 +41,7 @@ class RoundHooks:
 
 @dataclass(slots=True, kw_only=True)
 class Rounds:
-    """The rounds after `done`, up to `num_rounds`. `arrays` is the last whole round's model, None before the first."""
+    """The rounds after `done`, up to `num_rounds`. `arrays` is the newest model that a whole round gave, if any."""
 
     num_rounds: int
     done: int = 0
@@ -49,6 +51,8 @@ class Rounds:
     hooks: RoundHooks = field(default_factory=RoundHooks)
     num_aggregated: int = 0
     """Rounds of this launch that made a new model."""
+    failures: list[str] = field(default_factory=list)
+    """What clients answered in the place of results, each text once; the first few."""
     _current: int = -1
     _current_metrics: dict[str, float] = field(default_factory=dict)
     _started_at: float = field(default_factory=time.monotonic)
@@ -76,6 +80,11 @@ class Rounds:
             self.metrics |= named
             self.hooks.on_report(RoundReport(round=round_, metrics=dict(self.metrics)))
 
+    def take_failure(self, reason: str) -> None:
+        """A client answered with an error."""
+        if reason not in self.failures and len(self.failures) < _MAX_FAILURES:
+            self.failures.append(reason)
+
     def aggregated(self, is_new: bool) -> None:
         """The strategy has aggregated a round's training; without any result the model stays as it was."""
         if is_new:
@@ -96,7 +105,9 @@ class Rounds:
         self.metrics = self._current_metrics | dict(numbers_in(metrics))
         duration_s = time.monotonic() - self._started_at if round_ else None
         if round_:
-            self.arrays, self.done = arrays, round_
+            self.done = round_
+        if round_ and (self.num_aggregated or self.arrays is not None):
+            self.arrays = arrays
             self.hooks.save(round_, arrays, self.metrics)
         self.hooks.on_report(RoundReport(round=round_, metrics=dict(self.metrics), duration_s=duration_s))
 

@@ -1,6 +1,6 @@
 """The house of every server test."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from fedops_mqtt.bus import Mosquitto
 
 
 @pytest.fixture
-def house(broker: Mosquitto, task_id: str, tmp_path: Path) -> Iterator[House]:
+async def house(broker: Mosquitto, task_id: str, tmp_path: Path) -> AsyncIterator[House]:
     with ExitStack() as stack:
-        yield House(broker, task_id, tmp_path, stack)
+        house = House(broker, task_id, tmp_path, stack)
+        yield house
+    await house.wait_empty()

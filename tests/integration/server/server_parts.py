@@ -161,6 +161,7 @@ class House:
         self.task_id = task_id
         self.folder = folder
         self._stack = stack
+        self._runs: list[asyncio.Task[RunResult]] = []
 
     @property
     def store(self) -> Path:
@@ -191,7 +192,14 @@ class House:
         return server
 
     def start(self, server: FLServer) -> "asyncio.Task[RunResult]":
-        return asyncio.create_task(asyncio.to_thread(server.start), name="fl-server")
+        run = asyncio.create_task(asyncio.to_thread(server.start), name="fl-server")
+        self._runs.append(run)
+        return run
+
+    async def wait_empty(self) -> None:
+        """Wait for the servers that a test left running; they have been stopped."""
+        if self._runs:
+            await asyncio.wait(self._runs, timeout=WAIT_S)
 
     def spawn(self, *arguments: str, **options: Any) -> Process:
         environment = {
