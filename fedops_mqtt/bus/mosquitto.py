@@ -65,6 +65,20 @@ def free_port(host: str = "127.0.0.1") -> int:
         return port
 
 
+def _check_port(host: str, port: int) -> None:
+    """A broker that has the port already would answer for ours.
+
+    Raises:
+        MosquittoError: somebody listens there.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise MosquittoError(f"cannot listen on {host}:{port}: {error.strerror}", str(error)) from error
+
+
 def render_config(text: str, *, port: int, data_dir: Path, changes: Mapping[str, str]) -> str:
     """Return a configuration with port, data folder and `changes` (directive to value) put in.
 
@@ -150,6 +164,7 @@ class Mosquitto:
             MosquittoError: it did not come up.
         """
         config = self._write_config()
+        _check_port(self.host, self.port)
         command = [*_end_with_parent(), find_mosquitto(), "-c", str(config)]
         with self._open_log() as log:
             self._process = await asyncio.create_subprocess_exec(
@@ -233,7 +248,7 @@ class Mosquitto:
     async def _wait_ready(self, process: asyncio.subprocess.Process) -> None:
         try:
             async with asyncio.timeout(self._start_timeout_s):
-                while not await self._answers():
+                while process.returncode is not None or not await self._answers():
                     if process.returncode is not None:
                         raise MosquittoError(f"ended with status {process.returncode} at its start", self._log_tail())
                     await asyncio.sleep(_RETRY_S)

@@ -75,6 +75,7 @@ class Bus:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._connection)
             await self._connection.wait_first_try()
+            await self._connection.drain()  # the first `Connected`: nobody watches yet
             await stack.enter_async_context(alongside(self._hand_out(), name="bus-watch"))
             self._stack = stack.pop_all()
         return self

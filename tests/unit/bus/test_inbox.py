@@ -1,0 +1,69 @@
+"""The inbox: order, and what goes when the reader cannot keep up."""
+
+from fedops_mqtt.bus import BusEvent, Connected, Disconnected, Malformed, Received
+from fedops_mqtt.bus.inbox import Inbox
+from fedops_mqtt.protocol import ClientMetrics, ClientStatus, StartTrigger, TopicError, topics, utc_now
+
+MAC = "02:00:00:00:00:01"
+
+
+def said(epoch: int, seq: int, task_id: str = "t") -> Received:
+    status = ClientStatus(
+        status="online", task_id=task_id, client_mac=MAC, instance="a", epoch=epoch, seq=seq, at=utc_now()
+    )
+    return Received(topics.client_status(task_id, MAC), status, False)
+
+
+def numbers() -> Received:
+    message = ClientMetrics(kind="round", task_id="t", client_mac=MAC, instance="a", at=utc_now())
+    return Received(topics.client_metrics("t", MAC), message, False)
+
+
+def trigger() -> Received:
+    message = StartTrigger(
+        run_id="r", attempt=1, launch=1, term=1, task_id="t", client_mac=MAC, server_ip="h:1", at=utc_now()
+    )
+    return Received(topics.client_start("t", MAC), message, False)
+
+
+def test_events_come_out_in_the_order_they_went_in() -> None:
+    inbox, events = Inbox(), [said(1, 1), numbers(), said(1, 2)]
+    for event in events:
+        inbox.put(event)
+    assert inbox.take() == events[0]
+    assert inbox.take_all() == events[1:]
+    assert inbox.take() is None
+
+
+def test_past_the_mark_only_what_is_still_true_stays() -> None:
+    inbox = Inbox(mark=8)
+    garbage = Malformed("x", TopicError("x", "none"))
+    start = trigger()
+    connected, lost = Connected("5", 0.0), Disconnected("away")
+    events: list[BusEvent] = [connected, said(2, 1), numbers(), garbage, start, lost, said(1, 9), said(2, 2)]
+    for event in events:
+        inbox.put(event)
+    assert inbox.take_all() == [connected, start, lost, events[-1]]
+
+
+def test_a_stale_word_that_arrives_last_does_not_push_out_the_truth() -> None:
+    inbox = Inbox(mark=2)
+    truth, late = said(2, 1), said(1, 9)
+    inbox.put(truth)
+    inbox.put(late)
+    assert inbox.take_all() == [truth]
+
+
+def test_a_flood_keeps_the_inbox_small() -> None:
+    inbox = Inbox(mark=100)
+    for n in range(10_000):
+        inbox.put(said(1, n))
+    assert len(inbox.take_all()) <= 100
+
+
+def test_a_fleet_larger_than_the_mark_is_kept_whole() -> None:
+    inbox = Inbox(mark=10)
+    fleet = [said(1, 1, task_id=f"t{n}") for n in range(500)]
+    for event in fleet:
+        inbox.put(event)
+    assert inbox.take_all() == fleet
