@@ -125,7 +125,7 @@ class Api:
             if task_id in (None, task) and presence in (None, view.presence) and status in (None, view.status.status)
         ]
         page = views[offset : offset + limit]
-        return ClientPage(clients=[ClientRecord.of(view) for view in page], total=len(views))
+        return ClientPage(items=[ClientRecord.of(view) for view in page], total=len(views))
 
     async def forget_client(self, client_mac: str) -> Forgotten:
         """Clear what the broker retains of a client that is away for good."""
@@ -135,14 +135,15 @@ class Api:
     async def list_tasks(self) -> TaskPage:
         """List the tasks of the tasks file."""
         self._desk.tasks.refresh()
-        return TaskPage(tasks=[self._task(task_id) for task_id in sorted(self._desk.tasks.by_id)])
+        tasks = [self._task(task_id) for task_id in sorted(self._desk.tasks.by_id)]
+        return TaskPage(items=tasks, total=len(tasks))
 
     async def list_runs(self, task_id: str | None = None, limit: Limit = 50, offset: Offset = 0) -> RunPage:
         """List the runs, newest first."""
         runs, total = await self._desk.journal.call(
             self._desk.journal.list_runs, task_id=task_id, limit=limit, offset=offset
         )
-        return RunPage(runs=[RunRecord.of(self._desk.ledger.get(run.run_id) or run) for run in runs], total=total)
+        return RunPage(items=[RunRecord.of(self._desk.ledger.get(run.run_id) or run) for run in runs], total=total)
 
     async def start_run(self, request: RunRequest) -> RunRecord:
         """Begin a run: its server is launched and its clients are triggered as soon as there are enough."""

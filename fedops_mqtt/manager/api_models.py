@@ -76,7 +76,7 @@ class ClientRecord(Record):
 class ClientPage(Record):
     """Some of the clients."""
 
-    clients: list[ClientRecord]
+    items: list[ClientRecord]
     total: int
 
 
@@ -165,7 +165,7 @@ class RunRecord(Record):
 class RunPage(Record):
     """Some of the runs, newest first."""
 
-    runs: list[RunRecord]
+    items: list[RunRecord]
     total: int
 
 
@@ -221,7 +221,8 @@ class TaskRecord(Record):
 class TaskPage(Record):
     """Every task."""
 
-    tasks: list[TaskRecord]
+    items: list[TaskRecord]
+    total: int
 
 
 class Forgotten(Record):

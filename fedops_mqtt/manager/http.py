@@ -108,6 +108,7 @@ async def serving(app: ASGIApp, listening: socket.socket) -> AsyncIterator[None]
     config = uvicorn.Config(
         app,
         log_config=None,
+        log_level="warning",
         access_log=False,
         lifespan="off",
         timeout_graceful_shutdown=SHUTDOWN_S,

@@ -65,7 +65,9 @@ class ServerProcess:
 
     @property
     def exit_reason(self) -> str:
-        """How it ended, with the last lines of its log."""
+        """How it ended, with the last lines of its log unless it ended well."""
+        if self._status == 0:
+            return _describe_exit(0)
         tail = read_tail(self.log_path)
         how = _describe_exit(self._status)
         return f"{how}; last words: {tail}" if tail else f"{how}; its log {self.log_path} is empty"
