@@ -11,7 +11,7 @@ from fedops_mqtt.cli.examples import shows
 
 @shows("fedops-mqtt demo", "fedops-mqtt demo --clients 8 --rounds 3 --json")
 def demo(
-    clients: Annotated[int, typer.Option(min=2, max=64, help="Client daemons to start.")] = 5,
+    clients: Annotated[int, typer.Option(min=1, max=64, help="Client daemons to start.")] = 5,
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds to train.")] = 5,
     folder: Annotated[Path, typer.Option(help="Where the global model is kept, a folder a run.")] = Path(".demo"),
     json: Annotated[bool, typer.Option("--json", help="The last line on stdout is one JSON object.")] = False,

@@ -14,7 +14,7 @@ from rich.text import Text
 from fedops_mqtt.cli.output import as_text
 from fedops_mqtt.cli.picture import Picture, client_record, run_record
 from fedops_mqtt.core.fleet import ClientView, Presence, View
-from fedops_mqtt.protocol import ClientCondition, RunCondition, RunOutcome, RunStatus, ServerMetrics
+from fedops_mqtt.protocol import ClientCondition, RunCondition, RunOutcome, RunStatus
 
 _BARS = "▁▂▃▄▅▆▇█"
 _MAX_RUNS = 5
@@ -108,8 +108,10 @@ def _is_newest(picture: Picture, status: RunStatus) -> bool:
 
 
 def accuracy_of(metrics: Mapping[str, Any]) -> float | None:
-    """Return the accuracy among metrics, whatever its full name is; None when there is none."""
-    named = [name for name in metrics if "acc" in name.lower() and metrics[name] is not None]
+    """Return the accuracy among metrics: `accuracy`, else the first name that ends so; None when there is none."""
+    named = sorted(
+        (name for name, value in metrics.items() if name.endswith("accuracy") and value is not None), key=len
+    )
     return float(metrics[named[0]]) if named else None
 
 
@@ -117,12 +119,6 @@ def sparkline(values: Sequence[float]) -> str:
     """Return values between 0 and 1 as a row of bars."""
     top = len(_BARS) - 1
     return "".join(_BARS[min(top, max(0, int(value * (top + 1))))] for value in values)
-
-
-def last_accuracy(rounds: Sequence[ServerMetrics]) -> float | None:
-    """Return the accuracy of the last round that has one."""
-    found = [value for each in rounds if (value := accuracy_of(each.metrics)) is not None]
-    return found[-1] if found else None
 
 
 def _run_style(status: RunStatus) -> str:

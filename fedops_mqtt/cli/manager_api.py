@@ -11,6 +11,8 @@ from fedops_mqtt.core.exit_codes import ExitCode
 from fedops_mqtt.settings import CliSettings
 
 _ROOT = "/api/v1"
+_PAGE = 500
+"""Records asked for at once."""
 _REFUSED_US = (401, 403)
 
 Record = dict[str, Any]
@@ -45,10 +47,14 @@ class ManagerApi:
         given = {name: value for name, value in query.items() if value is not None}
         return self._call("GET", path, params=given)
 
-    def get_all(self, path: str, **query: Any) -> list[Record]:
+    def get_all(self, name: str, **query: Any) -> list[Record]:
         """Return every record of a list, page after page. Raises: FatalError."""
-        page = self.get(path, **query)
-        return list(page["items"] if isinstance(page, dict) else page)
+        records: list[Record] = []
+        while True:
+            page = self.get(f"/{name}", offset=len(records), limit=_PAGE, **query)
+            records += page[name]
+            if not page[name] or len(records) >= page["total"]:
+                return records
 
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """Ask for something to be done and return the answer. Raises: FatalError."""
@@ -87,10 +93,8 @@ def _read(answer: httpx.Response, url: str) -> Any:
 
 
 def _problem(content: Any) -> str | None:
-    """Return the sentence in a problem document (RFC 9457) or in FastAPI's own form of an error."""
+    """Return the sentence in a problem document (RFC 9457)."""
     detail = content.get("detail") or content.get("title") if isinstance(content, dict) else None
-    if isinstance(detail, list):
-        return "; ".join(f"{'.'.join(map(str, each.get('loc', ())))}: {each.get('msg')}" for each in detail)
     return str(detail) if detail else None
 
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import signal
+from typing import Annotated
 
+import typer
 from click import UsageError
 
 from fedops_mqtt.cli.examples import shows
@@ -50,7 +52,12 @@ def client(settings: ClientSettings) -> None:
     model=ManagerSettings,
 )
 @takes_settings(ManagerSettings)
-def manager(settings: ManagerSettings) -> None:
+def manager(
+    settings: ManagerSettings,
+    end_servers: Annotated[
+        bool, typer.Option("--end-servers", help="On leaving, stop active runs and their FL servers; else they go on.")
+    ] = False,
+) -> None:
     """Run the manager.
 
     It watches the fleet, starts FL servers, fires triggers and closes runs.
@@ -58,7 +65,11 @@ def manager(settings: ManagerSettings) -> None:
     start_logging(settings.log_level)
     from fedops_mqtt.manager import run_manager
 
-    raise SystemExit(asyncio.run(run_manager(settings)))
+    raise SystemExit(asyncio.run(run_manager(settings, ends_servers=end_servers, say=_say)))
+
+
+def _say(sentence: str) -> None:
+    print(sentence, flush=True)
 
 
 async def _run_broker(settings: BrokerSettings) -> int:

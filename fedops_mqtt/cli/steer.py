@@ -41,7 +41,7 @@ def clients(
         if forget is not None:
             manager.delete(f"/clients/{forget}")
             return
-        print_records(manager.get_all("/clients", task_id=task_id), _CLIENT_COLUMNS, is_json=json)
+        print_records(manager.get_all("clients", task_id=task_id), _CLIENT_COLUMNS, is_json=json)
 
 
 @shows("fedops-mqtt runs --task-id digits", "fedops-mqtt runs --json", model=CliSettings)
@@ -52,7 +52,7 @@ def runs(settings: CliSettings, task_id: Task = None, json: Json = False) -> Non
     from fedops_mqtt.cli.output import print_records
 
     with ManagerApi(settings) as manager:
-        print_records(manager.get_all("/runs", task_id=task_id), _RUN_COLUMNS, is_json=json)
+        print_records(manager.get_all("runs", task_id=task_id), _RUN_COLUMNS, is_json=json)
 
 
 @shows(

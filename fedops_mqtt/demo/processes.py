@@ -1,0 +1,146 @@
+"""The demo's processes: each with a log of its own, all of them gone when the block is left, however it is left.
+
+Ending them is the keeper's work (see `keeper`), so that it happens even when this process is killed.
+"""
+
+import asyncio
+import sys
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from fedops_mqtt.demo.keeper import KEEP, MARK
+from fedops_mqtt.settings import ENV_PREFIX, inherited_environment
+
+_LOG_TAIL_LINES = 15
+
+
+class DemoError(Exception):
+    """The demo cannot go on."""
+
+
+class ProcessEndedError(DemoError):
+    """A process of the demo ended too early; its last lines are in the message."""
+
+    def __init__(self, name: str, status: int, log: str) -> None:
+        self.name = name
+        self.status = status
+        super().__init__(f"{name} ended with status {status}. Its last lines:\n{log}")
+
+
+class Processes:
+    """Everything that one demo starts, as an async context manager.
+
+    Args:
+        models: folder for the global model; removed with the rest unless `keep_models` is called.
+    """
+
+    def __init__(self, models: Path) -> None:
+        self.models = models
+        self.folder = Path(tempfile.gettempdir()) / f"fedops-demo-{uuid.uuid4().hex[:12]}"
+        self._mark = uuid.uuid4().hex
+        self._keeper: asyncio.subprocess.Process | None = None
+        self._watchers: asyncio.TaskGroup | None = None
+        self._watched: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        # The keeper comes first, so that there is nothing that nobody would clear up.
+        command = (sys.executable, "-m", "fedops_mqtt.demo.keeper", self._mark, str(self.folder), str(self.models))
+        self._keeper = await asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.PIPE, start_new_session=True
+        )
+        self.folder.mkdir(mode=0o700)
+        self.models.mkdir(parents=True)
+        self._watchers = asyncio.TaskGroup()
+        await self._watchers.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for watcher in self._watched:
+            watcher.cancel()
+        try:
+            if self._watchers is not None:
+                await self._watchers.__aexit__(kind, error, traceback)
+        finally:
+            await self._clear_up()
+
+    async def start(self, name: str, verb: str, *arguments: str, **settings: object) -> asyncio.subprocess.Process:
+        """Start `fedops-mqtt VERB`; `settings` go through its environment. Its early end ends the demo."""
+        process = await self._spawn(name, (verb, *arguments), asyncio.subprocess.DEVNULL, settings)
+        self._watch(name, process)
+        return process
+
+    async def start_and_read_line(
+        self, name: str, verb: str, *arguments: str, timeout_s: float, **settings: object
+    ) -> str:
+        """Start `fedops-mqtt VERB` and return the first line that it prints.
+
+        Raises:
+            DemoError: it printed none in time.
+        """
+        process = await self._spawn(name, (verb, *arguments), asyncio.subprocess.PIPE, settings)
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout(timeout_s):
+                line = await process.stdout.readline()
+        except TimeoutError as error:
+            raise DemoError(f"{name} said nothing within {timeout_s:g} s:\n{self.log_tail(name)}") from error
+        if not line:
+            raise ProcessEndedError(name, await process.wait(), self.log_tail(name))
+        self._watch(name, process)
+        return line.decode().strip()
+
+    def keep_models(self) -> None:
+        """Let the model folder stay when everything else goes."""
+        if self._keeper is not None and self._keeper.stdin is not None:
+            self._keeper.stdin.write(KEEP)
+
+    def hurry(self) -> None:
+        """Kill what has not ended yet, now."""
+        if self._keeper is not None and self._keeper.returncode is None:
+            self._keeper.terminate()
+
+    def log_tail(self, name: str) -> str:
+        """Return the last lines of a process's log."""
+        log = self.folder / f"{name}.log"
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+        return "\n".join(lines[-_LOG_TAIL_LINES:])
+
+    async def _spawn(
+        self, name: str, command: Sequence[str], stdout: int, settings: dict[str, object]
+    ) -> asyncio.subprocess.Process:
+        said = {f"{ENV_PREFIX}{setting.upper()}": str(value) for setting, value in settings.items()}
+        own = {MARK: self._mark, "TMPDIR": str(self.folder), **said}
+        with (self.folder / f"{name}.log").open("ab") as log:
+            return await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "fedops_mqtt.cli", *command),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=log,
+                env={**_without_settings(inherited_environment()), **own},
+                start_new_session=True,
+            )
+
+    def _watch(self, name: str, process: asyncio.subprocess.Process) -> None:
+        assert self._watchers is not None
+        self._watched.append(self._watchers.create_task(self._wait_end(name, process), name=f"demo-{name}"))
+
+    async def _wait_end(self, name: str, process: asyncio.subprocess.Process) -> None:
+        raise ProcessEndedError(name, await process.wait(), self.log_tail(name))
+
+    async def _clear_up(self) -> None:
+        keeper = self._keeper
+        if keeper is None or keeper.stdin is None:
+            return
+        keeper.stdin.close()
+        await keeper.wait()
+
+
+def _without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """What is set for another fleet has no business in the demo's."""
+    return {name: value for name, value in environment.items() if not name.startswith(ENV_PREFIX)}

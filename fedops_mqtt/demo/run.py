@@ -1,0 +1,246 @@
+"""The demo from its first process to its last line: start a fleet, run one federated run, say how it went.
+
+What it shows it knows from the bus, as any dashboard would; it asks the manager's API only to start and for the result.
+"""
+
+import asyncio
+import json
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from fedops_mqtt.bus import BusError, BusOptions, connect
+from fedops_mqtt.bus.tasks import alongside
+from fedops_mqtt.cli.live import accuracy_of
+from fedops_mqtt.cli.picture import Picture, Record
+from fedops_mqtt.cli.watch import feed
+from fedops_mqtt.core.exit_codes import ExitCode
+from fedops_mqtt.demo.processes import DemoError, Processes
+from fedops_mqtt.demo.screen import Screen
+from fedops_mqtt.protocol import RunCondition, RunOutcome
+
+TASK_ID = "digits"
+
+_START_S = 90.0
+"""Until everybody is online: Python starts once a client, and a small machine has two cores for all of them."""
+_ANSWER_S = 15.0
+_RUN_LIMIT_S = 1800.0
+_INTERRUPTED = 128 + signal.SIGINT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoOptions:
+    """What was asked for; `folder` receives a folder of its own for each demo."""
+
+    num_clients: int = 5
+    num_rounds: int = 5
+    folder: Path = Path(".demo")
+    is_json: bool = False
+    is_kept: bool = False
+
+
+async def run_demo(options: DemoOptions) -> int:
+    """Run the demo and return the exit status: 0 only when the run completed."""
+    models = options.folder / datetime.now().strftime("%Y-%m-%d_%H-%M-%S.%f")
+    processes = Processes(models.resolve())
+    demo = Demo(options, processes, Screen(options.is_json))
+    try:
+        async with asyncio.TaskGroup() as group:
+            playing = group.create_task(demo.play(), name="demo")
+            _end_on_signals(playing, processes)
+    except BaseExceptionGroup as errors:
+        error = _first(errors)
+        if not isinstance(error, DemoError | BusError | OSError):
+            raise
+        print(f"fedops-mqtt demo: {error}", file=sys.stderr)
+        return ExitCode.FAILED
+    return _INTERRUPTED if playing.cancelled() else playing.result()
+
+
+def _first(errors: BaseExceptionGroup[Any]) -> BaseException:
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _end_on_signals(playing: "asyncio.Task[int]", processes: Processes) -> None:
+    """The first signal ends the demo in order, a second one at once; none of them leaves anything behind."""
+    is_first = True
+
+    def end() -> None:
+        nonlocal is_first
+        if is_first:
+            is_first = False
+            playing.cancel()
+        else:
+            processes.hurry()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, end)
+
+
+@dataclass
+class Demo:
+    """One demo."""
+
+    options: DemoOptions
+    processes: Processes
+    screen: Screen
+    picture: Picture = field(default_factory=Picture)
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def play(self) -> int:
+        """Play it from the beginning to the end."""
+        began = time.monotonic()
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.processes)
+            broker, manager = await self._start_fleet()
+            bus = await stack.enter_async_context(connect(broker, options=BusOptions()))
+            await stack.enter_async_context(alongside(feed(bus, None, self.picture, self._note), name="demo-feed"))
+            await stack.enter_async_context(self.screen.showing(self.picture))
+            await self._wait_for(self._is_everybody_here, _START_S, "not everybody came online")
+            result = await self._run(manager)
+            self.screen.close()
+            self._report(result, time.monotonic() - began, broker, manager)
+            if self.options.is_kept:
+                await asyncio.Event().wait()
+        return 0 if result["outcome"] == RunOutcome.COMPLETED else 1
+
+    async def _start_fleet(self) -> tuple[str, str]:
+        """Start every process; return the broker's and the manager's URL."""
+        self.screen.say("starting mosquitto, a manager and the client daemons")
+        broker = await self.processes.start_and_read_line("broker", "broker", "--port", "0", timeout_s=_ANSWER_S)
+        tasks = self.processes.folder / "tasks.toml"
+        tasks.write_text(_TASKS.format(task_id=TASK_ID), encoding="utf-8")
+        said = await self.processes.start_and_read_line(
+            "manager",
+            "manager",
+            timeout_s=_START_S,
+            broker=broker,
+            tasks_file=tasks,
+            http="127.0.0.1:0",
+            state_dir=self.processes.folder / "manager",
+            store=self.processes.models,
+            run_s=_RUN_LIMIT_S,
+        )
+        for number in range(self.options.num_clients):
+            await self._start_client(number, broker)
+        return broker, said.rpartition(" ")[2]
+
+    async def _start_client(self, number: int, broker: str) -> None:
+        await self.processes.start(
+            f"client-{number + 1}",
+            "client",
+            broker=broker,
+            task_id=TASK_ID,
+            app="fedops_mqtt.demo:client_app",
+            mac=f"02:00:00:00:{number // 256:02x}:{number % 256 + 1:02x}",
+            client_name=f"device-{number + 1}",
+            state_dir=self.processes.folder / f"client-{number + 1}",
+            num_partition=number,
+            num_partitions=self.options.num_clients,
+        )
+
+    async def _run(self, manager: str) -> Record:
+        """Start a run, wait for its end on the bus, and return what the manager says of it."""
+        async with httpx.AsyncClient(base_url=f"{manager}/api/v1", timeout=_ANSWER_S, trust_env=False) as api:
+            wanted = {
+                "task_id": TASK_ID,
+                "num_rounds": self.options.num_rounds,
+                "min_clients": self.options.num_clients,
+            }
+            run_id = (await _ask(api.post("/runs", json=wanted)))["run_id"]
+            await self._wait_for(lambda: self._has_ended(run_id), _RUN_LIMIT_S + _START_S, "the run has not ended")
+            return await _ask(api.get(f"/runs/{run_id}"))
+
+    def _note(self, change: Record | None) -> None:
+        self._news.set()
+        if change is not None:
+            self.screen.note(change)
+
+    async def _wait_for(self, is_true: Callable[[], bool], timeout_s: float, problem: str) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not is_true():
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError as error:
+            raise DemoError(f"{problem} within {timeout_s:g} s") from error
+
+    def _is_everybody_here(self) -> bool:
+        return sum(not view.is_out for view in self.picture.fleet.clients.values()) == self.options.num_clients
+
+    def _has_ended(self, run_id: str) -> bool:
+        view = self.picture.fleet.runs.get(run_id)
+        return view is not None and view.status.status is RunCondition.FINISHED
+
+    def _report(self, run: Record, seconds: float, broker: str, manager: str) -> None:
+        """Say how it went; the model stays when there is one."""
+        is_completed = run["outcome"] == RunOutcome.COMPLETED
+        if is_completed:
+            self.processes.keep_models()
+        result = {
+            "outcome": run["outcome"],
+            "accuracy": accuracy_of(run["metrics"]),
+            "rounds": run["round"],
+            "clients": self._count_finished(run),
+            "trigger_to_training_ms": run["trigger_to_training_ms"],
+            "seconds": round(seconds, 1),
+            "model_path": run["model_path"] if is_completed else None,
+        }
+        if self.options.is_json:
+            print(json.dumps(result), flush=True)
+            return
+        for line in _tell(run, result):
+            print(line)
+        if self.options.is_kept:
+            print(_KEPT.format(broker=broker, manager=manager, task_id=TASK_ID), flush=True)
+
+    def _count_finished(self, run: Record) -> int:
+        return sum(member["status"] == "finished" for member in run["clients"].values())
+
+
+async def _ask(asking: Awaitable[httpx.Response]) -> Record:
+    try:
+        answer = await asking
+    except httpx.HTTPError as error:
+        raise DemoError(f"the manager does not answer: {error or type(error).__name__}") from error
+    content: Record = answer.json()
+    if not answer.is_success:
+        raise DemoError(f"the manager says no: {content.get('detail')}")
+    return content
+
+
+def _tell(run: Record, result: Record) -> list[str]:
+    if run["outcome"] != RunOutcome.COMPLETED:
+        return [f"The run ended as {run['outcome']}: {run['reason']}"]
+    delay = result["trigger_to_training_ms"] or {"p50": 0.0, "max": 0.0}
+    return [
+        f"The run completed: {result['rounds']} rounds with {result['clients']} clients in {result['seconds']:g} s, "
+        f"start to end of the demo.",
+        f"Accuracy of the global model on digits that no client has seen: {result['accuracy']:.3f}",
+        f"From start trigger to training: {delay['p50']:.0f} ms in the middle, {delay['max']:.0f} ms at most.",
+        f"The global model: {result['model_path']}",
+        "Everything else that the demo made is gone now. To look further:",
+        "  fedops-mqtt demo --keep     leaves the fleet running, and says how to watch and steer it",
+        "  README.md, Use it for real  the same by hand, with a task of your own",
+    ]
+
+
+_KEPT = """The fleet is still running; Ctrl-C ends it. In another terminal:
+  fedops-mqtt watch --broker {broker}
+  fedops-mqtt start {task_id} --manager {manager} --wait
+  fedops-mqtt clients --manager {manager}"""
+
+_TASKS = """[tasks.{task_id}]
+module = "fedops_mqtt.demo.server"
+"""

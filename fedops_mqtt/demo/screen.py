@@ -1,0 +1,53 @@
+"""What the demo shows while it runs: a live table at a terminal, one line a change in a pipe."""
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fedops_mqtt.bus.tasks import alongside
+from fedops_mqtt.cli.output import as_line
+from fedops_mqtt.cli.picture import Picture, Record
+from fedops_mqtt.cli.watch import DRAW_S
+
+
+class Screen:
+    """Where the demo talks; lines also at a terminal when the last one has to be JSON."""
+
+    def __init__(self, is_json: bool) -> None:
+        self._is_live = sys.stdout.isatty() and not is_json
+        self._is_closed = False
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence."""
+        print(sentence, flush=True)
+
+    def note(self, change: Record) -> None:
+        """Print a change, where there is no table that shows it."""
+        if not self._is_live and not self._is_closed:
+            print(as_line(change), flush=True)
+
+    def close(self) -> None:
+        """Show nothing more but what is said."""
+        self._is_closed = True
+
+    @asynccontextmanager
+    async def showing(self, picture: Picture) -> AsyncIterator[None]:
+        """Draw the picture while the block runs; the last one stays on the terminal."""
+        if not self._is_live:
+            yield
+            return
+        async with alongside(self._draw(picture), name="demo-screen"):
+            yield
+
+    async def _draw(self, picture: Picture) -> None:
+        from rich.live import Live
+
+        from fedops_mqtt.cli.live import draw
+
+        with Live(auto_refresh=False) as live:
+            while not self._is_closed:
+                now = time.monotonic()
+                live.update(draw(picture, now=now, height=live.console.height, title="fedops-mqtt demo"), refresh=True)
+                await asyncio.sleep(DRAW_S)
