@@ -157,11 +157,16 @@ class House:
     """Makes servers and clients of one task, and ends them all."""
 
     def __init__(self, broker: Mosquitto, task_id: str, folder: Path, stack: ExitStack) -> None:
+        self._broker = broker
         self.broker_url = broker.url
         self.task_id = task_id
         self.folder = folder
         self._stack = stack
         self._runs: list[asyncio.Task[RunResult]] = []
+
+    def beside(self, folder: Path) -> "House":
+        """Another house with the same broker: another task, another folder."""
+        return House(self._broker, f"{self.task_id}-beside", folder, self._stack)
 
     @property
     def store(self) -> Path:

@@ -1,0 +1,99 @@
+"""A server that is killed and launched again goes on after the last whole round, with the same clients."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.serverapp.strategy import FedAdam
+from server_parts import Bus, Client, Gate, House, gated_app
+
+from fedops_mqtt.demo import digits
+from fedops_mqtt.protocol import RunOutcome, ServerCondition, ServerStatus
+from fedops_mqtt.server.checkpoint import Checkpoint, CheckpointStore
+from fedops_mqtt.server.tensor_file import Arrays
+
+NUM_ROUNDS = 5
+
+
+def arrays_of_newest(house: House) -> Arrays:
+    newest = house.models().newest()
+    assert newest is not None
+    return newest.arrays
+
+
+async def run_undisturbed(house: House) -> Arrays:
+    """What the same run gives when nobody kills its server."""
+    strategy = FedAdam(eta=0.05, min_train_nodes=2, min_evaluate_nodes=2)
+    async with house.listen() as bus:
+        run = house.start(house.make(house.settings(num_rounds=NUM_ROUNDS), strategy=strategy))
+        address = await bus.ready()
+        for number in (0, 1):
+            house.join(address, number)
+        assert (await run).outcome is RunOutcome.COMPLETED
+    return arrays_of_newest(house)
+
+
+async def run_killed_in_round_3(house: House, bus: Bus) -> tuple[list[Client], ServerStatus]:
+    gate = Gate()
+    options: dict[str, Any] = {"num_rounds": NUM_ROUNDS, "run_id": "killed"}
+    first = house.spawn("fedadam", launch=1, **options)
+    address = await bus.ready(1)
+    clients = [house.join(address, number, app=gated_app(gate, from_round=3)) for number in (0, 1)]
+    for _ in clients:
+        await gate.wait_entered()
+    first.signal(signal.SIGKILL)
+    assert await first.wait() == -signal.SIGKILL
+    second = house.spawn("fedadam", launch=2, **options)
+    address = await bus.ready(2)
+    for client in clients:
+        client.runner.aim(address, 2)
+    gate.opened.set()
+    last = await bus.final(2)
+    assert await second.wait() == 0
+    return clients, last
+
+
+@pytest.fixture
+def other_house(house: House, tmp_path: Path) -> House:
+    """The same task somewhere else, for a comparison."""
+    return house.beside(tmp_path / "elsewhere")
+
+
+async def test_a_killed_server_goes_on_with_round_3_and_gives_the_model_it_would_have_given(
+    house: House, other_house: House
+) -> None:
+    undisturbed = await run_undisturbed(other_house)
+    async with house.listen() as bus:
+        clients, last = await run_killed_in_round_3(house, bus)
+        rounds = [(await bus.round(number)).launch for number in range(1, NUM_ROUNDS + 1)]
+        ends = [await client.end() for client in clients]
+    assert (last.status, last.round, last.gl_model, last.launch) == (ServerCondition.FINISHED, NUM_ROUNDS, 1, 2)
+    assert rounds == [1, 1, 2, 2, 2]
+    assert [end.run_outcome for end in ends] == [RunOutcome.COMPLETED] * 2
+    resumed = arrays_of_newest(house)
+    for name, array in undisturbed.items():
+        np.testing.assert_allclose(resumed[name], array, rtol=1e-4, atol=1e-5)
+    assert not list((house.store / house.task_id / ".checkpoints").iterdir())
+
+
+async def test_a_launch_that_finds_its_runs_model_saved_only_says_so(house: House) -> None:
+    saved = house.models().save(digits.initial_arrays(), run_id="done", round=2, metrics={"accuracy": 0.75})
+    async with house.listen() as bus:
+        result = await house.start(house.make(house.settings(run_id="done", launch=2)))
+        last = await bus.final(2)
+    assert (result.outcome, result.model_path, result.gl_model) == (RunOutcome.COMPLETED, saved.path, 1)
+    assert (last.status, last.model_path, last.metrics["accuracy"]) == (ServerCondition.FINISHED, saved.path, 0.75)
+    assert house.models().versions() == [1]
+
+
+async def test_a_launch_that_finds_all_rounds_in_its_checkpoint_only_saves(house: House) -> None:
+    arrays = {name: array + 1 for name, array in digits.initial_arrays().items()}
+    CheckpointStore(str(house.store), task_id=house.task_id).save(
+        Checkpoint(run_id="nearly", launch=1, round=2, gl_model=1, arrays=arrays, metrics={"accuracy": 0.5})
+    )
+    result = await house.start(house.make(house.settings(run_id="nearly", launch=2)))
+    assert (result.outcome, result.round, result.metrics) == (RunOutcome.COMPLETED, 2, {"accuracy": 0.5})
+    for name, array in arrays_of_newest(house).items():
+        np.testing.assert_array_equal(array, arrays[name])
