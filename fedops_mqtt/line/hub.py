@@ -204,8 +204,7 @@ class Hub:
             if self._is_closed:
                 self.know_gone(session)
             changes = self._members.detach(session.id, reason)
-            self._sessions.pop(session.id, None)
-            session.is_over = True
+            self._end_session(session.id, None)
             self._settle(changes, f"{session.mac} lost: {reason}")
 
     def leave(self, session: Session, outcome: Outcome, reason: str | None) -> None:

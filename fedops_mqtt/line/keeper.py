@@ -98,6 +98,7 @@ class SessionKeeper:
         self._session: Session | None = None
         self._control: LineConnection | None = None
         self._end: RunEnd | None = None
+        self._goodbye: threading.Thread | None = None
         self._has_joined = False
         self._deadline = time.monotonic() + join_s
         self._limit_s = join_s
@@ -155,26 +156,42 @@ class SessionKeeper:
         """End because somebody on this side said so; the server is told."""
         self.end(RunEnd(outcome=Outcome.STOPPED, reason=reason))
 
-    def end(self, end: RunEnd) -> None:
-        """End with this; the first end stands."""
+    def end(self, end: RunEnd, *, is_known: bool = False) -> None:
+        """End with this, at once; the first end stands. The server is told in the background, unless it `is_known`."""
         with self._changed:
             if self._end is not None:
                 return
             self._end = end
-            self._break()
+            session, self._session = self._session, None
+            if session is not None and not is_known:
+                self._say_goodbye(session, end)
+            else:
+                self._cut_control()
+            self._on_broken()
+            self._changed.notify_all()
         self._on_end(end)
 
     def close(self, *, wait_s: float) -> None:
         """Wait until the server has been told how it ended, at most `wait_s`."""
-        self._thread.join(wait_s)
+        deadline = time.monotonic() + wait_s
+        for thread in (self._goodbye, self._thread):
+            if thread is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _say_goodbye(self, session: Session, end: RunEnd) -> None:
+        self._goodbye = threading.Thread(target=self._leave, args=(session, end), name="line-goodbye", daemon=True)
+        self._goodbye.start()
 
     def _break(self) -> None:
         """Cut whatever is open; called under the lock."""
-        self._session = self._session if self._end is not None else None
-        if self._control is not None:
-            self._control.abort()
+        self._session = None
+        self._cut_control()
         self._on_broken()
         self._changed.notify_all()
+
+    def _cut_control(self) -> None:
+        if self._control is not None:
+            self._control.abort()
 
     def _run(self) -> None:
         while self._end is None:
@@ -187,7 +204,6 @@ class SessionKeeper:
                 _log.debug("line broken", extra={"problem": self._problem})
             self._lose_session()
             self._back_off()
-        self._leave()
 
     def _attend(self) -> None:
         """Join, open the control request, and read it until it ends."""
@@ -236,9 +252,9 @@ class SessionKeeper:
             body = wire.encode_body(wire.PongRequest(ping=line.ping))
             side.ask("POST", wire.PONG_PATH, headers=session.headers, body=body, timeout_s=_ASK_S)
         elif line.stop is not None:
-            self.end(RunEnd(outcome=line.outcome or Outcome.STOPPED, reason=line.stop))
+            self.end(RunEnd(outcome=line.outcome or Outcome.STOPPED, reason=line.stop), is_known=True)
         elif line.gone is not None:
-            self.end(end_of_gone(line.gone, line.reason or "", has_joined=True))
+            self.end(end_of_gone(line.gone, line.reason or "", has_joined=True), is_known=True)
 
     def _publish(self, session: Session) -> None:
         """The first ping says that the server counts us in: now the training thread may use the session."""
@@ -279,13 +295,10 @@ class SessionKeeper:
         if end is None:
             self._problem = str(refusal)
         else:
-            self.end(end)
+            self.end(end, is_known=True)
 
-    def _leave(self) -> None:
-        """Tell the server how it ended, once, if it still knows us."""
-        session, end = self._session, self._end
-        if session is None or end is None or end.run_outcome is not None:
-            return
+    def _leave(self, session: Session, end: RunEnd) -> None:
+        """Tell the server how it ended, before the control request closes and looks like a death."""
         connection = session.connector.connection()
         body = wire.encode_body(wire.LeaveRequest(outcome=end.outcome, reason=end.reason[: wire.MAX_REASON]))
         try:
@@ -294,6 +307,7 @@ class SessionKeeper:
             _log.debug("could not say goodbye on the line", extra={"problem": str(error)})
         finally:
             connection.close()
+            self._cut_control()
 
 
 def end_of_refusal(refusal: RefusedError, *, has_joined: bool) -> RunEnd | None:

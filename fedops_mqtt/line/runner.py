@@ -207,7 +207,8 @@ class LineRunner:
     def _take_refusal(self, session: Session, refusal: RefusedError) -> None:
         end = end_of_refusal(refusal, has_joined=True)
         if end is not None:
-            self._keeper.end(end)
+            is_known = refusal.code in ("gone", "ended", "evicted")
+            self._keeper.end(end, is_known=is_known)
         elif refusal.code == "no_session":
             self._keeper.invalidate(session)
 
@@ -240,7 +241,7 @@ class LineRunner:
         started = time.monotonic()
         reply, end = _call(app, message, context)
         seconds = time.monotonic() - started
-        if end is None:
+        if end is None and reply.has_content():  # a mod may answer with an Error of its own: the strategy's business
             self._on_answered(Answered(kind=kind, round=round_, seconds=seconds, metrics=metrics_of(reply.content)))
         return self._frame(message, reply, end, session)
 

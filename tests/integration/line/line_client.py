@@ -1,0 +1,39 @@
+"""A training process for tests: `line_client.py JOB`, JOB being JSON for LineRunner and `mode`; says JSON lines."""
+
+import json
+import sys
+import threading
+import tracemalloc
+
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedops_mqtt.line.runner import LineRunner
+
+job = json.loads(sys.argv[1])
+mode = job.pop("mode", "echo")
+app = ClientApp()
+
+
+def say(**words: object) -> None:
+    print(json.dumps(words), flush=True)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    say(training=message.metadata.message_id)
+    if mode == "hang":
+        threading.Event().wait()
+    if mode == "ask":
+        sys.stdin.readline()
+    content = RecordDict(dict(message.content))
+    content["metrics"] = MetricRecord({"num-examples": 1})
+    return Message(content, reply_to=message)
+
+
+if mode == "memory":
+    tracemalloc.start()
+end = LineRunner(**job).run(app)
+if mode == "memory":
+    say(peak_bytes=tracemalloc.get_traced_memory()[1])
+say(outcome=end.outcome, reason=end.reason)

@@ -1,0 +1,336 @@
+"""Who is in the run, and how soon it shows: death, silence, drops, limits, stops, re-aiming."""
+
+import os
+import signal
+import time
+
+import pytest
+from flwr.app import ArrayRecord, Context, Message, MetricRecord
+from flwr.serverapp.strategy import FedAvg
+from line_parts import WAIT_S, Gate, Lines, a_metric, ask, ask_in_thread, echo_app, mac_of
+
+from fedops_mqtt.line.grid import RunOverError, TooFewClientsError
+from fedops_mqtt.line.identity import node_id_of
+from fedops_mqtt.line.token import make_token
+from fedops_mqtt.protocol import Outcome, RunOutcome
+
+
+def test_a_client_joins_answers_and_learns_that_the_run_is_over(lines: Lines) -> None:
+    server = lines.serve()
+    client = lines.join(server, echo_app())
+    (reply,) = ask(server)
+    assert reply.content["metrics"]["node"] == node_id_of(mac_of(1)) % 1000
+    assert server.close(RunOutcome.COMPLETED, "all rounds done") == []
+    end = client.end()
+    assert (end.outcome, end.run_outcome, end.is_rejected) == (Outcome.FINISHED, RunOutcome.COMPLETED, False)
+    member = lines.changes.wait("finished").member
+    assert member.bytes_in > 0
+    assert member.bytes_out > 0
+    assert [p.phase.value for p in client.progress] == [
+        "joining",
+        "waiting",
+        "downloading",
+        "training",
+        "uploading",
+        "waiting",
+    ]
+
+
+def test_a_killed_training_process_leaves_its_round_at_once(lines: Lines) -> None:
+    server = lines.serve(min_clients=2, limits={"ping_s": 30.0})
+    victim = lines.spawn(server, mode="hang")
+    lines.join(server, echo_app(), mac=mac_of(2))
+    results = ask_in_thread(server)
+    victim.wait_for("training")
+    killed = time.monotonic()
+    victim.process.kill()
+    replies, _ = results.get(timeout=WAIT_S)
+    assert time.monotonic() - killed < 1.0
+    errors = [reply.error.reason for reply in replies if reply.has_error()]
+    assert errors == [f"{mac_of(1)} lost: connection closed"]
+    assert len(replies) == 2
+    assert lines.changes.wait("lost").member.outcome is None
+
+
+def test_a_silent_host_is_lost_within_three_pings_and_may_come_back(lines: Lines) -> None:
+    server = lines.serve(limits={"ping_s": 0.5})
+    client = lines.spawn(server, mode="echo")
+    ask(server)
+    os.kill(client.process.pid, signal.SIGSTOP)
+    stopped = time.monotonic()
+    results = ask_in_thread(server)
+    (reply,), _ = results.get(timeout=WAIT_S)
+    assert time.monotonic() - stopped < 3 * 0.5 + 1.0
+    assert "no answer to 2 pings" in reply.error.reason
+    os.kill(client.process.pid, signal.SIGCONT)
+    lines.changes.wait("rejoined")
+    (reply,) = ask(server)
+    assert reply.has_content()
+
+
+def test_a_reply_that_comes_after_the_loss_still_counts_while_the_round_is_open(lines: Lines) -> None:
+    server = lines.serve(min_clients=2, limits={"ping_s": 0.3})
+    silent = lines.spawn(server, mode="ask")
+    slow = Gate()
+    lines.join(server, echo_app(slow), mac=mac_of(2))
+    results = ask_in_thread(server)
+    silent.wait_for("training")
+    os.kill(silent.process.pid, signal.SIGSTOP)
+    lines.changes.wait("lost")
+    os.kill(silent.process.pid, signal.SIGCONT)
+    lines.changes.wait("rejoined")
+    silent.go_on()
+    lines.changes.wait_phases("uploading", "waiting")
+    slow.opened.set()
+    replies, _ = results.get(timeout=WAIT_S)
+    assert [reply.has_content() for reply in replies] == [True, True]
+
+
+def test_an_app_that_raises_is_an_error_for_the_strategy_and_a_failure_for_its_client(lines: Lines) -> None:
+    def fail(message: Message, context: Context) -> None:
+        raise ValueError("no data on this device")
+
+    server = lines.serve(min_clients=2)
+    failing = lines.join(server, echo_app(fail))
+    lines.join(server, echo_app(), mac=mac_of(2))
+    replies = ask(server)
+    assert [r.error.reason for r in replies if r.has_error()] == ["ValueError: no data on this device"]
+    assert failing.end().outcome is Outcome.FAILED
+    assert failing.ended.is_set()
+    failed = lines.changes.wait("failed").member
+    assert (failed.outcome, failed.reason) == (Outcome.FAILED, "ValueError: no data on this device")
+    assert server.grid.wait_for_clients(1) == [node_id_of(mac_of(2))]
+
+
+@pytest.mark.parametrize("raised", [SystemExit(3), TypeError("ClientApp returned str, not a Message")])
+def test_whatever_an_app_does_wrong_becomes_its_failure(lines: Lines, raised: BaseException) -> None:
+    def wrong(message: Message, context: Context) -> None:
+        raise raised
+
+    server = lines.serve()
+    client = lines.join(server, echo_app(wrong))
+    (reply,) = ask(server)
+    assert reply.error.reason == f"{type(raised).__name__}: {raised}"
+    assert client.end().reason == reply.error.reason
+
+
+def test_a_dropped_client_is_answered_for_and_told_to_stop(lines: Lines) -> None:
+    server, gate = lines.serve(), Gate()
+    client = lines.join(server, echo_app(gate))
+    results = ask_in_thread(server)
+    gate.wait_entered()
+    server.drop(mac_of(1), Outcome.STOPPED, "stopped by the manager")
+    (reply,), _ = results.get(timeout=WAIT_S)
+    assert "stopped by the manager" in reply.error.reason
+    assert client.ended.wait(WAIT_S), "told while the app still computes"
+    gate.opened.set()
+    end = client.end()
+    assert (end.outcome, end.reason) == (Outcome.STOPPED, "stopped by the manager")
+    again = lines.join(server, echo_app()).end()
+    assert (again.is_rejected, again.outcome) == (True, Outcome.STOPPED)
+
+
+def test_a_client_that_hangs_is_dropped_as_failed_after_the_round_limit(lines: Lines) -> None:
+    server, gate = lines.serve(min_clients=2, limits={"round_s": 1.0}), Gate()
+    hanging = lines.join(server, echo_app(gate))
+    lines.join(server, echo_app(), mac=mac_of(2))
+    replies = ask(server)
+    assert sorted(reply.has_error() for reply in replies) == [False, True]
+    failed = lines.changes.wait("failed").member
+    assert failed.reason == "no reply within the round limit of 1 s"
+    assert hanging.ended.wait(WAIT_S)
+    gate.opened.set()
+    assert hanging.end().outcome is Outcome.FAILED
+
+
+def test_the_round_limit_holds_for_pulled_messages_too(lines: Lines) -> None:
+    server, gate = lines.serve(limits={"round_s": 0.2}), Gate()
+    lines.join(server, echo_app(gate))
+    (node,) = server.grid.get_node_ids()
+    message = server.grid.create_message(a_metric(), "train", node, "1")
+    ids = server.grid.push_messages([message])
+    replies: list[Message] = []
+    deadline = time.monotonic() + WAIT_S
+    while not replies and time.monotonic() < deadline:
+        replies = list(server.grid.pull_messages(ids))
+    assert replies[0].has_error()
+    gate.opened.set()
+
+
+def test_a_strategys_own_timeout_leaves_the_client_in_the_run(lines: Lines) -> None:
+    server, gate = lines.serve(), Gate()
+    lines.join(server, echo_app(gate))
+    (node,) = server.grid.get_node_ids()
+    message = Message(a_metric(), node, "train")
+    assert server.grid.send_and_receive([message], timeout=0.2) == []
+    gate.opened.set()
+    (reply,) = ask(server)
+    assert reply.has_content()
+
+
+def test_too_few_clients_end_the_run_with_the_names_of_those_who_left(lines: Lines) -> None:
+    server = lines.serve(min_clients=2, limits={"join_s": 10.0})
+    lines.join(server, echo_app(), mac=mac_of(2))
+    victim = lines.spawn(server, mode="hang")
+    assert len(server.grid.get_node_ids()) == 2
+    victim.process.kill()
+    lines.changes.wait("lost")
+    server.grid._limits = type(server.grid._limits)(join_s=0.3)
+    with pytest.raises(TooFewClientsError) as caught:
+        server.grid.get_node_ids()
+    assert (caught.value.present, caught.value.needed) == (1, 2)
+    assert f"{mac_of(1)} (connection closed)" in str(caught.value)
+
+
+def test_nobody_at_all_ends_the_run_after_the_join_limit(lines: Lines) -> None:
+    server = lines.serve(limits={"join_s": 0.2})
+    with pytest.raises(TooFewClientsError, match=r"0 clients after 0.2 s, 1 are needed"):
+        server.grid.get_node_ids()
+
+
+def test_a_strategy_that_waits_for_more_than_our_minimum_is_ended_too(lines: Lines) -> None:
+    server = lines.serve(limits={"join_s": 1.5})
+    lines.join(server, echo_app())
+    with pytest.raises(TooFewClientsError, match="the strategy waits for more"):
+        FedAvg(min_available_nodes=2).start(grid=server.grid, initial_arrays=ArrayRecord(), num_rounds=1)
+
+
+def test_the_run_limit_ends_a_round(lines: Lines) -> None:
+    server, gate = lines.serve(limits={"run_s": 2.0}), Gate()
+    lines.join(server, echo_app(gate))
+    with pytest.raises(RunOverError, match="over its limit of 2 s"):
+        ask(server)
+    gate.opened.set()
+
+
+def test_an_interrupt_ends_a_round_and_the_clients_are_stopped(lines: Lines) -> None:
+    server, gate = lines.serve(), Gate()
+    client = lines.join(server, echo_app(gate))
+    results = ask_in_thread(server)
+    gate.wait_entered()
+    server.interrupt(RunOutcome.STOPPED, "by the user")
+    assert isinstance(results.get(timeout=WAIT_S), RunOverError)
+    server.close(RunOutcome.STOPPED, "by the user")
+    assert client.ended.wait(WAIT_S)
+    gate.opened.set()
+    end = client.end()
+    assert (end.outcome, end.reason) == (Outcome.STOPPED, "run stopped: by the user")
+    assert lines.changes.wait("stopped").member.outcome is Outcome.STOPPED
+
+
+def test_a_stopped_runner_tells_the_server_while_the_app_still_computes(lines: Lines) -> None:
+    server, gate = lines.serve(limits={"ping_s": 30.0}), Gate()
+    client = lines.join(server, echo_app(gate))
+    results = ask_in_thread(server)
+    gate.wait_entered()
+    client.runner.stop("daemon shuts down")
+    (reply,), seconds = results.get(timeout=WAIT_S)
+    assert "daemon shuts down" in reply.error.reason
+    assert seconds < 5.0
+    assert lines.changes.wait("stopped").member.reason == "daemon shuts down"
+    gate.opened.set()
+    assert client.end().outcome is Outcome.STOPPED
+
+
+def test_a_runner_that_waits_for_work_stops_at_once(lines: Lines) -> None:
+    server = lines.serve(limits={"poll_s": 60.0, "ping_s": 30.0})
+    client = lines.join(server, echo_app())
+    ask(server)
+    started = time.monotonic()
+    client.runner.stop("enough")
+    assert client.end().reason == "enough"
+    assert time.monotonic() - started < 2.0
+
+
+def test_a_higher_attempt_evicts_the_lower_one(lines: Lines) -> None:
+    server, gate = lines.serve(), Gate()
+    old = lines.join(server, echo_app(gate))
+    results = ask_in_thread(server)
+    gate.wait_entered()
+    new = lines.join(server, echo_app(), attempt=2, instance="i2")
+    (reply,), _ = results.get(timeout=WAIT_S)
+    assert "replaced" in reply.error.reason
+    assert old.ended.wait(WAIT_S)
+    gate.opened.set()
+    assert old.end().outcome is Outcome.STOPPED
+    lines.changes.wait("joined", count=2)
+    (reply,) = ask(server)
+    assert reply.has_content()
+    late = lines.join(server, echo_app(), attempt=1).end()
+    assert (late.is_rejected, late.reason) == (True, "attempt 1 was replaced by attempt 2")
+    assert not new.ended.is_set()
+
+
+def test_a_client_moves_to_a_relaunched_server_with_its_state_and_its_work(lines: Lines) -> None:
+    rounds_seen: list[int] = []
+    gate = Gate()
+
+    def count(message: Message, context: Context) -> None:
+        before = context.state["n"]["n"] if "n" in context.state else 0  # type: ignore[index]
+        context.state["n"] = MetricRecord({"n": before + 1})
+        rounds_seen.append(before + 1)
+        if before == 1:
+            gate(message, context)
+
+    old = lines.serve(launch=1)
+    client = lines.join(old, echo_app(count), launch=1)
+    ask(old)
+    ask_in_thread(old)
+    gate.wait_entered()
+    new = lines.serve(launch=2)
+    client.runner.aim(new.address, 2)
+    lines.changes.wait("joined", count=2)
+    gate.opened.set()
+    (reply,) = ask(new)
+    assert reply.metadata.src_node_id == node_id_of(mac_of(1))
+    assert rounds_seen == [1, 2, 3]
+    client.runner.aim(old.address, 1)
+    (reply,) = ask(new)
+    assert reply.has_content()
+
+
+def test_a_client_waits_for_a_server_that_is_not_up_yet(lines: Lines, free_port: int) -> None:
+    client = lines.join(f"127.0.0.1:{free_port}", echo_app())
+    server = lines.serve(listen=f"127.0.0.1:{free_port}")
+    assert ask(server)[0].has_content()
+    assert not client.ended.is_set()
+
+
+def test_a_server_that_never_comes_is_a_failure_with_its_address(lines: Lines, free_port: int) -> None:
+    end = lines.join(f"127.0.0.1:{free_port}", echo_app(), join_s=0.3).end()
+    assert end.outcome is Outcome.FAILED
+    assert f"no FL server at 127.0.0.1:{free_port} within 0.3 s" in end.reason
+
+
+def test_a_server_that_is_gone_for_good_is_a_failure_after_the_rejoin_limit(lines: Lines) -> None:
+    server = lines.serve()
+    client = lines.join(server, echo_app(), rejoin_s=0.3)
+    ask(server)
+    server._hub.close = lambda gone, deadline: []  # type: ignore[method-assign]  # dies without a word
+    server.close(RunOutcome.FAILED, "never said")
+    end = client.end()
+    assert (end.outcome, end.run_outcome) == (Outcome.FAILED, None)
+    assert "within 0.3 s" in end.reason
+
+
+def test_an_attempt_that_left_is_not_let_in_again(lines: Lines) -> None:
+    server = lines.serve()
+    client = lines.join(server, echo_app())
+    ask(server)
+    client.runner.stop("leaves")
+    lines.changes.wait("stopped")
+    again = lines.join(server, echo_app(), attempt=1).end()
+    assert (again.is_rejected, again.outcome, again.reason) == (True, Outcome.STOPPED, "leaves")
+
+
+def test_a_wrong_token_or_run_is_rejected(lines: Lines) -> None:
+    secret = b"0123456789abcdef"
+    server = lines.serve(join="invited", run_secret=secret)
+    wrong = lines.join(server, echo_app(), token="nonsense").end()
+    assert (wrong.is_rejected, wrong.outcome) == (True, Outcome.FAILED)
+    assert "token" in wrong.reason
+    token = make_token(secret, "r1", mac_of(1))
+    other = lines.join(server, echo_app(), token=token, run_id="r2").end()
+    assert "serves run r1" in other.reason
+    lines.join(server, echo_app(), token=token, run_id="r1")
+    assert ask(server)[0].has_content()
