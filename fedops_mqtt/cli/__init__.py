@@ -9,6 +9,10 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the verb that the command line names and exit with its `ExitCode`."""
-    from fedops_mqtt.cli.entry import run
+    try:
+        from fedops_mqtt.cli.entry import run
 
-    raise SystemExit(run())
+        raise SystemExit(run())
+    except KeyboardInterrupt:
+        # Before or after a verb's own handling of it; a shell says 130 of what Ctrl-C ended (128 + SIGINT).
+        raise SystemExit(130) from None

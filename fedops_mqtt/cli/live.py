@@ -33,6 +33,8 @@ def draw(picture: Picture, *, now: float, height: int, title: str = "") -> Rende
 
 
 def _say_connection(picture: Picture) -> Text:
+    if picture.is_connected is None:
+        return Text("connecting to the broker", style="yellow")
     if not picture.is_connected:
         return Text("broker lost, connecting again", style="bold red")
     manager = picture.fleet.manager
@@ -72,9 +74,9 @@ def _say_presence(view: ClientView) -> str:
 
 
 def say_metrics(metrics: Mapping[str, Any]) -> str:
-    """Return the few numbers that say most, measures before counts."""
-    floats = [(name, value) for name, value in metrics.items() if isinstance(value, float)]
-    return "  ".join(f"{name} {value:.3f}" for name, value in floats[:_SHOWN_METRICS])
+    """Return the numbers that say how the model does, or the first few where none is called so."""
+    measures = [name for name in metrics if name.endswith(("loss", "accuracy"))] or list(metrics)
+    return "  ".join(f"{name} {as_text(metrics[name])}" for name in measures[:_SHOWN_METRICS])
 
 
 def _draw_runs(picture: Picture) -> RenderableType:

@@ -37,7 +37,8 @@ class Picture:
     """Newest numbers by `(task_id, client_mac)`."""
     history: dict[str, list[ServerMetrics]] = field(default_factory=dict)
     """The rounds of a task's present run, oldest first."""
-    is_connected: bool = False
+    is_connected: bool | None = None
+    """None before the first connection."""
     _told: dict[Key, Record] = field(default_factory=dict)
 
     def take(self, event: BusEvent, now: float) -> Record | None:

@@ -9,7 +9,6 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -62,7 +61,7 @@ async def run_demo(options: DemoOptions) -> int:
             raise
         print(f"fedops-mqtt demo: {error}", file=sys.stderr)
         return ExitCode.FAILED
-    return _INTERRUPTED if playing.cancelled() else playing.result()
+    return demo.status
 
 
 def _first(errors: BaseExceptionGroup[Any]) -> BaseException:
@@ -72,7 +71,7 @@ def _first(errors: BaseExceptionGroup[Any]) -> BaseException:
     return error
 
 
-def _end_on_signals(playing: "asyncio.Task[int]", processes: Processes) -> None:
+def _end_on_signals(playing: "asyncio.Task[None]", processes: Processes) -> None:
     """The first signal ends the demo in order, a second one at once; none of them leaves anything behind."""
     is_first = True
 
@@ -96,24 +95,22 @@ class Demo:
     processes: Processes
     screen: Screen
     picture: Picture = field(default_factory=Picture)
+    status: int = _INTERRUPTED
+    """Exit status; that of Ctrl-C until the run has ended."""
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def play(self) -> int:
+    async def play(self) -> None:
         """Play it from the beginning to the end."""
         began = time.monotonic()
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self.processes)
+        async with self.processes:
             broker, manager = await self._start_fleet()
-            bus = await stack.enter_async_context(connect(broker, options=BusOptions()))
-            await stack.enter_async_context(alongside(feed(bus, None, self.picture, self._note), name="demo-feed"))
-            await stack.enter_async_context(self.screen.showing(self.picture))
-            await self._wait_for(self._is_everybody_here, _START_S, "not everybody came online")
-            result = await self._run(manager)
-            self.screen.close()
-            self._report(result, time.monotonic() - began, broker, manager)
+            run = await self._run(broker, manager)
+            result = self._sum_up(run, time.monotonic() - began)
+            self.status = ExitCode.OK if result["outcome"] == RunOutcome.COMPLETED else ExitCode.FAILED
             if self.options.is_kept:
+                self._say_result(run, result, _KEPT.format(broker=broker, manager=manager, task_id=TASK_ID))
                 await asyncio.Event().wait()
-        return 0 if result["outcome"] == RunOutcome.COMPLETED else 1
+        self._say_result(run, result, _GONE)
 
     async def _start_fleet(self) -> tuple[str, str]:
         """Start every process; return the broker's and the manager's URL."""
@@ -150,8 +147,17 @@ class Demo:
             num_partitions=self.options.num_clients,
         )
 
-    async def _run(self, manager: str) -> Record:
-        """Start a run, wait for its end on the bus, and return what the manager says of it."""
+    async def _run(self, broker: str, manager: str) -> Record:
+        """Watch the fleet come online and a run go to its end; return what the manager says of the run."""
+        async with (
+            connect(broker, options=BusOptions()) as bus,
+            alongside(feed(bus, None, self.picture, self._note), name="demo-feed"),
+            self.screen.showing(self.picture),
+        ):
+            await self._wait_for(self._is_everybody_here, _START_S, "not everybody came online")
+            return await self._start_and_wait(manager)
+
+    async def _start_and_wait(self, manager: str) -> Record:
         async with httpx.AsyncClient(base_url=f"{manager}/api/v1", timeout=_ANSWER_S, trust_env=False) as api:
             wanted = {
                 "task_id": TASK_ID,
@@ -183,12 +189,12 @@ class Demo:
         view = self.picture.fleet.runs.get(run_id)
         return view is not None and view.status.status is RunCondition.FINISHED
 
-    def _report(self, run: Record, seconds: float, broker: str, manager: str) -> None:
-        """Say how it went; the model stays when there is one."""
+    def _sum_up(self, run: Record, seconds: float) -> Record:
+        """Return how it went; the model stays when the run completed."""
         is_completed = run["outcome"] == RunOutcome.COMPLETED
         if is_completed:
             self.processes.keep_models()
-        result = {
+        return {
             "outcome": run["outcome"],
             "accuracy": accuracy_of(run["metrics"]),
             "rounds": run["round"],
@@ -197,13 +203,12 @@ class Demo:
             "seconds": round(seconds, 1),
             "model_path": run["model_path"] if is_completed else None,
         }
+
+    def _say_result(self, run: Record, result: Record, what_next: str) -> None:
         if self.options.is_json:
             print(json.dumps(result), flush=True)
             return
-        for line in _tell(run, result):
-            print(line)
-        if self.options.is_kept:
-            print(_KEPT.format(broker=broker, manager=manager, task_id=TASK_ID), flush=True)
+        print("", *_tell(run, result), what_next, sep="\n", flush=True)
 
     def _count_finished(self, run: Record) -> int:
         return sum(member["status"] == "finished" for member in run["clients"].values())
@@ -226,15 +231,16 @@ def _tell(run: Record, result: Record) -> list[str]:
     delay = result["trigger_to_training_ms"] or {"p50": 0.0, "max": 0.0}
     return [
         f"The run completed: {result['rounds']} rounds with {result['clients']} clients in {result['seconds']:g} s, "
-        f"start to end of the demo.",
+        f"from the first process on.",
         f"Accuracy of the global model on digits that no client has seen: {result['accuracy']:.3f}",
         f"From start trigger to training: {delay['p50']:.0f} ms in the middle, {delay['max']:.0f} ms at most.",
         f"The global model: {result['model_path']}",
-        "Everything else that the demo made is gone now. To look further:",
-        "  fedops-mqtt demo --keep     leaves the fleet running, and says how to watch and steer it",
-        "  README.md, Use it for real  the same by hand, with a task of your own",
     ]
 
+
+_GONE = """Everything else that the demo made is gone again. To look further:
+  fedops-mqtt demo --keep     leaves the fleet running, and says how to watch and steer it
+  README.md, Use it for real  the same by hand, with a task of your own"""
 
 _KEPT = """The fleet is still running; Ctrl-C ends it. In another terminal:
   fedops-mqtt watch --broker {broker}

@@ -5,11 +5,15 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fedops_mqtt.bus.tasks import alongside
 from fedops_mqtt.cli.output import as_line
 from fedops_mqtt.cli.picture import Picture, Record
 from fedops_mqtt.cli.watch import DRAW_S
+
+if TYPE_CHECKING:
+    from rich.live import Live
 
 
 class Screen:
@@ -17,7 +21,6 @@ class Screen:
 
     def __init__(self, is_json: bool) -> None:
         self._is_live = sys.stdout.isatty() and not is_json
-        self._is_closed = False
 
     def say(self, sentence: str) -> None:
         """Print a sentence."""
@@ -25,12 +28,8 @@ class Screen:
 
     def note(self, change: Record) -> None:
         """Print a change, where there is no table that shows it."""
-        if not self._is_live and not self._is_closed:
+        if not self._is_live:
             print(as_line(change), flush=True)
-
-    def close(self) -> None:
-        """Show nothing more but what is said."""
-        self._is_closed = True
 
     @asynccontextmanager
     async def showing(self, picture: Picture) -> AsyncIterator[None]:
@@ -44,10 +43,16 @@ class Screen:
     async def _draw(self, picture: Picture) -> None:
         from rich.live import Live
 
+        with Live(auto_refresh=False) as live:
+            try:
+                while True:
+                    self._refresh(live, picture)
+                    await asyncio.sleep(DRAW_S)
+            finally:
+                self._refresh(live, picture)
+
+    def _refresh(self, live: "Live", picture: Picture) -> None:
         from fedops_mqtt.cli.live import draw
 
-        with Live(auto_refresh=False) as live:
-            while not self._is_closed:
-                now = time.monotonic()
-                live.update(draw(picture, now=now, height=live.console.height, title="fedops-mqtt demo"), refresh=True)
-                await asyncio.sleep(DRAW_S)
+        now = time.monotonic()
+        live.update(draw(picture, now=now, height=live.console.height, title="fedops-mqtt demo"), refresh=True)
