@@ -94,7 +94,7 @@ class Daemon:
         import_paths: Sequence[str] = (),
         run_config: Mapping[str, Scalar] | None = None,
     ) -> None:
-        self._settings = settings
+        self.settings = settings
         self.identity = _identity_of(settings)
         self._folder = identity_dir(settings.state_dir, self.identity.task_id, self.identity.client_mac)
         self._client = Client(identity=self.identity)
@@ -218,20 +218,20 @@ class Daemon:
     async def _on_bus(self) -> AsyncIterator[Connection]:
         mine = (self.identity.task_id, self.identity.client_mac)
         async with self._owner.on_bus(
-            self._settings.broker,
+            self.settings.broker,
             client_id=self._client_id,
             subscriptions=[filter_for(channel, *mine) for channel in (Channel.CLIENT_START, Channel.CLIENT_STOP)],
-            options=BusOptions.from_settings(self._settings),
+            options=BusOptions.from_settings(self.settings),
         ) as bus:
             yield bus
 
     @asynccontextmanager
     async def _on_http(self) -> AsyncIterator[None]:
-        if self._settings.http is None:
+        if self.settings.http is None:
             yield
             return
         shim = make_shim(view=lambda: view_of(self._client), start=self.start)
-        async with serving(shim, self._settings.http) as address:
+        async with serving(shim, self.settings.http) as address:
             self.http_address = address
             yield
 

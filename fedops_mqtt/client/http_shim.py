@@ -11,8 +11,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Annotated
 
 import uvicorn
-from fastapi import FastAPI, HTTPException, status
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import FastAPI, HTTPException, Request, status
+from fastapi.responses import JSONResponse
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedops_mqtt.client.client_utils import FLClientStatus
 from fedops_mqtt.core.client_events import LocalStart, Verdict
@@ -23,6 +25,9 @@ logger = logging.getLogger(__name__)
 _SHUTDOWN_S = 1
 """An open request is given this long when the daemon ends."""
 _BACKLOG = 16
+_MAX_PORT = 65535
+_MAX_BODY_BYTES = 64 * 1024
+"""A start has a hundred; a small device must not be filled up by a large one."""
 
 View = dict[str, str | int | bool | None]
 
@@ -36,12 +41,18 @@ class ShimAddressError(OSError):
         super().__init__(f"cannot listen on {address}: {problem}; choose another address with --http, or none")
 
 
+def _check_port(address: str) -> str:
+    if not 0 < int(address.rpartition(":")[2]) <= _MAX_PORT:
+        raise ValueError(f"port must be 1 to {_MAX_PORT}")
+    return address
+
+
 class StartRequest(BaseModel):
     """What `POST /start` takes; further fields are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
-    server_ip: Annotated[str, Field(max_length=300, pattern=r"^\S+:\d{1,5}$")]
+    server_ip: Annotated[str, Field(max_length=300, pattern=r"^\S+:\d{1,5}$"), AfterValidator(_check_port)]
     client_mac: AnyMacAddress
 
 
@@ -62,7 +73,30 @@ def make_shim(*, view: Callable[[], FLClientStatus], start: Callable[[LocalStart
             raise HTTPException(status.HTTP_409_CONFLICT, verdict.reason)
         return view().with_first_names()
 
+    @app.exception_handler(status.HTTP_400_BAD_REQUEST)
+    async def malformed(request: Request, error: Exception) -> JSONResponse:
+        """Bytes that are no text are as malformed as text that is no JSON."""
+        return JSONResponse({"detail": "the body is no JSON"}, status.HTTP_422_UNPROCESSABLE_CONTENT)
+
     return app
+
+
+class _BodyLimit:
+    """Cuts off a request whose body is too large; the app sees a client that has gone."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        num_bytes = 0
+
+        async def receive_bounded() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            return message if num_bytes <= _MAX_BODY_BYTES else {"type": "http.disconnect"}
+
+        await self._app(scope, receive_bounded, send)
 
 
 @contextlib.asynccontextmanager
@@ -75,7 +109,7 @@ async def serving(app: FastAPI, address: str) -> AsyncIterator[str]:
     listening = _listen(address)
     server = _Server(
         uvicorn.Config(
-            app,
+            _BodyLimit(app),
             log_config=None,
             access_log=False,
             lifespan="off",

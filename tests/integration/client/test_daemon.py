@@ -2,12 +2,15 @@
 
 import asyncio
 import time
+from itertools import pairwise
 
 import pytest
 from conftest import SECRET, Operator, RunDaemon, ServeFl
 
+from fedops_mqtt.bus import Mosquitto
+from fedops_mqtt.client.daemon import Daemon
 from fedops_mqtt.client.journal import DaemonRunningError
-from fedops_mqtt.protocol import Answer, ClientCondition, Outcome, Phase
+from fedops_mqtt.protocol import Answer, ClientCondition, ClientStatus, Outcome, Phase
 
 
 async def test_a_trigger_leads_to_training_and_its_end_is_told(
@@ -40,7 +43,11 @@ async def test_a_second_run_on_the_same_daemon(run_daemon: RunDaemon, operator: 
         await operator.until(lambda status, run_id=run_id: _has_finished(status, run_id))
 
 
-def _has_finished(status, run_id: str) -> bool:  # type: ignore[no-untyped-def]
+def _answered(status: ClientStatus) -> str | None:
+    return status.last_trigger.run_id if status.last_trigger else None
+
+
+def _has_finished(status: ClientStatus, run_id: str) -> bool:
     last = status.last_run
     return last is not None and last.run_id == run_id and last.outcome is Outcome.FINISHED
 
@@ -72,9 +79,7 @@ async def test_a_duplicate_gets_the_same_answer_and_another_run_is_refused_while
     assert again.last_trigger is not None
     assert again.last_trigger.answer is Answer.ACCEPTED
     await operator.trigger(server_ip, run_id="r2")
-    refused = await operator.until(
-        lambda status: status.last_trigger is not None and status.last_trigger.run_id == "r2"
-    )
+    refused = await operator.until(lambda status: _answered(status) == "r2")
     assert refused.last_trigger is not None
     assert refused.last_trigger.answer is Answer.REJECTED
     assert "busy with run r1" in (refused.last_trigger.reason or "")
@@ -99,10 +104,8 @@ async def test_a_stop_that_comes_first_prevents_its_start(run_daemon: RunDaemon,
     daemon = await run_daemon()
     await operator.until_condition(ClientCondition.ONLINE)
     await operator.stop()
-    while (
-        not daemon.client.facts.tombstones
-    ):  # a stop that changes nothing is not said: there is no message to wait for
-        await asyncio.sleep(0)
+    await operator.until_condition(ClientCondition.ONLINE)
+    assert daemon.client.facts.tombstones
     await operator.trigger("127.0.0.1:1")
     refused = await operator.until(lambda status: status.last_trigger is not None)
     assert refused.last_trigger is not None
@@ -156,7 +159,7 @@ async def test_a_run_that_is_over_is_a_rejection_and_no_failure(
 
 
 async def test_a_broker_that_goes_away_does_not_stop_the_training_and_its_end_is_told_later(
-    run_daemon: RunDaemon, operator: Operator, serve_fl: ServeFl, broker
+    run_daemon: RunDaemon, operator: Operator, serve_fl: ServeFl, broker: Mosquitto
 ) -> None:
     await run_daemon(app="fl_apps:busy", backoff_initial_s=0.1, backoff_max_s=0.2)
     await operator.until_condition(ClientCondition.ONLINE)
@@ -185,17 +188,17 @@ async def test_the_users_own_coroutine_keeps_its_beat_while_training_runs_flat_o
         await operator.trigger(await serve_fl("line", "r1", SECRET.hex(), "2"))
         await operator.until_condition(ClientCondition.TRAIN_FINISHED)
         collecting.cancel()
-    gaps = sorted(after - before for before, after in zip(beats, beats[1:], strict=False))
+    gaps = sorted(after - before for before, after in pairwise(beats))
     print(f"beats of 50 ms: median {gaps[len(gaps) // 2] * 1000:.1f} ms, worst {gaps[-1] * 1000:.1f} ms")
     assert gaps[len(gaps) // 2] < 0.06
     assert gaps[-1] < 0.25
 
 
 async def test_a_second_daemon_of_the_same_identity_is_told_who_holds_it(
-    run_daemon: RunDaemon, operator: Operator, broker, task_id: str, mac: str, tmp_path
+    run_daemon: RunDaemon, operator: Operator
 ) -> None:
     daemon = await run_daemon()
     await operator.until_condition(ClientCondition.ONLINE)
-    second = type(daemon)(daemon._settings)
+    second = Daemon(daemon.settings)
     with pytest.raises(DaemonRunningError, match="already serves task"):
         await second.run()
