@@ -213,7 +213,7 @@ class Fleet:
 
     def _ended(self, view: View[Status], now: float) -> bool:
         lease_s = LEASE_HEARTBEATS * (getattr(view.status, "heartbeat_s", None) or self.default_heartbeat_s)
-        starts = max(view.heard_at, self._listening_since or now)
+        starts = view.heard_at if self._listening_since is None else max(view.heard_at, self._listening_since)
         return not view.is_out and now - starts > lease_s
 
 

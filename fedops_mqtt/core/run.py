@@ -149,9 +149,11 @@ class Run:
             return None
         return self.server.server_ip
 
-    def count(self, *statuses: MemberCondition) -> int:
-        """Return how many members stand at one of these."""
-        return sum(member.status in statuses for member in self.members.values())
+    @property
+    def has_living_server(self) -> bool:
+        """True while the present launch has spoken and nothing tells of its death; its will alone does not."""
+        has_spoken = self.server is not None and self.server.launch == self.launch
+        return has_spoken and self.exited_at is None and not self.is_unreachable
 
 
 _SERVING = frozenset({ServerCondition.READY, ServerCondition.RUNNING})
@@ -391,7 +393,7 @@ def _rejected(member: Member, reason: str | None, now: float) -> Member:
 
 def _client_out(run: Run, member: Member, view: View[ClientStatus], now: float) -> Member:
     """While the server lives, who is in the run is what the server reports; before that the bus is all there is."""
-    is_on_the_line = run.server_ip is not None and member.training_at is not None
-    if is_on_the_line and member.status is MemberCondition.TRAINING:
+    is_on_the_line = member.training_at is not None and member.status is MemberCondition.TRAINING
+    if is_on_the_line and run.has_living_server:
         return member
     return _moved(member, MemberCondition.LOST, view.out_reason, now)

@@ -1,0 +1,154 @@
+from hypothesis import given
+from hypothesis import strategies as st
+from run_words import RUN, TASK, A, B, client, ended, hand, server, will
+
+from fedops_mqtt.core.fencing import stamp_of
+from fedops_mqtt.core.fleet import Fleet, Presence, is_idle, is_will
+from fedops_mqtt.protocol import ClientCondition, ClientStatus, ServerCondition, topics
+
+OUT = ClientCondition.CLIENT_OUT
+
+
+def heard(*words: ClientStatus, at: float = 0.0, is_retained: bool = False) -> Fleet:
+    fleet = Fleet()
+    fleet.listen(at)
+    for word in words:
+        fleet.apply(word, now=at, is_retained=is_retained)
+    return fleet
+
+
+def presence(fleet: Fleet, mac: str = A) -> Presence:
+    return fleet.clients[TASK, mac].presence
+
+
+def test_a_late_will_does_not_hide_a_client_that_is_back() -> None:
+    fleet = heard(client(epoch=1), client(epoch=2), will(epoch=1))
+    assert presence(fleet) is Presence.ONLINE
+    assert fleet.num_stale == 1
+
+
+def test_the_will_of_the_present_connection_takes_the_client_out_with_its_reason() -> None:
+    view = heard(client(epoch=2, seq=9), will(epoch=2)).clients[TASK, A]
+    assert (view.presence, view.out_reason) == (Presence.OUT, "lost")
+
+
+def test_a_will_keeps_what_its_owner_last_said_of_its_run() -> None:
+    status = heard(client(hand=hand(), last_run=ended()), will()).clients[TASK, A].status
+    assert (status.status, status.run, status.last_run) == (OUT, hand(), ended())
+
+
+def test_a_goodbye_is_the_whole_truth_and_keeps_nothing() -> None:
+    goodbye = client(status=OUT, seq=2, reason="shutdown")
+    view = heard(client(hand=hand()), goodbye).clients[TASK, A]
+    assert (view.status.run, view.out_reason) == (None, "shutdown")
+
+
+def test_a_snapshot_overtaken_by_its_own_will_still_tells_what_the_will_left_out() -> None:
+    view = heard(will(epoch=1), client(epoch=1, seq=3, last_run=ended())).clients[TASK, A]
+    assert (view.presence, view.status.last_run) == (Presence.OUT, ended())
+
+
+def test_a_servers_will_keeps_its_run_and_address() -> None:
+    fleet = Fleet()
+    fleet.apply(server(ServerCondition.RUNNING), now=0.0, is_retained=False)
+    word = server(ServerCondition.SERVER_OUT, reason="lost", run_id=None, launch=0)
+    fleet.apply(word.model_copy(update={"seq": will().seq, "server_ip": None}), now=0.0, is_retained=False)
+    said = fleet.servers[TASK].status
+    assert (said.status, said.run_id, said.launch, said.server_ip) == (
+        ServerCondition.SERVER_OUT,
+        RUN,
+        1,
+        "127.0.0.1:9000",
+    )
+
+
+def test_a_client_that_says_nothing_for_three_heartbeats_is_out_as_silent_and_any_word_brings_it_back() -> None:
+    fleet = heard(client(heartbeat_s=10))
+    assert fleet.expire(30.0) == []
+    assert [view.out_reason for view in fleet.expire(30.1)] == ["silent"]
+    assert fleet.expire(99.0) == []
+    fleet.apply(client(seq=2, heartbeat_s=10), now=99.0, is_retained=False)
+    assert presence(fleet) is Presence.ONLINE
+
+
+def test_leases_stand_still_while_the_reader_is_deaf_and_start_anew_when_it_hears_again() -> None:
+    fleet = heard(client(heartbeat_s=10))
+    fleet.pause()
+    assert fleet.expire(1000.0) == []
+    fleet.listen(1000.0)
+    assert fleet.expire(1030.0) == []
+    assert len(fleet.expire(1030.1)) == 1
+
+
+def test_a_retained_status_is_unconfirmed_until_something_live_is_heard() -> None:
+    fleet = heard(client(), is_retained=True)
+    assert presence(fleet) is Presence.UNCONFIRMED
+    fleet.apply(client(seq=2), now=1.0, is_retained=False)
+    assert presence(fleet) is Presence.ONLINE
+
+
+def test_presence_changes_have_a_time_and_heartbeats_do_not_move_it() -> None:
+    fleet = heard(client(seq=1))
+    fleet.apply(client(seq=2), now=5.0, is_retained=False)
+    assert fleet.clients[TASK, A].since == 0.0
+    fleet.apply(will(), now=7.0, is_retained=False)
+    assert fleet.clients[TASK, A].since == 7.0
+
+
+def test_a_cleared_topic_is_forgotten() -> None:
+    fleet = heard(client(A), client(B))
+    fleet.forget(topics.client_status(TASK, A))
+    assert [view.status.client_mac for view in fleet.of_task(TASK)] == [B]
+
+
+def test_who_trains_or_is_out_is_not_idle() -> None:
+    fleet = heard(client(A), client(B, hand=hand()))
+    assert is_idle(fleet.clients[TASK, A])
+    assert not is_idle(fleet.clients[TASK, B])
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[ClientStatus]:
+    """All words of two clients over several connections: snapshots in order, and a will for some connections."""
+    words = []
+    for mac in (A, B):
+        for epoch in range(1, draw(st.integers(1, 4)) + 1):
+            for seq in range(1, draw(st.integers(0, 3)) + 1):
+                last = ended(attempt=draw(st.integers(1, 3))) if draw(st.booleans()) else None
+                status = draw(st.sampled_from(ClientCondition))
+                words.append(client(mac, status, epoch=epoch, seq=seq, instance=f"i{epoch}", last_run=last))
+            if draw(st.booleans()):
+                words.append(will(mac, epoch=epoch, instance=f"i{epoch}"))
+    return words
+
+
+def truth(fleet: Fleet) -> dict[tuple[str, str], tuple[ClientStatus, bool]]:
+    return {key: (view.status, view.is_out) for key, view in fleet.clients.items()}
+
+
+@given(histories(), st.data())
+def test_any_order_and_duplication_of_delivery_ends_in_the_same_fleet(
+    words: list[ClientStatus], data: st.DataObject
+) -> None:
+    extra = data.draw(st.lists(st.sampled_from(words), max_size=6)) if words else []
+    delivered = data.draw(st.permutations(words + extra))
+    assert truth(heard(*delivered)) == truth(heard(*words))
+
+
+@given(histories(), st.data())
+def test_hearing_everything_again_changes_nothing(words: list[ClientStatus], data: st.DataObject) -> None:
+    fleet = heard(*words)
+    before = dict(fleet.clients)
+    for word in data.draw(st.permutations(words)):
+        assert not fleet.apply(word, now=9.0, is_retained=data.draw(st.booleans()))
+    assert fleet.clients == before
+
+
+@given(histories(), st.data())
+def test_no_will_hides_a_client_that_has_connected_since(words: list[ClientStatus], data: st.DataObject) -> None:
+    newest = max((stamp_of(word).epoch for word in words), default=0) + 1
+    born = client(A, epoch=newest)
+    fleet = heard(*data.draw(st.permutations([*words, born])))
+    for word in filter(is_will, words):
+        fleet.apply(word, now=1.0, is_retained=data.draw(st.booleans()))
+    assert presence(fleet) is Presence.ONLINE
