@@ -111,6 +111,7 @@ async def serving(app: FastAPI, address: str) -> AsyncIterator[str]:
         uvicorn.Config(
             _BodyLimit(app),
             log_config=None,
+            log_level="warning",
             access_log=False,
             lifespan="off",
             ws="none",
