@@ -1,12 +1,14 @@
 """The verbs that stay: broker, client and manager run in the foreground until they are told to end."""
 
 import asyncio
+import os
 import signal
 from typing import Annotated
 
 import typer
 from click import UsageError
 
+from fedops_mqtt.cli import daemon
 from fedops_mqtt.cli.examples import shows
 from fedops_mqtt.cli.fatal import FatalError
 from fedops_mqtt.cli.logs import start_logging
@@ -40,6 +42,8 @@ def client(settings: ClientSettings) -> None:
     """
     if settings.task_id is None or settings.app is None:
         raise UsageError("a client needs --task-id TASK and --app MODULE:ATTRIBUTE")
+    if os.name == "posix":
+        daemon.become(settings)
     start_logging(settings.log_level)
     from fedops_mqtt.client import run_client
 

@@ -1,0 +1,42 @@
+"""The client daemon with no command line around it: `fedops-mqtt client` becomes this once its options are read.
+
+Its settings come from the environment alone; reading options costs more than a megabyte that a device keeps for good.
+"""
+
+import asyncio
+import os
+import sys
+from typing import NoReturn
+
+from pydantic import SecretStr
+
+from fedops_mqtt.cli.logs import start_logging
+from fedops_mqtt.settings import ENV_PREFIX, ClientSettings, inherited_environment
+
+
+def main() -> int:
+    """Run the daemon that the environment describes and return its exit status."""
+    settings = ClientSettings()
+    start_logging(settings.log_level)
+    from fedops_mqtt.client import run_client
+
+    return asyncio.run(run_client(settings))
+
+
+def become(settings: ClientSettings) -> NoReturn:
+    """Replace this process by the daemon: same process id, none of what it had loaded.
+
+    Secrets came by the environment and stay there; nothing but the module's name is in the arguments.
+    """
+    said = {name: value for name in settings.model_fields_set if _is_plain(value := getattr(settings, name))}
+    environment = inherited_environment() | {f"{ENV_PREFIX}{name.upper()}": str(value) for name, value in said.items()}
+    # -P: a file in the present folder must not take the place of one of Python's own modules.
+    os.execve(sys.executable, [sys.executable, "-P", "-m", __name__], environment)  # noqa: S606 (arguments, no shell)
+
+
+def _is_plain(value: object) -> bool:
+    return value is not None and not isinstance(value, SecretStr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
