@@ -1,0 +1,72 @@
+"""The broker's folder of a fleet: its configuration, ACL, passwords, certificate and revocation list.
+
+Shipped files name `/etc/mosquitto/fedops`; a fleet whose broker's files stand elsewhere gets them rewritten.
+"""
+
+import os
+import signal
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from fedops_mqtt.enrolment.acl import render_acl
+from fedops_mqtt.enrolment.files import write_file
+from fedops_mqtt.enrolment.register import Identity, Ports, Register
+
+SYSTEM_DIR = "/etc/mosquitto/fedops"
+"""Where the shipped configuration expects its files."""
+
+CONFIG_FILE = "mosquitto.conf"
+ACL_FILE = "acl"
+PASSWORD_FILE = "passwd"  # noqa: S105 - a file's name
+CA_FILE = "ca.crt"
+CRL_FILE = "crl.pem"
+CERTIFICATE_FILE = "broker.crt"
+KEY_FILE = "broker.key"
+
+_PID_FILE = "/run/mosquitto/mosquitto.pid"
+_DATA_DIR = "/var/lib/mosquitto/"
+
+
+def render_broker_config(shipped: str, register: Register) -> str:
+    """Return the shipped configuration with a fleet's folder and ports; beyond the system's folder it stands alone."""
+    text = shipped
+    folder = register.broker_dir.rstrip("/")
+    if folder != SYSTEM_DIR:
+        text = (
+            text.replace(f"{SYSTEM_DIR}/", f"{folder}/")
+            .replace(_PID_FILE, f"{folder}/mosquitto.pid")
+            .replace(f"persistence_location {_DATA_DIR}", f"persistence_location {folder}/")
+        )
+    for name, shipped_port in Ports().model_dump().items():
+        text = text.replace(f"\nlistener {shipped_port}\n", f"\nlistener {getattr(register.ports, name)}\n")
+    return text
+
+
+def write_access(folder: Path, identities: Iterable[Identity]) -> None:
+    """Write who may do what, and the password entries; revoked identities lose theirs."""
+    everybody = list(identities)
+    acl = folder / ACL_FILE
+    write_file(acl, render_acl(acl.read_text(encoding="utf-8"), everybody).encode())
+    lines = [each.password.as_hash().as_line(each.name) for each in everybody if each.password and not each.is_revoked]
+    write_file(folder / PASSWORD_FILE, "".join(f"{line}\n" for line in sorted(lines)).encode())
+
+
+def reload_broker(folder: Path) -> bool:
+    """Tell the broker on this machine to read its files again; False when it does not run here, or is not ours."""
+    for line in (folder / CONFIG_FILE).read_text(encoding="utf-8").splitlines():
+        name, _, value = line.partition(" ")
+        if name == "pid_file":
+            return _hang_up(Path(value.strip()))
+    return False
+
+
+def _hang_up(pid_file: Path) -> bool:
+    with suppress(OSError, ValueError, psutil.Error):
+        pid = int(pid_file.read_text(encoding="ascii"))
+        if psutil.Process(pid).name() == "mosquitto":
+            os.kill(pid, signal.SIGHUP)
+            return True
+    return False

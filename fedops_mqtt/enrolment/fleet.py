@@ -1,0 +1,298 @@
+"""A fleet's folder: its authority, its register, the broker's files and a bundle for everybody enrolled.
+
+The folder holds the key of the whole fleet (`ca.key`): it belongs on the machine of whoever enrols, not on the
+broker. Every change is whole: the register is written last, and the broker's files follow from it.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fedops_mqtt.enrolment import broker_files
+from fedops_mqtt.enrolment.acl import FIRST_MANAGER
+from fedops_mqtt.enrolment.authority import Credentials, issue, make_authority, make_revocation_list
+from fedops_mqtt.enrolment.bundle import BundleContent, write_bundle
+from fedops_mqtt.enrolment.errors import (
+    EnrolmentError,
+    FleetExistsError,
+    IdentityExistsError,
+    NameRefusedError,
+    NoFleetError,
+)
+from fedops_mqtt.enrolment.files import lock, make_folder, write_file
+from fedops_mqtt.enrolment.passwords import hash_password, make_password
+from fedops_mqtt.enrolment.register import (
+    EnrolledPassword,
+    Identity,
+    IssuedCertificate,
+    Ports,
+    Register,
+    load_register,
+    save_register,
+)
+from fedops_mqtt.enrolment.roles import Role, check_name
+from fedops_mqtt.protocol import check_task_id
+
+REGISTER_FILE = "fleet.json"
+CA_CERTIFICATE_FILE = "ca.crt"
+CA_KEY_FILE = "ca.key"
+BROKER_FOLDER = "broker"
+BUNDLE_FOLDER = "bundles"
+
+DEVICE_DAYS = 825
+"""Two years and a quarter: `fedops-mqtt fleet list` and `doctor` tell a month before, see docs/security.md."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What somebody is enrolled with. `hosts`: names of the machine where an FL server or a bridge listens."""
+
+    role: Role
+    name: str
+    tasks: Sequence[str] = ()
+    hosts: Sequence[str] = ()
+    app: str | None = None
+    has_password: bool = False
+    days: int = DEVICE_DAYS
+
+
+class Fleet:
+    """A fleet that is there; make one with `init_fleet`.
+
+    Raises:
+        NoFleetError: there is none in this folder.
+        RegisterError: its register cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._load()
+
+    @property
+    def register(self) -> Register:
+        """Who is enrolled, as read or written last."""
+        return self._register
+
+    @property
+    def broker_folder(self) -> Path:
+        """The files that the broker reads."""
+        return self.folder / BROKER_FOLDER
+
+    def enrol(self, wish: Wish) -> Path:
+        """Enrol somebody and return the settings file of the bundle.
+
+        Raises:
+            NameRefusedError: the name is none for this role.
+            IdentityExistsError: it is taken; a revoked one may be enrolled again.
+            EnrolmentError: the role needs something that is missing.
+        """
+        name = _check_wish(wish)
+        with self._changing() as now:
+            present = self._register.identities.get(name)
+            if present is not None and not present.is_revoked:
+                raise IdentityExistsError(name, present.role)
+            identity = Identity(
+                name=name,
+                role=wish.role,
+                tasks=tuple(wish.tasks),
+                hosts=tuple(wish.hosts),
+                certificates=present.certificates if present else (),
+                enrolled_at=now,
+            )
+            return self._equip(identity, wish, now)
+
+    def renew(self, name: str, *, app: str | None = None, days: int = DEVICE_DAYS) -> Path:
+        """Make new keys (or a new password) for somebody and return the settings file.
+
+        The old certificate stays good until it expires, so that nobody is cut off: `revoke_old` ends it. A password
+        has no such time of grace.
+
+        Raises:
+            UnknownIdentityError: nobody has this name.
+        """
+        with self._changing() as now:
+            identity = self._register[_any_name(name)]
+            wish = Wish(
+                role=identity.role,
+                name=identity.name,
+                tasks=identity.tasks,
+                hosts=identity.hosts,
+                app=app,
+                has_password=identity.password is not None,
+                days=days,
+            )
+            return self._equip(identity, wish, now)
+
+    def revoke(self, name: str) -> Identity:
+        """Take everything back: certificates onto the revocation list, the password out, and the ACL denies all.
+
+        Raises:
+            UnknownIdentityError: nobody has this name.
+        """
+        with self._changing() as now:
+            identity = self._register[_any_name(name)]
+            revoked = identity.revoked(now, serials=[each.serial for each in identity.certificates])
+            revoked = revoked.model_copy(update={"revoked_at": identity.revoked_at or now, "password": None})
+            self._save(self._register.having(revoked), now)
+            return revoked
+
+    def revoke_old(self, name: str) -> int:
+        """Take back every certificate of somebody but the newest; returns how many.
+
+        Raises:
+            UnknownIdentityError: nobody has this name.
+        """
+        with self._changing() as now:
+            identity = self._register[_any_name(name)]
+            old = [each.serial for each in identity.certificates[:-1] if each.revoked_at is None]
+            self._save(self._register.having(identity.revoked(now, serials=old)), now)
+            return len(old)
+
+    def renew_broker(self, *, days: int = DEVICE_DAYS) -> None:
+        """Make a new certificate and key for the broker; it uses them when it reads its files again."""
+        with self._changing() as now:
+            self._issue_broker(now, days)
+
+    def list_identities(self) -> list[Identity]:
+        """Return everybody who is or was enrolled, by role and name."""
+        return sorted(self._register.identities.values(), key=lambda each: (each.role, each.name))
+
+    def reload_broker(self) -> bool:
+        """Tell a broker on this machine to read its files again; False when it is not here."""
+        return broker_files.reload_broker(self.broker_folder)
+
+    def _load(self) -> None:
+        try:
+            self._register = load_register(self.folder / REGISTER_FILE)
+            self._authority = Credentials(
+                certificate=(self.folder / CA_CERTIFICATE_FILE).read_bytes(),
+                key=(self.folder / CA_KEY_FILE).read_bytes(),
+            )
+        except FileNotFoundError as error:
+            raise NoFleetError(str(self.folder)) from error
+        except OSError as error:
+            raise EnrolmentError(f"{error.filename}: {error.strerror}") from error
+
+    @contextmanager
+    def _changing(self) -> Iterator[datetime]:
+        """Hold the folder, read what others changed meanwhile, and say what time it is."""
+        with lock(self.folder):
+            self._load()
+            yield datetime.now(UTC).replace(microsecond=0)
+
+    def _equip(self, identity: Identity, wish: Wish, now: datetime) -> Path:
+        """Give an identity fresh credentials, write its bundle and let the broker know it."""
+        credentials = password = None
+        if wish.has_password:
+            password = make_password()
+            made = EnrolledPassword.of(hash_password(password))
+            identity = identity.model_copy(update={"password": made, "revoked_at": None})
+        else:
+            credentials = issue(self._authority, identity.name, hosts=identity.hosts, now=now, days=wish.days)
+            issued = IssuedCertificate(serial=f"{credentials.serial:x}", issued_at=now, not_after=credentials.not_after)
+            update = {"certificates": (*identity.certificates, issued), "revoked_at": None}
+            identity = identity.model_copy(update=update)
+        content = BundleContent(
+            identity=identity,
+            broker_host=self._register.hosts[0],
+            ports=self._register.ports,
+            ca_certificates=self._authority.certificate,
+            credentials=credentials,
+            password=password,
+            app=wish.app,
+        )
+        bundle = write_bundle(self.folder / BUNDLE_FOLDER / identity.name, content)
+        self._save(self._register.having(identity), now)
+        return bundle
+
+    def _save(self, register: Register, now: datetime) -> None:
+        register = register.model_copy(update={"crl_number": register.crl_number + 1})
+        crl = self.broker_folder / broker_files.CRL_FILE
+        previous = crl.read_bytes() if crl.exists() else None
+        revocations = make_revocation_list(
+            self._authority, register.revoked_serials(), now=now, number=register.crl_number, previous=previous
+        )
+        save_register(self.folder / REGISTER_FILE, register)
+        self._register = register
+        write_file(crl, revocations)
+        broker_files.write_access(self.broker_folder, register.identities.values())
+
+    def _issue_broker(self, now: datetime, days: int) -> None:
+        credentials = issue(self._authority, "broker", hosts=self._register.hosts, now=now, days=days)
+        write_file(self.broker_folder / broker_files.KEY_FILE, credentials.key)
+        write_file(self.broker_folder / broker_files.CERTIFICATE_FILE, credentials.certificate)
+
+
+def init_fleet(
+    folder: Path,
+    *,
+    hosts: Sequence[str],
+    shipped: Path,
+    broker_dir: str | None = None,
+    ports: Ports | None = None,
+    days: int = DEVICE_DAYS,
+) -> Fleet:
+    """Make a fleet: authority, broker's files, and the first manager.
+
+    Args:
+        folder: where; it must not hold a fleet.
+        hosts: names and addresses under which clients reach the broker; bundles use the first.
+        shipped: the folder with the shipped `mosquitto.conf` and `acl`.
+        broker_dir: where the broker's files will stand on its machine; default: where they are written now.
+        ports: where it listens; default: as shipped.
+        days: how long the broker's and the manager's certificates hold.
+
+    Raises:
+        FleetExistsError: there is a fleet already.
+        EnrolmentError: no host is named.
+    """
+    if not hosts:
+        raise EnrolmentError("say under which name devices reach the broker: --host broker.example.org")
+    make_folder(folder)
+    with lock(folder):
+        if (folder / REGISTER_FILE).exists() or (folder / CA_KEY_FILE).exists():
+            raise FleetExistsError(str(folder))
+        where = broker_dir or str((folder / BROKER_FOLDER).resolve())
+        _write_new(folder, Register(hosts=tuple(hosts), broker_dir=where, ports=ports or Ports()), shipped)
+    fleet = Fleet(folder)
+    fleet.renew_broker(days=days)
+    fleet.enrol(Wish(role=Role.MANAGER, name=FIRST_MANAGER, days=days))
+    return fleet
+
+
+def _write_new(folder: Path, register: Register, shipped: Path) -> None:
+    authority = make_authority(
+        f"fedops-mqtt fleet of {register.hosts[0]}"[:64], datetime.now(UTC).replace(microsecond=0)
+    )
+    broker = folder / BROKER_FOLDER
+    make_folder(broker)
+    config = (shipped / broker_files.CONFIG_FILE).read_text(encoding="utf-8")
+    write_file(broker / broker_files.CONFIG_FILE, broker_files.render_broker_config(config, register).encode())
+    write_file(broker / broker_files.ACL_FILE, (shipped / broker_files.ACL_FILE).read_bytes())
+    write_file(broker / broker_files.CA_FILE, authority.certificate)
+    write_file(folder / CA_KEY_FILE, authority.key)
+    write_file(folder / CA_CERTIFICATE_FILE, authority.certificate)
+    save_register(folder / REGISTER_FILE, register)
+
+
+def _check_wish(wish: Wish) -> str:
+    name = check_name(wish.role, wish.name)
+    for task in wish.tasks:
+        check_task_id(task)
+    if wish.role is Role.SERVER and len(wish.tasks) != 1:
+        raise EnrolmentError(f"an FL server speaks for one task: give {name} one --task")
+    if wish.role is Role.DEVICE and wish.hosts:
+        raise NameRefusedError(name, "a device listens for nobody: --host is for servers")
+    if wish.has_password and wish.hosts:
+        raise EnrolmentError(f"{name}: a password cannot serve TLS under a host name; leave out --password or --host")
+    return name
+
+
+def _any_name(name: str) -> str:
+    """Return the user name that somebody is enrolled under, from a MAC in any spelling too."""
+    try:
+        return check_name(Role.DEVICE, name)
+    except NameRefusedError:
+        return name

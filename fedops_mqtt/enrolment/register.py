@@ -1,0 +1,137 @@
+"""Who is enrolled: the fleet's register, a JSON file beside its keys. It holds no key and no password, only hashes."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fedops_mqtt.enrolment.errors import RegisterError, UnknownIdentityError
+from fedops_mqtt.enrolment.files import write_file
+from fedops_mqtt.enrolment.passwords import PasswordHash
+from fedops_mqtt.enrolment.roles import Role
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class IssuedCertificate(_Record):
+    """A certificate that somebody holds; the serial number is hexadecimal."""
+
+    serial: str
+    issued_at: datetime
+    not_after: datetime
+    revoked_at: datetime | None = None
+
+
+class EnrolledPassword(_Record):
+    """What the broker knows of a password; salt and hash are base64."""
+
+    salt: str
+    hash: str
+    iterations: int
+
+    @classmethod
+    def of(cls, made: PasswordHash) -> "EnrolledPassword":
+        """Return the record of a hash."""
+        return cls(salt=made.salt, hash=made.hash, iterations=made.iterations)
+
+    def as_hash(self) -> PasswordHash:
+        """Return the hash of a record."""
+        return PasswordHash(salt=self.salt, hash=self.hash, iterations=self.iterations)
+
+
+class Identity(_Record):
+    """Somebody who is, or was, enrolled. `name` is the user name at the broker; no tasks means every task."""
+
+    name: str
+    role: Role
+    tasks: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    certificates: tuple[IssuedCertificate, ...] = ()
+    password: EnrolledPassword | None = None
+    enrolled_at: datetime
+    revoked_at: datetime | None = None
+
+    @property
+    def is_revoked(self) -> bool:
+        """True when it was taken back."""
+        return self.revoked_at is not None
+
+    @property
+    def not_after(self) -> datetime | None:
+        """When its last good certificate expires; None for a password."""
+        return max((each.not_after for each in self.certificates if each.revoked_at is None), default=None)
+
+    def revoked(self, now: datetime, *, serials: Iterable[str]) -> "Identity":
+        """Return it with these certificates taken back; those taken back before keep their time."""
+        taken = set(serials)
+        certificates = tuple(
+            each.model_copy(update={"revoked_at": now}) if each.serial in taken and each.revoked_at is None else each
+            for each in self.certificates
+        )
+        return self.model_copy(update={"certificates": certificates})
+
+
+class Ports(_Record):
+    """Where the broker listens, by how clients say who they are."""
+
+    certificate: int = 8883
+    password: int = 8884
+    websockets: int = 9001
+
+
+class Register(_Record):
+    """The whole fleet. `broker_dir` is where the broker's files stand on the broker's machine."""
+
+    version: Literal[1] = 1
+    hosts: tuple[str, ...]
+    ports: Ports = Ports()
+    broker_dir: str
+    crl_number: int = 1
+    identities: dict[str, Identity] = {}
+
+    def __getitem__(self, name: str) -> Identity:
+        """Return an identity.
+
+        Raises:
+            UnknownIdentityError: there is none of this name.
+        """
+        if name not in self.identities:
+            raise UnknownIdentityError(name)
+        return self.identities[name]
+
+    def having(self, *changed: Identity) -> "Register":
+        """Return the register with these identities added or replaced."""
+        return self.model_copy(update={"identities": self.identities | {each.name: each for each in changed}})
+
+    def revoked_serials(self) -> dict[int, datetime]:
+        """Return when each certificate was taken back, by serial number."""
+        return {
+            int(each.serial, 16): each.revoked_at
+            for identity in self.identities.values()
+            for each in identity.certificates
+            if each.revoked_at is not None
+        }
+
+
+def load_register(path: Path) -> Register:
+    """Read a register.
+
+    Raises:
+        RegisterError: it is not one.
+        FileNotFoundError: there is none.
+    """
+    try:
+        return Register.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RegisterError(str(path), f"{where or 'the file'}: {first['msg']}") from error
+
+
+def save_register(path: Path, register: Register) -> None:
+    """Write a register in one step."""
+    write_file(path, register.model_dump_json(indent=2).encode() + b"\n")

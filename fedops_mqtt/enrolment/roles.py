@@ -1,0 +1,142 @@
+"""What each role may say and hear on the bus, as topic filters; ACL file and dynamic-security roles are made from this.
+
+What is not listed is denied. The base file (`broker-config/acl`) says the same of devices in patterns, once for all.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from fedops_mqtt.enrolment.errors import NameRefusedError
+from fedops_mqtt.protocol import Channel, check_task_id, level_to_mac, normalise_mac
+from fedops_mqtt.protocol.errors import IdentityError
+
+
+class Role(StrEnum):
+    """What an identity is for."""
+
+    DEVICE = "device"
+    MANAGER = "manager"
+    SERVER = "server"
+    DASHBOARD = "dashboard"
+    BRIDGE = "bridge"
+    """Speaks for many devices: the HTTP bridge for old FedOps clients, or a site's broker."""
+
+
+class Access(StrEnum):
+    """What a rule allows, in mosquitto's words."""
+
+    READ = "read"
+    WRITE = "write"
+    READWRITE = "readwrite"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One thing that is allowed."""
+
+    access: Access
+    topic_filter: str
+
+    @property
+    def can_read(self) -> bool:
+        """True where messages are delivered."""
+        return self.access is not Access.WRITE
+
+    @property
+    def can_write(self) -> bool:
+        """True where messages, last wills too, are taken."""
+        return self.access is not Access.READ
+
+
+BROKER_STATISTICS = "$SYS/broker/#"
+"""What mosquitto says of itself; the doctor looks there for dropped messages."""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_RESERVED = frozenset({"broker", "ca"})
+
+
+def check_name(role: Role, name: str) -> str:
+    """Return the user name that an identity has at the broker: a device's is its MAC with hyphens.
+
+    Raises:
+        NameRefusedError: it cannot be one, or would be taken for another role's.
+    """
+    if role is Role.DEVICE:
+        try:
+            return normalise_mac(name).replace(":", "-")
+        except IdentityError as error:
+            raise NameRefusedError(name, "a device is enrolled by its MAC, such as aa:bb:cc:dd:ee:ff") from error
+    if not _NAME.fullmatch(name):
+        raise NameRefusedError(name, "a name is 1 to 63 of a-z 0-9 . _ -, not beginning with a sign")
+    if name in _RESERVED or _is_mac(name):
+        raise NameRefusedError(name, "this name is a device's or the broker's own: choose another")
+    return name
+
+
+def rules_of(role: Role, name: str, tasks: Sequence[str]) -> list[Rule]:
+    """Return all that an identity may do. No tasks means every task."""
+    wanted = [check_task_id(task) for task in tasks] or ["+"]
+    match role:
+        case Role.DEVICE:
+            return [rule for task in wanted for rule in _device(task, name)]
+        case Role.BRIDGE:
+            return [rule for task in wanted for rule in _device(task, "+")] + [_read(Channel.MANAGER_STATUS.value)]
+        case Role.SERVER:
+            return [rule for task in wanted for rule in _server(task)]
+        case Role.DASHBOARD:
+            return [rule for task in wanted for rule in _dashboard(task)] + [_read(Channel.MANAGER_STATUS.value)]
+        case Role.MANAGER:
+            return _manager()
+
+
+def device_extras(tasks: Sequence[str]) -> list[Rule]:
+    """Return what a device may do beyond the patterns of the base ACL: hear of its task's FL server."""
+    return [_read(_topic(Channel.SERVER_STATUS, task)) for task in tasks or ["+"]]
+
+
+def _device(task: str, level: str) -> Iterable[Rule]:
+    yield Rule(Access.READWRITE, _topic(Channel.CLIENT_STATUS, task, level))
+    yield Rule(Access.WRITE, _topic(Channel.CLIENT_METRICS, task, level))
+    yield _read(_topic(Channel.CLIENT_START, task, level))
+    yield _read(_topic(Channel.CLIENT_STOP, task, level))
+    yield _read(_topic(Channel.SERVER_STATUS, task))
+
+
+def _server(task: str) -> Iterable[Rule]:
+    yield Rule(Access.READWRITE, f"fedops/v1/{task}/server/#")
+    yield _read(_topic(Channel.CLIENT_STATUS, task))
+
+
+def _dashboard(task: str) -> Iterable[Rule]:
+    yield _read(_topic(Channel.CLIENT_STATUS, task))
+    yield _read(_topic(Channel.CLIENT_METRICS, task))
+    yield _read(f"fedops/v1/{task}/server/#")
+    yield _read(_topic(Channel.RUN_STATUS, task))
+
+
+def _manager() -> list[Rule]:
+    written = (Channel.CLIENT_STATUS, Channel.CLIENT_START, Channel.CLIENT_STOP, Channel.RUN_STATUS)
+    return [
+        *(Rule(Access.WRITE, _topic(channel, "+")) for channel in written),
+        Rule(Access.WRITE, Channel.MANAGER_STATUS.value),
+        _read("fedops/v1/#"),
+        _read(BROKER_STATISTICS),
+    ]
+
+
+def _read(topic_filter: str) -> Rule:
+    return Rule(Access.READ, topic_filter)
+
+
+def _topic(channel: Channel, task: str, level: str = "+") -> str:
+    return channel.value.format(task_id=task, mac=level, run_id="+")
+
+
+def _is_mac(name: str) -> bool:
+    try:
+        level_to_mac(name)
+    except IdentityError:
+        return False
+    return True

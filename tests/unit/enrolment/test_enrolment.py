@@ -1,0 +1,210 @@
+"""A fleet's folder: who gets what, what the broker's files say of it, and who may read it."""
+
+import json
+import os
+import stat
+import tomllib
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from fedops_mqtt.bus.mosquitto import find_config
+from fedops_mqtt.enrolment import (
+    Access,
+    EnrolmentError,
+    Fleet,
+    FleetExistsError,
+    IdentityExistsError,
+    NameRefusedError,
+    NoFleetError,
+    Ports,
+    RegisterError,
+    Role,
+    UnknownIdentityError,
+    Wish,
+    init_fleet,
+    rules_of,
+)
+from fedops_mqtt.protocol import IdentityError
+from fedops_mqtt.settings import ClientSettings
+
+SHIPPED = find_config("mosquitto.conf").parent
+MAC = "02:00:00:00:00:01"
+LEVEL = "02-00-00-00-00-01"
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Fleet:
+    return init_fleet(tmp_path / "fleet", hosts=["broker.example.org", "10.0.0.5"], shipped=SHIPPED)
+
+
+def device(name: str = MAC, **wish: object) -> Wish:
+    return Wish(role=Role.DEVICE, name=name, **wish)  # type: ignore[arg-type]
+
+
+def broker_file(fleet: Fleet, name: str) -> str:
+    return (fleet.broker_folder / name).read_text()
+
+
+def revoked_serials(fleet: Fleet) -> set[int]:
+    crl = x509.load_pem_x509_crl((fleet.broker_folder / "crl.pem").read_bytes())
+    return {entry.serial_number for entry in crl}
+
+
+def test_everything_in_the_folder_is_for_its_owner_only(fleet: Fleet) -> None:
+    fleet.enrol(device())
+    for path in fleet.folder.rglob("*"):
+        wanted = 0o700 if path.is_dir() else 0o600
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0 or path.name == "bundles", path
+        assert path.is_dir() or stat.S_IMODE(path.stat().st_mode) == wanted, path
+
+
+def test_the_broker_configuration_names_files_that_are_there(fleet: Fleet) -> None:
+    named = [
+        line.split(" ", 1)[1]
+        for line in broker_file(fleet, "mosquitto.conf").splitlines()
+        if line.startswith(("password_file", "acl_file", "cafile", "certfile", "keyfile", "crlfile"))
+    ]
+    assert len(named) == 12
+    assert all(Path(each).is_file() for each in named)
+
+
+def test_a_broker_elsewhere_finds_its_files_where_the_shipped_configuration_has_them(tmp_path: Path) -> None:
+    made = init_fleet(tmp_path / "f", hosts=["b"], shipped=SHIPPED, broker_dir="/etc/mosquitto/fedops")
+    assert broker_file(made, "mosquitto.conf") == (SHIPPED / "mosquitto.conf").read_text()
+
+
+def test_other_ports_are_in_the_configuration_and_in_bundles(tmp_path: Path) -> None:
+    made = init_fleet(
+        tmp_path / "f", hosts=["b"], shipped=SHIPPED, ports=Ports(certificate=1, password=2, websockets=3)
+    )
+    listeners = [line for line in broker_file(made, "mosquitto.conf").splitlines() if line.startswith("listener")]
+    assert listeners == ["listener 1", "listener 2", "listener 3"]
+    assert 'broker = "mqtts://b:1"' in made.enrol(device()).read_text()
+    assert 'broker = "mqtts://b:2"' in made.enrol(device("02:00:00:00:00:02", has_password=True)).read_text()
+
+
+def test_a_device_bundle_is_all_that_its_daemon_needs(fleet: Fleet) -> None:
+    bundle = fleet.enrol(device(tasks=["digits"], app="my_task:app"))
+    said = tomllib.loads(bundle.read_text())
+    settings = ClientSettings(**said)
+    assert (settings.mac, settings.task_id, settings.app) == (MAC, "digits", "my_task:app")
+    assert settings.broker == "mqtts://broker.example.org:8883"
+    for name in ("broker_ca_file", "broker_cert_file", "broker_key_file", "line_ca_file"):
+        assert (bundle.parent / said[name]).is_file()
+
+
+def test_a_password_goes_into_the_bundle_and_only_its_hash_to_the_broker(fleet: Fleet) -> None:
+    bundle = fleet.enrol(Wish(role=Role.DASHBOARD, name="screen", has_password=True))
+    password = tomllib.loads(bundle.read_text())["broker_password"]
+    assert broker_file(fleet, "passwd").startswith("screen:$7$101$")
+    everything_else = [path for path in fleet.folder.rglob("*") if path.is_file() and path != bundle]
+    assert all(password.encode() not in path.read_bytes() for path in everything_else)
+
+
+def test_revoking_puts_all_certificates_on_the_list_and_denies_everything(fleet: Fleet) -> None:
+    fleet.enrol(device())
+    fleet.renew(MAC)
+    fleet.revoke("02:00:00:00:00:01".upper())
+    identity = fleet.register[LEVEL]
+    assert revoked_serials(fleet) == {int(each.serial, 16) for each in identity.certificates}
+    assert len(identity.certificates) == 2
+    assert f"user {LEVEL}\ntopic deny #" in broker_file(fleet, "acl")
+
+
+def test_revoking_a_password_takes_its_entry_out(fleet: Fleet) -> None:
+    fleet.enrol(Wish(role=Role.DASHBOARD, name="screen", has_password=True))
+    fleet.revoke("screen")
+    assert broker_file(fleet, "passwd") == ""
+
+
+def test_a_revoked_device_can_be_enrolled_again_and_its_old_certificate_stays_bad(fleet: Fleet) -> None:
+    fleet.enrol(device())
+    fleet.revoke(MAC)
+    bad = revoked_serials(fleet)
+    fleet.enrol(device(tasks=["digits"]))
+    assert revoked_serials(fleet) == bad
+    assert f"user {LEVEL}\ntopic read fedops/v1/digits/server/status" in broker_file(fleet, "acl")
+
+
+def test_renewing_leaves_the_old_certificate_good_until_it_is_taken_back(fleet: Fleet) -> None:
+    fleet.enrol(device())
+    fleet.renew(MAC)
+    assert revoked_serials(fleet) == set()
+    assert fleet.revoke_old(MAC) == 1
+    assert revoked_serials(fleet) == {int(fleet.register[LEVEL].certificates[0].serial, 16)}
+
+
+def test_rules_that_a_person_wrote_stay_in_the_acl(fleet: Fleet) -> None:
+    acl = fleet.broker_folder / "acl"
+    acl.write_text("user backup\ntopic read #\n" + acl.read_text())
+    fleet.enrol(device())
+    assert acl.read_text().startswith("user backup\ntopic read #\n")
+    assert acl.read_text().count(f"user {LEVEL}") == 1
+
+
+def test_the_register_is_the_same_for_whoever_opens_it(fleet: Fleet) -> None:
+    fleet.enrol(device())
+    assert Fleet(fleet.folder).list_identities() == fleet.list_identities()
+
+
+def test_two_who_enrol_at_once_lose_nobody(fleet: Fleet) -> None:
+    other = Fleet(fleet.folder)
+    fleet.enrol(device("02:00:00:00:00:01"))
+    other.enrol(device("02:00:00:00:00:02"))
+    assert set(Fleet(fleet.folder).register.identities) == {"manager", LEVEL, "02-00-00-00-00-02"}
+
+
+def test_a_register_that_is_broken_says_where(fleet: Fleet) -> None:
+    path = fleet.folder / "fleet.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"hosts": 3}))
+    with pytest.raises(RegisterError, match="hosts"):
+        Fleet(fleet.folder)
+
+
+def test_what_is_there_is_never_overwritten(fleet: Fleet) -> None:
+    key = (fleet.folder / "ca.key").read_bytes()
+    with pytest.raises(FleetExistsError):
+        init_fleet(fleet.folder, hosts=["b"], shipped=SHIPPED)
+    assert (fleet.folder / "ca.key").read_bytes() == key
+    with pytest.raises(IdentityExistsError, match="renew"):
+        fleet.enrol(Wish(role=Role.MANAGER, name="manager"))
+
+
+def test_errors_say_what_to_do(fleet: Fleet, tmp_path: Path) -> None:
+    with pytest.raises(NoFleetError, match="fleet init"):
+        Fleet(tmp_path / "nowhere")
+    with pytest.raises(UnknownIdentityError, match="fleet list"):
+        fleet.revoke("02:00:00:00:00:09")
+    with pytest.raises(EnrolmentError, match="--task"):
+        fleet.enrol(Wish(role=Role.SERVER, name="server-digits"))
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../x", "a b", "a:b", "+", "#", "aa-bb-cc-dd-ee-ff", "broker", "x" * 64])
+def test_names_that_would_open_another_door_are_refused(fleet: Fleet, name: str) -> None:
+    with pytest.raises(NameRefusedError):
+        fleet.enrol(Wish(role=Role.DASHBOARD, name=name))
+
+
+@pytest.mark.parametrize("task", ["+", "#", "a/b", "..", ""])
+def test_a_task_cannot_widen_a_rule(fleet: Fleet, task: str) -> None:
+    with pytest.raises(IdentityError):
+        fleet.enrol(device(tasks=[task]))
+
+
+@pytest.mark.parametrize("role", [Role.DEVICE, Role.SERVER, Role.DASHBOARD])
+def test_only_the_manager_and_who_speaks_for_devices_touches_starts(role: Role) -> None:
+    others = [rule for rule in rules_of(role, LEVEL, ["digits"]) if "/start" in rule.topic_filter]
+    assert [rule for rule in others if rule.can_write or LEVEL not in rule.topic_filter] == []
+
+
+def test_a_dashboard_writes_nothing() -> None:
+    assert {rule.access for rule in rules_of(Role.DASHBOARD, "screen", [])} == {Access.READ}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root writes into another user's folder")
+def test_what_root_writes_into_the_brokers_folder_belongs_to_the_broker(fleet: Fleet) -> None:
+    os.chown(fleet.broker_folder, 65534, 65534)
+    fleet.enrol(device())
+    assert (fleet.broker_folder / "acl").stat().st_uid == 65534
