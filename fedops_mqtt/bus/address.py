@@ -125,7 +125,19 @@ def make_tls_context(address: BrokerAddress, options: BusOptions) -> ssl.SSLCont
     except OSError as error:
         files = [str(file) for file in (options.ca_file, options.cert_file, options.key_file) if file]
         raise BrokerUrlError(str(address), f"cannot read {', '.join(files)}: {error}") from error
+    context.sslsocket_class = _ClosedOnFailure
     return context
+
+
+class _ClosedOnFailure(ssl.SSLSocket):
+    """Closes itself when its handshake fails: paho 2.2 forgets such a socket open, one for every attempt."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except OSError:
+            self.close()
+            raise
 
 
 @dataclass(slots=True, kw_only=True)

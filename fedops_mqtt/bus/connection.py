@@ -26,7 +26,7 @@ from fedops_mqtt.bus.events import BusEvent, Connected, Disconnected
 from fedops_mqtt.bus.inbox import Inbox
 from fedops_mqtt.bus.intake import Intake
 from fedops_mqtt.bus.session import Session, WillPacket, open_session
-from fedops_mqtt.bus.tasks import alongside
+from fedops_mqtt.bus.tasks import alongside, raise_if_cancelled
 from fedops_mqtt.protocol import Message, Topic, encode
 
 logger = logging.getLogger(__name__)
@@ -182,6 +182,7 @@ class Connection:
 
     async def _stay_connected(self) -> None:
         while True:
+            raise_if_cancelled()
             try:
                 await self._connect_once()
             except ConnectError as error:

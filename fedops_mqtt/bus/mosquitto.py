@@ -130,13 +130,14 @@ class Mosquitto:
         self._data_dir = data_dir
         self._is_log_shown = is_log_shown
         self._start_timeout_s = start_timeout_s
+        self._is_tls = False
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._process: asyncio.subprocess.Process | None = None
 
     @property
     def url(self) -> str:
         """Where clients connect."""
-        return f"mqtt://{self.host}:{self.port}"
+        return f"{'mqtts' if self._is_tls else 'mqtt'}://{self.host}:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -231,7 +232,9 @@ class Mosquitto:
             text = template.read_text(encoding="utf-8")
         except OSError as error:
             raise MosquittoError(f"cannot read its configuration {template}: {error}") from error
-        path.write_text(render_config(text, port=self.port, data_dir=data_dir, changes=changes), encoding="utf-8")
+        text = render_config(text, port=self.port, data_dir=data_dir, changes=changes)
+        self._is_tls = any(line.startswith("certfile ") for line in text.splitlines())
+        path.write_text(text, encoding="utf-8")
         return path
 
     def _open_log(self) -> IO[bytes]:
@@ -262,6 +265,8 @@ class Mosquitto:
         except OSError:
             return False
         try:
+            if self._is_tls:
+                return True
             writer.write(_CONNECT_311)
             async with asyncio.timeout(_ANSWER_TIMEOUT_S):
                 answer = await reader.read(1)

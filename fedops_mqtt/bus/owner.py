@@ -37,6 +37,9 @@ MakeGoodbye = Callable[[Stamp, str], StatusMessage]
 
 _NEVER = float("inf")
 
+_GOODBYE_TIMEOUT_S = 3.0
+"""For the last words together: a broker that hangs must not hold up an exit longer than a person waits."""
+
 
 def new_instance() -> str:
     """Return a name for this start of a process; newer ones sort after older ones, which decides between rivals."""
@@ -240,10 +243,11 @@ class StatusOwner:
         if self._make_goodbye is None or not connection.is_connected:
             return
         try:
-            if self._due_at != _NEVER:
-                await connection.publish(self.topic, self._make_snapshot(self.next_stamp()))
-            await connection.publish(self.topic, self._make_goodbye(self.next_stamp(), reason))
-        except BusError as error:
+            async with asyncio.timeout(_GOODBYE_TIMEOUT_S):
+                if self._due_at != _NEVER:
+                    await connection.publish(self.topic, self._make_snapshot(self.next_stamp()))
+                await connection.publish(self.topic, self._make_goodbye(self.next_stamp(), reason))
+        except (BusError, TimeoutError) as error:
             logger.warning("left without a goodbye", extra={"topic": str(self.topic), "problem": str(error)})
 
     def _take_epoch(self) -> int:

@@ -10,8 +10,8 @@ to readers of messages only; `paho.Client._sock_close`, because a failed or aban
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -33,6 +33,7 @@ from fedops_mqtt.bus.errors import (
     RefusedError,
     VersionError,
 )
+from fedops_mqtt.bus.tasks import raise_if_cancelled
 
 _REFUSED_FROM = 128
 """MQTT 5, 4.13: reason codes from 0x80 say no."""
@@ -140,22 +141,12 @@ class Session:
         """
         wanted: Any = [(each, SubscribeOptions(qos=1) if self.is_mqtt5 else 1) for each in filters]
         try:
-            granted = await self._client.subscribe(wanted, timeout=self._options.publish_timeout_s)
+            with _swallowed_cancellation():
+                granted = await self._client.subscribe(wanted, timeout=self._options.publish_timeout_s)
         except aiomqtt.MqttError as error:
             raise NotConnectedError(str(self._address)) from error
         answers = zip(filters, cast(list[ReasonCode], granted), strict=True)
         return [RefusedError(each, code.value, str(code)) for each, code in answers if code.value >= _REFUSED_FROM]
-
-    async def unsubscribe(self, filters: Sequence[str]) -> None:
-        """Stop receiving what these filters match.
-
-        Raises:
-            NotConnectedError: the connection went, or the broker did not answer in time.
-        """
-        try:
-            await self._client.unsubscribe(list(filters), timeout=self._options.publish_timeout_s)
-        except aiomqtt.MqttError as error:
-            raise NotConnectedError(str(self._address)) from error
 
     def _on_puback(self, _client: object, _userdata: object, mid: int, reason: ReasonCode, _properties: object) -> None:
         ack = self._acks.get(mid)
@@ -164,7 +155,9 @@ class Session:
 
     def _on_disconnected(self, disconnected: asyncio.Future[None]) -> None:
         error = None if disconnected.cancelled() else disconnected.exception()
-        self.end(str(error) if error else "closed")
+        is_told = isinstance(error, aiomqtt.MqttCodeError) and _code_of(error.rc) > _REFUSED_FROM
+        # Without a word from the broker paho says "unspecified error": nothing a person could act on.
+        self.end(str(error) if is_told else "the connection broke: the broker or the network went away")
 
 
 @asynccontextmanager
@@ -238,7 +231,8 @@ def _make_client(
 async def _connect(client: aiomqtt.Client, address: BrokerAddress, options: BusOptions) -> None:
     _notice_early_close(client)
     try:
-        await client.__aenter__()
+        with _swallowed_cancellation():
+            await client.__aenter__()
     except MqttConnectError as error:
         raise _refusal(error, address, options) from error
     except aiomqtt.MqttError as error:
@@ -247,6 +241,15 @@ async def _connect(client: aiomqtt.Client, address: BrokerAddress, options: BusO
         raise ConnectError(str(address), str(error)) from error
     except UnicodeError as error:
         raise ConnectError(str(address), f"not a host name ({error})") from error
+
+
+@contextmanager
+def _swallowed_cancellation() -> Iterator[None]:
+    """Around what aiomqtt waits for: let a cancellation through that `asyncio.wait_for` dropped."""
+    try:
+        yield
+    finally:
+        raise_if_cancelled()
 
 
 def _notice_early_close(client: aiomqtt.Client) -> None:
@@ -270,8 +273,8 @@ def _refusal(error: MqttConnectError, address: BrokerAddress, options: BusOption
     return ConnectError(broker, f"refused {error}")
 
 
-def _code_of(code: ReasonCode | int | None) -> int:
-    return int(code.value) if isinstance(code, ReasonCode) else int(code or 0)
+def _code_of(code: object) -> int:
+    return code.value if isinstance(code, ReasonCode) else code if isinstance(code, int) else 0
 
 
 async def _disconnect(client: aiomqtt.Client) -> None:

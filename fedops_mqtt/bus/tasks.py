@@ -23,3 +23,17 @@ async def alongside(work: Coroutine[object, object, None], *, name: str) -> Asyn
         if len(errors.exceptions) > 1:
             raise
         raise errors.exceptions[0] from None
+
+
+def raise_if_cancelled() -> None:
+    """Raise the cancellation of this task that a library has swallowed.
+
+    `asyncio.wait_for` up to Python 3.11 returns a result that comes together with a cancellation and drops the
+    latter (python/cpython#86296); a task that then goes on is waited for in vain. aiomqtt waits with it.
+
+    Raises:
+        CancelledError: this task has been cancelled.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

@@ -14,6 +14,7 @@ from bus_helpers import MAC, PATIENCE_S, QUICK, next_event, next_status, reader_
 from fedops_mqtt.bus import (
     Cleared,
     Connected,
+    ConnectError,
     Connection,
     CredentialsError,
     Disconnected,
@@ -140,6 +141,17 @@ async def test_a_wrong_password_is_said_once_and_waited_out(tmp_path: Path, capl
     assert "wrong" not in caplog.text.replace("wrong password", "")
 
 
+async def test_a_connection_can_be_left_at_any_moment_of_a_refusal(tmp_path: Path) -> None:
+    """A cancellation that meets the refusal must not get lost: `asyncio.wait_for` of Python 3.11 drops it."""
+    async with broker_with_password(tmp_path) as broker, asyncio.timeout(PATIENCE_S):
+        for num_steps in range(150):
+            attempts = Attempts(1)
+            async with Connection(broker.url, make_will=attempts.count, options=QUICK):
+                await attempts.are_enough.wait()
+                for _ in range(num_steps % 15):
+                    await asyncio.sleep(0.0002)
+
+
 @pytest.mark.parametrize("is_mqtt5", [True, False])
 async def test_the_right_password_is_taken(tmp_path: Path, is_mqtt5: bool) -> None:
     options = replace(QUICK, user="alice", password="right", is_mqtt5_tried=is_mqtt5)
@@ -242,6 +254,49 @@ async def test_a_subscription_added_later_is_there_after_a_reconnect(broker: Mos
         await next_event(reader, Connected)
         await reader.publish(topics.client_status(task_id, MAC), status(task_id))
         await next_status(reader, lambda said: said.task_id == task_id)
+
+
+async def test_a_broker_that_stops_answering_is_noticed_by_keep_alive(broker: Mosquitto) -> None:
+    async with reader_of(broker, options=replace(QUICK, keepalive_s=1)) as reader:
+        broker.pause()
+        assert "Keep alive timeout" in (await next_event(reader, Disconnected)).reason
+        broker.resume()
+        await next_event(reader, Connected)
+
+
+async def test_a_connect_under_way_can_be_left_at_once(broker: Mosquitto) -> None:
+    attempts = Attempts(1)
+    broker.pause()
+    async with asyncio.timeout(PATIENCE_S), Connection(broker.url, make_will=attempts.count, options=SLOW):
+        await attempts.are_enough.wait()
+    broker.resume()
+
+
+SLOW = replace(QUICK, connect_timeout_s=600.0)
+
+
+async def make_certificate(folder: Path, name: str) -> dict[str, str]:
+    """Make a certificate for 127.0.0.1 that is its own CA; return mosquitto's directives for it."""
+    cert, key = folder / f"{name}.pem", folder / f"{name}.key"
+    tool = await asyncio.create_subprocess_exec(
+        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+        "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1", "-out", str(cert), "-keyout", str(key),
+        stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    assert await tool.wait() == 0
+    return {"certfile": str(cert), "keyfile": str(key)}
+
+
+async def test_tls_with_the_right_ca_connects_and_with_another_says_why(tmp_path: Path) -> None:
+    changes = await make_certificate(tmp_path, "broker")
+    await make_certificate(tmp_path, "other")
+    async with Mosquitto(changes=changes) as broker:
+        assert broker.url.startswith("mqtts://")
+        async with reader_of(broker, options=replace(QUICK, ca_file=tmp_path / "broker.pem")) as reader:
+            assert reader.is_connected
+        async with Connection(broker.url, options=replace(QUICK, ca_file=tmp_path / "other.pem")) as stranger:
+            with pytest.raises(ConnectError, match="certificate verify failed"):
+                await stranger.wait_first_try()
 
 
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]

@@ -247,6 +247,18 @@ async def test_a_broker_that_was_never_there_does_not_hold_up_the_exit(task_id: 
             pass
 
 
+async def test_a_broker_that_hangs_does_not_hold_up_the_exit(broker: Mosquitto, task_id: str) -> None:
+    daemon = Daemon(task_id)
+    async with asyncio.timeout(PATIENCE_S):
+        async with daemon.on(broker.url):
+            assert await daemon.owner.flush(PATIENCE_S)
+            broker.pause()
+        broker.resume()
+    async with reader_of(broker, STATUSES) as reader:
+        # By its goodbye or, where the broker first finds the connection gone, by its will.
+        await next_status(reader, lambda said: said.status is OUT)
+
+
 async def test_a_retired_topic_stays_cleared(broker: Mosquitto, task_id: str) -> None:
     daemon = Daemon(task_id)
     async with daemon.on(broker.url):
