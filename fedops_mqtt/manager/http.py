@@ -111,6 +111,7 @@ async def serving(app: ASGIApp, listening: socket.socket) -> AsyncIterator[None]
         log_level="warning",
         access_log=False,
         lifespan="off",
+        ws="none",
         timeout_graceful_shutdown=SHUTDOWN_S,
         server_header=False,
     )

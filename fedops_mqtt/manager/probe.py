@@ -1,21 +1,22 @@
 """Is there life at an address? Any byte in answer to an HTTP request is; a stopped process accepts and says nothing."""
 
 import asyncio
+import time
 from contextlib import suppress
 
-PROBE_TIMEOUT_S = 5.0
-PROBE_TRIES = 3
-_BETWEEN_TRIES_S = 1.0
+TRIES = 3
+"""One may be lost to a full backlog, one to a busy machine."""
 
 
-async def line_answers(address: str, *, timeout_s: float = PROBE_TIMEOUT_S, tries: int = PROBE_TRIES) -> bool:
-    """Return whether a server's line at `host:port` answers, plain or TLS."""
+async def line_answers(address: str, *, within_s: float) -> bool:
+    """Return whether a server's line at `host:port`, plain or TLS, answers one of three tries within `within_s`."""
     host, _, port = address.rpartition(":")
-    for left in reversed(range(tries)):
-        if await _answers(host.strip("[]"), int(port), timeout_s):
+    share_s = within_s / TRIES
+    for _ in range(TRIES):
+        began = time.monotonic()
+        if await _answers(host.strip("[]"), int(port), share_s):
             return True
-        if left:
-            await asyncio.sleep(_BETWEEN_TRIES_S)
+        await asyncio.sleep(max(0.0, share_s - (time.monotonic() - began)))
     return False
 
 

@@ -112,7 +112,7 @@ class Servers:
             return
         self._probed_at[run_id] = now
         self._probing.add(run_id)
-        self._spawn(self._probe(run_id, run.launch, run.server.server_ip), f"probe-{run_id}")
+        self._spawn(self._probe(run_id, run.launch, run.server.server_ip, every_s), f"probe-{run_id}")
 
     def is_heard(self, run_id: str) -> None:
         """A server speaks on the bus: there is nothing to probe."""
@@ -198,9 +198,9 @@ class Servers:
         logger.info("FL server is gone", extra={"run_id": row.run_id, "launch": row.launch, "reason": reason})
         self._report(row.run_id, ServerExited(row.launch, reason))
 
-    async def _probe(self, run_id: str, launch: int, address: str) -> None:
+    async def _probe(self, run_id: str, launch: int, address: str, within_s: float) -> None:
         try:
-            if not await line_answers(address):
+            if not await line_answers(address, within_s=within_s):
                 self._report(run_id, ServerUnreachable(launch))
         finally:
             self._probing.discard(run_id)

@@ -1,0 +1,18 @@
+"""The house of every manager test."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from manager_parts import House
+
+from fedops_mqtt.bus import Mosquitto
+
+
+@pytest.fixture
+def house(broker: Mosquitto, task_id: str, tmp_path: Path) -> Iterator[House]:
+    built = House(broker=broker, task_id=task_id, folder=tmp_path)
+    built.write_tasks("min_clients = 2", "num_rounds = 3")
+    yield built
+    for left in built.servers():
+        left.kill()

@@ -1,0 +1,285 @@
+"""What the manager's tests are made of: a manager in this process or one of its own, devices, and a scripted server."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import psutil
+
+from fedops_mqtt.bus import BusOptions, Connection, MemoryEpochs, Mosquitto, Received, StatusOwner, new_instance
+from fedops_mqtt.bus.tasks import alongside
+from fedops_mqtt.core.client import Client, Identity, apply
+from fedops_mqtt.core.client_events import Event, Progressed, TrainingEnded
+from fedops_mqtt.core.client_status import last_will, snapshot
+from fedops_mqtt.core.fencing import Stamp
+from fedops_mqtt.manager import run_manager
+from fedops_mqtt.protocol import ClientStatus, Outcome, Phase, StartTrigger, StopTrigger, topics, utc_now
+from fedops_mqtt.settings import ManagerSettings
+
+PATIENCE_S = 20.0
+"""How long a test waits for what must come; generous, since a passing test never uses it up."""
+
+HERE = Path(__file__).parent
+A, B, C = (f"02:00:00:00:00:0{number}" for number in range(1, 4))
+QUICK = BusOptions(backoff_initial_s=0.02, backoff_max_s=0.1, connect_timeout_s=5.0, publish_timeout_s=5.0)
+
+QUICK_LIMITS = """
+trigger_answer_s = 5
+trigger_retry_s = 0.5
+server_start_s = 15
+join_s = 5
+close_grace_s = 0.5
+server_lost_s = 2
+"""
+
+
+async def until(ask: Callable[[], Awaitable[Any]], what: str = "what was waited for") -> Any:
+    """Ask again and again until the answer is true, and return it."""
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while not (answer := await ask()):  # noqa: ASYNC110 - what a manager says over HTTP is asked for
+                await asyncio.sleep(0.03)
+            return answer
+    except TimeoutError as error:
+        raise AssertionError(f"{what} did not come within {PATIENCE_S:g} s") from error
+
+
+@dataclass(kw_only=True)
+class Api:
+    """A manager's API as a test uses it."""
+
+    http: httpx.AsyncClient
+
+    async def get(self, path: str, **query: Any) -> Any:
+        answer = await self.http.get(f"/api/v1{path}", params=query)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    async def start(self, task_id: str, **wanted: Any) -> str:
+        answer = await self.http.post("/api/v1/runs", json={"task_id": task_id, **wanted})
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["run_id"])
+
+    async def run(self, run_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = await self.get(f"/runs/{run_id}")
+        return found
+
+    async def run_when(self, run_id: str, is_so: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+        async def look() -> dict[str, Any] | None:
+            run = await self.run(run_id)
+            return run if is_so(run) else None
+
+        run: dict[str, Any] = await until(look, f"run {run_id}")
+        return run
+
+    async def training(self, run_id: str, num_clients: int = 2) -> dict[str, Any]:
+        """Wait until so many clients train."""
+
+        def do_they(run: dict[str, Any]) -> bool:
+            return [each["status"] for each in run["clients"].values()] == ["training"] * num_clients
+
+        return await self.run_when(run_id, do_they)
+
+    async def ended(self, run_id: str) -> dict[str, Any]:
+        return await self.run_when(run_id, lambda run: run["outcome"] is not None)
+
+    async def events(self, run_id: str, kind: str) -> list[dict[str, Any]]:
+        return [row for row in (await self.get(f"/runs/{run_id}/events"))["items"] if row["kind"] == kind]
+
+
+@asynccontextmanager
+async def api_at(url: str, token: str | None = None) -> AsyncIterator[Api]:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=10) as http:
+        yield Api(http=http)
+
+
+@dataclass(kw_only=True)
+class House:
+    """A broker, a folder, a task with a scripted server."""
+
+    broker: Mosquitto
+    task_id: str
+    folder: Path
+
+    def write_tasks(self, *lines: str, limits: str = QUICK_LIMITS) -> None:
+        self.words.mkdir(exist_ok=True)
+        command = [sys.executable, str(HERE / "scripted_server.py"), str(self.words)]
+        ways = [f"command = {command!r}"] if not any(line.startswith(("command", "adopt")) for line in lines) else []
+        text = [f"[tasks.{self.task_id}]", *ways, *lines, f"[tasks.{self.task_id}.limits]", limits]
+        self.tasks_file.write_text("\n".join(text))
+
+    @property
+    def tasks_file(self) -> Path:
+        return self.folder / "tasks.toml"
+
+    @property
+    def words(self) -> Path:
+        """What the scripted server is told."""
+        return self.folder / "words"
+
+    def tell_server(self, word: str, text: str = "") -> None:
+        (self.words / word).write_text(text)
+
+    def take_back(self, word: str) -> None:
+        (self.words / word).unlink()
+
+    def servers(self) -> list[psutil.Process]:
+        """Return the FL servers of this test, whoever launched them."""
+        mine = str(self.words)
+        return [each for each in psutil.process_iter(["cmdline"]) if mine in (each.info["cmdline"] or ())]
+
+    def server(self) -> psutil.Process:
+        (only,) = self.servers()
+        return only
+
+    def settings(self, **changes: Any) -> ManagerSettings:
+        given = {
+            "broker": self.broker.url, "http": "127.0.0.1:0", "tasks_file": self.tasks_file,
+            "state_dir": self.folder / "state", "store": str(self.folder / "models"), "server_stop_grace_s": 3.0,
+            "backoff_initial_s": 0.02, "backoff_max_s": 0.1,
+        }  # fmt: skip
+        return ManagerSettings(**{**given, **changes})
+
+    @asynccontextmanager
+    async def managed(self, *, ends_servers: bool = True, **changes: Any) -> AsyncIterator[Api]:
+        """A manager in this process."""
+        stop, url = asyncio.Event(), asyncio.get_running_loop().create_future()
+        settings = self.settings(**changes)
+        life = run_manager(settings, ends_servers=ends_servers, on_ready=url.set_result, stop=stop)
+        async with AsyncExitStack() as stack:
+            manager = asyncio.create_task(life)
+            stack.push_async_callback(asyncio.wait, [manager])
+            stack.callback(stop.set)
+            await asyncio.wait((manager, url), return_when=asyncio.FIRST_COMPLETED)
+            assert url.done(), f"the manager ended with {manager.result()}"
+            token = settings.manager_token.get_secret_value() if settings.manager_token else None
+            yield await stack.enter_async_context(api_at(url.result(), token))
+        assert manager.result() == 0
+
+    @asynccontextmanager
+    async def device(self, mac: str = A, **changes: Any) -> AsyncIterator["Device"]:
+        async with Device(self.broker.url, self.task_id, mac, **changes).living() as device:
+            yield device
+
+
+class Device:
+    """A client daemon that trains nothing: the real client machine and the real owner of a status.
+
+    `is_deaf`: it takes no trigger. A trained run goes on until the test says `finishes`.
+    """
+
+    def __init__(self, url: str, task_id: str, mac: str, *, is_deaf: bool = False, heartbeat_s: float = 60.0) -> None:
+        self.url = url
+        self.mac = mac
+        self.is_deaf = is_deaf
+        self.starts: list[StartTrigger] = []
+        self.stops: list[StopTrigger] = []
+        self.client = Client(
+            identity=Identity(task_id=task_id, client_mac=mac, client_name="test", instance=new_instance())
+        )
+        self._heartbeat_s = heartbeat_s
+
+    @asynccontextmanager
+    async def living(self) -> AsyncIterator[Self]:
+        me = self.client.identity
+        self.owner = StatusOwner(
+            topic=topics.client_status(me.task_id, me.client_mac), instance=me.instance,
+            make_snapshot=self._say, make_will=self._say_will, make_goodbye=None,
+            epochs=MemoryEpochs(), heartbeat_s=self._heartbeat_s,
+        )  # fmt: skip
+        hears = [str(topics.client_start(me.task_id, self.mac)), str(topics.client_stop(me.task_id, self.mac))]
+        async with self.owner.on_bus(self.url, client_id=None, subscriptions=hears, options=QUICK) as bus:
+            await self.owner.flush(PATIENCE_S)
+            async with alongside(self._hear(bus), name=f"device-{self.mac}"):
+                yield self
+
+    def happens(self, event: Event) -> None:
+        self.client = apply(self.client, event).client
+        self.owner.update()
+
+    def finishes(self, outcome: Outcome = Outcome.FINISHED, reason: str | None = None) -> None:
+        mine = self.client.facts.in_hand
+        assert mine is not None
+        self.happens(TrainingEnded(run_id=mine.run_id, attempt=mine.attempt, outcome=outcome, reason=reason))
+
+    async def _hear(self, bus: Connection) -> None:
+        while True:
+            for event in await bus.drain():
+                message = event.message if isinstance(event, Received) else None
+                if isinstance(message, StartTrigger) and not self.is_deaf:
+                    self.starts.append(message)
+                    self.happens(message)
+                    if self.client.facts.in_hand:
+                        self.happens(Progressed(phase=Phase.TRAINING, round=1))
+                elif isinstance(message, StopTrigger):
+                    self.stops.append(message)
+                    self.happens(message)
+                    if self.client.facts.in_hand:
+                        self.finishes(Outcome.STOPPED, "stopped")
+
+    def _say(self, stamp: Stamp) -> ClientStatus:
+        said = snapshot(self.client, epoch=stamp.epoch, seq=stamp.seq, at=utc_now(), agent={})
+        return said.model_copy(update={"heartbeat_s": self._heartbeat_s})
+
+    def _say_will(self, stamp: Stamp) -> ClientStatus:
+        return last_will(self.client.identity, epoch=stamp.epoch, seq=stamp.seq, at=utc_now())
+
+
+@dataclass(kw_only=True)
+class ManagerProcess:
+    """A manager as a process, to be killed."""
+
+    process: asyncio.subprocess.Process
+    url: str
+    lines: list[str] = field(default_factory=list)
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    async def gone(self) -> int:
+        async with asyncio.timeout(PATIENCE_S):
+            return await self.process.wait()
+
+
+async def start_manager_process(house: House, *, waits: bool = True) -> ManagerProcess:
+    """Start a manager of its own; it says `ready URL`, or what it waits for."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(HERE / "manager_program.py"), house.settings().model_dump_json(),
+        stdout=asyncio.subprocess.PIPE, limit=2**20,
+    )  # fmt: skip
+    manager = ManagerProcess(process=process, url="")
+    if waits:
+        await hear(manager, "ready")
+    return manager
+
+
+async def hear(manager: ManagerProcess, word: str) -> str:
+    """Wait until a manager process says a line that begins with `word`."""
+    assert manager.process.stdout is not None
+    async with asyncio.timeout(PATIENCE_S):
+        while line := (await manager.process.stdout.readline()).decode().strip():
+            manager.lines.append(line)
+            if line.startswith("ready "):
+                manager.url = line.removeprefix("ready ")
+            if line.startswith(word):
+                return line
+    raise AssertionError(f"the manager never said {word!r}, only {manager.lines}")
+
+
+@asynccontextmanager
+async def manager_process(house: House, *, waits: bool = True) -> AsyncIterator[ManagerProcess]:
+    manager = await start_manager_process(house, waits=waits)
+    try:
+        yield manager
+    finally:
+        if manager.process.returncode is None:
+            with suppress(ProcessLookupError):
+                manager.process.send_signal(signal.SIGTERM)
+        await manager.process.communicate()

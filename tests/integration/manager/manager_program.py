@@ -1,0 +1,17 @@
+"""A manager as a process: `manager_program.py SETTINGS_AS_JSON`; says `ready URL` when it leads."""
+
+import asyncio
+import logging
+import sys
+
+from fedops_mqtt.manager import run_manager
+from fedops_mqtt.settings import ManagerSettings
+
+
+def say(sentence: str) -> None:
+    print(sentence, flush=True)
+
+
+logging.basicConfig(level="INFO", stream=sys.stderr)
+settings = ManagerSettings.model_validate_json(sys.argv[1])
+sys.exit(asyncio.run(run_manager(settings, say=say, on_ready=lambda url: say(f"ready {url}"))))

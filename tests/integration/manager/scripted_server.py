@@ -1,0 +1,111 @@
+"""A small FL server program for the manager's tests: it speaks on the bus, and does what it is told through files.
+
+It trains nothing: its line is a socket that answers. `{folder}/{word}` says what to do: `finish`, `fail`, `mute`.
+"""
+
+import asyncio
+import os
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedops_mqtt.bus import BusOptions, Connection, MemoryEpochs, NotConnectedError, StatusOwner, new_instance
+from fedops_mqtt.core.fencing import Stamp
+from fedops_mqtt.protocol import (
+    Channel,
+    ClientStatus,
+    MemberCondition,
+    ServerClient,
+    ServerCondition,
+    ServerMetrics,
+    ServerStatus,
+    filter_for,
+    topics,
+    utc_now,
+)
+from fedops_mqtt.settings import ServerSettings
+
+
+@dataclass
+class Words:
+    status: ServerCondition = ServerCondition.STARTING
+    reason: str | None = None
+    server_ip: str | None = None
+
+
+async def main(folder: Path) -> int:
+    settings = ServerSettings()
+    assert settings.task_id is not None
+    if (folder / "crash").exists():
+        print("Traceback: it crashed on purpose", flush=True)
+        return 3
+    run_id = settings.run_id or f"by-hand-{os.getpid()}"
+    words, clients, instance = Words(), dict[str, ServerClient](), new_instance()
+
+    def say(stamp: Stamp) -> ServerStatus:
+        return ServerStatus(
+            instance=instance, epoch=stamp.epoch, seq=stamp.seq, at=utc_now(), heartbeat_s=settings.heartbeat_s,
+            status=words.status, reason=words.reason, task_id=settings.task_id, run_id=run_id,
+            launch=settings.launch, server_ip=words.server_ip, round=1, num_rounds=settings.num_rounds or 1,
+            gl_model=4, metrics={"accuracy": 0.5}, clients=dict(clients),
+        )  # fmt: skip
+
+    def say_out(stamp: Stamp) -> ServerStatus:
+        out = {"status": ServerCondition.SERVER_OUT, "reason": "lost", "server_ip": None}
+        return say(stamp).model_copy(update=out)
+
+    owner = StatusOwner(
+        topic=topics.server_status(settings.task_id), instance=instance, make_snapshot=say, make_will=say_out,
+        make_goodbye=None, epochs=MemoryEpochs(), heartbeat_s=settings.heartbeat_s,
+    )  # fmt: skip
+    hears = [filter_for(Channel.CLIENT_STATUS, settings.task_id)]
+    options = BusOptions.from_settings(settings)
+    line = await asyncio.start_server(answer, "127.0.0.1", 0)
+    host, port = line.sockets[0].getsockname()
+    async with line, owner.on_bus(settings.broker, client_id=None, subscriptions=hears, options=options) as bus:
+        words.status, words.server_ip = ServerCondition.READY, f"{host}:{port}"
+        owner.update()
+        while True:
+            await hear(bus, run_id, clients, words, owner)
+            if (folder / "mute").exists():
+                line.close()
+                await asyncio.Event().wait()
+            for name, status in (("finish", ServerCondition.FINISHED), ("fail", ServerCondition.FAILED)):
+                if (folder / name).exists():
+                    metrics = ServerMetrics(
+                        task_id=settings.task_id, run_id=run_id, launch=settings.launch, round=1,
+                        metrics={"accuracy": 0.5}, at=utc_now(),
+                    )  # fmt: skip
+                    with suppress(NotConnectedError):
+                        await bus.publish(topics.server_metrics(settings.task_id), metrics)
+                    words.status, words.reason = status, (folder / name).read_text() or None
+                    owner.update()
+                    await owner.flush(10)
+                    return 0
+
+
+async def hear(
+    bus: Connection, run_id: str, clients: dict[str, ServerClient], words: Words, owner: StatusOwner
+) -> None:
+    """Whoever says that it trains our run has joined."""
+    for event in await bus.drain(0.02):
+        message = getattr(event, "message", None)
+        if isinstance(message, ClientStatus) and message.run and message.run.run_id == run_id:
+            told = ServerClient(status=MemberCondition.TRAINING, attempt=message.run.attempt, round=1)
+            if clients.get(message.client_mac) != told:
+                clients[message.client_mac] = told
+                words.status = ServerCondition.RUNNING
+                owner.update()
+
+
+async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError):
+        await reader.readline()
+        writer.write(b"HTTP/1.1 404 Not Found\r\nConnection: close\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main(Path(sys.argv[1]))))
