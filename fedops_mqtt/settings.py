@@ -1,18 +1,19 @@
 """Every knob once, with its unit, default and reason; the only reader of the environment.
 
-Each class reads `FEDOPS_MQTT_<FIELD>`; a value given by keyword (an option, a file) outweighs the environment.
-Everything else in the package takes plain keyword-only values and never looks at the environment itself.
+A value comes from the file that `FEDOPS_MQTT_CONFIG` names, from `FEDOPS_MQTT_<FIELD>`, or by keyword (an option), the
+later outweighing the earlier. Everything else in the package takes plain keyword-only values and never looks itself.
 """
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import platformdirs
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from fedops_mqtt.protocol import AnyMacAddress, TaskId
+from fedops_mqtt.settings_file import FileSource
 
 Seconds = Annotated[float, Field(gt=0)]
 HttpAddress = Annotated[str, Field(pattern=r"^\S*:\d{1,5}$")]
@@ -21,6 +22,8 @@ HttpAddress = Annotated[str, Field(pattern=r"^\S*:\d{1,5}$")]
 LogLevel = Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR")]
 
 ENV_PREFIX = "FEDOPS_MQTT_"
+CONFIG_VARIABLE = "FEDOPS_MQTT_CONFIG"
+"""Names the settings file; the option `--config` does the same."""
 
 
 def default_state_dir() -> Path:
@@ -38,8 +41,40 @@ def inherited_environment() -> dict[str, str]:
     return dict(os.environ)
 
 
+def config_file() -> Path | None:
+    """Return the settings file that the environment names."""
+    path = os.environ.get(CONFIG_VARIABLE)
+    return Path(path) if path else None
+
+
+def use_config_file(path: Path) -> None:
+    """Name the settings file of this process, and of the one it becomes."""
+    os.environ[CONFIG_VARIABLE] = str(path.resolve())
+
+
+def origin_of(field: str) -> str:
+    """Return where a field's value comes from, for a message about it, when no option gives it."""
+    variable = f"{ENV_PREFIX}{field.upper()}"
+    path = config_file()
+    return f"environment variable {variable}" if path is None or variable in os.environ else f"{path}: {field}"
+
+
 class _Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)
+    file_table: ClassVar[str | None] = None
+    """Which table of the settings file is read; None: its top."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Put the settings file below the environment."""
+        return init_settings, env_settings, FileSource(settings_cls, config_file(), cls.file_table)
 
 
 class BusSettings(_Settings):
@@ -89,6 +124,7 @@ class ClientSettings(BusSettings):
 class RunLimits(_Settings):
     """How long each part of a run may take before it counts as failed."""
 
+    file_table = "limits"
     trigger_answer_s: Annotated[float, Field(gt=0, description="a triggered client answers within this")] = 30.0
     trigger_retry_s: Annotated[float, Field(gt=0, description="an unanswered trigger is said again after this")] = 5.0
     server_start_s: Annotated[float, Field(gt=0, description="a launched server is ready within this")] = 60.0

@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings
 
 from fedops_mqtt.cli.fatal import FatalError
 from fedops_mqtt.core.exit_codes import ExitCode
+from fedops_mqtt.settings import CONFIG_VARIABLE, origin_of, use_config_file
 
 Settings = TypeVar("Settings", bound=BaseSettings)
 
@@ -35,12 +36,19 @@ def takes_settings(model: type[Settings]) -> Callable[[Callable[..., None]], Cal
         options = dict(_options_of(model))
         own = list(inspect.signature(verb).parameters.values())[1:]
 
+        takes_file = CONFIG_OPTION not in map(option_name, model.model_fields)
+
         @wraps(verb)
         def with_options(**given: Any) -> None:
+            file = given.pop(_CONFIG_PARAMETER, None)
+            if file is not None:
+                use_config_file(file)
             said = {name: given.pop(name) for name in options}
             verb(make_settings(model, {name: value for name, value in said.items() if value is not None}), **given)
 
-        parameters = [*(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own), *options.values()]
+        file_option = [_config_parameter()] if takes_file else []
+        own_options = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
+        parameters = [*own_options, *file_option, *options.values()]
         with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return with_options
@@ -53,7 +61,7 @@ def make_settings(model: type[Settings], given: Mapping[str, Any]) -> Settings:
 
     Raises:
         UsageError: an option has a value that its setting does not allow.
-        FatalError: an environment variable has.
+        FatalError: an environment variable or the settings file has.
     """
     top = {name: value for name, value in given.items() if name in model.model_fields}
     try:
@@ -61,7 +69,7 @@ def make_settings(model: type[Settings], given: Mapping[str, Any]) -> Settings:
             top[name] = nested(**{field: given[field] for field in nested.model_fields if field in given})
         return model(**top)
     except ValidationError as error:
-        raise _explain(error, given, _prefix_of(model)) from error
+        raise _explain(error, given) from error
 
 
 def secrets_of(model: type[BaseSettings]) -> list[str]:
@@ -75,6 +83,9 @@ def environment_of(model: type[BaseSettings]) -> list[str]:
     variables = [_prefix_of(model) + name.upper() for name in own]
     return variables + [each for _, nested in _nested(model) for each in environment_of(nested)]
 
+
+CONFIG_OPTION = "--config"
+_CONFIG_PARAMETER = "settings_file"
 
 _SPELLED = {
     "tasks_file": "--tasks",
@@ -107,6 +118,13 @@ def _parameter(name: str, field: FieldInfo, prefix: str) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=annotation)
 
 
+def _config_parameter() -> inspect.Parameter:
+    text = f"TOML file with settings; environment and options outweigh it [env: {CONFIG_VARIABLE}]"
+    option = typer.Option(None, CONFIG_OPTION, help=text, show_default=False, exists=True, dir_okay=False)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(_CONFIG_PARAMETER, kind, default=option, annotation=Path | None)
+
+
 def _describe_default(field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True, validated_data={})
     return "" if default is None else f"; default: {f'{default:g}' if isinstance(default, float) else default}"
@@ -134,11 +152,11 @@ def _prefix_of(model: type[BaseSettings]) -> str:
     return str(model.model_config.get("env_prefix", ""))
 
 
-def _explain(error: ValidationError, given: Mapping[str, Any], prefix: str) -> Exception:
+def _explain(error: ValidationError, given: Mapping[str, Any]) -> Exception:
     """Return the error for the first wrong value; the value itself stays out, it may be a password."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     field = str(first["loc"][0]) if first["loc"] else ""
     problem = first["msg"].removeprefix("Value error, ")
     if field in given:
         return UsageError(f"{option_name(field)}: {problem}")
-    return FatalError(f"environment variable {prefix}{field.upper()}: {problem}", ExitCode.CONFIG)
+    return FatalError(f"{origin_of(field)}: {problem}", ExitCode.CONFIG)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from fedops_mqtt.settings import ENV_PREFIX
+from fedops_mqtt.settings import CONFIG_VARIABLE, ENV_PREFIX
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,13 @@ _MAX_REASON = 2000
 
 _START_TIME_SLACK_S = 0.05
 """psutil reckons a start time from boot time and clock ticks of 10 ms."""
+
+
+_MANAGERS_OWN = frozenset({CONFIG_VARIABLE, f"{ENV_PREFIX}MANAGER_TOKEN", f"{ENV_PREFIX}DATABASE_URL"})
+"""What an FL server, which runs its user's code, is not told."""
+
+_BROKER_VARIABLES = f"{ENV_PREFIX}BROKER"
+"""With this begins every variable that says where the broker is and who we are to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,18 +173,26 @@ def write_secret(path: Path, secret: bytes) -> None:
 
 
 def child_environment(
-    inherited: Mapping[str, str], said: Mapping[str, object], own: Mapping[str, str]
+    inherited: Mapping[str, str],
+    said: Mapping[str, object],
+    own: Mapping[str, str],
+    *,
+    settings_file: Path | None = None,
 ) -> dict[str, str]:
     """Return a server's environment: what the manager has, what it says (by setting name), what the task adds.
 
-    `python` on its PATH is the manager's own.
+    `python` on its PATH is the manager's own. The manager's settings file is not the server's; a server that has one
+    takes how to reach the broker from there, and gets no credentials of the manager's.
     """
-    environment = dict(inherited)
+    environment = {name: value for name, value in inherited.items() if name not in _MANAGERS_OWN}
     bin_folder = str(Path(sys.executable).parent)
     environment["PATH"] = os.pathsep.join((bin_folder, environment.get("PATH", os.defpath)))
     for name, value in said.items():
         if value is not None:
             environment[f"{ENV_PREFIX}{name.upper()}"] = str(value)
+    if settings_file is not None:
+        environment = {name: value for name, value in environment.items() if not name.startswith(_BROKER_VARIABLES)}
+        environment[CONFIG_VARIABLE] = str(settings_file.resolve())
     environment.update(own)
     return environment
 

@@ -214,7 +214,7 @@ class Servers:
             "launch": launch,
             "run_secret_file": self._secret_file(run.run_id),
             "join": spec.join,
-            "listen": config.listen,
+            "listen": config.listen if config.config is None or "listen" in config.model_fields_set else None,
             "advertise": config.advertise,
             "num_rounds": spec.num_rounds,
             "min_clients": spec.min_clients,
@@ -227,7 +227,9 @@ class Servers:
             launch=launch,
             command=(*launcher.command_of(config.command, config.module), *config.args),
             cwd=folder / (config.cwd or ""),
-            environment=launcher.child_environment(self._inherited, own, config.env),
+            environment=launcher.child_environment(
+                self._inherited, own, config.env, settings_file=folder / config.config if config.config else None
+            ),
             log_path=self._folder / "runs" / run.run_id / f"server-{launch}.log",
         )
 

@@ -50,7 +50,8 @@ class TaskConfig(_Table):
 
     `command` is a list of arguments, `module` is run with the manager's own Python; with neither the server is started
     by somebody else, and `adopt` says that its announcement begins a run. `join` is `open` where clients that come
-    later join a run that goes on. `cwd` is relative to the tasks file.
+    later join a run that goes on. `cwd` and `config` are relative to the tasks file. `config` is the server's own
+    settings file, its bundle: with it the server gets none of the manager's credentials.
     """
 
     command: tuple[str, ...] | None = None
@@ -58,6 +59,7 @@ class TaskConfig(_Table):
     args: tuple[str, ...] = ()
     cwd: Path | None = None
     env: dict[str, str] = {}
+    config: Path | None = None
     num_rounds: Annotated[int, Field(ge=1)] = 3
     min_clients: Annotated[int, Field(ge=1)] = 2
     join: Literal["invited", "open"] = "invited"

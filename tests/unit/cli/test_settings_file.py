@@ -1,0 +1,92 @@
+"""Settings in layers: file, then environment, then options, and what is said about a file that is wrong or exposed."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from fedops_mqtt.cli.entry import run
+from fedops_mqtt.cli.options import make_settings
+from fedops_mqtt.core.exit_codes import ExitCode
+from fedops_mqtt.settings import ClientSettings, ManagerSettings, ServerSettings
+from fedops_mqtt.settings_file import SettingsFileError, exposed_files
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "bundle.toml"
+    path.write_text('client_name = "from-file"\nheartbeat_s = 7\ntask_id = "digits"\n')
+    path.chmod(0o600)
+    monkeypatch.setenv("FEDOPS_MQTT_CONFIG", str(path))
+    return path
+
+
+def test_a_file_outweighs_the_default(file: Path) -> None:
+    assert ClientSettings().heartbeat_s == 7
+
+
+def test_the_environment_outweighs_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDOPS_MQTT_CLIENT_NAME", "from-environment")
+    assert ClientSettings().client_name == "from-environment"
+
+
+def test_an_option_outweighs_both(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDOPS_MQTT_CLIENT_NAME", "from-environment")
+    made = make_settings(ClientSettings, {"client_name": "from-option"})
+    assert (made.client_name, made.heartbeat_s) == ("from-option", 7)
+
+
+def test_paths_are_relative_to_the_file(file: Path) -> None:
+    file.write_text('broker_ca_file = "ca.crt"\nbroker_key_file = "/elsewhere/key"\n')
+    made = ClientSettings()
+    assert (made.broker_ca_file, made.broker_key_file) == (file.parent / "ca.crt", Path("/elsewhere/key"))
+
+
+def test_limits_of_a_run_are_a_table(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_text("[limits]\nround_s = 5\njoin_s = 6\n")
+    monkeypatch.setenv("FEDOPS_MQTT_JOIN_S", "9")
+    limits = make_settings(ManagerSettings, {}).limits
+    assert (limits.round_s, limits.join_s) == (5, 9)
+
+
+def test_one_file_may_serve_two_roles(file: Path) -> None:
+    file.write_text('task_id = "digits"\nnum_rounds = 3\nclient_name = "x"\n')
+    assert ServerSettings().num_rounds == 3
+    assert ClientSettings().client_name == "x"
+
+
+@pytest.mark.parametrize("text", ['brokr = "x"', "[limit]\nround_s = 5", "[limits]\nround = 5", "broker ="])
+def test_a_typing_mistake_in_a_file_is_an_error(file: Path, text: str) -> None:
+    file.write_text(text)
+    with pytest.raises(SettingsFileError, match="settings file"):
+        ManagerSettings()
+
+
+def test_a_file_that_is_not_there_is_an_error(file: Path) -> None:
+    file.unlink()
+    with pytest.raises(SettingsFileError, match="No such file"):
+        ClientSettings()
+
+
+def test_a_wrong_value_is_reported_with_the_file_it_stands_in(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text("keepalive_s = 0\n")
+    with pytest.raises(ValidationError):
+        ClientSettings()
+    assert run(["client", "--config", str(file)]) == ExitCode.CONFIG
+    assert f"{file}: keepalive_s" in capsys.readouterr().err
+
+
+def test_a_file_with_a_secret_that_others_can_read_is_named(file: Path) -> None:
+    file.write_text('broker_password = "secret"\n')
+    assert exposed_files(ClientSettings(), file) == []
+    file.chmod(0o640)
+    assert exposed_files(ClientSettings(), file) == [file]
+
+
+def test_a_file_without_secrets_may_be_read_by_others_but_a_key_may_not(file: Path) -> None:
+    key = file.parent / "client.key"
+    key.write_text("key")
+    key.chmod(0o644)
+    file.write_text('broker_key_file = "client.key"\n')
+    file.chmod(0o644)
+    assert exposed_files(ClientSettings(), file) == [key]
