@@ -190,7 +190,7 @@ def import_path_of(fl_task: object) -> str:
     places = list(_places_of(fl_task))
     if not places:
         raise AppPathError(fl_task, "no loaded module has it as an attribute")
-    importable = [place for place in places if not place.startswith("__main__:")]
+    importable = [place for place in places if not _is_started_script(place.partition(":")[0])]
     if not importable:
         raise AppPathError(fl_task, "it stands in the script that was started, which would be started a second time")
     return min(importable, key=len)
@@ -201,6 +201,11 @@ def _places_of(fl_task: object) -> Iterator[str]:
         for name, value in list(vars(module).items()) if hasattr(module, "__dict__") else ():
             if value is fl_task:
                 yield f"{module_name}:{name}"
+
+
+def _is_started_script(module_name: str) -> bool:
+    """Return whether a module is the script, under whichever name (multiprocessing gives it a second one)."""
+    return sys.modules.get(module_name) is sys.modules["__main__"]
 
 
 def _import_paths() -> tuple[str, ...]:

@@ -181,14 +181,20 @@ def _digest(content: EncodedContent) -> bytes:
 
 
 class Keeping:
-    """A ClientApp whose `Context.state` is kept after every message."""
+    """A ClientApp whose `Context.state` is kept after every message, and whose failure is remembered."""
 
     def __init__(self, app: Callable[[Message, Context], Message], kept: KeptState) -> None:
         self._app = app
         self._kept = kept
+        self.failure: str | None = None
+        """What the app raised; the server may end the run before it has read that."""
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer a message; the state is kept also when the app is killed in the next."""
-        reply = self._app(message, context)
+        try:
+            reply = self._app(message, context)
+        except (Exception, SystemExit) as error:
+            self.failure = f"{type(error).__name__}: {error}"
+            raise
         self._kept.save(context.state)
         return reply

@@ -17,7 +17,7 @@ from fedops_mqtt.client.pipe import EndedReport, Job, MetricsReport, PhaseReport
 from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.keeper import RunEnd
 from fedops_mqtt.line.runner import Answered, Joined, LineRunner, Progress, make_context
-from fedops_mqtt.protocol import MetricsKind, Phase, Transport
+from fedops_mqtt.protocol import MetricsKind, Outcome, Phase, Transport
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ class Training:
         self._server_ip, self._launch = job.server_ip, job.launch
         self._stop_reason: str | None = None
         self._bytes = (0, 0)
+        self._app: Keeping | None = None
+        self._run_id: str | None = None
         self._wandb = _wandb_of(job)
 
     def run(self) -> EndedReport:
@@ -53,7 +55,8 @@ class Training:
         except (LineConfigError, ValueError) as error:
             return failed(str(error))
         kept = KeptState(self._job.state_folder / "context.bin")
-        return _report_of(runner.run(_as_app(Keeping(app, kept)), partial(self._context, kept.load())))
+        self._app = Keeping(app, kept)
+        return self._report_of(runner.run(_as_app(self._app), partial(self._context, kept.load())))
 
     def close(self) -> int:
         """Finish what runs beside the training; returns the exit status."""
@@ -135,8 +138,6 @@ class Training:
         self._run_id = joined.run_id
         return context
 
-    _run_id: str | None = None
-
     def _progress(self, progress: Progress) -> None:
         self._bytes = (progress.bytes_in, progress.bytes_out)
         self._reporter.phase(
@@ -160,12 +161,15 @@ class Training:
 
     def _end(self, end: RunEnd) -> None:
         """The run is over for us, perhaps while the app still computes for nobody: report now, leave soon."""
-        self._reporter.ended(_report_of(end))
+        self._reporter.ended(self._report_of(end))
         leave_soon(self.close)
 
-
-def _report_of(end: RunEnd) -> EndedReport:
-    return EndedReport(outcome=None if end.is_rejected else end.outcome, reason=end.reason or None)
+    def _report_of(self, end: RunEnd) -> EndedReport:
+        """An app that raised has failed, also where the server completed the run without its answer."""
+        failure = self._app.failure if self._app else None
+        if failure is not None and end.outcome is Outcome.FINISHED:
+            return failed(failure)
+        return EndedReport(outcome=None if end.is_rejected else end.outcome, reason=end.reason or None)
 
 
 def _as_app(keeping: Keeping) -> ClientApp:

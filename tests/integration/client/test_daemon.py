@@ -2,15 +2,17 @@
 
 import asyncio
 import time
+from contextlib import suppress
 from itertools import pairwise
 
+import aiomqtt
 import pytest
 from conftest import SECRET, Operator, RunDaemon, ServeFl
 
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.client.daemon import Daemon
 from fedops_mqtt.client.journal import DaemonRunningError
-from fedops_mqtt.protocol import Answer, ClientCondition, ClientStatus, Outcome, Phase
+from fedops_mqtt.protocol import Answer, ClientCondition, ClientStatus, Outcome, Phase, topics
 
 
 async def test_a_trigger_leads_to_training_and_its_end_is_told(
@@ -202,3 +204,61 @@ async def test_a_second_daemon_of_the_same_identity_is_told_who_holds_it(
     second = Daemon(daemon.settings)
     with pytest.raises(DaemonRunningError, match="already serves task"):
         await second.run()
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"not json",
+        b'{"run_id": 1}',
+        b"x" * 10_000_000,
+        b'{"run_id":"r1","attempt":1,"launch":1,"term":1,"task_id":"TASK","client_mac":"02:00:00:00:00:99",'
+        b'"server_ip":"127.0.0.1:1","at":"2026-01-01T00:00:00Z"}',
+        b'{"run_id":"r1","attempt":1,"launch":1,"term":1,"task_id":"TASK","client_mac":"02:00:00:00:00:01",'
+        b'"server_ip":"127.0.0.1:1","transport":"pigeon","at":"2026-01-01T00:00:00Z"}',
+    ],
+    ids=["not json", "wrong type", "10 MB", "another mac", "unknown transport"],
+)
+async def test_a_bad_trigger_is_dropped_and_the_next_is_obeyed(
+    run_daemon: RunDaemon, operator: Operator, broker: Mosquitto, payload: bytes
+) -> None:
+    daemon = await run_daemon(join_limit_s=1)
+    await operator.until_condition(ClientCondition.ONLINE)
+    topic = str(topics.client_start(operator.task_id, operator.mac))
+    await publish_raw(broker, topic, payload.replace(b"TASK", operator.task_id.encode()))
+    await operator.trigger("127.0.0.1:1", run_id="good")
+    answered = await operator.until(lambda status: status.last_trigger is not None)
+    assert _answered(answered) == "good"
+    assert {answer.run_id for answer in daemon.client.facts.answers} == {"good"}
+
+
+async def test_a_retained_trigger_is_not_obeyed(run_daemon: RunDaemon, operator: Operator, broker: Mosquitto) -> None:
+    topic = str(topics.client_start(operator.task_id, operator.mac))
+    stale = (
+        f'{{"run_id":"stale","attempt":1,"launch":1,"term":1,"task_id":"{operator.task_id}",'
+        f'"client_mac":"{operator.mac}","server_ip":"127.0.0.1:1","at":"2026-01-01T00:00:00Z"}}'
+    )
+    await publish_raw(broker, topic, stale.encode(), is_retained=True)
+    await run_daemon(join_limit_s=1)
+    await operator.until_condition(ClientCondition.ONLINE)
+    await operator.trigger("127.0.0.1:1", run_id="good")
+    answered = await operator.until(lambda status: status.last_trigger is not None)
+    assert _answered(answered) == "good"
+
+
+async def publish_raw(broker: Mosquitto, topic: str, payload: bytes, *, is_retained: bool = False) -> None:
+    """Publish bytes that our own code would not send; a broker that limits their size throws us out instead."""
+    with suppress(aiomqtt.MqttError):
+        async with aiomqtt.Client(broker.host, broker.port) as raw:
+            await raw.publish(topic, payload, qos=1, retain=is_retained)
+
+
+async def test_a_clients_numbers_wait_for_a_broker_that_is_away(
+    run_daemon: RunDaemon, operator: Operator, serve_fl: ServeFl, broker: Mosquitto
+) -> None:
+    await run_daemon(app="fl_apps:busy", backoff_initial_s=0.1, backoff_max_s=0.2)
+    await operator.until_condition(ClientCondition.ONLINE)
+    await operator.trigger(await serve_fl("line", "r1", SECRET.hex(), "2"))
+    await operator.until(lambda status: status.run is not None and status.run.phase is Phase.TRAINING)
+    await broker.restart()
+    await operator.until(lambda status: _has_finished(status, "r1") and bool(operator.metrics))

@@ -185,6 +185,21 @@ async def test_a_broker_that_is_not_there_is_said_once_and_waited_for(
     assert await daemon.end(signal.SIGTERM) == ExitCode.OK
 
 
+async def test_a_wrong_password_is_said_once_with_what_to_check_and_never_shown(
+    spawn_daemon: SpawnDaemon, tmp_path: Path
+) -> None:
+    passwords = tmp_path / "passwords"
+    tool = await asyncio.create_subprocess_exec("mosquitto_passwd", "-b", "-c", str(passwords), "pi", "right")
+    assert await tool.wait() == 0
+    async with Mosquitto(changes={"allow_anonymous": "false", "password_file": str(passwords)}) as guarded:
+        daemon = await spawn_daemon(broker=guarded.url, broker_user="pi", broker_password="hunter2", backoff_max_s=0.1)
+        line = await daemon.until_log("cannot use the broker")
+        assert "user 'pi' is refused" in line
+        assert "check user name and password" in line
+        assert await daemon.end(signal.SIGTERM) == ExitCode.OK
+    assert "hunter2" not in "".join(daemon.log)
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [

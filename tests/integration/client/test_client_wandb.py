@@ -1,0 +1,77 @@
+"""Weights & Biases: rounds are logged beside the training; slow, broken or absent, it never touches it."""
+
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import SECRET, MakeJob, ServeFl
+from test_client_fl import Trial
+
+from fedops_mqtt.client.client_wandb import WandbLog
+from fedops_mqtt.client.pipe import WandbOptions
+from fedops_mqtt.protocol import Outcome
+
+
+class Run:
+    """What the log needs of a wandb run."""
+
+    def __init__(self) -> None:
+        self.logged: list[tuple[dict[str, float], int]] = []
+        self.is_finished = False
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.logged.append((values, step))
+
+    def finish(self) -> None:
+        self.is_finished = True
+
+
+def test_rounds_are_logged_in_order_and_the_run_is_finished() -> None:
+    run = Run()
+    log = WandbLog(lambda: run)
+    for step in range(3):
+        log.log({"loss": 1.0 / (step + 1)}, step)
+    assert log.close(10)
+    assert [step for _, step in run.logged] == [0, 1, 2]
+    assert run.is_finished
+
+
+def test_a_wandb_that_fails_is_said_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> Run:
+        raise ConnectionError("no network")
+
+    log = WandbLog(broken)
+    log.log({"loss": 1.0}, 1)
+    assert log.close(10)
+    assert "wandb failed" in caplog.text
+
+
+def test_a_wandb_that_hangs_neither_blocks_nor_fills_the_memory() -> None:
+    release = threading.Event()
+
+    def hanging() -> Run:
+        release.wait(30)
+        return Run()
+
+    log = WandbLog(hanging)
+    for step in range(5000):
+        log.log({"loss": 1.0}, step)
+    assert log._waiting.qsize() <= 1000
+    assert not log.close(0.05)
+    release.set()
+
+
+async def test_wandb_in_its_offline_mode_writes_the_run(
+    serve_fl: ServeFl, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    server_ip = await serve_fl("line", "r1", SECRET.hex(), "2")
+    trial = Trial(make_job(server_ip=server_ip, wandb=WandbOptions(project="p", name="pi-v0")))
+    assert (await trial.run()).outcome is Outcome.FINISHED
+    assert len(written_in(tmp_path)) == 1
+
+
+def written_in(folder: Path) -> list[Path]:
+    return list(folder.glob("wandb/offline-run-*/*.wandb"))
