@@ -43,28 +43,28 @@ def main(mark: str, temporary: Path, models: Path) -> None:
         _remove_if_empty(models.parent)
 
 
-def end_marked(mark: str, *, is_hurried: Callable[[], bool], grace_s: float = _GRACE_S) -> None:
+def end_marked(mark: str, *, is_hurried: Callable[[], bool], name: str = MARK, grace_s: float = _GRACE_S) -> None:
     """Ask every marked process to end, and kill those that do not; also those that are born meanwhile."""
     asked: set[int] = set()
     deadline = time.monotonic() + grace_s
-    while (left := list(marked(mark))) and time.monotonic() < deadline and not is_hurried():
+    while (left := list(marked(mark, name))) and time.monotonic() < deadline and not is_hurried():
         for process in left:
             if process.pid not in asked:
                 asked.add(process.pid)
                 _signal(process, signal.SIGTERM)
         time.sleep(_LOOK_S)
     deadline = time.monotonic() + _KILL_S
-    while (left := list(marked(mark))) and time.monotonic() < deadline:
+    while (left := list(marked(mark, name))) and time.monotonic() < deadline:
         for process in left:
             _signal(process, signal.SIGKILL)
         time.sleep(_LOOK_S)
 
 
-def marked(mark: str) -> Iterator[psutil.Process]:
-    """Yield the living processes that carry a mark."""
+def marked(mark: str, name: str = MARK) -> Iterator[psutil.Process]:
+    """Yield the living processes that carry a mark in the variable `name`."""
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(name) == mark and process.status() != psutil.STATUS_ZOMBIE:
                 yield process
         except (psutil.Error, OSError):
             continue  # gone meanwhile, or another user's

@@ -32,6 +32,8 @@ _START_S = 90.0
 """Until everybody is online: Python starts once a client, and a small machine has two cores for all of them."""
 _ANSWER_S = 15.0
 _RUN_LIMIT_S = 1800.0
+_LINGER_S = 1.0
+"""Of the FL server, which has its setting from the manager's environment: on one machine nobody is far away."""
 _INTERRUPTED = 128 + signal.SIGINT
 
 
@@ -128,6 +130,7 @@ class Demo:
             state_dir=self.processes.folder / "manager",
             store=self.processes.models,
             run_s=_RUN_LIMIT_S,
+            linger_s=_LINGER_S,
         )
         for number in range(self.options.num_clients):
             await self._start_client(number, broker)
@@ -205,6 +208,8 @@ class Demo:
         }
 
     def _say_result(self, run: Record, result: Record, what_next: str) -> None:
+        if run["outcome"] != RunOutcome.COMPLETED:
+            print(f"fedops-mqtt demo: the run ended as {run['outcome']}: {run['reason']}", file=sys.stderr)
         if self.options.is_json:
             print(json.dumps(result), flush=True)
             return
@@ -227,7 +232,7 @@ async def _ask(asking: Awaitable[httpx.Response]) -> Record:
 
 def _tell(run: Record, result: Record) -> list[str]:
     if run["outcome"] != RunOutcome.COMPLETED:
-        return [f"The run ended as {run['outcome']}: {run['reason']}"]
+        return [f"The run did not complete: {run['reason']}"]
     delay = result["trigger_to_training_ms"] or {"p50": 0.0, "max": 0.0}
     return [
         f"The run completed: {result['rounds']} rounds with {result['clients']} clients in {result['seconds']:g} s, "

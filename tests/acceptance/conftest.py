@@ -1,0 +1,26 @@
+"""Processes as users start them, around a real broker."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from yard import Site, Yard, observing
+
+from fedops_mqtt.bus import Mosquitto
+
+
+@pytest.fixture
+async def yard(tmp_path: Path) -> AsyncIterator[Yard]:
+    """Starts processes; none of them outlives the test."""
+    yard = Yard(tmp_path)
+    try:
+        yield yard
+    finally:
+        await yard.clear_up()
+
+
+@pytest.fixture
+async def site(yard: Yard, broker: Mosquitto, task_id: str) -> AsyncIterator[Site]:
+    """A broker and an observer of one task."""
+    async with observing(broker.url, task_id) as observer:
+        yield Site(yard, broker.url, task_id, observer)

@@ -1,0 +1,217 @@
+"""The installed command as processes: started with captured output, waited for under a timeout, cleared up by mark."""
+
+import asyncio
+import os
+import re
+import signal
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+
+import fedops_mqtt
+from fedops_mqtt.bus.tasks import alongside
+from fedops_mqtt.cli.picture import Picture
+from fedops_mqtt.cli.watch import feed
+from fedops_mqtt.core.fleet import ClientView
+from fedops_mqtt.demo.keeper import end_marked, marked
+from fedops_mqtt.protocol import ClientCondition, RunStatus
+
+HERE = Path(__file__).parent
+COMMAND = Path(sys.executable).with_name("fedops-mqtt")
+MARK = "FEDOPS_TEST"
+"""Environment variable that every process of a test inherits."""
+TIMEOUT_S = 60.0
+POLL_S = 0.02
+
+
+class Installed:
+    """One process; what it says goes to files, so that nothing blocks and everything can be read later."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process, folder: Path) -> None:
+        self.name = name
+        self.process = process
+        self._folder = folder
+
+    @property
+    def stdout(self) -> str:
+        return (self._folder / f"{self.name}.out").read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        return (self._folder / f"{self.name}.err").read_text(encoding="utf-8", errors="replace")
+
+    async def until_said(self, pattern: str, *, timeout_s: float = TIMEOUT_S) -> re.Match[str]:
+        """Wait for a line on stdout or stderr that the pattern matches."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            found = re.search(pattern, self.stdout, re.MULTILINE) or re.search(pattern, self.stderr, re.MULTILINE)
+            if found:
+                return found
+            assert time.monotonic() < deadline, f"{self.name} never said {pattern!r}:\n{self.stdout}\n{self.stderr}"
+            assert self.process.returncode is None, f"{self.name} ended:\n{self.stdout}\n{self.stderr}"
+            await asyncio.sleep(POLL_S)
+
+    async def wait(self, *, timeout_s: float = TIMEOUT_S) -> int:
+        async with asyncio.timeout(timeout_s):
+            return await self.process.wait()
+
+    async def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return await self.wait()
+
+
+class Yard:
+    """Starts processes of one test; leaves none."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.mark = uuid.uuid4().hex
+        self._started: list[Installed] = []
+
+    async def start(self, *arguments: str, command: Path | str = COMMAND, **settings: object) -> Installed:
+        """Start `fedops-mqtt ARGUMENTS`; settings go through its environment."""
+        name = f"{len(self._started) + 1}-{arguments[0] if arguments else 'process'}".replace("/", "_")
+        said = {f"FEDOPS_MQTT_{setting.upper()}": str(value) for setting, value in settings.items()}
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("FEDOPS_")}
+        with (self.folder / f"{name}.out").open("wb") as out, (self.folder / f"{name}.err").open("wb") as err:
+            process = await asyncio.create_subprocess_exec(
+                str(command),
+                *arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                cwd=HERE,
+                env={**inherited, MARK: self.mark, "PYTHONUNBUFFERED": "1", **said},
+                start_new_session=True,
+            )
+        self._started.append(Installed(name, process, self.folder))
+        return self._started[-1]
+
+    async def run(self, *arguments: str, timeout_s: float = TIMEOUT_S, **settings: object) -> Installed:
+        """Start a verb and wait for its end."""
+        process = await self.start(*arguments, **settings)
+        await process.wait(timeout_s=timeout_s)
+        return process
+
+    async def clear_up(self) -> None:
+        """Kill what is left; a demo's keeper is given the time for its own work."""
+        for started in self._started:
+            if started.process.returncode is None:
+                started.process.kill()
+                await started.wait()
+        keepers = [each for each in marked(self.mark, MARK) if "fedops_mqtt.demo.keeper" in each.cmdline()]
+        await asyncio.to_thread(psutil.wait_procs, keepers, TIMEOUT_S)
+        await asyncio.to_thread(end_marked, self.mark, is_hurried=lambda: True, name=MARK)
+        assert not list(marked(self.mark, MARK))
+
+
+class Observer:
+    """What a dashboard would know, and a way to wait for it."""
+
+    def __init__(self, picture: Picture, task_id: str) -> None:
+        self.picture = picture
+        self.task_id = task_id
+        self._news = asyncio.Event()
+
+    def note(self, _: object) -> None:
+        self._news.set()
+
+    async def until(self, is_true: Callable[[], bool], *, timeout_s: float = TIMEOUT_S) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not is_true():
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError as error:
+            raise AssertionError(f"it never came to that; known: {list(self.picture.records())}") from error
+
+    def client(self, mac: str) -> ClientView | None:
+        return self.picture.fleet.client(self.task_id, mac)
+
+    async def until_client(self, mac: str, *conditions: ClientCondition, **waiting: float) -> ClientView:
+        """Wait until a client says one of these."""
+        await self.until(lambda: (view := self.client(mac)) is not None and view.status.status in conditions, **waiting)
+        view = self.client(mac)
+        assert view is not None
+        return view
+
+    async def until_run(self, run_id: str, is_true: Callable[[RunStatus], bool], **waiting: float) -> RunStatus:
+        runs = self.picture.fleet.runs
+        await self.until(lambda: run_id in runs and is_true(runs[run_id].status), **waiting)
+        return runs[run_id].status
+
+    async def until_ended(self, run_id: str, **waiting: float) -> RunStatus:
+        return await self.until_run(run_id, lambda run: run.outcome is not None, **waiting)
+
+
+@asynccontextmanager
+async def observing(url: str, task_id: str) -> AsyncIterator[Observer]:
+    observer = Observer(Picture(), task_id)
+    async with (
+        fedops_mqtt.connect(url) as bus,
+        alongside(feed(bus, task_id, observer.picture, observer.note), name="observer"),
+    ):
+        yield observer
+
+
+class Site:
+    """A broker, a task, and the processes of one test around them."""
+
+    def __init__(self, yard: Yard, broker: str, task_id: str, observer: Observer) -> None:
+        self.yard = yard
+        self.broker = broker
+        self.task_id = task_id
+        self.observer = observer
+        self.manager_url = ""
+
+    async def start_client(self, mac: str, app: str = "fedops_mqtt.demo:client_app", **settings: object) -> Installed:
+        level = mac.replace(":", "-")
+        fields = {"broker": self.broker, "task_id": self.task_id, "app": app, "mac": mac, "heartbeat_s": 5}
+        return await self.yard.start("client", **fields, state_dir=self.yard.folder / level, **settings)
+
+    async def start_clients(self, count: int, app: str = "fedops_mqtt.demo:client_app") -> dict[str, Installed]:
+        """Start clients and wait until all are online."""
+        macs = [f"02:00:00:00:01:{number:02x}" for number in range(1, count + 1)]
+        clients = {
+            mac: await self.start_client(mac, app, num_partition=number, num_partitions=count)
+            for number, mac in enumerate(macs)
+        }
+        for mac in macs:
+            await self.observer.until_client(mac, ClientCondition.ONLINE)
+        return clients
+
+    async def start_manager(self, *, module: str = "fedops_mqtt.demo.server", **settings: object) -> Installed:
+        """Start a manager and wait until it leads."""
+        tasks = self.yard.folder / "tasks.toml"
+        args = settings.pop("server_args", ())
+        tasks.write_text(f'[tasks.{self.task_id}]\nmodule = "{module}"\nargs = {list(args)}\n')
+        manager = await self.yard.start(
+            "manager",
+            broker=self.broker,
+            tasks_file=tasks,
+            http="127.0.0.1:0",
+            state_dir=self.yard.folder / "manager",
+            store=self.yard.folder / "models",
+            heartbeat_s=5,
+            **settings,
+        )
+        self.manager_url = (await manager.until_said(r"API at (\S+)")).group(1)
+        return manager
+
+    async def start_run(self, *options: str) -> str:
+        """Start a run with the verb `start` and return its id."""
+        started = await self.yard.run("start", self.task_id, "--manager", self.manager_url, *options)
+        assert started.process.returncode == 0, started.stderr
+        return started.stdout.split()[0]
+
+    async def ask(self, path: str) -> dict[str, object]:
+        async with httpx.AsyncClient(base_url=self.manager_url, timeout=TIMEOUT_S, trust_env=False) as api:
+            answer = await api.get(f"/api/v1{path}")
+            answer.raise_for_status()
+            return dict(answer.json())
