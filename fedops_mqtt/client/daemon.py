@@ -25,12 +25,12 @@ from fedops_mqtt.bus import (
 )
 from fedops_mqtt.client.client_api import ClientManagerAPI, ClientServerAPI
 from fedops_mqtt.client.client_utils import get_hostname, get_mac_address, view_of
-from fedops_mqtt.client.http_shim import make_shim, serving
+from fedops_mqtt.client.http_shim import allowed_servers, door_rules, make_shim, serving
 from fedops_mqtt.client.journal import Journal, identity_dir, identity_lock
 from fedops_mqtt.client.metrics import MetricsSender
 from fedops_mqtt.client.pipe import EndedReport, MetricsReport, PhaseReport
 from fedops_mqtt.client.strays import sweep
-from fedops_mqtt.client.trainer import Scalar, Trainer
+from fedops_mqtt.client.trainer import MakeTrainer, Scalar, Trainer
 from fedops_mqtt.client.training import mark_of
 from fedops_mqtt.core import client as core
 from fedops_mqtt.core.client import Client, Identity, Step
@@ -81,6 +81,8 @@ class ClientConfigError(ValueError):
 class Daemon:
     """One client. `run` it once; `start` and `leave` may be called while it runs, in its loop.
 
+    `make_trainer` makes what trains, from `Trainer`'s arguments; `agent` is added to what the status says under it.
+
     Raises:
         ClientConfigError: a setting that a client needs is missing.
         NoMacAddressError: no MAC is set and this machine has none.
@@ -93,14 +95,18 @@ class Daemon:
         *,
         import_paths: Sequence[str] = (),
         run_config: Mapping[str, Scalar] | None = None,
+        make_trainer: MakeTrainer = Trainer,
+        agent: Mapping[str, str] | None = None,
     ) -> None:
         self.settings = settings
+        self._agent = {**_AGENT, **(agent or {})}
         self.identity = _identity_of(settings)
         self._folder = identity_dir(settings.state_dir, self.identity.task_id, self.identity.client_mac)
         self._client = Client(identity=self.identity)
         self._client_id = _client_id_of(settings, self.identity)
         self._step_lock = asyncio.Lock()
         self._told_to_leave = asyncio.Event()
+        self._leave_reason: str | None = None
         self._phase: PhaseReport | None = None
         self._phase_news = asyncio.Event()
         self._training_news = asyncio.Event()
@@ -110,7 +116,7 @@ class Daemon:
         self.server_api = ClientServerAPI(self, self.leave)
         self.http_address: str | None = None
         """Where the HTTP shim listens, once it does."""
-        self._trainer = Trainer(
+        self._trainer = make_trainer(
             identity=self.identity,
             settings=settings,
             folder=self._folder,
@@ -149,8 +155,9 @@ class Daemon:
             async with self._on_bus() as bus, self._on_http():
                 await self._live(bus)
 
-    def leave(self) -> None:
-        """End the daemon: what trains is interrupted, then it says client-out."""
+    def leave(self, reason: str | None = None) -> None:
+        """End the daemon: what trains is interrupted, then it says client-out, with `reason` or how it came to end."""
+        self._leave_reason = reason or self._leave_reason
         self._told_to_leave.set()
 
     async def start(self, start: StartTrigger | LocalStart) -> Verdict:
@@ -320,13 +327,13 @@ class Daemon:
                 await self.manager_api.get_train_out(ended.reason)
 
     def _snapshot(self, stamp: Stamp) -> ClientStatus:
-        return snapshot(self._client, epoch=stamp.epoch, seq=stamp.seq, at=utc_now(), agent=_AGENT)
+        return snapshot(self._client, epoch=stamp.epoch, seq=stamp.seq, at=utc_now(), agent=self._agent)
 
     def _will(self, stamp: Stamp) -> ClientStatus:
         return last_will(self.identity, epoch=stamp.epoch, seq=stamp.seq, at=utc_now())
 
     def _goodbye(self, stamp: Stamp, reason: str) -> ClientStatus:
-        self._client = core.apply(self._client, Left(reason=reason)).client
+        self._client = core.apply(self._client, Left(reason=self._leave_reason or reason)).client
         try:
             self._journal.save(self._client.facts)
         except OSError as error:

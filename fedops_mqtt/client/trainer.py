@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from fedops_mqtt.client.pipe import EndedReport, Job, MetricsReport, PhaseReport, WandbOptions
 from fedops_mqtt.client.training import Training, TrainingOptions
@@ -12,6 +13,40 @@ from fedops_mqtt.protocol import utc_now
 from fedops_mqtt.settings import ClientSettings
 
 Scalar = bool | int | float | str | None
+
+
+class AnyTrainer(Protocol):
+    """What a daemon needs of whatever trains: `Trainer`, or the bridge's, which has a FedOps client do it."""
+
+    def start(self, start: StartTraining, group: asyncio.TaskGroup) -> None:
+        """Start a training as a task of `group`."""
+        ...
+
+    def steer(self, action: Reaim | StopTraining) -> None:
+        """Pass a change of address or a stop on."""
+        ...
+
+    async def wait_idle(self) -> None:
+        """Wait until nothing trains and the end of the last training was taken in."""
+        ...
+
+
+class MakeTrainer(Protocol):
+    """Makes what trains; called once, by the daemon."""
+
+    def __call__(
+        self,
+        *,
+        identity: Identity,
+        settings: ClientSettings,
+        folder: Path,
+        import_paths: Sequence[str],
+        run_config: Mapping[str, Scalar],
+        on_report: Callable[[PhaseReport | MetricsReport], None],
+        on_ended: Callable[[EndedReport], Awaitable[None]],
+    ) -> AnyTrainer:
+        """Return a trainer for this client."""
+        ...
 
 
 class Trainer:
