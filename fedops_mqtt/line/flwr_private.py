@@ -10,6 +10,9 @@ Used here, all of flwr 1.41:
 - `Message(content=… | error=…, metadata=…)`: accepted at run time, not among the public overloads.
 - `flwr.compat.client.app.start_client_internal`: `flwr.client.start_client` takes no ClientApp, this does.
 - `flwr.common.constant`: `ErrorCode`, `SUPERLINK_NODE_ID`, `SType`.
+- `flwr.compat.common.recorddict_compat`: what classic strategies say in a record, and classic clients in a message.
+- `flwr.server.superlink.fleet.grpc_bidi.grpc_server.start_grpc_server`: the gRPC half of `start_server` without its
+  rounds; `bound_address` of what it returns says the port.
 """
 
 from collections.abc import Callable
@@ -18,6 +21,7 @@ from typing import Any, cast
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.metadata import Metadata
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode, SType
+from flwr.compat.common import recorddict_compat as legacy_records
 from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -29,9 +33,11 @@ __all__ = [
     "Metadata",
     "Run",
     "RunNotRunningException",
+    "legacy_records",
     "make_message",
     "make_run",
     "run_classic_client",
+    "serve_classic",
     "set_identity",
     "stamp",
 ]
@@ -40,6 +46,9 @@ SERVER_NODE_ID: int = SUPERLINK_NODE_ID
 CLIENT_APP_RAISED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 NODE_UNAVAILABLE: int = ErrorCode.NODE_UNAVAILABLE
 NUMPY_STYPE: str = SType.NUMPY
+
+_CLASSIC_KEEPALIVE_MS = 10_000
+"""A host that vanished is noticed within half a minute; Flower's default is three and a half."""
 
 _TASK_ID = 1
 """What `start_grid` uses for callers outside SuperLink."""
@@ -90,3 +99,20 @@ def run_classic_client(*, app: Callable[[Message, Context], Message], server_add
         root_certificates=ca,
         insecure=ca is None,
     )
+
+
+def serve_classic(*, client_manager: Any, address: str) -> tuple[Any, int]:
+    """Listen for classic gRPC clients at `host:port` (0: any port); returns the `grpc.Server` and its port.
+
+    Raises:
+        OSError: the address is taken, or none of this machine's.
+    """
+    from flwr.server.superlink.fleet.grpc_bidi.grpc_server import start_grpc_server
+
+    try:
+        server = start_grpc_server(
+            client_manager=client_manager, server_address=address, keepalive_time_ms=_CLASSIC_KEEPALIVE_MS
+        )
+    except (SystemExit, RuntimeError) as error:  # flwr exits where the port is taken, gRPC raises where it cannot bind
+        raise OSError(f"cannot listen for classic clients on {address}") from error
+    return server, int(str(server.bound_address).rpartition(":")[2])

@@ -1,0 +1,199 @@
+"""A classic Flower server for exactly one FedOps client, and the app that passes messages through it to that client.
+
+To the line it is an ordinary ClientApp; to the old client it is the gRPC server that `getPort` named. Weights only pass
+through: nothing is kept, and nothing of the client's code runs here.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from flwr import common
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.server import SimpleClientManager
+from flwr.server.client_proxy import ClientProxy
+
+from fedops_mqtt.line import flwr_private
+from fedops_mqtt.line.flwr_private import legacy_records
+
+logger = logging.getLogger(__name__)
+
+_CLOSE_S = 1.0
+"""An RPC that is still open is given this long when the door closes."""
+
+Metrics = dict[str, int | float | list[int] | list[float]]
+"""What a MetricRecord holds."""
+
+
+class RelayError(RuntimeError):
+    """A message cannot be passed on to the FedOps client, or its answer not back."""
+
+
+class Door:
+    """Listens for one FedOps client on gRPC.
+
+    Args:
+        listen: `host:port`; port 0 takes a free one.
+        on_gone: called (in a thread of gRPC's) when the client that had come is gone without having been dismissed.
+
+    Raises:
+        OSError: the address is taken.
+    """
+
+    def __init__(self, listen: str, *, on_gone: Callable[[], None]) -> None:
+        self._clients = _OneClient(on_gone)
+        self._server, self.port = flwr_private.serve_classic(client_manager=self._clients, address=listen)
+
+    @property
+    def has_client(self) -> bool:
+        """True while the client is connected."""
+        return self._clients.present is not None
+
+    def wait_for_client(self, timeout_s: float) -> bool:
+        """Wait until the client has come; False when it did not in time."""
+        return self._clients.wait(timeout_s)
+
+    def give_up(self, problem: str) -> None:
+        """Wait no longer for the client; whoever waits is told why."""
+        self._clients.give_up(problem)
+
+    def ask(self, message: Message, context: Context) -> Message:
+        """Pass one message of the line on and return the client's answer: what LineRunner calls as its app.
+
+        Raises:
+            RelayError: the client did not come or went away, or the message is none that a classic client knows.
+        """
+        client = self._clients.take()
+        try:
+            content = _pass_on(client, message)
+        except (ValueError, TypeError, KeyError, RuntimeError) as error:
+            raise RelayError(f"the FedOps client cannot answer this message: {error}") from error
+        except Exception as error:  # flwr's bridge has exceptions of its own for a broken stream
+            raise RelayError(self._clients.problem or f"the FedOps client's connection broke: {error!r}") from error
+        return Message(content, reply_to=message)
+
+    def dismiss(self, timeout_s: float) -> None:
+        """Tell the client that it is over, so that it ends as finished, and stop listening."""
+        client = self._clients.dismiss()
+        if client is not None:
+            goodbye = threading.Thread(target=_say_goodbye, args=(client,), name="door-goodbye", daemon=True)
+            goodbye.start()
+            goodbye.join(timeout_s)
+        self._server.stop(_CLOSE_S).wait(_CLOSE_S)
+
+
+class _OneClient(SimpleClientManager):
+    """Flower's client manager for a single client; a second one is turned away."""
+
+    def __init__(self, on_gone: Callable[[], None]) -> None:
+        super().__init__()
+        self.present: ClientProxy | None = None
+        self.problem: str | None = None
+        self._on_gone = on_gone
+        self._changed = threading.Condition()
+        self._is_over = False
+
+    def register(self, client: ClientProxy) -> bool:
+        with self._changed:
+            if self.present is not None or self._is_over:
+                return False
+            self.present = client
+            self._changed.notify_all()
+            return True
+
+    def unregister(self, client: ClientProxy) -> None:
+        with self._changed:
+            if self.present is not client:
+                return
+            self.present = None
+            self.problem = self.problem or "the FedOps client's connection is gone"
+            is_loss = not self._is_over
+            self._is_over = True
+            self._changed.notify_all()
+        if is_loss:
+            self._on_gone()
+
+    def wait(self, timeout_s: float) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self.present is not None or self._is_over, timeout_s)
+            return self.present is not None
+
+    def take(self) -> ClientProxy:
+        with self._changed:
+            self._changed.wait_for(lambda: self.present is not None or self._is_over)
+            if self.present is None:
+                raise RelayError(self.problem or "the FedOps client is gone")
+            return self.present
+
+    def give_up(self, problem: str) -> None:
+        with self._changed:
+            self.problem = self.problem or problem
+            self._is_over = True
+            self._changed.notify_all()
+
+    def dismiss(self) -> ClientProxy | None:
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+            return self.present
+
+
+def _say_goodbye(client: ClientProxy) -> None:
+    try:
+        client.reconnect(common.ReconnectIns(seconds=None), timeout=None, group_id=None)
+    except Exception as error:  # it left before it was told: that was to be reached
+        logger.debug("FedOps client was gone before its goodbye", extra={"problem": repr(error)})
+
+
+def _pass_on(client: ClientProxy, message: Message) -> RecordDict:
+    kind = message.metadata.message_type.partition(".")[0]
+    content = message.content
+    match kind:
+        case "train" if "fitins.parameters" in content:
+            fit = client.fit(legacy_records.recorddict_to_fitins(content, keep_input=False), None, None)
+            return legacy_records.fitres_to_recorddict(fit, keep_input=False)
+        case "evaluate" if "evaluateins.parameters" in content:
+            evaluated = client.evaluate(legacy_records.recorddict_to_evaluateins(content, keep_input=False), None, None)
+            return legacy_records.evaluateres_to_recorddict(evaluated)
+        case "train" | "evaluate":
+            return _pass_on_plain(client, kind, content)
+        case "get_parameters":
+            asked = legacy_records.recorddict_to_getparametersins(content)
+            return legacy_records.getparametersres_to_recorddict(
+                client.get_parameters(asked, None, None), keep_input=False
+            )
+        case "get_properties" | "query":
+            wanted = legacy_records.recorddict_to_getpropertiesins(content)
+            return legacy_records.getpropertiesres_to_recorddict(client.get_properties(wanted, None, None))
+    raise RelayError(f"a classic Flower client knows no {message.metadata.message_type!r}")
+
+
+def _pass_on_plain(client: ClientProxy, kind: str, content: RecordDict) -> RecordDict:
+    """Translate a message of a `flwr.serverapp` strategy: one array record in, one out under the same names."""
+    [(name, arrays)] = content.array_records.items()
+    keys = list(arrays.keys())
+    config: dict[str, Any] = {key: value for record in content.config_records.values() for key, value in record.items()}
+    parameters = common.ndarrays_to_parameters([array.numpy() for array in arrays.values()])
+    if kind == "evaluate":
+        evaluated = client.evaluate(common.EvaluateIns(parameters, config), None, None)
+        _check(evaluated.status)
+        told: Metrics = {"loss": evaluated.loss, **_numbers(evaluated.metrics), "num-examples": evaluated.num_examples}
+        return RecordDict({"metrics": MetricRecord(told)})
+    fit = client.fit(common.FitIns(parameters, config), None, None)
+    _check(fit.status)
+    trained = common.parameters_to_ndarrays(fit.parameters)
+    if len(trained) != len(keys):
+        raise RelayError(f"the FedOps client returned {len(trained)} arrays for a model of {len(keys)}")
+    answer = ArrayRecord({key: common.Array(array) for key, array in zip(keys, trained, strict=True)})
+    metrics: Metrics = {**_numbers(fit.metrics), "num-examples": fit.num_examples}
+    return RecordDict({name: answer, "metrics": MetricRecord(metrics)})
+
+
+def _check(status: common.Status) -> None:
+    if status.code is not common.Code.OK:
+        raise RelayError(f"the FedOps client answered {status.code.name}: {status.message}")
+
+
+def _numbers(metrics: dict[str, common.Scalar]) -> Metrics:
+    return {key: value for key, value in metrics.items() if isinstance(value, int | float)}
