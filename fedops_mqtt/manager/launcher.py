@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,10 +84,13 @@ class ServerProcess:
         """Send a signal to the process and everything in its session's group; nothing when it is gone."""
         if not self.is_running:
             return
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.pid, number)
-        except ProcessLookupError:
-            return
+
+    def sweep(self) -> None:
+        """Kill what an ended server left behind in its group (loaders of data, say)."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     def let_go(self) -> None:
         """Leave the process to itself: the manager ends, the server goes on."""
@@ -145,9 +149,10 @@ def search(run_id: str, launch_: int, log_path: Path) -> ServerProcess | None:
 
 
 async def wait_exit(process: ServerProcess) -> str:
-    """Wait for a process's end, however long that takes; return how it ended."""
+    """Wait for a process's end, however long that takes, clear away what it left; return how it ended."""
     while process.is_running:  # noqa: ASYNC110 - nobody tells us of a process that is not our child
         await asyncio.sleep(POLL_S)
+    process.sweep()
     return process.exit_reason
 
 

@@ -1,0 +1,214 @@
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import create_engine, text
+
+from fedops_mqtt.core.run import Run, RunLimits, RunSpec, apply_all
+from fedops_mqtt.core.run_events import (
+    ClientChosen,
+    MemberGaveUp,
+    RunClosed,
+    RunEvent,
+    ServerExited,
+    ServerLaunched,
+    StopRequested,
+    TriggerFired,
+)
+from fedops_mqtt.manager.errors import JournalVersionError
+from fedops_mqtt.manager.journal import Batch, Journal, JournalEvent, Launch
+from fedops_mqtt.manager.ledger import Ledger
+from fedops_mqtt.protocol import (
+    ClientMetrics,
+    MemberCondition,
+    MetricsKind,
+    Phase,
+    RunOutcome,
+    ServerClient,
+    ServerCondition,
+    ServerMetrics,
+    ServerStatus,
+    utc_now,
+)
+
+A, B = "02:00:00:00:00:01", "02:00:00:00:00:02"
+SECRET = b"s" * 32
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'manager.db'}"
+
+
+@pytest.fixture
+def journal(url: str) -> Iterator[Journal]:
+    with Journal(url) as opened:
+        yield opened
+
+
+def new_run(run_id: str = "run-1", **changes: object) -> Run:
+    spec = RunSpec(run_id=run_id, task_id="digits", num_rounds=3, min_clients=2, clients=(A, B))
+    return Run(spec=replace(spec, **changes), created_at=1000.25)  # type: ignore[arg-type]
+
+
+def word(**changes: object) -> ServerStatus:
+    known = ServerStatus(
+        status=ServerCondition.RUNNING, task_id="digits", run_id="run-1", launch=1, server_ip="[::1]:9000",
+        instance="s", epoch=3, seq=2, at=utc_now(), metrics={"loss": float("nan"), "accuracy": 0.1 + 0.2},
+        clients={A: ServerClient(status=MemberCondition.TRAINING, attempt=1, phase=Phase.UPLOADING, round=2)},
+    )  # fmt: skip
+    return known.model_copy(update=changes)
+
+
+events: st.SearchStrategy[RunEvent] = st.one_of(
+    st.builds(ClientChosen, st.sampled_from([A, B])),
+    st.builds(TriggerFired, st.sampled_from([A, B]), st.integers(1, 3), st.text(max_size=5), st.integers(1, 2)),
+    st.builds(MemberGaveUp, st.sampled_from([A, B]), st.sampled_from(MemberCondition), st.text(max_size=20)),
+    st.builds(ServerLaunched, st.integers(1, 3)),
+    st.builds(ServerExited, st.integers(1, 3), st.text(max_size=20)),
+    st.builds(StopRequested, st.text(min_size=1, max_size=20)),
+    st.builds(RunClosed, st.sampled_from(RunOutcome), st.text(max_size=20)),
+    st.builds(lambda status, reason: word(status=status, reason=reason), st.sampled_from(ServerCondition), st.text()),
+)
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.lists(events, max_size=5), max_size=5), st.floats(0, 2e9))
+def test_a_run_is_read_as_it_was_written_whatever_happened_to_it(
+    tmp_path_factory: pytest.TempPathFactory, turns: list[list[RunEvent]], now: float
+) -> None:
+    path = tmp_path_factory.mktemp("journal") / "manager.db"
+    with Journal(f"sqlite:///{path}") as journal:
+        run = new_run(limits=RunLimits(join_s=0.1))
+        journal.add_run(run, SECRET)
+        ledger = Ledger(journal.open_runs())
+        for number, turn in enumerate(turns):
+            ledger.apply(run.run_id, turn, now + number / 7)
+            journal.write(ledger.take_batch())
+        found = journal.open_runs()[0]
+    assert found.run == ledger[run.run_id] == apply_in_turns(run, turns, now)
+    assert found.secret == SECRET
+
+
+def apply_in_turns(run: Run, turns: list[list[RunEvent]], now: float) -> Run:
+    for number, turn in enumerate(turns):
+        run = apply_all(run, turn, now + number / 7)
+    return run
+
+
+def test_what_was_written_is_there_for_the_next_process(url: str) -> None:
+    with Journal(url) as first:
+        first.add_run(new_run(), SECRET)
+        first.write_epoch("manager", 7)
+    with Journal(url) as second:
+        assert second.open_runs()[0].run == new_run()
+        assert second.read_epoch("manager") == 7
+        assert second.read_epoch("somebody else") == 0
+
+
+def test_writes_survive_a_power_cut_as_far_as_sqlite_can_promise(journal: Journal) -> None:
+    with journal.engine.connect() as connection:
+        assert connection.execute(text("PRAGMA journal_mode")).scalar() == "wal"
+        assert connection.execute(text("PRAGMA synchronous")).scalar() == 2  # FULL
+
+
+def test_a_turn_is_written_whole_or_not_at_all(journal: Journal) -> None:
+    run = new_run()
+    journal.add_run(run, SECRET)
+    later = apply_all(run, [ServerLaunched(1)], 1001.0)
+    bad_event = JournalEvent(at=1.0, kind="Odd", detail={"value": object()})
+    with pytest.raises(Exception, match="not JSON serializable"):
+        journal.write(Batch(runs={run.run_id: (run, later)}, events=[bad_event]))
+    assert journal.open_runs()[0].run == run
+
+
+def test_an_archived_run_is_found_and_listed_but_no_longer_open(journal: Journal) -> None:
+    for number in range(3):
+        journal.add_run(replace(new_run(f"run-{number}"), created_at=1000.0 + number), SECRET)
+    journal.archive("run-1")
+    assert [each.run.run_id for each in journal.open_runs()] == ["run-0", "run-2"]
+    runs, total = journal.list_runs(limit=2)
+    assert ([run.run_id for run in runs], total) == (["run-2", "run-1"], 3)
+    assert journal.list_runs(task_id="other") == ([], 0)
+    found = journal.find_run("run-1")
+    assert found is not None
+    assert found.run.run_id == "run-1"
+    assert journal.find_run("run-9") is None
+
+
+def test_a_round_that_is_delivered_twice_is_one_row_and_the_last_launch_is_believed(journal: Journal) -> None:
+    journal.add_run(new_run(), SECRET)
+    ledger = Ledger(journal.open_runs())
+    for launch, loss in ((1, 0.5), (1, 0.5), (2, 0.4)):
+        said = ServerMetrics(
+            task_id="digits", run_id="run-1", launch=launch, round=1, metrics={"loss": loss}, at=utc_now()
+        )
+        ledger.note_round(said, 1.0)
+    journal.write(ledger.take_batch())
+    assert [row["metrics"] for row in journal.list_rounds("run-1")] == [{"loss": 0.4}]
+
+
+def test_the_rounds_of_a_run_that_is_not_ours_are_not_written(journal: Journal) -> None:
+    ledger = Ledger([])
+    ledger.note_round(ServerMetrics(task_id="digits", run_id="stranger", round=1, at=utc_now()), 1.0)
+    assert not ledger.take_batch()
+
+
+def test_history_is_pruned_by_age_and_open_runs_never(journal: Journal) -> None:
+    for run_id, is_over in (("old", True), ("open", False)):
+        run = new_run(run_id)
+        journal.add_run(run, SECRET)
+        if is_over:
+            closed = apply_all(run, [ClientChosen(A), RunClosed(RunOutcome.FAILED, "why")], 2000.0)
+            journal.write(Batch(runs={run_id: (run, closed)}))
+            journal.archive(run_id)
+    ledger = Ledger(journal.open_runs())
+    said = ClientMetrics(
+        kind=MetricsKind.ROUND,
+        task_id="digits",
+        client_mac=A,
+        instance="i",
+        run_id="open",
+        values={"x": 1},
+        at=utc_now(),
+    )
+    ledger.note_metrics(said, 5000.0)
+    journal.write(ledger.take_batch())
+    assert journal.prune(runs_before=1999.0, events_before=0.0) == 0
+    assert journal.prune(runs_before=2001.0, events_before=1500.0) == 1
+    assert [run.run_id for run in journal.list_runs()[0]] == ["open"]
+    assert journal.list_events() == []
+    assert [row["values"] for row in journal.list_client_metrics("open", client_mac=A)] == [{"x": 1}]
+
+
+def test_the_last_time_written_down_is_where_the_next_clock_goes_on(journal: Journal) -> None:
+    assert journal.last_time() == 0.0
+    journal.write(Batch(events=[JournalEvent(at=4_000_000_000.5, kind="Odd")]))
+    assert journal.last_time() == 4_000_000_000.5
+
+
+def test_a_launch_is_known_before_its_process_and_with_its_end(journal: Journal) -> None:
+    journal.add_run(new_run(), SECRET)
+    row = Launch(run_id="run-1", launch=1, log_path="/log", secret_file="/secret")
+    journal.add_launch(row)
+    journal.add_launch(row)
+    assert journal.list_launches("run-1") == [row]
+    journal.note_process("run-1", 1, pid=77, process_started_at=5.5)
+    journal.note_exit("run-1", 1, "exit 1")
+    assert journal.list_launches("run-1") == [
+        replace(row, pid=77, process_started_at=5.5, exit_reason="exit 1"),
+    ]
+
+
+def test_a_journal_of_a_newer_program_is_left_alone(url: str) -> None:
+    with Journal(url):
+        pass
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE schema_version SET version = 99"))
+    engine.dispose()
+    with pytest.raises(JournalVersionError, match=r"schema version 99.*newer program"), Journal(url):
+        pass

@@ -1,0 +1,120 @@
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fedops_mqtt.manager import launcher
+from fedops_mqtt.manager.launcher import LaunchOrder, ServerProcess
+
+
+def order(tmp_path: Path, program: str, **changes: object) -> LaunchOrder:
+    given = {
+        "run_id": "run-1", "launch": 1, "command": [sys.executable, "-c", program], "cwd": tmp_path,
+        "environment": dict(os.environ), "log_path": tmp_path / "logs/server-1.log",
+    }  # fmt: skip
+    return LaunchOrder(**{**given, **changes})  # type: ignore[arg-type]
+
+
+async def ended(process: ServerProcess) -> str:
+    async with asyncio.timeout(20):
+        return await launcher.wait_exit(process)
+
+
+async def test_a_server_has_a_session_of_its_own_and_its_words_go_to_a_file(tmp_path: Path) -> None:
+    program = "import os, sys; print('sid', os.getsid(0) == os.getpid()); print('err', file=sys.stderr)"
+    process = await launcher.launch(order(tmp_path, program))
+    assert await ended(process) == "FL server process exited with status 0"
+    assert (tmp_path / "logs/server-1.log").read_text().splitlines() == ["sid True", "err"]
+
+
+async def test_a_failed_server_is_told_with_its_status_and_last_words(tmp_path: Path) -> None:
+    process = await launcher.launch(order(tmp_path, "print('x\\n' * 50); raise SystemExit('no data')"))
+    reason = await ended(process)
+    assert reason.startswith("FL server process exited with status 1; last words: x\n")
+    assert reason.endswith("no data")
+    assert len(reason.splitlines()) == launcher.LOG_TAIL_LINES
+
+
+async def test_a_killed_server_is_told_with_its_signal(tmp_path: Path) -> None:
+    process = await launcher.launch(order(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"))
+    assert await ended(process) == f"FL server process was ended by SIGKILL; its log {process.log_path} is empty"
+
+
+async def test_a_server_that_does_not_end_when_asked_is_killed_with_its_children(tmp_path: Path) -> None:
+    program = (
+        "import signal, subprocess, sys, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print(child.pid, flush=True); time.sleep(600)"
+    )
+    process = await launcher.launch(order(tmp_path, program))
+    async with asyncio.timeout(20):
+        while not (said := launcher.read_tail(process.log_path)):  # noqa: ASYNC110 - a file tells nobody
+            await asyncio.sleep(0.02)
+    await launcher.end(process, grace_s=0.2)
+    assert "SIGKILL" in process.exit_reason
+    child = int(said)
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+async def test_what_a_server_leaves_behind_ends_with_it(tmp_path: Path) -> None:
+    program = (
+        "import subprocess, sys\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print(child.pid, flush=True)"
+    )
+    process = await launcher.launch(order(tmp_path, program))
+    await ended(process)
+    child = int(launcher.read_tail(process.log_path))
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+async def test_another_manager_finds_a_server_by_process_and_start_time_and_no_other(tmp_path: Path) -> None:
+    process = await launcher.launch(order(tmp_path, "import time; time.sleep(600)"))
+    try:
+        found = launcher.find(process.pid, process.started_at, process.log_path)
+        assert found is not None
+        assert found.is_running
+        assert launcher.find(process.pid, process.started_at - 10, process.log_path) is None
+    finally:
+        await launcher.end(process, grace_s=5)
+    assert launcher.find(process.pid, process.started_at, process.log_path) is None
+    assert not found.is_running
+
+
+async def test_a_server_whose_process_id_was_never_written_down_is_found_by_its_environment(tmp_path: Path) -> None:
+    environment = launcher.child_environment(os.environ, {"run_id": "run-7", "launch": 2}, {})
+    process = await launcher.launch(order(tmp_path, "import time; time.sleep(600)", environment=environment))
+    try:
+        found = launcher.search("run-7", 2, process.log_path)
+        assert found is not None
+        assert found.pid == process.pid
+        assert launcher.search("run-7", 3, process.log_path) is None
+    finally:
+        await launcher.end(process, grace_s=5)
+
+
+async def test_a_command_that_is_not_there_is_an_error_with_its_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        await launcher.launch(order(tmp_path, "", command=["/no/such/program"]))
+    assert caught.value.filename == "/no/such/program"
+
+
+def test_a_secret_is_readable_by_its_owner_only_even_where_an_older_file_was_not(tmp_path: Path) -> None:
+    path = tmp_path / "secrets/run-1"
+    path.parent.mkdir()
+    path.touch(mode=0o644)
+    launcher.write_secret(path, b"\x01\xff")
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("01ff", 0o600)
+
+
+def test_a_servers_environment_is_ours_and_what_we_say_and_the_tasks_own_outweighs_it() -> None:
+    said = {"broker": "mqtt://b:1", "advertise": None, "launch": 2}
+    built = launcher.child_environment({"PATH": "/bin", "HOME": "/h"}, said, {"FEDOPS_MQTT_BROKER": "mqtt://task:1"})
+    assert built["HOME"] == "/h"
+    assert built["PATH"] == f"{Path(sys.executable).parent}:/bin"
+    assert (built["FEDOPS_MQTT_BROKER"], built["FEDOPS_MQTT_LAUNCH"]) == ("mqtt://task:1", "2")
+    assert "FEDOPS_MQTT_ADVERTISE" not in built

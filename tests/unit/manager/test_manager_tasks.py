@@ -1,0 +1,84 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from fedops_mqtt.manager.errors import TasksFileError, UnknownTaskError
+from fedops_mqtt.manager.tasks import Tasks
+
+
+def tasks_of(tmp_path: Path, text: str) -> Tasks:
+    path = tmp_path / "tasks.toml"
+    path.write_text(text)
+    return Tasks(path)
+
+
+def test_a_task_says_how_its_server_is_started_and_what_a_run_needs(tmp_path: Path) -> None:
+    tasks = tasks_of(
+        tmp_path,
+        """
+        [tasks.digits]
+        module = "fedops_mqtt.demo.server"
+        args = ["--epochs", "2"]
+        num_rounds = 5
+        env = { WANDB_MODE = "offline" }
+        [tasks.digits.limits]
+        join_s = 12
+        """,
+    )
+    digits = tasks["digits"]
+    assert (digits.module, digits.args, digits.num_rounds, digits.min_clients) == (
+        "fedops_mqtt.demo.server",
+        ("--epochs", "2"),
+        5,
+        2,
+    )
+    assert digits.limits.said == {"join_s": 12}
+    assert tasks.folder == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[tasks.a]\ncommand = [", "not TOML"),
+        ("[tasks.a]\nmodule = 'm'\nrounds = 3", "tasks.a.rounds: Extra inputs are not permitted"),
+        ("[tasks.a]\nmodule = 'm'\nnum_rounds = 0", "tasks.a.num_rounds: Input should be greater than or equal to 1"),
+        ("[tasks.a]\nmodule = 'm'\ncommand = ['c']", "not both"),
+        ("[tasks.a]\nnum_rounds = 1", "give `command` or `module`, or adopt = true"),
+        ("[tasks.'a/b']\nmodule = 'm'", "task_id 'a/b' is not valid"),
+        ("[tasks.a]\nmodule = 'm'\nlisten = 'nowhere'", "tasks.a.listen"),
+        ("[tasks.a]\nmodule = 'm'\n[tasks.a.limits]\njoin_s = -1", "tasks.a.limits.join_s"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_where_and_why(tmp_path: Path, text: str, problem: str) -> None:
+    with pytest.raises(TasksFileError) as caught:
+        tasks_of(tmp_path, text)
+    assert problem in str(caught.value)
+    assert str(tmp_path / "tasks.toml") in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_said_by_name(tmp_path: Path) -> None:
+    with pytest.raises(TasksFileError, match=r"no-such\.toml: cannot be read: No such file"):
+        Tasks(tmp_path / "no-such.toml")
+
+
+def test_an_unknown_task_is_refused_with_those_that_are_known(tmp_path: Path) -> None:
+    with pytest.raises(UnknownTaskError, match=r"'b' is not in the tasks file \(known: a\)"):
+        tasks_of(tmp_path, "[tasks.a]\nmodule = 'm'")["b"]
+
+
+def test_a_changed_file_is_read_again_and_a_broken_one_leaves_what_was_known(tmp_path: Path) -> None:
+    tasks = tasks_of(tmp_path, "[tasks.a]\nmodule = 'm'")
+    assert tasks.path is not None
+    tasks.path.write_text("[tasks.bb]\nmodule = 'm'")
+    os.utime(tasks.path, ns=(1, 1))
+    tasks.refresh()
+    assert set(tasks.by_id) == {"bb"}
+    tasks.path.write_text("nonsense")
+    with pytest.raises(TasksFileError):
+        tasks.refresh()
+    assert set(tasks.by_id) == {"bb"}
+
+
+def test_no_file_is_no_tasks() -> None:
+    assert Tasks(None).by_id == {}
