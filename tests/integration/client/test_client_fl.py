@@ -14,7 +14,7 @@ from fedops_mqtt.client.pipe import EndedReport, Job, MetricsReport, PhaseReport
 from fedops_mqtt.client.training import MODULE, Training, TrainingOptions
 from fedops_mqtt.protocol import Outcome, Phase
 
-from conftest import SECRET, MakeJob, ServeFl  # isort: skip
+from client_testbed import SECRET, MakeJob, ServeFl  # isort: skip
 
 
 class Trial:

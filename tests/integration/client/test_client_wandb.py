@@ -4,7 +4,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import SECRET, MakeJob, ServeFl
+from client_testbed import SECRET, MakeJob, ServeFl
 from test_client_fl import Trial
 
 from fedops_mqtt.client.client_wandb import WandbLog

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import aiomqtt
 import pytest
-from conftest import SECRET, Operator, RunDaemon, ServeFl
+from client_testbed import SECRET, Operator, RunDaemon, ServeFl
 
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.client.daemon import Daemon

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from conftest import HERE, SECRET, Operator, ServeFl
+from client_testbed import HERE, SECRET, Operator, ServeFl
 
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.core.exit_codes import ExitCode

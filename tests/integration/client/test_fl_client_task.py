@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import HERE, SECRET, Operator, ServeFl
+from client_testbed import HERE, SECRET, Operator, ServeFl
 
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.protocol import ClientCondition

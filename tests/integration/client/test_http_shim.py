@@ -2,7 +2,7 @@
 
 import httpx
 import pytest
-from conftest import SECRET, Operator, RunDaemon, ServeFl
+from client_testbed import SECRET, Operator, RunDaemon, ServeFl
 
 from fedops_mqtt.client.daemon import Daemon
 from fedops_mqtt.client.http_shim import ShimAddressError
