@@ -1,0 +1,160 @@
+"""The house stays as it was drawn: who may import whom, and where the heavy or foreign libraries may enter."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "fedops_mqtt"
+
+ORDER = (
+    "protocol",
+    "settings_file",
+    "settings",
+    "core",
+    "bus",
+    "door",
+    "line",
+    "client",
+    "manager",
+    "server",
+    "dashboard",
+    "bridge",
+    "enrolment",
+    "simulation",
+)
+"""A folder imports itself and what stands before it."""
+
+EVERYWHERE = ("cli", "demo")
+"""Fronts: they import everything, and no other room imports them."""
+
+ONLY_IN = {
+    "aiomqtt": ("bus/",),
+    "paho": ("bus/",),
+    "flwr": ("line/", "client/client_fl", "client/adapters/", "server/", "bridge/", "demo/client.py", "simulation/"),
+    "torch": ("client/adapters/", "server/"),
+    "tensorflow": ("client/adapters/", "server/"),
+    "keras": ("client/adapters/", "server/"),
+    "transformers": ("client/adapters/", "server/"),
+    "wandb": ("client/client_wandb", "server/"),
+    "sqlalchemy": ("manager/",),
+    "nicegui": ("dashboard/",),
+    "typer": ("cli/",),
+    "rich": ("cli/", "demo/"),
+}
+"""Where a library may be imported: path prefixes below the package."""
+
+MAX_LINES = 400
+
+
+def modules() -> list[str]:
+    """Every module's path below the package."""
+    return [path.relative_to(PACKAGE).as_posix() for path in sorted(PACKAGE.rglob("*.py"))]
+
+
+@cache
+def imports(module: str) -> frozenset[str]:
+    """Every dotted name that a module imports, in functions too; what is only for type checkers is left out."""
+    return frozenset(_imports(module))
+
+
+def _imports(module: str) -> Iterator[str]:
+    tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
+    skipped = {id(inner) for node in ast.walk(tree) if _is_for_types(node) for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def room_of(module: str) -> str:
+    return module.partition("/")[0].removesuffix(".py")
+
+
+def test_a_room_imports_only_what_stands_before_it() -> None:
+    assert {module: rooms for module in modules() if (rooms := _rooms_above(module))} == {}
+
+
+def _rooms_above(module: str) -> set[str]:
+    room = room_of(module)
+    if room in EVERYWHERE or module == "__init__.py":
+        return set()
+    allowed = {*ORDER[: ORDER.index(room) + 1], "__version__"}
+    return {name.split(".")[1] for name in imports(module) if name.startswith("fedops_mqtt.")} - allowed
+
+
+def test_every_room_has_its_place_in_the_order() -> None:
+    rooms = {room_of(module) for module in modules()} - {"__init__"}
+    assert rooms <= {*ORDER, *EVERYWHERE}
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_a_library_enters_only_where_it_belongs(library: str) -> None:
+    importing = {module for module in modules() if library in {name.partition(".")[0] for name in imports(module)}}
+    assert {module for module in importing if not module.startswith(ONLY_IN[library])} == set()
+
+
+def test_a_file_has_one_subject_and_stays_short() -> None:
+    lines = {module: len((PACKAGE / module).read_text(encoding="utf-8").splitlines()) for module in modules()}
+    assert {module: count for module, count in lines.items() if count > MAX_LINES} == {}
+
+
+@pytest.mark.parametrize("room", ["protocol", "core"])
+def test_pure_rooms_have_no_await_clock_or_socket(room: str) -> None:
+    assert [module for module in modules() if room_of(module) == room and not _is_pure(module)] == []
+
+
+def _is_pure(module: str) -> bool:
+    tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
+    waits = any(isinstance(node, ast.AsyncFunctionDef | ast.Await) for node in ast.walk(tree))
+    return not waits and not _IMPURE & {name.partition(".")[0] for name in imports(module)}
+
+
+_IMPURE = {"asyncio", "socket", "time", "logging", "random", "os", "threading"}
+
+HEAVY = {"flwr", "torch", "wandb", "numpy", "sqlalchemy", "rich", "httpx", "grpc", "typer", "sklearn", "safetensors"}
+
+
+@pytest.mark.parametrize(
+    "module", ["fedops_mqtt", "fedops_mqtt.cli", "fedops_mqtt.cli.daemon", "fedops_mqtt.client.app"]
+)
+def test_what_the_daemon_imports_is_light(module: str) -> None:
+    program = f"import sys, {module}; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == []
+
+
+def test_the_environment_is_read_in_one_place() -> None:
+    reading = {
+        module
+        for module in modules()
+        if {"os.environ", "os.getenv"} & set(_attributes(module)) and module not in ENVIRONMENT_PASSED_ON
+    }
+    assert reading == {"settings.py"}
+
+
+ENVIRONMENT_PASSED_ON = {
+    "bus/mosquitto.py": "PATH, to find mosquitto as a shell would",
+    "client/training.py": "a training process inherits it",
+    "line/__init__.py": "flwr reads its switches from there",
+}
+"""Modules that hand the environment on to somebody else, and read no setting from it."""
+
+
+def _attributes(module: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse((PACKAGE / module).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            yield f"{node.value.id}.{node.attr}"
