@@ -96,7 +96,18 @@ class BusSettings(_Settings):
     heartbeat_s: Annotated[float, Field(gt=0, description="an owner repeats its status this often; lease: 3x")] = 60.0
 
 
-class ClientSettings(BusSettings):
+class DoorSettings(_Settings):
+    """Who may come in over HTTP; without any of this only this machine may."""
+
+    http_cert_file: Annotated[Path | None, Field(description="certificate of our HTTP address; set: HTTPS only")] = None
+    http_key_file: Annotated[Path | None, Field(description="the key of that certificate")] = None
+    http_client_ca_file: Annotated[Path | None, Field(description="CA of client certificates; set: one is needed")] = (
+        None
+    )
+    http_cors: Annotated[str, Field(description="web origins that may ask, comma between them; empty: none")] = ""
+
+
+class ClientSettings(BusSettings, DoorSettings):
     """The daemon on a device."""
 
     task_id: Annotated[TaskId | None, Field(description="the federated task that this device takes part in")] = None
@@ -104,6 +115,12 @@ class ClientSettings(BusSettings):
     mac: Annotated[AnyMacAddress | None, Field(description="this device's MAC; default: its network card's")] = None
     client_name: Annotated[str | None, Field(description="a name for people; default: the host name")] = None
     http: Annotated[HttpAddress | None, Field(description="where the FedOps HTTP shim listens; unset: no shim")] = None
+    http_token: Annotated[SecretStr | None, Field(description="bearer token of the shim; needed beyond loopback")] = (
+        None
+    )
+    server_ip_allow: Annotated[
+        str, Field(description="FL servers that POST /start may name: hosts, networks, host:port, comma between")
+    ] = ""
     state_dir: Annotated[Path, Field(description="where the journal is kept")] = Field(
         default_factory=default_state_dir
     )
@@ -137,7 +154,7 @@ class RunLimits(_Settings):
     max_attempts: Annotated[int, Field(ge=1, description="firings per client in one run")] = 3
 
 
-class ManagerSettings(BusSettings):
+class ManagerSettings(BusSettings, DoorSettings):
     """The manager."""
 
     http: Annotated[HttpAddress, Field(description="where the manager's API and page listen")] = "127.0.0.1:8004"

@@ -237,8 +237,9 @@ class Daemon:
         if self.settings.http is None:
             yield
             return
-        shim = make_shim(view=lambda: view_of(self._client), start=self.start)
-        async with serving(shim, self.settings.http) as address:
+        may_start_at = allowed_servers(self.settings.http, self.settings.server_ip_allow)
+        shim = make_shim(view=lambda: view_of(self._client), start=self.start, may_start_at=may_start_at)
+        async with serving(shim, self.settings.http, door_rules(self.settings)) as address:
             self.http_address = address
             yield
 

@@ -5,29 +5,33 @@ A start that comes here is the same start as one that comes on the bus: both are
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Annotated
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from http import HTTPStatus
+from typing import Annotated, Any
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, status
 from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from fedops_mqtt.client.client_utils import FLClientStatus
 from fedops_mqtt.core.client_events import LocalStart, Verdict
+from fedops_mqtt.door import Door, DoorRules, ExposedError, check_address, is_loopback
 from fedops_mqtt.protocol import Answer, AnyMacAddress
+from fedops_mqtt.settings import ClientSettings
 
 logger = logging.getLogger(__name__)
 
 _SHUTDOWN_S = 1
 """An open request is given this long when the daemon ends."""
 _BACKLOG = 16
-_MAX_PORT = 65535
 _MAX_BODY_BYTES = 64 * 1024
 """A start has a hundred; a small device must not be filled up by a large one."""
+_MAX_PORT = 65535
 
 View = dict[str, str | int | bool | None]
 
@@ -47,6 +51,14 @@ def _check_port(address: str) -> str:
     return address
 
 
+class ShimExposedError(ShimAddressError):
+    """The shim would listen beyond this machine, for anybody."""
+
+    def __init__(self, address: str, problem: str) -> None:
+        super().__init__(address, problem)
+        self.args = (problem,)
+
+
 class StartRequest(BaseModel):
     """What `POST /start` takes; further fields are ignored."""
 
@@ -56,8 +68,13 @@ class StartRequest(BaseModel):
     client_mac: AnyMacAddress
 
 
-def make_shim(*, view: Callable[[], FLClientStatus], start: Callable[[LocalStart], Awaitable[Verdict]]) -> FastAPI:
-    """Return the HTTP app over a daemon."""
+def make_shim(
+    *,
+    view: Callable[[], FLClientStatus],
+    start: Callable[[LocalStart], Awaitable[Verdict]],
+    may_start_at: Callable[[str], bool] = lambda server_ip: True,
+) -> FastAPI:
+    """Return the HTTP app over a daemon. `may_start_at` says which FL servers a start may name."""
     app = FastAPI(title="fedops-mqtt client", docs_url=None, redoc_url=None)
 
     @app.get("/online")
@@ -65,9 +82,12 @@ def make_shim(*, view: Callable[[], FLClientStatus], start: Callable[[LocalStart
         """Tell this client's condition under FedOps' names, old and new."""
         return view().with_first_names()
 
-    @app.post("/start", responses={status.HTTP_409_CONFLICT: {"description": "not this client, or busy"}})
+    @app.post("/start", responses=_START_REFUSALS)
     async def start_training(request: StartRequest) -> View:
         """Start training at a server, in the background; the same request again starts nothing more."""
+        if not may_start_at(request.server_ip):
+            why = f"server_ip {request.server_ip} is not in this client's server_ip_allow"
+            raise HTTPException(status.HTTP_403_FORBIDDEN, why)
         verdict = await start(LocalStart(server_ip=request.server_ip, client_mac=request.client_mac))
         if verdict.answer is Answer.REJECTED:
             raise HTTPException(status.HTTP_409_CONFLICT, verdict.reason)
@@ -81,35 +101,47 @@ def make_shim(*, view: Callable[[], FLClientStatus], start: Callable[[LocalStart
     return app
 
 
-class _BodyLimit:
-    """Cuts off a request whose body is too large; the app sees a client that has gone."""
+_START_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status.HTTP_403_FORBIDDEN: {"description": "this FL server is not allowed"},
+    status.HTTP_409_CONFLICT: {"description": "not this client, or busy"},
+}
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        num_bytes = 0
+def door_rules(settings: ClientSettings) -> DoorRules:
+    """Return who may come in, by the settings."""
+    return DoorRules(
+        token=settings.http_token.get_secret_value() if settings.http_token else None,
+        cert_file=settings.http_cert_file,
+        key_file=settings.http_key_file,
+        client_ca_file=settings.http_client_ca_file,
+        cors_origins=tuple(_words(settings.http_cors)),
+        max_body_bytes=_MAX_BODY_BYTES,
+    )
 
-        async def receive_bounded() -> Message:
-            nonlocal num_bytes
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            return message if num_bytes <= _MAX_BODY_BYTES else {"type": "http.disconnect"}
 
-        await self._app(scope, receive_bounded, send)
+def allowed_servers(address: str, allow: str) -> Callable[[str], bool]:
+    """Return which FL servers a start over HTTP may name, for a shim at `address`.
+
+    Beyond loopback none without a list: else anyone on the network could send devices to a server of their own.
+    """
+    words = _words(allow)
+    if not words and is_loopback(_host_of(address)):
+        return lambda server_ip: True
+    return lambda server_ip: any(_matches(server_ip, word) for word in words)
 
 
 @contextlib.asynccontextmanager
-async def serving(app: FastAPI, address: str) -> AsyncIterator[str]:
+async def serving(app: FastAPI, address: str, rules: DoorRules | None = None) -> AsyncIterator[str]:
     """Serve `app` in this event loop while the block runs; yields `host:port` as it listens.
 
     Raises:
-        ShimAddressError: the address is taken, or none of this machine's.
+        ShimAddressError: the address is taken, none of this machine's, or beyond it and open to anybody.
     """
-    listening = _listen(address)
+    rules = rules or DoorRules(max_body_bytes=_MAX_BODY_BYTES)
+    listening = _listen(address, rules)
     server = _Server(
         uvicorn.Config(
-            _BodyLimit(app),
+            Door(app, rules, refuse=_refuse),
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -117,6 +149,7 @@ async def serving(app: FastAPI, address: str) -> AsyncIterator[str]:
             ws="none",
             loop="none",
             timeout_graceful_shutdown=_SHUTDOWN_S,
+            **rules.for_uvicorn(),
         )
     )
     host, port = listening.getsockname()[:2]
@@ -137,11 +170,38 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _listen(address: str) -> socket.socket:
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]") or "127.0.0.1"
+def _listen(address: str, rules: DoorRules) -> socket.socket:
+    host = _host_of(address)
+    try:
+        check_address(host, address, rules, what="the HTTP shim", setting="FEDOPS_MQTT_HTTP_TOKEN")
+    except ExposedError as error:
+        raise ShimExposedError(address, str(error)) from error
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, int(port)), family=family, backlog=_BACKLOG)
+        return socket.create_server((host, int(address.rpartition(":")[2])), family=family, backlog=_BACKLOG)
     except (OSError, OverflowError) as error:
         raise ShimAddressError(address, getattr(error, "strerror", None) or str(error)) from error
+
+
+def _host_of(address: str) -> str:
+    return address.rpartition(":")[0].strip("[]") or "127.0.0.1"
+
+
+def _refuse(status_: HTTPStatus, why: str, headers: Mapping[str, str]) -> ASGIApp:
+    """Answer in FastAPI's form, as the endpoints do."""
+    return JSONResponse({"detail": why}, status_, headers=dict(headers))
+
+
+def _words(text: str) -> Sequence[str]:
+    return text.replace(",", " ").split()
+
+
+def _matches(server_ip: str, allowed: str) -> bool:
+    """Return whether an entry of the list (host, network, or host:port) means this server."""
+    host = server_ip.rpartition(":")[0].strip("[]").lower()
+    if allowed.lower() in (server_ip.lower(), host):
+        return True
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(allowed, strict=False)
+    except ValueError:
+        return False

@@ -14,8 +14,15 @@ from contextlib import AbstractContextManager, contextmanager
 from fedops_mqtt.bus import BrokerUrlError, BusError, CredentialsError, RivalError
 from fedops_mqtt.bus.tasks import alongside
 from fedops_mqtt.core.exit_codes import ExitCode
-from fedops_mqtt.manager.errors import ExposedApiError, JournalVersionError, ManagerError, TasksFileError
-from fedops_mqtt.manager.http import listen, url_of
+from fedops_mqtt.door import DoorRules
+from fedops_mqtt.manager.errors import (
+    ApiAddressError,
+    ExposedApiError,
+    JournalVersionError,
+    ManagerError,
+    TasksFileError,
+)
+from fedops_mqtt.manager.http import door_rules, listen, url_of
 from fedops_mqtt.manager.journal import Journal
 from fedops_mqtt.manager.leader import leading
 from fedops_mqtt.manager.lease import ROW_LEASE_S, FileLease, Lease, RowLease, wait_for_lease
@@ -67,14 +74,21 @@ async def _lead(
     say: Say,
     on_ready: Say,
 ) -> None:
-    token = settings.manager_token.get_secret_value() if settings.manager_token else None
-    with listen(settings.http, token=token) as listening:
+    rules = door_rules(settings)
+    with _listen(settings.http, rules) as listening:
         async with leading(settings, journal, term=term, listening=listening) as leader:
-            say(f"manager leads (term {term}), API at {url_of(listening)}")
-            on_ready(url_of(listening))
+            say(f"manager leads (term {term}), API at {url_of(listening, rules)}")
+            on_ready(url_of(listening, rules))
             await stop.wait()
             if ends_servers:
                 await leader.end_runs()
+
+
+def _listen(address: str, rules: DoorRules) -> socket.socket:
+    try:
+        return listen(address, rules)
+    except OSError as error:
+        raise ApiAddressError(address, error.strerror or str(error)) from error
 
 
 async def _take_lease(lease: Lease, stop: asyncio.Event, say: Say) -> int | None:
@@ -127,6 +141,6 @@ def _exit_code(error: Exception) -> ExitCode:
             return ExitCode.CONFIG
         case CredentialsError():
             return ExitCode.NO_PERMISSION
-        case OSError():
+        case ApiAddressError() | OSError():
             return ExitCode.UNAVAILABLE
     return ExitCode.FAILED

@@ -87,13 +87,20 @@ class JournalVersionError(ManagerError):
 
 
 class ExposedApiError(ManagerError):
-    """The API would listen beyond this machine without a token."""
+    """The API would listen beyond this machine, for anybody."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, problem: str) -> None:
+        self.address = address
+        super().__init__(problem)
+
+
+class ApiAddressError(ManagerError):
+    """The API cannot listen where it should."""
+
+    def __init__(self, address: str, problem: str) -> None:
         self.address = address
         super().__init__(
-            f"the API would listen on {address}, beyond this machine, and anybody could start runs: "
-            "set FEDOPS_MQTT_MANAGER_TOKEN, or listen on 127.0.0.1"
+            f"the API cannot listen on {address}: {problem}; free it, or choose another (FEDOPS_MQTT_HTTP)"
         )
 
 

@@ -1,109 +1,74 @@
-"""The manager's HTTP door: where it listens, who may come in, how much a body may hold.
-
-Beyond this machine it opens only with a token, and tokens are compared in constant time.
-"""
+"""The manager's HTTP address: where it listens and how it serves; `door` says who may come in."""
 
 import asyncio
-import ipaddress
+import logging
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
 
 import uvicorn
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
-from fedops_mqtt.line.token import is_same_secret
+from fedops_mqtt.door import Door, DoorRules, ExposedError, check_address, is_loopback
 from fedops_mqtt.manager.api import problem
 from fedops_mqtt.manager.errors import ExposedApiError
+from fedops_mqtt.settings import ManagerSettings
 
-MAX_BODY_BYTES = 1024 * 1024
-"""20,000 named clients are 400 kB."""
+logger = logging.getLogger(__name__)
 
 SHUTDOWN_S = 2
 """Requests still open when the manager ends are cut after this."""
 
 
-class Door:
-    """ASGI middleware: bearer token (if there is one) and body limit."""
-
-    def __init__(self, app: ASGIApp, *, token: str | None, max_body_bytes: int = MAX_BODY_BYTES) -> None:
-        self._app = app
-        self._token = token
-        self._max_body_bytes = max_body_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request in, or answer 401 or 413."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        headers = {name.lower(): value for name, value in scope["headers"]}
-        if not self._may_enter(headers.get(b"authorization", b"")):
-            refusal = problem(
-                HTTPStatus.UNAUTHORIZED, "this API needs its bearer token", headers={"WWW-Authenticate": "Bearer"}
-            )
-            await refusal(scope, receive, send)
-        elif (body := await self._read_body(headers, receive)) is None:
-            limit = f"the body is over {self._max_body_bytes} bytes"
-            await problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, limit)(scope, receive, send)
-        else:
-            await self._app(scope, _replay(body, receive), send)
-
-    def _may_enter(self, authorization: bytes) -> bool:
-        if self._token is None:
-            return True
-        scheme, _, given = authorization.decode("latin-1").partition(" ")
-        return is_same_secret(given.strip(), self._token) and scheme.lower() == "bearer"
-
-    async def _read_body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
-        """Return the whole body, or None as soon as it is too large."""
-        declared = headers.get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self._max_body_bytes:
-            return None
-        body = bytearray()
-        is_more = True
-        while is_more:
-            part = await receive()
-            body += part.get("body", b"")
-            is_more = part.get("more_body", False)
-            if len(body) > self._max_body_bytes:
-                return None
-        return bytes(body)
+def door_rules(settings: ManagerSettings) -> DoorRules:
+    """Return who may come in, by the settings."""
+    token = settings.manager_token
+    return DoorRules(
+        token=token.get_secret_value() if token else None,
+        cert_file=settings.http_cert_file,
+        key_file=settings.http_key_file,
+        client_ca_file=settings.http_client_ca_file,
+        cors_origins=tuple(filter(None, settings.http_cors.replace(",", " ").split())),
+    )
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that hands out the body that was read, then what comes after it."""
-    unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+def guarded(app: ASGIApp, rules: DoorRules) -> ASGIApp:
+    """Return the application behind its door; who is turned away gets a problem document."""
 
-    async def replayed() -> Message:
-        return unread.pop() if unread else await receive()
+    def refuse(status: HTTPStatus, why: str, headers: Mapping[str, str]) -> ASGIApp:
+        return problem(status, why, headers=dict(headers))
 
-    return replayed
+    return Door(app, rules, refuse=refuse)
 
 
-def listen(address: str, *, token: str | None) -> socket.socket:
+def listen(address: str, rules: DoorRules) -> socket.socket:
     """Return a socket that listens at `host:port`; port 0 takes a free one.
 
     Raises:
-        ExposedApiError: the host is beyond this machine and there is no token.
+        ExposedApiError: the host is beyond this machine and anybody would be let in.
         OSError: the address is taken or is none of this machine.
     """
     host, _, port = address.rpartition(":")
     host = host.strip("[]") or "0.0.0.0"  # noqa: S104 - refused just below without a token
-    if token is None and not _is_loopback(host):
-        raise ExposedApiError(address)
+    try:
+        check_address(host, address, rules, what="the API", setting="FEDOPS_MQTT_MANAGER_TOKEN")
+    except ExposedError as error:
+        raise ExposedApiError(address, str(error)) from error
+    if rules.token is not None and not rules.is_tls and not is_loopback(host):
+        logger.warning("the API's token crosses the network in the clear: set http_cert_file", extra={"at": address})
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, int(port)), family=family)
 
 
-def url_of(listening: socket.socket) -> str:
+def url_of(listening: socket.socket, rules: DoorRules) -> str:
     """Return the URL under which a listening socket is reached from this machine."""
     host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{'https' if rules.is_tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 @asynccontextmanager
-async def serving(app: ASGIApp, listening: socket.socket) -> AsyncIterator[None]:
+async def serving(app: ASGIApp, listening: socket.socket, rules: DoorRules) -> AsyncIterator[None]:
     """Serve an application while the block runs."""
     config = uvicorn.Config(
         app,
@@ -114,6 +79,7 @@ async def serving(app: ASGIApp, listening: socket.socket) -> AsyncIterator[None]
         ws="none",
         timeout_graceful_shutdown=SHUTDOWN_S,
         server_header=False,
+        **rules.for_uvicorn(),
     )
     server = _Server(config)
     async with asyncio.TaskGroup() as group:
@@ -131,10 +97,3 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave the signals alone."""
         yield
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

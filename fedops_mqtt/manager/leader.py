@@ -19,7 +19,7 @@ from fedops_mqtt.manager.api import Api
 from fedops_mqtt.manager.board import Board
 from fedops_mqtt.manager.clock import Clock
 from fedops_mqtt.manager.desk import Desk
-from fedops_mqtt.manager.http import Door, serving, url_of
+from fedops_mqtt.manager.http import door_rules, guarded, serving, url_of
 from fedops_mqtt.manager.inbox import Inbox
 from fedops_mqtt.manager.journal import Journal
 from fedops_mqtt.manager.ledger import Ledger
@@ -80,7 +80,7 @@ async def leading(
     tasks = Tasks(settings.tasks_file)
     ledger = Ledger(await journal.call(journal.open_runs))
     clock = Clock(not_before=await journal.call(journal.last_time))
-    owner = _owner(settings, journal, term=term, url=url_of(listening))
+    owner = _owner(settings, journal, term=term, url=url_of(listening, door_rules(settings)))
     async with AsyncExitStack() as stack:
         connection = await stack.enter_async_context(_on_bus(settings, owner))
         desk = Desk(
@@ -107,8 +107,8 @@ async def _at_work(desk: Desk, owner: StatusOwner, listening: socket.socket, sta
     desk.ledger.listener = board.changed
     manager = Manager(desk, board=board, servers=servers, executor=executor, orders=orders)
     upkeep = Upkeep(desk, servers=servers, executor=executor)
-    token = desk.settings.manager_token
-    door = Door(Api(desk, orders).app(), token=token.get_secret_value() if token else None)
+    rules = door_rules(desk.settings)
+    door = guarded(Api(desk, orders).app(), rules)
     for life in (
         speaker.speaking(),
         servers.tending(),
@@ -116,7 +116,7 @@ async def _at_work(desk: Desk, owner: StatusOwner, listening: socket.socket, sta
         alongside(upkeep.run(), name="upkeep"),
         alongside(manager.listen(), name="listen"),
         alongside(manager.run(), name="manager"),
-        serving(door, listening),
+        serving(door, listening, rules),
     ):
         await stack.enter_async_context(life)
     return Leader(desk, servers)

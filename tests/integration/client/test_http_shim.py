@@ -94,7 +94,7 @@ async def test_a_start_for_another_mac_is_a_conflict_with_the_reason(http: httpx
         b'{"server_ip": 1, "client_mac": 2}',
         b'{"server_ip": "127.0.0.1:99999", "client_mac": "02:00:00:00:00:01"}',
         b"\xff\xfe",
-        b'{"server_ip": "' + b"a" * 100_000 + b':1", "client_mac": "02:00:00:00:00:01"}',
+        b'{"server_ip": "' + b"a" * 10_000 + b':1", "client_mac": "02:00:00:00:00:01"}',
     ],
 )
 async def test_a_malformed_start_is_422(http: httpx.AsyncClient, daemon: Daemon, body: bytes) -> None:

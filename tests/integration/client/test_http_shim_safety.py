@@ -145,7 +145,7 @@ async def test_a_client_certificate_opens_the_door_too(tmp_path: Path, certify: 
         "http_client_ca_file": tmp_path / "ca.crt",
     }
     async with shim(EVERYWHERE, **files) as plain:
-        url = str(plain.base_url).replace("http://", "https://") + "online"
+        url = str(plain.base_url).replace("http://", "https://") + "/online"
         async with httpx.AsyncClient(verify=trusting(tmp_path), trust_env=False) as stranger:
             with pytest.raises(httpx.TransportError):
                 await stranger.get(url)

@@ -1,0 +1,182 @@
+"""The door of everything that listens for HTTP: the client's shim and the manager's API have the same one.
+
+On loopback it is open to this machine; beyond it opens only with a bearer token or a client certificate. What is let
+in has a bounded body. No web page elsewhere gets in through a visitor's browser: no CORS unless set, and without a
+token only requests that name this machine by address or `localhost` (a foreign name is DNS rebinding).
+"""
+
+import hmac
+import ipaddress
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MAX_BODY_BYTES = 1024 * 1024
+"""20,000 named clients are 400 kB."""
+
+_POLICY_VIOLATION = 1008
+"""WebSocket close code (RFC 6455, 7.4.1)."""
+
+Refuse = Callable[[HTTPStatus, str, Mapping[str, str]], ASGIApp]
+"""Makes the answer of a refusal, in the form that the application's clients expect."""
+
+
+class ExposedError(ValueError):
+    """Something would listen beyond this machine, for anybody."""
+
+    def __init__(self, what: str, address: str, setting: str) -> None:
+        self.address = address
+        super().__init__(
+            f"{what} would listen on {address}, beyond this machine, for anybody: set {setting}, or "
+            "FEDOPS_MQTT_HTTP_CLIENT_CA_FILE (with certificate and key) for client certificates, or listen on 127.0.0.1"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoorRules:
+    """Who may come in. `client_ca_file` asks for certificates of that CA (mutual TLS)."""
+
+    token: str | None = field(default=None, repr=False)
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    client_ca_file: Path | None = None
+    cors_origins: tuple[str, ...] = ()
+    max_body_bytes: int = MAX_BODY_BYTES
+
+    @property
+    def is_tls(self) -> bool:
+        """True when it speaks HTTPS."""
+        return self.cert_file is not None
+
+    @property
+    def is_guarded(self) -> bool:
+        """True when a stranger is turned away."""
+        return self.token is not None or (self.is_tls and self.client_ca_file is not None)
+
+    def for_uvicorn(self) -> dict[str, Any]:
+        """Return uvicorn's TLS options."""
+        if not self.is_tls:
+            return {}
+        asked = ssl.CERT_NONE if self.client_ca_file is None else ssl.CERT_REQUIRED
+        return {
+            "ssl_certfile": self.cert_file,
+            "ssl_keyfile": self.key_file,
+            "ssl_ca_certs": self.client_ca_file,
+            "ssl_cert_reqs": asked,
+        }
+
+
+class Door:
+    """ASGI middleware: who may come in, and how much a body may hold."""
+
+    def __init__(self, app: ASGIApp, rules: DoorRules, *, refuse: Refuse) -> None:
+        self._app = app
+        self._rules = rules
+        self._refuse = refuse
+        self._within: ASGIApp = self._enter
+        if rules.cors_origins:
+            # Outside of the token's check: a browser's preflight request never carries one (Fetch, CORS-preflight).
+            self._within = CORSMiddleware(
+                self._enter, allow_origins=rules.cors_origins, allow_methods=["*"], allow_headers=["*"]
+            )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request in, or answer 401, 413 or 421."""
+        await self._within(scope, receive, send)
+
+    async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        refusal = self._judge(headers)
+        if scope["type"] == "websocket":
+            await (_hang_up if refusal else self._app)(scope, receive, send)
+        elif refusal is not None:
+            await refusal(scope, receive, send)
+        elif (body := await self._read_body(headers, receive)) is None:
+            await self._too_large()(scope, receive, send)
+        else:
+            await self._app(scope, _replay(body, receive), send)
+
+    def _judge(self, headers: Mapping[bytes, bytes]) -> ASGIApp | None:
+        if self._rules.token is not None and not self._has_token(headers.get(b"authorization", b"")):
+            how = {"WWW-Authenticate": "Bearer"}
+            return self._refuse(HTTPStatus.UNAUTHORIZED, "this API needs its bearer token", how)
+        if not self._rules.is_guarded and not _names_this_machine(headers.get(b"host", b"").decode("latin-1")):
+            why = "without a token this is only for this machine: ask for it as 127.0.0.1 or localhost"
+            return self._refuse(HTTPStatus.MISDIRECTED_REQUEST, why, {})
+        return None
+
+    def _has_token(self, authorization: bytes) -> bool:
+        scheme, _, given = authorization.decode("latin-1").partition(" ")
+        wanted = (self._rules.token or "").encode()
+        return hmac.compare_digest(given.strip().encode(), wanted) and scheme.lower() == "bearer"
+
+    def _too_large(self) -> ASGIApp:
+        limit = f"the body is over {self._rules.max_body_bytes} bytes"
+        return self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, limit, {})
+
+    async def _read_body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes | None:
+        """Return the whole body, or None as soon as it is too large."""
+        declared = headers.get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > self._rules.max_body_bytes:
+            return None
+        body = bytearray()
+        is_more = True
+        while is_more:
+            part = await receive()
+            body += part.get("body", b"")
+            is_more = part.get("more_body", False)
+            if len(body) > self._rules.max_body_bytes:
+                return None
+        return bytes(body)
+
+
+def check_address(host: str, address: str, rules: DoorRules, *, what: str, setting: str) -> None:
+    """Let an address pass, or raise; `setting` is where a token would be set.
+
+    Raises:
+        ExposedError: `host` is beyond this machine and a stranger would be let in.
+    """
+    if not rules.is_guarded and not is_loopback(host):
+        raise ExposedError(what, address, setting)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host to listen on is reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _names_this_machine(host: str) -> bool:
+    """Return whether a Host header holds an address or `localhost`; HTTP/1.0 has none, and no browser speaks it."""
+    name = host.rpartition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name.lower() in ("", "localhost")
+    return True
+
+
+async def _hang_up(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that hands out the body that was read, then what comes after it."""
+    unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return unread.pop() if unread else await receive()
+
+    return replayed
