@@ -1,7 +1,6 @@
 """One training: the app is loaded, the server is joined over the line or classic gRPC, each round is reported."""
 
 import logging
-import socket
 import threading
 import time
 from functools import partial
@@ -16,16 +15,16 @@ from fedops_mqtt.client.client_wandb import WandbLog, start_wandb
 from fedops_mqtt.client.pipe import EndedReport, Job, MetricsReport, PhaseReport
 from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.keeper import RunEnd
+from fedops_mqtt.line.probe import Answers, probe
 from fedops_mqtt.line.runner import Answered, Joined, LineRunner, Progress, make_context
 from fedops_mqtt.protocol import MetricsKind, Outcome, Phase, Transport
 
 logger = logging.getLogger(__name__)
 
 _WANDB_CLOSE_S = 5.0
-_SNIFF_S = 0.3
-"""A gRPC server speaks first (HTTP/2 SETTINGS, RFC 9113, 3.4), and does so at once; the line waits to be asked."""
-_SNIFF_RETRY_S = 0.2
-_HTTP2_SETTINGS = 4
+_PROBE_S = 1.0
+"""A server that is there answers sooner; one that is busy is asked again."""
+_PROBE_RETRY_S = 0.2
 
 
 class Training:
@@ -52,7 +51,7 @@ class Training:
             return failed(str(error))
         try:
             runner = self._take_runner()
-        except (LineConfigError, ValueError) as error:
+        except (LineConfigError, OSError) as error:  # an address or a CA file that cannot be used
             return failed(str(error))
         kept = KeptState(self._job.state_folder / "context.bin")
         self._app = Keeping(app, kept)
@@ -90,13 +89,13 @@ class Training:
             return self._runner
 
     def _find_transport(self) -> Transport:
-        """Wait for the server within the join limit and see whether it speaks gRPC; a secured line is never asked."""
+        """Wait within the join limit until somebody answers at the server's address, and see who it is."""
         deadline = time.monotonic() + self._job.join_limit_s
-        while self._job.ca_file is None and self._stop_reason is None and time.monotonic() < deadline:
-            spoken = speaks_grpc(self._server_ip)
-            if spoken is not None:
-                return Transport.GRPC if spoken else Transport.LINE
-            threading.Event().wait(_SNIFF_RETRY_S)
+        while self._stop_reason is None and time.monotonic() < deadline:
+            answers = probe(self._server_ip, ca_file=self._job.ca_file, timeout_s=_PROBE_S)
+            if answers is not Answers.NOBODY:
+                return Transport(answers.value)
+            threading.Event().wait(_PROBE_RETRY_S)
         return Transport.LINE
 
     def _line_runner(self, join_s: float) -> LineRunner:
@@ -182,21 +181,3 @@ def _wandb_of(job: Job) -> WandbLog | None:
     if options is None:
         return None
     return WandbLog(partial(start_wandb, options.key, options.project, options.name))
-
-
-def speaks_grpc(server_ip: str) -> bool | None:
-    """Return whether the server at `host:port` speaks gRPC in the clear; None when nobody answers there.
-
-    Raises:
-        ValueError: `server_ip` is no address.
-    """
-    host, _, port = server_ip.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=_SNIFF_S) as connection:
-            try:
-                head = connection.recv(9)
-            except TimeoutError:
-                return False
-            return len(head) == 9 and head[3] == _HTTP2_SETTINGS
-    except OSError:
-        return None

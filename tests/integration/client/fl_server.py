@@ -1,6 +1,6 @@
 """An FL server for tests, as a process: two floats are averaged over the line, or by a classic gRPC server.
 
-Usage: fl_server.py line RUN_ID SECRET_HEX|open ROUNDS, or: fl_server.py grpc HOST:PORT ROUNDS.
+Usage: fl_server.py line RUN_ID SECRET_HEX|open ROUNDS [LAUNCH], or: fl_server.py grpc HOST:PORT ROUNDS.
 Prints its address; a line that comes on stdin ends it before its time.
 """
 
@@ -10,7 +10,7 @@ import sys
 os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 
 
-def serve_line(run_id: str, secret: str, num_rounds: int) -> None:
+def serve_line(run_id: str, secret: str, num_rounds: int, launch: int) -> None:
     from flwr.app import Array, ArrayRecord
     from flwr.serverapp.strategy import FedAvg
 
@@ -22,7 +22,7 @@ def serve_line(run_id: str, secret: str, num_rounds: int) -> None:
     is_open = secret == "open"
     server = LineServer(
         run_id=run_id,
-        launch=1,
+        launch=launch,
         run_secret=None if is_open else bytes.fromhex(secret),
         join="open" if is_open else "invited",
     )
@@ -47,6 +47,6 @@ def serve_grpc(address: str, num_rounds: int) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "line":
-        serve_line(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+        serve_line(sys.argv[2], sys.argv[3], int(sys.argv[4]), int((*sys.argv[5:], "1")[0]))
     else:
         serve_grpc(sys.argv[2], int(sys.argv[3]))

@@ -4,14 +4,15 @@ import asyncio
 import time
 from contextlib import suppress
 from itertools import pairwise
+from pathlib import Path
 
 import aiomqtt
 import pytest
-from client_testbed import SECRET, Operator, RunDaemon, ServeFl
+from client_testbed import SECRET, Operator, RunDaemon, ServeFl, fl_server
 
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.client.daemon import Daemon
-from fedops_mqtt.client.journal import DaemonRunningError
+from fedops_mqtt.client.journal import DaemonRunningError, identity_dir
 from fedops_mqtt.protocol import Answer, ClientCondition, ClientStatus, Outcome, Phase, topics
 
 
@@ -112,6 +113,61 @@ async def test_a_stop_that_comes_first_prevents_its_start(run_daemon: RunDaemon,
     refused = await operator.until(lambda status: status.last_trigger is not None)
     assert refused.last_trigger is not None
     assert (refused.last_trigger.answer, refused.last_trigger.reason) == (Answer.REJECTED, "stopped")
+
+
+async def test_a_higher_launch_re_aims_the_training_that_runs(run_daemon: RunDaemon, operator: Operator) -> None:
+    await run_daemon(app="fl_apps:busy")
+    await operator.until_condition(ClientCondition.ONLINE)
+    async with fl_server("line", "r1", SECRET.hex(), "50") as first:
+        await operator.trigger(first)
+        await operator.until(lambda status: status.run is not None and status.run.phase is Phase.TRAINING)
+    async with fl_server("line", "r1", SECRET.hex(), "2", "2") as second:
+        await operator.trigger(second, launch=2)
+        aimed = await operator.until(lambda status: status.run is not None and status.run.launch == 2)
+        assert (aimed.server_ip, aimed.status) == (second, ClientCondition.TRAIN_STARTED)
+        finished = await operator.until(lambda status: status.last_run is not None)
+    assert finished.status is ClientCondition.TRAIN_FINISHED, finished.reason
+    assert finished.last_run is not None
+    assert finished.last_run.attempt == 1
+    statuses = [status.status for status in operator.statuses]
+    assert ClientCondition.TRAIN_FAILED not in statuses
+
+
+async def test_the_apis_of_fedops_say_things_on_the_bus(run_daemon: RunDaemon, operator: Operator) -> None:
+    daemon = await run_daemon(app="fl_apps:endless", join_limit_s=60)
+    await operator.until_condition(ClientCondition.ONLINE)
+    assert await daemon.server_api.get_port() is None
+    for call, condition in (
+        (daemon.manager_api.get_train_fail, ClientCondition.TRAIN_FAILED),
+        (daemon.server_api.get_train_fin, ClientCondition.TRAIN_FINISHED),
+    ):
+        await operator.trigger("127.0.0.1:1", run_id=condition.value, gl_model=3)
+        await operator.until_condition(ClientCondition.TRAIN_STARTED)
+        assert await daemon.server_api.get_port() == "127.0.0.1:1"
+        assert (await daemon.manager_api.get_info()).GL_Model_V == 3
+        await operator.stop(condition.value)
+        await operator.until(lambda status: status.run is None)
+        await call()  # nothing trains any more: nothing is said
+        assert daemon.client.facts.last_run is not None
+        assert daemon.client.facts.last_run.outcome is Outcome.STOPPED
+    await daemon.manager_api.get_client_out()
+    await operator.until_condition(ClientCondition.CLIENT_OUT, reason="shutdown")
+
+
+async def test_a_start_that_cannot_be_written_down_is_refused(
+    run_daemon: RunDaemon, operator: Operator, tmp_path: Path
+) -> None:
+    daemon = await run_daemon()
+    await operator.until_condition(ClientCondition.ONLINE)
+    journal = identity_dir(tmp_path, operator.task_id, operator.mac) / "journal.json"
+    journal.unlink()
+    (journal / "in the way").mkdir(parents=True)  # nothing can replace a folder that is not empty
+    await operator.trigger("127.0.0.1:1")
+    refused = await operator.until(lambda status: status.last_trigger is not None)
+    assert refused.last_trigger is not None
+    assert refused.last_trigger.answer is Answer.REJECTED
+    assert "journal cannot be written" in (refused.last_trigger.reason or "")
+    assert daemon.client.run is None
 
 
 async def test_leaving_while_training_says_interrupted_and_client_out(
