@@ -5,6 +5,7 @@ nothing that would have to be unpickled, and nothing of another length than it s
 """
 
 import math
+import threading
 from functools import lru_cache
 from io import BytesIO
 
@@ -68,6 +69,32 @@ def compress(data: bytes, compression: LineCompression | None) -> bytes | None:
     if len(compressor.compress(sample)) > _WORTHWHILE_RATIO * len(sample):
         return None
     return compressor.compress(data)
+
+
+class CompressOnce:
+    """Compresses each array once, however many messages carry it; safe for many threads, the others wait for the first.
+
+    Arrays are known by identity, so each is kept until `forget`.
+    """
+
+    def __init__(self, compression: LineCompression | None) -> None:
+        self._compression = compression
+        self._lock = threading.Lock()
+        self._known: dict[int, tuple[bytes, bytes | None]] = {}
+
+    def __call__(self, data: bytes) -> bytes | None:
+        """Return what `compress` returns."""
+        if self._compression is None:
+            return None
+        with self._lock:
+            if id(data) not in self._known:
+                self._known[id(data)] = (data, compress(data, self._compression))
+            return self._known[id(data)][1]
+
+    def forget(self) -> None:
+        """Let go of everything."""
+        with self._lock:
+            self._known.clear()
 
 
 def decompress(data: bytes, num_bytes: int) -> bytes:

@@ -141,15 +141,16 @@ class FrameReader:
             while self._message is None and self._part.tell() == self._wanted_bytes:
                 self._hand_over()
 
-    def message(self) -> Message:
-        """Return the message.
+    def take(self) -> Message:
+        """Hand over the message; the reader keeps nothing of it.
 
         Raises:
             FrameError: bytes are missing.
         """
-        if self._message is None:
+        message, self._message = self._message, None
+        if message is None:
             raise FrameError(f"frame ends after {self.received_bytes} of {self.num_bytes} bytes")
-        return self._message
+        return message
 
     def _hand_over(self) -> None:
         part, self._part = self._part.getvalue(), BytesIO()  # getvalue hands over BytesIO's own buffer: no second copy
@@ -256,7 +257,10 @@ def _decode_metadata(fields: dict[str, Any]) -> flwr_private.Metadata:
     for name in _OPTIONAL_FIELDS:
         value = fields.get(name)
         values[name] = None if value is None else _checked(value, int)
-    return flwr_private.Metadata(**values)
+    try:
+        return flwr_private.Metadata(**values)
+    except (TypeError, ValueError) as error:  # flwr knows which message types there are
+        raise FrameError(f"metadata: {error}") from error
 
 
 def _decode_error(fields: Any) -> Error:

@@ -10,6 +10,8 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from flwr.app import Message
+
 from fedops_mqtt.line import wire
 from fedops_mqtt.line.access import Access
 from fedops_mqtt.line.codec import Frame, FrameReader
@@ -169,14 +171,11 @@ class LineApp:
         try:
             if not await self._feed(request, session, upload):
                 return
-            message = upload.reader.message()
-            if message.metadata.reply_to_message_id != message_id or message.metadata.src_node_id != session.node_id:
-                raise FrameError(f"is no reply of node {session.node_id} to message {message_id}")
         except FrameError:
             session.upload = None
             raise
         session.upload = None
-        was_taken = self._hub.answer(session, message_id, message)
+        was_taken = self._hub.answer(session, message_id, _reply_of(session, message_id, upload))
         self._hub.progress(session, Phase.WAITING)
         await request.answer(200, wire.encode_body(wire.ReplyState(is_done=True, was_taken=was_taken)))
 
@@ -334,6 +333,13 @@ class _Request:
         if num_bytes is not None:
             headers.append((b"content-length", b"%d" % num_bytes))
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+
+def _reply_of(session: Session, message_id: str, upload: Upload) -> Message:
+    message = upload.reader.take()
+    if message.metadata.reply_to_message_id != message_id or message.metadata.src_node_id != session.node_id:
+        raise FrameError(f"is no reply of node {session.node_id} to message {message_id}")
+    return message
 
 
 def _phase_of(letter: Letter) -> Phase:

@@ -15,8 +15,10 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedops_mqtt.line import flwr_private
-from fedops_mqtt.line.codec import EncodedContent, compress_with, encode_content, encode_error, encode_message
+from fedops_mqtt.line.arrays import CompressOnce
+from fedops_mqtt.line.codec import EncodedContent, encode_content, encode_error, encode_message
 from fedops_mqtt.line.errors import MessageTooLargeError
+from fedops_mqtt.line.garbage import GarbageMeter
 from fedops_mqtt.line.hub import Hub
 from fedops_mqtt.line.identity import flower_run_id_of
 from fedops_mqtt.line.limits import LineCompression, LineLimits
@@ -67,10 +69,11 @@ class LineGrid(Grid):
         self._run = flwr_private.make_run(flower_run_id_of(run_id))
         self._limits = limits
         self._min_clients = min_clients
-        self._compress = compress_with(compression)
+        self._compress = CompressOnce(compression)
         self._on_round = on_round
         self._prefix = secrets.token_hex(_PREFIX_BYTES)
         self._lock = threading.Lock()
+        self._garbage = GarbageMeter()
         self._num_messages = 0
         self._round: int | None = None
         self._run_deadline = time.monotonic() + limits.run_s
@@ -101,6 +104,8 @@ class LineGrid(Grid):
             TooFewClientsError: the minimum is not there (any more) within the join limit.
             RunOverError: the run was interrupted, or is over its limit.
         """
+        with self._lock:  # strategies ask between their phases: a good moment
+            self._garbage.look(sum(member.bytes_in for member in self._hub.members.values()))
         return self.wait_for_clients(self._min_clients, is_minimum=True)
 
     def wait_for_clients(self, num_clients: int, *, is_minimum: bool = False) -> list[int]:
@@ -169,13 +174,14 @@ class LineGrid(Grid):
 
     def _letters(self, messages: Iterable[Message]) -> Iterator[Letter]:
         encoded: dict[int, tuple[RecordDict, EncodedContent]] = {}
-        arrays: dict[int, tuple[bytes, bytes | None]] = {}
+        if self._hub.is_idle():
+            self._compress.forget()
         for message in messages:
             message_id = self._next_id()
             flwr_private.stamp(
                 message, message_id=message_id, run_id=self._run.run_id, src_node_id=flwr_private.SERVER_NODE_ID
             )
-            frame = encode_message(message, self._encode_once(message, encoded, arrays))
+            frame = encode_message(message, self._encode_once(message, encoded))
             if frame.num_bytes > self._limits.max_message_bytes:
                 raise MessageTooLargeError(frame.num_bytes, self._limits.max_message_bytes)
             yield Letter(
@@ -187,25 +193,18 @@ class LineGrid(Grid):
                 posted_at=time.monotonic(),
             )
 
-    def _encode_once(
-        self,
-        message: Message,
-        encoded: dict[int, tuple[RecordDict, EncodedContent]],
-        arrays: dict[int, tuple[bytes, bytes | None]],
-    ) -> EncodedContent:
-        """Encode content by identity: strategies hand the same RecordDict to every node."""
+    def _encode_once(self, message: Message, encoded: dict[int, tuple[RecordDict, EncodedContent]]) -> EncodedContent:
+        """Encode content by identity: message strategies hand the same RecordDict to every node.
+
+        (Classic ones hand the same arrays in a record of its own to each, from many threads: nothing is encoded there
+        but the small header, and `self._compress` compresses each array once.)
+        """
         if message.has_error():
             return encode_error(message.error)
         content = message.content
         if id(content) not in encoded:
-            compress = None if self._compress is None else lambda data: self._compress_once(data, arrays)
-            encoded[id(content)] = (content, encode_content(content, compress))
+            encoded[id(content)] = (content, encode_content(content, self._compress))
         return encoded[id(content)][1]
-
-    def _compress_once(self, data: bytes, arrays: dict[int, tuple[bytes, bytes | None]]) -> bytes | None:
-        if id(data) not in arrays:
-            arrays[id(data)] = (data, self._compress(data) if self._compress is not None else None)
-        return arrays[id(data)][1]
 
     def _next_id(self) -> str:
         with self._lock:

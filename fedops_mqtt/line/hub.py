@@ -126,6 +126,11 @@ class Hub:
         with self._changed:
             return self._mailbox.collect(message_ids)
 
+    def is_idle(self) -> bool:
+        """Tell whether nothing is on its way to or from any node."""
+        with self._changed:
+            return self._mailbox.is_empty
+
     def withdraw(self, message_ids: Iterable[str]) -> None:
         """Stop waiting for replies to these."""
         with self._changed:

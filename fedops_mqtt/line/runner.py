@@ -20,6 +20,7 @@ from fedops_mqtt.line import flwr_private, wire
 from fedops_mqtt.line.codec import Frame, compress_with, encode_content, encode_message, read_message
 from fedops_mqtt.line.connection import BROKEN, Connector, LineConnection
 from fedops_mqtt.line.errors import FrameError, LineError, MessageTooLargeError, RefusedError
+from fedops_mqtt.line.garbage import GarbageMeter
 from fedops_mqtt.line.identity import flower_run_id_of
 from fedops_mqtt.line.keeper import EndedError, Identity, RunEnd, Session, SessionKeeper, end_of_refusal
 from fedops_mqtt.line.limits import LineCompression
@@ -122,6 +123,7 @@ class LineRunner:
         self._on_answered = on_answered
         self._bytes_in = 0
         self._bytes_out = 0
+        self._garbage = GarbageMeter()
         self._phase: tuple[Phase, int | None] | None = None
         self._data: LineConnection | None = None
         self._data_session: Session | None = None
@@ -172,6 +174,7 @@ class LineRunner:
                     self._upload(session, outgoing)
                     self._check_end(outgoing.end)
                     outgoing = None
+                    self._garbage.look(self._bytes_in + self._bytes_out)
                 message = self._fetch(session)
                 tries = 0
             except RefusedError as refusal:

@@ -98,7 +98,7 @@ def test_a_frame_may_arrive_in_any_pieces(content: RecordDict, cuts: list[int]) 
     edges = [0, *sorted(min(cut, len(blob)) for cut in cuts), len(blob)]
     for start, end in itertools.pairwise(edges):
         reader.feed(blob[start:end])
-    assert reader.message().content == content
+    assert reader.take().content == content
 
 
 @given(contents, st.integers(0, 2000), st.integers(1, 50))
@@ -225,7 +225,7 @@ def test_a_frame_that_ends_early_is_no_message() -> None:
     reader.feed(blob[:-1])
     assert not reader.is_complete
     with pytest.raises(FrameError, match="ends after"):
-        reader.message()
+        reader.take()
     with pytest.raises(EOFError):
         codec.read_message(io.BytesIO(blob[:-1]).read, num_bytes=len(blob), max_bytes=NO_LIMIT)
 
