@@ -55,7 +55,7 @@ _STATUS_OF_ERROR: dict[type[Exception], HTTPStatus] = {
     ClientPresentError: HTTPStatus.CONFLICT,
     NotLaunchableError: HTTPStatus.CONFLICT,
     TooFewClientsError: HTTPStatus.UNPROCESSABLE_ENTITY,
-    TasksFileError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    TasksFileError: HTTPStatus.SERVICE_UNAVAILABLE,
     IdentityError: HTTPStatus.UNPROCESSABLE_ENTITY,
 }
 

@@ -75,6 +75,7 @@ class Upkeep:
                 return
             await self._desk.journal.call(self._desk.journal.archive, run.run_id)
             self._desk.ledger.drop(run.run_id)
+            self._desk.watch.note_stragglers(run)
             self._servers.forget(run.run_id)
             logger.info("archived a run", extra={"run_id": run.run_id})
 

@@ -79,6 +79,12 @@ class Watch:
         strangers, self.strangers = list(self.strangers.values()), {}
         return strangers
 
+    def note_stragglers(self, run: Run) -> None:
+        """A run leaves the ledger: whoever still trains it is one."""
+        for view in self.fleet.of_task(run.spec.task_id):
+            if view.status.run is not None and view.status.run.run_id == run.run_id:
+                self.stragglers[view.status.client_mac] = view
+
     def _received(self, event: Received, now: float) -> None:
         match event.message:
             case ClientStatus() as status:

@@ -15,7 +15,7 @@ import psutil
 from fedops_mqtt.bus import BusOptions, Connection, MemoryEpochs, Mosquitto, Received, StatusOwner, new_instance
 from fedops_mqtt.bus.tasks import alongside
 from fedops_mqtt.core.client import Client, Identity, apply
-from fedops_mqtt.core.client_events import Event, Progressed, TrainingEnded
+from fedops_mqtt.core.client_events import Event, Left, Progressed, TrainingEnded
 from fedops_mqtt.core.client_status import last_will, snapshot
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.manager import run_manager
@@ -172,13 +172,24 @@ class House:
 class Device:
     """A client daemon that trains nothing: the real client machine and the real owner of a status.
 
-    `is_deaf`: it takes no trigger. A trained run goes on until the test says `finishes`.
+    `is_deaf`: it takes no trigger; `is_stubborn`: it trains on when it is told to stop. A trained run goes on until the
+    test says `finishes`.
     """
 
-    def __init__(self, url: str, task_id: str, mac: str, *, is_deaf: bool = False, heartbeat_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        task_id: str,
+        mac: str,
+        *,
+        is_deaf: bool = False,
+        is_stubborn: bool = False,
+        heartbeat_s: float = 60.0,
+    ) -> None:
         self.url = url
         self.mac = mac
         self.is_deaf = is_deaf
+        self.is_stubborn = is_stubborn
         self.starts: list[StartTrigger] = []
         self.stops: list[StopTrigger] = []
         self.client = Client(
@@ -191,7 +202,7 @@ class Device:
         me = self.client.identity
         self.owner = StatusOwner(
             topic=topics.client_status(me.task_id, me.client_mac), instance=me.instance,
-            make_snapshot=self._say, make_will=self._say_will, make_goodbye=None,
+            make_snapshot=self._say, make_will=self._say_will, make_goodbye=self._say_goodbye,
             epochs=MemoryEpochs(), heartbeat_s=self._heartbeat_s,
         )  # fmt: skip
         hears = [str(topics.client_start(me.task_id, self.mac)), str(topics.client_stop(me.task_id, self.mac))]
@@ -220,6 +231,8 @@ class Device:
                         self.happens(Progressed(phase=Phase.TRAINING, round=1))
                 elif isinstance(message, StopTrigger):
                     self.stops.append(message)
+                    if self.is_stubborn:
+                        continue
                     self.happens(message)
                     if self.client.facts.in_hand:
                         self.finishes(Outcome.STOPPED, "stopped")
@@ -227,6 +240,10 @@ class Device:
     def _say(self, stamp: Stamp) -> ClientStatus:
         said = snapshot(self.client, epoch=stamp.epoch, seq=stamp.seq, at=utc_now(), agent={})
         return said.model_copy(update={"heartbeat_s": self._heartbeat_s})
+
+    def _say_goodbye(self, stamp: Stamp, reason: str) -> ClientStatus:
+        self.client = apply(self.client, Left(reason=reason)).client
+        return self._say(stamp)
 
     def _say_will(self, stamp: Stamp) -> ClientStatus:
         return last_will(self.client.identity, epoch=stamp.epoch, seq=stamp.seq, at=utc_now())

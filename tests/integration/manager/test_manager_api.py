@@ -1,0 +1,157 @@
+"""The manager's API over real HTTP: what it tells, what it refuses and how."""
+
+import json
+from urllib.parse import quote
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from manager_parts import A, B, House, api_at, until
+
+from fedops_mqtt.core.exit_codes import ExitCode
+from fedops_mqtt.door import MAX_BODY_BYTES
+from fedops_mqtt.manager import run_manager
+from fedops_mqtt.protocol import ClientCondition
+
+MEDIA_TYPE = "application/problem+json"
+
+
+async def refused(answer: httpx.Response, status: int) -> str:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == MEDIA_TYPE
+    problem = answer.json()
+    assert (problem["status"], problem["type"]) == (status, "about:blank")
+    return str(problem["detail"])
+
+
+async def test_clients_are_listed_with_presence_and_reason_and_can_be_filtered(house: House) -> None:
+    async with house.managed() as api, house.device(A):
+        async with house.device(B):
+            await until(lambda: has_clients(api, 2), "two clients")
+        page = await until(lambda: api.get("/clients", presence="out"), "a client that left")
+        assert [each["client_mac"] for each in (await api.get("/clients", presence="online"))["items"]] == [A]
+        assert (await api.get("/clients", task_id="no-such"))["total"] == 0
+        assert (await api.get("/clients", status=ClientCondition.ONLINE, limit=1))["items"][0]["presence"] == "online"
+        assert page is not None
+
+
+async def has_clients(api, number: int) -> bool:  # type: ignore[no-untyped-def]
+    return bool((await api.get("/clients"))["total"] == number)
+
+
+async def test_tasks_tell_what_can_be_started(house: House) -> None:
+    async with house.managed() as api, house.device(A):
+        await until(lambda: has_clients(api, 1), "the client")
+        (task,) = (await api.get("/tasks"))["items"]
+        said = (task["task_id"], task["is_launchable"], task["num_rounds"], task["num_clients"], task["active_run"])
+        assert said == (house.task_id, True, 3, 1, None)
+        run_id = await api.start(house.task_id)
+        assert (await api.get("/tasks"))["items"][0]["active_run"] == run_id
+
+
+async def test_what_cannot_be_started_is_refused_with_the_reason(house: House) -> None:
+    async with house.managed() as api:
+        post = api.http.post
+        assert "known: " + house.task_id in await refused(await post("/api/v1/runs", json={"task_id": "x"}), 404)
+        bad = {"task_id": house.task_id, "clients": [A], "min_clients": 2}
+        assert "only 1 clients are named" in await refused(await post("/api/v1/runs", json=bad), 422)
+        bad = {"task_id": house.task_id, "num_rounds": 0, "clients": ["not-a-mac"], "rounds": 3}
+        detail = await refused(await post("/api/v1/runs", json=bad), 422)
+        assert all(part in detail for part in ("num_rounds", "clients.0", "body.rounds"))
+        await refused(await post("/api/v1/runs", content=b"{", headers={"content-type": "application/json"}), 422)
+        await refused(await api.http.get("/api/v1/runs/no-such"), 404)
+        await refused(await post("/api/v1/runs/no-such/stop"), 404)
+        await refused(await api.http.get("/api/v1/runs/no-such/events"), 404)
+        await refused(await api.http.get("/api/v1/nothing"), 404)
+        await refused(await api.http.put("/api/v1/runs"), 405)
+        await refused(await api.http.delete("/api/v1/clients/junk"), 422)
+        assert (await api.get("/runs"))["total"] == 0
+
+
+async def test_a_broken_tasks_file_is_said_and_a_mended_one_is_read(house: House) -> None:
+    good = house.tasks_file.read_text()
+    async with house.managed() as api:
+        house.tasks_file.write_text("[tasks.a]\nmodul = 1")
+        answer = await api.http.post("/api/v1/runs", json={"task_id": house.task_id})
+        assert "tasks.a.modul" in await refused(answer, 503)
+        house.tasks_file.write_text(good + "\n")
+        await api.start(house.task_id)
+
+
+async def test_a_body_over_the_limit_is_refused_before_it_is_read_to_its_end(house: House) -> None:
+    async with house.managed() as api:
+        too_much = b"x" * (MAX_BODY_BYTES + 1)
+        await refused(await api.http.post("/api/v1/runs", content=too_much), 413)
+
+        async def in_pieces():  # type: ignore[no-untyped-def]
+            for _ in range(MAX_BODY_BYTES // 65536 + 1):
+                yield b"x" * 65536
+
+        await refused(await api.http.post("/api/v1/runs", content=in_pieces()), 413)
+
+
+async def test_with_a_token_nobody_enters_without_it(house: House) -> None:
+    async with house.managed(manager_token="correct horse") as api, api_at(str(api.http.base_url)) as stranger:
+        assert (await api.get("/health"))["role"] == "leading"
+        answer = await stranger.http.get("/api/v1/health")
+        assert "bearer token" in await refused(answer, 401)
+        assert answer.headers["www-authenticate"] == "Bearer"
+        for wrong in ("Bearer correct hors", "Basic correct horse", "correct horse", "Bearer \xff"):
+            headers = {"Authorization": wrong.encode("latin-1")}
+            await refused(await stranger.http.get("/api/v1/runs", headers=headers), 401)
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:0", ":0", "[::]:0"])
+async def test_beyond_this_machine_the_api_does_not_open_without_a_token(house: House, address: str) -> None:
+    said: list[str] = []
+    assert await run_manager(house.settings(http=address), say=said.append) == ExitCode.CONFIG
+    assert "beyond this machine" in said[-1]
+    assert "FEDOPS_MQTT_MANAGER_TOKEN" in said[-1]
+
+
+async def test_a_taken_address_and_a_bad_tasks_file_end_the_manager_with_what_is_wrong(house: House) -> None:
+    said: list[str] = []
+    async with house.managed(state_dir=house.folder / "other") as api:
+        taken = f"127.0.0.1:{api.http.base_url.port}"
+        assert await run_manager(house.settings(http=taken), say=said.append) == ExitCode.UNAVAILABLE
+        assert f"cannot listen on {taken}: Address already in use" in said[-1]
+    house.tasks_file.write_text("[tasks.a]\nmodul = 1")
+    assert await run_manager(house.settings(), say=said.append) == ExitCode.CONFIG
+    assert "tasks.a.modul" in said[-1]
+
+
+async def test_the_api_describes_itself(house: House) -> None:
+    async with house.managed() as api:
+        paths = (await api.get("/openapi.json"))["paths"]
+        assert {"/api/v1/runs", "/api/v1/clients/{client_mac}", "/api/v1/runs/{run_id}/stop"} <= set(paths)
+
+
+async def test_nothing_that_is_sent_to_it_is_answered_with_a_server_error(house: House) -> None:
+    async with house.managed() as api:
+        json_values = st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+            max_leaves=8,
+        )
+        bodies = st.binary(max_size=60) | st.builds(lambda value: json.dumps(value).encode(), json_values)
+        fields = st.fixed_dictionaries({"task_id": json_values}, optional={"clients": json_values, "join": json_values})
+        requests = st.tuples(
+            st.sampled_from(["GET", "POST", "DELETE"]),
+            st.sampled_from(["/runs", "/clients", "/runs/{}", "/runs/{}/stop", "/clients/{}", "/runs/{}/metrics"]),
+            st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20),
+            bodies | st.builds(lambda value: json.dumps(value).encode(), fields),
+        )
+        seen: list[tuple[str, str, bytes]] = []
+
+        @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(requests)
+        def collect(request: tuple[str, str, str, bytes]) -> None:
+            method, path, name, body = request
+            seen.append((method, path.replace("{}", quote(name, safe="")), body))
+
+        collect()
+        for method, path, body in seen:
+            headers = {"content-type": "application/json"}
+            answer = await api.http.request(method, "/api/v1" + path, content=body, headers=headers)
+            assert answer.status_code < 500, (method, path, body, answer.text)
