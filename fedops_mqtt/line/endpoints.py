@@ -170,6 +170,7 @@ class LineApp:
         self._hub.progress(session, Phase.UPLOADING)
         try:
             if not await self._feed(request, session, upload):
+                await request.answer(200, wire.encode_body(self._reply_state(session, message_id)))
                 return
         except FrameError:
             session.upload = None

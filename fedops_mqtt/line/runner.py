@@ -214,6 +214,8 @@ class LineRunner:
             self._keeper.end(end, is_known=is_known)
         elif refusal.code == "no_session":
             self._keeper.invalidate(session)
+        else:
+            self._drop_data()  # the next try asks first what the server has
 
     def _retry(self, error: Exception, tries: int) -> None:
         _log.debug("transfer broken", extra={"problem": str(error), "tries": tries})
@@ -278,7 +280,7 @@ class LineRunner:
 
     def _post(self, session: Session, path: str, frame: Frame, offset: int) -> None:
         num_bytes = frame.num_bytes - offset
-        self._connection(session).upload(
+        answer = self._connection(session).upload(
             path,
             headers={
                 **session.headers,
@@ -290,6 +292,8 @@ class LineRunner:
             timeout_s=_STALL_S,
         )
         self._bytes_out += num_bytes
+        if not wire.decode_body(wire.ReplyState, answer).is_done:
+            raise ConnectionResetError("the server did not get all of the reply")
 
     def _connection(self, session: Session) -> LineConnection:
         if self._data is None or self._data_session is not session:

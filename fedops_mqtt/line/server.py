@@ -7,7 +7,6 @@ hands the change on (to a queue, or to another loop by `call_soon_threadsafe`).
 import asyncio
 import logging
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -80,7 +79,7 @@ class LineServer:
         self._app = LineApp(
             hub=self._hub, access=access, run_id=run_id, launch=launch, limits=limits, compression=compression
         )
-        self._tls = tls
+        self._config = _make_config(self._app, tls)
         self._socket = _listen(host, port)
         self.address = _advertised(host, self._socket.getsockname()[1], advertise)
         self.grid = LineGrid(
@@ -167,28 +166,9 @@ class LineServer:
 
     async def _serve_here(self) -> None:
         self._hub.bind(asyncio.get_running_loop())
-        self._server = uvicorn.Server(self._config())
+        self._server = uvicorn.Server(self._config)
         self._serving.set()
         await self._server.serve(sockets=[self._socket])
-
-    def _config(self) -> uvicorn.Config:
-        return uvicorn.Config(
-            self._app,
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            backlog=_BACKLOG,
-            timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=_SHUTDOWN_S,
-            ssl_certfile=self._tls.cert_file if self._tls else None,
-            ssl_keyfile=self._tls.key_file if self._tls else None,
-            ssl_version=ssl.PROTOCOL_TLS_SERVER,
-        )
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -222,3 +202,27 @@ def _advertised(host: str, port: int, advertise: str | None) -> str:
     if advertise is None:
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return advertise if advertise.rpartition(":")[2].isdigit() and ":" in advertise else f"{advertise}:{port}"
+
+
+def _make_config(app: LineApp, tls: LineTls | None) -> uvicorn.Config:
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_SHUTDOWN_S,
+        ssl_certfile=tls.cert_file if tls else None,
+        ssl_keyfile=tls.key_file if tls else None,
+    )
+    try:
+        config.load()  # here, and not in the line's thread: a wrong certificate is said to whoever starts the server
+    except OSError as error:
+        raise LineConfigError(f"certificate or key of the line: {error}") from error
+    return config

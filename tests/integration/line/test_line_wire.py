@@ -140,6 +140,17 @@ def test_an_upload_goes_on_where_it_broke(hand: HandClient) -> None:
     assert hand.server.bytes_in == len(data)
 
 
+def test_an_upload_may_come_in_parts(hand: HandClient) -> None:
+    results = ask_in_thread(hand.server)
+    asked = hand.next()
+    message_id, data = asked.metadata.message_id, reply_to(asked)
+    status, state = hand.post(message_id, data[:10], length=len(data))
+    assert (status, state) == (200, {"received_bytes": 10, "is_done": False, "was_taken": False})
+    status, state = hand.post(message_id, data[10:], length=len(data), offset=10)
+    assert (status, state["was_taken"]) == (200, True)
+    assert replies_of(results)[0].has_content()
+
+
 @pytest.mark.parametrize(("offset", "length"), [(7, None), (10**9, None)])
 def test_an_upload_at_a_wrong_offset_is_refused(hand: HandClient, offset: int, length: int | None) -> None:
     results = ask_in_thread(hand.server)
@@ -376,6 +387,17 @@ def test_a_client_without_a_ca_is_not_served_by_a_tls_line(lines: Lines, tls: Li
 def test_a_wrong_ca_file_is_said_at_once(lines: Lines, tmp_path: Path) -> None:
     with pytest.raises(LineConfigError, match="CA file"):
         lines.join("127.0.0.1:1", echo_app(), ca_file=tmp_path / "none.pem")
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_a_wrong_certificate_is_said_at_once(lines: Lines, tls: LineTls, tmp_path: Path, content: str | None) -> None:
+    lines: Lines, tls: LineTls, tmp_path: Path, content: str | None
+) -> None:
+    cert_file = tmp_path / "cert.pem"
+    if content is not None:
+        cert_file.write_text(content)
+    with pytest.raises(LineConfigError, match="certificate"):
+        lines.serve(tls=LineTls(cert_file=cert_file, key_file=tls.key_file))
 
 
 @pytest.mark.parametrize("address", ["nowhere", ":8080", "host:", "host:port", "host:70000"])
