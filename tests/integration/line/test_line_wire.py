@@ -391,8 +391,6 @@ def test_a_wrong_ca_file_is_said_at_once(lines: Lines, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [None, "no certificate"])
 def test_a_wrong_certificate_is_said_at_once(lines: Lines, tls: LineTls, tmp_path: Path, content: str | None) -> None:
-    lines: Lines, tls: LineTls, tmp_path: Path, content: str | None
-) -> None:
     cert_file = tmp_path / "cert.pem"
     if content is not None:
         cert_file.write_text(content)
