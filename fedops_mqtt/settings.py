@@ -231,3 +231,9 @@ class WatchSettings(BusSettings):
     """The dashboard in the terminal."""
 
     task_id: Annotated[TaskId | None, Field(description="watch only this task")] = None
+
+
+class FleetSettings(_Settings):
+    """The verbs that look after a fleet's credentials."""
+
+    fleet_dir: Annotated[Path, Field(description="the folder with the fleet's CA, register, bundles")] = Path("fleet")

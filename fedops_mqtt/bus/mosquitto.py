@@ -82,13 +82,15 @@ def _check_port(host: str, port: int) -> None:
 def render_config(text: str, *, port: int, data_dir: Path, changes: Mapping[str, str]) -> str:
     """Return a configuration with port, data folder and `changes` (directive to value) put in.
 
-    A directive that stands in the text is replaced where it stands; one that does not is added at the end.
+    A directive that stands in the text is replaced where it stands; one that does not is added at the end. The ports
+    and the folder of a configuration with several listeners stay as they are: it was made for its place.
     """
-    wanted = {"persistence_location": f"{data_dir}/", **changes}
+    is_own = len(listener_ports(text)) > 1
+    wanted = dict(changes) if is_own else {"persistence_location": f"{data_dir}/", **changes}
     lines = []
     for line in text.splitlines():
         name, _, value = line.strip().partition(" ")
-        if name == "listener":
+        if name == "listener" and not is_own:
             host = value.partition(" ")[2]
             lines.append(f"listener {port} {host}".rstrip())
         elif name in wanted:
@@ -98,12 +100,18 @@ def render_config(text: str, *, port: int, data_dir: Path, changes: Mapping[str,
     return "\n".join([*lines, *(f"{name} {value}" for name, value in wanted.items())]) + "\n"
 
 
+def listener_ports(text: str) -> list[int]:
+    """Return the ports that a configuration listens on, in its order."""
+    words = [line.split() for line in text.splitlines() if line.startswith("listener ")]
+    return [int(each[1]) for each in words]
+
+
 class Mosquitto:
     """A broker of one's own, as an async context manager.
 
     Args:
-        config: configuration to run; default: the shipped one for development. It has one `listener` line.
-        port: TCP port; default: a free one.
+        config: configuration to run; default: the shipped one for development.
+        port: TCP port; default: a free one. Ports of a configuration with several listeners stay as they are.
         changes: directives to replace or add.
         data_dir: where retained messages are kept; default: a temporary folder that goes with the broker.
         is_log_shown: mosquitto's log goes to our stderr instead of into the error of a failed start.
@@ -207,6 +215,9 @@ class Mosquitto:
         return await self._process.wait() if self._process else 0
 
     async def _start_on_some_port(self) -> None:
+        ports = listener_ports(self._read_template())
+        if len(ports) > 1:
+            self.port = ports[0]
         if self.port:
             await self.start()
             return
@@ -226,16 +237,18 @@ class Mosquitto:
         changes = dict(self._changes)
         if os.geteuid() == 0:
             changes.setdefault("user", "root")
-        template = self._config or find_config()
         path = folder / "mosquitto.conf"
-        try:
-            text = template.read_text(encoding="utf-8")
-        except OSError as error:
-            raise MosquittoError(f"cannot read its configuration {template}: {error}") from error
-        text = render_config(text, port=self.port, data_dir=data_dir, changes=changes)
+        text = render_config(self._read_template(), port=self.port, data_dir=data_dir, changes=changes)
         self._is_tls = any(line.startswith("certfile ") for line in text.splitlines())
         path.write_text(text, encoding="utf-8")
         return path
+
+    def _read_template(self) -> str:
+        template = self._config or find_config()
+        try:
+            return template.read_text(encoding="utf-8")
+        except OSError as error:
+            raise MosquittoError(f"cannot read its configuration {template}: {error}") from error
 
     def _open_log(self) -> IO[bytes]:
         if self._is_log_shown:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 import typer
 
-from fedops_mqtt.cli import demo, roles, steer, watch
+from fedops_mqtt.cli import demo, fleet, roles, steer, watch
 from fedops_mqtt.cli.fatal import explain, known_errors
 from fedops_mqtt.core.exit_codes import ExitCode
 
@@ -44,6 +44,7 @@ def make_app() -> typer.Typer:
     app.callback()(_version_option)
     for name, verb in VERBS.items():
         app.command(name, epilog=verb.__dict__.get("epilog"))(verb)
+    app.add_typer(fleet.make_fleet_app(), name="fleet")
     return app
 
 

@@ -17,20 +17,24 @@ class FatalError(Exception):
 def known_errors() -> tuple[type[Exception], ...]:
     """Return every error that `explain` has words for; loads their modules."""
     from fedops_mqtt.bus import BusError
+    from fedops_mqtt.enrolment.errors import EnrolmentError
+    from fedops_mqtt.protocol import IdentityError
     from fedops_mqtt.settings_file import SettingsFileError
 
-    return (FatalError, BusError, SettingsFileError)
+    return (FatalError, BusError, SettingsFileError, EnrolmentError, IdentityError)
 
 
 def explain(error: Exception) -> tuple[str, ExitCode]:
     """Return what to tell the person, and the exit status."""
     from fedops_mqtt import bus
+    from fedops_mqtt.enrolment.errors import EnrolmentError
+    from fedops_mqtt.protocol import IdentityError
     from fedops_mqtt.settings_file import SettingsFileError
 
     match error:
         case FatalError():
             return str(error), error.code
-        case SettingsFileError():
+        case SettingsFileError() | EnrolmentError() | IdentityError():
             return str(error), ExitCode.CONFIG
         case bus.CredentialsError():
             return f"{error}. Set FEDOPS_MQTT_BROKER_USER and FEDOPS_MQTT_BROKER_PASSWORD.", ExitCode.NO_PERMISSION

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from fedops_mqtt.enrolment.acl import render_acl
+from fedops_mqtt.enrolment.errors import EnrolmentError
 from fedops_mqtt.enrolment.files import write_file
 from fedops_mqtt.enrolment.register import Identity, Ports, Register
 
@@ -25,6 +26,25 @@ CA_FILE = "ca.crt"
 CRL_FILE = "crl.pem"
 CERTIFICATE_FILE = "broker.crt"
 KEY_FILE = "broker.key"
+
+_ACCESS_BLOCK_BEGIN = "# Users with a password."
+_ACCESS_BLOCK_END = "/acl\n"
+"""What stands between these in the shipped configuration says who may do what."""
+
+_PLUGIN_PATHS = (
+    "/usr/lib/x86_64-linux-gnu/mosquitto_dynamic_security.so",
+    "/usr/lib/aarch64-linux-gnu/mosquitto_dynamic_security.so",
+    "/usr/lib/arm-linux-gnueabihf/mosquitto_dynamic_security.so",
+    "/usr/lib/mosquitto_dynamic_security.so",
+)
+"""Where packages put it."""
+
+_PLUGIN_LINES = """\
+# Users, passwords and rules are in the plugin's file, which `fedops-mqtt fleet dynsec` writes. The plugin takes changes
+# while it runs and writes them there itself, so the file must be the broker's own.
+plugin {plugin}
+plugin_opt_config_file {folder}/dynamic-security.json
+"""
 
 _PID_FILE = "/run/mosquitto/mosquitto.pid"
 _DATA_DIR = "/var/lib/mosquitto/"
@@ -43,6 +63,16 @@ def render_broker_config(shipped: str, register: Register) -> str:
     for name, shipped_port in Ports().model_dump().items():
         text = text.replace(f"\nlistener {shipped_port}\n", f"\nlistener {getattr(register.ports, name)}\n")
     return text
+
+
+def render_dynamic_security_config(config: str, register: Register) -> str:
+    """Return a broker's configuration with the dynamic-security plugin in the place of ACL and password file."""
+    head, mark, rest = config.partition(_ACCESS_BLOCK_BEGIN)
+    _, _, tail = rest.partition(_ACCESS_BLOCK_END)
+    if not mark or not tail:
+        raise EnrolmentError(f"{CONFIG_FILE} was changed beyond what is known here: put the plugin in by hand")
+    plugin = next((path for path in map(Path, _PLUGIN_PATHS) if path.exists()), Path(_PLUGIN_PATHS[0]))
+    return f"{head}{_PLUGIN_LINES.format(plugin=plugin, folder=register.broker_dir.rstrip('/'))}{tail}"
 
 
 def write_access(folder: Path, identities: Iterable[Identity]) -> None:

@@ -14,6 +14,7 @@ from fedops_mqtt.enrolment import broker_files
 from fedops_mqtt.enrolment.acl import FIRST_MANAGER
 from fedops_mqtt.enrolment.authority import Credentials, issue, make_authority, make_revocation_list
 from fedops_mqtt.enrolment.bundle import BundleContent, write_bundle
+from fedops_mqtt.enrolment.dynsec import render_dynamic_security
 from fedops_mqtt.enrolment.errors import (
     EnrolmentError,
     FleetExistsError,
@@ -40,6 +41,8 @@ CA_CERTIFICATE_FILE = "ca.crt"
 CA_KEY_FILE = "ca.key"
 BROKER_FOLDER = "broker"
 BUNDLE_FOLDER = "bundles"
+DYNAMIC_SECURITY_FILE = "dynamic-security.json"
+DYNAMIC_SECURITY_CONFIG = "mosquitto.dynsec.conf"
 
 DEVICE_DAYS = 825
 """Two years and a quarter: `fedops-mqtt fleet list` and `doctor` tell a month before, see docs/security.md."""
@@ -158,6 +161,16 @@ class Fleet:
     def list_identities(self) -> list[Identity]:
         """Return everybody who is or was enrolled, by role and name."""
         return sorted(self._register.identities.values(), key=lambda each: (each.role, each.name))
+
+    def write_dynamic_security(self) -> Path:
+        """Write the fleet for the dynamic-security plugin, which then takes the place of ACL and password file."""
+        path = self.broker_folder / DYNAMIC_SECURITY_FILE
+        with self._changing():
+            write_file(path, render_dynamic_security(self._register.identities.values()).encode())
+            shipped = (self.broker_folder / broker_files.CONFIG_FILE).read_text(encoding="utf-8")
+            config = broker_files.render_dynamic_security_config(shipped, self._register)
+            write_file(self.broker_folder / DYNAMIC_SECURITY_CONFIG, config.encode())
+        return path
 
     def reload_broker(self) -> bool:
         """Tell a broker on this machine to read its files again; False when it is not here."""

@@ -1,0 +1,212 @@
+"""The verbs of whoever looks after a fleet: fleet init, enrol, renew, revoke, list, dynsec.
+
+Keys and passwords go into files of mode 0600 and are never printed.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from click import UsageError
+
+from fedops_mqtt.cli.examples import shows
+from fedops_mqtt.cli.options import takes_settings
+from fedops_mqtt.settings import FleetSettings
+
+if TYPE_CHECKING:
+    from fedops_mqtt.enrolment import Fleet, Identity
+
+_COLUMNS = ("name", "role", "tasks", "credentials", "expires", "status")
+_WARN_DAYS = 30
+"""A certificate that expires within this is pointed out; renewing leaves the old one good, so nobody need wait."""
+
+Names = Annotated[list[str] | None, typer.Argument(help="MACs of devices, or names of other identities.")]
+Hosts = Annotated[list[str] | None, typer.Option("--host", help="Name or address under which it is reached; repeat.")]
+Days = Annotated[int | None, typer.Option(min=1, help="How long the certificate holds. [default: 825]")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+
+
+@shows(
+    "fedops-mqtt fleet init --host broker.example.org",
+    "fedops-mqtt fleet init --host 192.168.1.10 --broker-dir /etc/mosquitto/fedops",
+)
+@takes_settings(FleetSettings)
+def init(
+    settings: FleetSettings,
+    host: Hosts = None,
+    broker_dir: Annotated[
+        str | None, typer.Option(help="Where the broker's files will stand on its machine. [default: where made]")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Listener for certificates.")] = 8883,
+    password_port: Annotated[int, typer.Option(help="Listener for passwords.")] = 8884,
+    websocket_port: Annotated[int, typer.Option(help="Listener for browsers.")] = 9001,
+    days: Days = None,
+) -> None:
+    """Make a fleet: a private CA, the broker's files, and the manager's credentials."""
+    from fedops_mqtt.bus.mosquitto import find_config
+    from fedops_mqtt.enrolment import DEVICE_DAYS, Ports, init_fleet
+
+    fleet = init_fleet(
+        settings.fleet_dir,
+        hosts=host or [],
+        shipped=find_config("mosquitto.conf").parent,
+        broker_dir=broker_dir,
+        ports=Ports(certificate=port, password=password_port, websockets=websocket_port),
+        days=days or DEVICE_DAYS,
+    )
+    print(f"made {fleet.folder}; keep its ca.key safe and away from the broker")
+    print(f"broker:  {fleet.broker_folder}  (for {fleet.register.broker_dir})")
+    print(f"manager: {fleet.folder / 'bundles' / 'manager' / 'bundle.toml'}")
+
+
+@shows(
+    "fedops-mqtt fleet enrol aa:bb:cc:dd:ee:ff --task digits --app my_task:app",
+    "fedops-mqtt fleet enrol --role server server-digits --task digits --host fl.example.org",
+    "fedops-mqtt fleet enrol --role dashboard lab-screen --password",
+)
+@takes_settings(FleetSettings)
+def enrol(
+    settings: FleetSettings,
+    names: Names = None,
+    role: Annotated[str, typer.Option(help="device, manager, server, dashboard or bridge.")] = "device",
+    task: Annotated[list[str] | None, typer.Option("--task", help="Its task; repeat. [default: every task]")] = None,
+    host: Hosts = None,
+    app: Annotated[str | None, typer.Option(help="MODULE:ATTRIBUTE, for a device's settings file.")] = None,
+    password: Annotated[bool, typer.Option("--password", help="A password instead of a certificate.")] = False,
+    names_from: Annotated[Path | None, typer.Option("--from", help="A file with a name a line.", exists=True)] = None,
+    days: Days = None,
+) -> None:
+    """Make credentials and a settings file for a device, or for another role."""
+    from fedops_mqtt.enrolment import DEVICE_DAYS, Fleet, Role, Wish
+
+    if role not in list(Role):
+        raise UsageError(f"--role {role}: choose one of {', '.join(Role)}")
+    fleet = Fleet(settings.fleet_dir)
+    for name in _all_names(names, names_from):
+        wish = Wish(
+            role=Role(role),
+            name=name,
+            tasks=task or [],
+            hosts=host or [],
+            app=app,
+            has_password=password,
+            days=days or DEVICE_DAYS,
+        )
+        print(fleet.enrol(wish), flush=True)
+    _tell_broker(fleet)
+
+
+@shows("fedops-mqtt fleet renew aa:bb:cc:dd:ee:ff", "fedops-mqtt fleet renew broker")
+@takes_settings(FleetSettings)
+def renew(
+    settings: FleetSettings,
+    names: Names = None,
+    app: Annotated[str | None, typer.Option(help="MODULE:ATTRIBUTE, for a device's settings file.")] = None,
+    revoke_old: Annotated[
+        bool, typer.Option("--revoke-old", help="Make nothing; take back all certificates but the newest.")
+    ] = False,
+    days: Days = None,
+) -> None:
+    """Make new keys; the old certificate stays good until it expires or `--revoke-old` ends it."""
+    from fedops_mqtt.enrolment import DEVICE_DAYS, Fleet
+
+    fleet = Fleet(settings.fleet_dir)
+    for name in _all_names(names, None):
+        if revoke_old:
+            print(f"took back {fleet.revoke_old(name)} old certificates of {name}")
+        elif name == "broker":
+            fleet.renew_broker(days=days or DEVICE_DAYS)
+            print(fleet.broker_folder / "broker.crt")
+        else:
+            print(fleet.renew(name, app=app, days=days or DEVICE_DAYS))
+    _tell_broker(fleet)
+
+
+@shows("fedops-mqtt fleet revoke aa:bb:cc:dd:ee:ff")
+@takes_settings(FleetSettings)
+def revoke(settings: FleetSettings, names: Names = None) -> None:
+    """Take everything back that somebody was given."""
+    from fedops_mqtt.enrolment import Fleet
+
+    fleet = Fleet(settings.fleet_dir)
+    for name in _all_names(names, None):
+        identity = fleet.revoke(name)
+        print(f"revoked {identity.role} {identity.name}")
+    _tell_broker(fleet)
+
+
+@shows("fedops-mqtt fleet list", "fedops-mqtt fleet list --json")
+@takes_settings(FleetSettings)
+def list_identities(settings: FleetSettings, json: Json = False) -> None:
+    """List everybody who is or was enrolled."""
+    from fedops_mqtt.cli.output import print_records
+    from fedops_mqtt.enrolment import Fleet
+
+    records = [_as_record(each) for each in Fleet(settings.fleet_dir).list_identities()]
+    print_records(records, _COLUMNS, is_json=json)
+
+
+@shows("fedops-mqtt fleet dynsec")
+@takes_settings(FleetSettings)
+def dynsec(settings: FleetSettings) -> None:
+    """Write the fleet as roles and clients of mosquitto's dynamic-security plugin."""
+    from fedops_mqtt.enrolment import Fleet
+
+    print(Fleet(settings.fleet_dir).write_dynamic_security())
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    "init": init,
+    "enrol": enrol,
+    "renew": renew,
+    "revoke": revoke,
+    "list": list_identities,
+    "dynsec": dynsec,
+}
+
+
+def make_fleet_app() -> typer.Typer:
+    """Return the group of verbs under `fedops-mqtt fleet`."""
+    app = typer.Typer(help="Make and look after the credentials of a fleet.", no_args_is_help=True)
+    for name, verb in VERBS.items():
+        app.command(name, epilog=verb.__dict__.get("epilog"))(verb)
+    return app
+
+
+def _all_names(names: Sequence[str] | None, file: Path | None) -> list[str]:
+    written = file.read_text(encoding="utf-8").splitlines() if file else []
+    wanted = [*(names or []), *(line.strip() for line in written if line.strip() and not line.startswith("#"))]
+    if not wanted:
+        raise UsageError("say who: a device's MAC, or another identity's name")
+    return wanted
+
+
+def _tell_broker(fleet: "Fleet") -> None:
+    if fleet.reload_broker():
+        print("the broker has been told to read its files again")
+        return
+    made, wanted = fleet.broker_folder.resolve(), fleet.register.broker_dir
+    carry = "" if str(made) == wanted else f"copy {made} to {wanted} on the broker's machine; "
+    print(f"{carry}let the broker read its files again: systemctl reload mosquitto")
+
+
+def _as_record(identity: "Identity") -> dict[str, object]:
+    from datetime import UTC, datetime, timedelta
+
+    expires = identity.not_after
+    status = "enrolled"
+    if identity.is_revoked:
+        status = "revoked"
+    elif expires is not None and expires < datetime.now(UTC):
+        status = "expired"
+    elif expires is not None and expires < datetime.now(UTC) + timedelta(days=_WARN_DAYS):
+        status = "expires soon"
+    return {
+        "name": identity.name,
+        "role": identity.role.value,
+        "tasks": ",".join(identity.tasks) or "every",
+        "credentials": "password" if identity.password else "certificate",
+        "expires": expires.date().isoformat() if expires else None,
+        "status": status,
+    }

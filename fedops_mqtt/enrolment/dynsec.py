@@ -1,0 +1,54 @@
+"""The fleet for mosquitto's dynamic-security plugin: one role an identity, because `%u` is not filled in there.
+
+The plugin takes changes while it runs (`mosquitto_ctrl dynsec`, or topics below `$CONTROL`); this file is what it
+starts from. Seen with mosquitto 2.0.11.
+"""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from fedops_mqtt.enrolment.register import Identity
+from fedops_mqtt.enrolment.roles import Rule, rules_of
+
+_ACL_TYPES = ("publishClientSend", "publishClientReceive", "subscribe", "unsubscribe")
+
+
+def render_dynamic_security(identities: Iterable[Identity]) -> str:
+    """Return the plugin's JSON file; revoked identities are disabled."""
+    everybody = sorted(identities, key=lambda each: each.name)
+    return json.dumps(
+        {
+            "defaultACLAccess": dict.fromkeys(_ACL_TYPES, False) | {"unsubscribe": True},
+            "clients": [_client(each) for each in everybody],
+            "groups": [],
+            "roles": [_role(each) for each in everybody],
+        },
+        indent=2,
+    )
+
+
+def _client(identity: Identity) -> dict[str, Any]:
+    client: dict[str, Any] = {"username": identity.name, "roles": [{"rolename": identity.name}]}
+    if identity.password is not None:
+        client |= {
+            "password": identity.password.hash,
+            "salt": identity.password.salt,
+            "iterations": identity.password.iterations,
+        }
+    if identity.is_revoked:
+        client["disabled"] = True
+    return client
+
+
+def _role(identity: Identity) -> dict[str, Any]:
+    rules = [] if identity.is_revoked else rules_of(identity.role, identity.name, identity.tasks)
+    return {"rolename": identity.name, "acls": [acl for rule in rules for acl in _acls(rule)]}
+
+
+def _acls(rule: Rule) -> Iterable[dict[str, Any]]:
+    kinds = ("publishClientSend",) if rule.can_write else ()
+    if rule.can_read:
+        kinds = (*kinds, "publishClientReceive", "subscribePattern")
+    for kind in kinds:
+        yield {"acltype": kind, "topic": rule.topic_filter, "priority": 0, "allow": True}
