@@ -158,39 +158,33 @@ class LineApp:
     def _reply_state(self, session: Session, message_id: str) -> wire.ReplyState:
         if not self._hub.expects(session, message_id):
             return wire.ReplyState(is_done=True, was_taken=self._hub.was_answered(session, message_id))
-        upload = session.upload
-        is_mine = upload is not None and upload.message_id == message_id
-        return wire.ReplyState(received_bytes=upload.reader.received_bytes if upload is not None and is_mine else 0)
+        upload = self._hub.upload(message_id)
+        return wire.ReplyState(received_bytes=0 if upload is None else upload.reader.received_bytes)
 
     async def _take_reply(self, request: "_Request", session: Session, message_id: str) -> None:
-        if not self._hub.expects(session, message_id):
-            await request.answer(200, wire.encode_body(self._reply_state(session, message_id)))
-            return
-        upload = self._open_upload(request, session, message_id)
-        self._hub.progress(session, Phase.UPLOADING)
-        try:
-            if not await self._feed(request, session, upload):
-                await request.answer(200, wire.encode_body(self._reply_state(session, message_id)))
-                return
-        except FrameError:
-            session.upload = None
-            raise
-        session.upload = None
-        was_taken = self._hub.answer(session, message_id, _reply_of(session, message_id, upload))
-        self._hub.progress(session, Phase.WAITING)
-        await request.answer(200, wire.encode_body(wire.ReplyState(is_done=True, was_taken=was_taken)))
+        if self._hub.expects(session, message_id):
+            self._hub.progress(session, Phase.UPLOADING)
+            upload = self._open_upload(request, message_id)
+            try:
+                if await self._feed(request, session, upload):
+                    self._hub.answer(session, message_id, _reply_of(session, message_id, upload))
+                    self._hub.forget_upload(message_id)
+                    self._hub.progress(session, Phase.WAITING)
+            except FrameError:
+                self._hub.forget_upload(message_id)
+                raise
+        await request.answer(200, wire.encode_body(self._reply_state(session, message_id)))
 
-    def _open_upload(self, request: "_Request", session: Session, message_id: str) -> Upload:
+    def _open_upload(self, request: "_Request", message_id: str) -> Upload:
         num_bytes, offset = request.number(wire.LENGTH_HEADER), request.number(wire.OFFSET_HEADER)
-        upload = session.upload
+        upload = self._hub.upload(message_id)
         if offset == 0:
             reader = FrameReader(num_bytes=num_bytes, max_bytes=self._limits.max_message_bytes)
-            upload = session.upload = Upload(message_id=message_id, reader=reader)
-        if (
-            upload is None
-            or (upload.message_id, upload.reader.num_bytes) != (message_id, num_bytes)
-            or upload.reader.received_bytes != offset
-        ):
+            if upload is not None:
+                upload.turn += 1  # whoever still feeds it stops
+            upload = Upload(reader=reader)
+            self._hub.begin_upload(message_id, upload)
+        if upload is None or (upload.reader.num_bytes, upload.reader.received_bytes) != (num_bytes, offset):
             raise RefusedError(status=409, code="offset", reason=f"nothing was received up to byte {offset}")
         upload.turn += 1
         return upload

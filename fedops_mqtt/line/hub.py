@@ -36,9 +36,8 @@ class Gone:
 
 @dataclass(slots=True, kw_only=True)
 class Upload:
-    """A reply that is arriving; it outlives its connection, so that a retry goes on where the last try broke."""
+    """A reply that is arriving; it outlives connection and session: a retry goes on where the last try broke."""
 
-    message_id: str
     reader: FrameReader
     turn: int = 0
     """Grows with each request that takes the upload over; an older request sees that and stops feeding."""
@@ -59,7 +58,6 @@ class Session:
     has_disconnected: bool = False
     unanswered_pings: int = 0
     polls: int = 0
-    upload: Upload | None = None
 
 
 class Hub:
@@ -71,6 +69,7 @@ class Hub:
         self._members = Members()
         self._mailbox = Mailbox()
         self._sessions: dict[str, Session] = {}
+        self._uploads: dict[str, Upload] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._over: Gone | None = None
         self._is_closed = False
@@ -124,6 +123,7 @@ class Hub:
     def collect(self, message_ids: Sequence[str]) -> list[Message]:
         """Take the replies that are there."""
         with self._changed:
+            self._forget_uploads(message_ids)
             return self._mailbox.collect(message_ids)
 
     def is_idle(self) -> bool:
@@ -131,9 +131,10 @@ class Hub:
         with self._changed:
             return self._mailbox.is_empty
 
-    def withdraw(self, message_ids: Iterable[str]) -> None:
+    def withdraw(self, message_ids: Sequence[str]) -> None:
         """Stop waiting for replies to these."""
         with self._changed:
+            self._forget_uploads(message_ids)
             self._mailbox.withdraw(message_ids)
 
     def drop(self, mac: str, outcome: Outcome, reason: str) -> None:
@@ -247,6 +248,21 @@ class Hub:
         with self._changed:
             return self._mailbox.was_answered(session.node_id, message_id)
 
+    def upload(self, message_id: str) -> Upload | None:
+        """Return the reply to this message that has begun to arrive, if any."""
+        with self._changed:
+            return self._uploads.get(message_id)
+
+    def begin_upload(self, message_id: str, upload: Upload) -> None:
+        """Keep a reply while it arrives, in the place of what had arrived before."""
+        with self._changed:
+            self._uploads[message_id] = upload
+
+    def forget_upload(self, message_id: str) -> None:
+        """Let go of what has arrived of a reply."""
+        with self._changed:
+            self._forget_uploads([message_id])
+
     def answer(self, session: Session, message_id: str, reply: Message) -> bool:
         """Take a reply; False if nobody waits for it any more."""
         with self._changed:
@@ -265,6 +281,10 @@ class Hub:
         with self._changed:
             self._members.count(session.mac, bytes_in=bytes_in, bytes_out=bytes_out)
 
+    def _forget_uploads(self, message_ids: Sequence[str]) -> None:
+        for message_id in message_ids:
+            self._uploads.pop(message_id, None)
+
     def _check_open(self) -> None:
         if self._is_closed and self._over is not None:
             raise RefusedError(status=410, code="gone", reason=self._over.reason, outcome=self._over.outcome)
@@ -278,8 +298,6 @@ class Hub:
 
     def _replace(self, before: Session | None, session: Session, evicted: Member | None) -> None:
         self._sessions[session.id] = session
-        if before is not None and evicted is None:
-            session.upload = before.upload
         if before is not None:
             self._end_session(before.id, None if evicted is None else ControlLine(stop="replaced by a newer attempt"))
         if evicted is not None:

@@ -5,7 +5,7 @@ now. The same attempt may come back after it was lost, a higher attempt replaces
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -34,7 +34,8 @@ class Member:
     node_id: int
     instance: str
     attempt: int
-    session: str
+    session: str = field(repr=False)
+    """Speaks for the client on the line: not for logs."""
     is_present: bool = False
     has_joined: bool = False
     phase: Phase = Phase.JOINING

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from flwr.app import ArrayRecord, Context, Message, RecordDict
-from line_parts import WAIT_S, Lines, a_metric, ask, ask_in_thread, echo_app, mac_of
+from line_parts import WAIT_S, Gate, Lines, a_metric, ask, ask_in_thread, echo_app, mac_of
 
 from fedops_mqtt.line import wire
 from fedops_mqtt.line.codec import encode_message, read_message
@@ -39,7 +39,13 @@ class HandClient:
 
     def __init__(self, server: LineServer, *, mac: str = mac_of(1)) -> None:
         self.server = server
-        body = json.dumps({"client_mac": mac, "instance": "hand", "attempt": 1}).encode()
+        self.mac = mac
+        self.join()
+
+    def join(self) -> None:
+        """Join, or join again."""
+        self.headers = {}
+        body = json.dumps({"client_mac": self.mac, "instance": "hand", "attempt": 1}).encode()
         status, answer = self.ask("POST", wire.JOIN_PATH, body)
         assert status == 200
         self.headers = {wire.SESSION_HEADER: answer["session"]}
@@ -138,6 +144,23 @@ def test_an_upload_goes_on_where_it_broke(hand: HandClient) -> None:
     (reply,) = replies_of(results)
     assert reply.content["arrays"] == BIG
     assert hand.server.bytes_in == len(data)
+
+
+def test_an_upload_goes_on_after_the_client_was_lost_and_came_back(lines: Lines, hand: HandClient) -> None:
+    lines.join(hand.server, echo_app(slow := Gate()), mac=mac_of(2))
+    lines.changes.wait("joined", mac_of(2))
+    results = ask_in_thread(hand.server)
+    asked = hand.next()
+    message_id, data = asked.metadata.message_id, reply_to(asked)
+    assert hand.post(message_id, data[:100], length=len(data))[1]["received_bytes"] == 100
+    hand.control.close()
+    lines.changes.wait("lost")
+    hand.join()
+    assert hand.state(message_id) == {"received_bytes": 100, "is_done": False, "was_taken": False}
+    assert hand.post(message_id, data[100:], length=len(data), offset=100)[1]["was_taken"]
+    slow.opened.set()
+    assert [reply.has_content() for reply in replies_of(results)] == [True, True]
+    assert hand.server._hub._uploads == {}
 
 
 def test_an_upload_may_come_in_parts(hand: HandClient) -> None:
