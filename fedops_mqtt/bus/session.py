@@ -8,6 +8,7 @@ to readers of messages only; `paho.Client._sock_close`, because a failed or aban
 """
 
 import asyncio
+import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -223,9 +224,26 @@ def _make_client(
         timeout=options.connect_timeout_s,
         tls_context=tls,
         socket_options=_AT_ONCE,
+        logger=_last_words(),
     )
     client._client.connect_timeout = options.connect_timeout_s
     return client
+
+
+class _Keeper(logging.Handler):
+    """Keeps the last error that paho tells its log, and nobody else: the reason of a failed TLS handshake."""
+
+    said = "no reason given"
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said = record.getMessage()
+
+
+def _last_words() -> logging.Logger:
+    """Return a log of one connection's own: paho would say the same error at every attempt of an outage."""
+    log = logging.Logger("paho", logging.ERROR)
+    log.addHandler(_Keeper())
+    return log
 
 
 async def _connect(client: aiomqtt.Client, address: BrokerAddress, options: BusOptions) -> None:
@@ -258,7 +276,9 @@ def _notice_early_close(client: aiomqtt.Client) -> None:
 
     def on_disconnect(*facts: Any) -> None:
         if not client._connected.done():
-            client._connected.set_exception(aiomqtt.MqttError("the broker closed the connection before answering"))
+            words = "".join(f" ({handler.said})" for handler in client._logger.handlers if isinstance(handler, _Keeper))
+            closed = f"the broker closed the connection before answering{words}"
+            client._connected.set_exception(aiomqtt.MqttError(closed))
         tell_aiomqtt(*facts)
 
     client._client.on_disconnect = on_disconnect
