@@ -6,6 +6,7 @@ snapshot that its owner announces after `Connected`, and a trigger that comes la
 
 import asyncio
 import logging
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
@@ -15,6 +16,7 @@ from typing import Self
 
 from fedops_mqtt.bus.address import Backoff, BusOptions, VersionChoice, make_tls_context, parse_broker_url
 from fedops_mqtt.bus.errors import (
+    BrokerUrlError,
     ConnectError,
     ConnectTimeoutError,
     CredentialsError,
@@ -200,11 +202,19 @@ class Connection:
             self._options,
             client_id=self._client_id,
             is_mqtt5=self._version.is_mqtt5,
-            tls=self._tls,
+            tls=self._renewed_tls(),
             will=will,
             on_message=self._take_in,
         ) as session:
             await self._serve(session)
+
+    def _renewed_tls(self) -> ssl.SSLContext | None:
+        """Read certificate and key again: renewed ones are used without a restart, half-written ones are not."""
+        try:
+            self._tls = make_tls_context(self._address, self._options)
+        except BrokerUrlError as error:
+            logger.warning("TLS files cannot be used, going on with those read before", extra={"why": str(error)})
+        return self._tls
 
     async def _will_packet(self) -> WillPacket | None:
         publication = await self._make_will() if self._make_will else None
