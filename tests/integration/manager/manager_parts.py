@@ -1,6 +1,7 @@
 """What the manager's tests are made of: a manager in this process or one of its own, devices, and a scripted server."""
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,7 +23,7 @@ from fedops_mqtt.manager import run_manager
 from fedops_mqtt.protocol import ClientStatus, Outcome, Phase, StartTrigger, StopTrigger, topics, utc_now
 from fedops_mqtt.settings import ManagerSettings
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 """How long a test waits for what must come; generous, since a passing test never uses it up."""
 
 HERE = Path(__file__).parent
@@ -132,8 +133,15 @@ class House:
 
     def servers(self) -> list[psutil.Process]:
         """Return the FL servers of this test, whoever launched them."""
-        mine = str(self.words)
-        return [each for each in psutil.process_iter(["cmdline"]) if mine in (each.info["cmdline"] or ())]
+        return [process for process in psutil.process_iter() if self._has_launched(process)]
+
+    def _has_launched(self, process: psutil.Process) -> bool:
+        """A server leads a session of its own; what it starts has its environment too."""
+        try:
+            is_leader = os.getsid(process.pid) == process.pid
+            return is_leader and process.environ().get("FEDOPS_MQTT_TASK_ID") == self.task_id
+        except (psutil.Error, OSError):
+            return False
 
     def server(self) -> psutil.Process:
         (only,) = self.servers()
