@@ -18,6 +18,7 @@ from fedops_mqtt.bus import (
     BusEvent,
     BusOptions,
     Connected,
+    ConnectError,
     Connection,
     EpochStore,
     NotConnectedError,
@@ -118,10 +119,10 @@ class Announcer:
     def finish(self, timeout_s: float, **changes: Any) -> bool:
         """Say the last word and wait until the broker has it; False when it was not in time.
 
-        A server that never had a connection does not wait.
+        A server whose broker was not there from the first try on does not wait.
         """
         self.say(**changes)
-        if not self._was_connected or self._is_replaced:
+        if self._is_replaced or not self._thread.is_alive():
             return False
         said = asyncio.run_coroutine_threadsafe(self._flush(timeout_s), self._loop)
         return said.result()
@@ -150,7 +151,7 @@ class Announcer:
             heartbeat_s=who.heartbeat_s,
             on_rival=self._meet_rival,
         )
-        connection = Connection(
+        connection = self._connection = Connection(
             self._url,
             client_id=self._options.user or f"fl-server-{who.task_id}-{who.instance}",
             subscriptions=[str(self._topic), filter_for(Channel.CLIENT_STATUS, who.task_id)],
@@ -184,10 +185,12 @@ class Announcer:
     async def _flush(self, timeout_s: float) -> bool:
         try:
             async with asyncio.timeout(timeout_s):
+                if not self._was_connected:
+                    await self._connection.wait_first_try()
                 self._has_metrics.set()
                 await self._has_told_all.wait()
                 return await self._owner.flush(timeout_s)
-        except TimeoutError:
+        except (TimeoutError, ConnectError):
             return False
 
     def _look(self, event: BusEvent) -> None:

@@ -16,8 +16,8 @@ from flwr.serverapp import ServerApp
 from fedops_mqtt import __version__
 from fedops_mqtt.bus import BusOptions, EpochFile, new_instance
 from fedops_mqtt.line.errors import LineConfigError
-from fedops_mqtt.line.grid import RunOverError
-from fedops_mqtt.line.members import MemberChange
+from fedops_mqtt.line.grid import LineGrid, RunOverError
+from fedops_mqtt.line.members import Member, MemberChange
 from fedops_mqtt.line.server import LineServer, LineTls
 from fedops_mqtt.protocol import LastRun, RunOutcome, ServerCondition, ServerMetrics, utc_now
 from fedops_mqtt.server.announcer import Announcer, Ears
@@ -26,16 +26,18 @@ from fedops_mqtt.server.app_strategy import (
     Config,
     capture_state,
     make_fedavg,
+    own_minimum,
     restore_state,
     run_server_app,
     run_strategy,
 )
+from fedops_mqtt.server.beginning import Beginning, find_beginning
 from fedops_mqtt.server.checkpoint import Checkpoint, CheckpointStore
 from fedops_mqtt.server.ending import Ending, EndNowError, EndRequest
 from fedops_mqtt.server.errors import ServerConfigError, ServerError
 from fedops_mqtt.server.evaluation import TestTorch, make_evaluate
-from fedops_mqtt.server.model_arrays import arrays_of, check_same_shapes
-from fedops_mqtt.server.plan import make_compression, make_limits, make_plan, read_cfg
+from fedops_mqtt.server.model_arrays import arrays_of
+from fedops_mqtt.server.plan import fit_config, make_compression, make_limits, make_plan
 from fedops_mqtt.server.rounds import Evaluate, RoundHooks, RoundReport, Rounds
 from fedops_mqtt.server.server_api import ServerAPI
 from fedops_mqtt.server.server_utils import FLServerStatus
@@ -69,17 +71,6 @@ class RunResult:
     metrics: Mapping[str, float]
     gl_model: int
     model_path: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Beginning:
-    """What a launch begins with."""
-
-    arrays: Arrays | None
-    gl_model: int
-    checkpoint: Checkpoint | None = None
-    saved: StoredModel | None = None
-    """This very run's model: the launch before died between saving it and saying so."""
 
 
 class FLServer:
@@ -133,6 +124,13 @@ class FLServer:
         self._store = ModelStore(self.settings.store, task_id=self.plan.task_id, model_name=model_name)
         self._checkpoints = CheckpointStore(self.settings.store, task_id=self.plan.task_id)
         self._ending = Ending(grace_s=self.settings.stop_grace_s)
+        self._line: LineServer | None = None
+        self._bytes_before = (0, 0)
+
+    @property
+    def address(self) -> str | None:
+        """`host:port` of the line, once it listens."""
+        return self._line.address if self._line is not None else None
 
     @property
     def task_id(self) -> str:
@@ -146,14 +144,11 @@ class FLServer:
 
         Raises:
             BrokerUrlError: the broker's URL cannot be used; a broker that is not there is waited for in the background.
-            ServerError, OSError: the stored model does not fit, or the store cannot be used.
         """
-        beginning = self._begin()
-        self.server.gl_model_v = beginning.gl_model
         ears = Ears(on_client_ended=self._drop_client, on_replaced=self._be_replaced)
         epochs = EpochFile(self.settings.state_dir / "server" / f"{self.task_id}.epoch")
         announcer = Announcer(
-            self._first_snapshot(beginning),
+            self._first_snapshot(),
             url=self.settings.broker,
             options=BusOptions.from_settings(self.settings),
             epochs=epochs,
@@ -162,25 +157,38 @@ class FLServer:
         with self._ending.on_signals(), announcer:
             self._announcer = announcer
             self.api = ServerAPI(self.task_id, announcer)
-            return self._serve(beginning)
+            return self._run()
 
     def stop(self, reason: str = "asked by its program") -> None:
         """End the run as stopped; `start` returns soon. May be called from any thread."""
         self._ending.request(EndRequest(outcome=RunOutcome.STOPPED, reason=reason))
 
-    def _begin(self) -> _Beginning:
-        newest = self._store.newest()
-        self.server.last_gl_model_v = newest.version if newest else 0
-        if newest is not None and self._initial is not None:
-            check_same_shapes(newest.path, newest.arrays, self._initial)
-        checkpoint = self._checkpoints.load(self.plan.run_id) if self.plan.is_resumable else None
-        arrays = checkpoint.arrays if checkpoint else newest.arrays if newest else self._initial
-        is_ours = newest is not None and self.plan.is_resumable and newest.run_id == self.plan.run_id
-        if newest is not None and is_ours:
-            return _Beginning(arrays=newest.arrays, gl_model=newest.version, checkpoint=checkpoint, saved=newest)
-        return _Beginning(arrays=arrays, gl_model=self._store.next_version(), checkpoint=checkpoint)
+    def _run(self) -> RunResult:
+        nothing = Rounds(num_rounds=self.plan.num_rounds)
+        try:
+            beginning = self._begin()
+        except (ServerError, OSError) as error:
+            _log.error("run cannot begin", extra={"problem": str(error)})
+            return self._say_end(RunOutcome.FAILED, str(error), nothing, None)
+        rounds = self._rounds(beginning)
+        try:
+            line = self._line = self._open_line()
+        except (LineConfigError, OSError) as error:
+            _log.error("line cannot be opened", extra={"problem": str(error)})
+            return self._say_end(RunOutcome.FAILED, f"line: {error}", rounds, beginning.saved)
+        with line:
+            self._announcer.say(status=ServerCondition.READY, server_ip=line.address)
+            _log.info("server is ready", extra={"run_id": self.plan.run_id, "server_ip": line.address})
+            outcome, reason = self._train(line, beginning, rounds)
+            return self._end(line, outcome, reason, rounds, beginning.saved)
 
-    def _first_snapshot(self, beginning: _Beginning) -> ServerSnapshot:
+    def _begin(self) -> Beginning:
+        beginning = find_beginning(self.plan, store=self._store, checkpoints=self._checkpoints, initial=self._initial)
+        self.server.last_gl_model_v, self.server.gl_model_v = beginning.last_gl_model, beginning.gl_model
+        self._announcer.say(gl_model=beginning.gl_model, round=beginning.done)
+        return beginning
+
+    def _first_snapshot(self) -> ServerSnapshot:
         return ServerSnapshot(
             task_id=self.task_id,
             run_id=self.plan.run_id,
@@ -189,21 +197,7 @@ class FLServer:
             heartbeat_s=self.settings.heartbeat_s,
             agent={"fedops-mqtt": __version__, "flwr": version_of("flwr"), "python": platform.python_version()},
             num_rounds=self.plan.num_rounds,
-            gl_model=beginning.gl_model,
-            round=beginning.checkpoint.round if beginning.checkpoint else 0,
         )
-
-    def _serve(self, beginning: _Beginning) -> RunResult:
-        rounds = self._rounds(beginning)
-        try:
-            self._line = self._open_line()
-        except (LineConfigError, OSError) as error:
-            return self._say_end(RunOutcome.FAILED, f"line: {error}", rounds, saved=beginning.saved)
-        with self._line as line:
-            self._announcer.say(status=ServerCondition.READY, server_ip=line.address)
-            _log.info("server is ready", extra={"run_id": self.plan.run_id, "server_ip": line.address})
-            outcome, reason = self._train(beginning, rounds)
-            return self._end(outcome, reason, rounds, beginning.saved)
 
     def _open_line(self) -> LineServer:
         settings, token = self.settings, self.settings.join_token
@@ -221,14 +215,13 @@ class FLServer:
             limits=make_limits(settings),
             tls=tls,
             compression=make_compression(settings),
-            min_clients=self.plan.min_clients or _own_minimum(self._strategy),
+            min_clients=self.plan.min_clients or own_minimum(self._strategy),
             on_member=self._say_member,
             on_round=self._begin_round if self._server_app is not None else None,
         )
 
-    def _rounds(self, beginning: _Beginning) -> Rounds:
-        checkpoint = beginning.checkpoint
-        done = self.plan.num_rounds if beginning.saved else checkpoint.round if checkpoint else 0
+    def _rounds(self, beginning: Beginning) -> Rounds:
+        checkpoint, done = beginning.checkpoint, beginning.done
         hooks = RoundHooks(
             evaluate=self._evaluate, on_start=self._begin_round, on_report=self._report, save=self._save_checkpoint
         )
@@ -240,13 +233,13 @@ class FLServer:
             hooks=hooks,
         )
 
-    def _train(self, beginning: _Beginning, rounds: Rounds) -> tuple[RunOutcome, str]:
+    def _train(self, line: LineServer, beginning: Beginning, rounds: Rounds) -> tuple[RunOutcome, str]:
         """Run foreign code: the strategy, the ServerApp, the evaluation; whatever it raises fails the run."""
         if rounds.num_left == 0:
             return RunOutcome.COMPLETED, "all rounds were done by an earlier launch"
         try:
-            with self._ending.foreign_code(self._line):
-                self._run_rounds(beginning, rounds)
+            with self._ending.foreign_code(line):
+                self._run_rounds(line.grid, beginning, rounds)
         except RunOverError as over:
             return over.outcome, over.reason
         except EndNowError:
@@ -259,8 +252,7 @@ class FLServer:
             return RunOutcome.FAILED, f"no round gave a model: {'; '.join(rounds.failures) or 'no client answered'}"
         return RunOutcome.COMPLETED, "all rounds done"
 
-    def _run_rounds(self, beginning: _Beginning, rounds: Rounds) -> None:
-        grid = self._line.grid
+    def _run_rounds(self, grid: LineGrid, beginning: Beginning, rounds: Rounds) -> None:
         if self._server_app is not None:
             run_config: dict[str, Any] = {"num-server-rounds": self.plan.num_rounds, **self._train_config}
             rounds.arrays = run_server_app(self._server_app, grid=grid, run_config=run_config)
@@ -277,16 +269,18 @@ class FLServer:
             train_config=self._train_config,
         )
 
-    def _end(self, outcome: RunOutcome, reason: str, rounds: Rounds, saved: StoredModel | None) -> RunResult:
+    def _end(
+        self, line: LineServer, outcome: RunOutcome, reason: str, rounds: Rounds, saved: StoredModel | None
+    ) -> RunResult:
         """Save the last whole round's model, tell the clients, say the last word, forget the checkpoint."""
         requested = self._ending.requested
         if requested is not None and requested.is_replaced:
-            self._line.abandon()
+            line.abandon()
             return self._result(RunOutcome.STOPPED, requested.reason, rounds, None)
         if saved is None and rounds.arrays is not None:
             saved, problem = self._save(rounds)
             outcome, reason = (RunOutcome.FAILED, problem) if problem else (outcome, reason)
-        untold = self._line.close(outcome, reason, linger_s=self.settings.linger_s)
+        untold = line.close(outcome, reason, linger_s=self.settings.linger_s)
         if untold:
             _log.warning("clients could not be told the end", extra={"clients": untold})
         result = self._say_end(outcome, reason, rounds, saved)
@@ -337,12 +331,12 @@ class FLServer:
 
     def _begin_round(self, round_: int) -> None:
         self.server.round, self.server.start_by_round = round_, time.time()
-        self._bytes_before = (self._line.bytes_in, self._line.bytes_out)
+        self._bytes_before = self._count_bytes()
         self._announcer.say(status=ServerCondition.RUNNING, round=round_)
 
     def _report(self, report: RoundReport) -> None:
         self.server.end_by_round = report.duration_s or 0.0
-        bytes_in, bytes_out = self._bytes_before if report.round else (0, 0)
+        (bytes_in, bytes_out), (in_before, out_before) = self._count_bytes(), self._bytes_before
         self._announcer.say(is_urgent=False, metrics=report.metrics)
         self._announcer.tell(
             ServerMetrics(
@@ -352,8 +346,8 @@ class FLServer:
                 round=report.round,
                 metrics=dict(report.metrics),
                 duration_s=report.duration_s,
-                bytes_in=self._line.bytes_in - bytes_in,
-                bytes_out=self._line.bytes_out - bytes_out,
+                bytes_in=bytes_in - in_before,
+                bytes_out=bytes_out - out_before,
                 gl_model=self.server.gl_model_v,
                 at=utc_now(),
             )
@@ -376,9 +370,11 @@ class FLServer:
         except (ServerError, OSError) as error:  # a full disk: the run itself is not worse off
             _log.error("checkpoint was not saved", extra={"round": round_, "problem": str(error)})
 
-    def _members(self) -> Mapping[str, Any]:
-        line = getattr(self, "_line", None)
-        return line.members if line is not None else {}
+    def _count_bytes(self) -> tuple[int, int]:
+        return (self._line.bytes_in, self._line.bytes_out) if self._line is not None else (0, 0)
+
+    def _members(self) -> Mapping[str, Member]:
+        return self._line.members if self._line is not None else {}
 
     def _say_member(self, change: MemberChange) -> None:
         if change.member.has_joined:
@@ -387,25 +383,11 @@ class FLServer:
     def _drop_client(self, client_mac: str, last: LastRun) -> None:
         """The bus said that a client's training has ended: its round goes on at once."""
         member = self._members().get(client_mac)
-        if member is not None and member.attempt == last.attempt and member.outcome is None:
+        if self._line is None or member is None or member.outcome is not None:
+            return
+        if member.attempt == last.attempt:
             self._line.drop(client_mac, last.outcome, last.reason or f"{last.outcome}, as its daemon said")
 
     def _be_replaced(self, reason: str) -> None:
         _log.warning("another server has this run", extra={"reason": reason})
         self._ending.request(EndRequest(outcome=RunOutcome.STOPPED, reason=reason, is_replaced=True))
-
-
-def fit_config(cfg: Any, num_rounds: int) -> dict[str, bool | int | float | str]:
-    """Return what FedOps tells its clients each round (server.app.FLServer.fit_config); empty without its cfg."""
-    known = {"batch_size": read_cfg(cfg, "batch_size"), "local_epochs": read_cfg(cfg, "num_epochs")}
-    config: dict[str, bool | int | float | str] = {name: int(value) for name, value in known.items() if value}
-    return {**config, "num_rounds": num_rounds} if config else {}
-
-
-def _own_minimum(strategy: AnyStrategy | None) -> int:
-    """Return how many clients a strategy itself wants before it begins."""
-    for name in ("min_available_nodes", "min_available_clients"):
-        minimum = getattr(strategy, name, None)
-        if isinstance(minimum, int):
-            return max(1, minimum)
-    return 1

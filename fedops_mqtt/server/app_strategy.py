@@ -37,6 +37,15 @@ def make_fedavg(min_clients: int) -> Strategy:
     return FedAvg(min_train_nodes=min_clients, min_evaluate_nodes=min_clients, min_available_nodes=min_clients)
 
 
+def own_minimum(strategy: AnyStrategy | None) -> int:
+    """Return how many clients a strategy itself wants before it begins."""
+    for name in ("min_available_nodes", "min_available_clients"):
+        minimum = getattr(strategy, name, None)
+        if isinstance(minimum, int):
+            return max(1, minimum)
+    return 1
+
+
 def run_strategy(
     strategy: AnyStrategy,
     *,

@@ -85,6 +85,13 @@ def make_compression(settings: ServerSettings) -> LineCompression | None:
     return LineCompression(level=settings.compress_level, threshold_bytes=settings.compress_threshold_bytes)
 
 
+def fit_config(cfg: Any, num_rounds: int) -> dict[str, bool | int | float | str]:
+    """Return what FedOps tells its clients each round (server.app.FLServer.fit_config); empty without its cfg."""
+    known = {"batch_size": read_cfg(cfg, "batch_size"), "local_epochs": read_cfg(cfg, "num_epochs")}
+    config: dict[str, bool | int | float | str] = {name: int(value) for name, value in known.items() if value}
+    return {**config, "num_rounds": num_rounds} if config else {}
+
+
 def read_cfg(cfg: Any, name: str, default: Any = None) -> Any:
     """Return an entry of a mapping, an OmegaConf node or any object with attributes; `default` where it is not set."""
     if cfg is None:

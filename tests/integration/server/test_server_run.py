@@ -1,6 +1,5 @@
 """One run from its start to its end, over a real line, said on a real bus."""
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,7 @@ from fedops_mqtt.demo import digits
 from fedops_mqtt.line.token import make_token
 from fedops_mqtt.protocol import MemberCondition, RunOutcome, ServerCondition, ServerMetrics
 from fedops_mqtt.server.app import FLServer, RunResult
-from fedops_mqtt.server.errors import ModelMismatchError, ServerConfigError
-from fedops_mqtt.server.store import ModelStore
+from fedops_mqtt.server.errors import ServerConfigError
 
 
 async def test_a_run_is_said_from_ready_to_finished_and_its_model_is_kept(house: House) -> None:
@@ -177,12 +175,14 @@ async def test_without_a_broker_the_run_is_done_all_the_same(house: House, caplo
     assert "the broker was not told" in caplog.text
 
 
-async def test_a_model_of_another_shape_is_not_continued(house: House) -> None:
-    settings = house.settings()
-    ModelStore(settings.store, task_id=house.task_id, model_name="net").save({"0": np.zeros(3)})
-    server = FLServer(None, [np.zeros(4)], "net", settings=settings)
-    with pytest.raises(ModelMismatchError, match="give the changed model another model_name"):
-        await asyncio.to_thread(server.start)
+async def test_a_model_of_another_shape_fails_the_run_with_what_to_do(house: House) -> None:
+    house.models().save({"0": np.zeros(3)})
+    async with house.listen() as bus:
+        result = await house.start(house.make())
+        last = await bus.final()
+    assert (result.outcome, last.status) == (RunOutcome.FAILED, ServerCondition.FAILED)
+    assert "give the changed model another model_name" in str(last.reason)
+    assert house.models().versions() == [1]
 
 
 def test_a_server_without_a_task_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:

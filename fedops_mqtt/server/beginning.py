@@ -1,0 +1,61 @@
+"""What a launch of the server begins with: the program's model, the newest version, or its own run's checkpoint.
+
+The later stands above the earlier: a checkpoint of this run, then the newest whole version, then the program's model.
+"""
+
+from dataclasses import dataclass
+
+from fedops_mqtt.server.checkpoint import Checkpoint, CheckpointStore
+from fedops_mqtt.server.model_arrays import check_same_shapes
+from fedops_mqtt.server.plan import RunPlan
+from fedops_mqtt.server.store import ModelStore, StoredModel
+from fedops_mqtt.server.tensor_file import Arrays
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beginning:
+    """The model to begin with, and how far the run is."""
+
+    arrays: Arrays | None
+    """None: the strategy asks a client for its model (classic strategies only)."""
+    done: int
+    """Whole rounds of this run that earlier launches did."""
+    gl_model: int
+    """The version that this run is saved as."""
+    last_gl_model: int
+    """The newest version there is; 0 where there is none."""
+    checkpoint: Checkpoint | None = None
+    saved: StoredModel | None = None
+    """This very run's model: the launch before died between saving it and saying so."""
+
+
+def find_beginning(
+    plan: RunPlan, *, store: ModelStore, checkpoints: CheckpointStore, initial: Arrays | None
+) -> Beginning:
+    """Return what this launch begins with.
+
+    Raises:
+        ModelMismatchError: what is stored is of another model than `initial`.
+        OSError: the store cannot be read.
+    """
+    newest = store.newest()
+    if newest is not None and initial is not None:
+        check_same_shapes(newest.path, newest.arrays, initial)
+    last_gl_model = newest.version if newest else 0
+    checkpoint = checkpoints.load(plan.run_id) if plan.is_resumable else None
+    if newest is not None and plan.is_resumable and newest.run_id == plan.run_id:
+        return Beginning(
+            arrays=newest.arrays,
+            done=plan.num_rounds,
+            gl_model=newest.version,
+            last_gl_model=last_gl_model,
+            checkpoint=checkpoint,
+            saved=newest,
+        )
+    return Beginning(
+        arrays=checkpoint.arrays if checkpoint else newest.arrays if newest else initial,
+        done=checkpoint.round if checkpoint else 0,
+        gl_model=store.next_version(),
+        last_gl_model=last_gl_model,
+        checkpoint=checkpoint,
+    )
