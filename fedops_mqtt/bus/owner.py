@@ -212,6 +212,8 @@ class StatusOwner:
         try:
             await connection.publish(self.topic, self._make_snapshot(self.next_stamp()))
         except NotConnectedError:
+            # An ended session refuses without waiting: the loop must run, or it never gets to tell us that it is gone.
+            await asyncio.sleep(0)
             self._is_up = self._is_up and connection.is_connected
             self._due_at = min(self._due_at, time.monotonic())
         except PublishTimeoutError as error:
