@@ -227,6 +227,37 @@ class BrokerSettings(_Settings):
     )
 
 
+class BridgeSettings(BusSettings):
+    """The bridge for FedOps clients and servers that know HTTP and gRPC only."""
+
+    clients: Annotated[str, Field(description="FedOps clients to speak for: [MAC=]URL, comma between them")] = (
+        "http://127.0.0.1:8003"
+    )
+    http: Annotated[HttpAddress, Field(description="where FedOps' programs find their managers")] = "127.0.0.1:8004"
+    bridge_token: Annotated[SecretStr | None, Field(description="password in FedOps' URLs; needed beyond loopback")] = (
+        None
+    )
+    doors: Annotated[HttpAddress, Field(description="gRPC address of the first client; the next has the next port")] = (
+        "127.0.0.1:0"
+    )
+    fedops_server: Annotated[
+        HttpAddress, Field(description="where FedOps' FL servers are reached; no host: where their calls come from")
+    ] = ":8080"
+    poll_s: Annotated[float, Field(gt=0, description="a client is asked whether it is online this often")] = 2.0
+    online_timeout_s: Annotated[float, Field(gt=0, description="wait for the answer to that")] = 5.0
+    come_limit_s: Annotated[float, Field(gt=0, description="from a client's start until it is at its server")] = 60.0
+    word_limit_s: Annotated[float, Field(gt=0, description="from a run's end until its client says so")] = 30.0
+    server_start_limit_s: Annotated[float, Field(gt=0, description="a FedOps server answers within this")] = 120.0
+    state_dir: Annotated[Path, Field(description="where the journals of its clients are kept")] = Field(
+        default_factory=default_state_dir
+    )
+    join_token: Annotated[SecretStr | None, Field(description="shared token of servers started by hand")] = None
+    line_ca_file: Annotated[Path | None, Field(description="CA of the FL server; set: a plain line is refused")] = None
+    rejoin_limit_s: Annotated[float, Field(gt=0, description="after a lost line, before giving up")] = 120.0
+    run_limit_s: Annotated[float, Field(gt=0, description="longest training of one run")] = 24 * 3600.0
+    log_level: LogLevel = "INFO"
+
+
 class WatchSettings(BusSettings):
     """The dashboard in the terminal."""
 

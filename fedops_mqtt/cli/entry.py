@@ -8,7 +8,7 @@ from typing import Any
 import click
 import typer
 
-from fedops_mqtt.cli import demo, fleet, roles, steer, watch
+from fedops_mqtt.cli import bridge, demo, fleet, roles, steer, watch
 from fedops_mqtt.cli.fatal import explain, known_errors
 from fedops_mqtt.core.exit_codes import ExitCode
 
@@ -17,6 +17,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "broker": roles.broker,
     "client": roles.client,
     "manager": roles.manager,
+    "bridge": bridge.bridge,
     "clients": steer.clients,
     "runs": steer.runs,
     "start": steer.start,

@@ -1,0 +1,233 @@
+"""The HTTP endpoints that FedOps' programs call: those of its client manager, server manager and performance services.
+
+An endpoint notes what it was told and answers in FedOps' own fields; what follows is decided elsewhere. A call whose
+maker cannot be told is answered all the same, because FedOps does nothing with an error: polling shows what it was.
+"""
+
+import logging
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, HTTPException, Request, status
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fedops_mqtt.bridge import numbers
+from fedops_mqtt.bridge.desk import Desk
+from fedops_mqtt.bridge.link import Link
+from fedops_mqtt.bridge.links import Caller
+from fedops_mqtt.bridge.old_client import OnlineAnswer
+from fedops_mqtt.protocol import Outcome, TaskId
+
+logger = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+
+
+class FLTask(BaseModel):
+    """What a FedOps client manager registers (FedOps server manager, `FLTask`)."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    FL_task_ID: str = ""
+    Device_mac: str = ""
+    Device_hostname: str = ""
+    Device_online: bool = False
+    Device_training: bool = False
+
+
+def make_api(desk: Desk) -> FastAPI:
+    """Return the application over what the bridge knows."""
+    app = FastAPI(title="fedops-mqtt bridge", docs_url=None, redoc_url=None)
+    app.include_router(_client_manager(desk))
+    app.include_router(_server_manager_for_clients(desk))
+    app.include_router(_server_manager_for_servers(desk))
+    app.include_router(_performance(desk))
+
+    @app.exception_handler(numbers.ReportError)
+    @app.exception_handler(RequestValidationError)
+    async def malformed(request: Request, error: Exception) -> JSONResponse:
+        logger.warning("a call that is none of FedOps'", extra={"path": request.url.path, "problem": str(error)})
+        return JSONResponse({"detail": str(error)}, status.HTTP_422_UNPROCESSABLE_CONTENT)
+
+    return app
+
+
+def _client_manager(desk: Desk) -> APIRouter:
+    """FedOps' client manager, as its client calls it (FedOps client_api.ClientMangerAPI)."""
+    router = APIRouter()
+
+    @router.get("/info")
+    @router.get("/info/", include_in_schema=False)
+    async def info(request: Request) -> Json:
+        """Tell the client which global model its training will make."""
+        return _manager_view(desk.find(_caller(request), expected=lambda link: link.has_start_pending))
+
+    @router.get("/trainFin")
+    async def train_fin(request: Request) -> Json:
+        """One client has finished; nobody else's run ends by that."""
+        return await _told(desk, request, Outcome.FINISHED)
+
+    @router.get("/trainFail")
+    async def train_fail(request: Request) -> Json:
+        """One client has failed."""
+        return await _told(desk, request, Outcome.FAILED)
+
+    @router.get("/flclient_out")
+    async def flclient_out(request: Request) -> Json:
+        """A client leaves."""
+        link = desk.find(_caller(request), expected=lambda link: link.is_here)
+        if link is not None:
+            desk.client_out(link)
+        return _manager_view(link)
+
+    return router
+
+
+async def _told(desk: Desk, request: Request, outcome: Outcome) -> Json:
+    link = desk.find(_caller(request), expected=lambda link: link.is_training)
+    if link is None:
+        logger.warning("cannot tell which client this is", extra={"path": request.url.path})
+    else:
+        await link.note_word(outcome)
+    return _manager_view(link)
+
+
+def _server_manager_for_clients(desk: Desk) -> APIRouter:
+    """FedOps' server manager, as a device calls it: a client itself, or the client manager before it."""
+    router = APIRouter(prefix="/FLSe")
+
+    @router.get("/getPort/{task_id}")
+    async def get_port(task_id: TaskId, request: Request) -> Json:
+        """Tell the port of the FL server, or of the door that stands for it."""
+        caller = _caller(request, task_id=task_id)
+        port = desk.port_for(caller)
+        if port is None:
+            raise HTTPException(status.HTTP_404_NOT_FOUND, f"nothing is to be trained for task {task_id} now")
+        return {"task_id": task_id, "port": port}
+
+    @router.get("/info/{task_id}/{device_mac}")
+    async def server_info(task_id: TaskId, device_mac: str) -> Json:
+        """Tell a client manager whether its client shall start."""
+        return {"Server_Status": desk.server_view(task_id, device_mac)}
+
+    @router.put("/RegisterFLTask")
+    async def register(task: FLTask, request: Request) -> list[Json]:
+        """Take in how a device is; the answer is that device alone, not the whole fleet."""
+        if task.FL_task_ID and task.Device_mac:
+            await desk.register(_as_answer(task), host=request.client.host if request.client else None)
+        return [task.model_dump()]
+
+    @router.put("/FLSeClosed/{task_id}")
+    async def closed(task_id: TaskId, request: Request) -> Json:
+        """A client manager says so at trainFin and trainFail alike; only its own client's training ends."""
+        link = desk.find(_caller(request, task_id=task_id), expected=lambda link: link.is_training)
+        if link is not None and link.peer is None:
+            await link.note_word(Outcome.FINISHED if link.has_time_result else Outcome.FAILED)
+        return {"Server_Status": desk.server_view(task_id, link.own_mac if link else None)}
+
+    @router.put("/cluster/{task_id}")
+    async def cluster(task_id: TaskId) -> Json:
+        """Cluster assignments are a matter between FedOps' server and its clients."""
+        return {"ok": True}
+
+    return router
+
+
+def _as_answer(task: FLTask) -> OnlineAnswer:
+    try:
+        return OnlineAnswer.model_validate(
+            {
+                "task_id": task.FL_task_ID,
+                "client_mac": task.Device_mac,
+                "client_name": task.Device_hostname,
+                "client_online": task.Device_online,
+                "client_start": task.Device_training,
+            }
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, str(first["msg"])) from error
+
+
+def _server_manager_for_servers(desk: Desk) -> APIRouter:
+    """FedOps' server manager, as its FL server calls it (FedOps server_api.ServerAPI)."""
+    router = APIRouter(prefix="/FLSe")
+
+    @router.put("/FLSeUpdate/{task_id}")
+    async def update(task_id: TaskId, request: Request) -> Json:
+        """A FedOps server is there, or something went wrong with it."""
+        fields = numbers.parse_report(await request.body())
+        host = request.client.host if request.client else "127.0.0.1"
+        if fields.get("FLSeReady") is True:
+            await desk.server_ready(task_id, host=host, gl_model=numbers.count_in(fields, "GL_Model_V"))
+        else:
+            desk.server_problem(task_id)
+        return {"Server_Status": desk.server_view(task_id, None)}
+
+    @router.put("/FLRoundFin/{task_id}")
+    async def round_fin(task_id: TaskId) -> Json:
+        """A FedOps server ends, well or not."""
+        desk.server_ends(task_id)
+        return {"Server_Status": desk.server_view(task_id, None)}
+
+    return router
+
+
+def _performance(desk: Desk) -> APIRouter:
+    """FedOps' performance services."""
+    router = APIRouter()
+
+    @router.put("/client_perf/{kind}/{task_id}")
+    async def client_perf(kind: str, task_id: TaskId, request: Request) -> Json:
+        """A client's numbers."""
+        fields = numbers.parse_report(await request.body())
+        known = numbers.CLIENT_KINDS.get(kind)
+        if known is None:
+            raise HTTPException(status.HTTP_404_NOT_FOUND, f"no report of kind {kind}")
+        caller = _caller(request, task_id=task_id, own_mac=fields.get("client_mac"))
+        link = desk.find(caller, expected=lambda link: link.is_training)
+        if link is None or link.report is None:
+            return {"taken": False}
+        link.has_time_result = link.has_time_result or kind == "client_time_result"
+        link.report(numbers.client_report(known, fields))
+        return {"taken": True}
+
+    @router.put("/server_perf/gl_model_evaluation/{task_id}")
+    async def evaluation(task_id: TaskId, request: Request) -> Json:
+        """A FedOps server's round is done."""
+        return {"taken": desk.server_round(task_id, numbers.parse_report(await request.body()))}
+
+    @router.put("/server_perf/server_time_result/{task_id}")
+    async def time_result(task_id: TaskId, request: Request) -> Json:
+        """A FedOps server's last round is done."""
+        numbers.parse_report(await request.body())
+        return {"taken": desk.server_rounds_done(task_id)}
+
+    return router
+
+
+def _caller(request: Request, *, task_id: str | None = None, own_mac: object = None) -> Caller:
+    said = request.scope.get("state", {}).get("client_mac")
+    return Caller(
+        host=request.client.host if request.client else None,
+        client_mac=said,
+        own_mac=own_mac if isinstance(own_mac, str) else None,
+        task_id=task_id,
+    )
+
+
+def _manager_view(link: Link | None) -> Json:
+    """A FedOps client manager's own status (FedOps client manager, `manager_status`)."""
+    return {
+        "GL_Model_V": link.gl_model if link else 0,
+        "FL_ready": link.wanted is not None if link else False,
+        "client_online": link.is_here if link else False,
+        "client_training": link.is_training if link else False,
+        "task_id": (link.task_id if link else None) or "",
+        "client_mac": (link.own_mac if link else None) or "",
+        "client_name": link.client_name if link else "",
+        "S3_bucket": "",
+        "s3_ready": False,
+        "task_status": None,
+    }

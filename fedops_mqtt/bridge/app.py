@@ -1,0 +1,154 @@
+"""The bridge as a process: every FedOps client it is told of, its endpoints, and one life around them."""
+
+import asyncio
+import contextlib
+import logging
+import platform
+import signal
+from collections.abc import Callable, Iterator
+
+import httpx
+
+from fedops_mqtt import __version__
+from fedops_mqtt.bridge.api import make_api
+from fedops_mqtt.bridge.classic import ClassicOptions
+from fedops_mqtt.bridge.desk import Desk
+from fedops_mqtt.bridge.http import Guard, listen, serving
+from fedops_mqtt.bridge.link import Link
+from fedops_mqtt.bridge.old_client import OldClient
+from fedops_mqtt.bridge.presence import Presence
+from fedops_mqtt.bus import BusOptions
+from fedops_mqtt.protocol import IdentityError, normalise_mac
+from fedops_mqtt.settings import BridgeSettings
+
+logger = logging.getLogger(__name__)
+
+_AGENT = {"fedops-mqtt": __version__, "python": platform.python_version(), "via": "http bridge"}
+_MAX_PORT = 65535
+
+
+class BridgeConfigError(ValueError):
+    """The settings do not say whom the bridge speaks for."""
+
+    def __init__(self, setting: str, problem: str) -> None:
+        self.setting = setting
+        super().__init__(f"{setting}: {problem}")
+
+
+class Bridge:
+    """Speaks for FedOps' programs; `run` it once.
+
+    Raises:
+        BridgeConfigError: `clients` or `doors` is malformed.
+    """
+
+    def __init__(self, settings: BridgeSettings) -> None:
+        self.settings = settings
+        self._targets = clients_in(settings.clients)
+        doors_of(settings.doors, len(self._targets))
+        self._told_to_leave = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._num_doors = 0
+        self._desk = Desk(
+            classic=ClassicOptions(
+                broker=settings.broker,
+                bus=BusOptions.from_settings(settings),
+                state_dir=settings.state_dir,
+                heartbeat_s=settings.heartbeat_s,
+                probe_s=settings.poll_s,
+                start_s=settings.server_start_limit_s,
+                agent=_AGENT,
+            ),
+            server_at=settings.fedops_server,
+            make_presence=self._make_presence,
+        )
+
+    def leave(self) -> None:
+        """End it: every client and server that it speaks for is said to be out."""
+        self._told_to_leave.set()
+
+    async def run(self, say: Callable[[str], None] = lambda sentence: None) -> None:
+        """Be the bridge until told to leave; `say` is told the address once it listens.
+
+        Raises:
+            ExposedError: it would listen beyond this machine for anybody.
+            OSError: the address is taken.
+            BrokerUrlError: the broker's URL is none.
+        """
+        token = self.settings.bridge_token.get_secret_value() if self.settings.bridge_token else None
+        listening = listen(self.settings.http, token=token)
+        host, port = listening.getsockname()[:2]
+        app = Guard(make_api(self._desk), token)
+        async with httpx.AsyncClient(trust_env=False) as http, serving(app, listening), asyncio.TaskGroup() as group:
+            self._desk.open(group)
+            for mac, url in self._targets:
+                peer = OldClient(
+                    http, url, timeout_s=self.settings.online_timeout_s, start_s=self.settings.come_limit_s
+                )
+                self._desk.add(Link(name=url, peer=peer, client_mac=mac))
+            say(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+            await self._told_to_leave.wait()
+            self._desk.close()
+
+    def _make_presence(self, link: Link) -> Presence:
+        doors = doors_of(self.settings.doors, self._num_doors + 1)[-1]
+        self._num_doors += 1
+        return Presence(link, settings=self.settings, doors=doors, turn=self._turn, agent=_AGENT)
+
+
+def clients_in(text: str) -> list[tuple[str | None, str]]:
+    """Return MAC (None: its own) and URL of each client in `[MAC=]URL, [MAC=]URL`.
+
+    Raises:
+        BridgeConfigError: one is neither.
+    """
+    return [_client_in(word) for word in text.replace(",", " ").split()]
+
+
+def _client_in(word: str) -> tuple[str | None, str]:
+    before, is_named, url = word.rpartition("=")
+    try:
+        mac = normalise_mac(before) if is_named else None
+    except IdentityError as error:
+        raise BridgeConfigError("clients", f"{word!r}: {error}") from error
+    if not url.startswith(("http://", "https://")) or not httpx.URL(url).host:
+        raise BridgeConfigError("clients", f"{word!r} is not [MAC=]URL, such as http://192.168.1.20:8003")
+    return mac, url
+
+
+def doors_of(first: str, count: int) -> list[str]:
+    """Return the gRPC addresses of so many clients: consecutive ports, or any where the first is 0.
+
+    Raises:
+        BridgeConfigError: there are not so many ports.
+    """
+    host, _, port = first.rpartition(":")
+    if int(port) and int(port) + count - 1 > _MAX_PORT:
+        raise BridgeConfigError("doors", f"{count} clients do not fit into the ports from {port} on")
+    return [f"{host or '127.0.0.1'}:{int(port) + index if int(port) else 0}" for index in range(count)]
+
+
+@contextlib.contextmanager
+def leaving_on_signals(bridge: Bridge) -> Iterator[None]:
+    """Leave on SIGTERM and SIGINT."""
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, bridge.leave)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+async def run_bridge(settings: BridgeSettings, say: Callable[[str], None]) -> None:
+    """Run the bridge until SIGTERM or Ctrl-C.
+
+    Raises:
+        BridgeConfigError: the settings do not say whom it speaks for.
+        ExposedError, OSError, BrokerUrlError: see `Bridge.run`.
+    """
+    bridge = Bridge(settings)
+    with leaving_on_signals(bridge):
+        await bridge.run(say)

@@ -1,0 +1,279 @@
+"""A FedOps FL server on classic gRPC, as it is said on the bus: the bridge owns its status, because it cannot itself.
+
+What it says of itself (FedOps server_api: FLSeUpdate, gl_model_evaluation, server_time_result, FLRoundFin) is kept in a
+file, so that a bridge that was away goes on with the same run. Whether it lives is seen at its port.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fedops_mqtt.bus import (
+    BusError,
+    BusOptions,
+    Connection,
+    EpochFile,
+    RivalError,
+    StatusOwner,
+    new_instance,
+)
+from fedops_mqtt.bus.tasks import alongside
+from fedops_mqtt.client.journal import write_atomically
+from fedops_mqtt.core.fencing import Stamp
+from fedops_mqtt.protocol import RunId, ServerCondition, ServerMetrics, ServerStatus, TaskId, Transport, topics, utc_now
+
+logger = logging.getLogger(__name__)
+
+_LAST_WORD_S = 10.0
+"""The end of a run waits this long for the broker."""
+_MISSES = 3
+"""One probe may be lost to a full backlog, one to a busy machine."""
+
+
+class ClassicRun(BaseModel):
+    """What is known of one run of a FedOps FL server."""
+
+    model_config = ConfigDict(frozen=True)
+
+    task_id: TaskId
+    run_id: RunId
+    server_ip: str
+    status: ServerCondition = ServerCondition.STARTING
+    reason: str | None = None
+    round: int = 0
+    gl_model: int = 0
+    metrics: dict[str, float] = {}
+    are_rounds_done: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassicOptions:
+    """Where and how classic servers are spoken for; `start_s` is the time from FLSeUpdate to a port that answers."""
+
+    broker: str
+    bus: BusOptions
+    state_dir: Path
+    heartbeat_s: float
+    probe_s: float
+    start_s: float
+    agent: dict[str, str] = field(default_factory=dict)
+
+
+class ClassicServer:
+    """One run of one task's FedOps FL server. `run` it as a task; the rest may be called while it runs."""
+
+    def __init__(self, run: ClassicRun, options: ClassicOptions) -> None:
+        self._run = run
+        self._options = options
+        self._instance = new_instance()
+        self._news = asyncio.Event()
+        self._ended = asyncio.Event()
+        self.gone = asyncio.Event()
+        """Set when nothing more is said for it."""
+        self._metrics: list[ServerMetrics] = []
+        self._owner = StatusOwner(
+            topic=topics.server_status(run.task_id),
+            instance=self._instance,
+            make_snapshot=self._snapshot,
+            make_will=self._will,
+            make_goodbye=self._goodbye,
+            epochs=EpochFile(options.state_dir / "bridge" / f"{run.task_id}.epoch"),
+            heartbeat_s=options.heartbeat_s,
+        )
+
+    @property
+    def known(self) -> ClassicRun:
+        """The run as it is now."""
+        return self._run
+
+    @property
+    def is_over(self) -> bool:
+        """True once it is known how it ended."""
+        return self._run.status.is_final
+
+    async def run(self) -> None:
+        """Speak for the server until its run is over and that has been said."""
+        self._keep()
+        try:
+            async with self._speaking() as bus, alongside(self._watch(), name=f"probe-{self._run.task_id}"):
+                async with alongside(self._tell_metrics(bus), name=f"metrics-{self._run.task_id}"):
+                    await self._ended.wait()
+                await self._flush(bus)
+                await self._owner.flush(_LAST_WORD_S)
+        except RivalError as error:
+            logger.warning("another process speaks for this task's FL server now", extra={"why": str(error)})
+        finally:
+            self.gone.set()
+        if self.is_over:
+            _file_of(self._options.state_dir, self._run.task_id).unlink(missing_ok=True)
+
+    def note_evaluation(self, *, round_: int, metrics: dict[str, float], duration_s: float | None) -> None:
+        """A round is done."""
+        self._change(status=ServerCondition.RUNNING, round=round_, metrics=metrics)
+        self._metrics.append(
+            ServerMetrics(
+                task_id=self._run.task_id,
+                run_id=self._run.run_id,
+                round=round_,
+                metrics=metrics,
+                duration_s=duration_s,
+                gl_model=self._run.gl_model,
+                at=utc_now(),
+            )
+        )
+        self._news.set()
+
+    def note_rounds_done(self) -> None:
+        """It has told how long all its rounds took, which it does only after the last one."""
+        self._change(are_rounds_done=True)
+
+    def note_problem(self, problem: str) -> None:
+        """It has said that something went wrong; the end is still to come."""
+        self._change(reason=problem)
+
+    def note_end(self, reason: str = "the FedOps server said that its round is over") -> None:
+        """It is over: well if all rounds were done and nothing was wrong."""
+        is_good = self._run.are_rounds_done and self._run.reason is None
+        status = ServerCondition.FINISHED if is_good else ServerCondition.FAILED
+        self._change(status=status, reason=self._run.reason or reason)
+        self._ended.set()
+
+    def leave(self) -> None:
+        """Stop speaking for it; a bridge that comes back goes on."""
+        self._ended.set()
+
+    def _change(self, **changes: Any) -> None:
+        if self.is_over:
+            return
+        before = self._run
+        self._run = before.model_copy(update=changes)
+        if before.status is not self._run.status:
+            facts = {"task_id": before.task_id, "run_id": before.run_id, "status": self._run.status.value}
+            logger.info("FedOps server's status changed", extra=facts)
+        self._keep()
+        self._owner.update()
+
+    def _keep(self) -> None:
+        path = _file_of(self._options.state_dir, self._run.task_id)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_atomically(path, self._run.model_dump_json().encode())
+        except OSError as error:
+            logger.error("FedOps server's run is not kept", extra={"path": str(path), "why": str(error)})
+
+    async def _watch(self) -> None:
+        """Say *ready* once its port answers, and that it is lost when it does not any more."""
+        deadline = time.monotonic() + self._options.start_s
+        misses = 0
+        while not self.is_over:
+            if await answers(self._run.server_ip, within_s=self._options.probe_s):
+                misses = 0
+                if self._run.status is ServerCondition.STARTING:
+                    self._change(status=ServerCondition.READY)
+            elif self._run.status is not ServerCondition.STARTING:
+                misses += 1
+            if misses >= _MISSES:
+                self._lose("the FedOps server is gone without a word")
+            elif self._run.status is ServerCondition.STARTING and time.monotonic() > deadline:
+                self._lose(f"no gRPC server at {self._run.server_ip} within {self._options.start_s:g} s")
+            await asyncio.sleep(self._options.probe_s)
+
+    def _lose(self, problem: str) -> None:
+        """Nobody listens any more: after the last round that is its end, else a loss."""
+        if not self._run.are_rounds_done:
+            self.note_problem(problem)
+        self.note_end(problem)
+
+    @asynccontextmanager
+    async def _speaking(self) -> AsyncIterator[Connection]:
+        async with self._owner.on_bus(self._options.broker, client_id=None, options=self._options.bus) as bus:
+            yield bus
+
+    async def _tell_metrics(self, bus: Connection) -> None:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            await self._flush(bus)
+
+    async def _flush(self, bus: Connection) -> None:
+        while self._metrics:
+            with suppress(BusError):
+                await bus.publish(topics.server_metrics(self._run.task_id), self._metrics[0])
+            del self._metrics[0]
+
+    def _snapshot(self, stamp: Stamp) -> ServerStatus:
+        run = self._run
+        return ServerStatus(
+            **self._who(stamp),
+            status=run.status,
+            reason=run.reason,
+            launch=_LAUNCH,
+            server_ip=run.server_ip,
+            transport=Transport.GRPC,
+            round=run.round,
+            gl_model=run.gl_model,
+            metrics=dict(run.metrics),
+            agent=self._options.agent,
+        )
+
+    def _will(self, stamp: Stamp) -> ServerStatus:
+        return ServerStatus(**self._who(stamp), status=ServerCondition.SERVER_OUT, reason="lost", launch=_LAUNCH)
+
+    def _goodbye(self, stamp: Stamp, reason: str) -> ServerStatus:
+        return ServerStatus(**self._who(stamp), status=ServerCondition.SERVER_OUT, reason=reason, launch=_LAUNCH)
+
+    def _who(self, stamp: Stamp) -> dict[str, Any]:
+        return {
+            "instance": self._instance,
+            "epoch": stamp.epoch,
+            "seq": stamp.seq,
+            "at": utc_now(),
+            "heartbeat_s": self._options.heartbeat_s,
+            "task_id": self._run.task_id,
+            "run_id": self._run.run_id,
+        }
+
+
+_LAUNCH = 1
+"""A FedOps server is launched by somebody else, once a run."""
+
+
+async def answers(server_ip: str, *, within_s: float) -> bool:
+    """Return whether somebody accepts connections at `host:port`."""
+    host, _, port = server_ip.rpartition(":")
+    try:
+        async with asyncio.timeout(within_s):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
+    return True
+
+
+def load_runs(state_dir: Path) -> list[ClassicRun]:
+    """Return the runs that an earlier bridge has not seen the end of."""
+    runs = []
+    for path in sorted((state_dir / "bridge").glob("*.run.json")):
+        try:
+            runs.append(ClassicRun.model_validate_json(path.read_bytes()))
+        except (OSError, ValidationError) as error:
+            logger.warning("a kept run cannot be read", extra={"path": str(path), "why": str(error)})
+    return [run for run in runs if not run.status.is_final]
+
+
+def new_run_id() -> str:
+    """Return an id for a run that a FedOps server has begun; later ones sort after earlier ones."""
+    return f"fedops-{utc_now():%Y%m%d-%H%M%S-%f}"
+
+
+def _file_of(state_dir: Path, task_id: str) -> Path:
+    return state_dir / "bridge" / f"{task_id}.run.json"

@@ -1,0 +1,190 @@
+"""A FedOps client's training over the line: the bridge joins for it, and passes each message through a door.
+
+The line's runner and the door have threads; what they tell comes back into the event loop before anything is decided.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any, cast
+
+from flwr.app import Context
+from flwr.clientapp import ClientApp
+
+from fedops_mqtt.bridge.call import WORDS, Call, OnReport
+from fedops_mqtt.bridge.door import Door
+from fedops_mqtt.bridge.old_client import OldClientError
+from fedops_mqtt.client.pipe import EndedReport, MetricsReport, PhaseReport
+from fedops_mqtt.core.client import Identity
+from fedops_mqtt.core.client_events import StartTraining
+from fedops_mqtt.line.errors import LineConfigError
+from fedops_mqtt.line.keeper import RunEnd
+from fedops_mqtt.line.runner import Answered, Joined, LineRunner, Progress, make_context
+from fedops_mqtt.protocol import MetricsKind, Outcome
+from fedops_mqtt.settings import ClientSettings
+
+_DISMISS_S = 5.0
+"""A client that was told that it is over answers at once; one that computes for nobody is not waited for."""
+
+
+class RelayedTraining:
+    """One training: join the line, start the client, pass messages on, and tell the client when it is over."""
+
+    def __init__(
+        self,
+        call: Call,
+        start: StartTraining,
+        settings: ClientSettings,
+        identity: Identity,
+        doors: str,
+        on_report: OnReport,
+    ) -> None:
+        self._call = call
+        self._start = start
+        self._settings = settings
+        self._identity = identity
+        self._doors = doors
+        self._on_report = on_report
+        self._loop = asyncio.get_running_loop()
+        self._door: Door | None = None
+        self._runner: LineRunner | None = None
+        self._joined = asyncio.Event()
+        self._problem: str | None = None
+        self._run_id: str | None = None
+
+    def aim(self, server_ip: str, launch: int) -> None:
+        """The line finds its server again; the old client notices nothing."""
+        if self._runner is not None:
+            self._runner.aim(server_ip, launch)
+
+    def stop(self, reason: str) -> None:
+        """Leave the line, which ends everything else."""
+        if self._runner is not None:
+            self._runner.stop(reason)
+
+    async def run(self) -> EndedReport:
+        """Train to whatever end."""
+        try:
+            self._runner = self._make_runner()
+            self._door = await asyncio.to_thread(Door, self._doors, on_gone=self._in_loop(self._client_gone))
+        except (OSError, LineConfigError) as error:
+            return EndedReport(outcome=Outcome.FAILED, reason=str(error))
+        try:
+            async with asyncio.timeout(self._settings.run_limit_s):
+                end = await self._train(self._door, self._runner)
+        except TimeoutError:
+            end = RunEnd(outcome=Outcome.FAILED, reason=f"run limit of {self._settings.run_limit_s:g} s passed")
+        finally:
+            self._door.give_up("the run is over")
+            await asyncio.to_thread(self._door.dismiss, _DISMISS_S)
+        return await self._last_word(end)
+
+    async def _train(self, door: Door, runner: LineRunner) -> RunEnd:
+        """Run the line in a thread of its own; the client is started once the server has let us in."""
+        ended: asyncio.Future[RunEnd] = self._loop.create_future()
+        app = cast(ClientApp, door.ask)  # LineRunner only calls its app
+        threading.Thread(
+            target=self._run_line, args=(runner, app, ended), name=f"relay-{self._start.run_id}", daemon=True
+        ).start()
+        try:
+            async with asyncio.TaskGroup() as group:
+                calling = group.create_task(self._bring_client(door, runner), name="bridged-call")
+                end = await asyncio.shield(ended)
+                calling.cancel()
+        finally:
+            runner.stop("the bridge ends this training")
+        return RunEnd(outcome=Outcome.FAILED, reason=self._problem) if self._problem else end
+
+    async def _bring_client(self, door: Door, runner: LineRunner) -> None:
+        await self._joined.wait()
+        host = self._doors.rpartition(":")[0]
+        try:
+            await self._call.to(f"{host}:{door.port}")
+        except OldClientError as error:
+            self._give_up(str(error))
+            return
+        if not await asyncio.to_thread(door.wait_for_client, self._call.limits.come_s):
+            self._give_up(f"FedOps client at {self._call.link.name}: did not come to gRPC port {door.port} in time")
+            return
+        word = await self._call.link.until_told()
+        if word is Outcome.FAILED:
+            self._give_up(WORDS[word])
+
+    def _client_gone(self) -> None:
+        self._give_up(f"FedOps client at {self._call.link.name}: its connection is gone")
+
+    def _give_up(self, problem: str) -> None:
+        self._problem = self._problem or problem
+        if self._door is not None:
+            self._door.give_up(problem)
+        if self._runner is not None:
+            self._runner.stop(problem)
+
+    async def _last_word(self, end: RunEnd) -> EndedReport:
+        """The line knows how it ended; a client that is still here is waited for, so that it is idle when we say so."""
+        if end.is_rejected:
+            return EndedReport(outcome=None, reason=end.reason or None)
+        if end.outcome is not Outcome.FINISHED:
+            return EndedReport(outcome=end.outcome, reason=end.reason)
+        try:
+            async with asyncio.timeout(self._call.limits.word_s):
+                word = await self._call.link.until_told()
+        except TimeoutError:
+            return EndedReport(outcome=Outcome.FINISHED, reason=f"{end.reason} (the FedOps client did not say so)")
+        return EndedReport(outcome=word, reason=end.reason if word is Outcome.FINISHED else WORDS[word])
+
+    def _make_runner(self) -> LineRunner:
+        start, settings = self._start, self._settings
+        join_token = settings.join_token.get_secret_value() if settings.join_token else None
+        return LineRunner(
+            server_ip=start.server_ip,
+            client_mac=self._identity.client_mac,
+            instance=self._identity.instance,
+            attempt=start.attempt,
+            token=start.token or join_token,
+            run_id=start.run_id,
+            launch=start.launch,
+            ca_file=settings.line_ca_file,
+            join_s=settings.join_limit_s,
+            rejoin_s=settings.rejoin_limit_s,
+            on_progress=self._in_loop(self._tell_progress),
+            on_answered=self._in_loop(self._tell_answered),
+        )
+
+    def _run_line(self, runner: LineRunner, app: ClientApp, ended: "asyncio.Future[RunEnd]") -> None:
+        end = RunEnd(outcome=Outcome.FAILED, reason="the line ended by an error of its own; the bridge's log has it")
+        try:
+            end = runner.run(app, self._context)
+        finally:
+            self._loop.call_soon_threadsafe(_settle, ended, end)
+
+    def _context(self, joined: Joined) -> Context:
+        self._run_id = joined.run_id
+        self._loop.call_soon_threadsafe(self._joined.set)
+        return make_context(joined)
+
+    def _tell_progress(self, progress: Progress) -> None:
+        self._on_report(
+            PhaseReport(
+                phase=progress.phase,
+                round=progress.round or 0,
+                run_id=self._run_id,
+                bytes_in=progress.bytes_in,
+                bytes_out=progress.bytes_out,
+            )
+        )
+
+    def _tell_answered(self, answered: Answered) -> None:
+        values = {**answered.metrics, "stage": answered.kind, "seconds": round(answered.seconds, 6)}
+        self._on_report(MetricsReport(kind=MetricsKind.ROUND, round=answered.round or 0, values=values))
+
+    def _in_loop(self, tell: Callable[..., None]) -> Callable[..., None]:
+        def tell_in_loop(*said: Any) -> None:
+            self._loop.call_soon_threadsafe(tell, *said)
+
+        return tell_in_loop
+
+
+def _settle(future: "asyncio.Future[RunEnd]", end: RunEnd) -> None:
+    if not future.done():
+        future.set_result(end)

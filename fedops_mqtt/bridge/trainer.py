@@ -1,0 +1,92 @@
+"""Has a FedOps client do a training: over the line through a door of ours, or straight at a classic gRPC server.
+
+A daemon's trainer like any other: it starts, is steered, and reports how it ended, once, whatever the old client does.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+from fedops_mqtt.bridge.call import BridgeLimits, Call, OnReport, Training
+from fedops_mqtt.bridge.direct import DirectTraining
+from fedops_mqtt.bridge.link import Link
+from fedops_mqtt.client.pipe import EndedReport
+from fedops_mqtt.client.trainer import Scalar
+from fedops_mqtt.core.client import Identity
+from fedops_mqtt.core.client_events import Reaim, StartTraining, StopTraining
+from fedops_mqtt.protocol import Transport
+from fedops_mqtt.settings import ClientSettings
+
+
+class HttpTrainer:
+    """Trains by telling a FedOps client to; see `client.trainer.AnyTrainer`.
+
+    `doors` is where old clients reach the bridge by gRPC (`host:port`); `turn` is held while one is started, because
+    the questions it asks then (`getPort`) do not say who asks.
+    """
+
+    def __init__(
+        self,
+        *,
+        link: Link,
+        doors: str,
+        turn: asyncio.Lock,
+        limits: BridgeLimits,
+        identity: Identity,
+        settings: ClientSettings,
+        folder: Path,
+        import_paths: Sequence[str],
+        run_config: Mapping[str, Scalar],
+        on_report: OnReport,
+        on_ended: Callable[[EndedReport], Awaitable[None]],
+    ) -> None:
+        self._link = link
+        self._doors = doors
+        self._turn = turn
+        self._limits = limits
+        self._identity = identity
+        self._settings = settings
+        self._on_report = on_report
+        self._on_ended = on_ended
+        self._training: Training | None = None
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+
+    def start(self, start: StartTraining, group: asyncio.TaskGroup) -> None:
+        """Have the old client train, as a task of `group`."""
+        self._is_idle.clear()
+        self._training = self._make(start)
+        group.create_task(self._see_through(self._training), name=f"bridged-{start.run_id}-{start.attempt}")
+
+    def steer(self, action: Reaim | StopTraining) -> None:
+        """Pass a change of address or a stop on, as far as an old client can be told."""
+        if self._training is None:
+            return
+        if isinstance(action, Reaim):
+            self._training.aim(action.server_ip, action.launch)
+        else:
+            self._training.stop(action.reason)
+
+    async def wait_idle(self) -> None:
+        """Wait until nothing trains and the end of the last training was taken in."""
+        await self._is_idle.wait()
+
+    def _make(self, start: StartTraining) -> Training:
+        call = Call(link=self._link, client_mac=self._identity.client_mac, turn=self._turn, limits=self._limits)
+        if start.transport is Transport.GRPC:
+            return DirectTraining(call, start, self._settings, self._on_report)
+        from fedops_mqtt.bridge.relayed import RelayedTraining  # here flwr is imported
+
+        return RelayedTraining(call, start, self._settings, self._identity, self._doors, self._on_report)
+
+    async def _see_through(self, training: Training) -> None:
+        self._link.report = self._on_report
+        try:
+            ended = await training.run()
+        finally:
+            self._link.report = None
+            await self._link.want(None)
+        self._training = None
+        await self._on_ended(ended)
+        if self._training is None:
+            self._is_idle.set()
