@@ -164,9 +164,9 @@ class Training:
         leave_soon(self.close)
 
     def _report_of(self, end: RunEnd) -> EndedReport:
-        """An app that raised has failed, also where the server completed the run without its answer."""
+        """An app that raised has failed, also where the server ended the run, well or not, before it said so itself."""
         failure = self._app.failure if self._app else None
-        if failure is not None and end.outcome is Outcome.FINISHED:
+        if failure is not None:
             return failed(failure)
         return EndedReport(outcome=None if end.is_rejected else end.outcome, reason=end.reason or None)
 

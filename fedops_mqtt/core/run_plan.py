@@ -290,15 +290,19 @@ def _is_time_to_repeat(run: Run, member: Member, now: float) -> bool:
 
 
 def _after_the_end(run: Run, fleet: Fleet, now: float) -> Iterator[Action]:
-    """Whoever still trains a closed run is told to stop: at once when it was cut off, else after a grace."""
+    """Whoever still trains a closed run is told to stop: at once when it was cut off, else after a grace.
+
+    A client whose end the server has told is about to tell it itself: a stop would outrun its own words.
+    """
     ended_at = run.ended_at if run.ended_at is not None else now
-    if run.outcome is RunOutcome.COMPLETED and now - ended_at < run.spec.limits.close_grace_s:
+    is_in_grace = now - ended_at < run.spec.limits.close_grace_s
+    if run.outcome is RunOutcome.COMPLETED and is_in_grace:
         return
     if run.exited_at is None and run.launch > 0 and not run.spec.is_adopted:
         yield EndServer(run.reason or "run ended")
     for mac, member in run.members.items():
         view = fleet.client(run.spec.task_id, mac)
-        if view is not None and not view.is_out:
+        if view is not None and not view.is_out and not (member.has_ended and is_in_grace):
             yield from _stop(run, mac, member, view, now)
 
 

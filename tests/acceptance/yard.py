@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 import psutil
@@ -28,6 +29,20 @@ MARK = "FEDOPS_TEST"
 """Environment variable that every process of a test inherits."""
 TIMEOUT_S = 60.0
 POLL_S = 0.02
+
+
+T = TypeVar("T")
+
+
+async def eventually(look: Callable[[], T], *, timeout_s: float = TIMEOUT_S) -> T:
+    """Look again and again until there is something; for what no message tells."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = look()
+        if found:
+            return found
+        assert time.monotonic() < deadline, "it never came to that"
+        await asyncio.sleep(POLL_S)
 
 
 class Installed:

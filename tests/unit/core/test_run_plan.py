@@ -349,6 +349,16 @@ def test_clients_of_a_completed_run_have_a_grace_to_end_by_themselves() -> None:
     assert [type(each) for each in world.acts()][:3] == [EndServer, StopClient, StopClient]
 
 
+def test_a_client_that_the_server_saw_failing_has_a_grace_to_say_why_itself() -> None:
+    world = in_training(A, B)
+    failed = ServerClient(status=M.FAILED, attempt=1, reason="ValueError: bad data")
+    world.says(server(ServerCondition.RUNNING, clients={A: failed}))
+    stops = [each.client_mac for each in world.acts() if isinstance(each, StopClient)]
+    assert stops == [B]
+    world.waits(LIMITS.close_grace_s)
+    assert A in [each.client_mac for each in world.acts() if isinstance(each, StopClient)]
+
+
 def test_a_client_that_comes_back_with_a_closed_run_in_hand_is_told_to_stop() -> None:
     world = in_training(A, B)
     world.says(will(A))
