@@ -17,7 +17,7 @@ from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.keeper import RunEnd
 from fedops_mqtt.line.probe import Answers, probe
 from fedops_mqtt.line.runner import Answered, Joined, LineRunner, Progress, make_context
-from fedops_mqtt.protocol import MetricsKind, Outcome, Phase, Transport
+from fedops_mqtt.protocol import MetricsKind, Phase, Transport
 
 logger = logging.getLogger(__name__)
 
