@@ -50,6 +50,15 @@ class UnknownClientError(ManagerError):
         super().__init__(f"client {client_mac} is not known; it has no retained status")
 
 
+class UnknownModelError(ManagerError):
+    """No such file in the task's model store on this machine."""
+
+    def __init__(self, task_id: str, file_name: str) -> None:
+        self.task_id = task_id
+        self.file_name = file_name
+        super().__init__(f"task {task_id!r} has no global model {file_name!r} on the manager's machine")
+
+
 class ClientPresentError(ManagerError):
     """A client that is here cannot be forgotten: it would say its status again."""
 
@@ -84,6 +93,23 @@ class JournalVersionError(ManagerError):
         self.found = found
         self.known = known
         super().__init__(f"journal {url} has schema version {found}, this program knows {known}; use a newer program")
+
+
+class JournalUrlError(ManagerError):
+    """The database URL cannot be used."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            f"database_url: {problem}; an SQLAlchemy URL is wanted, such as sqlite:////var/lib/x/manager.db"
+        )
+
+
+class JournalUnusableError(ManagerError):
+    """The journal cannot be read or written; nothing may be done that is not in it."""
+
+    def __init__(self, journal: str, problem: str) -> None:
+        self.journal = journal
+        super().__init__(f"journal {journal}: {problem}; look at its disk, its folder's permissions or its database")
 
 
 class ExposedApiError(ManagerError):

@@ -26,11 +26,12 @@ from sqlalchemy import (
     text,
     update,
 )
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import QueuePool
 
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.manager import tables
-from fedops_mqtt.manager.errors import JournalVersionError
+from fedops_mqtt.manager.errors import JournalUrlError, JournalVersionError
 from fedops_mqtt.manager.run_record import changed_members, dump_member, dump_run, load_run
 
 P = ParamSpec("P")
@@ -88,11 +89,19 @@ class Batch:
 
 
 class Journal:
-    """The database, as a context manager. Only `call` may be used from the event loop."""
+    """The database, as a context manager. Only `call` may be used from the event loop.
+
+    Raises:
+        JournalUrlError, JournalVersionError: the database cannot be used.
+        SQLAlchemyError: from every method, when it cannot be read or written.
+    """
 
     def __init__(self, url: str) -> None:
-        self._url = make_url(url)
-        self._engine = _make_engine(url)
+        try:
+            self._url = make_url(url)
+            self._engine = _make_engine(url)
+        except (ArgumentError, ImportError) as error:
+            raise JournalUrlError(str(error)) from error
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
 
     def __enter__(self) -> Self:
@@ -102,6 +111,11 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown(wait=True)
         self._engine.dispose()
+
+    @property
+    def name(self) -> str:
+        """Its URL without the password."""
+        return self._url.render_as_string()
 
     @property
     def file(self) -> Path | None:
@@ -167,10 +181,20 @@ class Journal:
 
     # History
 
-    def list_events(self, *, run_id: str | None = None, after_id: int = 0, limit: int = 1000) -> list[dict[str, Any]]:
+    def list_events(
+        self, *, run_id: str | None = None, client_mac: str | None = None, after_id: int = 0, limit: int = 1000
+    ) -> list[dict[str, Any]]:
         """Return events after an id, oldest first."""
-        query = select(tables.events).where(tables.events.c.id > after_id).order_by(tables.events.c.id).limit(limit)
-        return self._dicts(query.where(tables.events.c.run_id == run_id) if run_id else query)
+        table = tables.events
+        query = select(table).where(table.c.id > after_id).order_by(table.c.id).limit(limit)
+        query = query.where(table.c.run_id == run_id) if run_id else query
+        return self._dicts(query.where(table.c.client_mac == client_mac) if client_mac else query)
+
+    def newest_of_client(self, name: str, client_mac: str, *, limit: int = 1000) -> list[dict[str, Any]]:
+        """Return the newest rows of `events` or `client_metrics` about a client, the oldest of them first."""
+        table = {"events": tables.events, "client_metrics": tables.client_metrics}[name]
+        query = select(table).where(table.c.client_mac == client_mac).order_by(table.c.id.desc()).limit(limit)
+        return self._dicts(query)[::-1]
 
     def list_rounds(self, run_id: str) -> list[dict[str, Any]]:
         """Return a run's rounds, each as the last launch that came to it saw it."""
@@ -179,15 +203,15 @@ class Journal:
         return list({row["round"]: row for row in rows}.values())
 
     def list_client_metrics(
-        self, run_id: str, *, client_mac: str | None = None, limit: int = 1000
+        self, run_id: str, *, client_mac: str | None = None, after_id: int = 0, limit: int = 1000
     ) -> list[dict[str, Any]]:
         """Return what a run's clients measured, oldest first."""
         table = tables.client_metrics
-        query = select(table).where(table.c.run_id == run_id).order_by(table.c.id).limit(limit)
+        query = select(table).where(table.c.run_id == run_id, table.c.id > after_id).order_by(table.c.id).limit(limit)
         return self._dicts(query.where(table.c.client_mac == client_mac) if client_mac else query)
 
-    def prune(self, *, runs_before: float, events_before: float) -> int:
-        """Delete archived runs that ended, and events that came, before these times; return how many runs."""
+    def prune(self, *, runs_before: float, events_before: float) -> list[str]:
+        """Delete archived runs that ended, and events that came, before these times; return the runs' ids."""
         old = select(tables.runs.c.run_id).where(tables.runs.c.is_archived, tables.runs.c.ended_at < runs_before)
         gone = [row[0] for row in self._rows(old)]
         with self._engine.begin() as connection:
@@ -195,7 +219,7 @@ class Journal:
                 _delete_run(connection, run_id)
             for table in (tables.events, tables.client_metrics):
                 connection.execute(delete(table).where(table.c.at < events_before))
-        return len(gone)
+        return gone
 
     def last_time(self) -> float:
         """Return the latest time that was written down, s; 0 for a new journal."""
@@ -248,7 +272,7 @@ class Journal:
                 connection.execute(insert(tables.schema).values(version=tables.SCHEMA_VERSION))
                 return
             if found > tables.SCHEMA_VERSION:
-                raise JournalVersionError(self._url.render_as_string(), found, tables.SCHEMA_VERSION)
+                raise JournalVersionError(self.name, found, tables.SCHEMA_VERSION)
             for version in range(found, tables.SCHEMA_VERSION):
                 for statement in tables.MIGRATIONS[version]:
                     connection.execute(text(statement))

@@ -5,6 +5,7 @@ Everything here takes time and runs in tasks of its own; what comes of it is rep
 
 import asyncio
 import logging
+import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from fedops_mqtt.manager.journal import Journal, Launch
 from fedops_mqtt.manager.launcher import LaunchOrder, ServerProcess
 from fedops_mqtt.manager.probe import line_answers
 from fedops_mqtt.manager.tasks import TaskConfig
+from fedops_mqtt.protocol import check_run_id
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +126,13 @@ class Servers:
         self._wanted.pop(run_id, None)
         self._probed_at.pop(run_id, None)
 
+    def delete_logs(self, run_id: str) -> None:
+        """A run is no longer in the journal: delete what its servers said."""
+        shutil.rmtree(self._log_folder(run_id), ignore_errors=True)
+
+    def _log_folder(self, run_id: str) -> Path:
+        return self._folder / "runs" / check_run_id(run_id)
+
     def _spawn(self, work: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
         if self._group is None:
             raise RuntimeError("servers are tended inside `async with servers.tending()` only")
@@ -230,7 +239,7 @@ class Servers:
             environment=launcher.child_environment(
                 self._inherited, own, config.env, settings_file=folder / config.config if config.config else None
             ),
-            log_path=self._folder / "runs" / run.run_id / f"server-{launch}.log",
+            log_path=self._log_folder(run.run_id) / f"server-{launch}.log",
         )
 
     def _secret_file(self, run_id: str) -> Path:

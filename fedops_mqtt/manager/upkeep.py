@@ -88,11 +88,12 @@ class Upkeep:
             return
         self._pruned_at = now
         keep_runs_s, keep_events_s = self._desk.settings.keep_runs_s, self._desk.settings.keep_events_s
-        num_runs = await self._desk.journal.call(
+        run_ids = await self._desk.journal.call(
             self._desk.journal.prune, runs_before=now - keep_runs_s, events_before=now - keep_events_s
         )
-        if num_runs:
-            logger.info("deleted old runs", extra={"num_runs": num_runs})
+        for run_id in run_ids:
+            await asyncio.to_thread(self._servers.delete_logs, run_id)
+            logger.info("deleted an old run", extra={"run_id": run_id})
 
     async def _clear(self, topic: Topic) -> bool:
         try:

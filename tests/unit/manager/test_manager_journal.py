@@ -18,7 +18,7 @@ from fedops_mqtt.core.run_events import (
     StopRequested,
     TriggerFired,
 )
-from fedops_mqtt.manager.errors import JournalVersionError
+from fedops_mqtt.manager.errors import JournalUrlError, JournalVersionError
 from fedops_mqtt.manager.journal import Batch, Journal, JournalEvent, Launch
 from fedops_mqtt.manager.ledger import Ledger
 from fedops_mqtt.protocol import (
@@ -177,8 +177,8 @@ def test_history_is_pruned_by_age_and_open_runs_never(journal: Journal) -> None:
     )
     ledger.note_metrics(said, 5000.0)
     journal.write(ledger.take_batch())
-    assert journal.prune(runs_before=1999.0, events_before=0.0) == 0
-    assert journal.prune(runs_before=2001.0, events_before=1500.0) == 1
+    assert journal.prune(runs_before=1999.0, events_before=0.0) == []
+    assert journal.prune(runs_before=2001.0, events_before=1500.0) == ["old"]
     assert [run.run_id for run in journal.list_runs()[0]] == ["open"]
     assert journal.list_events() == []
     assert [row["values"] for row in journal.list_client_metrics("open", client_mac=A)] == [{"x": 1}]
@@ -201,6 +201,12 @@ def test_a_launch_is_known_before_its_process_and_with_its_end(journal: Journal)
     assert journal.list_launches("run-1") == [
         replace(row, pid=77, process_started_at=5.5, exit_reason="exit 1"),
     ]
+
+
+@pytest.mark.parametrize("url", ["nonsense", "oracle9://x", "sqlite+nodriver://"])
+def test_a_database_url_that_cannot_be_used_is_refused(url: str) -> None:
+    with pytest.raises(JournalUrlError, match="an SQLAlchemy URL is wanted"):
+        Journal(url)
 
 
 def test_a_journal_of_a_newer_program_is_left_alone(url: str) -> None:
