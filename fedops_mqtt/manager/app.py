@@ -11,6 +11,9 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
+from sqlalchemy import make_url
+from sqlalchemy.exc import SQLAlchemyError
+
 from fedops_mqtt.bus import BrokerUrlError, BusError, CredentialsError, RivalError
 from fedops_mqtt.bus.tasks import alongside
 from fedops_mqtt.core.exit_codes import ExitCode
@@ -18,6 +21,8 @@ from fedops_mqtt.door import DoorRules
 from fedops_mqtt.manager.errors import (
     ApiAddressError,
     ExposedApiError,
+    JournalUnusableError,
+    JournalUrlError,
     JournalVersionError,
     ManagerError,
     TasksFileError,
@@ -61,6 +66,11 @@ async def run_manager(
         logger.error("manager ends", extra={"problem": str(error)})
         say(f"manager ends: {error}")
         return _exit_code(error)
+    except SQLAlchemyError as error:
+        unusable = JournalUnusableError(_journal_name(settings), str(getattr(error, "orig", None) or error))
+        logger.error("manager ends", extra={"problem": str(unusable)})
+        say(f"manager ends: {unusable}")
+        return ExitCode.UNAVAILABLE
     return ExitCode.OK
 
 
@@ -110,7 +120,16 @@ async def _renew(lease: Lease, journal: Journal) -> None:
 
 def _open_journal(settings: ManagerSettings) -> Journal:
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return Journal(settings.database_url or f"sqlite:///{settings.state_dir / 'manager.db'}")
+    return Journal(settings.database_url or _default_url(settings))
+
+
+def _default_url(settings: ManagerSettings) -> str:
+    return f"sqlite:///{settings.state_dir / 'manager.db'}"
+
+
+def _journal_name(settings: ManagerSettings) -> str:
+    """The journal for people, without a password."""
+    return make_url(settings.database_url or _default_url(settings)).render_as_string()
 
 
 def _lease(journal: Journal) -> AbstractContextManager[Lease]:
@@ -137,7 +156,7 @@ def _exit_code(error: Exception) -> ExitCode:
     match error:
         case RivalError():
             return ExitCode.RIVAL
-        case BrokerUrlError() | TasksFileError() | ExposedApiError() | JournalVersionError():
+        case BrokerUrlError() | TasksFileError() | ExposedApiError() | JournalUrlError() | JournalVersionError():
             return ExitCode.CONFIG
         case CredentialsError():
             return ExitCode.NO_PERMISSION

@@ -2,11 +2,18 @@
 
 import asyncio
 import signal
+import time
 
 import psutil
 from manager_parts import A, B, House, api_at, hear, manager_process, until
+from sqlalchemy import update
 
 from fedops_mqtt.bus import Connection, Received
+from fedops_mqtt.core.exit_codes import ExitCode
+from fedops_mqtt.core.run import Run, RunSpec, apply
+from fedops_mqtt.core.run_events import ServerLaunched
+from fedops_mqtt.manager import run_manager, tables
+from fedops_mqtt.manager.journal import Batch, Journal
 from fedops_mqtt.protocol import ManagerCondition, ManagerStatus, topics
 
 
@@ -128,6 +135,61 @@ async def test_a_run_whose_server_could_not_be_started_goes_on_when_the_tasks_fi
             assert run["launch"] == 2
             await api.http.post(f"/api/v1/runs/{run_id}/stop")
             await api.ended(run_id)
+
+
+async def test_a_launch_that_was_written_down_and_never_happened_is_done_again(house: House) -> None:
+    """The manager died between writing the launch down and starting the process."""
+    run = Run(spec=RunSpec(run_id="run-1", task_id=house.task_id, num_rounds=1, min_clients=2), created_at=time.time())
+    (house.folder / "state").mkdir()
+    with journal_of(house) as journal:
+        journal.add_run(run, b"s" * 32)
+        journal.write(Batch(runs={"run-1": (run, apply(run, ServerLaunched(1), time.time()))}))
+    async with house.managed() as api, house.device(A), house.device(B):
+        assert (await api.training("run-1"))["launch"] == 2
+        exits = await api.events("run-1", "ServerExited")
+        assert exits[0]["detail"]["reason"] == "the manager ended before it had started the FL server"
+
+
+async def test_a_server_whose_process_id_was_not_written_down_is_found_again(house: House) -> None:
+    """The manager died between starting the process and writing its id down."""
+    async with house.device(A) as a, house.device(B):
+        async with house.managed(ends_servers=False) as api:
+            run_id = await api.start(house.task_id)
+            await api.training(run_id)
+        with journal_of(house) as journal, journal.engine.begin() as connection:
+            connection.execute(update(tables.launches).values(pid=None, process_started_at=None))
+        async with house.managed() as api:
+            await api.training(run_id)
+            house.server().kill()
+            run = await api.run_when(run_id, lambda run: run["launch"] == 2 and run["status"] == "running")
+            assert run["outcome"] is None
+            await until(lambda: _said(len(a.starts) == 2), "the second aim")
+
+
+async def test_of_two_managers_that_share_a_broker_but_no_database_the_older_one_leaves(house: House) -> None:
+    said: list[str] = []
+    async with house.managed(state_dir=house.folder / "newer"):
+        pass
+    ready, older = asyncio.Event(), house.settings(state_dir=house.folder / "older")
+    life = asyncio.create_task(run_manager(older, say=said.append, on_ready=lambda url: ready.set()))
+    async with asyncio.timeout(60):
+        await ready.wait()
+        async with Connection(house.broker.url, subscriptions=[str(topics.manager_status())]) as reader:
+            await last_word(reader, ManagerCondition.LEADING)
+        async with house.managed(state_dir=house.folder / "newer"):
+            assert await life == ExitCode.RIVAL
+    assert "a newer process" in said[-1]
+
+
+async def test_a_journal_that_cannot_be_written_ends_the_manager_with_what_is_wrong(house: House) -> None:
+    said: list[str] = []
+    settings = house.settings(database_url="sqlite:////proc/no-such-folder/manager.db")
+    assert await run_manager(settings, say=said.append) == ExitCode.UNAVAILABLE
+    assert "unable to open database file" in said[-1]
+
+
+def journal_of(house: House) -> Journal:
+    return Journal(f"sqlite:///{house.folder / 'state/manager.db'}")
 
 
 async def last_word(reader: Connection, status: ManagerCondition, *, term: int = 1) -> ManagerStatus:
