@@ -131,7 +131,7 @@ class ClientSettings(BusSettings, DoorSettings):
     run_limit_s: Annotated[float, Field(gt=0, description="longest training of one run")] = 24 * 3600.0
     stop_grace_s: Annotated[float, Field(gt=0, description="between SIGTERM and SIGKILL")] = 10.0
     stderr_lines: Annotated[int, Field(ge=1, le=200, description="kept of a failed training")] = 20
-    num_partition: Annotated[int | None, Field(ge=0, description="node_config partition-id")] = None
+    partition_id: Annotated[int | None, Field(ge=0, description="node_config partition-id")] = None
     num_partitions: Annotated[int | None, Field(ge=1, description="node_config num-partitions")] = None
     wandb_project: Annotated[str | None, Field(description="Weights & Biases project; unset: off")] = None
     wandb_key: Annotated[SecretStr | None, Field(description="its API key")] = None

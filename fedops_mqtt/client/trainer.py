@@ -132,7 +132,7 @@ class Trainer:
             ca_file=settings.line_ca_file,
             join_limit_s=settings.join_limit_s,
             rejoin_limit_s=settings.rejoin_limit_s,
-            partition_id=settings.num_partition,
+            partition_id=settings.partition_id,
             num_partitions=settings.num_partitions,
             run_config=self._run_config,
             wandb=self._wandb(start),

@@ -146,7 +146,7 @@ class Demo:
             mac=f"02:00:00:00:{number // 256:02x}:{number % 256 + 1:02x}",
             client_name=f"device-{number + 1}",
             state_dir=self.processes.folder / f"client-{number + 1}",
-            num_partition=number,
+            partition_id=number,
             num_partitions=self.options.num_clients,
         )
 

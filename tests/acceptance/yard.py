@@ -194,7 +194,7 @@ class Site:
         """Start clients and wait until all are online."""
         macs = [f"02:00:00:00:01:{number:02x}" for number in range(1, count + 1)]
         clients = {
-            mac: await self.start_client(mac, app, num_partition=number, num_partitions=count)
+            mac: await self.start_client(mac, app, partition_id=number, num_partitions=count)
             for number, mac in enumerate(macs)
         }
         for mac in macs:

@@ -29,7 +29,7 @@ async def beside(client: FLClientTask) -> None:
 if __name__ == "__main__":
     mode, task_id, mac, broker, state_dir = sys.argv[1:]
     cfg = {"task_id": task_id, "batch_size": 32, "wandb": {"use": False}}
-    client = FLClientTask(cfg, "fl_apps:counting", mac=mac, broker=broker, state_dir=state_dir, num_partition=3)
+    client = FLClientTask(cfg, "fl_apps:counting", mac=mac, broker=broker, state_dir=state_dir, partition_id=3)
     if mode == "start":
         client.start()
     else:

@@ -82,7 +82,7 @@ async def run_daemon(broker: Mosquitto, task_id: str, mac: str, tmp_path: Path) 
 
         async def run(**settings: object) -> Daemon:
             fields = {"broker": broker.url, "task_id": task_id, "mac": mac, "app": "fl_apps:counting"}
-            fields |= {"state_dir": tmp_path, "num_partition": 3, "num_partitions": 5, "join_limit_s": 20}
+            fields |= {"state_dir": tmp_path, "partition_id": 3, "num_partitions": 5, "join_limit_s": 20}
             daemon = Daemon(
                 ClientSettings.model_validate(fields | settings),
                 import_paths=(str(HERE),),

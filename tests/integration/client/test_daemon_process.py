@@ -55,7 +55,7 @@ async def spawn_daemon(broker: Mosquitto, task_id: str, mac: str, tmp_path: Path
 
         async def spawn(**settings: object) -> DaemonProcess:
             fields = {"broker": broker.url, "task_id": task_id, "mac": mac, "app": "fl_apps:endless"}
-            fields |= {"state_dir": tmp_path, "num_partition": 3, "num_partitions": 5} | settings
+            fields |= {"state_dir": tmp_path, "partition_id": 3, "num_partitions": 5} | settings
             env = {f"FEDOPS_MQTT_{name.upper()}": str(value) for name, value in fields.items()}
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
