@@ -273,13 +273,14 @@ class Mosquitto:
             raise MosquittoError(problem, self._log_tail()) from error
 
     async def _answers(self) -> bool:
+        if self._is_tls:
+            ports = listener_ports(self._read_template())
+            return all([await _accepts(self.host, port) for port in (*ports[1:], self.port)])
         try:
             reader, writer = await asyncio.open_connection(self.host, self.port)
         except OSError:
             return False
         try:
-            if self._is_tls:
-                return True
             writer.write(_CONNECT_311)
             async with asyncio.timeout(_ANSWER_TIMEOUT_S):
                 answer = await reader.read(1)
@@ -323,6 +324,18 @@ class Mosquitto:
             if self._folder is not None:
                 self._folder.cleanup()
                 self._folder = None
+
+
+async def _accepts(host: str, port: int) -> bool:
+    """Return whether somebody takes connections; what a TLS listener answers is for those who have certificates."""
+    try:
+        _, writer = await asyncio.open_connection(host, port)
+    except OSError:
+        return False
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
+    return True
 
 
 def _end_with_parent() -> list[str]:

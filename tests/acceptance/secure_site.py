@@ -1,0 +1,178 @@
+"""A fleet with its broker as `fedops-mqtt fleet` makes them, and whoever knocks at that broker's doors."""
+
+import asyncio
+import random
+import socket
+import ssl
+import tomllib
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiomqtt
+
+from fedops_mqtt.bus import BusEvent, BusOptions, Connected, Connection, Mosquitto
+from fedops_mqtt.bus.mosquitto import find_config
+from fedops_mqtt.enrolment import Fleet, Ports, Role, Wish, init_fleet
+from fedops_mqtt.protocol import mac_to_level
+
+HOST = "127.0.0.1"
+PATIENCE_S = 20.0
+TASK = "digits"
+A = "02:00:00:00:00:0a"
+B = "02:00:00:00:00:0b"
+VERSIONS = (aiomqtt.ProtocolVersion.V311, aiomqtt.ProtocolVersion.V5)
+
+MANAGER = "manager"
+SERVER = "server-digits"
+SCREEN = "screen"
+STANDBY = "manager-b"
+"""A second manager: it hears everything, beside what the first one says."""
+PROBE = "probe"
+BY_PASSWORD = "02:00:00:00:00:0c"
+
+
+def calm_port() -> int:
+    """A free port that no outgoing connection is given meanwhile (those are above 32768 on Linux)."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((HOST, port))
+            return port
+
+
+def make_fleet(folder: Path) -> Fleet:
+    """A fleet of two devices with certificates and one with a password, an FL server and a dashboard."""
+    ports = Ports(certificate=calm_port(), password=calm_port(), websockets=calm_port())
+    shipped = find_config("mosquitto.conf").parent
+    fleet = init_fleet(folder, hosts=[HOST], shipped=shipped, ports=ports)
+    for mac in (A, B):
+        fleet.enrol(Wish(role=Role.DEVICE, name=mac, tasks=[TASK], app="fedops_mqtt.demo:client_app"))
+    fleet.enrol(Wish(role=Role.DEVICE, name=BY_PASSWORD, tasks=[TASK], has_password=True))
+    fleet.enrol(Wish(role=Role.MANAGER, name=STANDBY))
+    fleet.enrol(Wish(role=Role.DASHBOARD, name=PROBE))
+    fleet.enrol(Wish(role=Role.SERVER, name=SERVER, tasks=[TASK], hosts=[HOST]))
+    fleet.enrol(Wish(role=Role.DASHBOARD, name=SCREEN, has_password=True))
+    return fleet
+
+
+@dataclass(frozen=True)
+class Said:
+    """A message as it was delivered."""
+
+    topic: str
+    payload: bytes
+
+
+class SecureSite:
+    """A fleet and its running broker."""
+
+    def __init__(self, fleet: Fleet, broker: Mosquitto) -> None:
+        self.fleet = fleet
+        self.broker = broker
+
+    def bundle(self, name: str) -> Path:
+        level = mac_to_level(name) if ":" in name else name
+        return self.fleet.folder / "bundles" / level / "bundle.toml"
+
+    def options(self, name: str) -> BusOptions:
+        """How an identity's own programs would connect."""
+        said = tomllib.loads(self.bundle(name).read_text())
+        files = {key: self.bundle(name).parent / said[f"broker_{key}"] for key in FILES if f"broker_{key}" in said}
+        return BusOptions(
+            user=said["broker_user"], password=said.get("broker_password"), backoff_initial_s=0.05, **files
+        )
+
+    def url(self, name: str) -> str:
+        return str(tomllib.loads(self.bundle(name).read_text())["broker"])
+
+    def knock(
+        self,
+        name: str | None,
+        *,
+        version: aiomqtt.ProtocolVersion = aiomqtt.ProtocolVersion.V5,
+        port: int | None = None,
+        **options: Any,
+    ) -> aiomqtt.Client:
+        """A bare MQTT client with an identity's credentials, or none, for what our own programs would never do."""
+        settings: dict[str, Any] = {}
+        context = ssl.create_default_context(cafile=self.fleet.folder / "ca.crt")
+        default_port = self.fleet.register.ports.certificate
+        if name is not None:
+            own = self.options(name)
+            settings["username"] = own.user
+            if own.password is not None:
+                default_port, settings["password"] = self.fleet.register.ports.password, own.password
+            else:
+                assert own.cert_file is not None
+                context.load_cert_chain(own.cert_file, own.key_file)
+        settings |= {"tls_context": context, "protocol": version, "timeout": 5} | options
+        return aiomqtt.Client(HOST, port or default_port, **settings)
+
+    @asynccontextmanager
+    async def hearing(self, name: str, *filters: str) -> AsyncIterator["Ear"]:
+        """An identity that is subscribed when the block begins, whether the broker means it or not."""
+        async with self.knock(name) as client:
+            for each in filters:
+                await client.subscribe(each, qos=1)
+            yield Ear(client)
+
+    @asynccontextmanager
+    async def reading(self, name: str, *filters: str) -> AsyncIterator[Connection]:
+        """An identity's own bus, as our programs use it."""
+        async with Connection(self.url(name), subscriptions=filters, options=self.options(name)) as connection:
+            await next_event(connection, lambda event: isinstance(event, Connected))
+            yield connection
+
+    async def reload(self) -> None:
+        """Let the broker read its files again and wait until it has."""
+        assert self.fleet.reload_broker()
+        # Signals are handled before the next packet: a fresh connection's answer comes after the reload.
+        async with self.knock(PROBE):
+            pass
+
+
+FILES = ("ca_file", "cert_file", "key_file")
+
+
+class Ear:
+    """What one subscriber was told."""
+
+    def __init__(self, client: aiomqtt.Client) -> None:
+        self.client = client
+
+    async def told_by_now(self) -> list[Said]:
+        """Return what came and was not looked at: an answer on the same connection comes after all of it."""
+        await self.client.unsubscribe("a/round/trip")
+        return [_said(self.client._queue.get_nowait()) for _ in range(self.client._queue.qsize())]
+
+    async def until(self, topic: str, payload: bytes | None = None) -> Sequence[Said]:
+        """Return everything up to and with a message on `topic`: what is not in it was not delivered."""
+        heard: list[Said] = []
+        async with asyncio.timeout(PATIENCE_S):
+            async for message in self.client.messages:
+                heard.append(_said(message))
+                if heard[-1].topic == topic and payload in (None, heard[-1].payload):
+                    return heard
+        raise AssertionError("messages end only with their client")
+
+
+def _said(message: aiomqtt.Message) -> Said:
+    return Said(str(message.topic), bytes(message.payload or b""))  # type: ignore[arg-type]
+
+
+async def next_event(connection: Connection, is_wanted: Callable[[BusEvent], bool]) -> BusEvent:
+    async with asyncio.timeout(PATIENCE_S):
+        async for event in connection.events():
+            if is_wanted(event):
+                return event
+    raise AssertionError("events end only with their connection")
+
+
+def vanish(client: aiomqtt.Client) -> None:
+    """End a client's connection without a goodbye: its last will is due."""
+    sock = client._client.socket()
+    assert sock is not None
+    socket.socket.shutdown(sock, socket.SHUT_RDWR)

@@ -1,0 +1,288 @@
+"""The attacks of docs/security.md at the broker, each against the configuration and ACL as they are shipped.
+
+What the broker denies is shown by what is delivered: MQTT 3.1.1 acknowledges what it throws away. After every attack
+the attacker says something that it may say; a reader that hears this and nothing else has not heard the attack.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import aiomqtt
+import psutil
+import pytest
+from secure_site import (
+    BY_PASSWORD,
+    MANAGER,
+    SCREEN,
+    SERVER,
+    STANDBY,
+    TASK,
+    VERSIONS,
+    A,
+    B,
+    SecureSite,
+    make_fleet,
+    vanish,
+)
+
+from fedops_mqtt.bus import Mosquitto
+from fedops_mqtt.enrolment.authority import Credentials, issue, make_authority
+from fedops_mqtt.protocol import Topic, mac_to_level, topics
+
+ALL = "fedops/v1/#"
+EVIL = b"evil"
+FINE = b"fine"
+
+MEGABYTE = 1024 * 1024
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[SecureSite]:
+    made = make_fleet(tmp_path / "fleet")
+    async with Mosquitto(config=made.broker_folder / "mosquitto.conf") as broker:
+        yield SecureSite(made, broker)
+
+
+async def attack(site: SecureSite, who: str, topic: Topic | str, version: aiomqtt.ProtocolVersion) -> None:
+    """Publish what one may not, then what one may."""
+    async with site.knock(who, version=version) as attacker:
+        with suppress(aiomqtt.MqttError):
+            await attacker.publish(str(topic), EVIL, qos=1, retain=True)
+        await attacker.publish(str(marker_of(who)), FINE, qos=1)
+
+
+def marker_of(who: str) -> Topic:
+    if who == MANAGER:
+        return topics.manager_status()
+    return topics.server_metrics(TASK) if who == SERVER else topics.client_metrics(TASK, who)
+
+
+FORBIDDEN = [
+    (A, topics.client_status(TASK, B)),
+    (A, topics.client_metrics(TASK, B)),
+    (A, topics.client_start(TASK, A)),
+    (A, topics.client_start(TASK, B)),
+    (A, topics.client_stop(TASK, B)),
+    (A, topics.server_status(TASK)),
+    (A, topics.run_status(TASK, "r1")),
+    (A, topics.manager_status()),
+    (BY_PASSWORD, topics.client_status(TASK, A)),
+    (BY_PASSWORD, topics.manager_status()),
+    (SERVER, topics.client_status(TASK, A)),
+    (SERVER, topics.client_start(TASK, A)),
+    (SERVER, topics.server_status("another-task")),
+    (SERVER, topics.manager_status()),
+    (MANAGER, topics.server_status(TASK)),
+]
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=["3.1.1", "5"])
+@pytest.mark.parametrize(("who", "topic"), FORBIDDEN, ids=str)
+async def test_nobody_says_what_is_not_its_own_to_say(
+    site: SecureSite, who: str, topic: Topic, version: aiomqtt.ProtocolVersion
+) -> None:
+    async with site.hearing(SCREEN if who == MANAGER else STANDBY, ALL) as ear:
+        await attack(site, who, topic, version)
+        heard = await ear.until(str(marker_of(who)))
+    assert EVIL not in [said.payload for said in heard]
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=["3.1.1", "5"])
+async def test_a_dashboard_says_nothing(site: SecureSite, version: aiomqtt.ProtocolVersion) -> None:
+    async with site.hearing(STANDBY, ALL) as ear:
+        async with site.knock(SCREEN, version=version) as screen:
+            for topic in (topics.client_status(TASK, A), topics.client_start(TASK, A), topics.manager_status()):
+                with suppress(aiomqtt.MqttError):
+                    await screen.publish(str(topic), EVIL, qos=1)
+        async with site.knock(A) as device:
+            await device.publish(str(marker_of(A)), FINE, qos=1)
+        heard = await ear.until(str(marker_of(A)))
+    assert EVIL not in [said.payload for said in heard]
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=["3.1.1", "5"])
+async def test_a_last_will_on_anothers_status_is_never_delivered(
+    site: SecureSite, version: aiomqtt.ProtocolVersion
+) -> None:
+    own, others = str(topics.client_status(TASK, A)), str(topics.client_status(TASK, B))
+    async with site.hearing(STANDBY, ALL) as ear:
+        for topic, payload in ((others, EVIL), (own, FINE)):
+            will = aiomqtt.Will(topic, payload, qos=1, retain=True)
+            with suppress(aiomqtt.MqttError):
+                async with site.knock(A, version=version, will=will) as attacker:
+                    vanish(attacker)
+        heard = await ear.until(own, FINE)
+    assert [said.payload for said in heard] == [FINE]
+    async with site.hearing(STANDBY, others, own) as newcomer:
+        assert [said.topic for said in await newcomer.until(own)] == [own], "what is denied is not retained either"
+
+
+@pytest.mark.parametrize("who", [B, BY_PASSWORD, SERVER, SCREEN])
+async def test_a_start_is_read_by_nobody_but_its_client_and_the_manager(site: SecureSite, who: str) -> None:
+    start = str(topics.client_start(TASK, A))
+    legal = topics.client_start(TASK, who) if ":" in who else topics.client_status(TASK, A)
+    async with (
+        site.hearing(A, start) as addressed,
+        site.hearing(who, "#", ALL, start, "fedops/v1/+/clients/+/start") as thief,
+        site.knock(MANAGER) as manager,
+    ):
+        await manager.publish(start, b"token", qos=1)
+        assert [said.payload for said in await addressed.until(start)] == [b"token"]
+        await manager.publish(str(legal), FINE, qos=1)
+        assert b"token" not in [said.payload for said in await thief.until(str(legal))]
+
+
+async def test_a_device_reads_nothing_of_other_devices_and_tasks(site: SecureSite) -> None:
+    own_start = str(topics.client_start(TASK, A))
+    async with site.hearing(A, "#") as spy, site.knock(MANAGER) as manager, site.knock(SERVER) as server:
+        await manager.publish(str(topics.client_status(TASK, B)), b"1", qos=1)
+        await manager.publish(str(topics.run_status(TASK, "r1")), b"2", qos=1)
+        await manager.publish(str(topics.manager_status()), b"3", qos=1)
+        await manager.publish(str(topics.client_stop(TASK, B)), b"4", qos=1)
+        await server.publish(str(topics.server_metrics(TASK)), b"5", qos=1)
+        await server.publish(str(topics.server_status(TASK)), b"6", qos=1)
+        await manager.publish(own_start, FINE, qos=1)
+        heard = await spy.until(own_start)
+    assert {said.topic for said in heard} == {str(topics.server_status(TASK)), own_start}
+
+
+@pytest.mark.parametrize("who", [B, BY_PASSWORD, SCREEN])
+async def test_nobody_takes_anothers_client_id(site: SecureSite, who: str) -> None:
+    start = str(topics.client_start(TASK, A))
+    async with (
+        site.hearing(A, start) as victim,
+        site.knock(who, identifier=mac_to_level(A)),
+        site.knock(MANAGER) as manager,
+    ):
+        await manager.publish(start, FINE, qos=1)
+        assert [said.payload for said in await victim.until(start)] == [FINE]
+
+
+async def test_the_user_name_in_connect_cannot_outweigh_the_certificate(site: SecureSite) -> None:
+    async with site.hearing(STANDBY, ALL) as ear:
+        async with site.knock(A, username=MANAGER, identifier=MANAGER) as attacker:
+            with suppress(aiomqtt.MqttError):
+                await attacker.publish(str(topics.client_start(TASK, B)), EVIL, qos=1)
+            await attacker.publish(str(marker_of(A)), FINE, qos=1)
+        heard = await ear.until(str(marker_of(A)))
+    assert [said.payload for said in heard] == [FINE]
+
+
+async def refused(site: SecureSite, name: str | None, **options: object) -> None:
+    with pytest.raises(aiomqtt.MqttError):
+        async with site.knock(name, **options):  # type: ignore[arg-type]
+            pass
+
+
+async def test_a_stranger_is_turned_away_at_every_door(site: SecureSite) -> None:
+    ports = site.fleet.register.ports
+    await refused(site, None)
+    await refused(site, None, port=ports.password)
+    await refused(site, None, port=ports.password, username=mac_to_level(A), password="guess")
+    await refused(site, None, port=ports.password, username=MANAGER)
+    await refused(site, None, port=ports.password, username=SCREEN, password="")
+    await refused(site, None, port=ports.websockets, transport="websockets")
+    await refused(site, None, port=ports.websockets, transport="websockets", username=SCREEN, password="guess")
+
+
+async def test_a_dashboard_comes_in_through_the_websockets_door(site: SecureSite) -> None:
+    port = site.fleet.register.ports.websockets
+    async with site.knock(SCREEN, port=port, transport="websockets") as screen, site.knock(A) as device:
+        await screen.subscribe(str(topics.client_status(TASK, A)), qos=1)
+        await device.publish(str(topics.client_status(TASK, A)), FINE, qos=1)
+        assert (await anext(aiter(screen.messages))).payload == FINE
+
+
+async def test_a_plain_connection_to_a_tls_port_gets_no_answer(site: SecureSite) -> None:
+    for port in site.fleet.register.ports.model_dump().values():
+        await refused(site, A, port=port, tls_context=None, timeout=2)
+
+
+def at_the_door(site: SecureSite, folder: Path, credentials: Credentials) -> dict[str, object]:
+    """Return how to knock with these credentials."""
+    import ssl
+
+    (folder / "c.crt").write_bytes(credentials.certificate)
+    (folder / "c.key").write_bytes(credentials.key)
+    context = ssl.create_default_context(cafile=site.fleet.folder / "ca.crt")
+    context.load_cert_chain(folder / "c.crt", folder / "c.key")
+    return {"tls_context": context, "port": site.fleet.register.ports.certificate}
+
+
+async def test_a_certificate_of_another_authority_is_refused(site: SecureSite, tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    other = make_authority(f"fedops-mqtt fleet of {site.fleet.register.hosts[0]}", now)
+    await refused(site, None, **at_the_door(site, tmp_path, issue(other, mac_to_level(A), hosts=[], now=now, days=9)))
+
+
+async def test_an_expired_certificate_is_refused(site: SecureSite, tmp_path: Path) -> None:
+    ca = Credentials(
+        certificate=(site.fleet.folder / "ca.crt").read_bytes(), key=(site.fleet.folder / "ca.key").read_bytes()
+    )
+    then = datetime.now(UTC) - timedelta(days=2)
+    expired = issue(ca, mac_to_level(A), hosts=[], now=then, days=1)
+    await refused(site, None, **at_the_door(site, tmp_path, expired))
+    fresh = issue(ca, mac_to_level(A), hosts=[], now=datetime.now(UTC), days=1)
+    async with site.knock(None, **at_the_door(site, tmp_path, fresh)):  # type: ignore[arg-type]
+        pass
+
+
+async def test_a_revoked_device_is_silenced_at_once_and_never_comes_back(site: SecureSite) -> None:
+    start = str(topics.client_start(TASK, A))
+    async with site.hearing(STANDBY, ALL) as ear, site.hearing(A, start) as living, site.knock(MANAGER) as manager:
+        site.fleet.revoke(A)
+        await site.reload()
+        await refused(site, A)
+        await living.client.publish(str(topics.client_status(TASK, A)), EVIL, qos=0)
+        await manager.publish(start, b"token", qos=1)
+        assert await living.told_by_now() == []
+        async with site.knock(B) as other:
+            await other.publish(str(marker_of(B)), FINE, qos=1)
+        heard = await ear.until(str(marker_of(B)))
+        assert EVIL not in [said.payload for said in heard]
+
+
+async def test_a_revoked_password_is_cut_off_at_once(site: SecureSite) -> None:
+    async with site.knock(BY_PASSWORD) as device:
+        site.fleet.revoke(BY_PASSWORD)
+        await site.reload()
+        with pytest.raises(aiomqtt.MqttError):
+            await anext(aiter(device.messages))
+    with pytest.raises((aiomqtt.MqttError, KeyError)):
+        async with site.knock(BY_PASSWORD):
+            pass
+
+
+async def test_a_hundred_megabytes_cost_the_broker_nothing(site: SecureSite) -> None:
+    broker = psutil.Process(site.broker.pid)
+    before = broker.memory_info().rss
+    async with site.hearing(STANDBY, ALL) as ear:
+        with pytest.raises(aiomqtt.MqttError):
+            async with site.knock(A, version=aiomqtt.ProtocolVersion.V311) as attacker:
+                await attacker.publish(str(marker_of(A)), bytes(100 * MEGABYTE), qos=1, timeout=10)
+        async with site.knock(B) as other:
+            await other.publish(str(marker_of(B)), FINE, qos=1)
+        assert [said.payload for said in await ear.until(str(marker_of(B)))] == [FINE]
+    assert broker.memory_info().rss - before < 10 * MEGABYTE
+
+
+async def test_a_flood_of_connections_from_one_identity_harms_only_itself(site: SecureSite) -> None:
+    start = str(topics.client_start(TASK, A))
+    broker = psutil.Process(site.broker.pid)
+    async with site.hearing(A, start) as victim, site.knock(MANAGER) as manager:
+        before = broker.num_fds()
+        flood = [site.knock(B) for _ in range(NUM_FLOOD)]
+        for each in flood:
+            await each.__aenter__()
+        assert broker.num_fds() <= before + 2, "every connection of an identity ends the one before"
+        await manager.publish(start, FINE, qos=1)
+        assert [said.payload for said in await victim.until(start)] == [FINE]
+        for each in flood:
+            with suppress(aiomqtt.MqttError):
+                await each.__aexit__(None, None, None)
+
+
+NUM_FLOOD = 200
+"""A hundredth of max_connections; nothing in it depends on the number, a TLS handshake costs 3 ms."""
