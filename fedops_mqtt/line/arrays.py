@@ -4,10 +4,11 @@ An array travels as the bytes that flwr keeps (`Array.data`: the `numpy.save` fo
 nothing that would have to be unpickled, and nothing of another length than it says, gets as far as a strategy.
 """
 
+import ast
 import math
+import operator
 import threading
 from functools import lru_cache
-from io import BytesIO
 
 import numpy as np
 import zstandard
@@ -116,16 +117,16 @@ def decompress(data: bytes, num_bytes: int) -> bytes:
 
 @lru_cache(maxsize=4096)
 def _parse_npy_header(header: bytes) -> tuple[np.dtype, tuple[int, ...], int]:
-    stream = BytesIO(header)
+    # Not numpy's own reader: it warns, and tokenizes, to mend headers that Python 2 wrote.
     try:
-        major, _ = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(stream)
-    except (ValueError, TypeError, SyntaxError) as error:
+        fields = ast.literal_eval(header[_NPY_PREFIX_BYTES[header[6]] :].decode("latin-1"))
+        dtype, shape = np.lib.format.descr_to_dtype(fields["descr"]), fields["shape"]
+        num_items = math.prod(operator.index(axis) for axis in tuple(shape))
+    except (ValueError, TypeError, SyntaxError, LookupError, MemoryError, RecursionError) as error:
         raise FrameError(f"npy header: {error}") from error
     if dtype.hasobject:
         raise FrameError("npy arrays of objects would have to be unpickled")
-    return dtype, shape, math.prod(shape) * dtype.itemsize
+    return dtype, shape, num_items * dtype.itemsize
 
 
 @lru_cache(maxsize=256)

@@ -60,12 +60,27 @@ class Session:
     polls: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Waiter:
+    """One wait for replies: woken by the last of them, not by each (classic strategies wait in a thread a client)."""
+
+    changed: threading.Condition
+    remaining: set[str]
+
+    def has_all_with(self, message_id: str) -> bool:
+        """Strike one off; True when none remains."""
+        self.remaining.discard(message_id)
+        return not self.remaining
+
+
 class Hub:
     """Shared state of one LineServer; every public method may be called from any thread."""
 
     def __init__(self, *, on_member: Callable[[MemberChange], None]) -> None:
         self._on_member = on_member
-        self._changed = threading.Condition(threading.RLock())
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._waiters: dict[str, _Waiter] = {}
         self._members = Members()
         self._mailbox = Mailbox()
         self._sessions: dict[str, Session] = {}
@@ -112,7 +127,12 @@ class Hub:
     def wait_for_replies(self, message_ids: Sequence[str], deadline: float) -> list[Letter]:
         """Wait until all are answered, the run is over, or `deadline` has come; return what is still owed."""
         with self._changed:
-            self._wait(lambda: not self._mailbox.owing(message_ids), deadline)
+            waiter = _Waiter(changed=threading.Condition(self._lock), remaining=set())
+            self._refresh(waiter, message_ids)
+            self._waiters.update(dict.fromkeys(message_ids, waiter))
+            self._wait(lambda: not self._mailbox.owing(message_ids), deadline, waiter.changed)
+            for message_id in message_ids:
+                self._waiters.pop(message_id, None)
             return self._mailbox.owing(message_ids)
 
     def owing(self, message_ids: Sequence[str]) -> list[Letter]:
@@ -151,7 +171,7 @@ class Hub:
         """Make every wait of the strategy's thread end; clients are told at `close`."""
         with self._changed:
             self._over = self._over or gone
-            self._changed.notify_all()
+            self._notify_all()
 
     def close(self, gone: Gone, deadline: float) -> list[str]:
         """Tell everybody that the run is over, wait until they know; return the MACs that could not be told."""
@@ -161,7 +181,7 @@ class Hub:
             for session in self._sessions.values():
                 session.orders.append(order)
             self._wake(list(self._sessions.values()))
-            self._changed.notify_all()
+            self._notify_all()
             while self._members.present_node_ids() and (left_s := deadline - time.monotonic()) > 0:
                 self._changed.wait(left_s)
             return [member.mac for member in self._members.by_mac.values() if member.is_present]
@@ -267,7 +287,9 @@ class Hub:
         """Take a reply; False if nobody waits for it any more."""
         with self._changed:
             is_taken = self._mailbox.answer(session.node_id, message_id, reply)
-            self._changed.notify_all()
+            waiter = self._waiters.get(message_id)
+            if waiter is not None and waiter.has_all_with(message_id):
+                waiter.changed.notify_all()
             return is_taken
 
     def progress(self, session: Session, phase: Phase, round_: int | None = None) -> None:
@@ -302,7 +324,7 @@ class Hub:
             self._end_session(before.id, None if evicted is None else ControlLine(stop="replaced by a newer attempt"))
         if evicted is not None:
             self._mailbox.fail(evicted.node_id, f"attempt {evicted.attempt} was replaced by a newer one")
-            self._changed.notify_all()
+            self._notify_all()
 
     def _end_session(self, session_id: str, order: ControlLine | None) -> None:
         session = self._sessions.pop(session_id, None)
@@ -319,11 +341,24 @@ class Hub:
             if reason is not None:
                 self._mailbox.fail(change.member.node_id, reason)
         self._tell(changes)
-        self._changed.notify_all()
+        self._notify_all()
 
-    def _wait(self, is_done: Callable[[], bool], deadline: float) -> None:
+    def _wait(self, is_done: Callable[[], bool], deadline: float, changed: threading.Condition | None = None) -> None:
+        changed = changed or self._changed
         while self._over is None and not is_done() and (left_s := deadline - time.monotonic()) > 0:
-            self._changed.wait(left_s)
+            changed.wait(left_s)
+
+    def _notify_all(self) -> None:
+        self._changed.notify_all()
+        for waiter in set(self._waiters.values()):
+            self._refresh(waiter, waiter.remaining)
+            waiter.changed.notify_all()
+
+    def _refresh(self, waiter: _Waiter, message_ids: Iterable[str]) -> None:
+        """Leave just what is still owed: the line may have answered some of it, or a reply come before the wait."""
+        owing = {letter.message_id for letter in self._mailbox.owing(message_ids)}
+        waiter.remaining.clear()
+        waiter.remaining.update(owing)
 
     def _wake_mail(self, node_ids: set[int]) -> None:
         self._wake([session for session in self._sessions.values() if session.node_id in node_ids], mail_only=True)

@@ -1,7 +1,9 @@
 """Who is in the run, and how soon it shows: death, silence, drops, limits, stops, re-aiming."""
 
 import os
+import queue
 import signal
+import threading
 import time
 
 import pytest
@@ -334,3 +336,29 @@ def test_a_wrong_token_or_run_is_rejected(lines: Lines) -> None:
     assert "serves run r1" in other.reason
     lines.join(server, echo_app(), token=token, run_id="r1")
     assert ask(server)[0].has_content()
+
+
+def test_a_round_ends_with_its_last_reply_however_the_others_were_answered(lines: Lines) -> None:
+    server, last = lines.serve(min_clients=3), Gate()
+    lines.join(server, echo_app())
+    lines.join(server, echo_app(last), mac=mac_of(2))
+    dropped = Gate()
+    lines.join(server, echo_app(dropped), mac=mac_of(3))
+    nodes = server.grid.get_node_ids()
+    ids = server.grid.push_messages([Message(a_metric(), node, "train") for node in nodes])
+    last.wait_entered()
+    dropped.wait_entered()
+    lines.changes.wait_phases("uploading", "waiting")  # one reply is there before anybody waits for it
+    results: queue.Queue[float] = queue.Queue()
+    started = time.monotonic()
+
+    def wait() -> None:
+        server._hub.wait_for_replies(ids, started + WAIT_S)
+        results.put(time.monotonic() - started)
+
+    threading.Thread(target=wait, daemon=True).start()
+    server.drop(mac_of(3), Outcome.STOPPED, "told to")
+    last.opened.set()
+    dropped.opened.set()
+    assert results.get(timeout=WAIT_S) < WAIT_S / 2
+    assert [reply.has_content() for reply in server.grid.pull_messages(ids)].count(True) == 2

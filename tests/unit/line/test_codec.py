@@ -199,6 +199,27 @@ def test_an_array_that_is_not_what_its_header_says_is_refused(change: dict[str, 
         from_bytes(reheaded(to_bytes(arrays_message(np.ones(2, "f4"))), change))
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (2L,), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (2,",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': ('2',), }",
+        "{'descr': '<f4', 'fortran_order': False}",
+        "{'descr': [('a', 'O')], 'fortran_order': False, 'shape': (2,), }",
+        "{'descr': [('a',)], 'fortran_order': False, 'shape': (2,), }",
+        "__import__('os').abort()",
+        "[" * 5000,
+        "",
+    ],
+)
+def test_a_npy_header_that_is_none_is_refused(header: str) -> None:
+    data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(8)
+    array = Array(dtype="", shape=(), stype="numpy.ndarray", data=data)
+    with pytest.raises(FrameError):
+        from_bytes(to_bytes(make(RecordDict({"a": ArrayRecord({"x": array})}))))
+
+
 def test_a_lie_about_the_length_is_found_before_memory_is_taken() -> None:
     blob = reheaded(to_bytes(arrays_message(np.ones(2, "f4"))), {"num_bytes": 10**12, "wire_bytes": 10**12})
     asked: list[int] = []
