@@ -69,7 +69,7 @@ async def test_training_that_raises_is_told_with_its_text_and_the_daemon_lives_o
 
 @pytest.mark.parametrize("task_id", ["digits"])
 async def test_a_start_by_http_gives_the_same_model_as_a_trigger(site: Site, tmp_path: Path) -> None:
-    client = await site.start_client(MAC, http="127.0.0.1:0", num_partition=0, num_partitions=3)
+    client = await site.start_client(MAC, http="127.0.0.1:0", partition_id=0, num_partitions=3)
     await site.observer.until_client(MAC, ClientCondition.ONLINE)
     shim = (await client.until_said(r"HTTP shim listens address=(\S+)")).group(1)
 

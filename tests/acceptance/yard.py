@@ -89,7 +89,9 @@ class Yard:
         self.mark = uuid.uuid4().hex
         self._started: list[Installed] = []
 
-    async def start(self, *arguments: str, command: Path | str = COMMAND, **settings: object) -> Installed:
+    async def start(
+        self, *arguments: str, command: Path | str = COMMAND, cwd: Path = HERE, **settings: object
+    ) -> Installed:
         """Start `fedops-mqtt ARGUMENTS`; settings go through its environment."""
         name = f"{len(self._started) + 1}-{arguments[0] if arguments else 'process'}".replace("/", "_")
         said = {f"FEDOPS_MQTT_{setting.upper()}": str(value) for setting, value in settings.items()}
@@ -101,7 +103,7 @@ class Yard:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
-                cwd=HERE,
+                cwd=cwd,
                 env={**inherited, MARK: self.mark, "PYTHONUNBUFFERED": "1", **said},
                 start_new_session=True,
             )
