@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from pydantic import SecretStr
 
-from fedops_mqtt.cli.logs import start_logging
+from fedops_mqtt.cli.logs import start_logging, warn_of_exposed_files
 from fedops_mqtt.settings import ENV_PREFIX, ClientSettings, inherited_environment
 
 
@@ -18,6 +18,7 @@ def main() -> int:
     """Run the daemon that the environment describes and return its exit status."""
     settings = ClientSettings()
     start_logging(settings.log_level)
+    warn_of_exposed_files(settings)
     from fedops_mqtt.client import run_client
 
     return asyncio.run(run_client(settings))

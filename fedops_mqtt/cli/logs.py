@@ -6,6 +6,8 @@ Only a program's front door configures logging; libraries and embedding programs
 import logging
 import sys
 
+from pydantic_settings import BaseSettings
+
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 """What every record has; anything else came in `extra`."""
 
@@ -35,6 +37,15 @@ def start_logging(level: str) -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))
+
+
+def warn_of_exposed_files(settings: BaseSettings) -> None:
+    """Point out secret files that others on this machine can read; call it once logging has started."""
+    from fedops_mqtt.settings import config_file
+    from fedops_mqtt.settings_file import exposed_files
+
+    for path in exposed_files(settings, config_file()):
+        logging.getLogger(__name__).warning("a secret file can be read by others: chmod 600", extra={"file": str(path)})
 
 
 def mute_logging() -> None:

@@ -11,7 +11,7 @@ from click import UsageError
 from fedops_mqtt.cli import daemon
 from fedops_mqtt.cli.examples import shows
 from fedops_mqtt.cli.fatal import FatalError
-from fedops_mqtt.cli.logs import start_logging
+from fedops_mqtt.cli.logs import start_logging, warn_of_exposed_files
 from fedops_mqtt.cli.options import takes_settings
 from fedops_mqtt.core.exit_codes import ExitCode
 from fedops_mqtt.settings import BrokerSettings, ClientSettings, ManagerSettings
@@ -67,6 +67,7 @@ def manager(
     It watches the fleet, starts FL servers, fires triggers and closes runs.
     """
     start_logging(settings.log_level)
+    warn_of_exposed_files(settings)
     from fedops_mqtt.manager import run_manager
 
     raise SystemExit(asyncio.run(run_manager(settings, ends_servers=end_servers, say=_say)))

@@ -1,0 +1,110 @@
+"""A fleet as `fedops-mqtt fleet` enrols it: every process with nothing but its bundle, a run over TLS to its end."""
+
+import json
+import tomllib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+from secure_site import BY_PASSWORD, MANAGER, SERVER, TASK, A, B, SecureSite, make_fleet
+from yard import MARK, Installed, Yard
+
+from fedops_mqtt.bus import Mosquitto
+from fedops_mqtt.demo.keeper import marked
+from fedops_mqtt.enrolment import Role, Wish
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[SecureSite]:
+    made = make_fleet(tmp_path / "fleet")
+    async with Mosquitto(config=made.broker_folder / "mosquitto.conf") as broker:
+        yield SecureSite(made, broker)
+
+
+async def start_device(yard: Yard, site: SecureSite, mac: str, **settings: object) -> Installed:
+    return await yard.start(
+        "client", "--config", str(site.bundle(mac)), state_dir=yard.folder / "devices", heartbeat_s=5, **settings
+    )
+
+
+async def test_a_run_over_tls_with_nothing_but_bundles(yard: Yard, site: SecureSite) -> None:
+    tasks = yard.folder / "tasks.toml"
+    tasks.write_text(
+        f'[tasks.{TASK}]\nmodule = "fedops_mqtt.demo.server"\nnum_rounds = 1\nmin_clients = 2\n'
+        f"config = {json.dumps(str(site.bundle(SERVER)))}\n"
+    )
+    manager = await yard.start(
+        "manager", "--config", str(site.bundle(MANAGER)), "--tasks", str(tasks),
+        http="127.0.0.1:0", state_dir=yard.folder / "manager", store=yard.folder / "models",
+    )  # fmt: skip
+    url = (await manager.until_said(r"API at (\S+)")).group(1)
+    for mac in (A, BY_PASSWORD):
+        extra = {} if mac == A else {"app": "fedops_mqtt.demo:client_app"}
+        device = await start_device(yard, site, mac, **extra)
+        await device.until_said("connected to the broker")
+    run = await yard.run("start", TASK, "--manager", url, "--wait", timeout_s=90)
+    assert run.process.returncode == 0, run.stdout + run.stderr + manager.stderr
+    assert_nothing_secret_was_said(yard, site)
+
+
+def assert_nothing_secret_was_said(yard: Yard, site: SecureSite) -> None:
+    """Look for passwords and keys in every log and in the arguments of every process that is still there."""
+    secrets = [key.read_text().splitlines()[1] for key in site.fleet.folder.rglob("*.key")]
+    secrets.append(tomllib.loads(site.bundle(BY_PASSWORD).read_text())["broker_password"])
+    logs = [
+        path.read_text(errors="replace") for path in yard.folder.rglob("*") if path.suffix in (".out", ".err", ".log")
+    ]
+    arguments = [" ".join(process.cmdline()) for process in marked(yard.mark, MARK)]
+    assert len(logs) > 3
+    assert len(arguments) >= 3
+    assert [secret for secret in secrets for text in (*logs, *arguments) if secret in text] == []
+
+
+async def test_a_bundle_that_others_can_read_is_pointed_out(yard: Yard, site: SecureSite) -> None:
+    site.bundle(BY_PASSWORD).chmod(0o644)
+    (site.bundle(A).parent / "client.key").chmod(0o640)
+    app = "fedops_mqtt.demo:client_app"
+    for mac, file in ((BY_PASSWORD, "bundle.toml"), (A, "client.key")):
+        device = await start_device(yard, site, mac, app=app)
+        await device.until_said(rf"can be read by others.*{file}")
+
+
+async def test_keys_are_exchanged_while_everything_runs(yard: Yard, site: SecureSite) -> None:
+    """The rotation of docs/security.md: renew, let the broker read, renew the broker, take the old ones back."""
+    device = await start_device(yard, site, A, backoff_max_s=0.2)
+    await device.until_said("connected to the broker")
+    old = site.bundle(A).with_name("client.crt").read_bytes()
+    old_key = site.bundle(A).with_name("client.key").read_bytes()
+    site.fleet.renew(A, app="fedops_mqtt.demo:client_app")
+    site.fleet.renew_broker()
+    await site.reload()
+    assert "lost the connection" not in device.stderr, "nobody is cut off by new keys"
+
+    site.fleet.revoke_old(A)
+    await site.reload()
+    assert "lost the connection" not in device.stderr, "nor by taking back the old ones"
+
+    (yard.folder / "old.crt").write_bytes(old)
+    (yard.folder / "old.key").write_bytes(old_key)
+    files = {"broker_cert_file": yard.folder / "old.crt", "broker_key_file": yard.folder / "old.key"}
+    stolen = await yard.start(
+        "watch", broker=site.url(A), broker_ca_file=site.fleet.folder / "ca.crt", **files, connect_timeout_s=5
+    )
+    assert await stolen.wait() != 0
+    assert "revoked" in stolen.stderr
+
+    await site.broker.restart()
+    await device.until_said(r"(?s)lost the connection.*connected to the broker")
+    assert device.process.returncode is None
+
+
+async def test_a_device_whose_bundle_is_revoked_says_why_it_is_alone(yard: Yard, site: SecureSite) -> None:
+    site.fleet.revoke(B)
+    await site.reload()
+    device = await start_device(yard, site, B)
+    await device.until_said("certificate revoked")
+    assert psutil.pid_exists(device.process.pid), "it goes on trying: whoever enrols it again need not go there"
+    site.fleet.enrol(Wish(role=Role.DEVICE, name=B, tasks=[TASK], app="fedops_mqtt.demo:client_app"))
+    await site.reload()
+    await device.until_said("connected to the broker")
