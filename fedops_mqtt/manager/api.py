@@ -9,17 +9,18 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from fedops_mqtt.bus import BusError
 from fedops_mqtt.core.fleet import Presence
+from fedops_mqtt.manager.api_events import DOCUMENTED, EventStream
+from fedops_mqtt.manager.api_history import HistoryApi
 from fedops_mqtt.manager.api_models import (
     ClientPage,
     ClientRecord,
     Forgotten,
     Health,
-    History,
     Problem,
     RunPage,
     RunRecord,
@@ -37,20 +38,22 @@ from fedops_mqtt.manager.errors import (
     TasksFileError,
     TooFewClientsError,
     UnknownClientError,
+    UnknownModelError,
     UnknownRunError,
     UnknownTaskError,
 )
+from fedops_mqtt.manager.metrics import CONTENT_TYPE
 from fedops_mqtt.manager.orders import Orders, RunOrder
 from fedops_mqtt.protocol import ClientCondition, IdentityError, normalise_mac
 
 PREFIX = "/api/v1"
 MAX_PAGE = 1000
-MAX_HISTORY = 10_000
 
 _STATUS_OF_ERROR: dict[type[Exception], HTTPStatus] = {
     UnknownTaskError: HTTPStatus.NOT_FOUND,
     UnknownRunError: HTTPStatus.NOT_FOUND,
     UnknownClientError: HTTPStatus.NOT_FOUND,
+    UnknownModelError: HTTPStatus.NOT_FOUND,
     TaskBusyError: HTTPStatus.CONFLICT,
     ClientPresentError: HTTPStatus.CONFLICT,
     NotLaunchableError: HTTPStatus.CONFLICT,
@@ -61,7 +64,13 @@ _STATUS_OF_ERROR: dict[type[Exception], HTTPStatus] = {
 
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
 Offset = Annotated[int, Query(ge=0, le=2**31)]
-HistoryLimit = Annotated[int, Query(ge=1, le=MAX_HISTORY)]
+
+_PROMETHEUS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Text exposition format 0.0.4.",
+        "content": {"text/plain": {"schema": {"type": "string"}, "example": 'fedops_active_runs{task_id="digits"} 1'}},
+    }
+}
 
 
 class Api:
@@ -70,6 +79,8 @@ class Api:
     def __init__(self, desk: Desk, orders: Orders) -> None:
         self._desk = desk
         self._orders = orders
+        self.history = HistoryApi(desk)
+        self._stream = EventStream(desk)
 
     def app(self) -> FastAPI:
         """Return the application."""
@@ -82,12 +93,15 @@ class Api:
             responses={"4XX": {"model": Problem}},
         )
         app.include_router(self._router())
+        app.get("/api/events", include_in_schema=False)(self._stream.stream)
+        app.get("/metrics", response_class=Response, responses=_PROMETHEUS)(self.prometheus)
         _add_problem_handlers(app)
         return app
 
     def _router(self) -> APIRouter:
         router = APIRouter(prefix=PREFIX)
         router.get("/health")(self.health)
+        router.get("/events", response_class=StreamingResponse, responses=DOCUMENTED)(self._stream.stream)
         router.get("/clients")(self.list_clients)
         router.delete("/clients/{client_mac}")(self.forget_client)
         router.get("/tasks")(self.list_tasks)
@@ -95,9 +109,7 @@ class Api:
         router.post("/runs", status_code=HTTPStatus.CREATED, responses={409: {"model": Problem}})(self.start_run)
         router.get("/runs/{run_id}")(self.get_run)
         router.post("/runs/{run_id}/stop", status_code=HTTPStatus.ACCEPTED)(self.stop_run)
-        router.get("/runs/{run_id}/events")(self.list_events)
-        router.get("/runs/{run_id}/rounds")(self.list_rounds)
-        router.get("/runs/{run_id}/metrics")(self.list_metrics)
+        self.history.add_to(router)
         return router
 
     async def health(self) -> Health:
@@ -109,6 +121,10 @@ class Api:
             num_clients=sum(not view.is_out for view in self._desk.watch.fleet.clients.values()),
             num_active_runs=sum(not run.has_ended for run in self._desk.ledger),
         )
+
+    async def prometheus(self) -> Response:
+        """Tell everything that can be counted, in Prometheus' text format."""
+        return Response(self._desk.meters.exposition(), media_type=CONTENT_TYPE)
 
     async def list_clients(
         self,
@@ -158,39 +174,11 @@ class Api:
 
     async def get_run(self, run_id: str) -> RunRecord:
         """Tell how a run stands, or how it ended."""
-        run = self._desk.ledger.get(run_id)
-        if run is not None:
-            return RunRecord.of(run)
-        found = await self._desk.journal.call(self._desk.journal.find_run, run_id)
-        if found is None:
-            raise UnknownRunError(run_id)
-        return RunRecord.of(found.run)
+        return RunRecord.of(await self.history.find_run(run_id))
 
     async def stop_run(self, run_id: str, request: StopRequest | None = None) -> RunRecord:
         """Ask for a run's end; a run that has ended stays as it is."""
         return RunRecord.of(await self._orders.stop(run_id, (request or StopRequest()).reason))
-
-    async def list_events(self, run_id: str, after: Offset = 0, limit: HistoryLimit = 1000) -> History:
-        """Tell a run's story, oldest first; `after` is the last id that was read."""
-        await self.get_run(run_id)
-        rows = await self._desk.journal.call(self._desk.journal.list_events, run_id=run_id, after_id=after, limit=limit)
-        return History(items=rows)
-
-    async def list_rounds(self, run_id: str) -> History:
-        """List a run's rounds with the server's numbers."""
-        await self.get_run(run_id)
-        return History(items=await self._desk.journal.call(self._desk.journal.list_rounds, run_id))
-
-    async def list_metrics(
-        self, run_id: str, client_mac: str | None = None, limit: HistoryLimit = MAX_HISTORY
-    ) -> History:
-        """List what a run's clients measured."""
-        await self.get_run(run_id)
-        mac = normalise_mac(client_mac) if client_mac else None
-        rows = await self._desk.journal.call(
-            self._desk.journal.list_client_metrics, run_id, client_mac=mac, limit=limit
-        )
-        return History(items=rows)
 
     def _task(self, task_id: str) -> TaskRecord:
         active = self._desk.ledger.active(task_id)

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fedops_mqtt.core.fleet import ClientView, Presence
 from fedops_mqtt.core.run import Member, Run
+from fedops_mqtt.manager import api_examples as examples
+from fedops_mqtt.manager.files import ModelFile
 from fedops_mqtt.manager.tasks import TaskConfig
 from fedops_mqtt.protocol import (
     AnyMacAddress,
@@ -31,8 +33,14 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+def _shown(example: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(frozen=True, json_schema_extra={"examples": [example]})
+
+
 class ClientRecord(Record):
     """One client as the manager knows it; `since` and `heard_at` are by the manager's clock."""
+
+    model_config = _shown(examples.CLIENT)
 
     task_id: str
     client_mac: str
@@ -76,6 +84,8 @@ class ClientRecord(Record):
 class ClientPage(Record):
     """Some of the clients."""
 
+    model_config = _shown(examples.page(examples.CLIENT))
+
     items: list[ClientRecord]
     total: int
 
@@ -112,6 +122,8 @@ class MemberRecord(Record):
 
 class RunRecord(Record):
     """A run; times by the manager's clock."""
+
+    model_config = _shown(examples.RUN)
 
     run_id: str
     task_id: str
@@ -165,6 +177,8 @@ class RunRecord(Record):
 class RunPage(Record):
     """Some of the runs, newest first."""
 
+    model_config = _shown(examples.page(examples.RUN))
+
     items: list[RunRecord]
     total: int
 
@@ -194,6 +208,8 @@ class StopRequest(BaseModel):
 class TaskRecord(Record):
     """A task of the tasks file."""
 
+    model_config = _shown(examples.TASK)
+
     task_id: str
     is_launchable: bool
     adopt: bool
@@ -221,12 +237,16 @@ class TaskRecord(Record):
 class TaskPage(Record):
     """Every task."""
 
+    model_config = _shown(examples.page(examples.TASK))
+
     items: list[TaskRecord]
     total: int
 
 
 class Forgotten(Record):
     """A client whose retained status was cleared, and the tasks it was known in."""
+
+    model_config = _shown(examples.FORGOTTEN)
 
     client_mac: str
     tasks: list[str]
@@ -235,11 +255,68 @@ class Forgotten(Record):
 class History(Record):
     """Rows of the journal."""
 
+    model_config = _shown(examples.HISTORY)
+
     items: list[dict[str, Any]]
+
+
+class ModelRecord(Record):
+    """One version of a task's global model; `run_id`, `round` and `metrics` are what its server wrote into it."""
+
+    model_config = _shown(examples.MODEL)
+
+    task_id: str
+    file_name: str
+    model_name: str
+    version: int
+    size_bytes: int
+    saved_at: datetime
+    run_id: str | None
+    round: int
+    metrics: dict[str, float | None]
+
+    @classmethod
+    def of(cls, file: ModelFile, task_id: str) -> "ModelRecord":
+        """Return what is said of a file."""
+        facts = file.facts
+        return cls(
+            task_id=task_id,
+            file_name=file.path.name,
+            model_name=file.model_name,
+            version=file.version,
+            size_bytes=file.size_bytes,
+            saved_at=to_utc(file.saved_at),
+            run_id=facts.get("run_id"),
+            round=facts.get("round") or 0,
+            metrics=facts.get("metrics") or {},
+        )
+
+
+class ModelPage(Record):
+    """The versions of a task's global model, newest first."""
+
+    model_config = _shown(examples.page(examples.MODEL))
+
+    items: list[ModelRecord]
+    total: int
+
+
+class LogPart(Record):
+    """A part of the log of an FL server; `is_over`: this launch says nothing more."""
+
+    model_config = _shown(examples.LOG)
+
+    run_id: str
+    launch: int
+    text: str
+    next_offset: int
+    is_over: bool
 
 
 class Health(Record):
     """Whether this manager can work."""
+
+    model_config = _shown(examples.HEALTH)
 
     status: Literal["ok", "no-broker"]
     role: Literal["leading"] = "leading"
@@ -251,6 +328,8 @@ class Health(Record):
 
 class Problem(Record):
     """Why a request was not answered as wished (RFC 9457)."""
+
+    model_config = _shown(examples.PROBLEM)
 
     type: str = "about:blank"
     title: str

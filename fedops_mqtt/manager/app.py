@@ -29,7 +29,7 @@ from fedops_mqtt.manager.errors import (
 )
 from fedops_mqtt.manager.http import door_rules, listen, url_of
 from fedops_mqtt.manager.journal import Journal
-from fedops_mqtt.manager.leader import leading
+from fedops_mqtt.manager.leader import Front, leading
 from fedops_mqtt.manager.lease import ROW_LEASE_S, FileLease, Lease, RowLease, wait_for_lease
 from fedops_mqtt.settings import ManagerSettings
 
@@ -45,6 +45,7 @@ async def run_manager(
     say: Say = lambda sentence: None,
     on_ready: Say = lambda url: None,
     stop: asyncio.Event | None = None,
+    front: Front | None = None,
 ) -> int:
     """Lead, or wait to, until SIGTERM, SIGINT or `stop`; return the exit status.
 
@@ -54,6 +55,7 @@ async def run_manager(
         say: told what a person at a terminal wants to know, a sentence at a time.
         on_ready: told the API's URL once this manager leads.
         stop: ends the manager when it is set.
+        front: the page, where there is one.
     """
     stop = stop or asyncio.Event()
     try:
@@ -61,7 +63,16 @@ async def run_manager(
             term = await _take_lease(lease, stop, say)
             if term is not None:
                 async with alongside(_renew(lease, journal), name="lease-renewal"):
-                    await _lead(settings, journal, term, stop, ends_servers=ends_servers, say=say, on_ready=on_ready)
+                    await _lead(
+                        settings,
+                        journal,
+                        term,
+                        stop,
+                        ends_servers=ends_servers,
+                        say=say,
+                        on_ready=on_ready,
+                        front=front,
+                    )
     except (ManagerError, BusError, OSError) as error:
         logger.error("manager ends", extra={"problem": str(error)})
         say(f"manager ends: {error}")
@@ -83,10 +94,11 @@ async def _lead(
     ends_servers: bool,
     say: Say,
     on_ready: Say,
+    front: Front | None,
 ) -> None:
     rules = door_rules(settings)
     with _listen(settings.http, rules) as listening:
-        async with leading(settings, journal, term=term, listening=listening) as leader:
+        async with leading(settings, journal, term=term, listening=listening, front=front) as leader:
             say(f"manager leads (term {term}), API at {url_of(listening, rules)}")
             on_ready(url_of(listening, rules))
             await stop.wait()

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 from fedops_mqtt.bus import Connection
 from fedops_mqtt.manager.clock import Clock
+from fedops_mqtt.manager.events import Events
 from fedops_mqtt.manager.inbox import Inbox
 from fedops_mqtt.manager.journal import Journal
 from fedops_mqtt.manager.ledger import Ledger
+from fedops_mqtt.manager.metrics import Meters
 from fedops_mqtt.manager.tasks import Tasks
 from fedops_mqtt.manager.watch import Watch
 from fedops_mqtt.settings import ManagerSettings, RunLimits
@@ -25,6 +27,8 @@ class Desk:
     watch: Watch
     inbox: Inbox
     connection: Connection
+    events: Events
+    meters: Meters
 
     def limits(self, task_id: str) -> RunLimits:
         """Return a task's limits: the manager's, with what the tasks file says."""

@@ -6,8 +6,11 @@ A leader that ends leaves its runs and their servers as they are; the next one t
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from fedops_mqtt.bus import BusOptions, Connection, StatusOwner, new_instance
 from fedops_mqtt.bus.tasks import alongside
@@ -19,11 +22,13 @@ from fedops_mqtt.manager.api import Api
 from fedops_mqtt.manager.board import Board
 from fedops_mqtt.manager.clock import Clock
 from fedops_mqtt.manager.desk import Desk
+from fedops_mqtt.manager.events import Events
 from fedops_mqtt.manager.http import door_rules, guarded, serving, url_of
 from fedops_mqtt.manager.inbox import Inbox
 from fedops_mqtt.manager.journal import Journal
 from fedops_mqtt.manager.ledger import Ledger
 from fedops_mqtt.manager.manager import Manager
+from fedops_mqtt.manager.metrics import Meters
 from fedops_mqtt.manager.orders import Orders
 from fedops_mqtt.manager.servers import Servers
 from fedops_mqtt.manager.speaker import Speaker
@@ -43,6 +48,10 @@ _READ = (
     Channel.RUN_STATUS,
 )
 _POLL_S = 0.05
+
+
+Front = Callable[[FastAPI, Api, Desk], AbstractAsyncContextManager[Callable[[ASGIApp], ASGIApp]]]
+"""Puts a page on the API's application while its block runs; what it yields wraps everything, the door too."""
 
 
 class Leader:
@@ -70,7 +79,7 @@ class Leader:
 
 @asynccontextmanager
 async def leading(
-    settings: ManagerSettings, journal: Journal, *, term: int, listening: socket.socket
+    settings: ManagerSettings, journal: Journal, *, term: int, listening: socket.socket, front: Front | None = None
 ) -> AsyncIterator[Leader]:
     """Watch, decide and act while the block runs.
 
@@ -83,6 +92,7 @@ async def leading(
     owner = _owner(settings, journal, term=term, url=url_of(listening, door_rules(settings)))
     async with AsyncExitStack() as stack:
         connection = await stack.enter_async_context(_on_bus(settings, owner))
+        watch = Watch(Fleet(default_heartbeat_s=settings.heartbeat_s), ledger)
         desk = Desk(
             settings=settings,
             term=term,
@@ -90,14 +100,18 @@ async def leading(
             journal=journal,
             tasks=tasks,
             ledger=ledger,
-            watch=Watch(Fleet(default_heartbeat_s=settings.heartbeat_s), ledger),
+            watch=watch,
             inbox=Inbox(),
             connection=connection,
+            events=Events(),
+            meters=Meters(watch=watch, ledger=ledger, connection=connection),
         )
-        yield await _at_work(desk, owner, listening, stack)
+        yield await _at_work(desk, owner, listening, stack, front or _no_page)
 
 
-async def _at_work(desk: Desk, owner: StatusOwner, listening: socket.socket, stack: AsyncExitStack) -> Leader:
+async def _at_work(
+    desk: Desk, owner: StatusOwner, listening: socket.socket, stack: AsyncExitStack, front: Front
+) -> Leader:
     """Start everything that has a life, in the order in which it may be used."""
     servers = _servers(desk)
     speaker = Speaker(desk.connection)
@@ -108,7 +122,10 @@ async def _at_work(desk: Desk, owner: StatusOwner, listening: socket.socket, sta
     manager = Manager(desk, board=board, servers=servers, executor=executor, orders=orders)
     upkeep = Upkeep(desk, servers=servers, executor=executor)
     rules = door_rules(desk.settings)
-    door = guarded(Api(desk, orders).app(), rules)
+    api = Api(desk, orders)
+    app = api.app()
+    wrap = await stack.enter_async_context(front(app, api, desk))
+    door = wrap(guarded(app, rules))
     for life in (
         speaker.speaking(),
         servers.tending(),
@@ -120,6 +137,11 @@ async def _at_work(desk: Desk, owner: StatusOwner, listening: socket.socket, sta
     ):
         await stack.enter_async_context(life)
     return Leader(desk, servers)
+
+
+@asynccontextmanager
+async def _no_page(app: FastAPI, api: Api, desk: Desk) -> AsyncIterator[Callable[[ASGIApp], ASGIApp]]:
+    yield lambda door: door
 
 
 def _on_bus(settings: ManagerSettings, owner: StatusOwner) -> AbstractAsyncContextManager[Connection]:

@@ -65,6 +65,7 @@ class Manager:
         if self._desk.watch.strangers:
             await self._orders.meet(self._desk.watch.take_strangers())
         await self._plan_and_act(now)
+        self._desk.events.tell_clients(self._desk.watch.take_changed(), self.fleet)
         self._probe(now)
 
     async def _plan_and_act(self, now: float) -> None:
@@ -92,6 +93,8 @@ class Manager:
         batch = self._desk.ledger.take_batch()
         if batch:
             await self._desk.journal.call(self._desk.journal.write, batch)
+            self._desk.meters.take(batch)
+            self._desk.events.tell(batch)
 
     def _probe(self, now: float) -> None:
         for run in self._desk.ledger:

@@ -100,6 +100,7 @@ class Orders:
             topic = topics.client_status(view.status.task_id, client_mac)
             await self._desk.connection.publish(topic, None)
             fleet.forget(topic)
+            self._desk.watch.changed.add((view.status.task_id, client_mac))
         return [view.status.task_id for view in views]
 
     async def meet(self, strangers: Iterable[ServerStatus]) -> None:
@@ -140,6 +141,7 @@ class Orders:
         run = Run(spec=spec, created_at=self._desk.clock.now())
         await self._desk.journal.call(self._desk.journal.add_run, run, secret)
         self._desk.ledger.add(run, secret)
+        self._desk.events.tell_run(run)
         self._desk.inbox.wake()
         logger.info("run begins", extra={"run_id": run.run_id, "task_id": spec.task_id})
         return run

@@ -15,9 +15,14 @@ from sqlalchemy import (
     Text,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
-MIGRATIONS: dict[int, tuple[str, ...]] = {}
+MIGRATIONS: dict[int, tuple[str, ...]] = {
+    1: (
+        "CREATE INDEX ix_events_client ON events (client_mac, id)",
+        "CREATE INDEX ix_client_metrics_client ON client_metrics (client_mac, id)",
+    ),
+}
 """SQL that leads from version n to n + 1, by n."""
 
 metadata = MetaData()
@@ -66,6 +71,7 @@ events = Table(
     Column("client_mac", String(17)),
     Column("detail", JSON, nullable=False),
     Index("ix_events_run", "run_id", "id"),
+    Index("ix_events_client", "client_mac", "id"),
 )
 
 rounds = Table(
@@ -94,6 +100,7 @@ client_metrics = Table(
     Column("round", BigInteger, nullable=False),
     Column("values", JSON, nullable=False),
     Index("ix_client_metrics_run", "run_id", "client_mac", "id"),
+    Index("ix_client_metrics_client", "client_mac", "id"),
 )
 
 launches = Table(

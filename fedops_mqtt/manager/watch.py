@@ -37,6 +37,8 @@ class Watch:
         stragglers: clients that say they train a run which is not in the ledger, by MAC.
         num_malformed: messages that were none.
         num_reconnects: how often the connection came back.
+        num_client_reconnects: how often a client spoke with a new epoch.
+        changed: clients that spoke, went or were forgotten since `take_changed`.
     """
 
     def __init__(self, fleet: Fleet, ledger: Ledger) -> None:
@@ -46,6 +48,8 @@ class Watch:
         self.stragglers: dict[str, View[ClientStatus]] = {}
         self.num_malformed = 0
         self.num_reconnects = -1
+        self.num_client_reconnects = 0
+        self.changed: set[tuple[str, str]] = set()
         self._ledger = ledger
         self._news: defaultdict[str, list[RunEvent]] = defaultdict(list)
 
@@ -85,6 +89,11 @@ class Watch:
             if view.status.run is not None and view.status.run.run_id == run.run_id:
                 self.stragglers[view.status.client_mac] = view
 
+    def take_changed(self) -> set[tuple[str, str]]:
+        """Return the clients, by task and MAC, of whom something was heard since the last time."""
+        changed, self.changed = self.changed, set()
+        return changed
+
     def _received(self, event: Received, now: float) -> None:
         match event.message:
             case ClientStatus() as status:
@@ -104,6 +113,8 @@ class Watch:
         before = self.fleet.client(status.task_id, status.client_mac)
         if not self.fleet.apply(status, now=now, is_retained=is_retained):
             return
+        self.changed.add((status.task_id, status.client_mac))
+        self.num_client_reconnects += before is not None and not is_retained and before.status.epoch < status.epoch
         view = self.fleet.clients[status.task_id, status.client_mac]
         is_first_live_word = before is None and not is_retained
         if is_first_live_word or (before is not None and before.status.status is not status.status):
@@ -129,6 +140,7 @@ class Watch:
 
     def _expire(self, now: float) -> None:
         for view in self.fleet.expire(now):
+            self.changed.add((view.status.task_id, view.status.client_mac))
             silent = view.status.model_copy(update={"reason": "silent"})
             self._ledger.note(tell_client(silent, now))
             self._tell_runs(view)
@@ -136,6 +148,8 @@ class Watch:
     def _cleared(self, topic: Topic) -> bool:
         """Take note; True when it was a run that goes on."""
         self.fleet.forget(topic)
+        if topic.channel is Channel.CLIENT_STATUS:
+            self.changed.add((topic.task_id or "", topic.client_mac or ""))
         return topic.channel is Channel.RUN_STATUS and (topic.run_id or "") in self._ledger
 
 

@@ -215,6 +215,7 @@ class Device:
         )  # fmt: skip
         hears = [str(topics.client_start(me.task_id, self.mac)), str(topics.client_stop(me.task_id, self.mac))]
         async with self.owner.on_bus(self.url, client_id=None, subscriptions=hears, options=QUICK) as bus:
+            self.bus = bus
             await self.owner.flush(PATIENCE_S)
             async with alongside(self._hear(bus), name=f"device-{self.mac}"):
                 yield self

@@ -1,0 +1,174 @@
+"""What changed, for everybody who looks on: the event stream, the page, the counters. Nobody here holds up the loop.
+
+A listener that does not keep up loses what it has not taken and is told so; it then reads everything anew.
+"""
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from fedops_mqtt.core.fleet import ClientView, Fleet
+from fedops_mqtt.core.run import Run
+from fedops_mqtt.manager.api_models import ClientRecord, RunRecord, to_utc
+from fedops_mqtt.manager.journal import Batch, JournalEvent
+
+MAX_WAITING = 20_000
+"""News kept for one listener: every client of a large fleet may change at once."""
+
+ClientKey = tuple[str, str]
+
+
+class NewsKind(StrEnum):
+    """What a piece of news is about."""
+
+    CLIENT = "client"
+    FORGOTTEN = "forgotten"
+    RUN = "run"
+    ROUND = "round"
+    METRICS = "metrics"
+    EVENT = "event"
+    LAGGED = "lagged"
+    """News were lost to this listener; what it knows may be out of date."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    """One change, as JSON says it; `record` is the API's record of the same thing."""
+
+    kind: NewsKind
+    task_id: str | None = None
+    run_id: str | None = None
+    client_mac: str | None = None
+    record: dict[str, Any]
+
+    def is_about(self, task_id: str | None, run_id: str | None) -> bool:
+        """Return whether this concerns a task and a run; None is any. Clients belong to no run."""
+        if self.kind is NewsKind.LAGGED:
+            return True
+        return task_id in (None, self.task_id) and run_id in (None, self.run_id)
+
+
+class Subscription:
+    """One listener's news."""
+
+    def __init__(self) -> None:
+        self._waiting: list[News] = []
+        self._is_lagging = False
+        self._news = asyncio.Event()
+
+    def put(self, news: News) -> None:
+        """Keep news until they are taken."""
+        if len(self._waiting) >= MAX_WAITING:
+            self._waiting.clear()
+            self._is_lagging = True
+        self._waiting.append(news)
+        self._news.set()
+
+    def take(self) -> list[News]:
+        """Return what came since the last time, at once."""
+        self._news.clear()
+        taken, self._waiting = self._waiting, []
+        if self._is_lagging:
+            self._is_lagging = False
+            taken.insert(0, News(kind=NewsKind.LAGGED, record={}))
+        return taken
+
+    async def wait(self, timeout_s: float) -> list[News]:
+        """Return what comes within `timeout_s`; empty when nothing does."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._news.wait()
+        except TimeoutError:
+            return []
+        return self.take()
+
+
+class Events:
+    """Where the loop tells what changed; all of it in one event loop."""
+
+    def __init__(self) -> None:
+        self._subscriptions: set[Subscription] = set()
+        self._told: dict[ClientKey, tuple[Any, ...]] = {}
+
+    @contextmanager
+    def subscribed(self) -> Iterator[Subscription]:
+        """Collect news while the block runs."""
+        subscription = Subscription()
+        self._subscriptions.add(subscription)
+        try:
+            yield subscription
+        finally:
+            self._subscriptions.discard(subscription)
+
+    def tell_clients(self, keys: Iterable[ClientKey], fleet: Fleet) -> None:
+        """Tell how these clients are now; a heartbeat that repeats a status is no news."""
+        for task_id, mac in keys:
+            view = fleet.client(task_id, mac)
+            if view is None:
+                self._told.pop((task_id, mac), None)
+                self._tell(NewsKind.FORGOTTEN, {"task_id": task_id, "client_mac": mac}, task_id, None, mac)
+            elif self._told.get((task_id, mac)) != (gist := _gist(view)):
+                self._told[task_id, mac] = gist
+                if self._subscriptions:
+                    record = ClientRecord.of(view).model_dump(mode="json")
+                    self._tell(NewsKind.CLIENT, record, task_id, None, mac)
+
+    def tell_run(self, run: Run) -> None:
+        """Tell how a run stands."""
+        if self._subscriptions:
+            record = RunRecord.of(run).model_dump(mode="json")
+            self._tell(NewsKind.RUN, record, run.spec.task_id, run.run_id, None)
+
+    def tell(self, batch: Batch) -> None:
+        """Tell what a turn of the manager has written down."""
+        if not self._subscriptions:
+            return
+        for _, run in batch.runs.values():
+            self.tell_run(run)
+        for row in map(_dated, batch.rounds):
+            self._tell(NewsKind.ROUND, row, None, row["run_id"], None)
+        for row in map(_dated, batch.client_metrics):
+            self._tell(NewsKind.METRICS, row, row["task_id"], row["run_id"], row["client_mac"])
+        for event in batch.events:
+            self._tell(NewsKind.EVENT, _row(event), event.task_id, event.run_id, event.client_mac)
+
+    def _tell(
+        self, kind: NewsKind, record: dict[str, Any], task_id: str | None, run_id: str | None, mac: str | None
+    ) -> None:
+        news = News(kind=kind, task_id=task_id, run_id=run_id, client_mac=mac, record=record)
+        for subscription in self._subscriptions:
+            subscription.put(news)
+
+
+def _gist(view: ClientView) -> tuple[Any, ...]:
+    """Return what a heartbeat leaves as it is."""
+    said = view.status
+    return (
+        view.presence,
+        said.status,
+        said.reason,
+        said.instance,
+        said.client_name,
+        said.run,
+        said.last_run,
+        said.last_trigger,
+        said.gl_model,
+    )
+
+
+def _dated(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "at": to_utc(row["at"]).isoformat()}
+
+
+def _row(event: JournalEvent) -> dict[str, Any]:
+    return {
+        "at": to_utc(event.at).isoformat(),
+        "kind": event.kind,
+        "run_id": event.run_id,
+        "task_id": event.task_id,
+        "client_mac": event.client_mac,
+        "detail": dict(event.detail),
+    }
