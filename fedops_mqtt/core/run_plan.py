@@ -258,6 +258,8 @@ def _about_member(
         return  # busy with something else, or here without a trigger of ours
     if hand is not None and (hand.attempt, hand.launch) == (member.attempt, run.launch):
         return  # holds exactly what we would say
+    if hand is not None and view.status.instance != member.instance:
+        return  # our firing in the hands of a daemon that it was not meant for; what we said again would be refused
     has_no_answer = _has_no_answer(member, heard_from, now, limits.trigger_answer_s)
     if hand is None and (has_no_answer or _needs_new_attempt(run, member, view)):
         if member.last_attempt >= limits.max_attempts:

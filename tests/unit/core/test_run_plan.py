@@ -155,6 +155,14 @@ def test_a_new_daemon_gets_a_new_attempt() -> None:
     assert world.acts() == [FireTrigger(A, 2, "i2", 1)]
 
 
+def test_a_firing_in_the_hands_of_a_daemon_it_was_not_meant_for_is_not_said_to_it() -> None:
+    world = in_training(A, B)
+    world.happens(ServerUnreachable(1))
+    world.acts()
+    world.says(server(launch=2), trains(A, instance="i2"), trains(B))
+    assert fired(world) == [(B, 1, 2)]
+
+
 def test_a_training_process_that_looks_for_its_server_is_left_alone() -> None:
     world = in_training(A, B)
     world.says(server(ServerCondition.RUNNING, clients={A: ServerClient(status=M.LOST, attempt=1)}))
