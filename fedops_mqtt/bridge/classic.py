@@ -6,6 +6,7 @@ file, so that a bridge that was away goes on with the same run. Whether it lives
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -35,6 +36,8 @@ _LAST_WORD_S = 10.0
 """The end of a run waits this long for the broker."""
 _MISSES = 3
 """One probe may be lost to a full backlog, one to a busy machine."""
+_STORE_S = 300.0
+"""A large model takes its time to S3."""
 
 
 class ClassicRun(BaseModel):
@@ -179,11 +182,17 @@ class ClassicServer:
                     self._change(status=ServerCondition.READY)
             elif self._run.status is not ServerCondition.STARTING:
                 misses += 1
-            if misses >= _MISSES:
+            if misses >= self._misses_allowed():
                 self._lose("the FedOps server is gone without a word")
             elif self._run.status is ServerCondition.STARTING and time.monotonic() > deadline:
                 self._lose(f"no gRPC server at {self._run.server_ip} within {self._options.start_s:g} s")
             await asyncio.sleep(self._options.probe_s)
+
+    def _misses_allowed(self) -> int:
+        """After its last round a FedOps server stops listening, and says that it is over once its model is stored."""
+        if not self._run.are_rounds_done:
+            return _MISSES
+        return max(_MISSES, math.ceil(_STORE_S / self._options.probe_s))
 
     def _lose(self, problem: str) -> None:
         """Nobody listens any more: after the last round that is its end, else a loss."""

@@ -49,6 +49,7 @@ class RelayedTraining:
         self._door: Door | None = None
         self._runner: LineRunner | None = None
         self._joined = asyncio.Event()
+        self._ended: asyncio.Future[RunEnd] = self._loop.create_future()
         self._problem: str | None = None
         self._run_id: str | None = None
 
@@ -81,15 +82,14 @@ class RelayedTraining:
 
     async def _train(self, door: Door, runner: LineRunner) -> RunEnd:
         """Run the line in a thread of its own; the client is started once the server has let us in."""
-        ended: asyncio.Future[RunEnd] = self._loop.create_future()
         app = cast(ClientApp, door.ask)  # LineRunner only calls its app
         threading.Thread(
-            target=self._run_line, args=(runner, app, ended), name=f"relay-{self._start.run_id}", daemon=True
+            target=self._run_line, args=(runner, app), name=f"relay-{self._start.run_id}", daemon=True
         ).start()
         try:
             async with asyncio.TaskGroup() as group:
                 calling = group.create_task(self._bring_client(door, runner), name="bridged-call")
-                end = await asyncio.shield(ended)
+                end = await asyncio.shield(self._ended)
                 calling.cancel()
         finally:
             runner.stop("the bridge ends this training")
@@ -149,14 +149,20 @@ class RelayedTraining:
             rejoin_s=settings.rejoin_limit_s,
             on_progress=self._in_loop(self._tell_progress),
             on_answered=self._in_loop(self._tell_answered),
+            on_end=self._in_loop(self._settle),
         )
 
-    def _run_line(self, runner: LineRunner, app: ClientApp, ended: "asyncio.Future[RunEnd]") -> None:
+    def _run_line(self, runner: LineRunner, app: ClientApp) -> None:
         end = RunEnd(outcome=Outcome.FAILED, reason="the line ended by an error of its own; the bridge's log has it")
         try:
             end = runner.run(app, self._context)
         finally:
-            self._loop.call_soon_threadsafe(_settle, ended, end)
+            self._in_loop(self._settle)(end)
+
+    def _settle(self, end: RunEnd) -> None:
+        """The first end stands: the runner knows it while its thread still waits for the old client's answer."""
+        if not self._ended.done():
+            self._ended.set_result(end)
 
     def _context(self, joined: Joined) -> Context:
         self._run_id = joined.run_id
@@ -183,8 +189,3 @@ class RelayedTraining:
             self._loop.call_soon_threadsafe(tell, *said)
 
         return tell_in_loop
-
-
-def _settle(future: "asyncio.Future[RunEnd]", end: RunEnd) -> None:
-    if not future.done():
-        future.set_result(end)

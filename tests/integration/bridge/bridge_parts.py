@@ -1,6 +1,7 @@
 """The bridge and FedOps clients as processes, around a broker and a manager."""
 
 import base64
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 from yard import Installed, Site
 
 HERE = Path(__file__).parent
+NEW = "02:00:00:00:03:01"
+"""A device that has moved to MQTT."""
 MACS = tuple(f"02:00:00:00:02:{number:02x}" for number in range(1, 5))
 
 
@@ -71,3 +74,23 @@ class Crossing:
         process = await self.site.yard.start(str(HERE / "reenacted_client.py"), *arguments, command=sys.executable)
         url = (await process.until_said(r"^(http://\S+)$")).group(1)
         return OldDevice(process=process, mac=mac, url=url)
+
+    async def start_new(self, mac: str = NEW) -> Installed:
+        """Start the daemon of a device that has moved."""
+        folder = self.site.yard.folder / "new"
+        fields = {"broker": self.site.broker, "task_id": self.site.task_id, "mac": mac, "state_dir": folder}
+        return await self.site.yard.start("client", cwd=HERE, app="new_app:app", **fields)
+
+    async def start_server(self, *flags: str, port: int) -> Installed:
+        """Start a FedOps FL server."""
+        arguments = ["--task", self.site.task_id, "--port", str(port), *flags]
+        program = str(HERE / "reenacted_server.py")
+        proxy = f"http_proxy={self.url}"
+        return await self.site.yard.start(proxy, sys.executable, program, *arguments, command="/usr/bin/env")
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

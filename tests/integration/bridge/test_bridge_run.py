@@ -1,18 +1,10 @@
 """FedOps clients that know HTTP and gRPC only take part in runs over the line, as the fleet sees it."""
 
-import socket
-
 import numpy as np
-from bridge_parts import MACS, Crossing
+from bridge_parts import MACS, NEW, Crossing, free_port
 
 from fedops_mqtt.protocol import ClientCondition, Outcome, RunOutcome
 from fedops_mqtt.server.tensor_file import read_tensors
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def test_an_old_client_trains_over_the_line_and_is_seen_finished(crossing: Crossing) -> None:
@@ -33,3 +25,24 @@ async def test_an_old_client_trains_over_the_line_and_is_seen_finished(crossing:
     assert run.model_path is not None
     arrays = list(read_tensors(run.model_path)[0].values())
     assert all(np.array_equal(array, np.full_like(array, 2)) for array in arrays)
+
+
+async def test_old_and_new_clients_train_together_at_a_fedops_server(crossing: Crossing) -> None:
+    await crossing.start_manager(adopt=True, min_clients=2)
+    port, at = free_port(), free_port()
+    await crossing.start_bridge(f"http://127.0.0.1:{port}", fedops_server=f":{at}")
+    await crossing.start_old(MACS[0], managers=crossing.url, port=port)
+    await crossing.start_new()
+    for mac in (MACS[0], NEW):
+        await crossing.site.observer.until_client(mac, ClientCondition.ONLINE)
+    await crossing.start_server("--clients", "2", port=at)
+
+    runs = crossing.site.observer.picture.fleet.runs
+    await crossing.site.observer.until(lambda: any(view.status.outcome for view in runs.values()))
+    [run] = [view.status for view in runs.values()]
+    assert (run.outcome, run.round, run.gl_model) == (RunOutcome.COMPLETED, 2, 4)
+    assert run.metrics == {"gl_loss": 0.5, "gl_accuracy": 0.5}
+    for mac in (MACS[0], NEW):
+        view = await crossing.site.observer.until_client(mac, ClientCondition.TRAIN_FINISHED)
+        assert view.status.last_run is not None
+        assert (view.status.last_run.run_id, view.status.last_run.outcome) == (run.run_id, Outcome.FINISHED)

@@ -1,0 +1,139 @@
+"""What goes wrong with FedOps clients and servers is seen on the bus as what it is, and ends nothing else."""
+
+import signal
+
+import httpx
+from bridge_parts import MACS, NEW, Crossing, OldDevice, free_port
+
+from fedops_mqtt.protocol import ClientCondition, MemberCondition, Outcome, RunOutcome
+
+
+async def two_old_devices(crossing: Crossing, *flags_of_second: str) -> list[OldDevice]:
+    """Start a manager for runs of two, a bridge that polls fast, and two FedOps clients that say who they are."""
+    await crossing.start_manager(min_clients=2)
+    ports = free_port(), free_port()
+    await crossing.start_bridge(*(f"http://127.0.0.1:{port}" for port in ports))
+    flags = ((), flags_of_second)
+    devices = [
+        await crossing.start_old(mac, *flags[index], managers=crossing.url, port=ports[index], says_who=True)
+        for index, mac in enumerate(MACS[:2])
+    ]
+    for device in devices:
+        await crossing.site.observer.until_client(device.mac, ClientCondition.ONLINE)
+    return devices
+
+
+async def test_one_failure_is_one_clients_failure(crossing: Crossing) -> None:
+    await two_old_devices(crossing, "--raises")
+    run_id = await crossing.site.start_run()
+    failed = await crossing.site.observer.until_client(MACS[1], ClientCondition.TRAIN_FAILED)
+    assert failed.status.last_run is not None
+    assert failed.status.last_run.run_id == run_id
+    assert not failed.is_out
+    run = await crossing.site.observer.until_ended(run_id)
+    assert run.outcome is RunOutcome.FAILED
+    assert MACS[1] in (run.reason or "")
+    assert run.clients[MACS[0]].status is not MemberCondition.FAILED
+
+
+async def test_a_killed_client_leaves_its_round_at_once_and_is_out(crossing: Crossing) -> None:
+    devices = await two_old_devices(crossing, "--holds")
+    run_id = await crossing.site.start_run()
+    await crossing.site.observer.until_run(
+        run_id, lambda run: run.clients.get(MACS[1]) is not None and run.clients[MACS[1]].status == "training"
+    )
+    await crossing.site.observer.until_client(MACS[1], ClientCondition.TRAIN_STARTED)
+    await devices[1].process.end(signal.SIGKILL)
+    failed = await crossing.site.observer.until_client(
+        MACS[1], ClientCondition.TRAIN_FAILED, ClientCondition.CLIENT_OUT, timeout_s=5
+    )
+    assert failed.status.last_run is not None
+    assert failed.status.last_run.outcome is Outcome.FAILED
+    out = await crossing.site.observer.until_client(MACS[1], ClientCondition.CLIENT_OUT, timeout_s=10)
+    assert out.out_reason == "lost"
+    run = await crossing.site.observer.until_ended(run_id)
+    assert run.outcome is RunOutcome.FAILED
+
+    port = int(devices[1].url.rpartition(":")[2])
+    await crossing.start_old(MACS[1], managers=crossing.url, port=port, says_who=True)
+    await crossing.site.observer.until_client(MACS[1], ClientCondition.ONLINE)
+
+
+async def test_a_stopped_run_ends_an_old_client_too(crossing: Crossing) -> None:
+    devices = await two_old_devices(crossing, "--holds")
+    run_id = await crossing.site.start_run()
+    await crossing.site.observer.until_client(MACS[1], ClientCondition.TRAIN_STARTED)
+    await crossing.site.observer.until_run(run_id, lambda run: run.round == 1)
+    await crossing.site.yard.run("stop", run_id, "--manager", crossing.site.manager_url)
+    run = await crossing.site.observer.until_ended(run_id)
+    assert run.outcome is RunOutcome.STOPPED
+    stopped = await crossing.site.observer.until_client(MACS[1], ClientCondition.TRAIN_FAILED)
+    assert stopped.status.last_run is not None
+    assert stopped.status.last_run.outcome is Outcome.STOPPED
+    async with httpx.AsyncClient(trust_env=False) as http:
+        await http.get(f"{devices[1].url}/release")
+    await devices[0].process.end(signal.SIGINT)
+    left = await crossing.site.observer.until_client(MACS[0], ClientCondition.CLIENT_OUT)
+    assert left.out_reason == "shutdown"
+
+
+async def test_a_device_that_moves_to_mqtt_is_left_to_itself(crossing: Crossing) -> None:
+    port = free_port()
+    bridge = await crossing.start_bridge(f"{NEW}=http://127.0.0.1:{port}")
+    await crossing.start_old(MACS[0], managers=crossing.url, port=port)
+    old = await crossing.site.observer.until_client(NEW, ClientCondition.ONLINE)
+    await crossing.start_new(NEW)
+    await bridge.until_said("speaks for itself on the bus now")
+    new = crossing.site.observer.client(NEW)
+    assert new is not None
+    assert new.status.instance != old.status.instance
+    assert "via" not in new.status.agent
+    assert new.status.status is ClientCondition.ONLINE
+
+
+async def test_a_fedops_server_that_is_killed_fails_its_run(crossing: Crossing) -> None:
+    await crossing.start_manager(adopt=True)
+    port, at = free_port(), free_port()
+    await crossing.start_bridge(f"http://127.0.0.1:{port}", fedops_server=f":{at}")
+    await crossing.start_old(MACS[0], "--holds", managers=crossing.url, port=port)
+    await crossing.site.observer.until_client(MACS[0], ClientCondition.ONLINE)
+    server = await crossing.start_server(port=at)
+    await crossing.site.observer.until_client(MACS[0], ClientCondition.TRAIN_STARTED)
+    await server.end(signal.SIGKILL)
+    runs = crossing.site.observer.picture.fleet.runs
+    await crossing.site.observer.until(lambda: any(view.status.outcome for view in runs.values()), timeout_s=20)
+    [run] = [view.status for view in runs.values()]
+    assert (run.outcome, run.reason) == (RunOutcome.FAILED, "the FedOps server is gone without a word")
+
+
+async def test_a_bridge_that_is_killed_goes_on_with_a_fedops_servers_run(crossing: Crossing) -> None:
+    await crossing.start_manager(adopt=True)
+    port, at = free_port(), free_port()
+    bridge = await crossing.start_bridge(f"http://127.0.0.1:{port}", fedops_server=f":{at}")
+    await crossing.start_old(MACS[0], managers=crossing.url, port=port)
+    await crossing.site.observer.until_client(MACS[0], ClientCondition.ONLINE)
+    await crossing.start_server("--clients", "2", port=at)
+    await crossing.site.observer.until_client(MACS[0], ClientCondition.TRAIN_STARTED)
+    await bridge.end(signal.SIGKILL)
+    await crossing.site.observer.until_client(MACS[0], ClientCondition.CLIENT_OUT)
+    where = crossing.url.removeprefix("http://")
+    await crossing.start_bridge(f"http://127.0.0.1:{port}", fedops_server=f":{at}", http=where)
+    await crossing.start_new()
+    runs = crossing.site.observer.picture.fleet.runs
+    await crossing.site.observer.until(lambda: any(view.status.outcome for view in runs.values()))
+    [run] = [view.status for view in runs.values()]
+    assert (run.outcome, run.round) == (RunOutcome.COMPLETED, 2)
+
+
+async def test_nobody_gets_in_without_the_token_and_no_web_page_at_all(crossing: Crossing) -> None:
+    port = free_port()
+    await crossing.start_bridge(f"http://127.0.0.1:{port}", bridge_token="s3cret")
+    async with httpx.AsyncClient(trust_env=False) as http:
+        assert (await http.get(f"{crossing.url}/trainFin")).status_code == 401
+        assert (await http.get(f"{crossing.url}/trainFin", auth=("x", "wrong"))).status_code == 401
+        assert (await http.get(f"{crossing.url}/info/", auth=("x", "s3cret"))).json()["GL_Model_V"] == 0
+        page = {"origin": "https://example.org"}
+        assert (await http.get(f"{crossing.url}/info/", auth=("x", "s3cret"), headers=page)).status_code == 403
+    beyond = await crossing.site.yard.run("bridge", "--http", "0.0.0.0:0")
+    assert beyond.process.returncode == 78
+    assert "FEDOPS_MQTT_BRIDGE_TOKEN" in beyond.stderr
