@@ -133,6 +133,7 @@ class ClientSettings(BusSettings, DoorSettings):
     stderr_lines: Annotated[int, Field(ge=1, le=200, description="kept of a failed training")] = 20
     partition_id: Annotated[int | None, Field(ge=0, description="node_config partition-id")] = None
     num_partitions: Annotated[int | None, Field(ge=1, description="node_config num-partitions")] = None
+    system_interval_s: Annotated[float, Field(gt=0, description="system load is measured this often in a run")] = 5.0
     wandb_project: Annotated[str | None, Field(description="Weights & Biases project; unset: off")] = None
     wandb_key: Annotated[SecretStr | None, Field(description="its API key")] = None
     log_level: LogLevel = "INFO"

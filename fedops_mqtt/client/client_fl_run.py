@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 from fedops_mqtt.client.client_fl import Reporter, failed, leave_soon
 from fedops_mqtt.client.client_fl_app import AppError, Keeping, KeptState, load_app, make_node_config, make_run_config
 from fedops_mqtt.client.client_fl_classic import ClassicRunner
+from fedops_mqtt.client.client_fl_clock import PhaseClock
 from fedops_mqtt.client.client_wandb import WandbLog, start_wandb
 from fedops_mqtt.client.pipe import EndedReport, Job, MetricsReport, PhaseReport
 from fedops_mqtt.line.errors import LineConfigError
@@ -41,6 +42,7 @@ class Training:
         self._app: Keeping | None = None
         self._run_id: str | None = None
         self._wandb = _wandb_of(job)
+        self._clock = PhaseClock(reporter.metrics)
 
     def run(self) -> EndedReport:
         """Train until the run is over for this client and say how that was."""
@@ -139,6 +141,7 @@ class Training:
 
     def _progress(self, progress: Progress) -> None:
         self._bytes = (progress.bytes_in, progress.bytes_out)
+        self._clock.enter(progress.phase)
         self._reporter.phase(
             PhaseReport(
                 phase=progress.phase,
@@ -154,7 +157,7 @@ class Training:
         values = {**answered.metrics, "stage": answered.kind, "seconds": round(answered.seconds, 6)}
         values |= {"bytes_in": bytes_in, "bytes_out": bytes_out}
         round_ = answered.round or 0
-        self._reporter.metrics(MetricsReport(kind=MetricsKind.ROUND, round=round_, values=values))
+        self._clock.hold(MetricsReport(kind=MetricsKind.ROUND, round=round_, values=values))
         if self._wandb is not None:
             self._wandb.log({**values, "round": round_}, step=round_)
 
@@ -165,6 +168,7 @@ class Training:
 
     def _report_of(self, end: RunEnd) -> EndedReport:
         """An app that raised has failed, also where the server ended the run, well or not, before it said so itself."""
+        self._clock.flush()
         failure = self._app.failure if self._app else None
         if failure is not None:
             return failed(failure)

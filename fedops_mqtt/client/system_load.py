@@ -1,0 +1,73 @@
+"""The load of this device while it trains, measured from outside of the training process and sent as metrics.
+
+Field names are FedOps' (`client_system`), for its dashboards and spreadsheets. An idle daemon measures nothing.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import psutil
+
+from fedops_mqtt.client.pipe import MetricsReport
+from fedops_mqtt.protocol import MetricsKind, RunInHand
+
+_MB = 1024 * 1024
+
+Values = dict[str, float]
+
+
+async def measure_load(
+    *, run: Callable[[], RunInHand | None], tell: Callable[[MetricsReport], None], interval_s: float
+) -> None:
+    """Measure every `interval_s` while there is a run in hand, for ever; the first time after a second."""
+    meter: LoadMeter | None = None
+    while True:
+        await asyncio.sleep(interval_s if meter else min(1.0, interval_s))
+        in_hand = run()
+        if in_hand is None:
+            meter = None
+        elif meter is None:
+            meter = LoadMeter()
+        else:
+            values = await asyncio.to_thread(meter.read)
+            tell(MetricsReport(kind=MetricsKind.SYSTEM, round=in_hand.round, values=dict(values)))
+
+
+class LoadMeter:
+    """What was used since this object was made; rates are since the last reading."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._network = psutil.net_io_counters()
+        psutil.cpu_percent()  # the first reading of psutil is the beginning of the second
+
+    def read(self) -> Values:
+        """Return cpu and memory of this machine in percent, the training's own memory and threads, network in bytes."""
+        memory, network = psutil.virtual_memory(), psutil.net_io_counters()
+        rss_bytes, num_threads = _of_training()
+        return {
+            "runtime": round(time.monotonic() - self._started, 1),
+            "cpu": psutil.cpu_percent(),
+            "cpu_threads": num_threads,
+            "memory": memory.percent,
+            "memory_percent": round(100 * rss_bytes / memory.total, 1),
+            "memory_rssMB": round(rss_bytes / _MB, 1),
+            "memory_availableMB": round(memory.available / _MB, 1),
+            "network_sent": max(0, network.bytes_sent - self._network.bytes_sent),
+            "network_recv": max(0, network.bytes_recv - self._network.bytes_recv),
+            "disk": psutil.disk_usage("/").percent,
+        }
+
+
+def _of_training() -> tuple[int, int]:
+    """Return resident bytes and threads of everything that this daemon has started."""
+    rss_bytes = num_threads = 0
+    for process in psutil.Process().children(recursive=True):
+        try:
+            with process.oneshot():
+                rss_bytes += process.memory_info().rss
+                num_threads += process.num_threads()
+        except psutil.Error:  # it has just ended
+            continue
+    return rss_bytes, num_threads

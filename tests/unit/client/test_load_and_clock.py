@@ -1,0 +1,64 @@
+"""What the daemon measures while it trains, and where a message's time goes."""
+
+import asyncio
+
+from fedops_mqtt.bus.tasks import alongside
+from fedops_mqtt.client.client_fl_clock import PhaseClock
+from fedops_mqtt.client.pipe import MetricsReport
+from fedops_mqtt.client.system_load import LoadMeter, measure_load
+from fedops_mqtt.protocol import MetricsKind, Phase, RunInHand
+
+IN_HAND = RunInHand(run_id="r", attempt=1, launch=1, phase=Phase.TRAINING, round=3)
+
+
+def test_a_reading_has_the_fields_of_fedops() -> None:
+    values = LoadMeter().read()
+    assert set(values) == {
+        "runtime", "cpu", "cpu_threads", "memory", "memory_percent", "memory_rssMB", "memory_availableMB",
+        "network_sent", "network_recv", "disk",
+    }  # fmt: skip
+    assert 0 < values["memory"] <= 100
+    assert values["memory_availableMB"] > 0
+
+
+async def test_it_is_measured_while_a_run_is_in_hand_and_not_before() -> None:
+    told: asyncio.Queue[MetricsReport] = asyncio.Queue()
+    asked = asyncio.Event()
+    in_hand: list[RunInHand] = []
+
+    def run() -> RunInHand | None:
+        asked.set()
+        return in_hand[0] if in_hand else None
+
+    async with alongside(measure_load(run=run, tell=told.put_nowait, interval_s=0.01), name="load"):
+        await asyncio.wait_for(asked.wait(), 10)
+        assert told.empty()
+        in_hand.append(IN_HAND)
+        report = await asyncio.wait_for(told.get(), 10)
+    assert (report.kind, report.round) == (MetricsKind.SYSTEM, 3)
+
+
+def test_the_time_of_a_message_is_told_when_it_is_uploaded() -> None:
+    told: list[MetricsReport] = []
+    clock = PhaseClock(told.append)
+    for phase in (Phase.WAITING, Phase.DOWNLOADING, Phase.TRAINING):
+        clock.enter(phase)
+    clock.hold(MetricsReport(kind=MetricsKind.ROUND, round=1, values={"loss": 0.5}))
+    clock.enter(Phase.UPLOADING)
+    assert told == []
+    clock.enter(Phase.WAITING)
+    (report,) = told
+    assert report.values["loss"] == 0.5
+    spent = [report.values[name] for name in ("wait_s", "download_s", "compute_s", "upload_s")]
+    assert all(isinstance(each, float) and each >= 0 for each in spent)
+    clock.flush()
+    assert len(told) == 1
+
+
+def test_what_is_held_at_the_end_is_told() -> None:
+    told: list[MetricsReport] = []
+    clock = PhaseClock(told.append)
+    clock.enter(Phase.EVALUATING)
+    clock.hold(MetricsReport(kind=MetricsKind.ROUND, values={}))
+    clock.flush()
+    assert len(told) == 1
