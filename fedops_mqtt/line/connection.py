@@ -73,10 +73,23 @@ class LineConnection:
             return self._exchange(method, path, headers, [body] if body else [], len(body), timeout_s)
 
     def upload(
-        self, path: str, *, headers: Mapping[str, str], body: Iterable[Buffer], num_bytes: int, timeout_s: float
-    ) -> bytes:
-        """Post a stream of buffers; `timeout_s` is for each of them. Raises as `ask`; nothing is repeated here."""
-        return self._exchange("POST", path, headers, body, num_bytes, timeout_s).read()
+        self, path: str, *, headers: Mapping[str, str], body: Iterable[Buffer], num_bytes: int, stall_s: float
+    ) -> None:
+        """Post a stream of buffers, each within `stall_s`; `answer` gets the answer. Raises BROKEN; never repeats."""
+        try:
+            self._send("POST", path, headers, body, num_bytes, stall_s)
+        except BROKEN:
+            self._http.close()
+            raise
+
+    def answer(self, *, timeout_s: float) -> http.client.HTTPResponse:
+        """Wait for the answer to an upload, to be read to its end by the caller; raises as `ask`."""
+        try:
+            self._http.sock.settimeout(timeout_s)
+            return _checked(self._http.getresponse())
+        except BROKEN:
+            self._http.close()
+            raise
 
     def abort(self) -> None:
         """Break the connection from another thread: whoever waits on it gets a BROKEN error at once."""

@@ -29,8 +29,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _MISSED_PINGS = 2
 """So many unanswered and a third period over: the host is gone. (Three periods in all, as the setting promises.)"""
-_JSON = "application/json"
-_FRAME = "application/x-fedops-frame"
 
 
 class LineApp:
@@ -173,7 +171,11 @@ class LineApp:
             except FrameError:
                 self._hub.forget_upload(message_id)
                 raise
-        await request.answer(200, wire.encode_body(self._reply_state(session, message_id)))
+        state = self._reply_state(session, message_id)
+        if state.is_done and request.header(wire.THEN_HEADER) == "next":
+            await self._next(request, session)
+        else:
+            await request.answer(200, wire.encode_body(state))
 
     def _open_upload(self, request: "_Request", message_id: str) -> Upload:
         num_bytes, offset = request.number(wire.LENGTH_HEADER), request.number(wire.OFFSET_HEADER)
@@ -201,7 +203,7 @@ class LineApp:
         return upload.turn == turn and upload.reader.is_complete
 
     async def _control(self, request: "_Request", session: Session) -> None:
-        await request.start_stream(_JSON)
+        await request.start_stream(wire.JSON_TYPE)
         self._hub.attach(session)
         reason = "connection closed"
         try:
@@ -298,12 +300,12 @@ class _Request:
             pass
 
     async def answer(self, status: int, body: bytes = b"") -> None:
-        await self._start(status, _JSON, len(body) if status != 204 else None)
+        await self._start(status, wire.JSON_TYPE, len(body) if status != 204 else None)
         await self._send({"type": "http.response.body", "body": body})
 
     async def answer_frame(self, frame: Frame) -> bool:
         """Stream a frame; False if the client took nothing for too long (the connection is then cut)."""
-        await self._start(200, _FRAME, frame.num_bytes)
+        await self._start(200, wire.FRAME_TYPE, frame.num_bytes)
         left_bytes = frame.num_bytes
         try:
             for chunk in frame.chunks(max_bytes=wire.CHUNK_BYTES):

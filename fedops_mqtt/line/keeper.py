@@ -217,7 +217,15 @@ class SessionKeeper:
             if session is not None:
                 self._follow(control, session)
         finally:
+            self._await_goodbye()
             control.close()
+
+    def _await_goodbye(self) -> None:
+        """A control request that closes before the goodbye is said would look like a death."""
+        with self._changed:
+            goodbye = self._goodbye
+        if goodbye is not None:
+            goodbye.join()
 
     def _join(self, control: LineConnection, connector: Connector, launch: int) -> Session | None:
         who = self._identity

@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import NoReturn
 
@@ -170,13 +171,9 @@ class LineRunner:
         while True:
             session = self._keeper.wait()
             try:
-                if outgoing is not None:
-                    self._upload(session, outgoing)
-                    self._check_end(outgoing.end)
-                    outgoing = None
-                    self._garbage.look(self._bytes_in + self._bytes_out)
-                message = self._fetch(session)
-                tries = 0
+                message = self._fetch(session) if outgoing is None else self._deliver(session, outgoing)
+                self._check_end(outgoing)
+                outgoing, tries = None, 0
             except RefusedError as refusal:
                 self._take_refusal(session, refusal)
                 continue
@@ -202,10 +199,10 @@ class LineRunner:
             server_ip=session.connector.server_ip,
         )
 
-    def _check_end(self, end: RunEnd | None) -> None:
-        if end is not None:
-            self._keeper.end(end)
-            raise EndedError(end)
+    def _check_end(self, delivered: _Outgoing | None) -> None:
+        if delivered is not None and delivered.end is not None:
+            self._keeper.end(delivered.end)
+            raise EndedError(delivered.end)
 
     def _take_refusal(self, session: Session, refusal: RefusedError) -> None:
         end = end_of_refusal(refusal, has_joined=True)
@@ -226,14 +223,19 @@ class LineRunner:
     def _fetch(self, session: Session) -> Message | None:
         """Ask for the next message; None when there was none within the poll."""
         self._enter(Phase.WAITING, None)
-        timeout_s = session.answer.poll_s + _POLL_MARGIN_S
-        response = self._connection(session).open("GET", wire.NEXT_PATH, headers=session.headers, timeout_s=timeout_s)
+        response = self._connection(session).open(
+            "GET", wire.NEXT_PATH, headers=session.headers, timeout_s=_poll_timeout_s(session)
+        )
+        return self._read(response, session)
+
+    def _read(self, response: HTTPResponse, session: Session) -> Message | None:
+        """Read the answer to `next`."""
         if response.status == 204:
             response.read()
             return None
         num_bytes = response.length
-        if num_bytes is None:
-            raise FrameError("a message without Content-Length")
+        if num_bytes is None or response.headers.get_content_type() != wire.FRAME_TYPE:
+            raise FrameError("the answer to next is no frame")
         self._enter(Phase.DOWNLOADING, None)
         message = read_message(response.read, num_bytes=num_bytes, max_bytes=session.answer.max_message_bytes)
         response.read()  # the end of the body: the connection is free for the next request
@@ -261,39 +263,46 @@ class LineRunner:
             frame = encode_message(Message(Error(flwr_private.CLIENT_APP_RAISED, problem), reply_to=message))
         return _Outgoing(message_id=message_id, frame=frame, end=end)
 
-    def _upload(self, session: Session, outgoing: _Outgoing) -> None:
-        """Send a reply; after a break only what the server does not have yet."""
+    def _deliver(self, session: Session, outgoing: _Outgoing) -> Message | None:
+        """Send a reply, after a break only what the server does not have yet; returns the next message, if it came."""
         self._enter(Phase.UPLOADING, None)
         path = f"{wire.REPLY_PATH}{outgoing.message_id}"
-        is_retry = self._data is None
         offset = 0
-        if is_retry:
+        if self._data is None:
             state = self._reply_state(session, path)
             if state.is_done:
-                return
+                return None
             offset = state.received_bytes
-        self._post(session, path, outgoing.frame, offset)
+        connection = self._connection(session)
+        self._upload(connection, session, path, outgoing, offset)
+        self._enter(Phase.WAITING, None)
+        self._garbage.look(self._bytes_in + self._bytes_out)
+        response = connection.answer(timeout_s=_poll_timeout_s(session))
+        if response.status == 204 or response.headers.get_content_type() != wire.JSON_TYPE:
+            return self._read(response, session)
+        if not wire.decode_body(wire.ReplyState, response.read()).is_done:
+            raise ConnectionResetError("the server did not get all of the reply")
+        return None
 
     def _reply_state(self, session: Session, path: str) -> wire.ReplyState:
         answer = self._connection(session).ask("GET", path, headers=session.headers, timeout_s=_STALL_S)
         return wire.decode_body(wire.ReplyState, answer)
 
-    def _post(self, session: Session, path: str, frame: Frame, offset: int) -> None:
-        num_bytes = frame.num_bytes - offset
-        answer = self._connection(session).upload(
+    def _upload(
+        self, connection: LineConnection, session: Session, path: str, outgoing: _Outgoing, offset: int
+    ) -> None:
+        frame = outgoing.frame
+        headers = {**session.headers, wire.LENGTH_HEADER: str(frame.num_bytes), wire.OFFSET_HEADER: str(offset)}
+        if outgoing.end is None:
+            headers[wire.THEN_HEADER] = "next"
+        connection.upload(
             path,
-            headers={
-                **session.headers,
-                wire.LENGTH_HEADER: str(frame.num_bytes),
-                wire.OFFSET_HEADER: str(offset),
-            },
+            headers=headers,
             body=frame.chunks(offset=offset, max_bytes=wire.CHUNK_BYTES),
-            num_bytes=num_bytes,
-            timeout_s=_STALL_S,
+            num_bytes=frame.num_bytes - offset,
+            stall_s=_STALL_S,
         )
-        self._bytes_out += num_bytes
-        if not wire.decode_body(wire.ReplyState, answer).is_done:
-            raise ConnectionResetError("the server did not get all of the reply")
+        self._bytes_out += frame.num_bytes - offset
 
     def _connection(self, session: Session) -> LineConnection:
         if self._data is None or self._data_session is not session:
@@ -320,6 +329,10 @@ class LineRunner:
         if before != (phase, round_):
             self._phase = (phase, round_)
             self._on_progress(Progress(phase=phase, round=round_, bytes_in=self._bytes_in, bytes_out=self._bytes_out))
+
+
+def _poll_timeout_s(session: Session) -> float:
+    return session.answer.poll_s + _POLL_MARGIN_S
 
 
 def _call(app: ClientApp, message: Message, context: Context) -> tuple[Message, RunEnd | None]:

@@ -24,6 +24,8 @@ LEAVE_PATH = f"{PREFIX}/leave"
 SESSION_HEADER = "line-session"
 OFFSET_HEADER = "line-offset"
 """Byte of the frame that an upload starts at: what arrived before is not sent again."""
+THEN_HEADER = "line-then"
+"""`next` on an upload: the answer to a reply that is whole is that of `next`, which saves a round trip a message."""
 LENGTH_HEADER = "line-length"
 """Bytes of the whole frame of an upload."""
 
@@ -31,6 +33,8 @@ MAX_REASON = 4096
 """Characters of a reason (`protocol.identity.Reason`)."""
 MAX_BODY_BYTES = 64 * 1024
 """JSON bodies are small; frames have a limit of their own."""
+JSON_TYPE = "application/json"
+FRAME_TYPE = "application/x-fedops-frame"
 CHUNK_BYTES = 1024 * 1024
 """Frames are written in pieces of this size: large enough to keep a link busy, small enough to feel a stall."""
 

@@ -362,3 +362,17 @@ def test_a_round_ends_with_its_last_reply_however_the_others_were_answered(lines
     dropped.opened.set()
     assert results.get(timeout=WAIT_S) < WAIT_S / 2
     assert [reply.has_content() for reply in server.grid.pull_messages(ids)].count(True) == 2
+
+
+def test_a_client_outlasts_polls_that_bring_nothing(lines: Lines) -> None:
+    server = lines.serve(limits={"poll_s": 0.05})
+    client = lines.join(server, echo_app())
+    ask(server)
+    session = next(iter(server._hub._sessions.values()))
+    polls = session.polls
+    deadline = time.monotonic() + WAIT_S
+    while session.polls < polls + 3:
+        assert time.monotonic() < deadline
+        assert not client.ended.is_set()
+        threading.Event().wait(0.01)
+    assert ask(server)[0].has_content()

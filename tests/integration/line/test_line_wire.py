@@ -163,6 +163,23 @@ def test_an_upload_goes_on_after_the_client_was_lost_and_came_back(lines: Lines,
     assert hand.server._hub._uploads == {}
 
 
+def test_the_answer_to_a_reply_may_be_the_next_message(hand: HandClient) -> None:
+    results = ask_in_thread(hand.server)
+    asked = hand.next()
+    data, path = reply_to(asked), f"{wire.REPLY_PATH}{asked.metadata.message_id}"
+    headers = {wire.LENGTH_HEADER: str(len(data)), wire.OFFSET_HEADER: "0", wire.THEN_HEADER: "next"}
+    with closing(hand.connect()) as connection:
+        connection.request("POST", path, body=data, headers={**hand.headers, **headers})
+        assert replies_of(results)[0].has_content()
+        results = ask_in_thread(hand.server)
+        response = connection.getresponse()
+        again = read_message(response.read, num_bytes=response.length or 0, max_bytes=1 << 30)
+    assert again.metadata.message_id != asked.metadata.message_id
+    assert hand.state(asked.metadata.message_id) == {"received_bytes": 0, "is_done": True, "was_taken": True}
+    assert hand.post(again.metadata.message_id, reply_to(again))[0] == 200
+    assert replies_of(results)[0].has_content()
+
+
 def test_an_upload_may_come_in_parts(hand: HandClient) -> None:
     results = ask_in_thread(hand.server)
     asked = hand.next()
