@@ -91,7 +91,7 @@ def _draw_runs(picture: Picture) -> RenderableType:
 
 def _run_cells(picture: Picture, view: View[RunStatus]) -> list[RenderableType]:
     record = run_record(view.status)
-    rounds = picture.history.get(view.status.task_id, []) if _is_newest(picture, view.status) else []
+    rounds = picture.history.get(view.status.run_id, [])
     said = record["outcome"] or record["status"]
     return [
         Text(record["run_id"]),
@@ -103,10 +103,6 @@ def _run_cells(picture: Picture, view: View[RunStatus]) -> list[RenderableType]:
         Text(as_text(record["clients"])),
         Text(as_text(record["why"])),
     ]
-
-
-def _is_newest(picture: Picture, status: RunStatus) -> bool:
-    return next(view.status.run_id for view in picture.runs() if view.status.task_id == status.task_id) == status.run_id
 
 
 def accuracy_of(metrics: Mapping[str, Any]) -> float | None:

@@ -52,8 +52,8 @@ class ManagerApi:
         records: list[Record] = []
         while True:
             page = self.get(f"/{name}", offset=len(records), limit=_PAGE, **query)
-            records += page[name]
-            if not page[name] or len(records) >= page["total"]:
+            records += page["items"]
+            if not page["items"] or len(records) >= page["total"]:
                 return records
 
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:

@@ -36,7 +36,7 @@ class Picture:
     metrics: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     """Newest numbers by `(task_id, client_mac)`."""
     history: dict[str, list[ServerMetrics]] = field(default_factory=dict)
-    """The rounds of a task's present run, oldest first."""
+    """The rounds of a run, oldest first, by `run_id`."""
     is_connected: bool | None = None
     """None before the first connection."""
     _told: dict[Key, Record] = field(default_factory=dict)
@@ -107,13 +107,13 @@ class Picture:
                 return manager_record(self.fleet.manager or View(status=message, heard_at=0, since=0))
 
     def _note_round(self, message: ServerMetrics) -> Record:
-        rounds = self.history.setdefault(message.task_id, [])
-        if rounds and message.round <= rounds[-1].round:
-            rounds.clear()
+        rounds = self.history.setdefault(message.run_id, [])
+        rounds[:] = [known for known in rounds if known.round < message.round]
         rounds.append(message)
         return {
             "kind": "round",
             "task_id": message.task_id,
+            "run_id": message.run_id,
             "round": message.round,
             "metrics": dict(message.metrics),
             "duration_s": message.duration_s,
@@ -129,6 +129,7 @@ class Picture:
 
     def _forget(self, topic: Topic) -> Record | None:
         self.fleet.forget(topic)
+        self.history.pop(topic.run_id or "", None)
         name = _NAME_OF_CHANNEL.get(topic.channel)
         if name is None:
             return None

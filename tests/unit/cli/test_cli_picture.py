@@ -1,0 +1,155 @@
+"""What a watcher knows and draws: folding, changes worth a line, records, the table."""
+
+from typing import Any
+
+from rich.console import Console
+
+from fedops_mqtt.bus import Cleared, Connected, Disconnected, Received
+from fedops_mqtt.cli.live import accuracy_of, draw, sparkline
+from fedops_mqtt.cli.output import as_line, as_text, pad_lines
+from fedops_mqtt.cli.picture import Picture, Record
+from fedops_mqtt.core.fencing import LAST_SEQ
+from fedops_mqtt.protocol import (
+    ClientCondition,
+    ClientMetrics,
+    ClientStatus,
+    Message,
+    MetricsKind,
+    RunCondition,
+    RunStatus,
+    ServerMetrics,
+    topics,
+    utc_now,
+)
+
+TASK, MAC = "digits", "02:00:00:00:00:01"
+
+
+def client(seq: int, condition: ClientCondition = ClientCondition.ONLINE, **changes: Any) -> ClientStatus:
+    fields = {"instance": "i", "epoch": 1, "seq": seq, "at": utc_now(), "task_id": TASK, "client_mac": MAC}
+    return ClientStatus(**{**fields, "status": condition, "heartbeat_s": 10, **changes})
+
+
+def run(seq: int, **changes: Any) -> RunStatus:
+    fields = {"instance": "m", "epoch": 1, "seq": seq, "at": utc_now(), "created_at": utc_now(), "task_id": TASK}
+    return RunStatus(**{**fields, "run_id": "r1", "status": RunCondition.RUNNING, **changes})
+
+
+def metrics(round_: int, accuracy: float) -> ServerMetrics:
+    return ServerMetrics(
+        task_id=TASK, run_id="r1", round=round_, metrics={"loss": 1.0, "accuracy": accuracy}, at=utc_now()
+    )
+
+
+def hear(picture: Picture, message: Message, *, now: float = 0.0, is_retained: bool = False) -> Record | None:
+    return picture.take(Received(topics.manager_status(), message, is_retained), now)
+
+
+def test_a_heartbeat_is_no_change_and_a_new_status_is() -> None:
+    picture = Picture()
+    assert hear(picture, client(1)) is not None
+    assert hear(picture, client(2)) is None
+    changed = hear(picture, client(3, ClientCondition.TRAIN_STARTED))
+    assert changed is not None
+    assert changed["status"] == "train-started"
+
+
+def test_a_late_will_changes_nothing() -> None:
+    picture = Picture()
+    hear(picture, client(1, epoch=2))
+    assert hear(picture, client(LAST_SEQ, ClientCondition.CLIENT_OUT, reason="lost")) is None
+    assert picture.clients()[0].status.status is ClientCondition.ONLINE
+
+
+def test_a_silent_client_is_told_once_as_out() -> None:
+    picture = Picture()
+    picture.take(Connected("5", 0.0), 0.0)
+    hear(picture, client(1))
+    (out,) = picture.expire(31.0)
+    assert (out["presence"], out["why"]) == ("out", "silent")
+    assert picture.expire(32.0) == []
+
+
+def test_nobody_expires_while_the_watcher_is_deaf() -> None:
+    picture = Picture()
+    picture.take(Connected("5", 0.0), 0.0)
+    hear(picture, client(1))
+    assert picture.take(Disconnected("gone"), 1.0) == {"kind": "bus", "status": "lost", "why": "gone"}
+    assert picture.expire(1000.0) == []
+
+
+def test_a_cleared_client_is_forgotten() -> None:
+    picture = Picture()
+    hear(picture, client(1))
+    gone = picture.take(Cleared(topics.client_status(TASK, MAC)), 1.0)
+    assert gone == {"kind": "client", "task_id": TASK, "client_mac": MAC, "status": "forgotten"}
+    assert list(picture.records()) == []
+
+
+def test_a_round_that_is_done_again_replaces_what_followed_it() -> None:
+    picture = Picture()
+    for round_, accuracy in ((0, 0.1), (1, 0.8), (2, 0.9), (1, 0.7)):
+        hear(picture, metrics(round_, accuracy))
+    assert [(each.round, each.metrics["accuracy"]) for each in picture.history["r1"]] == [(0, 0.1), (1, 0.7)]
+
+
+def test_the_screen_shows_clients_runs_and_accuracy() -> None:
+    picture = Picture()
+    picture.take(Connected("5", 0.0), 0.0)
+    hear(picture, client(1, client_name="device-1"))
+    values = {"train_loss": 0.25, "num-examples": 7}
+    numbers = ClientMetrics(
+        kind=MetricsKind.ROUND, task_id=TASK, client_mac=MAC, instance="i", values=values, at=utc_now()
+    )
+    hear(picture, numbers)
+    hear(picture, run(1, round=2, num_rounds=5, metrics={"accuracy": 0.875}))
+    for round_, accuracy in ((0, 0.0), (1, 0.5), (2, 1.0)):
+        hear(picture, metrics(round_, accuracy))
+    console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    with console.file:
+        console.print(draw(picture, now=65.0, height=40))
+        shown = console.export_text()
+    for expected in ("device-1", "online", "train_loss 0.25", "1:05", "2/5", "0.875", "▁▅█", "connected; no manager"):
+        assert expected in shown
+
+
+def test_a_fleet_larger_than_the_screen_is_cut_and_says_so() -> None:
+    picture = Picture()
+    for number in range(100):
+        hear(picture, client(1, client_mac=f"02:00:00:00:00:{number:02x}"))
+    console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    with console.file:
+        console.print(draw(picture, now=0.0, height=30))
+        shown = console.export_text()
+    assert len(shown.splitlines()) <= 30
+    assert "and 82 more" in shown
+
+
+def test_empty_states_say_what_to_do() -> None:
+    console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    with console.file:
+        console.print(draw(Picture(), now=0.0, height=30))
+        shown = console.export_text()
+    assert "connecting to the broker" in shown
+    assert "fedops-mqtt client" in shown
+    assert "fedops-mqtt start" in shown
+
+
+def test_accuracy_is_found_under_its_own_name_first() -> None:
+    assert accuracy_of({"eval_accuracy": 0.5, "accuracy": 0.9}) == 0.9
+    assert accuracy_of({"eval_accuracy": 0.5, "accuracy": None}) == 0.5
+    assert accuracy_of({"loss": 1.0}) is None
+
+
+def test_a_sparkline_stays_within_its_bars() -> None:
+    assert sparkline([-1.0, 0.0, 0.5, 1.0, 7.0]) == "▁▁▅██"
+
+
+def test_a_line_keeps_one_record_on_one_line() -> None:
+    line = as_line({"kind": "client", "why": "ValueError:\n  bad data", "round": 0, "run_id": None, "metrics": {}})
+    assert line == 'client why="ValueError: bad data" round=0'
+
+
+def test_columns_are_aligned_and_nothing_is_cut() -> None:
+    assert pad_lines([["a", "bb"], ["a" * 50, "c"]]) == ["a" + " " * 51 + "bb", "a" * 50 + "  c"]
+    assert as_text({"accuracy": 0.12345678}) == "accuracy=0.1235"
