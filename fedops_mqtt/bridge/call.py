@@ -57,12 +57,17 @@ class Call:
     turn: asyncio.Lock
     limits: BridgeLimits
 
-    async def to(self, server_ip: str) -> None:
+    async def to(self, server_ip: str, *, may_be_there: bool = False) -> None:
         """Start the client, or let its client manager do so; returns when it says that it trains.
+
+        `may_be_there`: one that trains at this server already, since before this bridge was started, is left to it.
 
         Raises:
             OldClientError: it cannot be started, or did not in time.
         """
+        if may_be_there and self.link.is_at(server_ip):
+            await self.link.want(server_ip)
+            return
         try:
             async with asyncio.timeout(self.limits.come_s):
                 await self.link.until_idle()

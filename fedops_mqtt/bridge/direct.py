@@ -35,7 +35,7 @@ class DirectTraining:
         """Start the client and wait for its word."""
         self._on_report(PhaseReport(phase=Phase.JOINING))
         try:
-            await self._call.to(self._start.server_ip)
+            await self._call.to(self._start.server_ip, may_be_there=True)
         except OldClientError as error:
             return EndedReport(outcome=Outcome.FAILED, reason=str(error))
         self._on_report(PhaseReport(phase=Phase.TRAINING))

@@ -34,6 +34,8 @@ class Link:
     is_here: bool = False
     is_training: bool = False
     """What it says of itself: `client_start`."""
+    server_ip: str | None = None
+    """Where it says that it trains, or trained last."""
     has_failed: bool = False
     wanted: str | None = None
     """`host:port` of the FL server that it shall train with now; None when nothing is wanted of it."""
@@ -48,12 +50,17 @@ class Link:
         """True from the moment it is to be started until it has said that it trains."""
         return self.wanted is not None and not self.is_training
 
+    def is_at(self, server_ip: str) -> bool:
+        """Return whether it trains at this server already; only the port tells, a host may have several names."""
+        return self.is_training and port_of(self.server_ip or "") == port_of(server_ip)
+
     async def note_online(self, answer: OnlineAnswer) -> None:
         """Take in what it says of itself."""
         async with self._changed:
             was_training = self.is_training
             self.is_here = True
             self.is_training = answer.is_training
+            self.server_ip = answer.server_ip
             if was_training and not answer.is_training and self.wanted is not None and self._word is None:
                 has_just_failed = answer.has_failed and not self.has_failed
                 self._word = Outcome.FAILED if has_just_failed else Outcome.FINISHED
@@ -99,3 +106,8 @@ class Link:
         """Wait until it says that it trains, or has already told how that ended."""
         async with self._changed:
             await self._changed.wait_for(lambda: self.is_training or self._word is not None)
+
+
+def port_of(server_ip: str) -> str:
+    """Return the port of `host:port`."""
+    return server_ip.rpartition(":")[2]
