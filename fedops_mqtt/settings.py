@@ -269,3 +269,17 @@ class FleetSettings(_Settings):
     """The verbs that look after a fleet's credentials."""
 
     fleet_dir: Annotated[Path, Field(description="the folder with the fleet's CA, register, bundles")] = Path("fleet")
+
+
+class DoctorSettings(BusSettings):
+    """What `fedops-mqtt doctor` looks at: the settings of any role, as its bundle has them."""
+
+    task_id: Annotated[TaskId | None, Field(description="the task of the identity that is checked")] = None
+    mac: Annotated[AnyMacAddress | None, Field(description="the MAC of the device that is checked")] = None
+    http: Annotated[HttpAddress | None, Field(description="an address that must be free to listen on")] = None
+    state_dir: Annotated[Path, Field(description="a folder that must be there to write to")] = Field(
+        default_factory=default_state_dir
+    )
+    line_ca_file: Annotated[Path | None, Field(description="CA of the FL server")] = None
+    line_cert_file: Annotated[Path | None, Field(description="certificate of an FL server's line")] = None
+    line_key_file: Annotated[Path | None, Field(description="the key of that certificate")] = None

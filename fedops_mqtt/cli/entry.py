@@ -8,7 +8,7 @@ from typing import Any
 import click
 import typer
 
-from fedops_mqtt.cli import bridge, demo, fleet, roles, steer, watch
+from fedops_mqtt.cli import bridge, demo, doctor, fleet, roles, steer, watch
 from fedops_mqtt.cli.fatal import explain, known_errors
 from fedops_mqtt.core.exit_codes import ExitCode
 
@@ -23,6 +23,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "start": steer.start,
     "stop": steer.stop,
     "watch": watch.watch,
+    "doctor": doctor.doctor,
 }
 """In the order in which help lists them."""
 

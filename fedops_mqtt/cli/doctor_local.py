@@ -1,0 +1,167 @@
+"""What the doctor looks at on this machine: secret files, certificates, clock, ports, disk, a mosquitto.conf."""
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fedops_mqtt.cli.findings import Finding, ok, problem, unknown, warning
+from fedops_mqtt.enrolment.inspection import is_issued_by, is_pair, read_certificate
+from fedops_mqtt.settings import DoctorSettings, config_file
+from fedops_mqtt.settings_file import exposed_files
+
+WARN_DAYS = 30
+"""A certificate that expires within this is pointed out; renewing leaves the old one good, so nobody need wait."""
+
+_MIN_FREE_BYTES = 200 * 1024 * 1024
+"""A global model of 50 MB, a checkpoint, and some logs."""
+
+_MIN_QUEUE = 10_000
+_FIRST_YEAR = 2026
+"""A clock before this has never been set: nothing of ours is older."""
+
+_NTP_TIMEOUT_S = 5
+
+
+def look_at_files(settings: DoctorSettings) -> Iterator[Finding]:
+    """Secret files that others can read; certificates that expire, or do not belong to their key or CA."""
+    exposed = exposed_files(settings, config_file())
+    for path in exposed:
+        yield problem("files", f"{path} can be read by others on this machine", f"chmod 600 {path}")
+    if not exposed:
+        yield ok("files", "nobody else can read keys and passwords")
+    pairs = (
+        ("certificate", settings.broker_cert_file, settings.broker_key_file, settings.broker_ca_file),
+        ("line certificate", settings.line_cert_file, settings.line_key_file, settings.line_ca_file),
+    )
+    for check, certificate, key, ca in pairs:
+        if certificate is not None:
+            yield from _look_at_certificate(check, certificate, key, ca)
+
+
+def _look_at_certificate(check: str, certificate: Path, key: Path | None, ca: Path | None) -> Iterator[Finding]:
+    renew = "make a new one: `fedops-mqtt fleet renew NAME`"
+    try:
+        facts = read_certificate(certificate)
+        has_key = key is None or is_pair(certificate, key)
+        is_ours = ca is None or is_issued_by(certificate, ca)
+    except (OSError, ValueError, TypeError) as error:
+        yield problem(check, f"cannot be used: {error}", "copy the whole bundle here again")
+        return
+    if not has_key:
+        yield problem(check, f"{key} is not the key of {certificate}", "copy the whole bundle here again")
+    if not is_ours:
+        yield problem(check, f"{certificate} was not issued by {ca}", "copy the whole bundle here again")
+    trouble = facts.problem_at(datetime.now(UTC), warn_days=WARN_DAYS)
+    if trouble is None:
+        yield ok(check, f"{facts.common_name}, good until {facts.not_after:%Y-%m-%d}")
+    elif trouble.startswith("expires in"):
+        yield warning(check, f"{facts.common_name} {trouble}", renew)
+    else:
+        yield problem(check, f"{facts.common_name} {trouble}", renew)
+
+
+def look_at_clock() -> Iterator[Finding]:
+    """Whether this machine's clock is set and kept; the protocol does not need it, certificates and logs do."""
+    advice = "set the clock and keep it: timedatectl set-ntp true"
+    now = datetime.now(UTC)
+    if now.year < _FIRST_YEAR:
+        yield problem("clock", f"it says {now:%Y-%m-%d %H:%M} UTC", advice)
+        return
+    match _is_synchronised():
+        case True:
+            yield ok("clock", "synchronised")
+        case False:
+            yield warning("clock", f"nobody keeps it right; it says {now:%Y-%m-%d %H:%M} UTC", advice)
+        case None:
+            yield unknown("clock", f"it says {now:%Y-%m-%d %H:%M} UTC; whether it is kept right is not known here")
+
+
+def _is_synchronised() -> bool | None:
+    timedatectl = shutil.which("timedatectl")
+    if timedatectl is None:
+        return None
+    command = [timedatectl, "show", "--property=NTPSynchronized", "--value"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=_NTP_TIMEOUT_S, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return {"yes": True, "no": False}.get(said.strip())
+
+
+def look_at_ports(addresses: Iterable[str | None]) -> Iterator[Finding]:
+    """Whether what is to listen could."""
+    for address in filter(None, addresses):
+        host, _, port = address.rpartition(":")
+        host = host.strip("[]") or "127.0.0.1"
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            with socket.create_server((host, int(port)), family=family):
+                yield ok("port", f"{address} is free")
+        except OSError as error:
+            advice = "if that is not our own process already running, choose another with --http"
+            yield warning("port", f"{address}: {error.strerror}", advice)
+
+
+def look_at_disk(folder: Path) -> Iterator[Finding]:
+    """Whether the state folder can be written, and how much room is left."""
+    there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    probe = there / ".fedops-mqtt-doctor"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        yield problem("disk", f"{there} cannot be written: {error.strerror}", "choose another with --state-dir")
+        return
+    free = shutil.disk_usage(there).free
+    room = f"{free // 1024**2} MB free at {there}"
+    if free < _MIN_FREE_BYTES:
+        yield problem("disk", room, "make room: journals, models and checkpoints need it")
+    else:
+        yield ok("disk", room)
+
+
+def look_at_broker_config(path: Path) -> Iterator[Finding]:
+    """What a mosquitto.conf leaves open."""
+    try:
+        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
+    except OSError as error:
+        yield problem("broker config", f"{path}: {error.strerror}", "run this on the broker's machine, as its user")
+        return
+    said = {line[0]: line[-1] for line in lines}
+    queue = int(said.get("max_queued_messages", "1000"))
+    if queue == 0:
+        yield problem("broker config", "max_queued_messages 0", "with it a denied publish ends a connection: 100000")
+    elif queue < _MIN_QUEUE:
+        advice = "set max_queued_messages to 100000: fewer lose statuses silently in a larger fleet"
+        yield warning("broker config", f"max_queued_messages is {queue}", advice)
+    if said.get("allow_anonymous") == "true":
+        yield problem(
+            "broker config", "allow_anonymous true", "set it to false; broker-config/mosquitto.conf shows how"
+        )
+    if "acl_file" not in said and "plugin" not in said:
+        yield problem("broker config", "there is no acl_file", "anybody may say anything: use broker-config/acl")
+    if "max_packet_size" not in said:
+        yield warning(
+            "broker config", "there is no max_packet_size", "set it to 4325376: one packet can fill the memory"
+        )
+    yield from _look_at_listeners(lines)
+
+
+def _look_at_listeners(lines: list[list[str]]) -> Iterator[Finding]:
+    blocks: list[tuple[str, set[str]]] = []
+    for line in lines:
+        if line[0] == "listener":
+            blocks.append((" ".join(line[1:]), set()))
+        elif blocks:
+            blocks[-1][1].add(line[0])
+    for where, directives in blocks:
+        if "certfile" not in directives:
+            yield problem("broker config", f"listener {where} is without TLS", "give it cafile, certfile and keyfile")
+        elif "use_username_as_clientid" not in directives:
+            advice = "add `use_username_as_clientid true` below it: anybody can take another's client id"
+            yield problem("broker config", f"listener {where} does not bind client ids", advice)
+        else:
+            yield ok("broker config", f"listener {where} has TLS and binds client ids")

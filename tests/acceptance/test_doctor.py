@@ -1,0 +1,96 @@
+"""`fedops-mqtt doctor` as a person runs it: quiet about a healthy fleet, and right about what is wrong with another."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from secure_site import MANAGER, SCREEN, SERVER, A, B, SecureSite, make_fleet
+from yard import Yard
+
+from fedops_mqtt.bus import Mosquitto
+from fedops_mqtt.core.exit_codes import ExitCode
+from fedops_mqtt.protocol import topics
+
+Findings = list[dict[str, str]]
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[SecureSite]:
+    made = make_fleet(tmp_path / "fleet")
+    async with Mosquitto(config=made.broker_folder / "mosquitto.conf") as broker:
+        yield SecureSite(made, broker)
+
+
+async def examine(yard: Yard, *arguments: str, code: int = ExitCode.OK) -> Findings:
+    doctor = await yard.run("doctor", "--json", *arguments, state_dir=yard.folder)
+    assert doctor.process.returncode == code, doctor.stdout + doctor.stderr
+    return [json.loads(line) for line in doctor.stdout.splitlines()]
+
+
+def troubles(findings: Findings) -> list[str]:
+    return [f"{each['check']}: {each['found']}" for each in findings if each["level"] == "problem"]
+
+
+@pytest.mark.parametrize("who", [A, MANAGER, SERVER, SCREEN])
+async def test_it_finds_nothing_wrong_with_a_healthy_fleet(yard: Yard, site: SecureSite, who: str) -> None:
+    findings = await examine(yard, "--config", str(site.bundle(who)))
+    assert troubles(findings) == []
+    assert {"files", "clock", "disk", "broker", "TLS", "credentials", "ACL"} <= {each["check"] for each in findings}
+
+
+async def test_it_sees_an_acl_that_lets_a_device_say_and_hear_too_much(yard: Yard, site: SecureSite) -> None:
+    (site.fleet.broker_folder / "acl").write_text(f"user {A.replace(':', '-')}\ntopic readwrite #\n")
+    await site.reload()
+    async with site.knock(A) as device:
+        await device.publish(str(topics.client_status("digits", B)), b"x", qos=1, retain=True)
+    findings = await examine(yard, "--config", str(site.bundle(A)), code=ExitCode.FAILED)
+    found = troubles(findings)
+    assert [each for each in found if "may publish" in each and "/status" in each]
+    assert [each for each in found if "may read" in each]
+    assert all(each["advice"] for each in findings if each["level"] == "problem")
+
+
+async def test_it_sees_an_acl_that_lets_a_device_say_too_little(yard: Yard, site: SecureSite) -> None:
+    (site.fleet.broker_folder / "acl").write_text("user nobody\ntopic read nothing\n")
+    await site.reload()
+    findings = await examine(yard, "--config", str(site.bundle(A)), code=ExitCode.FAILED)
+    assert [each for each in troubles(findings) if "may not publish" in each and "metrics" in each]
+
+
+async def test_it_says_that_a_certificate_was_taken_back(yard: Yard, site: SecureSite) -> None:
+    site.fleet.revoke(A)
+    await site.reload()
+    findings = await examine(yard, "--config", str(site.bundle(A)), code=ExitCode.FAILED)
+    assert [each["advice"] for each in findings if "revoked" in each["found"]] == [
+        "this certificate was taken back: enrol the identity again"
+    ]
+
+
+async def test_it_sees_files_that_others_read_and_a_key_of_somebody_else(yard: Yard, site: SecureSite) -> None:
+    key = site.bundle(A).with_name("client.key")
+    key.write_bytes(site.bundle(B).with_name("client.key").read_bytes())
+    key.chmod(0o644)
+    found = troubles(await examine(yard, "--config", str(site.bundle(A)), "--no-bus", code=ExitCode.FAILED))
+    assert [each for each in found if "can be read by others" in each]
+    assert [each for each in found if "is not the key of" in each]
+
+
+async def test_it_reads_a_brokers_configuration(yard: Yard, site: SecureSite) -> None:
+    secure = str(site.fleet.broker_folder / "mosquitto.conf")
+    assert troubles(await examine(yard, "--no-bus", "--broker-conf", secure)) == []
+    open_door = yard.folder / "open.conf"
+    open_door.write_text("listener 1883\nallow_anonymous true\nmax_queued_messages 0\n")
+    found = troubles(await examine(yard, "--no-bus", "--broker-conf", str(open_door), code=ExitCode.FAILED))
+    assert len(found) == 4
+
+
+async def test_a_broker_that_is_not_there_is_named(yard: Yard) -> None:
+    found = troubles(await examine(yard, "--broker", "mqtt://127.0.0.1:9", code=ExitCode.FAILED))
+    assert found == ["broker: mqtt://127.0.0.1:9: Connection refused"]
+
+
+async def test_a_development_broker_works_and_is_called_open(yard: Yard, broker: Mosquitto) -> None:
+    findings = await examine(yard, "--broker", broker.url)
+    assert troubles(findings) == []
+    assert [each for each in findings if each["check"] == "ACL" and each["level"] == "warning"]
