@@ -18,6 +18,7 @@ ORDER = (
     "core",
     "bus",
     "door",
+    "service",
     "line",
     "client",
     "manager",
