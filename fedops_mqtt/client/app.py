@@ -1,6 +1,6 @@
 """The front of a client: `FLClientTask` as FedOps documents it, and `run_client` for a program that has settings.
 
-A live app object is not sent anywhere: its import path is found, and the training process imports it.
+An app that stands in a module is imported by the training process; live objects are sent to it, on this machine only.
 """
 
 import asyncio
@@ -9,17 +9,22 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fedops_mqtt.bus import BrokerUrlError, EpochFileError, RivalError
+from fedops_mqtt.client.client_api import speaking
 from fedops_mqtt.client.client_utils import FLClientStatus, NoMacAddressError, view_of
+from fedops_mqtt.client.configuration import Scalar, flatten, read_configuration
 from fedops_mqtt.client.daemon import ClientConfigError, Daemon
 from fedops_mqtt.client.http_shim import ShimAddressError
 from fedops_mqtt.client.journal import DaemonRunningError
+from fedops_mqtt.client.live_task import LIVE, LiveFile, pack
+from fedops_mqtt.client.pipe import MetricsReport
+from fedops_mqtt.client.trainer import Trainer
 from fedops_mqtt.core.exit_codes import ExitCode
-from fedops_mqtt.protocol import TaskId
+from fedops_mqtt.protocol import MetricsKind, Outcome, TaskId
 from fedops_mqtt.settings import ClientSettings
 
 logger = logging.getLogger(__name__)
@@ -27,7 +32,6 @@ logger = logging.getLogger(__name__)
 _SETTINGS_OF_CFG = {"task_id": "task_id", "wandb.project": "wandb_project", "wandb.key": "wandb_key"}
 """FedOps' names in a configuration, and the setting that each is."""
 _SECRETS_OF_CFG = ("wandb.key",)
-_MAX_CONFIG_DEPTH = 8
 
 
 class AppPathError(ValueError):
@@ -42,24 +46,42 @@ class AppPathError(ValueError):
 
 
 class FLClientTask:
-    """A FedOps client (FedOps client.app.FLClientTask): its configuration and its app.
+    """A FedOps client (FedOps client.app.FLClientTask): its configuration and what it trains.
 
-    `cfg` is a mapping, or any object with attributes (FedOps' Hydra configuration); `task_id` and `wandb` in it are
-    settings, all of it reaches the app as `Context.run_config` with names joined by dots. `fl_task` is MODULE:ATTRIBUTE
-    or an app object that stands in a module. `settings` are `ClientSettings` by name; they outweigh `cfg`, and `cfg`
-    outweighs the environment.
+    `cfg` is a mapping, a YAML file's path, or any object with attributes (FedOps' Hydra configuration); `task_id` and
+    `wandb` in it are settings, all of it reaches the app as `Context.run_config` with names joined by dots. `fl_task`
+    is MODULE:ATTRIBUTE, an app, or FedOps' registration: a dict of `model`, `model_name`, and what `cfg.model_type`
+    asks for. Live objects are pickled for the training process when this is made: it trains what they are now. `xai`
+    is FedOps' and has no effect. `settings` are `ClientSettings` by name; they outweigh `cfg`, and `cfg` outweighs the
+    environment.
 
     Raises:
-        ClientConfigError, AppPathError, NoMacAddressError, BrokerUrlError: what the caller can put right.
+        ClientConfigError, ConfigurationError, LiveTaskError, NoMacAddressError, BrokerUrlError: what the caller can put
+            right.
     """
 
-    def __init__(self, cfg: Any, fl_task: object = None, **settings: Any) -> None:
-        self.cfg = cfg
-        values = flatten(cfg)
+    def __init__(self, cfg: Any, fl_task: object = None, xai: bool = False, **settings: Any) -> None:
+        unknown = sorted(set(settings) - set(ClientSettings.model_fields))
+        if unknown:
+            raise TypeError(f"FLClientTask has no setting {unknown[0]!r}; see ClientSettings")
+        self.cfg = read_configuration(cfg)
+        values = flatten(self.cfg)
         run_config = {name: value for name, value in values.items() if name not in _SECRETS_OF_CFG}
-        given = _settings_in(values) | ({"app": import_path_of(fl_task)} if fl_task is not None else {}) | settings
-        self.settings = ClientSettings(**given)
-        self.daemon = Daemon(self.settings, import_paths=_import_paths(), run_config=run_config)
+        app = None if fl_task is None else _app_of(fl_task)
+        self.settings = ClientSettings(**_settings_in(values) | ({"app": app} if app else {}) | settings)
+        self._live_task: LiveFile | None = None
+        if app == LIVE:
+            self._live_task = pack(fl_task, self.cfg, self.settings.state_dir)
+        self.daemon = Daemon(
+            self.settings, import_paths=_import_paths(), run_config=run_config, make_trainer=self._make_trainer
+        )
+        if xai:
+            logger.warning("xai has no effect here: explain the model in test_torch or in a program of its own")
+
+    def _make_trainer(self, **parts: Any) -> Trainer:
+        live_task = self._live_task.fileno() if self._live_task else None
+        self._trainer = Trainer(live_task=live_task, **parts)
+        return self._trainer
 
     @property
     def task_id(self) -> TaskId:
@@ -77,7 +99,8 @@ class FLClientTask:
         Raises:
             DaemonRunningError, RivalError, ShimAddressError, OSError: see `Daemon.run`.
         """
-        with _leaving_on_signals(self.daemon):
+        speaker = DaemonSpeaker(self.daemon, self._trainer, asyncio.get_running_loop())
+        with _leaving_on_signals(self.daemon), speaking(speaker):
             await self.daemon.run()
 
     def start(self) -> None:
@@ -91,6 +114,37 @@ class FLClientTask:
         code = asyncio.run(_exit_code_of(self.fl_client_start()))
         if code is not ExitCode.OK:
             raise SystemExit(code)
+
+
+class DaemonSpeaker:
+    """FedOps' APIs in the process of a daemon (a `Speaker`)."""
+
+    def __init__(self, daemon: Daemon, trainer: Trainer, loop: asyncio.AbstractEventLoop) -> None:
+        self._daemon = daemon
+        self._trainer = trainer
+        self._loop = loop
+
+    @property
+    def gl_model(self) -> int:
+        """Number of the global model that the manager said last."""
+        return self._daemon.client.facts.gl_model
+
+    @property
+    def server_ip(self) -> str | None:
+        """`host:port` of the FL server of the last start."""
+        return self._daemon.client.server_ip
+
+    def tell(self, kind: MetricsKind, round_: int, values: dict[str, Scalar]) -> None:
+        """Publish one metrics message."""
+        self._loop.call_soon_threadsafe(self._daemon.tell, MetricsReport(kind=kind, round=round_, values=values))
+
+    def end_training(self, outcome: Outcome, reason: str | None) -> None:
+        """End the training in hand, with this result."""
+        self._loop.call_soon_threadsafe(self._trainer.end, outcome, reason)
+
+    def leave(self) -> None:
+        """Leave."""
+        self._loop.call_soon_threadsafe(self._daemon.leave)
 
 
 async def run_client(settings: ClientSettings) -> int:
@@ -145,32 +199,21 @@ def _leaving_on_signals(daemon: Daemon) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-def flatten(cfg: Any) -> dict[str, bool | int | float | str | None]:
-    """Return the scalars of a configuration by their dotted names; what is neither scalar nor nested is left out."""
-    return dict(_scalars(cfg, "", 0))
-
-
-def _scalars(cfg: Any, prefix: str, depth: int) -> Iterator[tuple[str, bool | int | float | str | None]]:
-    if depth > _MAX_CONFIG_DEPTH:
-        return
-    for name, value in _items(cfg):
-        if value is None or isinstance(value, bool | int | float | str):
-            yield f"{prefix}{name}", value
-        elif not isinstance(value, Sequence | bytes) and not callable(value):
-            yield from _scalars(value, f"{prefix}{name}.", depth + 1)
-
-
-def _items(cfg: Any) -> list[tuple[str, Any]]:
-    if isinstance(cfg, Mapping) or callable(getattr(cfg, "items", None)):
-        return [(str(name), value) for name, value in cfg.items()]
-    return [(name, value) for name, value in getattr(cfg, "__dict__", {}).items() if not name.startswith("_")]
-
-
 def _settings_in(values: Mapping[str, Any]) -> dict[str, Any]:
     found = {setting: values[name] for name, setting in _SETTINGS_OF_CFG.items() if values.get(name) is not None}
     if values.get("wandb.use") is False:
         found = {name: value for name, value in found.items() if not name.startswith("wandb")}
     return found
+
+
+def _app_of(fl_task: object) -> str:
+    """Return an app's import path, or that it has none: a registration is alive, and so is an app in the script."""
+    if isinstance(fl_task, Mapping):
+        return LIVE
+    try:
+        return import_path_of(fl_task)
+    except AppPathError:
+        return LIVE
 
 
 def import_path_of(fl_task: object) -> str:

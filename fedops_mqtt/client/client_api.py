@@ -1,74 +1,157 @@
-"""FedOps' two APIs of a client, saying on the bus what FedOps said over HTTP; the daemon itself speaks through them.
+"""FedOps' two APIs of a client, called as FedOps' are; what they said over HTTP becomes messages on the bus.
 
-Each call applies one event to the client; its next status on the bus is what an HTTP request was.
+They are made without a handle, so a process has one `Speaker` for them: its daemon, or the daemon it trains for.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
 
-from fedops_mqtt.client.client_utils import ManagerData
-from fedops_mqtt.core.client import Client, Step
-from fedops_mqtt.core.client_events import Event, Leaving, TrainingEnded
-from fedops_mqtt.protocol import Outcome
+from fedops_mqtt.client.configuration import Scalar, flatten
+from fedops_mqtt.protocol import MetricsKind, Outcome
 
 
-class Voice(Protocol):
-    """The daemon as these APIs need it."""
+class NobodySpeaksError(RuntimeError):
+    """There is no client in this process."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no client runs in this process: FedOps' APIs speak through an FLClientTask, from when it serves, and "
+            "through a training that it has started"
+        )
+
+
+class Speaker(Protocol):
+    """Who says things for the client of this process; every method returns at once, from any thread."""
 
     @property
-    def client(self) -> Client:
-        """The client as it is now."""
+    def gl_model(self) -> int:
+        """Number of the global model that the manager said last."""
         ...
 
-    def apply(self, event: Event) -> Awaitable[Step]:
-        """Take an event in; the status that follows from it is published."""
+    @property
+    def server_ip(self) -> str | None:
+        """`host:port` of the FL server of the last start."""
+        ...
+
+    def tell(self, kind: MetricsKind, round_: int, values: dict[str, Scalar]) -> None:
+        """Publish one metrics message."""
+        ...
+
+    def end_training(self, outcome: Outcome, reason: str | None) -> None:
+        """Say how the training in hand ended."""
+        ...
+
+    def leave(self) -> None:
+        """Leave: what trains is interrupted, then client-out is said."""
         ...
 
 
-class _Api:
-    def __init__(self, voice: Voice, on_client_out: Callable[[], None]) -> None:
-        self._voice = voice
-        self._on_client_out = on_client_out
-
-    async def get_client_out(self) -> None:
-        """Say that this client leaves: training is interrupted, then the daemon says client-out (`/flclient_out`)."""
-        await self._voice.apply(Leaving())
-        self._on_client_out()
-
-    async def get_train_fin(self) -> None:
-        """Say that the training in hand is finished (`/trainFin`); nothing happens when none is."""
-        await self._end(Outcome.FINISHED, None)
-
-    async def get_train_fail(self, reason: str | None = None) -> None:
-        """Say that the training in hand has failed (`/trainFail`); nothing happens when none is."""
-        await self._end(Outcome.FAILED, reason)
-
-    async def _end(self, outcome: Outcome | None, reason: str | None) -> None:
-        mine = self._voice.client.facts.in_hand
-        if mine is not None:
-            ended = TrainingEnded(run_id=mine.run_id, attempt=mine.attempt, outcome=outcome, reason=reason)
-            await self._voice.apply(ended)
+_speakers: list[Speaker] = []
+"""The one exception to "no module state": FedOps' constructors leave no other way. The last one speaks."""
 
 
-class ClientManagerAPI(_Api):
+@contextmanager
+def speaking(speaker: Speaker) -> Iterator[None]:
+    """Let this process's APIs speak through `speaker` for as long as the block lasts."""
+    _speakers.append(speaker)
+    try:
+        yield
+    finally:
+        _speakers.remove(speaker)
+
+
+def current_speaker() -> Speaker:
+    """Return who speaks for this process.
+
+    Raises:
+        NobodySpeaksError: nobody does.
+    """
+    if not _speakers:
+        raise NobodySpeaksError
+    return _speakers[-1]
+
+
+class InfoAnswer:
+    """What FedOps reads from the answer to `/info`: `.json()["GL_Model_V"]`."""
+
+    status_code = 200
+
+    def __init__(self, gl_model: int) -> None:
+        self._gl_model = gl_model
+
+    def json(self) -> dict[str, int]:
+        """Return the fields of the answer."""
+        return {"GL_Model_V": self._gl_model}
+
+
+class ClientManagerAPI:
     """What a client says to its manager (FedOps client_api.ClientMangerAPI)."""
 
-    async def get_info(self) -> ManagerData:
-        """Return what the manager said last about the global model (`/info`); it comes with every start."""
-        return ManagerData(GL_Model_V=self._voice.client.facts.gl_model)
+    def get_info(self) -> InfoAnswer:
+        """Return what the manager said last about the global model (`/info`)."""
+        return InfoAnswer(current_speaker().gl_model)
 
-    async def get_train_out(self, reason: str | None) -> None:
-        """Say that the run was over before this client joined: its start is rejected after all, nothing failed."""
-        await self._end(None, reason)
+    def get_client_out(self) -> None:
+        """Leave (`/flclient_out`): what trains is interrupted, then client-out is said."""
+        current_speaker().leave()
 
-    async def get_train_stopped(self, reason: str | None) -> None:
-        """Say that the training in hand was stopped."""
-        await self._end(Outcome.STOPPED, reason)
+    def get_train_fin(self) -> None:
+        """Say that the training in hand is finished (`/trainFin`)."""
+        current_speaker().end_training(Outcome.FINISHED, None)
+
+    def get_train_fail(self, reason: str | None = None) -> None:
+        """Say that the training in hand has failed (`/trainFail`)."""
+        current_speaker().end_training(Outcome.FAILED, reason or "the client's program said so")
 
 
-class ClientServerAPI(_Api):
-    """What a client asks of and says to FedOps' server manager (FedOps client_api.ClientServerAPI)."""
+ClientMangerAPI = ClientManagerAPI
+"""FedOps' own spelling."""
 
-    async def get_port(self) -> str | None:
+
+class ClientServerAPI:
+    """What a client asks of FedOps' server manager and tells its performance server (FedOps client_api).
+
+    A result is JSON text of one object, or a mapping; its fields keep their names. Nested ones are joined by dots.
+    """
+
+    def __init__(self, task_id: str) -> None:
+        self.task_id = task_id
+
+    def get_port(self) -> str | None:
         """Return `host:port` of the FL server of the last start (`FLSe/getPort`); None before the first."""
-        return self._voice.client.server_ip
+        return current_speaker().server_ip
+
+    def put_train_result(self, train_result_json: str | Mapping[str, Any]) -> None:
+        """Publish what a round's training gave (`client_perf/train_result`)."""
+        _tell(MetricsKind.TRAIN_RESULT, train_result_json)
+
+    def put_test_result(self, test_result_json: str | Mapping[str, Any]) -> None:
+        """Publish what a round's evaluation gave (`client_perf/test_result`)."""
+        _tell(MetricsKind.TEST_RESULT, test_result_json)
+
+    def put_client_time_result(self, client_time_result_json: str | Mapping[str, Any]) -> None:
+        """Publish how long the training took (`client_perf/client_time_result`)."""
+        _tell(MetricsKind.TIME_RESULT, client_time_result_json)
+
+    def put_client_system(self, client_system_json: str | Mapping[str, Any]) -> None:
+        """Publish how the device did (`client_perf/client_system`)."""
+        _tell(MetricsKind.SYSTEM, client_system_json)
+
+    def put_client_xai_result(self, xai_result_json: str | Mapping[str, Any]) -> None:
+        """Publish what an explanation gave (`client_perf/xai_result`)."""
+        _tell(MetricsKind.DATA, xai_result_json)
+
+    def put_cluster_assign(self, client_mac: str, cluster_id: int | None) -> None:
+        """Publish which cluster a client belongs to (`FLSe/cluster`)."""
+        cluster = None if cluster_id is None else int(cluster_id)
+        _tell(MetricsKind.DATA, {"client_mac": client_mac, "cluster_id": cluster})
+
+
+def _tell(kind: MetricsKind, said: str | Mapping[str, Any]) -> None:
+    result = json.loads(said) if isinstance(said, str | bytes) else said
+    if not isinstance(result, Mapping):
+        raise ValueError(f"a result is one JSON object, not {type(result).__name__}")
+    round_ = result.get("round", 0)
+    current_speaker().tell(kind, round_ if isinstance(round_, int) and round_ >= 0 else 0, flatten(result))

@@ -6,6 +6,7 @@ must not outlive its daemon: a lifeline pipe has the kernel kill its whole group
 
 import argparse
 import fcntl
+import importlib
 import logging
 import os
 import signal
@@ -100,6 +101,13 @@ class Reporter:
             with self._lock:
                 self._tell_phase()
             pause.wait(_PHASE_INTERVAL_S)
+
+
+def __getattr__(name: str) -> object:
+    """FedOps' names of this module; they need flwr, which the daemon never imports."""
+    if name not in ("FLClient", "flower_client_start"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("fedops_mqtt.client.client_fl_client"), name)
 
 
 def main() -> int:

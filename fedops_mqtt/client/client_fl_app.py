@@ -9,7 +9,7 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,23 @@ from flwr.app import Context, Message, RecordDict
 from flwr.client import Client, NumPyClient
 from flwr.clientapp import ClientApp
 
+from fedops_mqtt.client.adapters import RegistrationError
+from fedops_mqtt.client.client_fl_client import FLClient
+from fedops_mqtt.client.client_fl_numpy import AnyServerApp
+from fedops_mqtt.client.configuration import entry, nest
+from fedops_mqtt.client.live_task import unpack
 from fedops_mqtt.client.pipe import Job
 from fedops_mqtt.line.codec import EncodedContent, encode_content, encode_message, read_message
 from fedops_mqtt.line.errors import LineError
 
 logger = logging.getLogger(__name__)
 
-_KINDS = "a flwr ClientApp, a NumPyClient or Client (class or object), or a function that makes one from a Context"
+_KINDS = (
+    "a flwr ClientApp, a NumPyClient or Client (class or object), a function that makes one from a Context, "
+    "or FedOps' registration (a dict, or a function that makes one)"
+)
+Register = Callable[[Mapping[str, Any]], NumPyClient]
+"""Makes a client of FedOps' registration."""
 _MAX_STATE_BYTES = 4 * 1024**3
 _NOBODY = 0
 """Receiver of a message that never leaves the disk."""
@@ -38,21 +48,58 @@ class AppError(Exception):
         super().__init__(f"cannot load app {spec!r}: {problem}")
 
 
-def load_app(spec: str, import_paths: Sequence[str]) -> ClientApp:
-    """Return the ClientApp that `MODULE:ATTRIBUTE` names; `import_paths` are looked in first.
+def load_app(job: Job) -> ClientApp:
+    """Return the ClientApp that a job is about: live objects, or what its `MODULE:ATTRIBUTE` names.
 
     Raises:
         AppError: there is none, or it is nothing that a ClientApp can be made of.
     """
+    sys.path[:0] = [path for path in job.import_paths if path not in sys.path]
+    importlib.invalidate_caches()
+    if job.live_task is None:
+        return _as_client_app(job.app, _find(job.app), _register_for(job, nest(job.run_config)))
+    fl_task, cfg = _unpack(job.live_task)
+    return _as_client_app("fl_task", fl_task, _register_for(job, cfg))
+
+
+def _find(spec: str) -> Any:
     module_name, _, attribute = spec.partition(":")
     if not module_name or not attribute:
         raise AppError(spec, "expected MODULE:ATTRIBUTE, such as my_project.client:app")
-    sys.path[:0] = [path for path in import_paths if path not in sys.path]
-    importlib.invalidate_caches()
     found: Any = _import(spec, module_name)
     for name in attribute.split("."):
         found = _attribute(spec, found, name)
-    return _as_client_app(spec, found)
+    return found
+
+
+def _unpack(descriptor: int) -> tuple[Any, Any]:
+    try:
+        return unpack(descriptor)
+    except Exception as error:  # what the user's objects do when they come to life again
+        logger.exception("fl_task could not be read")
+        problem = f"the objects could not be made again: {type(error).__name__}: {error}"
+        raise AppError("fl_task", f"{problem}. Pass an import path instead, such as 'my_task:make_fl_task'") from error
+
+
+def _register_for(job: Job, cfg: Any) -> Register:
+    def register(registration: Mapping[str, Any]) -> NumPyClient:
+        return FLClient(
+            registration.get("model"),
+            entry(cfg, "dataset.validation_split"),
+            job.task_id,
+            job.client_mac,
+            job.client_name,
+            1,
+            job.gl_model,
+            False,
+            job.wandb.name if job.wandb else "",
+            model_name=registration.get("model_name"),
+            model_type=registration.get("model_type") or entry(cfg, "model_type", "Pytorch"),
+            cfg=cfg,
+            registration=registration,
+        )
+
+    return register
 
 
 def _import(spec: str, module_name: str) -> Any:
@@ -78,9 +125,11 @@ def _attribute(spec: str, found: Any, name: str) -> Any:
         raise AppError(spec, f"looking up {name!r} raised {type(error).__name__}: {error}") from error
 
 
-def _as_client_app(spec: str, found: Any) -> ClientApp:
+def _as_client_app(spec: str, found: Any, register: Register) -> ClientApp:
     if isinstance(found, ClientApp):
         return found
+    if isinstance(found, Mapping):
+        return _app_of_client(_registered(spec, found, register), is_registered=True)
     if isinstance(found, NumPyClient | Client):
         return _app_of_client(found)
     if not callable(found):
@@ -88,8 +137,23 @@ def _as_client_app(spec: str, found: Any) -> ClientApp:
     if isinstance(found, type) and not issubclass(found, NumPyClient | Client):
         raise AppError(spec, f"it is the class {found.__name__}, expected {_KINDS}")
     if _takes_context(found):
-        return ClientApp(client_fn=lambda context: _as_client(found(context)))
-    return _as_client_app(spec, _make(spec, found))
+        return AnyServerApp(lambda context: _as_client(found(context)))
+    return _as_client_app(spec, _make(spec, found), register)
+
+
+def _registered(spec: str, registration: Mapping[str, Any], register: Register) -> NumPyClient:
+    try:
+        return register(registration)
+    except RegistrationError as error:
+        raise AppError(spec, str(error)) from error
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        extra = EXTRAS.get(missing, missing)
+        raise AppError(spec, f"{missing!r} is not installed: pip install 'fedops-mqtt[{extra}]'") from error
+
+
+EXTRAS = {"torch": "torch", "keras": "keras", "peft": "hf", "transformers": "hf", "sklearn": "sklearn"}
+"""Frameworks, and the extra of this package that brings each."""
 
 
 def _takes_context(factory: Callable[..., Any]) -> bool:
@@ -106,10 +170,10 @@ def _make(spec: str, factory: Callable[[], Any]) -> Any:
         raise AppError(spec, f"calling it raised {type(error).__name__}: {error}") from error
 
 
-def _app_of_client(client: NumPyClient | Client) -> ClientApp:
+def _app_of_client(client: NumPyClient | Client, *, is_registered: bool = False) -> ClientApp:
     """Serve every message with one client, as `flwr.client.start_client(client=…)` does: it may keep its model."""
     one = _as_client(client)
-    return ClientApp(client_fn=lambda context: one)
+    return AnyServerApp(lambda context: one, is_registered=is_registered)
 
 
 def _as_client(made: Any) -> Client:

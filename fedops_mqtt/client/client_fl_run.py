@@ -8,17 +8,20 @@ from functools import partial
 from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedops_mqtt.client.client_api import speaking
 from fedops_mqtt.client.client_fl import Reporter, failed, leave_soon
 from fedops_mqtt.client.client_fl_app import AppError, Keeping, KeptState, load_app, make_node_config, make_run_config
 from fedops_mqtt.client.client_fl_classic import ClassicRunner
 from fedops_mqtt.client.client_fl_clock import PhaseClock
+from fedops_mqtt.client.client_fl_numpy import AnyServerApp
 from fedops_mqtt.client.client_wandb import WandbLog, start_wandb
+from fedops_mqtt.client.configuration import Scalar
 from fedops_mqtt.client.pipe import EndedReport, Job, MetricsReport, PhaseReport
 from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.keeper import RunEnd
 from fedops_mqtt.line.probe import Answers, probe
 from fedops_mqtt.line.runner import Answered, Joined, LineRunner, Progress, make_context
-from fedops_mqtt.protocol import MetricsKind, Phase, Transport
+from fedops_mqtt.protocol import MetricsKind, Outcome, Phase, Transport
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +45,16 @@ class Training:
         self._app: Keeping | None = None
         self._run_id: str | None = None
         self._wandb = _wandb_of(job)
+        self._began = time.monotonic()
+        self._is_registered = False
         self._clock = PhaseClock(reporter.metrics)
 
     def run(self) -> EndedReport:
         """Train until the run is over for this client and say how that was."""
         self._reporter.phase(PhaseReport(phase=Phase.JOINING))
         try:
-            app = load_app(self._job.app, self._job.import_paths)
+            app = load_app(self._job)
+            self._is_registered = isinstance(app, AnyServerApp) and app.is_registered
         except AppError as error:
             return failed(str(error))
         try:
@@ -57,7 +63,8 @@ class Training:
             return failed(str(error))
         kept = KeptState(self._job.state_folder / "context.bin")
         self._app = Keeping(app, kept)
-        return self._report_of(runner.run(_as_app(self._app), partial(self._context, kept.load())))
+        with speaking(self):
+            return self._report_of(runner.run(_as_app(self._app), partial(self._context, kept.load())))
 
     def close(self) -> int:
         """Finish what runs beside the training; returns the exit status."""
@@ -78,6 +85,29 @@ class Training:
             self._stop_reason = reason
             if self._runner is not None:
                 self._runner.stop(reason)
+
+    @property
+    def gl_model(self) -> int:
+        """Number of the global model that the start said."""
+        return self._job.gl_model
+
+    @property
+    def server_ip(self) -> str:
+        """`host:port` of the FL server."""
+        return self._server_ip
+
+    def tell(self, kind: MetricsKind, round_: int, values: dict[str, Scalar]) -> None:
+        """Publish what the app says by FedOps' `client_api`."""
+        self._reporter.metrics(MetricsReport(kind=kind, round=round_, values=values))
+
+    def end_training(self, outcome: Outcome, reason: str | None) -> None:
+        """The app says by itself how it ended."""
+        self._reporter.ended(EndedReport(outcome=outcome, reason=reason))
+        leave_soon(self.close)
+
+    def leave(self) -> None:
+        """The app wants the client to leave; a training process can only end itself."""
+        self.end_training(Outcome.STOPPED, "its own program said client-out")
 
     def _take_runner(self) -> LineRunner | ClassicRunner:
         started = time.monotonic()
@@ -170,9 +200,22 @@ class Training:
         """An app that raised has failed, also where the server ended the run, well or not, before it said so itself."""
         self._clock.flush()
         failure = self._app.failure if self._app else None
+        if failure is None and end.outcome is Outcome.FINISHED and self._is_registered:
+            self._tell_time()
         if failure is not None:
             return failed(failure)
         return EndedReport(outcome=None if end.is_rejected else end.outcome, reason=end.reason or None)
+
+    def _tell_time(self) -> None:
+        """Say how long it took, as FedOps does."""
+        job = self._job
+        who: dict[str, Scalar] = {
+            "fl_task_id": job.task_id,
+            "client_mac": job.client_mac,
+            "client_name": job.client_name,
+        }
+        seconds = time.monotonic() - self._began
+        self.tell(MetricsKind.TIME_RESULT, 0, {**who, "operation_time": seconds, "gl_model_v": job.gl_model})
 
 
 def _as_app(keeping: Keeping) -> ClientApp:

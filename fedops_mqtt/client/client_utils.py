@@ -1,16 +1,29 @@
-"""FedOps' views of a client, and who this device is; needs no framework.
+"""FedOps' `client_utils`: views of a client, who this device is, its local models; a framework is imported when used.
 
 `FLClientStatus` is a view of our status under FedOps' names: made when asked for, kept nowhere.
 """
 
+import json
+import logging
+import re
 import socket
 import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from fedops_mqtt.client.client_api import ClientManagerAPI
+from fedops_mqtt.client.configuration import entry
 from fedops_mqtt.core.client import Client
 from fedops_mqtt.protocol import ClientCondition
 
+logger = logging.getLogger(__name__)
+
+_LOCAL_MODELS = Path("local_model")
+"""Below the folder that the client was started in (FedOps client_utils.local_model_directory)."""
+_LOCAL_MODEL = re.compile(r"(?P<name>.+)_local_model_V(?P<version>\d+)(?:\.(?P<ending>safetensors|pth))?")
 _MULTICAST_BIT = 1 << 40
 """Set by `uuid.getnode` in a number that it made up because it found no network card (RFC 4122, 4.5)."""
 
@@ -90,3 +103,81 @@ def get_mac_address() -> str:
 def get_hostname() -> str:
     """Return the name of this machine."""
     return socket.gethostname()
+
+
+def local_model_directory(task_id: str) -> list[str]:
+    """Make `./local_model/{task_id}` where it is not there; return the names of what is in it."""
+    folder = _LOCAL_MODELS / task_id
+    folder.mkdir(parents=True, exist_ok=True)
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def local_model_stem(task_id: str, model_name: str, gl_model: int) -> Path:
+    """Return where the local model of a version is kept, without the ending that its kind has."""
+    return _LOCAL_MODELS / task_id / f"{model_name}_local_model_V{gl_model}"
+
+
+def download_local_model(model_type: str, task_id: str, listdir: Iterable[str], model: Any = None) -> Any:
+    """Return `model` with the newest local model in it; as it was where there is none (FedOps client_utils).
+
+    Nothing is unpickled: `.safetensors` is ours, `.pth` is loaded with `weights_only`.
+
+    Raises:
+        ValueError: the newest is of another model.
+    """
+    found = [match for name in listdir if (match := _LOCAL_MODEL.fullmatch(name))]
+    if not found:
+        logger.info("no local model yet", extra={"task_id": task_id})
+        return model
+    newest = max(found, key=lambda match: int(match["version"]))
+    from fedops_mqtt.client.adapters.local_models import load_local_model
+
+    return load_local_model(model_type, _LOCAL_MODELS / task_id / newest[0], model)
+
+
+async def notify_fin() -> bool:
+    """Say that the training in hand is finished; returns whether one is in hand after that, which is False."""
+    ClientManagerAPI().get_train_fin()
+    return False
+
+
+async def notify_fail() -> bool:
+    """Say that the training in hand has failed; returns False."""
+    ClientManagerAPI().get_train_fail()
+    return False
+
+
+def set_parameters_for_llm(model: Any, parameters: list[Any]) -> None:
+    """Put arrays into a PEFT model's adapter, in its own order."""
+    from fedops_mqtt.client.adapters import peft_model
+
+    peft_model.load_arrays(model, dict(zip(peft_model.shared_arrays(model), parameters, strict=True)))
+
+
+def get_parameters_for_llm(model: Any) -> list[Any]:
+    """Return the arrays of a PEFT model's adapter."""
+    from fedops_mqtt.client.adapters import peft_model
+
+    return list(peft_model.shared_arrays(model).values())
+
+
+def load_model(model_name: str, quantization: int, gradient_checkpointing: bool, peft_config: Any) -> Any:
+    """Return a causal language model with a PEFT adapter, in 4 or 8 bits where `quantization` says so."""
+    from fedops_mqtt.client.adapters import llm
+
+    return llm.load_model(model_name, quantization, gradient_checkpointing, peft_config)
+
+
+def gen_parameter_shape(cfg: Any) -> None:
+    """Write the shapes of a LoRA adapter to `cfg.save_filename` (`parameter_shapes.json`), for the FL server."""
+    from fedops_mqtt.client.adapters import llm
+
+    path = Path(entry(cfg, "save_filename", "parameter_shapes.json"))
+    shapes = llm.parameter_shapes(
+        entry(cfg, "model.name"),
+        r=int(entry(cfg, "finetune.lora_r")),
+        lora_alpha=int(entry(cfg, "finetune.lora_alpha")),
+        lora_dropout=float(entry(cfg, "finetune.lora_dropout", 0.0)),
+    )
+    path.write_text(json.dumps(shapes, indent=2), encoding="utf-8")
+    logger.info("parameter shapes written", extra={"path": str(path.absolute())})

@@ -23,15 +23,16 @@ from fedops_mqtt.bus import (
     new_instance,
     parse_broker_url,
 )
-from fedops_mqtt.client.client_api import ClientManagerAPI, ClientServerAPI
 from fedops_mqtt.client.client_utils import get_hostname, get_mac_address, view_of
 from fedops_mqtt.client.http_shim import allowed_servers, door_rules, make_shim, serving
 from fedops_mqtt.client.journal import Journal, identity_dir, identity_lock
 from fedops_mqtt.client.metrics import MetricsSender
 from fedops_mqtt.client.pipe import EndedReport, MetricsReport, PhaseReport
 from fedops_mqtt.client.strays import sweep
+from fedops_mqtt.client.system_load import measure_load
 from fedops_mqtt.client.trainer import MakeTrainer, Scalar, Trainer
 from fedops_mqtt.client.training import mark_of
+from fedops_mqtt.client.words import ManagerWords, ServerWords
 from fedops_mqtt.core import client as core
 from fedops_mqtt.core.client import Client, Identity, Step
 from fedops_mqtt.core.client_events import (
@@ -61,6 +62,7 @@ from fedops_mqtt.protocol import (
     topics,
     utc_now,
 )
+from fedops_mqtt.service import supervised
 from fedops_mqtt.settings import ClientSettings
 
 logger = logging.getLogger(__name__)
@@ -112,8 +114,8 @@ class Daemon:
         self._training_news = asyncio.Event()
         self._metrics = MetricsSender()
         self._group: asyncio.TaskGroup | None = None
-        self.manager_api = ClientManagerAPI(self, self.leave)
-        self.server_api = ClientServerAPI(self, self.leave)
+        self.manager_api = ManagerWords(self, self.leave)
+        self.server_api = ServerWords(self, self.leave)
         self.http_address: str | None = None
         """Where the HTTP shim listens, once it does."""
         self._trainer = make_trainer(
@@ -152,7 +154,7 @@ class Daemon:
         with identity_lock(self._folder, task_id=self.identity.task_id, client_mac=self.identity.client_mac):
             self._journal = Journal(self._folder)
             await self._recover()
-            async with self._on_bus() as bus, self._on_http():
+            async with self._on_bus() as bus, self._on_http(), supervised():
                 await self._live(bus)
 
     def leave(self, reason: str | None = None) -> None:
@@ -250,6 +252,7 @@ class Daemon:
                 group.create_task(self._listen(bus), name="inbox"),
                 group.create_task(self._tell_phases(), name="phases"),
                 group.create_task(self._metrics.run(bus), name="metrics"),
+                group.create_task(self._measure_load(), name="system-load"),
             ]
             await self._told_to_leave.wait()
             await self.manager_api.get_client_out()
@@ -283,19 +286,27 @@ class Daemon:
             self._phase = report
             self._phase_news.set()
         elif run is not None:
-            self._metrics.put(
-                ClientMetrics(
-                    kind=report.kind,
-                    task_id=self.identity.task_id,
-                    client_mac=self.identity.client_mac,
-                    instance=self.identity.instance,
-                    run_id=run.run_id,
-                    attempt=run.attempt,
-                    round=report.round,
-                    values=report.values,
-                    at=utc_now(),
-                )
+            self.tell(report)
+
+    def tell(self, report: MetricsReport) -> None:
+        """Publish metrics, as of the run in hand if there is one."""
+        run = self._client.run
+        self._metrics.put(
+            ClientMetrics(
+                kind=report.kind,
+                task_id=self.identity.task_id,
+                client_mac=self.identity.client_mac,
+                instance=self.identity.instance,
+                run_id=run.run_id if run else None,
+                attempt=run.attempt if run else 0,
+                round=report.round,
+                values=report.values,
+                at=utc_now(),
             )
+        )
+
+    async def _measure_load(self) -> None:
+        await measure_load(run=lambda: self._client.run, tell=self.tell, interval_s=self.settings.system_interval_s)
 
     async def _tell_phases(self) -> None:
         """Bring phases into the status, calmly; the first training of a round does not wait."""

@@ -33,6 +33,8 @@ class Job(_Line):
 
     command: Literal["start"] = "start"
     app: str
+    live_task: int | None = None
+    """Descriptor of a file with live objects in the place of an app (see `live_task`)."""
     import_paths: tuple[str, ...]
     """Folders to find the app's module in, before Python's own."""
     task_id: str

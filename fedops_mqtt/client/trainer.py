@@ -9,7 +9,7 @@ from fedops_mqtt.client.pipe import EndedReport, Job, MetricsReport, PhaseReport
 from fedops_mqtt.client.training import Training, TrainingOptions
 from fedops_mqtt.core.client import Identity
 from fedops_mqtt.core.client_events import Reaim, StartTraining, StopTraining
-from fedops_mqtt.protocol import utc_now
+from fedops_mqtt.protocol import Outcome, utc_now
 from fedops_mqtt.settings import ClientSettings
 
 Scalar = bool | int | float | str | None
@@ -52,7 +52,7 @@ class MakeTrainer(Protocol):
 class Trainer:
     """Starts, steers and ends trainings; `on_ended` is awaited when no process of one is left.
 
-    `run_config` is what apps find in `Context.run_config`.
+    `run_config` is what apps find in `Context.run_config`, `live_task` the descriptor of a file that `pack` made.
     """
 
     def __init__(
@@ -65,7 +65,9 @@ class Trainer:
         run_config: Mapping[str, Scalar],
         on_report: Callable[[PhaseReport | MetricsReport], None],
         on_ended: Callable[[EndedReport], Awaitable[None]],
+        live_task: int | None = None,
     ) -> None:
+        self._live_task = live_task
         self._identity = identity
         self._settings = settings
         self._folder = folder
@@ -98,6 +100,11 @@ class Trainer:
         else:
             self._training.stop(action.reason)
 
+    def end(self, outcome: Outcome, reason: str | None) -> None:
+        """End the training in hand as its program says that it ended; nothing happens when there is none."""
+        if self._training is not None:
+            self._training.end(EndedReport(outcome=outcome, reason=reason))
+
     async def wait_idle(self) -> None:
         """Wait until nothing trains and the end of the last training was taken in."""
         await self._is_idle.wait()
@@ -114,6 +121,7 @@ class Trainer:
         join_token = settings.join_token.get_secret_value() if settings.join_token else None
         return Job(
             app=settings.app or "",
+            live_task=self._live_task,
             import_paths=self._import_paths,
             task_id=identity.task_id,
             client_mac=identity.client_mac,

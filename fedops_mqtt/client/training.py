@@ -65,6 +65,7 @@ class Training:
         self._job = job
         self._options = options
         self._on_report = on_report
+        self._live_task = () if job.live_task is None else (job.live_task,)
         self._tail = Tail(max_lines=options.stderr_lines, max_bytes=_MAX_TAIL_BYTES)
         self._commands: asyncio.WriteTransport | None = None
         self._ended: EndedReport | None = None
@@ -83,6 +84,8 @@ class Training:
             except OSError as error:
                 return _failed(f"training process could not be started: {error}")
             self.pid = process.pid
+            facts = {"run_id": self._job.run_id, "attempt": self._job.attempt, "pid": process.pid}
+            logger.info("a training process begins", extra=facts)
             try:
                 return await self._attend(process, ends, mark)
             finally:
@@ -101,6 +104,11 @@ class Training:
             self._say(Stop(reason=reason))
             self._is_over.set()
 
+    def end(self, ended: EndedReport) -> None:
+        """End the process with a result that somebody else has said."""
+        self._ended = self._ended or ended
+        self.stop(ended.reason or "ended by the client's program")
+
     def _say(self, command: Job | Aim | Stop) -> None:
         if self._commands is not None and not self._commands.is_closing():
             self._commands.write(to_line(command))
@@ -113,7 +121,7 @@ class Training:
             stdin=ends.commands_of_child,
             stdout=ends.reports_of_child,
             stderr=ends.stderr_of_child,
-            pass_fds=(ends.lifeline.fileno(),),
+            pass_fds=(ends.lifeline.fileno(), *self._live_task),
             start_new_session=True,
             env=_environment(self._options.state_folder, mark),
         )

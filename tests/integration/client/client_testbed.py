@@ -71,6 +71,14 @@ class Operator:
                         return event.message
         raise AssertionError
 
+    async def until_metrics(self, is_it: Callable[[ClientMetrics], bool], *, timeout_s: float = 40) -> None:
+        """Wait for numbers."""
+        async with asyncio.timeout(timeout_s):
+            while not any(is_it(said) for said in self.metrics):
+                for event in await self.bus.drain():
+                    if isinstance(event, Received) and isinstance(event.message, ClientMetrics):
+                        self.metrics.append(event.message)
+
     async def until_condition(self, condition: ClientCondition, **facts: object) -> ClientStatus:
         """Wait for a status of the five."""
         return await self.until(

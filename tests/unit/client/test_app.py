@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedops_mqtt.client.app import AppPathError, FLClientTask, flatten, import_path_of
+from fedops_mqtt.client.app import AppPathError, FLClientTask, import_path_of
+from fedops_mqtt.client.configuration import flatten
 from fedops_mqtt.client.daemon import ClientConfigError
 
 MAC = "02:00:00:00:00:01"
