@@ -5,6 +5,7 @@ later outweighing the earlier. Everything else in the package takes plain keywor
 """
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -39,6 +40,25 @@ def default_store_url() -> str:
 def inherited_environment() -> dict[str, str]:
     """Return this process's environment, for the processes that it starts."""
     return dict(os.environ)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceManager:
+    """Where systemd listens to us, and how often it wants to hear (sd_notify(3), sd_watchdog_enabled(3))."""
+
+    notify_socket: str | None = None
+    watchdog_s: float | None = None
+    watchdog_pid: int | None = None
+
+
+def service_manager() -> ServiceManager:
+    """Return what systemd has put into the environment; nothing without it."""
+    microseconds, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
+    return ServiceManager(
+        notify_socket=os.environ.get("NOTIFY_SOCKET") or None,
+        watchdog_s=int(microseconds) / 1e6 if microseconds.isdigit() else None,
+        watchdog_pid=int(pid) if pid.isdigit() else None,
+    )
 
 
 def config_file() -> Path | None:
