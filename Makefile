@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+FEDOPS := .venv-fedops
+FEDOPS_STAMP := $(FEDOPS)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mosquitto demo test check clean
+.PHONY: help setup mosquitto systemd-analyze demo test test-frameworks check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,8 +26,22 @@ mosquitto:
 demo: setup  ## one federated run on this machine: make demo ARGS="--clients 8 --rounds 3"
 	@$(BIN)/fedops-mqtt demo $(ARGS)
 
-test: setup  ## everything the tests need, and the tests: make test ARGS="-k will"
+systemd-analyze:
+	@command -v $@ >/dev/null || sh deploy/install-systemd-analyze.sh
+
+test: setup systemd-analyze  ## everything the tests need, and the tests: make test ARGS="-k will"
 	$(BIN)/python -m pytest $(ARGS)
+	@echo "not run here: tests/frameworks (torch, the published FedOps); make test-frameworks runs them"
+
+test-frameworks: setup $(FEDOPS_STAMP)  ## the tests that need torch, and the published FedOps package
+	$(BIN)/python -m pytest --numprocesses=0 tests/frameworks $(ARGS)
+
+# The published package as it is. torchvision is there to be imported: this version does so without its CUDA half.
+$(FEDOPS_STAMP): tests/frameworks/fedops-requirements.txt
+	test -x $(FEDOPS)/bin/python || $(PYTHON) -m venv $(FEDOPS)
+	$(FEDOPS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	$(FEDOPS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps fedops==1.1.30.19 torchvision==0.15.2
+	touch $@
 
 check: setup  ## ruff and mypy strict
 	$(BIN)/ruff check .
@@ -33,4 +49,4 @@ check: setup  ## ruff and mypy strict
 	$(BIN)/mypy
 
 clean:  ## remove .venv and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FEDOPS) .pytest_cache .mypy_cache .ruff_cache .hypothesis

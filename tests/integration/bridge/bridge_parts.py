@@ -32,9 +32,11 @@ class Crossing:
         self.url = ""
         self.bridge: Installed | None = None
 
-    async def start_manager(self, *, min_clients: int = 1, adopt: bool = False, **settings: object) -> Installed:
-        """Start a manager whose task is served by `linear_server`, or adopts a server."""
-        how = "adopt = true" if adopt else f'command = ["{sys.executable}", "{HERE / "linear_server.py"}"]'
+    async def start_manager(
+        self, *, min_clients: int = 1, adopt: bool = False, server: Path = HERE / "linear_server.py", **settings: object
+    ) -> Installed:
+        """Start a manager whose task is served by a program, or adopts a server."""
+        how = "adopt = true" if adopt else f'command = ["{sys.executable}", "{server}"]'
         tasks = self.site.yard.folder / "tasks.toml"
         tasks.write_text(f"[tasks.{self.site.task_id}]\n{how}\nnum_rounds = 2\nmin_clients = {min_clients}\n")
         manager = await self.site.yard.start(
@@ -75,11 +77,11 @@ class Crossing:
         url = (await process.until_said(r"^(http://\S+)$")).group(1)
         return OldDevice(process=process, mac=mac, url=url)
 
-    async def start_new(self, mac: str = NEW) -> Installed:
+    async def start_new(self, mac: str = NEW, *, app: str = "new_app:app", folder: Path = HERE) -> Installed:
         """Start the daemon of a device that has moved."""
-        folder = self.site.yard.folder / "new"
-        fields = {"broker": self.site.broker, "task_id": self.site.task_id, "mac": mac, "state_dir": folder}
-        return await self.site.yard.start("client", cwd=HERE, app="new_app:app", **fields)
+        state_dir = self.site.yard.folder / "new"
+        fields = {"broker": self.site.broker, "task_id": self.site.task_id, "mac": mac, "state_dir": state_dir}
+        return await self.site.yard.start("client", cwd=folder, app=app, **fields)
 
     async def start_server(self, *flags: str, port: int) -> Installed:
         """Start a FedOps FL server."""
