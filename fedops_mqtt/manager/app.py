@@ -31,6 +31,7 @@ from fedops_mqtt.manager.http import door_rules, listen, url_of
 from fedops_mqtt.manager.journal import Journal
 from fedops_mqtt.manager.leader import Front, leading
 from fedops_mqtt.manager.lease import ROW_LEASE_S, FileLease, Lease, RowLease, wait_for_lease
+from fedops_mqtt.service import supervised
 from fedops_mqtt.settings import ManagerSettings
 
 logger = logging.getLogger(__name__)
@@ -60,19 +61,20 @@ async def run_manager(
     stop = stop or asyncio.Event()
     try:
         with _signals(stop), _open_journal(settings) as journal, _lease(journal) as lease:
-            term = await _take_lease(lease, stop, say)
-            if term is not None:
-                async with alongside(_renew(lease, journal), name="lease-renewal"):
-                    await _lead(
-                        settings,
-                        journal,
-                        term,
-                        stop,
-                        ends_servers=ends_servers,
-                        say=say,
-                        on_ready=on_ready,
-                        front=front,
-                    )
+            async with supervised():
+                term = await _take_lease(lease, stop, say)
+                if term is not None:
+                    async with alongside(_renew(lease, journal), name="lease-renewal"):
+                        await _lead(
+                            settings,
+                            journal,
+                            term,
+                            stop,
+                            ends_servers=ends_servers,
+                            say=say,
+                            on_ready=on_ready,
+                            front=front,
+                        )
     except (ManagerError, BusError, OSError) as error:
         logger.error("manager ends", extra={"problem": str(error)})
         say(f"manager ends: {error}")
