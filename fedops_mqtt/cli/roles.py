@@ -3,7 +3,8 @@
 import asyncio
 import os
 import signal
-from typing import Annotated
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from click import UsageError
@@ -15,6 +16,9 @@ from fedops_mqtt.cli.logs import start_logging, warn_of_exposed_files
 from fedops_mqtt.cli.options import takes_settings
 from fedops_mqtt.core.exit_codes import ExitCode
 from fedops_mqtt.settings import BrokerSettings, ClientSettings, ManagerSettings
+
+if TYPE_CHECKING:
+    from fedops_mqtt.manager.leader import Front
 
 
 @shows("fedops-mqtt broker", "fedops-mqtt broker --port 0 --data-dir ./broker-data")
@@ -70,7 +74,16 @@ def manager(
     warn_of_exposed_files(settings)
     from fedops_mqtt.manager import run_manager
 
-    raise SystemExit(asyncio.run(run_manager(settings, ends_servers=end_servers, say=_say)))
+    raise SystemExit(asyncio.run(run_manager(settings, ends_servers=end_servers, say=_say, front=_front())))
+
+
+def _front() -> "Front | None":
+    """Return the page, where what it is built with is installed."""
+    if find_spec("nicegui") is None:
+        return None
+    from fedops_mqtt.dashboard.front import page
+
+    return page
 
 
 def _say(sentence: str) -> None:

@@ -13,6 +13,8 @@ from fedops_mqtt.client.pipe import MetricsReport
 from fedops_mqtt.protocol import MetricsKind, RunInHand
 
 _MB = 1024 * 1024
+_FIRST_S = 0.7
+"""Between two looks at an idle client, and until the first reading: short runs are to be seen too."""
 
 Values = dict[str, float]
 
@@ -20,18 +22,20 @@ Values = dict[str, float]
 async def measure_load(
     *, run: Callable[[], RunInHand | None], tell: Callable[[MetricsReport], None], interval_s: float
 ) -> None:
-    """Measure every `interval_s` while there is a run in hand, for ever; the first time after a second."""
+    """Measure every `interval_s` while there is a run in hand, for ever; the first time within a second or two."""
     meter: LoadMeter | None = None
+    has_told = False
     while True:
-        await asyncio.sleep(interval_s if meter else min(1.0, interval_s))
+        await asyncio.sleep(interval_s if has_told else min(_FIRST_S, interval_s))
         in_hand = run()
         if in_hand is None:
-            meter = None
+            meter, has_told = None, False
         elif meter is None:
             meter = LoadMeter()
         else:
             values = await asyncio.to_thread(meter.read)
             tell(MetricsReport(kind=MetricsKind.SYSTEM, round=in_hand.round, values=dict(values)))
+            has_told = True
 
 
 class LoadMeter:

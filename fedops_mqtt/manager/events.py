@@ -4,7 +4,7 @@ A listener that does not keep up loses what it has not taken and is told so; it 
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -122,14 +122,14 @@ class Events:
             record = RunRecord.of(run).model_dump(mode="json")
             self._tell(NewsKind.RUN, record, run.spec.task_id, run.run_id, None)
 
-    def tell(self, batch: Batch) -> None:
-        """Tell what a turn of the manager has written down."""
+    def tell(self, batch: Batch, tasks: Mapping[str, str]) -> None:
+        """Tell what a turn of the manager has written down; `tasks` by run."""
         if not self._subscriptions:
             return
         for _, run in batch.runs.values():
             self.tell_run(run)
         for row in map(_dated, batch.rounds):
-            self._tell(NewsKind.ROUND, row, None, row["run_id"], None)
+            self._tell(NewsKind.ROUND, row, tasks.get(row["run_id"]), row["run_id"], None)
         for row in map(_dated, batch.client_metrics):
             self._tell(NewsKind.METRICS, row, row["task_id"], row["run_id"], row["client_mac"])
         for event in batch.events:

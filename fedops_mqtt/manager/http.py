@@ -76,7 +76,7 @@ async def serving(app: ASGIApp, listening: socket.socket, rules: DoorRules) -> A
         log_level="warning",
         access_log=False,
         lifespan="off",
-        ws="none",
+        ws="websockets-sansio",  # the page is live over one; uvicorn's older way uses what websockets deprecates
         timeout_graceful_shutdown=SHUTDOWN_S,
         server_header=False,
         **rules.for_uvicorn(),

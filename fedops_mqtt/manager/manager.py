@@ -93,8 +93,9 @@ class Manager:
         batch = self._desk.ledger.take_batch()
         if batch:
             await self._desk.journal.call(self._desk.journal.write, batch)
-            self._desk.meters.take(batch)
-            self._desk.events.tell(batch)
+            tasks = {run.run_id: run.spec.task_id for run in self._desk.ledger}
+            self._desk.meters.take(batch, tasks)
+            self._desk.events.tell(batch, tasks)
 
     def _probe(self, now: float) -> None:
         for run in self._desk.ledger:

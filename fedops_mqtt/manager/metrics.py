@@ -4,7 +4,7 @@ Labels are tasks, statuses and outcomes only: a label per client would cost a ti
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -67,9 +67,8 @@ class Meters:
         """Return everything in Prometheus' text format."""
         return generate_latest(self._registry)
 
-    def take(self, batch: Batch) -> None:
-        """Count what a turn has written."""
-        tasks = {run.run_id: run.spec.task_id for run in self._ledger}
+    def take(self, batch: Batch, tasks: Mapping[str, str]) -> None:
+        """Count what a turn has written; `tasks` by run."""
         for before, after in batch.runs.values():
             self._take_run(before, after)
         for row in batch.rounds:

@@ -44,6 +44,7 @@ ONLY_IN = {
     "wandb": ("client/client_wandb", "server/"),
     "sqlalchemy": ("manager/",),
     "nicegui": ("dashboard/",),
+    "prometheus_client": ("manager/",),
     "typer": ("cli/",),
     "rich": ("cli/", "demo/"),
 }

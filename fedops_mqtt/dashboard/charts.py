@@ -1,0 +1,217 @@
+"""Charts as ECharts options, made of the API's records: pure. Colours are legible on light and on dark."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fedops_mqtt.dashboard.words import first_line, moment
+
+Record = Mapping[str, Any]
+Options = dict[str, Any]
+
+MAX_LANES = 60
+"""Clients in a Gantt chart; more are no picture. Failed and lost ones come first."""
+
+INK, GRID = "#7b8794", "rgba(123,135,148,0.25)"
+COLOURS = ("#1c7ed6", "#f08c00", "#2f9e44", "#ae3ec9", "#e03131", "#0c8599", "#e8590c", "#5f3dc4")
+PARTS = (("compute_s", "train", "#1c7ed6"), ("transfer_s", "transfer", "#f08c00"), ("wait_s", "wait", "#adb5bd"))
+LANE = {
+    "wait_s": "#adb5bd",
+    "download_s": "#fab005",
+    "train": "#1c7ed6",
+    "evaluate": "#15aabf",
+    "upload_s": "#f76707",
+}
+_DRAW_BAR = """(params, api) => {
+  const start = api.coord([api.value(1), api.value(0)]), end = api.coord([api.value(2), api.value(0)]);
+  const height = Math.min(18, api.size([0, 1])[1] * 0.7);
+  const bar = {x: start[0], y: start[1] - height / 2, width: Math.max(1.5, end[0] - start[0]), height: height};
+  const area = params.coordSys;
+  const left = Math.max(bar.x, area.x), right = Math.min(bar.x + bar.width, area.x + area.width);
+  if (right <= left) { return; }
+  return {type: 'rect', shape: {...bar, x: left, width: right - left}, style: api.style()};
+}"""
+
+
+def by_round(rounds: Sequence[Record], ending: str) -> list[tuple[str, list[list[float]]]]:
+    """Return the series of the metrics whose name ends so, each as `[round, value]`, in the journal's order."""
+    found: dict[str, list[list[float]]] = defaultdict(list)
+    for row in rounds:
+        for name, value in row["metrics"].items():
+            if name.endswith(ending) and value is not None:
+                found[name].append([row["round"], value])
+    return sorted(found.items(), key=lambda each: len(each[0]))
+
+
+def lines(series: Iterable[tuple[str, list[list[float]]]], *, unit: str = "", x_name: str = "round") -> Options:
+    """Return a line chart over rounds."""
+    drawn = [
+        {
+            "type": "line",
+            "name": name,
+            "data": points,
+            "showSymbol": len(points) < 60,
+            "symbolSize": 6,
+            "lineStyle": {"width": 2},
+            "color": COLOURS[index % len(COLOURS)],
+        }
+        for index, (name, points) in enumerate(series)
+    ]
+    return _frame(
+        x={"type": "value", "name": x_name, "nameLocation": "middle", "nameGap": 26, "minInterval": 1},
+        y={"type": "value", "scale": True, "name": unit},
+        series=drawn,
+    )
+
+
+def over_time(series: Iterable[tuple[str, list[list[Any]]]], *, unit: str) -> Options:
+    """Return a line chart over time; points are `[ISO time, value]`."""
+    options = lines(series, unit=unit)
+    options["xAxis"] = _axis({"type": "time"})
+    return options
+
+
+def round_times(rounds: Sequence[Record], metrics: Sequence[Record]) -> Options:
+    """Return each round's time, split: of the mean client training and transfer, and what is left of the round."""
+    split = _mean_split(metrics)
+    numbers = [row["round"] for row in rounds if row["duration_s"] is not None]
+    took = {row["round"]: row["duration_s"] for row in rounds if row["duration_s"] is not None}
+    bars: dict[str, list[float]] = {name: [] for name, _, _ in PARTS}
+    for number in numbers:
+        compute, transfer = split.get(number, (0.0, 0.0))
+        bars["compute_s"].append(round(compute, 4))
+        bars["transfer_s"].append(round(transfer, 4))
+        bars["wait_s"].append(round(max(0.0, took[number] - compute - transfer), 4))
+    series = [
+        {"type": "bar", "stack": "time", "name": label, "data": bars[name], "color": colour, "barMaxWidth": 40}
+        for name, label, colour in PARTS
+    ]
+    return _frame(
+        x={"type": "category", "data": numbers, "name": "round", "nameLocation": "middle", "nameGap": 26},
+        y={"type": "value", "name": "s"},
+        series=series,
+    )
+
+
+def _mean_split(metrics: Sequence[Record]) -> dict[int, tuple[float, float]]:
+    """Return seconds of computing and of transfer by round, the mean over its clients."""
+    spent: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(lambda: [0.0, 0.0]))
+    for row in _messages(metrics):
+        values, sums = row["values"], spent[row["round"]][row["client_mac"]]
+        sums[0] += values.get("compute_s") or 0.0
+        sums[1] += (values.get("download_s") or 0.0) + (values.get("upload_s") or 0.0)
+    return {
+        number: (sum(each[0] for each in of.values()) / len(of), sum(each[1] for each in of.values()) / len(of))
+        for number, of in spent.items()
+    }
+
+
+def _messages(metrics: Sequence[Record]) -> list[Record]:
+    return [row for row in metrics if row["kind"] == "round" and "compute_s" in row["values"]]
+
+
+def lanes(run: Record, metrics: Sequence[Record], events: Sequence[Record]) -> tuple[Options, int]:
+    """Return the Gantt chart of a run, a lane for each client, and how many lanes there are."""
+    macs = sorted(run["clients"], key=lambda mac: (_LANE_ORDER.get(run["clients"][mac]["status"], 9), mac))[:MAX_LANES]
+    lane = {mac: index for index, mac in enumerate(reversed(macs))}
+    bars = [_bar(lane[row["client_mac"]], *part) for row in _messages(metrics) for part in _parts(row)
+            if row["client_mac"] in lane]  # fmt: skip
+    marks = [
+        {
+            "value": [_ms(event["at"]), lane[event["client_mac"]]],
+            "name": _mark_text(event),
+            "itemStyle": {"color": _mark_colour(event)},
+        }
+        for event in events
+        if event["client_mac"] in lane and _mark_colour(event)
+    ]
+    options = _frame(
+        x={"type": "time"},
+        y={"type": "category", "data": list(lane), "axisLabel": {"fontSize": 11}},
+        series=[
+            {
+                "type": "custom",
+                "name": "phases",
+                ":renderItem": _DRAW_BAR,
+                "encode": {"x": [1, 2], "y": 0},
+                "data": bars,
+                "animation": False,
+            },
+            {"type": "scatter", "name": "events", "symbol": "diamond", "symbolSize": 11, "data": marks, "z": 5},
+        ],
+    )
+    options["legend"] = {"show": False}
+    options["grid"]["left"] = 130
+    options["tooltip"] = {"trigger": "item", ":formatter": "(p) => p.name || ''", "confine": True}
+    return options, len(lane)
+
+
+_LANE_ORDER = {"failed": 0, "lost": 1, "rejected": 2, "stopped": 3}
+
+
+def _parts(row: Record) -> Iterable[tuple[str, float, float, int]]:
+    """Yield what a client did for one message, backwards from the moment it was told."""
+    end, values = _ms(row["at"]), row["values"]
+    for name in ("upload_s", "compute_s", "download_s"):
+        spent = 1000 * (values.get(name) or 0.0)
+        label = str(values.get("stage")) if name == "compute_s" else name
+        yield label, end - spent, end, row["round"]
+        end -= spent
+
+
+def _bar(lane: int, label: str, start: float, end: float, number: int) -> Record:
+    colour = LANE.get(label, "#1c7ed6")
+    said = f"{label.removesuffix('_s')}, round {number}: {(end - start) / 1000:.3f} s"
+    return {"value": [lane, start, end], "name": said, "itemStyle": {"color": colour}}
+
+
+def _mark_colour(event: Record) -> str | None:
+    status = (event["detail"] or {}).get("status")
+    if event["kind"] == "TriggerFired":
+        return "#868e96"
+    if event["kind"] not in ("MemberSaid", "MemberGaveUp"):
+        return None
+    return {
+        "failed": "#e03131",
+        "lost": "#e03131",
+        "rejected": "#e03131",
+        "finished": "#2f9e44",
+        "stopped": "#f08c00",
+    }.get(str(status))
+
+
+def _mark_text(event: Record) -> str:
+    detail = event["detail"] or {}
+    status = "triggered" if event["kind"] == "TriggerFired" else detail.get("status")
+    return f"{status}: {first_line(detail.get('reason'))}".removesuffix(": ")
+
+
+def _ms(iso: str) -> float:
+    at = moment(iso)
+    assert at is not None
+    return at.timestamp() * 1000
+
+
+def _frame(*, x: Options, y: Options, series: list[Options]) -> Options:
+    return {
+        "backgroundColor": "transparent",
+        "animationDuration": 300,
+        "textStyle": {"color": INK, "fontFamily": "inherit"},
+        "grid": {"left": 52, "right": 16, "top": 36, "bottom": 42},
+        "legend": {"top": 0, "textStyle": {"color": INK}, "type": "scroll"},
+        "tooltip": {"trigger": "axis", "confine": True},
+        "xAxis": _axis(x),
+        "yAxis": _axis(y),
+        "series": series,
+    }
+
+
+def _axis(own: Options) -> Options:
+    label = {"color": INK, **own.get("axisLabel", {})}
+    return {
+        **own,
+        "axisLabel": label,
+        "nameTextStyle": {"color": INK},
+        "axisLine": {"lineStyle": {"color": GRID}},
+        "splitLine": {"lineStyle": {"color": GRID}},
+    }

@@ -1,0 +1,154 @@
+"""One client: how it is, what it said when, its load while it trained, its last error whole."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from nicegui import ui
+
+from fedops_mqtt.dashboard import charts
+from fedops_mqtt.dashboard.parts import cells, chip, clear_section, dated, facts, hint, section, set_chart, table
+from fedops_mqtt.dashboard.view import View, subscription
+from fedops_mqtt.dashboard.words import WHY, clock, tell, why_of, word_of
+from fedops_mqtt.manager.api_models import ClientRecord
+from fedops_mqtt.manager.errors import UnknownClientError
+from fedops_mqtt.manager.events import NewsKind
+from fedops_mqtt.protocol import IdentityError, MetricsKind
+
+REFRESH_S = 1.0
+NUM_EVENTS = 200
+NUM_METRICS = 2000
+_PERCENT = (("cpu", "CPU"), ("memory", "memory"), ("memory_percent", "memory of the training"), ("disk", "disk"))
+_NETWORK = (("network_sent", "sent"), ("network_recv", "received"))
+
+Record = Mapping[str, Any]
+
+
+def build(view: View) -> Callable[[str, str], Awaitable[None]]:
+    """Return the page's function."""
+
+    async def client(task_id: str, client_mac: str) -> None:
+        try:
+            record = await view.api.history.get_client(client_mac, task_id)
+        except (UnknownClientError, IdentityError) as error:
+            with view.frame("No such client"):
+                hint(f"{error}.", "fedops-mqtt client --task-id TASK --app MODULE:ATTRIBUTE")
+            return
+        with view.frame(record.client_name or record.client_mac):
+            await ClientPage(view, record).draw()
+
+    return client
+
+
+class ClientPage:
+    """One visitor's look at a client."""
+
+    def __init__(self, view: View, record: ClientRecord) -> None:
+        self._view = view
+        self._task_id, self._mac = record.task_id, record.client_mac
+        self._drawn: Any = None
+
+    async def draw(self) -> None:
+        """Draw, fill and keep up."""
+        self._news = subscription(self._view)
+        self._head = ui.element("div").classes("fed-card")
+        self._error = section("Last error")
+        with ui.element("div") as self._no_load:
+            hint("No system load yet: it is measured while the client trains, every few seconds.")
+        with ui.element("div").classes("fed-columns") as self._charts:
+            self._percent = self._chart("System load while training")
+            self._network = self._chart("Network while training")
+        self._story = section("Timeline")
+        await self._refresh()
+        ui.timer(REFRESH_S, self._keep_up)
+
+    def _chart(self, title: str) -> ui.echart:
+        with section(title):
+            return ui.echart({"series": []}).classes("fed-chart").props(f'role="img" aria-label="{title}"')
+
+    async def _keep_up(self) -> None:
+        news = self._news.take()
+        if any(each.client_mac == self._mac or each.kind is NewsKind.LAGGED for each in news):
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        history = self._view.api.history
+        try:
+            record = (await history.get_client(self._mac, self._task_id)).model_dump(mode="json")
+        except UnknownClientError:
+            ui.navigate.to("/")
+            return
+        events = [dated(row) for row in (await history.list_client_events(self._mac, limit=NUM_EVENTS)).items]
+        metrics = [dated(row) for row in (await history.list_client_metrics(self._mac, limit=NUM_METRICS)).items]
+        self._draw_head(record)
+        self._draw_error(record, events)
+        loads = [row for row in metrics if row["kind"] == MetricsKind.SYSTEM]
+        self._charts.set_visibility(bool(loads))
+        self._no_load.set_visibility(not loads)
+        set_chart(self._percent, charts.over_time(_series(loads, _PERCENT), unit="%"))
+        set_chart(self._network, charts.over_time(_series(loads, _NETWORK, per=1_000_000), unit="MB"))
+        if events != self._drawn:
+            self._drawn = events
+            self._draw_story(events)
+
+    def _draw_head(self, record: Record) -> None:
+        run = record["run"]
+        self._head.clear()
+        with self._head:
+            with ui.element("div").classes("fed-row"):
+                chip(word_of(record).value)
+                why = why_of(record)
+                ui.label(f"{why}: {WHY[why]}" if why in WHY else why).classes("fed-soft")
+                if run:
+                    ui.label(f"{run['phase']}, round {run['round']}")
+                    ui.link(run["run_id"], f"/runs/{run['run_id']}")
+            last = record["last_run"] or {}
+            facts(
+                [
+                    ("MAC", record["client_mac"]),
+                    ("Task", record["task_id"]),
+                    ("Since (UTC)", clock(record["since"])),
+                    ("Last heard (UTC)", clock(record["heard_at"])),
+                    ("Last run", f"{last['run_id']}: {last['outcome']}" if last else "none"),
+                    ("Global model", record["gl_model"]),
+                    ("FL server", record["server_ip"] or "–"),
+                    *record["agent"].items(),
+                ]
+            )
+
+    def _draw_error(self, record: Record, events: list[Record]) -> None:
+        last = record["last_run"] or {}
+        said = [event for event in events if (event["detail"] or {}).get("status") == "failed"]
+        reason = (
+            last.get("reason")
+            if last.get("outcome") == "failed"
+            else said[-1]["detail"].get("reason")
+            if said
+            else None
+        )
+        self._error.set_visibility(bool(reason))
+        clear_section(self._error)
+        with self._error:
+            ui.label(reason or "").classes("fed-code fed-pre").props('tabindex="0"')
+
+    def _draw_story(self, events: list[Record]) -> None:
+        clear_section(self._story)
+        with self._story:
+            if not events:
+                ui.label("Nothing yet.").classes("fed-soft")
+                return
+            with table("When (UTC)", "Run", "What"):
+                for event in reversed(events):
+                    with ui.element("tr").classes("fed-story"):
+                        cells(clock(event["at"]))
+                        with ui.element("td"):
+                            if event["run_id"]:
+                                ui.link(event["run_id"], f"/runs/{event['run_id']}")
+                        cells(tell(event))
+
+
+def _series(loads: list[Record], names: tuple[tuple[str, str], ...], *, per: float = 1) -> list[tuple[str, list[Any]]]:
+    return [
+        (label, [[row["at"], round((row["values"].get(name) or 0) / per, 3)] for row in loads])
+        for name, label in names
+        if loads
+    ]

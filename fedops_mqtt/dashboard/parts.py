@@ -1,0 +1,77 @@
+"""The small parts that pages are made of."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from nicegui import ui
+
+Record = Mapping[str, Any]
+
+
+def section(title: str) -> Any:
+    """Return a card with a heading, to be entered."""
+    card = ui.element("section").classes("fed-card")
+    with card:
+        ui.label(title).classes("fed-heading").props('role="heading" aria-level="2"')
+    return card
+
+
+def facts(pairs: list[tuple[str, Any]]) -> None:
+    """Draw names and values."""
+    with ui.element("dl").classes("fed-facts"):
+        for name, value in pairs:
+            with ui.element("div"):
+                with ui.element("dt"):
+                    ui.label(name)
+                with ui.element("dd"):
+                    ui.label(str(value))
+
+
+def chip(word: str) -> None:
+    """Draw a condition in its colour."""
+    ui.label(word).classes(f"fed-chip fed-{word.lower()}")
+
+
+def hint(text: str, command: str | None = None) -> None:
+    """Draw what to do where there is nothing to show."""
+    with ui.column().classes("fed-hint"):
+        ui.label(text)
+        if command:
+            ui.label(command).classes("fed-code")
+
+
+def dated(row: Record) -> Record:
+    """Return a row of the journal with its time as text."""
+    return {**row, "at": row["at"].isoformat()}
+
+
+def set_chart(chart: ui.echart, options: dict[str, Any]) -> None:
+    """Show other options, if they are others."""
+    if chart.options != options:
+        chart.options.clear()
+        chart.options.update(options)
+        chart.update()
+
+
+def clear_section(card: ui.element) -> None:
+    """Take everything but the heading out of a section."""
+    for child in card.default_slot.children[1:]:
+        card.remove(child)
+
+
+def table(*columns: str) -> ui.element:
+    """Draw a table's head and return its body, to be entered."""
+    scroll = ui.element("div").classes("fed-scroll").props('tabindex="0" role="region" aria-label="Table"')
+    with scroll, ui.element("table").classes("fed-table"):
+        with ui.element("thead"), ui.element("tr"):
+            for name in columns:
+                with ui.element("th").props('scope="col"'):
+                    ui.label(name)
+        return ui.element("tbody")
+
+
+def cells(*values: Any) -> None:
+    """Draw cells of the row that is entered."""
+    for value in values:
+        with ui.element("td"):
+            ui.label(str(value))

@@ -1,0 +1,241 @@
+"""One run: how it stands, its numbers by round, what every client did when, who failed and why, the models it made."""
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from nicegui import ui
+
+from fedops_mqtt.core.run import Run
+from fedops_mqtt.dashboard import charts
+from fedops_mqtt.dashboard.parts import cells, chip, clear_section, dated, facts, hint, section, set_chart, table
+from fedops_mqtt.dashboard.view import View, subscription
+from fedops_mqtt.dashboard.words import clock, duration, first_line, moment, number, run_word, size, tell
+from fedops_mqtt.manager.api_history import MAX_HISTORY
+from fedops_mqtt.manager.api_models import ModelRecord, RunRecord
+from fedops_mqtt.manager.errors import UnknownRunError
+from fedops_mqtt.manager.events import NewsKind
+
+REFRESH_S = 1.0
+MAX_STORY = 300
+_TROUBLE = ("failed", "lost", "rejected", "stopped")
+_ABOUT = (NewsKind.RUN, NewsKind.ROUND, NewsKind.METRICS, NewsKind.EVENT, NewsKind.LAGGED)
+
+Record = Mapping[str, Any]
+
+
+def build(view: View) -> Callable[[str], Awaitable[None]]:
+    """Return the page's function."""
+
+    async def run(run_id: str) -> None:
+        try:
+            found = await view.api.history.find_run(run_id)
+        except UnknownRunError as error:
+            with view.frame("No such run"):
+                hint(f"{error}. It may have been deleted from the journal.")
+            return
+        with view.frame(run_id):
+            await RunPage(view, found).draw()
+
+    return run
+
+
+class RunPage:
+    """One visitor's look at a run."""
+
+    def __init__(self, view: View, run: Run) -> None:
+        self._view = view
+        self._run_id = run.run_id
+        self._record: Record = {}
+        self._drawn: dict[str, Any] = {}
+
+    async def draw(self) -> None:
+        """Draw, fill and keep up."""
+        self._news = subscription(self._view)
+        self._head = ui.element("div").classes("fed-card")
+        self._trouble = section("What went wrong")
+        with ui.element("div").classes("fed-columns"):
+            self._accuracy = self._chart("Accuracy by round")
+            self._loss = self._chart("Loss by round")
+            self._times = self._chart("Time by round")
+        self._lanes = self._chart("What every client did")
+        with ui.element("div").classes("fed-columns"):
+            self._clients = section("Clients")
+            self._models = section("Model versions")
+        self._story = section("Story")
+        await self._refresh()
+        ui.timer(REFRESH_S, self._keep_up)
+
+    def _chart(self, title: str) -> ui.echart:
+        with section(title) as card:
+            card.props(f'aria-label="{title}"')
+            return ui.echart({"series": []}).classes("fed-chart").props('role="img"').props(f'aria-label="{title}"')
+
+    async def _keep_up(self) -> None:
+        news = [each for each in self._news.take() if each.kind in _ABOUT and each.is_about(None, self._run_id)]
+        if news:
+            await self._refresh()
+        elif self._record["outcome"] is None:
+            self._draw_head()  # its clock goes on
+
+    async def _refresh(self) -> None:
+        history, run = self._view.api.history, await self._view.api.history.find_run(self._run_id)
+        self._record = RunRecord.of(run).model_dump(mode="json")
+        rounds = [dated(row) for row in (await history.list_rounds(self._run_id)).items]
+        metrics = [dated(row) for row in (await history.list_metrics(self._run_id, limit=MAX_HISTORY)).items]
+        events = [dated(row) for row in (await history.list_events(self._run_id, limit=MAX_HISTORY)).items]
+        models = (await history.list_models(self._record["task_id"])).items
+        self._draw_head()
+        self._redraw("trouble", self._troubles(), self._draw_trouble)
+        set_chart(self._accuracy, charts.lines(charts.by_round(rounds, "accuracy")))
+        set_chart(self._loss, charts.lines(charts.by_round(rounds, "loss")))
+        set_chart(self._times, charts.round_times(rounds, metrics))
+        self._draw_lanes(metrics, events)
+        self._redraw("clients", self._members(), self._draw_clients)
+        self._redraw("models", [model for model in models if model.run_id == self._run_id], self._draw_models)
+        self._redraw("story", events[-MAX_STORY:], self._draw_story)
+
+    def _redraw(self, name: str, content: Any, draw: Callable[[Any], None]) -> None:
+        """Draw a part again only when it is not what it was: what a person reads does not jump."""
+        if name not in self._drawn or self._drawn[name] != content:
+            self._drawn[name] = content
+            draw(content)
+
+    def _draw_head(self) -> None:
+        run = self._record
+        counts = Counter(member["status"] for member in run["clients"].values())
+        beginning, end = moment(run["created_at"]), moment(run["ended_at"])
+        assert beginning is not None
+        now = end.timestamp() if end else self._view.desk.clock.now()
+        shown = [
+            ("Task", run["task_id"]),
+            ("Began", clock(run["created_at"]) + " UTC"),
+            ("Took" if end else "Runs for", duration(now - beginning.timestamp())),
+            ("Round", f"{run['round']} of {run['num_rounds']}"),
+            ("Clients", ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none yet"),
+            ("FL server", run["server_ip"] or (f"launch {run['launch']}" if run["launch"] else "not launched yet")),
+            *((name, number(value)) for name, value in run["metrics"].items() if name.endswith(("accuracy", "loss"))),
+        ]
+        self._redraw("head", (run_word(run), run["reason"], shown), self._draw_facts)
+
+    def _draw_facts(self, content: tuple[str, str | None, list[tuple[str, Any]]]) -> None:
+        word, reason, shown = content
+        run = self._record
+        self._head.clear()
+        with self._head:
+            with ui.element("div").classes("fed-row"):
+                chip(word)
+                ui.label(first_line(reason) or _NOW.get(word, "")).classes("fed-soft")
+                ui.space()
+                if run["outcome"] is None:
+                    stop = ui.button("Stop this run", color=None, on_click=self._ask_to_stop).props("flat no-caps")
+                    stop.classes("fed-danger").set_enabled(not run["is_stopping"])
+            _draw_bar(100 * run["round"] / max(1, run["num_rounds"]))
+            facts(shown)
+            with ui.element("div").classes("fed-row"):
+                ui.link("task", f"/tasks/{run['task_id']}")
+                for what in ("rounds", "metrics", "events", "clients"):
+                    ui.link(f"{what}.csv", f"/api/v1/runs/{self._run_id}/{what}.csv")
+                ui.link("JSON", f"/api/v1/runs/{self._run_id}")
+
+    async def _ask_to_stop(self) -> None:
+        with ui.dialog() as dialog, ui.card().classes("fed-card"):
+            ui.label("Stop this run? Its clients end their training; the last good model stays.")
+            with ui.row():
+                ui.button("Stop it", color=None, on_click=lambda: dialog.submit("yes")).classes("fed-danger")
+                ui.button("Go on", color=None, on_click=dialog.close)
+        if await dialog == "yes":
+            async with self._view.refusals_shown():
+                await self._view.api.stop_run(self._run_id)
+                ui.notify("The run is being stopped.")
+
+    def _troubles(self) -> list[tuple[str, str, str]]:
+        run = self._record
+        found = [
+            (mac, member["status"], member["reason"] or "no reason given")
+            for mac, member in run["clients"].items()
+            if member["status"] in _TROUBLE and run["outcome"] != "stopped"
+        ]
+        if run["outcome"] == "failed":
+            found.insert(0, ("run", "failed", run["reason"] or ""))
+        return found
+
+    def _draw_trouble(self, troubles: list[tuple[str, str, str]]) -> None:
+        self._trouble.set_visibility(bool(troubles))
+        clear_section(self._trouble)
+        with self._trouble:
+            for who, status, reason in troubles[:50]:
+                with ui.element("div").classes("fed-failure"):
+                    with ui.element("div").classes("fed-row"):
+                        ui.label(self._name_of(who)).classes("fed-heading")
+                        chip(status)
+                    ui.label(reason).classes("fed-code fed-pre")
+            if len(troubles) > 50:
+                ui.label(f"… and {len(troubles) - 50} more; clients.csv has them all").classes("fed-soft")
+
+    def _draw_lanes(self, metrics: list[Record], events: list[Record]) -> None:
+        options, num_lanes = charts.lanes(self._record, metrics, events)
+        options["yAxis"]["data"] = [self._name_of(mac) for mac in options["yAxis"]["data"]]
+        self._lanes.style(f"height:{max(150, 70 + 26 * num_lanes)}px")
+        set_chart(self._lanes, options)
+
+    def _members(self) -> list[tuple[str, str, Record]]:
+        return [(mac, self._name_of(mac), member) for mac, member in self._record["clients"].items()]
+
+    def _draw_clients(self, members: list[tuple[str, str, Record]]) -> None:
+        clear_section(self._clients)
+        with self._clients:
+            if not members:
+                ui.label("Nobody yet: as soon as enough clients of the task are idle, they are chosen.")
+                return
+            with table("Client", "Status", "Round", "Attempts", "Trigger to training"):
+                for mac, name, member in members[:200]:
+                    with ui.element("tr"):
+                        with ui.element("td"):
+                            ui.link(name, f"/clients/{self._record['task_id']}/{mac.replace(':', '-')}")
+                        with ui.element("td"):
+                            chip(member["status"])
+                        delay = member["trigger_to_training_ms"]
+                        cells(member["round"], member["attempt"], f"{delay / 1000:.2f} s" if delay else "–")
+            if len(members) > 200:
+                ui.label(f"… and {len(members) - 200} more; clients.csv has them all").classes("fed-soft")
+
+    def _draw_models(self, models: list[ModelRecord]) -> None:
+        clear_section(self._models)
+        with self._models:
+            if not models:
+                ui.label("None yet: a model is saved when the run ends well.").classes("fed-soft")
+                return
+            with table("Version", "Round", "Saved", "Size", "Metrics", ""):
+                for model in models:
+                    with ui.element("tr"):
+                        numbers = ", ".join(f"{name} {number(value)}" for name, value in model.metrics.items())
+                        saved = clock(model.saved_at.isoformat())
+                        cells(f"V{model.version}", model.round, saved, size(model.size_bytes), numbers)
+                        with ui.element("td"):
+                            ui.link("download", f"/api/v1/tasks/{model.task_id}/models/{model.file_name}")
+
+    def _draw_story(self, events: list[Record]) -> None:
+        clear_section(self._story)
+        with self._story, table("When (UTC)", "Who", "What"):
+            for event in reversed(events):
+                with ui.element("tr").classes("fed-story"):
+                    cells(clock(event["at"])[11:], self._name_of(event["client_mac"] or "manager"), tell(event))
+
+    def _name_of(self, who: str) -> str:
+        known = self._view.desk.watch.fleet.client(self._record["task_id"], who)
+        return (known.status.client_name if known else "") or who
+
+
+_NOW = {
+    "pending": "waits for enough idle clients",
+    "starting": "its FL server is being started",
+    "running": "rounds are being trained",
+    "stopping": "its clients are told to stop",
+}
+
+
+def _draw_bar(percent: float) -> None:
+    values = f'aria-valuenow="{percent:.0f}" aria-valuemin="0" aria-valuemax="100"'
+    with ui.element("div").classes("fed-bar").props(f'role="progressbar" aria-label="Rounds" {values}'):
+        ui.element("div").style(f"width:{percent:.1f}%")

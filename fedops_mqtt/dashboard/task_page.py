@@ -1,0 +1,182 @@
+"""Tasks: start a run of one, see its runs side by side."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from nicegui import ui
+from pydantic import ValidationError
+
+from fedops_mqtt.core.fleet import is_idle
+from fedops_mqtt.dashboard import charts
+from fedops_mqtt.dashboard.parts import cells, chip, clear_section, dated, facts, hint, section, set_chart, table
+from fedops_mqtt.dashboard.view import View, subscription
+from fedops_mqtt.dashboard.words import clock, duration, moment, number, run_word
+from fedops_mqtt.manager.api_models import RunRecord, RunRequest, TaskRecord
+from fedops_mqtt.manager.events import NewsKind
+
+REFRESH_S = 1.0
+NUM_RUNS = 20
+NUM_COMPARED = 6
+_TASKS_FILE = """[tasks.digits]
+module = "fedops_mqtt.demo.server"
+num_rounds = 5
+min_clients = 3"""
+
+
+def build_list(view: View) -> Callable[[], Awaitable[None]]:
+    """Return the function of the list of tasks."""
+
+    async def tasks() -> None:
+        with view.frame("Tasks", here="/tasks"):
+            page = None
+            async with view.refusals_shown():
+                page = await view.api.list_tasks()
+            if page is None or not page.items:
+                path = view.desk.tasks.path
+                hint(
+                    f"No task in {path}. Add one, for example:"
+                    if path
+                    else "Start the manager with --tasks tasks.toml:",
+                    _TASKS_FILE,
+                )
+                return
+            with ui.element("div").classes("fed-columns"):
+                for task in page.items:
+                    _draw_task(task)
+
+    return tasks
+
+
+def _draw_task(task: TaskRecord) -> None:
+    with section(task.task_id):
+        if task.active_run:
+            ui.link(f"active: {task.active_run}", f"/runs/{task.active_run}")
+        facts([("Clients here", task.num_clients), ("Rounds", task.num_rounds), ("Needs", task.min_clients)])
+        ui.link("Start a run, compare its runs", f"/tasks/{task.task_id}")
+
+
+def build(view: View) -> Callable[[str], Awaitable[None]]:
+    """Return the function of one task's page."""
+
+    async def task(task_id: str) -> None:
+        with view.frame(task_id, here="/tasks"):
+            tasks = (await view.api.list_tasks()).items
+            known = next((each for each in tasks if each.task_id == task_id), None)
+            if known is None:
+                hint(f"Task {task_id!r} is not in the manager's tasks file. Add it:", f"[tasks.{task_id}]\n…")
+            await TaskPage(view, task_id, known).draw()
+
+    return task
+
+
+class TaskPage:
+    """One visitor's look at a task."""
+
+    def __init__(self, view: View, task_id: str, task: TaskRecord | None) -> None:
+        self._view = view
+        self._task_id = task_id
+        self._task = task
+        self._drawn: list[Any] = []
+
+    async def draw(self) -> None:
+        """Draw, fill and keep up."""
+        self._news = subscription(self._view)
+        if self._task is not None and self._task.is_launchable:
+            with section("Start a run"):
+                self._draw_form(self._task)
+        elif self._task is not None:
+            hint("Runs of this task begin when its FL server announces itself (adopt = true).")
+        with section("Accuracy of its last runs") as self._compared:
+            self._chart = ui.echart({"series": []}).classes("fed-chart").props('role="img" aria-label="Runs compared"')
+        self._runs = section("Runs")
+        await self._refresh()
+        ui.timer(REFRESH_S, self._keep_up)
+
+    def _draw_form(self, task: TaskRecord) -> None:
+        with ui.element("div").classes("fed-row"):
+            self._rounds = ui.number("Rounds", value=task.num_rounds, min=1, precision=0).props("dense outlined")
+            self._min = ui.number("Needs at least", value=task.min_clients, min=1, precision=0).props("dense outlined")
+            self._chosen = ui.select(self._choices(), multiple=True, label="Clients (none chosen: all that are idle)")
+            self._chosen.props("dense outlined use-chips options-dense").style("min-width:min(100%, 20rem)")
+            self._button = ui.button("Start", color=None, on_click=self._start).props("unelevated no-caps")
+            self._button.classes("fed-primary")
+        self._idle = ui.label().classes("fed-soft")
+        self._count_idle()
+
+    def _choices(self) -> dict[str, str]:
+        views = self._view.desk.watch.fleet.of_task(self._task_id)
+        return {
+            view.status.client_mac: f"{view.status.client_name or view.status.client_mac}"
+            for view in views
+            if not view.is_out
+        }
+
+    def _count_idle(self) -> None:
+        views = list(self._view.desk.watch.fleet.of_task(self._task_id))
+        idle, here = sum(map(is_idle, views)), sum(not view.is_out for view in views)
+        self._idle.set_text(f"{idle} of {here} clients that are here are idle; {len(views)} are known.")
+
+    async def _start(self) -> None:
+        self._button.props("loading")
+        try:
+            request = RunRequest(
+                task_id=self._task_id,
+                num_rounds=int(self._rounds.value) if self._rounds.value else None,
+                min_clients=int(self._min.value) if self._min.value else None,
+                clients=self._chosen.value or None,
+            )
+            async with self._view.refusals_shown():
+                run = await self._view.api.start_run(request)
+                ui.navigate.to(f"/runs/{run.run_id}")
+        except ValidationError as error:
+            ui.notify(error.errors()[0]["msg"], type="negative")
+        finally:
+            self._button.props(remove="loading")
+
+    async def _keep_up(self) -> None:
+        news = [each for each in self._news.take() if each.is_about(self._task_id, None)]
+        kinds = {each.kind for each in news}
+        if kinds & {NewsKind.CLIENT, NewsKind.FORGOTTEN} and self._task is not None and self._task.is_launchable:
+            self._count_idle()
+            if (choices := self._choices()) != self._chosen.options:
+                self._chosen.set_options(choices)
+        if kinds & {NewsKind.RUN, NewsKind.LAGGED}:
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        runs = (await self._view.api.list_runs(task_id=self._task_id, limit=NUM_RUNS)).items
+        self._compared.set_visibility(bool(runs))
+        series = []
+        for run in runs[:NUM_COMPARED]:
+            rounds = (await self._view.api.history.list_rounds(run.run_id)).items
+            found = charts.by_round([dated(row) for row in rounds], "accuracy")
+            series += [(run.run_id.removeprefix(f"{self._task_id}-"), points) for _, points in found[:1]]
+        set_chart(self._chart, charts.lines(series))
+        if runs != self._drawn:
+            self._drawn = runs
+            self._draw_runs(runs)
+
+    def _draw_runs(self, runs: list[RunRecord]) -> None:
+        clear_section(self._runs)
+        with self._runs:
+            if not runs:
+                ui.label("No runs yet: start one above, or with")
+                ui.label(f"fedops-mqtt start {self._task_id}").classes("fed-code")
+                return
+            with table("Run", "Outcome", "Began (UTC)", "Took", "Rounds", "Clients", "Metrics"):
+                for run in runs:
+                    _draw_run(run)
+
+
+def _draw_run(record: RunRecord) -> None:
+    run = record.model_dump(mode="json")
+    beginning, end = moment(run["created_at"]), moment(run["ended_at"])
+    took = duration((end - beginning).total_seconds()) if beginning and end else "–"
+    numbers = {name: value for name, value in run["metrics"].items() if name.endswith(("accuracy", "loss"))}
+    with ui.element("tr"):
+        with ui.element("td"):
+            ui.link(run["run_id"], f"/runs/{run['run_id']}")
+        with ui.element("td"):
+            chip(run_word(run))
+        shown = ", ".join(f"{name} {number(value)}" for name, value in numbers.items())
+        cells(clock(run["created_at"]), took, f"{run['round']}/{run['num_rounds']}", len(run["clients"]), shown)

@@ -1,0 +1,153 @@
+"""The words and rows of the page, made of the API's records. Pure: what people read is tested without a page.
+
+Online, Training and Offline are the words that FedOps' users know; why somebody is offline stands beside it.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+Record = Mapping[str, Any]
+
+
+class Word(StrEnum):
+    """A client's condition in one word."""
+
+    ONLINE = "Online"
+    TRAINING = "Training"
+    OFFLINE = "Offline"
+    UNCONFIRMED = "Unconfirmed"
+
+
+WHY = {
+    "lost": "its connection broke (last will)",
+    "silent": "nothing heard for three heartbeats",
+    "shutdown": "its daemon was ended",
+    "rival": "another daemon has its identity",
+}
+"""What the reasons of an absence mean."""
+
+
+def word_of(client: Record) -> Word:
+    """Return a client's condition: away outweighs everything, training outweighs being there."""
+    if client["presence"] == "out":
+        return Word.OFFLINE
+    if client["run"] is not None:
+        return Word.TRAINING
+    return Word.ONLINE if client["presence"] == "online" else Word.UNCONFIRMED
+
+
+def why_of(client: Record) -> str:
+    """Return why a client is as it is, in one line: the reason of its absence, or of its last failure."""
+    if client["presence"] == "out":
+        return str(client["reason"] or "")
+    if client["presence"] == "unconfirmed":
+        return "retained status only"
+    last = client["last_run"] or {}
+    return first_line(last.get("reason")) if client["run"] is None and last.get("outcome") == "failed" else ""
+
+
+def row_of(client: Record, load: Record | None = None) -> dict[str, Any]:
+    """Return a row of the fleet's table."""
+    run, last = client["run"] or {}, client["last_run"] or {}
+    return {
+        "id": f"{client['task_id']}/{client['client_mac']}",
+        "name": client["client_name"] or client["client_mac"],
+        "mac": client["client_mac"],
+        "task": client["task_id"],
+        "state": word_of(client).value,
+        "why": why_of(client),
+        "since": client["since"],
+        "phase": run.get("phase") or "",
+        "round": run.get("round"),
+        "last": last.get("outcome") or "",
+        "version": client["agent"].get("fedops-mqtt", ""),
+        "load": load_text(load),
+    }
+
+
+def load_text(load: Record | None) -> str:
+    """Return a client's load in a few characters."""
+    if not load or load.get("cpu") is None:
+        return ""
+    return f"CPU {load['cpu']:.0f} %, mem {load.get('memory') or 0:.0f} %"
+
+
+def first_line(text: str | None) -> str:
+    """Return the line of a text that says most: of a traceback the last, of anything else the first."""
+    lines = [line for line in (text or "").splitlines() if line.strip()]
+    if not lines:
+        return ""
+    return lines[-1] if lines[0].startswith("Traceback") else lines[0]
+
+
+def run_word(run: Record) -> str:
+    """Return a run's condition in one word."""
+    return str(run["outcome"] or ("stopping" if run["is_stopping"] else run["status"]))
+
+
+def number(value: Any) -> str:
+    """Return a number as people write it."""
+    if isinstance(value, bool) or value is None:
+        return "–" if value is None else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def size(num_bytes: float) -> str:
+    """Return bytes in a unit that fits."""
+    for unit in ("B", "kB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} GB"
+
+
+def duration(seconds: float) -> str:
+    """Return a time span in its two largest units."""
+    whole = int(max(0.0, seconds))
+    if seconds < 10:
+        return f"{max(0.0, seconds):.1f} s"
+    for unit, name, below, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= unit:
+            return f"{whole // unit} {name} {whole % unit // below} {small}"
+    return f"{whole} s"
+
+
+def moment(iso: str | None) -> datetime | None:
+    """Return the time that an API record says."""
+    return datetime.fromisoformat(iso) if iso else None
+
+
+def clock(iso: str | None) -> str:
+    """Return a time as date and clock, UTC."""
+    at = moment(iso)
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S") if at else "–"
+
+
+STORY = {
+    "RunCreated": "run was asked for",
+    "ServerLaunched": "FL server launched",
+    "ServerExited": "FL server ended",
+    "ServerUnreachable": "FL server does not answer",
+    "ServerSaid": "FL server says",
+    "ClientChosen": "chosen",
+    "TriggerFired": "start trigger sent",
+    "StopSaid": "told to stop",
+    "MemberGaveUp": "given up",
+    "MemberSaid": "now",
+    "ClientSaid": "says",
+    "StopRequested": "stop asked for",
+    "RunClosed": "run closed",
+}
+"""What the journal's kinds of events mean to people."""
+
+
+def tell(event: Record) -> str:
+    """Return an event as a sentence of a few words."""
+    detail = dict(event["detail"])
+    facts = [str(detail.pop(name)) for name in ("status", "outcome") if detail.get(name)]
+    if detail.get("reason"):
+        facts.append(first_line(str(detail["reason"])))
+    facts += [f"{name} {detail[name]}" for name in ("attempt", "launch") if detail.get(name)]
+    return f"{STORY.get(event['kind'], event['kind'])}: {', '.join(facts)}".removesuffix(": ")
