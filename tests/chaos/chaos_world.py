@@ -1,0 +1,312 @@
+"""The whole fleet as installed processes around a real broker, each behind a proxy of its own, and what can befall it.
+
+Every fault says for how long it lasts and is undone by whoever caused it; two faults never hold one target at once.
+"""
+
+import asyncio
+import random
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from fault_proxy import FaultProxy
+from yard import Installed, Yard, observing
+from yard import Observer as Observer
+
+from fedops_mqtt.bus import Mosquitto
+from fedops_mqtt.bus.mosquitto import free_port
+from fedops_mqtt.demo.keeper import marked
+
+TASK = "chaos"
+NUM_ROUNDS = 10
+EPOCHS_A_ROUND = 40
+QUICK = {"keepalive_s": 2, "heartbeat_s": 2, "backoff_max_s": 2, "connect_timeout_s": 4, "publish_timeout_s": 4}
+CLIENT = {**QUICK, "join_limit_s": 20, "rejoin_limit_s": 40, "run_limit_s": 90, "stop_grace_s": 2}
+LIMITS = {
+    "trigger_answer_s": 8,
+    "trigger_retry_s": 1,
+    "server_start_s": 30,
+    "join_s": 25,
+    "round_s": 20,
+    "run_s": 90,
+    "close_grace_s": 3,
+    "server_lost_s": 6,
+    "max_launches": 5,
+    "max_attempts": 20,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One thing that happens: when (s from the start), what, to whom, for how long (s)."""
+
+    at_s: float
+    kind: str
+    target: int
+    lasts_s: float
+
+    def __str__(self) -> str:
+        return f"{self.at_s:6.1f} s  {self.kind:<16} #{self.target}  for {self.lasts_s:.1f} s"
+
+
+def make_schedule(seed: int, *, seconds: float, num_clients: int) -> list[Fault]:
+    """Return the faults that this seed stands for; the same arguments give the same faults."""
+    source = random.Random(seed)
+    faults: list[Fault] = []
+    at_s = 2.0
+    while at_s < seconds:
+        faults.append(
+            Fault(
+                at_s=at_s,
+                kind=source.choices(list(FAULTS), weights=[weight for weight, _ in FAULTS.values()])[0],
+                target=source.randrange(num_clients),
+                lasts_s=source.uniform(0.2, 8.0),
+            )
+        )
+        at_s += source.expovariate(1 / 2.5)
+    return faults
+
+
+class World:
+    """A broker, a manager and clients, kept alive; see `faults` for what may befall them."""
+
+    def __init__(self, yard: Yard, broker: Mosquitto, observer: Observer, proxies: list[FaultProxy]) -> None:
+        self.yard = yard
+        self.broker = broker
+        self.observer = observer
+        self.proxies = proxies[1:]
+        self.manager_proxy = proxies[0]
+        self.macs = [f"02:00:00:00:0c:{number:02x}" for number in range(1, len(proxies))]
+        self.clients: list[Installed] = []
+        self.daemons: list[list[Installed]] = []
+        self.manager: Installed | None = None
+        self.manager_address = f"127.0.0.1:{free_port()}"
+        self._busy: set[str] = set()
+
+    @property
+    def manager_state(self) -> Path:
+        return self.yard.folder / "manager"
+
+    @property
+    def store(self) -> Path:
+        return self.yard.folder / "models"
+
+    def client_state(self, number: int) -> Path:
+        return self.yard.folder / f"client-{number}"
+
+    async def start(self) -> None:
+        for number in range(len(self.macs)):
+            self.daemons.append([])
+            self.clients.append(await self._start_client(number))
+        self.manager = await self._start_manager()
+
+    async def suffer(self, fault: Fault) -> bool:
+        """Let a fault happen and undo it; False when its target is in trouble already."""
+        target = _target_of(fault)
+        if target in self._busy:
+            return False
+        self._busy.add(target)
+        try:
+            await FAULTS[fault.kind][1](self, fault)
+        finally:
+            self._busy.discard(target)
+        return True
+
+    async def _start_client(self, number: int) -> Installed:
+        daemon = await self.yard.start(
+            "client",
+            broker=self.proxies[number].url,
+            task_id=TASK,
+            app="fedops_mqtt.demo:client_app",
+            mac=self.macs[number],
+            state_dir=self.client_state(number),
+            partition_id=number,
+            num_partitions=len(self.macs),
+            **CLIENT,
+        )
+        self.daemons[number].append(daemon)
+        return daemon
+
+    async def _start_manager(self) -> Installed:
+        tasks = self.yard.folder / "tasks.toml"
+        limits = "\n".join(f"{name} = {value}" for name, value in LIMITS.items())
+        tasks.write_text(
+            f'[tasks.{TASK}]\nmodule = "fedops_mqtt.demo.server"\nargs = ["--epochs", "{EPOCHS_A_ROUND}"]\n'
+            f"num_rounds = {NUM_ROUNDS}\nmin_clients = 2\n[tasks.{TASK}.limits]\n{limits}\n"
+        )
+        return await self.yard.start(
+            "manager",
+            broker=self.manager_proxy.url,
+            tasks_file=tasks,
+            http=self.manager_address,
+            state_dir=self.manager_state,
+            store=self.store,
+            line_ping_s=1,
+            **QUICK,
+        )
+
+    async def kill_client(self, fault: Fault) -> None:
+        self.clients[fault.target].process.kill()
+        await self.clients[fault.target].wait()
+        await asyncio.sleep(fault.lasts_s)
+        self.clients[fault.target] = await self._start_client(fault.target)
+
+    async def stop_client(self, fault: Fault) -> None:
+        await self.clients[fault.target].end()
+        await asyncio.sleep(fault.lasts_s)
+        self.clients[fault.target] = await self._start_client(fault.target)
+
+    async def freeze_client(self, fault: Fault) -> None:
+        await self._freeze(self.clients[fault.target].process.pid, fault.lasts_s)
+
+    async def kill_training(self, fault: Fault) -> None:
+        for child in _children(self.clients[fault.target].process.pid):
+            child.kill()
+
+    async def freeze_training(self, fault: Fault) -> None:
+        for child in _children(self.clients[fault.target].process.pid)[:1]:
+            await self._freeze(child.pid, fault.lasts_s)
+
+    async def kill_manager(self, fault: Fault) -> None:
+        assert self.manager is not None
+        self.manager.process.kill()
+        await self.manager.wait()
+        await asyncio.sleep(fault.lasts_s)
+        self.manager = await self._start_manager()
+
+    async def freeze_manager(self, fault: Fault) -> None:
+        assert self.manager is not None
+        await self._freeze(self.manager.process.pid, fault.lasts_s)
+
+    async def kill_server(self, fault: Fault) -> None:
+        for server in self.servers():
+            server.kill()
+
+    async def freeze_server(self, fault: Fault) -> None:
+        for server in self.servers()[:1]:
+            await self._freeze(server.pid, fault.lasts_s)
+
+    async def kill_broker(self, fault: Fault) -> None:
+        await self.broker.kill()
+        await asyncio.sleep(fault.lasts_s)
+        await self.broker.start()
+
+    async def restart_broker(self, fault: Fault) -> None:
+        await self.broker.terminate()
+        await asyncio.sleep(fault.lasts_s)
+        await self.broker.start()
+
+    async def freeze_broker(self, fault: Fault) -> None:
+        self.broker.pause()
+        await asyncio.sleep(fault.lasts_s)
+        self.broker.resume()
+
+    async def cut(self, fault: Fault) -> None:
+        self._proxy(fault).cut()
+
+    async def half_open(self, fault: Fault) -> None:
+        await self._spoil(fault, FaultProxy.half_open)
+
+    async def stall(self, fault: Fault) -> None:
+        await self._spoil(fault, FaultProxy.stall)
+
+    async def delay(self, fault: Fault) -> None:
+        await self._spoil(fault, lambda proxy: setattr(proxy, "delay_s", 0.4))
+
+    async def lose_pubacks(self, fault: Fault) -> None:
+        await self._spoil(fault, lambda proxy: setattr(proxy, "loses_pubacks", True))
+
+    def servers(self) -> list[psutil.Process]:
+        """The FL servers that run now."""
+        return [each for each in marked(self.yard.mark, "FEDOPS_TEST") if _runs(each, "fedops_mqtt.demo.server")]
+
+    def trainings(self) -> list[psutil.Process]:
+        """The training processes that run now."""
+        return [each for each in marked(self.yard.mark, "FEDOPS_TEST") if _runs(each, "fedops_mqtt.client.client_fl")]
+
+    def _proxy(self, fault: Fault) -> FaultProxy:
+        """One proxy in five is the manager's (and its FL server's)."""
+        return self.manager_proxy if fault.lasts_s * 10 % 5 < 1 else self.proxies[fault.target]
+
+    async def _spoil(self, fault: Fault, how: Callable[[FaultProxy], None]) -> None:
+        proxy = self._proxy(fault)
+        how(proxy)
+        await asyncio.sleep(fault.lasts_s)
+        proxy.heal()
+
+    async def _freeze(self, pid: int, seconds: float) -> None:
+        try:
+            psutil.Process(pid).suspend()
+            await asyncio.sleep(seconds)
+            psutil.Process(pid).resume()
+        except psutil.NoSuchProcess:
+            pass
+
+
+FAULTS: dict[str, tuple[int, Callable[[World, Fault], Awaitable[None]]]] = {
+    "kill-client": (6, World.kill_client),
+    "stop-client": (2, World.stop_client),
+    "freeze-client": (3, World.freeze_client),
+    "kill-training": (4, World.kill_training),
+    "freeze-training": (2, World.freeze_training),
+    "kill-manager": (4, World.kill_manager),
+    "freeze-manager": (2, World.freeze_manager),
+    "kill-server": (3, World.kill_server),
+    "freeze-server": (1, World.freeze_server),
+    "kill-broker": (3, World.kill_broker),
+    "restart-broker": (2, World.restart_broker),
+    "freeze-broker": (1, World.freeze_broker),
+    "cut": (5, World.cut),
+    "half-open": (3, World.half_open),
+    "stall": (3, World.stall),
+    "delay": (3, World.delay),
+    "lose-pubacks": (3, World.lose_pubacks),
+}
+"""What may happen: how often in relation to the others, and how."""
+
+
+def _target_of(fault: Fault) -> str:
+    kind, _, whom = fault.kind.partition("-")
+    if whom in ("manager", "server", "broker"):
+        return whom
+    return f"{whom or kind}-{fault.target}" if whom != "training" else f"client-{fault.target}"
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _runs(process: psutil.Process, module: str) -> bool:
+    try:
+        return module in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@asynccontextmanager
+async def living(folder: Path, *, num_clients: int) -> AsyncIterator[World]:
+    """Start a world in `folder` and clear it up."""
+    async with AsyncExitStack() as stack:
+        data = folder / "broker"
+        data.mkdir()
+        broker = await stack.enter_async_context(Mosquitto(port=free_port(), data_dir=data))
+        proxies = [
+            await stack.enter_async_context(FaultProxy(broker.host, broker.port).running())
+            for _ in range(num_clients + 1)
+        ]
+        yard = Yard(folder)
+        stack.push_async_callback(yard.clear_up)
+        observer = await stack.enter_async_context(observing(broker.url, TASK))
+        world = World(yard, broker, observer, proxies)
+        await world.start()
+        yield world
+
+
+SIGNALS_OF_DEATH = frozenset({-signal.SIGKILL, -signal.SIGTERM, 0})
+"""How a process of this world may end; any other end is a fault of ours."""
