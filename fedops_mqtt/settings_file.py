@@ -74,7 +74,10 @@ def read_settings_file(path: Path, model: type[BaseSettings]) -> dict[str, Any]:
         unknown = sorted(set(names) - known.get(table, set()))
         if unknown:
             where = f"in [{table}] " if table else ""
-            raise SettingsFileError(path, f"{unknown[0]!r} {where}is no setting of any role; see docs/configuration.md")
+            raise SettingsFileError(
+                path,
+                f"{unknown[0]!r} {where}is no setting of any role (settings are the options of --help, with _ for -)",
+            )
     return said
 
 

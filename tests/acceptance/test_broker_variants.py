@@ -1,0 +1,119 @@
+"""The other ways to run the broker: with the dynamic-security plugin, and a site's broker joined to a central one."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiomqtt
+import pytest
+from secure_site import BY_PASSWORD, HOST, MANAGER, SCREEN, STANDBY, TASK, A, B, SecureSite, make_fleet
+
+from fedops_mqtt.bus import Mosquitto
+from fedops_mqtt.bus.mosquitto import find_config
+from fedops_mqtt.enrolment import Role, Wish
+from fedops_mqtt.enrolment.broker_files import render_dynamic_security_config
+from fedops_mqtt.protocol import topics
+
+ALL = "fedops/v1/#"
+
+
+@pytest.fixture
+async def dynamic(tmp_path: Path) -> AsyncIterator[SecureSite]:
+    """A broker with the plugin; one dashboard, with its password, was revoked before."""
+    fleet = make_fleet(tmp_path / "fleet")
+    fleet.revoke(SCREEN)
+    fleet.write_dynamic_security()
+    async with Mosquitto(config=fleet.broker_folder / "mosquitto.dynsec.conf") as broker:
+        yield SecureSite(fleet, broker)
+
+
+async def test_with_the_plugin_everybody_may_do_the_same_as_with_the_acl(dynamic: SecureSite) -> None:
+    own, start = str(topics.client_status(TASK, A)), str(topics.client_start(TASK, A))
+    async with (
+        dynamic.hearing(STANDBY, ALL) as ear,
+        dynamic.hearing(A, start) as device,
+        dynamic.hearing(BY_PASSWORD, str(topics.client_start(TASK, BY_PASSWORD))) as other,
+        dynamic.knock(MANAGER) as manager,
+    ):
+        for topic in (topics.client_status(TASK, B), topics.client_start(TASK, BY_PASSWORD), topics.manager_status()):
+            await device.client.publish(str(topic), b"evil", qos=0, retain=True)
+        await device.client.publish(own, b"fine", qos=1, retain=True)
+        assert [said.payload for said in await ear.until(own)] == [b"fine"]
+        await manager.publish(start, b"token", qos=1)
+        assert [said.payload for said in await device.until(start)] == [b"token"]
+        assert await other.told_by_now() == []
+
+
+async def test_the_plugin_knows_who_was_revoked(dynamic: SecureSite) -> None:
+    with pytest.raises(aiomqtt.MqttError):
+        async with dynamic.knock(SCREEN):
+            pass
+
+
+def test_the_shipped_variant_is_the_shipped_configuration_with_the_plugin(tmp_path: Path) -> None:
+    fleet = make_fleet(tmp_path / "fleet")
+    register = fleet.register.model_copy(update={"broker_dir": "/etc/mosquitto/fedops"})
+    made = render_dynamic_security_config(find_config("mosquitto.conf").read_text(), register)
+    shipped = find_config("mosquitto.dynsec.conf").read_text()
+    assert [line for line in made.splitlines() if not line.startswith("plugin ")] == [
+        line for line in shipped.splitlines() if not line.startswith("plugin ")
+    ]
+
+
+@pytest.fixture
+async def centre(tmp_path: Path) -> AsyncIterator[SecureSite]:
+    fleet = make_fleet(tmp_path / "centre")
+    fleet.enrol(Wish(role=Role.BRIDGE, name="site-a", tasks=[TASK]))
+    async with Mosquitto(config=fleet.broker_folder / "mosquitto.conf") as broker:
+        yield SecureSite(fleet, broker)
+
+
+@pytest.fixture
+async def outpost(tmp_path: Path, centre: SecureSite) -> AsyncIterator[SecureSite]:
+    """A site with a fleet of its own whose broker has the shipped bridge lines."""
+    fleet = make_fleet(tmp_path / "outpost")
+    bridge = find_config("bridge.conf").read_text()
+    bridge = bridge.replace("/etc/mosquitto/fedops/bridge", str(centre.bundle("site-a").parent))
+    bridge = bridge.replace("broker.example.org:8883", f"{HOST}:{centre.fleet.register.ports.certificate}")
+    config = fleet.broker_folder / "mosquitto.conf"
+    config.write_text(config.read_text() + bridge)
+    async with Mosquitto(config=config) as broker:
+        yield SecureSite(fleet, broker)
+
+
+async def test_a_device_at_a_site_is_seen_at_the_centre_and_started_from_there(
+    centre: SecureSite, outpost: SecureSite
+) -> None:
+    own, start = str(topics.client_status(TASK, A)), str(topics.client_start(TASK, A))
+    async with (
+        centre.hearing(STANDBY, own) as ear,
+        centre.knock(MANAGER) as manager,
+        outpost.hearing(A, start) as device,
+    ):
+        await device.client.publish(own, b"online", qos=1, retain=True)
+        assert [said.payload for said in await ear.until(own)] == [b"online"]
+        await manager.publish(start, b"token", qos=1)
+        assert [said.payload for said in await device.until(start)] == [b"token"]
+
+
+async def test_what_a_site_said_while_the_line_was_down_goes_up_when_it_is_back(
+    centre: SecureSite, outpost: SecureSite
+) -> None:
+    own = str(topics.client_status(TASK, A))
+    async with outpost.knock(A) as device:
+        async with centre.hearing(STANDBY, own) as ear:
+            await device.publish(own, b"online", qos=1, retain=True)
+            await ear.until(own, b"online")
+        await centre.broker.terminate()
+        await device.publish(own, b"train-started", qos=1, retain=True)
+        await centre.broker.start()
+        async with centre.hearing(STANDBY, own) as ear:
+            await ear.until(own, b"train-started")
+
+
+async def test_a_sites_identity_starts_nobody_at_the_centre(centre: SecureSite) -> None:
+    start, own = str(topics.client_start(TASK, A)), str(topics.client_status(TASK, A))
+    async with centre.hearing(STANDBY, ALL) as ear, centre.knock("site-a") as thief:
+        await thief.publish(start, b"evil", qos=0)
+        await thief.publish(str(topics.client_status("another-task", A)), b"evil", qos=0)
+        await thief.publish(own, b"fine", qos=1)
+        assert [said.payload for said in await ear.until(own)] == [b"fine"]
