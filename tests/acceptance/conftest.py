@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from orders import Orders
 from yard import Site, Yard, observing
 
 from fedops_mqtt.bus import Mosquitto
@@ -24,3 +25,9 @@ async def site(yard: Yard, broker: Mosquitto, task_id: str) -> AsyncIterator[Sit
     """A broker and an observer of one task."""
     async with observing(broker.url, task_id) as observer:
         yield Site(yard, broker.url, task_id, observer)
+
+
+@pytest.fixture
+def orders(site: Site) -> Orders:
+    """What the devices of this test are told (see `steered`)."""
+    return Orders(site.yard.folder)

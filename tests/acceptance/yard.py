@@ -7,13 +7,14 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import httpx
 import psutil
+from orders import FOLDER
 
 import fedops_mqtt
 from fedops_mqtt.bus.tasks import alongside
@@ -104,7 +105,7 @@ class Yard:
                 stdout=out,
                 stderr=err,
                 cwd=cwd,
-                env={**inherited, MARK: self.mark, "PYTHONUNBUFFERED": "1", **said},
+                env={**inherited, MARK: self.mark, FOLDER: str(self.folder), "PYTHONUNBUFFERED": "1", **said},
                 start_new_session=True,
             )
         self._started.append(Installed(name, process, self.folder))
@@ -192,22 +193,36 @@ class Site:
         fields = {"broker": self.broker, "task_id": self.task_id, "app": app, "mac": mac, "heartbeat_s": 5}
         return await self.yard.start("client", **fields, state_dir=self.yard.folder / level, **settings)
 
-    async def start_clients(self, count: int, app: str = "fedops_mqtt.demo:client_app") -> dict[str, Installed]:
+    async def start_clients(
+        self, count: int, app: str = "fedops_mqtt.demo:client_app", **settings: object
+    ) -> dict[str, Installed]:
         """Start clients and wait until all are online."""
         macs = [f"02:00:00:00:01:{number:02x}" for number in range(1, count + 1)]
         clients = {
-            mac: await self.start_client(mac, app, partition_id=number, num_partitions=count)
+            mac: await self.start_client(mac, app, partition_id=number, num_partitions=count, **settings)
             for number, mac in enumerate(macs)
         }
         for mac in macs:
             await self.observer.until_client(mac, ClientCondition.ONLINE)
         return clients
 
-    async def start_manager(self, *, module: str = "fedops_mqtt.demo.server", **settings: object) -> Installed:
-        """Start a manager and wait until it leads."""
+    def write_tasks(self, *, module: str = "fedops_mqtt.demo.server", args: Sequence[str] = (), more: str = "") -> Path:
+        """Write the manager's tasks file: this one task, started where modules of the tests are found."""
         tasks = self.yard.folder / "tasks.toml"
-        args = settings.pop("server_args", ())
-        tasks.write_text(f'[tasks.{self.task_id}]\nmodule = "{module}"\nargs = {list(args)}\n')
+        lines = [f"[tasks.{self.task_id}]", f'module = "{module}"', f"args = {list(args)}", f'cwd = "{HERE}"', more]
+        tasks.write_text("\n".join(lines))
+        return tasks
+
+    async def start_manager(
+        self,
+        *,
+        module: str = "fedops_mqtt.demo.server",
+        server_args: Sequence[str] = (),
+        more: str = "",
+        **settings: object,
+    ) -> Installed:
+        """Start a manager and wait until it leads; `more` are further lines of the task's table."""
+        tasks = self.write_tasks(module=module, args=server_args, more=more)
         manager = await self.yard.start(
             "manager",
             broker=self.broker,

@@ -1,0 +1,80 @@
+"""Training that goes wrong in every way it can: the daemon says which, nothing is left, the next may come."""
+
+import psutil
+from line_site import APP, FIRST, PROGRAM
+from orders import Orders
+from yard import MARK, Installed, Site, eventually
+
+from fedops_mqtt.client.strays import MARK as TRAINING
+from fedops_mqtt.demo.keeper import marked
+from fedops_mqtt.protocol import ClientCondition, Outcome, RunOutcome
+
+MEGABYTE = 1024**2
+FAULTS = {
+    "segfault": ("killed by SIGSEGV",),
+    "out-of-memory": ("killed by SIGKILL", "out of memory?"),
+    "memory-error": ("MemoryError", "Unable to allocate"),
+    "exit": ("exit code 7", "leaving by the window"),
+    "gigabyte": ("exit code 3", "line 10\n", "line 29"),
+    "fork": ("exit code 4",),
+    "too-large": ("over the line's limit of 1048576", "max_message_bytes"),
+}
+"""What goes wrong, and what has to be in the reason."""
+
+
+async def test_whatever_goes_wrong_is_told_and_leaves_a_daemon_that_is_ready(site: Site, orders: Orders) -> None:
+    daemon = await site.start_client(FIRST, APP, partition_id=0, num_partitions=1)
+    born = await site.observer.until_client(FIRST, ClientCondition.ONLINE)
+    idle_bytes = psutil.Process(daemon.process.pid).memory_info().rss
+    await site.start_manager(module=PROGRAM, max_message_bytes=MEGABYTE)
+    for fault, words in FAULTS.items():
+        orders.write({FIRST: fault})
+        run_id = await site.start_run("--rounds", "1", "--min-clients", "1")
+        run = await site.observer.until_ended(run_id)
+        assert run.outcome is RunOutcome.FAILED, (fault, run)
+        await site.observer.until(lambda: last_run(site) == run_id)  # noqa: B023 - called here only
+        failed = await site.observer.until_client(FIRST, ClientCondition.TRAIN_FAILED)
+        assert failed.status.last_run is not None
+        reason = failed.status.last_run.reason or ""
+        assert failed.status.last_run.outcome is Outcome.FAILED, (fault, reason)
+        assert all(word in reason for word in words), (fault, reason)
+        assert "line 9\n" not in reason, "the last 20 lines and no more"
+        assert not left_of(site), fault
+    orders.write({})
+    run = await site.observer.until_ended(await site.start_run("--rounds", "1", "--min-clients", "1"))
+    assert run.outcome is RunOutcome.COMPLETED
+    finished = await site.observer.until_client(FIRST, ClientCondition.TRAIN_FINISHED)
+    assert finished.status.instance == born.status.instance
+    assert psutil.Process(daemon.process.pid).memory_info().rss - idle_bytes < 20 * MEGABYTE
+
+
+async def test_training_that_is_deaf_dies_with_its_daemon_and_so_do_its_children(site: Site, orders: Orders) -> None:
+    daemon = await site.start_client(FIRST, APP, partition_id=0, num_partitions=1)
+    await site.observer.until_client(FIRST, ClientCondition.ONLINE)
+    await site.start_manager(module=PROGRAM)
+    orders.write({FIRST: "deaf"})
+    await site.start_run("--rounds", "1", "--min-clients", "1")
+    await eventually(lambda: len(descendants(daemon)) == 2)
+    daemon.process.kill()
+    await eventually(lambda: not left_of(site))
+
+
+def last_run(site: Site) -> str | None:
+    view = site.observer.client(FIRST)
+    return view.status.last_run.run_id if view is not None and view.status.last_run is not None else None
+
+
+def descendants(daemon: Installed) -> list[psutil.Process]:
+    return psutil.Process(daemon.process.pid).children(recursive=True)
+
+
+def left_of(site: Site) -> list[psutil.Process]:
+    """Return what is left of this test's trainings; all of it inherits their mark."""
+    return [process for process in marked(site.yard.mark, MARK) if TRAINING in environment_of(process)]
+
+
+def environment_of(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}  # gone meanwhile
