@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -32,6 +33,8 @@ _START_S = 90.0
 """Until everybody is online: Python starts once a client, and a small machine has two cores for all of them."""
 _ANSWER_S = 15.0
 _RUN_LIMIT_S = 1800.0
+_SETTLE_S = 5.0
+"""After the run's end, until each client has said its own; the manager's grace is longer and nothing for a demo."""
 _LINGER_S = 1.0
 """Of the FL server, which has its setting from the manager's environment: on one machine nobody is far away."""
 _INTERRUPTED = 128 + signal.SIGINT
@@ -169,6 +172,8 @@ class Demo:
             }
             run_id = (await _ask(api.post("/runs", json=wanted)))["run_id"]
             await self._wait_for(lambda: self._has_ended(run_id), _RUN_LIMIT_S + _START_S, "the run has not ended")
+            with suppress(DemoError):  # the last picture shows everybody done; who hangs is not waited for
+                await self._wait_for(self._is_nobody_training, _SETTLE_S, "somebody still trains")
             return await _ask(api.get(f"/runs/{run_id}"))
 
     def _note(self, change: Record | None) -> None:
@@ -187,6 +192,9 @@ class Demo:
 
     def _is_everybody_here(self) -> bool:
         return sum(not view.is_out for view in self.picture.fleet.clients.values()) == self.options.num_clients
+
+    def _is_nobody_training(self) -> bool:
+        return all(view.is_out or view.status.run is None for view in self.picture.fleet.clients.values())
 
     def _has_ended(self, run_id: str) -> bool:
         view = self.picture.fleet.runs.get(run_id)
