@@ -5,6 +5,7 @@ Used by one thread at a time; only `abort` may come from another. Every error th
 """
 
 import http.client
+import math
 import socket
 import ssl
 from collections.abc import Iterable, Mapping
@@ -35,11 +36,12 @@ class Connector:
         self._connect_s = connect_s
         self._tls = None if ca_file is None else _tls_context(ca_file)
 
-    def connection(self) -> "LineConnection":
-        """Return a new connection; it connects with its first request."""
+    def connection(self, *, within_s: float = math.inf) -> "LineConnection":
+        """Return a new connection; it connects with its first request, within its own limit and this one."""
+        limit_s = min(self._connect_s, within_s)
         if self._tls is None:
-            return LineConnection(http.client.HTTPConnection(self._host, self._port, timeout=self._connect_s))
-        secure = http.client.HTTPSConnection(self._host, self._port, timeout=self._connect_s, context=self._tls)
+            return LineConnection(http.client.HTTPConnection(self._host, self._port, timeout=limit_s))
+        secure = http.client.HTTPSConnection(self._host, self._port, timeout=limit_s, context=self._tls)
         return LineConnection(secure)
 
 

@@ -23,6 +23,8 @@ _BACKOFF_MAX_S = 3.0
 """A relaunched server is found within this; thousands of clients still spread over it (full jitter)."""
 _ASK_S = 10.0
 """Answers to join, pong and leave take no time; this long means that nobody is there."""
+_LEAST_S = 0.1
+"""At the very end of its limit a try still gets this long."""
 _MISSED_PINGS = 3
 """The server pings; silence for this many periods means that it, or the way to it, is gone."""
 
@@ -211,7 +213,7 @@ class SessionKeeper:
             if self._end is not None:
                 return
             connector, launch = self._connector, self._launch
-            self._control = control = connector.connection()
+            self._control = control = connector.connection(within_s=self._left_s())
         try:
             session = self._join(control, connector, launch)
             if session is not None:
@@ -234,8 +236,9 @@ class SessionKeeper:
         )
         headers = {} if who.token is None else {"authorization": f"Bearer {who.token}"}
         body = wire.encode_body(request)
+        timeout_s = min(_ASK_S, self._left_s())
         answer = wire.decode_body(
-            wire.JoinAnswer, control.ask("POST", wire.JOIN_PATH, headers=headers, body=body, timeout_s=_ASK_S)
+            wire.JoinAnswer, control.ask("POST", wire.JOIN_PATH, headers=headers, body=body, timeout_s=timeout_s)
         )
         if answer.launch < launch:
             self._problem = f"server there is still launch {answer.launch}, not {launch}"
@@ -284,6 +287,10 @@ class SessionKeeper:
         if self._has_joined:
             self._limit_s = limit_s
             self._deadline = time.monotonic() + limit_s
+
+    def _left_s(self) -> float:
+        """A server that accepts and stays silent must not outlast the limit."""
+        return max(_LEAST_S, self._deadline - time.monotonic())
 
     def _back_off(self) -> None:
         bound_s = min(_BACKOFF_MAX_S, _BACKOFF_FIRST_S * 2**self._tries)

@@ -3,6 +3,7 @@
 import os
 import queue
 import signal
+import socket
 import threading
 import time
 
@@ -11,6 +12,7 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 from line_parts import WAIT_S, Gate, Lines, a_metric, ask, ask_in_thread, echo_app, mac_of
 
+from fedops_mqtt.line import keeper
 from fedops_mqtt.line.grid import RunOverError, TooFewClientsError
 from fedops_mqtt.line.identity import node_id_of
 from fedops_mqtt.line.token import make_token
@@ -302,6 +304,15 @@ def test_a_server_that_never_comes_is_a_failure_with_its_address(lines: Lines, f
     end = lines.join(f"127.0.0.1:{free_port}", echo_app(), join_s=0.3).end()
     assert end.outcome is Outcome.FAILED
     assert f"no FL server at 127.0.0.1:{free_port} within 0.3 s" in end.reason
+
+
+def test_a_server_that_accepts_and_stays_silent_does_not_outlast_the_join_limit(lines: Lines) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        started = time.monotonic()
+        end = lines.join(f"127.0.0.1:{mute.getsockname()[1]}", echo_app(), join_s=0.3).end()
+    assert end.outcome is Outcome.FAILED
+    assert "within 0.3 s" in end.reason
+    assert time.monotonic() - started < keeper._ASK_S, "an answer is not waited for beyond the limit"
 
 
 def test_a_server_that_is_gone_for_good_is_a_failure_after_the_rejoin_limit(lines: Lines) -> None:
