@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import grpc  # type: ignore[import-untyped]
-from flwr.app import Context, Message
+from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 from fedops_mqtt.line import flwr_private
@@ -50,6 +50,8 @@ class ClassicRunner:
         self._changed = threading.Event()
         self._app_error: Exception | None = None
         self._heard_at: float | None = None
+        self._bytes_in = 0
+        self._bytes_out = 0
 
     def run(self, app: ClientApp, context_factory: Callable[[Joined], Context]) -> RunEnd:
         """Train until the server says that it is over; waits for it within the limits."""
@@ -106,6 +108,7 @@ class ClassicRunner:
         """Answer with the context of ours: Flower's has neither our state nor our configuration."""
         kind, round_ = message.metadata.message_type.partition(".")[0], round_of(message)
         self._heard_at = started = time.monotonic()
+        self._bytes_in += _array_bytes(message)
         self._enter(Phase.TRAINING if kind == "train" else Phase.EVALUATING, round_)
         try:
             reply = self._app(message, self._context)
@@ -113,10 +116,20 @@ class ClassicRunner:
             self._app_error = error
             raise
         self._heard_at = time.monotonic()
+        self._bytes_out += _array_bytes(reply)
         seconds = self._heard_at - started
         self._on_answered(Answered(kind=kind, round=round_, seconds=seconds, metrics=metrics_of(reply.content)))
         self._enter(Phase.WAITING, round_)
         return reply
 
     def _enter(self, phase: Phase, round_: int | None) -> None:
-        self._on_progress(Progress(phase=phase, round=round_, bytes_in=0, bytes_out=0))
+        progress = Progress(phase=phase, round=round_, bytes_in=self._bytes_in, bytes_out=self._bytes_out)
+        self._on_progress(progress)
+
+
+def _array_bytes(message: Message) -> int:
+    """Return how much a message weighs: its arrays; Flower does not tell what gRPC puts around them."""
+    if not message.has_content():
+        return 0
+    records = [record for record in message.content.values() if isinstance(record, ArrayRecord)]
+    return sum(len(array.data) for record in records for array in record.values())
