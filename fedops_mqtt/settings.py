@@ -7,7 +7,7 @@ later outweighing the earlier. Everything else in the package takes plain keywor
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import platformdirs
 from pydantic import Field, SecretStr
@@ -70,6 +70,15 @@ def config_file() -> Path | None:
 def use_config_file(path: Path) -> None:
     """Name the settings file of this process, and of the one it becomes."""
     os.environ[CONFIG_VARIABLE] = str(path.resolve())
+
+
+def broker_of(bundle: Path) -> dict[str, Any]:
+    """Return what a bundle says of the broker and of who we are to it, by setting name.
+
+    Raises:
+        SettingsFileError: it cannot be used.
+    """
+    return FileSource(BusSettings, bundle, None)()
 
 
 def origin_of(field: str) -> str:
@@ -138,6 +147,12 @@ class ClientSettings(BusSettings, DoorSettings):
     http_token: Annotated[SecretStr | None, Field(description="bearer token of the shim; needed beyond loopback")] = (
         None
     )
+    client_manager_url: Annotated[
+        str | None, Field(description="FedOps client manager before the shim; default: FEDOPS_CLIENT_MANAGER_URL")
+    ] = Field(default_factory=lambda: os.environ.get("FEDOPS_CLIENT_MANAGER_URL"))
+    server_manager_url: Annotated[
+        str | None, Field(description="FedOps server manager that knows ports; default: FEDOPS_SERVER_MANAGER_URL")
+    ] = Field(default_factory=lambda: os.environ.get("FEDOPS_SERVER_MANAGER_URL"))
     server_ip_allow: Annotated[
         str, Field(description="FL servers that POST /start may name: hosts, networks, host:port, comma between")
     ] = ""
@@ -230,6 +245,16 @@ class ServerSettings(BusSettings):
     log_level: str = "INFO"
 
 
+class FedOpsSettings(BaseSettings):
+    """FedOps' own variables of a server, under their own names; ours outweigh them."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+    task_id: Annotated[TaskId | None, Field(description="TASK_ID, where FEDOPS_MQTT_TASK_ID is not set")] = None
+    bucket_name: Annotated[str, Field(description="S3 bucket of FedOps' upload and download")] = "global-model"
+    access_key_id: SecretStr | None = None
+    access_secret_key: SecretStr | None = None
+
+
 class CliSettings(_Settings):
     """The verbs that talk to a manager."""
 
@@ -255,6 +280,9 @@ class BridgeSettings(BusSettings):
         "http://127.0.0.1:8003"
     )
     http: Annotated[HttpAddress, Field(description="where FedOps' programs find their managers")] = "127.0.0.1:8004"
+    bundles: Annotated[
+        Path | None, Field(description="folder of bundles: each client's, server-TASK for servers; a broker wants them")
+    ] = None
     bridge_token: Annotated[SecretStr | None, Field(description="password in FedOps' URLs; needed beyond loopback")] = (
         None
     )

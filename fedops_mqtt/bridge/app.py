@@ -6,6 +6,7 @@ import logging
 import platform
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import httpx
 
@@ -16,7 +17,7 @@ from fedops_mqtt.bridge.desk import Desk
 from fedops_mqtt.bridge.http import Guard, listen, serving
 from fedops_mqtt.bridge.link import Link
 from fedops_mqtt.bridge.old_client import OldClient
-from fedops_mqtt.bridge.presence import Presence
+from fedops_mqtt.bridge.presence import Presence, own_identity
 from fedops_mqtt.bus import BusOptions
 from fedops_mqtt.protocol import IdentityError, normalise_mac
 from fedops_mqtt.settings import BridgeSettings
@@ -25,6 +26,12 @@ logger = logging.getLogger(__name__)
 
 _AGENT = {"fedops-mqtt": __version__, "python": platform.python_version(), "via": "http bridge"}
 _MAX_PORT = 65535
+
+
+def _reach_for(settings: BridgeSettings, task_id: str) -> tuple[str, BusOptions]:
+    """Return the broker's URL and how a task's server is known there."""
+    own = settings.model_copy(update=own_identity(settings.bundles, f"server-{task_id}"))
+    return own.broker, BusOptions.from_settings(own)
 
 
 class BridgeConfigError(ValueError):
@@ -51,8 +58,7 @@ class Bridge:
         self._num_doors = 0
         self._desk = Desk(
             classic=ClassicOptions(
-                broker=settings.broker,
-                bus=BusOptions.from_settings(settings),
+                reach=partial(_reach_for, settings),
                 state_dir=settings.state_dir,
                 heartbeat_s=settings.heartbeat_s,
                 probe_s=settings.poll_s,

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,8 +60,8 @@ class ClassicRun(BaseModel):
 class ClassicOptions:
     """Where and how classic servers are spoken for; `start_s` is the time from FLSeUpdate to a port that answers."""
 
-    broker: str
-    bus: BusOptions
+    reach: Callable[[str], tuple[str, BusOptions]]
+    """By task: the broker's URL, and who its server is there."""
     state_dir: Path
     heartbeat_s: float
     probe_s: float
@@ -202,7 +202,8 @@ class ClassicServer:
 
     @asynccontextmanager
     async def _speaking(self) -> AsyncIterator[Connection]:
-        async with self._owner.on_bus(self._options.broker, client_id=None, options=self._options.bus) as bus:
+        url, options = self._options.reach(self._run.task_id)
+        async with self._owner.on_bus(url, client_id=options.user, options=options) as bus:
             yield bus
 
     async def _tell_metrics(self, bus: Connection) -> None:

@@ -8,6 +8,8 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
@@ -20,7 +22,8 @@ from fedops_mqtt.bus import EpochFileError, RivalError
 from fedops_mqtt.bus.tasks import alongside
 from fedops_mqtt.client.daemon import Daemon
 from fedops_mqtt.client.journal import DaemonRunningError
-from fedops_mqtt.settings import BridgeSettings, ClientSettings
+from fedops_mqtt.protocol import mac_to_level
+from fedops_mqtt.settings import BridgeSettings, ClientSettings, broker_of
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +81,7 @@ class Presence:
 
     async def register(self, answer: OnlineAnswer) -> None:
         """Its client manager has told how it is (`RegisterFLTask`)."""
-        await self._link.note_online(answer)
+        await self._link.note_registration(answer)
         if answer.is_online:
             self._identify(answer)
             self._registered.set()
@@ -143,6 +146,8 @@ class Presence:
     def _make_daemon(self) -> Daemon:
         link, settings = self._link, self._settings
         said = {name: getattr(settings, name) for name in type(settings).model_fields if name in _PASSED_ON}
+        if link.client_mac is not None:
+            said |= own_identity(settings.bundles, mac_to_level(link.client_mac))
         client = ClientSettings(
             **said,
             task_id=link.task_id,
@@ -199,6 +204,18 @@ _APP = "fedops_mqtt.bridge.trainer:HttpTrainer"
 """Stands where a device names its app: the training is done elsewhere."""
 
 _PASSED_ON = frozenset(ClientSettings.model_fields) - {"http", "app", "task_id", "mac", "client_name", "join_limit_s"}
+
+
+def own_identity(bundles: Path | None, name: str) -> dict[str, Any]:
+    """Return how somebody the bridge speaks for reaches the broker; nothing where there is no bundle of this name.
+
+    A secured broker lets one name have one connection, and a last will needs a connection of its own.
+
+    Raises:
+        SettingsFileError: the bundle cannot be used.
+    """
+    bundle = bundles / name / "bundle.toml" if bundles else None
+    return broker_of(bundle) if bundle and bundle.is_file() else {}
 
 
 async def _leaving_after(watch: Callable[[], Awaitable[str]], daemon: Daemon) -> None:
