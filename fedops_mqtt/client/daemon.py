@@ -27,6 +27,7 @@ from fedops_mqtt.client.client_utils import get_hostname, get_mac_address, view_
 from fedops_mqtt.client.http_shim import allowed_servers, door_rules, make_shim, serving
 from fedops_mqtt.client.journal import Journal, identity_dir, identity_lock
 from fedops_mqtt.client.metrics import MetricsSender
+from fedops_mqtt.client.old_manager import OldManagers
 from fedops_mqtt.client.pipe import EndedReport, MetricsReport, PhaseReport
 from fedops_mqtt.client.strays import sweep
 from fedops_mqtt.client.system_load import measure_load
@@ -116,6 +117,7 @@ class Daemon:
         self._group: asyncio.TaskGroup | None = None
         self.manager_api = ManagerWords(self, self.leave)
         self.server_api = ServerWords(self, self.leave)
+        self._old_managers = OldManagers.from_settings(settings, self.identity.task_id)
         self.http_address: str | None = None
         """Where the HTTP shim listens, once it does."""
         self._trainer = make_trainer(
@@ -239,8 +241,12 @@ class Daemon:
         if self.settings.http is None:
             yield
             return
-        may_start_at = allowed_servers(self.settings.http, self.settings.server_ip_allow)
-        shim = make_shim(view=lambda: view_of(self._client), start=self.start, may_start_at=may_start_at)
+        shim = make_shim(
+            view=lambda: view_of(self._client),
+            start=self.start,
+            may_start_at=allowed_servers(self.settings.http, self.settings.server_ip_allow),
+            find_server=self._old_managers.find_server,
+        )
         async with serving(shim, self.settings.http, door_rules(self.settings)) as address:
             self.http_address = address
             yield
@@ -260,6 +266,7 @@ class Daemon:
             for task in tasks:
                 task.cancel()
         await self._metrics.flush(bus)
+        await self._old_managers.tell("flclient_out")
 
     async def _listen(self, bus: Connection) -> None:
         async for event in bus.events():
@@ -337,6 +344,7 @@ class Daemon:
                 await self.manager_api.get_train_stopped(ended.reason)
             case None:
                 await self.manager_api.get_train_out(ended.reason)
+        await self._old_managers.tell("trainFin" if ended.outcome is Outcome.FINISHED else "trainFail")
 
     def _snapshot(self, stamp: Stamp) -> ClientStatus:
         return snapshot(self._client, epoch=stamp.epoch, seq=stamp.seq, at=utc_now(), agent=self._agent)

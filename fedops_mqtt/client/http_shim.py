@@ -15,10 +15,11 @@ from typing import Annotated, Any
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, status
 from fastapi.responses import JSONResponse
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from starlette.types import ASGIApp
 
 from fedops_mqtt.client.client_utils import FLClientStatus
+from fedops_mqtt.client.old_manager import NoPortError
 from fedops_mqtt.core.client_events import LocalStart, Verdict
 from fedops_mqtt.door import Door, DoorRules, ExposedError, check_address, is_loopback
 from fedops_mqtt.protocol import Answer, AnyMacAddress
@@ -46,7 +47,7 @@ class ShimAddressError(OSError):
 
 
 def _check_port(address: str) -> str:
-    if not 0 < int(address.rpartition(":")[2]) <= _MAX_PORT:
+    if ":" in address and not 0 < int(address.rpartition(":")[2]) <= _MAX_PORT:
         raise ValueError(f"port must be 1 to {_MAX_PORT}")
     return address
 
@@ -64,8 +65,18 @@ class StartRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    server_ip: Annotated[str, Field(max_length=300, pattern=r"^\S+:\d{1,5}$"), AfterValidator(_check_port)]
+    server_ip: Annotated[str, Field(max_length=300, pattern=r"^(\S+:\d{1,5}|[^\s:]+)$"), AfterValidator(_check_port)]
+    """`host:port`, or a host alone from FedOps' client managers, which leave the port to `getPort`."""
     client_mac: AnyMacAddress
+
+
+_SAID_BY_BROWSERS = ("origin", "referer", "sec-fetch-site", "sec-fetch-mode")
+
+
+async def _as_it_is(server_ip: str) -> str:
+    if ":" not in server_ip:
+        raise NoPortError(server_ip, "no server manager is set")
+    return server_ip
 
 
 def make_shim(
@@ -73,8 +84,12 @@ def make_shim(
     view: Callable[[], FLClientStatus],
     start: Callable[[LocalStart], Awaitable[Verdict]],
     may_start_at: Callable[[str], bool] = lambda server_ip: True,
+    find_server: Callable[[str], Awaitable[str]] = _as_it_is,
 ) -> FastAPI:
-    """Return the HTTP app over a daemon. `may_start_at` says which FL servers a start may name."""
+    """Return the HTTP app over a daemon.
+
+    `may_start_at` says which FL servers a start may name, `find_server` completes an address that has no port.
+    """
     app = FastAPI(title="fedops-mqtt client", docs_url=None, redoc_url=None)
 
     @app.get("/online")
@@ -85,13 +100,28 @@ def make_shim(
     @app.post("/start", responses=_START_REFUSALS)
     async def start_training(request: StartRequest) -> View:
         """Start training at a server, in the background; the same request again starts nothing more."""
-        if not may_start_at(request.server_ip):
-            why = f"server_ip {request.server_ip} is not in this client's server_ip_allow"
+        try:
+            server_ip = await find_server(request.server_ip)
+        except NoPortError as error:
+            raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, str(error)) from error
+        if not may_start_at(server_ip):
+            why = f"server_ip {server_ip} is not in this client's server_ip_allow"
             raise HTTPException(status.HTTP_403_FORBIDDEN, why)
-        verdict = await start(LocalStart(server_ip=request.server_ip, client_mac=request.client_mac))
+        verdict = await start(LocalStart(server_ip=server_ip, client_mac=request.client_mac))
         if verdict.answer is Answer.REJECTED:
             raise HTTPException(status.HTTP_409_CONFLICT, verdict.reason)
         return view().with_first_names()
+
+    @app.get("/start/{server_ip}", responses=_START_REFUSALS)
+    async def start_of_first_managers(server_ip: str, request: Request) -> View:
+        """Start training as FedOps' first client managers ask for it; a browser may not, a link would do there."""
+        if any(name in request.headers for name in _SAID_BY_BROWSERS):
+            raise HTTPException(status.HTTP_403_FORBIDDEN, "not for web pages")
+        try:
+            asked = StartRequest(server_ip=server_ip, client_mac=view().client_mac)
+        except ValidationError as error:
+            raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, f"server_ip {server_ip!r}") from error
+        return await start_training(asked)
 
     @app.exception_handler(status.HTTP_400_BAD_REQUEST)
     async def malformed(request: Request, error: Exception) -> JSONResponse:

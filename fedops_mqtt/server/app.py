@@ -7,7 +7,6 @@ import logging
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import version as version_of
 from typing import Any
 
@@ -15,6 +14,7 @@ from flwr.serverapp import ServerApp
 
 from fedops_mqtt import __version__
 from fedops_mqtt.bus import BusOptions, EpochFile, new_instance
+from fedops_mqtt.client.configuration import read_configuration
 from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.grid import LineGrid, RunOverError
 from fedops_mqtt.line.members import Member, MemberChange
@@ -36,14 +36,16 @@ from fedops_mqtt.server.checkpoint import Checkpoint, CheckpointStore
 from fedops_mqtt.server.ending import Ending, EndNowError, EndRequest
 from fedops_mqtt.server.errors import ServerConfigError, ServerError
 from fedops_mqtt.server.evaluation import TestTorch, make_evaluate
-from fedops_mqtt.server.model_arrays import arrays_of
 from fedops_mqtt.server.plan import fit_config, make_compression, make_limits, make_plan
 from fedops_mqtt.server.rounds import Evaluate, RoundHooks, RoundReport, Rounds
+from fedops_mqtt.server.run_result import RunResult
 from fedops_mqtt.server.server_api import ServerAPI
 from fedops_mqtt.server.server_utils import FLServerStatus
 from fedops_mqtt.server.snapshot import ServerSnapshot, client_of
 from fedops_mqtt.server.store import ModelStore, StoredModel
+from fedops_mqtt.server.strategy_config import strategy_of
 from fedops_mqtt.server.tensor_file import Arrays
+from fedops_mqtt.server.typed_model import loader_of, shared_arrays
 from fedops_mqtt.settings import ServerSettings
 
 _log = logging.getLogger(__name__)
@@ -60,29 +62,17 @@ _CONDITIONS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunResult:
-    """How a run ended; `model_path` is where its global model was saved, None where no round was done."""
-
-    outcome: RunOutcome
-    reason: str
-    run_id: str
-    round: int
-    metrics: Mapping[str, float]
-    gl_model: int
-    model_path: str | None
-
-
 class FLServer:
     """FedOps server.app.FLServer, over MQTT and the line: `FLServer(cfg, model, ...).start()` is a server program.
 
     Args:
-        cfg: mapping, OmegaConf node or object with `task_id`, `num_rounds`, `min_clients`, `batch_size`, `num_epochs`.
+        cfg: mapping, YAML file's path, OmegaConf node or object with `task_id`, `num_rounds`, `min_clients`,
+            `batch_size`, `num_epochs`, and `server.strategy` as Hydra describes one (`_target_`).
         model: initial global model: list or dict of arrays, ArrayRecord, or an object that `arrays_of` understands.
         model_name: names the file; a model of another shape needs another name.
-        model_type: FedOps' (`Pytorch`, `Tensorflow`, `Huggingface`); what the model offers decides.
+        model_type: FedOps' (`Pytorch`, `Tensorflow`, `Huggingface`), `Sklearn` or `Numpy`: what of it is shared.
         gl_val_loader, x_val, y_val, test_torch: FedOps' evaluation data and function, see `make_evaluate`.
-        strategy: of `flwr.serverapp.strategy` or `flwr.server.strategy`; default FedAvg over everybody.
+        strategy: of `flwr.serverapp.strategy` or `flwr.server.strategy`; default what cfg says, else FedAvg over all.
         server_app: a Flower ServerApp in place of a strategy.
         evaluate_fn: `(round, arrays by name) -> metrics`, in place of FedOps' evaluation.
         train_config: sent to the clients of a message strategy; default FedOps' fit_config out of cfg.
@@ -108,19 +98,19 @@ class FLServer:
     ) -> None:
         if strategy is not None and server_app is not None:
             raise ServerConfigError("give either a strategy or a server_app: a ServerApp brings its own")
-        self.cfg = cfg
+        cfg = self.cfg = read_configuration(cfg)
         self.model_name = model_name
         self.model_type = model_type
         self.server = FLServerStatus()
         self.settings = settings or ServerSettings()
         self.plan = make_plan(self.settings, cfg)
-        self._initial = None if model is None else arrays_of(model)
+        self._initial = shared_arrays(model, model_type, cfg=cfg, x_val=x_val, y_val=y_val)
         self._server_app = server_app
-        self._strategy = strategy or (make_fedavg(self.plan.min_clients or 2) if server_app is None else None)
-        self._train_config = fit_config(cfg, self.plan.num_rounds) if train_config is None else train_config
-        self._evaluate = evaluate_fn or make_evaluate(
-            model, cfg=cfg, gl_val_loader=gl_val_loader, x_val=x_val, y_val=y_val, test_torch=test_torch
-        )
+        self._strategy = strategy or (self._make_strategy() if server_app is None else None)
+        self._train_config = self.fit_config(1) if train_config is None else train_config
+        data = {"gl_val_loader": gl_val_loader, "x_val": x_val, "y_val": y_val}
+        load = loader_of(model_type)
+        self._evaluate = evaluate_fn or make_evaluate(model, cfg=cfg, test_torch=test_torch, load=load, **data)
         self._store = ModelStore(self.settings.store, task_id=self.plan.task_id, model_name=model_name)
         self._checkpoints = CheckpointStore(self.settings.store, task_id=self.plan.task_id)
         self._ending = Ending(grace_s=self.settings.stop_grace_s)
@@ -136,6 +126,14 @@ class FLServer:
     def task_id(self) -> str:
         """The task that this server trains for."""
         return self.plan.task_id
+
+    def fit_config(self, rnd: int) -> dict[str, bool | int | float | str]:
+        """Return what clients are told with each round's training; a classic strategy asks for it every round."""
+        return fit_config(self.cfg, self.plan.num_rounds)
+
+    def evaluate_config(self, rnd: int) -> dict[str, bool | int | float | str]:
+        """Return what clients are told with each round's evaluation."""
+        return {name: value for name, value in self.fit_config(rnd).items() if name == "batch_size"}
 
     def start(self) -> RunResult:
         """Do the run, to whatever end, and return how it ended. Call it once, best in the main thread.
@@ -162,6 +160,12 @@ class FLServer:
     def stop(self, reason: str = "asked by its program") -> None:
         """End the run as stopped; `start` returns soon. May be called from any thread."""
         self._ending.request(EndRequest(outcome=RunOutcome.STOPPED, reason=reason))
+
+    def _make_strategy(self) -> AnyStrategy:
+        made = strategy_of(
+            self.cfg, initial=self._initial, fit_config=self.fit_config, evaluate_config=self.evaluate_config
+        )
+        return made or make_fedavg(self.plan.min_clients or 2)
 
     def _run(self) -> RunResult:
         nothing = Rounds(num_rounds=self.plan.num_rounds)

@@ -67,9 +67,10 @@ class CheckpointStore:
 
     def load(self, run_id: str) -> Checkpoint | None:
         """Return the run's last checkpoint; None where there is none, or (logged) where it is corrupt."""
-        path = self._folder.locate(_name(run_id))
+        name = _name(run_id)
         try:
-            arrays, facts = read_tensors(path)
+            with self._folder.reading(name) as path:
+                arrays, facts = read_tensors(path, said=str(self._folder.locate(name)))
         except FileNotFoundError:
             return None
         except CorruptFileError as error:

@@ -1,4 +1,4 @@
-"""A folder that files appear in whole or not at all; where another kind of place is wanted, it has these methods too.
+"""A folder that files appear in whole or not at all: here on this machine, `remote_folder` has those elsewhere.
 
 `create` never overwrites, so of two writers of one name exactly one wins.
 """
@@ -8,17 +8,19 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from fedops_mqtt.server.errors import StoreUrlError
+from fedops_mqtt.server.remote_folder import RemoteFolder
 
 _TEMPORARY = ".tmp"
 _LEFTOVER_AGE_S = 24 * 3600.0
 """A temporary file older than this was left by a writer that died."""
 
-WriteFile = Callable[[Path], None]
+WriteFile = Callable[[Path], object]
 """Writes the file's contents to the path it is given."""
 
 
@@ -38,6 +40,11 @@ class LocalFolder:
     def locate(self, name: str) -> Path:
         """Return where the file of that name can be read."""
         return self.path / name
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[Path]:
+        """Give a file's path, for as long as the block lasts; opening it says whether there is one."""
+        yield self.locate(name)
 
     def create(self, name: str, write: WriteFile) -> Path:
         """Write a new file.
@@ -80,8 +87,36 @@ class LocalFolder:
                     os.unlink(entry.path)
 
 
-def open_folder(url: str) -> LocalFolder:
-    """Return the folder that a store URL names: a path, or `file://` and an absolute path.
+class Folder(Protocol):
+    """What the store and the checkpoints need of a place."""
+
+    def names(self) -> list[str]:
+        """Return the names of the files in it."""
+        ...
+
+    def locate(self, name: str) -> Path | str:
+        """Return what to call a file in a message."""
+        ...
+
+    def reading(self, name: str) -> AbstractContextManager[Path]:
+        """Give a path that the file can be read at."""
+        ...
+
+    def create(self, name: str, write: WriteFile) -> Path | str:
+        """Write a new file, whole or not at all."""
+        ...
+
+    def replace(self, name: str, write: WriteFile) -> Path | str:
+        """Write a file in the place of another, whole or not at all."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        ...
+
+
+def open_folder(url: str) -> Folder:
+    """Return the folder that a store URL names: a path, `file://` and an absolute path, or what fsspec knows (`s3://`).
 
     Raises:
         StoreUrlError: the URL has a scheme that is not supported, or names another host.
@@ -90,7 +125,7 @@ def open_folder(url: str) -> LocalFolder:
     if "://" not in url:
         return LocalFolder(Path(url).expanduser())
     if parts.scheme != "file":
-        raise StoreUrlError(url, f"{parts.scheme!r} is not supported; give a directory or a file:// URL")
+        return RemoteFolder(url)
     if parts.netloc not in ("", "localhost"):
         raise StoreUrlError(url, f"file:// names another host, {parts.netloc!r}; write file:///path")
     return LocalFolder(Path(unquote(parts.path)))

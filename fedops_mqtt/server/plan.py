@@ -12,7 +12,7 @@ from typing import Any, Literal
 from fedops_mqtt.line.limits import LineCompression, LineLimits
 from fedops_mqtt.protocol import check_task_id
 from fedops_mqtt.server.errors import ServerConfigError
-from fedops_mqtt.settings import ServerSettings
+from fedops_mqtt.settings import FedOpsSettings, ServerSettings
 
 DEFAULT_NUM_ROUNDS = 3
 """Flower's own default (Flower 1.41 Strategy.start)."""
@@ -50,7 +50,7 @@ def make_plan(settings: ServerSettings, cfg: Any) -> RunPlan:
         first, second = (said, configured) if is_launched else (configured, said)
         return second if first is None else first
 
-    task_id = choose(settings.task_id, "task_id")
+    task_id = choose(settings.task_id or FedOpsSettings().task_id, "task_id")
     if task_id is None:
         raise ServerConfigError("no task id: set FEDOPS_MQTT_TASK_ID, or task_id in cfg")
     run_secret = _read_secret(settings)

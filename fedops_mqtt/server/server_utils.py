@@ -1,6 +1,9 @@
 """FedOps' `server_utils`, by its names: the server's status as FedOps keeps it, and stored global models."""
 
 import json
+import logging
+import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,8 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedops_mqtt.server.model_arrays import arrays_of, check_same_shapes, load_into
-from fedops_mqtt.server.store import ModelStore
+from fedops_mqtt.client.adapters.local_models import load_local_model
+from fedops_mqtt.protocol import check_task_id
+from fedops_mqtt.server.folder import Folder, LocalFolder
+from fedops_mqtt.server.remote_folder import RemoteFolder
+from fedops_mqtt.settings import FedOpsSettings
+
+_log = logging.getLogger(__name__)
+
+_GLOBAL_MODEL = re.compile(r"(?P<name>.+)_gl_model_V(?P<version>\d+)\.(?:safetensors|pth)")
 
 
 @dataclass(slots=True)
@@ -27,22 +37,70 @@ class FLServerStatus:
     round: int = 0
 
 
-def model_download_local(
-    model_type: str, model: Any = None, *, store: str, task_id: str, model_name: str
-) -> tuple[Any, str | None, int]:
-    """Return `(model, name, version)` with the newest stored arrays in it; `(None, None, 0)` where there are none.
+def aws_session(region_name: str = "ap-northeast-2") -> Any:
+    """Return a boto3 session with FedOps' variables ACCESS_KEY_ID and ACCESS_SECRET_KEY (FedOps server_utils)."""
+    import boto3
 
-    `model_type` is FedOps' and not needed: what the model offers decides (see `load_into`).
+    key, secret = _credentials()
+    return boto3.session.Session(aws_access_key_id=key, aws_secret_access_key=secret, region_name=region_name)
+
+
+def upload_model_to_bucket(task_id: str, global_model_name: str) -> None:
+    """Upload `./{global_model_name}` to the bucket BUCKET_NAME as `{task_id}/{global_model_name}`.
+
+    FLServer does not need it: with `store` at `s3://bucket` its models are there. This is for files of your own.
+    """
+    folder = RemoteFolder(_bucket(task_id), options=_s3_options())
+    folder.replace(global_model_name, lambda path: shutil.copyfile(global_model_name, path))
+
+
+def model_download_s3(task_id: str, model_type: str, model: Any = None) -> tuple[Any, str | None, int]:
+    """Return `(model, name, version)` with the newest global model of the bucket BUCKET_NAME in it.
+
+    `(None, None, 0)` where there is none, or (logged) where the bucket cannot be read (FedOps server_utils).
 
     Raises:
-        ModelMismatchError: the stored arrays are of another model.
+        ValueError: the newest is of another model.
     """
-    newest = ModelStore(store, task_id=task_id, model_name=model_name).newest()
-    if newest is None:
+    folder = RemoteFolder(_bucket(task_id), options=_s3_options())
+    try:
+        return _newest_in(folder, model_type, model)
+    except OSError as error:
+        _log.error("no global model could be read", extra={"bucket": _bucket(task_id), "problem": str(error)})
         return None, None, 0
-    if model is not None:
-        check_same_shapes(newest.path, newest.arrays, arrays_of(model))
-    return load_into(model, newest.arrays), newest.model_name, newest.version
+
+
+def model_download_local(model_type: str, model: Any = None) -> tuple[Any, str | None, int]:
+    """Return `(model, name, version)` with the newest global model of this folder in it; `(None, None, 0)` for none.
+
+    Raises:
+        ValueError: the newest is of another model.
+    """
+    return _newest_in(LocalFolder(Path()), model_type, model)
+
+
+def _newest_in(folder: Folder, model_type: str, model: Any) -> tuple[Any, str | None, int]:
+    found = [match for name in folder.names() if (match := _GLOBAL_MODEL.fullmatch(name))]
+    if not found:
+        return None, None, 0
+    newest = max(found, key=lambda match: int(match["version"]))
+    with folder.reading(newest[0]) as path:
+        return load_local_model(model_type, path, model), newest["name"], int(newest["version"])
+
+
+def _bucket(task_id: str) -> str:
+    return f"s3://{FedOpsSettings().bucket_name}/{check_task_id(task_id)}"
+
+
+def _s3_options() -> dict[str, Any]:
+    key, secret = _credentials()
+    return {"key": key, "secret": secret} if key else {}
+
+
+def _credentials() -> tuple[str | None, str | None]:
+    said = FedOpsSettings()
+    key, secret = said.access_key_id, said.access_secret_key
+    return (key.get_secret_value() if key else None), (secret.get_secret_value() if secret else None)
 
 
 def load_initial_parameters_from_shape(json_path: str) -> list[NDArray[np.float32]]:

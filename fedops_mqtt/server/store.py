@@ -106,7 +106,8 @@ class ModelStore:
 
     def _read(self, version: int, passed_over: tuple[str, ...]) -> StoredModel:
         path = self._folder.locate(self._name(version))
-        arrays, facts = read_tensors(path)
+        with self._folder.reading(self._name(version)) as copy:
+            arrays, facts = read_tensors(copy, said=str(path))
         return _stored(self.model_name, version, str(path), arrays, facts, passed_over)
 
     def _name(self, version: int) -> str:

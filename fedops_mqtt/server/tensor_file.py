@@ -43,8 +43,8 @@ def write_tensors(path: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping
     save_file(plain, path, metadata=metadata)
 
 
-def read_tensors(path: Path) -> tuple[Arrays, dict[str, Any]]:
-    """Return the arrays, in the order they were written, and the facts.
+def read_tensors(path: Path, *, said: str | None = None) -> tuple[Arrays, dict[str, Any]]:
+    """Return the arrays, in the order they were written, and the facts; `said` is what an error calls the file.
 
     Raises:
         CorruptFileError: the file is cut, changed, or not one of ours.
@@ -56,9 +56,9 @@ def read_tensors(path: Path) -> tuple[Arrays, dict[str, Any]]:
             arrays = {name: file.get_tensor(name) for name in json.loads(metadata["order"])}
         facts = dict(json.loads(metadata["facts"]))
     except (SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise CorruptFileError(str(path), f"{type(error).__name__}: {error}") from error
+        raise CorruptFileError(said or str(path), f"{type(error).__name__}: {error}") from error
     if metadata.get("sha256") != _digest(arrays, metadata):
-        raise CorruptFileError(str(path), "its contents do not have the checksum that it carries")
+        raise CorruptFileError(said or str(path), "its contents do not have the checksum that it carries")
     return arrays, facts
 
 

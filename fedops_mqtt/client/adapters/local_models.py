@@ -18,7 +18,7 @@ def load_local_model(model_type: str, path: Path, model: Any) -> Any:
     arrays = _read_pth(path) if path.suffix == ".pth" else _read(path)
     try:
         return _put(model_type, model, arrays)
-    except (RuntimeError, ValueError, KeyError, IndexError) as error:
+    except (RuntimeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise ValueError(f"{path} is of another model: {error}") from error
 
 

@@ -81,8 +81,8 @@ def prepare(model: Any, num_features: int, classes: Any) -> None:
         return
     if classes is None and is_classifier(model):
         raise RegistrationError("a classifier needs all classes: add classes=[0, 1, …] to fl_task")
-    labels = np.zeros(1) if classes is None else np.asarray(classes)
-    known = {} if classes is None else {"classes": labels}
+    labels = np.asarray(classes) if is_classifier(model) else np.zeros(1)
+    known = {"classes": labels} if is_classifier(model) else {}
     begin = getattr(model, "random_state", None)
     model.partial_fit(np.zeros((len(labels), num_features)), labels, **known)
     if hasattr(model, "coef_"):

@@ -113,12 +113,17 @@ def test_nothing_to_evaluate_with_is_no_evaluation() -> None:
     assert make_evaluate([ONE], cfg=None, gl_val_loader=None, x_val=None, y_val=None, test_torch=None) is None
 
 
-def test_the_newest_stored_model_is_loaded_by_fedops_name(tmp_path: Any) -> None:
-    where = {"store": str(tmp_path), "task_id": "t", "model_name": "net"}
-    assert model_download_local("Tensorflow", KerasLike(), **where) == (None, None, 0)
-    ModelStore(str(tmp_path), task_id="t", model_name="net").save({"0": ONE * 5, "1": TWO})
-    model, name, version = model_download_local("Tensorflow", KerasLike(), **where)
-    assert (name, version, model.weights[0].tolist()) == ("net", 1, [5.0, 5.0])
+def test_the_newest_model_of_a_folder_is_loaded_by_fedops_name(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert model_download_local("Tensorflow", KerasLike()) == (None, None, 0)
+    for times in (5, 6):
+        ModelStore(".", task_id="t", model_name="net").save({"0": ONE * times, "1": TWO})
+    for path in (tmp_path / "t").iterdir():
+        path.rename(tmp_path / path.name)
+    model, name, version = model_download_local("Tensorflow", KerasLike())
+    assert (name, version, model.weights[0].tolist()) == ("net", 2, [6.0, 6.0])
+    with pytest.raises(ValueError, match="another model"):
+        model_download_local("Sklearn", object())
 
 
 def test_zeros_in_the_shapes_of_a_file(tmp_path: Any) -> None:

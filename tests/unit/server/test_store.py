@@ -164,7 +164,7 @@ def test_a_file_url_is_a_path(tmp_path: Path) -> None:
     assert open_store(tmp_path).versions() == [1]
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/x", "http://host/x", "file://host/x"])
+@pytest.mark.parametrize("url", ["nosuch://bucket/x", "http://host/x", "file://host/x"])
 def test_a_store_that_is_not_supported_is_named(url: str) -> None:
     with pytest.raises(StoreUrlError, match="model store"):
         ModelStore(url, task_id="digits", model_name="net")

@@ -1,0 +1,95 @@
+"""FedOps' model types on the server: what of the program's model is shared, and how arrays go back into it.
+
+The same adapters as on the device say it, so both sides mean the same arrays in the same order.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedops_mqtt.client.configuration import entry
+from fedops_mqtt.server.model_arrays import arrays_of, load_into
+from fedops_mqtt.server.server_utils import load_initial_parameters_from_shape
+from fedops_mqtt.server.tensor_file import Arrays
+
+PARAMETER_SHAPES = Path("parameter_shapes.json")
+"""What FedOps' server of a Hugging Face task has in the place of the model (FedOps server.app)."""
+
+Load = Callable[[Any, Arrays], Any]
+
+
+def shared_arrays(
+    model: Any, model_type: str, *, cfg: Any = None, x_val: Any = None, y_val: Any = None
+) -> Arrays | None:
+    """Return what of a model is shared; None without a model.
+
+    Raises:
+        ModelTypeError: it is nothing that arrays can be taken from.
+        FileNotFoundError: a Hugging Face task without a model has no `parameter_shapes.json` either.
+    """
+    if model_type == "Huggingface" and not hasattr(model, "peft_config"):
+        shapes = load_initial_parameters_from_shape(str(PARAMETER_SHAPES)) if model is None else model
+        return arrays_of(shapes)
+    if model is None:
+        return None
+    match model_type:
+        case "Pytorch" if hasattr(model, "state_dict"):
+            from fedops_mqtt.client.adapters import torch_model
+
+            return torch_model.shared_arrays(model)
+        case "Huggingface":
+            from fedops_mqtt.client.adapters import peft_model
+
+            return peft_model.shared_arrays(model)
+        case "Sklearn":
+            return _learned(model, cfg, x_val, y_val)
+    return arrays_of(model)
+
+
+def loader_of(model_type: str) -> Load:
+    """Return what puts shared arrays back into a model of this type."""
+    match model_type:
+        case "Pytorch":
+            return _load_torch
+        case "Huggingface":
+            return _load_peft
+        case "Sklearn":
+            return _load_sklearn
+    return load_into
+
+
+def _learned(model: Any, cfg: Any, x_val: Any, y_val: Any) -> Arrays:
+    from fedops_mqtt.client.adapters import sklearn_model
+
+    if x_val is not None:
+        num_classes = entry(cfg, "model.output_size") if cfg is not None else None
+        labels = np.arange(int(num_classes)) if num_classes else np.unique(y_val)
+        sklearn_model.prepare(model, np.shape(x_val)[1], labels)
+    return sklearn_model.shared_arrays(model)
+
+
+def _load_torch(model: Any, arrays: Arrays) -> Any:
+    if not hasattr(model, "state_dict"):
+        return load_into(model, arrays)
+    from fedops_mqtt.client.adapters import torch_model
+
+    torch_model.load_arrays(model, arrays)
+    return model
+
+
+def _load_peft(model: Any, arrays: Arrays) -> Any:
+    if not hasattr(model, "peft_config"):
+        return load_into(model, arrays)
+    from fedops_mqtt.client.adapters import peft_model
+
+    peft_model.load_arrays(model, arrays)
+    return model
+
+
+def _load_sklearn(model: Any, arrays: Arrays) -> Any:
+    from fedops_mqtt.client.adapters import sklearn_model
+
+    sklearn_model.load_arrays(model, arrays)
+    return model
