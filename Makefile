@@ -8,7 +8,7 @@ FEDOPS_STAMP := $(FEDOPS)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mosquitto systemd-analyze demo test test-frameworks check clean
+.PHONY: help setup mosquitto systemd-analyze browser-tools demo test test-frameworks check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,10 +26,13 @@ mosquitto:
 demo: setup  ## one federated run on this machine: make demo ARGS="--clients 8 --rounds 3"
 	@$(BIN)/fedops-mqtt demo $(ARGS)
 
+browser-tools:
+	@sh tests/browser/install-tools.sh
+
 systemd-analyze:
 	@command -v $@ >/dev/null || sh deploy/install-systemd-analyze.sh
 
-test: setup systemd-analyze  ## everything the tests need, and the tests: make test ARGS="-k will"
+test: setup systemd-analyze browser-tools  ## everything the tests need, and the tests: make test ARGS="-k will"
 	$(BIN)/python -m pytest $(ARGS)
 	@echo "not run here: tests/frameworks (torch, the published FedOps); make test-frameworks runs them"
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 import typer
 
-from fedops_mqtt.cli import bridge, demo, doctor, fleet, roles, steer, watch
+from fedops_mqtt.cli import bridge, demo, doctor, fleet, history, roles, steer, watch
 from fedops_mqtt.cli.fatal import explain, known_errors
 from fedops_mqtt.core.exit_codes import ExitCode
 
@@ -22,6 +22,8 @@ VERBS: dict[str, Callable[..., None]] = {
     "runs": steer.runs,
     "start": steer.start,
     "stop": steer.stop,
+    "logs": history.logs,
+    "metrics": history.metrics,
     "watch": watch.watch,
     "doctor": doctor.doctor,
 }
@@ -46,6 +48,7 @@ def make_app() -> typer.Typer:
     app.callback()(_version_option)
     for name, verb in VERBS.items():
         app.command(name, epilog=verb.__dict__.get("epilog"))(verb)
+    app.add_typer(history.make_run_app(), name="run")
     app.add_typer(fleet.make_fleet_app(), name="fleet")
     return app
 

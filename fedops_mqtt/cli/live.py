@@ -11,14 +11,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fedops_mqtt.cli.output import as_text
-from fedops_mqtt.cli.picture import Picture, client_record, run_record
+from fedops_mqtt.cli.output import as_line, as_text
+from fedops_mqtt.cli.picture import RECENT, Picture, client_record, run_record
 from fedops_mqtt.core.fleet import ClientView, Presence, View
 from fedops_mqtt.protocol import ClientCondition, RunCondition, RunOutcome, RunStatus
 
 _BARS = "▁▂▃▄▅▆▇█"
 _MAX_RUNS = 5
-_OTHER_LINES = 12
+_OTHER_LINES = 13 + RECENT
 """Lines of a screen that are not rows of clients: titles, heads, runs, blanks."""
 _MIN_ROWS = 5
 _SHOWN_METRICS = 3
@@ -29,7 +29,8 @@ _RUN_COLUMNS = ("run", "task", "status", "round", "accuracy", "by round", "clien
 def draw(picture: Picture, *, now: float, height: int, title: str = "") -> RenderableType:
     """Return the whole screen: who is there, below it the runs; at most `height` lines."""
     head = Text.assemble((title, "bold"), "  ", _say_connection(picture))
-    return Group(head, _draw_clients(picture, now, max(_MIN_ROWS, height - _OTHER_LINES)), _draw_runs(picture))
+    max_rows = max(_MIN_ROWS, height - _OTHER_LINES)
+    return Group(head, _draw_clients(picture, now, max_rows), _draw_runs(picture), _draw_recent(picture))
 
 
 def _say_connection(picture: Picture) -> Text:
@@ -87,6 +88,12 @@ def _draw_runs(picture: Picture) -> RenderableType:
     for view in views:
         table.add_row(*_run_cells(picture, view))
     return table
+
+
+def _draw_recent(picture: Picture) -> RenderableType:
+    """The last events, each cut to one line."""
+    lines = [Text(as_line(change), style="dim", no_wrap=True, overflow="ellipsis") for change in picture.recent]
+    return Group(Text(), *lines)
 
 
 def _run_cells(picture: Picture, view: View[RunStatus]) -> list[RenderableType]:

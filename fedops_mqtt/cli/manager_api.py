@@ -47,6 +47,11 @@ class ManagerApi:
         given = {name: value for name, value in query.items() if value is not None}
         return self._call("GET", path, params=given)
 
+    def get_text(self, path: str) -> str:
+        """Return what stands at a path, as text. Raises: FatalError."""
+        answer = self._ask("GET", path)
+        return answer.text if answer.is_success else str(_read(answer, self._url))
+
     def get_all(self, name: str, **query: Any) -> list[Record]:
         """Return every record of a list, page after page. Raises: FatalError."""
         records: list[Record] = []
@@ -65,8 +70,11 @@ class ManagerApi:
         return self._call("DELETE", path)
 
     def _call(self, method: str, path: str, **given: Any) -> Any:
+        return _read(self._ask(method, path, **given), self._url)
+
+    def _ask(self, method: str, path: str, **given: Any) -> httpx.Response:
         try:
-            answer = self._client.request(method, path, **given)
+            return self._client.request(method, path, **given)
         except httpx.TimeoutException as error:
             problem = f"the manager at {self._url} did not answer within {self._timeout_s:g} s"
             raise FatalError(f"{problem}. Is it busy? --request-timeout-s waits longer.", _UNAVAILABLE) from error
@@ -75,7 +83,6 @@ class ManagerApi:
         except httpx.TransportError as error:
             advice = "`fedops-mqtt manager` starts one; --manager says where another one is"
             raise FatalError(f"no manager at {self._url} ({error}): {advice}.", _UNAVAILABLE) from error
-        return _read(answer, self._url)
 
 
 def _read(answer: httpx.Response, url: str) -> Any:

@@ -3,6 +3,7 @@
 A `Picture` has no clock, screen or socket; whoever owns it feeds it events and the time they came.
 """
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from fedops_mqtt.protocol import (
     ManagerStatus,
     MemberCondition,
     Message,
+    MetricsKind,
     RunStatus,
     ServerMetrics,
     ServerStatus,
@@ -26,6 +28,9 @@ Record = dict[str, Any]
 """One client, server, run or manager as flat JSON; `kind` says which."""
 
 Key = tuple[str, ...]
+
+RECENT = 5
+"""Changes that a screen shows."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -39,10 +44,18 @@ class Picture:
     """The rounds of a run, oldest first, by `run_id`."""
     is_connected: bool | None = None
     """None before the first connection."""
+    recent: deque[Record] = field(default_factory=lambda: deque(maxlen=RECENT))
+    """The last changes, the newest last."""
     _told: dict[Key, Record] = field(default_factory=dict)
 
     def take(self, event: BusEvent, now: float) -> Record | None:
         """Fold one event in; return what changed of whom, None when nothing that is worth a line did."""
+        change = self._take(event, now)
+        if change is not None:
+            self.recent.append(change)
+        return change
+
+    def _take(self, event: BusEvent, now: float) -> Record | None:
         match event:
             case Connected():
                 self.is_connected = True
@@ -63,7 +76,9 @@ class Picture:
     def expire(self, now: float) -> list[Record]:
         """Take owners whose lease has ended as out; return what changed."""
         views = self.fleet.expire(now)
-        return [change for view in views if (change := self._changed(client_record(self, view)))]
+        changes = [change for view in views if (change := self._changed(client_record(self, view)))]
+        self.recent.extend(changes)
+        return changes
 
     def records(self) -> Iterator[Record]:
         """Yield everybody as they are now: manager, servers, runs, clients."""
@@ -86,9 +101,9 @@ class Picture:
             case ClientStatus() | ServerStatus() | RunStatus() | ManagerStatus():
                 is_news = self.fleet.apply(message, now=now, is_retained=is_retained)
                 return self._changed(self._record_of(message)) if is_news else None
-            case ClientMetrics():
+            case ClientMetrics() if message.kind is not MetricsKind.SYSTEM:
                 key = (message.task_id, message.client_mac)
-                self.metrics[key] = {**self.metrics.get(key, {}), **_numbers(message.values)}
+                self.metrics[key] = {**self.metrics.get(key, {}), **_measures(message.values)}
             case ServerMetrics():
                 return self._note_round(message)
             case _:
@@ -224,5 +239,10 @@ def _key_of(record: Record) -> Key:
 _NAMES_OF_KIND = {"client": ("task_id", "client_mac"), "server": ("task_id",), "run": ("run_id",), "manager": ()}
 
 
-def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if isinstance(value, int | float)}
+def _measures(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers that say how the training goes; where its time went is for other views."""
+    numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+    return {name: value for name, value in numbers.items() if name not in _ABOUT_TIME}
+
+
+_ABOUT_TIME = frozenset({"seconds", "wait_s", "download_s", "compute_s", "upload_s", "bytes_in", "bytes_out"})

@@ -16,15 +16,17 @@ def section(title: str) -> Any:
     return card
 
 
-def facts(pairs: list[tuple[str, Any]]) -> None:
-    """Draw names and values."""
+def facts(pairs: list[tuple[str, Any]]) -> dict[str, ui.label]:
+    """Draw names and values; return the labels of the values, for what changes all the time."""
+    labels = {}
     with ui.element("dl").classes("fed-facts"):
         for name, value in pairs:
             with ui.element("div"):
                 with ui.element("dt"):
                     ui.label(name)
                 with ui.element("dd"):
-                    ui.label(str(value))
+                    labels[name] = ui.label(str(value))
+    return labels
 
 
 def chip(word: str) -> None:

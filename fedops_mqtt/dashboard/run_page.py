@@ -17,6 +17,7 @@ from fedops_mqtt.manager.errors import UnknownRunError
 from fedops_mqtt.manager.events import NewsKind
 
 REFRESH_S = 1.0
+_TOOK = "Time"
 MAX_STORY = 300
 _TROUBLE = ("failed", "lost", "rejected", "stopped")
 _ABOUT = (NewsKind.RUN, NewsKind.ROUND, NewsKind.METRICS, NewsKind.EVENT, NewsKind.LAGGED)
@@ -52,6 +53,7 @@ class RunPage:
     async def draw(self) -> None:
         """Draw, fill and keep up."""
         self._news = subscription(self._view)
+        self._dialogs = ui.element("div")  # outlives what is drawn again around the button
         self._head = ui.element("div").classes("fed-card")
         self._trouble = section("What went wrong")
         with ui.element("div").classes("fed-columns"):
@@ -110,13 +112,14 @@ class RunPage:
         shown = [
             ("Task", run["task_id"]),
             ("Began", clock(run["created_at"]) + " UTC"),
-            ("Took" if end else "Runs for", duration(now - beginning.timestamp())),
+            (_TOOK, ""),
             ("Round", f"{run['round']} of {run['num_rounds']}"),
             ("Clients", ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none yet"),
             ("FL server", run["server_ip"] or (f"launch {run['launch']}" if run["launch"] else "not launched yet")),
             *((name, number(value)) for name, value in run["metrics"].items() if name.endswith(("accuracy", "loss"))),
         ]
         self._redraw("head", (run_word(run), run["reason"], shown), self._draw_facts)
+        self._facts[_TOOK].set_text(duration(now - beginning.timestamp()))
 
     def _draw_facts(self, content: tuple[str, str | None, list[tuple[str, Any]]]) -> None:
         word, reason, shown = content
@@ -131,7 +134,7 @@ class RunPage:
                     stop = ui.button("Stop this run", color=None, on_click=self._ask_to_stop).props("flat no-caps")
                     stop.classes("fed-danger").set_enabled(not run["is_stopping"])
             _draw_bar(100 * run["round"] / max(1, run["num_rounds"]))
-            facts(shown)
+            self._facts = facts(shown)
             with ui.element("div").classes("fed-row"):
                 ui.link("task", f"/tasks/{run['task_id']}")
                 for what in ("rounds", "metrics", "events", "clients"):
@@ -139,12 +142,14 @@ class RunPage:
                 ui.link("JSON", f"/api/v1/runs/{self._run_id}")
 
     async def _ask_to_stop(self) -> None:
-        with ui.dialog() as dialog, ui.card().classes("fed-card"):
+        with self._dialogs, ui.dialog() as dialog, ui.card().classes("fed-card"):
             ui.label("Stop this run? Its clients end their training; the last good model stays.")
             with ui.row():
                 ui.button("Stop it", color=None, on_click=lambda: dialog.submit("yes")).classes("fed-danger")
                 ui.button("Go on", color=None, on_click=dialog.close)
-        if await dialog == "yes":
+        answer = await dialog
+        dialog.delete()
+        if answer == "yes":
             async with self._view.refusals_shown():
                 await self._view.api.stop_run(self._run_id)
                 ui.notify("The run is being stopped.")

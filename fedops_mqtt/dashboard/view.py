@@ -59,7 +59,7 @@ class View:
             switch = ui.button(icon="contrast", color=None).props('flat round dense aria-label="Dark or light"')
             switch.on_click(lambda: _toggle(dark))
         self._banner()
-        with ui.element("main").classes("fed-main"):
+        with ui.element("div").classes("fed-main"):
             ui.label(title).classes("fed-title").props('role="heading" aria-level="1"')
             yield
         ui.timer(0.05, lambda: _recall(dark), once=True)

@@ -122,7 +122,7 @@ def test_a_fleet_larger_than_the_screen_is_cut_and_says_so() -> None:
         console.print(draw(picture, now=0.0, height=30))
         shown = console.export_text()
     assert len(shown.splitlines()) <= 30
-    assert "and 82 more" in shown
+    assert "and 88 more" in shown
 
 
 def test_empty_states_say_what_to_do() -> None:

@@ -1,0 +1,204 @@
+"""The verbs that read what a manager has written down: run show, logs, metrics."""
+
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedops_mqtt.cli.examples import shows
+from fedops_mqtt.cli.options import takes_settings
+from fedops_mqtt.settings import CliSettings
+
+if TYPE_CHECKING:
+    from fedops_mqtt.cli.manager_api import ManagerApi, Record
+
+_POLL_S = 0.5
+"""Between two looks at a log that is followed."""
+_PAGE = 1000
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+RunId = Annotated[str, typer.Argument(hidden=True)]
+
+_FACTS = (
+    "run_id", "task_id", "status", "outcome", "reason", "created_at", "ended_at", "round", "num_rounds", "min_clients",
+    "launch", "server_ip", "gl_model", "metrics", "trigger_to_training_ms", "model_path",
+)  # fmt: skip
+_MEMBER_COLUMNS = ("client_mac", "status", "round", "attempt", "delay_ms", "reason")
+
+
+def make_run_app() -> typer.Typer:
+    """Return the verbs about one run."""
+    app = typer.Typer(help="Look at one run.", no_args_is_help=True, rich_markup_mode=None)
+    app.command("show", epilog=show.__dict__["epilog"])(show)
+    return app
+
+
+@shows("fedops-mqtt run show RUN_ID", "fedops-mqtt run show RUN_ID --json", model=CliSettings)
+@takes_settings(CliSettings)
+def show(settings: CliSettings, run: RunId, json: Json = False) -> None:
+    """Show one run: how it stands, its rounds, and every client in it with its reason.
+
+    RUN is its id, as `start` and `runs` print it.
+    """
+    from fedops_mqtt.cli.manager_api import ManagerApi
+    from fedops_mqtt.cli.output import print_records_as_lines
+
+    with ManagerApi(settings) as manager:
+        found = manager.get(f"/runs/{run}")
+        rounds = manager.get(f"/runs/{run}/rounds")["items"]
+    if json:
+        print_records_as_lines([{**found, "rounds": rounds}], is_json=True)
+    elif sys.stdout.isatty():
+        _show_run(found, rounds)
+    else:
+        print_records_as_lines(_as_records(found, rounds), is_json=False)
+
+
+@shows("fedops-mqtt logs RUN_ID --follow", "fedops-mqtt logs RUN_ID --client 02:00:00:00:00:01", model=CliSettings)
+@takes_settings(CliSettings)
+def logs(
+    settings: CliSettings,
+    run: RunId,
+    client: Annotated[str | None, typer.Option(metavar="MAC", help="What this client said, not the server.")] = None,
+    launch: Annotated[int | None, typer.Option(min=1, help="An earlier launch of the server. [default: last]")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
+    json: Json = False,
+) -> None:
+    """Print the log of a run's FL server, or what one client said in it.
+
+    RUN is its id. A client's own log stays on its device; what it told is here, its last error whole.
+    """
+    from fedops_mqtt.cli.manager_api import ManagerApi
+
+    with ManagerApi(settings) as manager:
+        if client is not None:
+            for event in _events_of(manager, run, client, follows=follow):
+                _print_event(event, is_json=json)
+            return
+        for part in _parts_of(manager, run, launch, follows=follow):
+            _print_log(part, is_json=json)
+
+
+@shows("fedops-mqtt metrics RUN_ID --csv > rounds.csv", "fedops-mqtt metrics RUN_ID --clients", model=CliSettings)
+@takes_settings(CliSettings)
+def metrics(
+    settings: CliSettings,
+    run: RunId,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a head.")] = False,
+    clients: Annotated[bool, typer.Option("--clients", help="What the clients measured, not the rounds.")] = False,
+    json: Json = False,
+) -> None:
+    """Print a run's numbers by round, or what its clients measured.
+
+    RUN is its id.
+    """
+    from fedops_mqtt.cli.manager_api import ManagerApi
+    from fedops_mqtt.cli.output import print_records
+
+    with ManagerApi(settings) as manager:
+        if csv:
+            sys.stdout.write(manager.get_text(f"/runs/{run}/{'metrics' if clients else 'rounds'}.csv"))
+        elif clients:
+            rows = list(_rows(manager, f"/runs/{run}/metrics"))
+            print_records(rows, ("at", "client_mac", "kind", "round", "values"), is_json=json)
+        else:
+            rows = manager.get(f"/runs/{run}/rounds")["items"]
+            print_records(rows, ("round", "metrics", "duration_s", "bytes_in", "bytes_out", "gl_model"), is_json=json)
+
+
+def _rows(manager: "ManagerApi", path: str) -> "Iterator[Record]":
+    """Yield every row of a history, page after page."""
+    after = 0
+    while rows := manager.get(path, after=after, limit=_PAGE)["items"]:
+        yield from rows
+        after = rows[-1]["id"]
+
+
+def _parts_of(manager: "ManagerApi", run: str, launch: int | None, *, follows: bool) -> "Iterator[Record]":
+    offset, current = 0, launch
+    while True:
+        part: Record = manager.get(f"/runs/{run}/logs", offset=offset, launch=launch)
+        if part["launch"] != current and current and offset:  # the server was launched again: a log of its own
+            current, offset = part["launch"], 0
+            continue
+        current, offset = part["launch"], part["next_offset"]
+        if part["text"]:
+            yield part
+        elif not follows or _has_ended(manager, run, part):
+            return
+        else:
+            time.sleep(_POLL_S)
+
+
+def _has_ended(manager: "ManagerApi", run: str, part: "Record") -> bool:
+    return bool(part["is_over"]) and manager.get(f"/runs/{run}")["outcome"] is not None
+
+
+def _events_of(manager: "ManagerApi", run: str, client: str, *, follows: bool) -> "Iterator[Record]":
+    mac, after = manager.get(f"/clients/{client}")["client_mac"], 0
+    while True:
+        is_over = manager.get(f"/runs/{run}")["outcome"] is not None
+        rows = manager.get(f"/runs/{run}/events", after=after, limit=_PAGE)["items"]
+        yield from (row for row in rows if row["client_mac"] == mac)
+        if rows:
+            after = rows[-1]["id"]
+        elif is_over or not follows:
+            return
+        else:
+            time.sleep(_POLL_S)
+
+
+def _print_event(event: "Record", *, is_json: bool) -> None:
+    from fedops_mqtt.cli.output import as_line, print_records_as_lines
+
+    if is_json:
+        print_records_as_lines([event], is_json=True)
+        return
+    detail = dict(event["detail"])
+    reason = str(detail.pop("reason", None) or "")
+    is_long = "\n" in reason
+    facts = detail if is_long else {**detail, "reason": reason}
+    print(event["at"], as_line({"kind": event["kind"], **facts}), flush=True)
+    if is_long:
+        print("\n".join(f"    {line}" for line in reason.splitlines()), flush=True)
+
+
+def _print_log(part: "Record", *, is_json: bool) -> None:
+    from fedops_mqtt.cli.output import print_records_as_lines
+
+    if not is_json:
+        print(part["text"], end="", flush=True)
+        return
+    lines = ({"run_id": part["run_id"], "launch": part["launch"], "line": line} for line in part["text"].splitlines())
+    print_records_as_lines(lines, is_json=True)
+
+
+def _as_records(run: "Record", rounds: "list[Record]") -> "Iterator[Record]":
+    yield {"kind": "run", **{name: run.get(name) for name in _FACTS}}
+    for row in rounds:
+        yield {"kind": "round", **{name: row[name] for name in ("round", "metrics", "duration_s")}}
+    for mac, member in run["clients"].items():
+        yield {"kind": "client", "client_mac": mac, **member}
+
+
+def _show_run(run: "Record", rounds: "list[Record]") -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from fedops_mqtt.cli.live import accuracy_of, sparkline
+    from fedops_mqtt.cli.output import as_text, print_records
+
+    console = Console()
+    for name in _FACTS:
+        if run.get(name) not in (None, "", {}):
+            console.print(Text.assemble((f"{name:<24}", "dim"), as_text(run[name])))
+    found: list[Any] = [accuracy_of(row["metrics"]) for row in rounds]
+    if bars := sparkline([each for each in found if each is not None]):
+        console.print(Text.assemble((f"{'accuracy by round':<24}", "dim"), bars))
+    members = [
+        {"client_mac": mac, "delay_ms": member["trigger_to_training_ms"], **member}
+        for mac, member in run["clients"].items()
+    ]
+    print_records(members, _MEMBER_COLUMNS, is_json=False)
