@@ -83,8 +83,8 @@ def enrol(
     if role not in list(Role):
         raise UsageError(f"--role {role}: choose one of {', '.join(Role)}")
     fleet = Fleet(settings.fleet_dir)
-    for name in _all_names(names, names_from):
-        wish = Wish(
+    wishes = [
+        Wish(
             role=Role(role),
             name=name,
             tasks=task or [],
@@ -93,7 +93,10 @@ def enrol(
             has_password=password,
             days=days or DEVICE_DAYS,
         )
-        print(fleet.enrol(wish), flush=True)
+        for name in _all_names(names, names_from)
+    ]
+    for bundle in fleet.enrol_all(wishes):
+        print(bundle)
     _tell_broker(fleet)
 
 

@@ -84,27 +84,27 @@ class Fleet:
         return self.folder / BROKER_FOLDER
 
     def enrol(self, wish: Wish) -> Path:
-        """Enrol somebody and return the settings file of the bundle.
+        """Enrol somebody and return the settings file of the bundle; raises as `enrol_all`."""
+        return self.enrol_all([wish])[0]
+
+    def enrol_all(self, wishes: Sequence[Wish]) -> list[Path]:
+        """Enrol everybody or nobody, and return the settings files of their bundles.
 
         Raises:
-            NameRefusedError: the name is none for this role.
-            IdentityExistsError: it is taken; a revoked one may be enrolled again.
-            EnrolmentError: the role needs something that is missing.
+            NameRefusedError: a name is none for its role.
+            IdentityExistsError: one is taken; a revoked one may be enrolled again.
+            EnrolmentError: a role needs something that is missing.
         """
-        name = _check_wish(wish)
+        names = [_check_wish(wish) for wish in wishes]
         with self._changing() as now:
-            present = self._register.identities.get(name)
-            if present is not None and not present.is_revoked:
-                raise IdentityExistsError(name, present.role)
-            identity = Identity(
-                name=name,
-                role=wish.role,
-                tasks=tuple(wish.tasks),
-                hosts=tuple(wish.hosts),
-                certificates=present.certificates if present else (),
-                enrolled_at=now,
-            )
-            return self._equip(identity, wish, now)
+            for name in names:
+                present = self._register.identities.get(name)
+                if present is not None and not present.is_revoked:
+                    raise IdentityExistsError(name, present.role)
+            fresh = [self._begin(name, wish, now) for name, wish in zip(names, wishes, strict=True)]
+            made = [self._equip(identity, wish, now) for identity, wish in zip(fresh, wishes, strict=True)]
+            self._save(self._register.having(*(identity for identity, _ in made)), now)
+            return [bundle for _, bundle in made]
 
     def renew(self, name: str, *, app: str | None = None, days: int = DEVICE_DAYS) -> Path:
         """Make new keys (or a new password) for somebody and return the settings file.
@@ -126,7 +126,9 @@ class Fleet:
                 has_password=identity.password is not None,
                 days=days,
             )
-            return self._equip(identity, wish, now)
+            identity, bundle = self._equip(identity, wish, now)
+            self._save(self._register.having(identity), now)
+            return bundle
 
     def revoke(self, name: str) -> Identity:
         """Take everything back: certificates onto the revocation list, the password out, and the ACL denies all.
@@ -195,8 +197,19 @@ class Fleet:
             self._load()
             yield datetime.now(UTC).replace(microsecond=0)
 
-    def _equip(self, identity: Identity, wish: Wish, now: datetime) -> Path:
-        """Give an identity fresh credentials, write its bundle and let the broker know it."""
+    def _begin(self, name: str, wish: Wish, now: datetime) -> Identity:
+        present = self._register.identities.get(name)
+        return Identity(
+            name=name,
+            role=wish.role,
+            tasks=tuple(wish.tasks),
+            hosts=tuple(wish.hosts),
+            certificates=present.certificates if present else (),
+            enrolled_at=now,
+        )
+
+    def _equip(self, identity: Identity, wish: Wish, now: datetime) -> tuple[Identity, Path]:
+        """Give an identity fresh credentials and write its bundle."""
         credentials = password = None
         if wish.has_password:
             password = make_password()
@@ -216,9 +229,7 @@ class Fleet:
             password=password,
             app=wish.app,
         )
-        bundle = write_bundle(self.folder / BUNDLE_FOLDER / identity.name, content)
-        self._save(self._register.having(identity), now)
-        return bundle
+        return identity, write_bundle(self.folder / BUNDLE_FOLDER / identity.name, content)
 
     def _save(self, register: Register, now: datetime) -> None:
         register = register.model_copy(update={"crl_number": register.crl_number + 1})

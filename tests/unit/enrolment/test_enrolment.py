@@ -208,3 +208,14 @@ def test_what_root_writes_into_the_brokers_folder_belongs_to_the_broker(fleet: F
     os.chown(fleet.broker_folder, 65534, 65534)
     fleet.enrol(device())
     assert (fleet.broker_folder / "acl").stat().st_uid == 65534
+
+
+def test_of_many_all_are_enrolled_or_none(fleet: Fleet) -> None:
+    fleet.enrol(device("02:00:00:00:00:03"))
+    before = (fleet.folder / "fleet.json").read_bytes()
+    with pytest.raises(IdentityExistsError, match="02-00-00-00-00-03"):
+        fleet.enrol_all([device("02:00:00:00:00:02"), device("02:00:00:00:00:03")])
+    assert (fleet.folder / "fleet.json").read_bytes() == before
+    bundles = fleet.enrol_all([device(f"02:00:00:00:01:{number:02x}") for number in range(100)])
+    assert len(set(bundles)) == 100
+    assert broker_file(fleet, "acl").count("topic read fedops/v1/+/server/status") == 101
