@@ -6,9 +6,11 @@ STAMP := $(VENV)/.installed
 FEDOPS := .venv-fedops
 FEDOPS_STAMP := $(FEDOPS)/.installed
 ARGS ?=
+SEED ?= 1
+MINUTES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mosquitto systemd-analyze browser-tools demo test test-frameworks check clean
+.PHONY: help setup mosquitto systemd-analyze browser-tools screenshots demo test test-frameworks chaos check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +28,9 @@ mosquitto:
 demo: setup  ## one federated run on this machine: make demo ARGS="--clients 8 --rounds 3"
 	@$(BIN)/fedops-mqtt demo $(ARGS)
 
+screenshots: setup browser-tools  ## every view of the page as a picture, into screenshots/
+	PYTHONPATH=tests/acceptance:tests/browser $(BIN)/python tests/browser/take_screenshots.py screenshots
+
 browser-tools:
 	@sh tests/browser/install-tools.sh
 
@@ -38,6 +43,9 @@ test: setup systemd-analyze browser-tools  ## everything the tests need, and the
 
 test-frameworks: setup $(FEDOPS_STAMP)  ## the tests that need torch, and the published FedOps package
 	$(BIN)/python -m pytest --numprocesses=0 tests/frameworks $(ARGS)
+
+chaos: setup  ## faults over the whole system while runs go on: make chaos SEED=7 MINUTES=3
+	PYTHONPATH=tests/acceptance:tests/chaos $(BIN)/python tests/chaos/run_chaos.py --seed $(SEED) --minutes $(MINUTES) $(ARGS)
 
 # The published package as it is. torchvision is there to be imported: this version does so without its CUDA half.
 $(FEDOPS_STAMP): tests/frameworks/fedops-requirements.txt

@@ -1,15 +1,17 @@
 """What must hold when the dust has settled, read from journals, logs, models and a fresh look at the bus."""
 
 import re
-import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 
+import chaos_journals
 import httpx
-from chaos_world import SIGNALS_OF_DEATH, TASK, World
-from yard import observing
+from chaos_journals import ManagerJournal, read_manager_journal
+from chaos_world import TASK, World
+from yard import Installed, observing
 
 from fedops_mqtt.client.journal import Journal, identity_dir
+from fedops_mqtt.core.client_facts import Facts
 from fedops_mqtt.core.fleet import Presence
 from fedops_mqtt.protocol import ClientStatus, Outcome
 from fedops_mqtt.server.store import ModelStore
@@ -19,47 +21,45 @@ _BEGINS = re.compile(r"a training process begins run_id=(\S+) attempt=(\d+)")
 
 async def broken_invariants(world: World) -> list[str]:
     """Return every invariant that does not hold, as a sentence."""
+    journal = read_manager_journal(str(world.manager_state / "manager.db"))
     found = [
-        *_trained_twice(world),
-        *_runs_without_end(world),
-        *_models(world),
+        *chaos_journals.runs_without_end(journal),
+        *chaos_journals.changed_decisions(journal),
+        *chaos_journals.overlapping_runs(journal),
+        *chaos_journals.models(journal, ModelStore(str(world.store), task_id=TASK, model_name="digits")),
+        *_trainings(world, journal),
         *_left_over(world),
         *_tracebacks(world),
     ]
-    found += [sentence async for sentence in _presence(world)]
+    found += [sentence async for sentence in _bus(world, journal)]
+    found += [sentence async for sentence in _manager(world)]
     return found
 
 
-def _trained_twice(world: World) -> Iterator[str]:
-    """G-1: for each run, client and attempt training starts at most once."""
-    for mac, daemons in zip(world.macs, world.daemons, strict=True):
-        begun = Counter(pair for daemon in daemons for pair in _BEGINS.findall(daemon.stderr))
-        for (run_id, attempt), times in begun.items():
+def _facts_of(world: World, number: int) -> Facts:
+    return Journal(identity_dir(world.client_state(number), TASK, world.macs[number])).load()
+
+
+def begun_by(daemon: Installed) -> list[tuple[str, int]]:
+    """Return the trainings that a daemon began, as its log says."""
+    return [(run_id, int(attempt)) for run_id, attempt in _BEGINS.findall(daemon.stderr)]
+
+
+def _trainings(world: World, journal: ManagerJournal) -> Iterator[str]:
+    """G-1 and G-2: for each run, client and attempt training starts at most once, and its outcome is known."""
+    count = 0
+    for number, mac in enumerate(world.macs):
+        begun = [pair for daemon in world.daemons[number] for pair in begun_by(daemon)]
+        count += len(begun)
+        for (run_id, attempt), times in Counter(begun).items():
             if times > 1:
                 yield f"{mac} trained {run_id} attempt {attempt} {times} times"
-
-
-def _runs_without_end(world: World) -> Iterator[str]:
-    """G-3: every run ended, with an outcome and a reason."""
-    with sqlite3.connect(world.manager_state / "manager.db") as journal:
-        rows = journal.execute("SELECT run_id, outcome, reason, ended_at FROM runs").fetchall()
-    if not rows:
-        yield "the manager's journal has no run at all"
-    for run_id, outcome, reason, ended_at in rows:
-        if not outcome or not reason or ended_at is None:
-            yield f"run {run_id} has no end: outcome {outcome}, reason {reason}"
-
-
-def _models(world: World) -> Iterator[str]:
-    """Whatever was saved can be read, and a completed run has a model."""
-    store = ModelStore(str(world.store), task_id=TASK, model_name="digits")
-    versions = list(store.versions())
-    for version in versions:
-        store.load(version)
-    with sqlite3.connect(world.manager_state / "manager.db") as journal:
-        (completed,) = journal.execute("SELECT count(*) FROM runs WHERE outcome = 'completed'").fetchone()
-    if completed > len(versions):
-        yield f"{completed} runs completed, {len(versions)} models were saved"
+        facts = _facts_of(world, number)
+        yield from chaos_journals.disagreements(journal, mac, facts)
+        if number not in world.lost_states:
+            yield from chaos_journals.begun_without_start(mac, begun, facts)
+    if not count:
+        yield "nobody trained at all, so nothing was shown"
 
 
 def _left_over(world: World) -> Iterator[str]:
@@ -69,15 +69,18 @@ def _left_over(world: World) -> Iterator[str]:
 
 def _tracebacks(world: World) -> Iterator[str]:
     """No process of ours ended by itself, and none said a traceback."""
-    for started in (*(each for daemons in world.daemons for each in daemons), world.manager):
-        if started is not None and started.process.returncode not in (None, *SIGNALS_OF_DEATH):
+    for started in world.everybody():
+        if started.process.returncode not in (None, *world.wanted_ends.get(started.name, ())):
             yield f"{started.name} ended with {started.process.returncode}: {started.stderr[-2000:]}"
-        if started is not None and "Traceback (most recent call last)" in started.stderr:
+        if "Traceback (most recent call last)" in started.stderr:
             yield f"{started.name} said a traceback: {started.stderr[-3000:]}"
+    for log in sorted(world.manager_state.rglob("*.log")):
+        if "Traceback (most recent call last)" in (said := log.read_text(errors="replace")):
+            yield f"{log} has a traceback: {said[-3000:]}"
 
 
-async def _presence(world: World) -> AsyncIterator[str]:
-    """G-2 and G-4: a newcomer sees each client as it is, with the outcome that its own journal holds."""
+async def _bus(world: World, journal: ManagerJournal) -> AsyncIterator[str]:
+    """G-2 and G-4: a newcomer sees each client and each run as it is, with the outcome that the journals hold."""
     async with observing(world.broker.url, TASK) as fresh:
         await fresh.until(lambda: all(fresh.client(mac) is not None for mac in world.macs))
         for number, mac in enumerate(world.macs):
@@ -85,6 +88,16 @@ async def _presence(world: World) -> AsyncIterator[str]:
             assert view is not None
             for sentence in _client_as_it_is(world, number, view.status, view.presence):
                 yield sentence
+        for run in journal.runs:
+            said = await fresh.until_run(run.run_id, lambda _: True)
+            if (said.outcome, said.reason) != (run.outcome, run.reason):
+                yield f"run {run.run_id} is {run.outcome} ({run.reason}), the bus says {said.outcome} ({said.reason})"
+            shown = {mac: member.status for mac, member in said.clients.items()}
+            if shown != {mac: member.status for mac, member in run.members.items()}:
+                yield f"run {run.run_id} has {run.members}, the bus says {shown}"
+
+
+async def _manager(world: World) -> AsyncIterator[str]:
     async with httpx.AsyncClient(base_url=f"http://{world.manager_address}", timeout=20, trust_env=False) as api:
         items = (await api.get("/api/v1/clients", params={"task_id": TASK})).json()["items"]
     for item in items:
@@ -98,9 +111,11 @@ def _client_as_it_is(world: World, number: int, said: ClientStatus, presence: Pr
         yield f"{mac} lives and is shown out: {said.reason}"
     if said.run is not None:
         yield f"{mac} is idle and is shown training {said.run.run_id}"
-    facts = Journal(identity_dir(world.client_state(number), TASK, mac)).load()
+    facts = _facts_of(world, number)
     if said.last_run != facts.last_run:
         yield f"{mac} has {facts.last_run} in its journal and says {said.last_run}"
+    if said.last_run and said.last_run.outcome is not Outcome.FINISHED and not said.last_run.reason:
+        yield f"{mac} says {said.last_run} and not why"
     finished = {(each.run_id, each.attempt) for each in facts.answers if each.outcome is Outcome.FINISHED}
     if said.last_run and said.last_run.outcome is Outcome.FINISHED:
         pair = (said.last_run.run_id, said.last_run.attempt)

@@ -5,19 +5,23 @@ Every fault says for how long it lasts and is undone by whoever caused it; two f
 
 import asyncio
 import random
+import shutil
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 from fault_proxy import FaultProxy
-from yard import Installed, Yard, observing
-from yard import Observer as Observer
+from spy import Spy, spying
+from yard import Installed, Yard
 
 from fedops_mqtt.bus import Mosquitto
+from fedops_mqtt.bus.epochs import EpochFile
 from fedops_mqtt.bus.mosquitto import free_port
+from fedops_mqtt.client.journal import identity_dir
 from fedops_mqtt.demo.keeper import marked
 
 TASK = "chaos"
@@ -73,16 +77,21 @@ def make_schedule(seed: int, *, seconds: float, num_clients: int) -> list[Fault]
 class World:
     """A broker, a manager and clients, kept alive; see `faults` for what may befall them."""
 
-    def __init__(self, yard: Yard, broker: Mosquitto, observer: Observer, proxies: list[FaultProxy]) -> None:
+    def __init__(self, yard: Yard, broker: Mosquitto, spy: Spy, proxies: list[FaultProxy]) -> None:
         self.yard = yard
         self.broker = broker
-        self.observer = observer
+        self.spy = spy
         self.proxies = proxies[1:]
         self.manager_proxy = proxies[0]
         self.macs = [f"02:00:00:00:0c:{number:02x}" for number in range(1, len(proxies))]
         self.clients: list[Installed] = []
         self.daemons: list[list[Installed]] = []
         self.manager: Installed | None = None
+        self.managers: list[Installed] = []
+        self.lost_states: set[int] = set()
+        """Numbers of the clients whose state folder was lost once."""
+        self.wanted_ends: dict[str, frozenset[int]] = {}
+        """By name of a process: the return codes to which we brought it ourselves."""
         self.manager_address = f"127.0.0.1:{free_port()}"
         self._busy: set[str] = set()
 
@@ -97,7 +106,15 @@ class World:
     def client_state(self, number: int) -> Path:
         return self.yard.folder / f"client-{number}"
 
+    def everybody(self) -> Iterator[Installed]:
+        """Every process that was started, dead or alive."""
+        for daemons in self.daemons:
+            yield from daemons
+        yield from self.managers
+
     async def start(self) -> None:
+        """Start all; the first client's clock was years ahead once, as a device without a battery has it."""
+        EpochFile(identity_dir(self.client_state(0), TASK, self.macs[0]) / "epoch").save(YEARS_AHEAD_MS)
         for number in range(len(self.macs)):
             self.daemons.append([])
             self.clients.append(await self._start_client(number))
@@ -137,7 +154,7 @@ class World:
             f'[tasks.{TASK}]\nmodule = "fedops_mqtt.demo.server"\nargs = ["--epochs", "{EPOCHS_A_ROUND}"]\n'
             f"num_rounds = {NUM_ROUNDS}\nmin_clients = 2\n[tasks.{TASK}.limits]\n{limits}\n"
         )
-        return await self.yard.start(
+        manager = await self.yard.start(
             "manager",
             broker=self.manager_proxy.url,
             tasks_file=tasks,
@@ -147,16 +164,29 @@ class World:
             line_ping_s=1,
             **QUICK,
         )
+        self.managers.append(manager)
+        return manager
+
+    async def _end(self, process: Installed, number: signal.Signals) -> None:
+        """End a process; a SIGTERM that comes before Python is ready for it may still kill."""
+        self.wanted_ends[process.name] = frozenset({-number, 0} if number is signal.SIGTERM else {-number})
+        await process.end(number)
 
     async def kill_client(self, fault: Fault) -> None:
-        self.clients[fault.target].process.kill()
-        await self.clients[fault.target].wait()
+        await self._end(self.clients[fault.target], signal.SIGKILL)
         await asyncio.sleep(fault.lasts_s)
         self.clients[fault.target] = await self._start_client(fault.target)
 
     async def stop_client(self, fault: Fault) -> None:
-        await self.clients[fault.target].end()
+        await self._end(self.clients[fault.target], signal.SIGTERM)
         await asyncio.sleep(fault.lasts_s)
+        self.clients[fault.target] = await self._start_client(fault.target)
+
+    async def lose_client(self, fault: Fault) -> None:
+        """Its card was replaced: the same device without any memory."""
+        await self._end(self.clients[fault.target], signal.SIGKILL)
+        shutil.rmtree(self.client_state(fault.target))
+        self.lost_states.add(fault.target)
         self.clients[fault.target] = await self._start_client(fault.target)
 
     async def freeze_client(self, fault: Fault) -> None:
@@ -172,10 +202,26 @@ class World:
 
     async def kill_manager(self, fault: Fault) -> None:
         assert self.manager is not None
-        self.manager.process.kill()
-        await self.manager.wait()
+        await self._end(self.manager, signal.SIGKILL)
         await asyncio.sleep(fault.lasts_s)
         self.manager = await self._start_manager()
+
+    async def stop_manager(self, fault: Fault) -> None:
+        assert self.manager is not None
+        await self._end(self.manager, signal.SIGTERM)
+        await asyncio.sleep(fault.lasts_s)
+        self.manager = await self._start_manager()
+
+    async def stop_runs(self, fault: Fault) -> None:
+        """Somebody wants the run of now ended."""
+        try:
+            async with httpx.AsyncClient(base_url=f"http://{self.manager_address}", timeout=3, trust_env=False) as api:
+                runs = (await api.get("/api/v1/runs")).json()["items"]
+                for run in runs:
+                    if run["outcome"] is None:
+                        await api.post(f"/api/v1/runs/{run['run_id']}/stop", json={"reason": "enough"})
+        except httpx.HTTPError:
+            pass  # the manager is down
 
     async def freeze_manager(self, fault: Fault) -> None:
         assert self.manager is not None
@@ -219,6 +265,13 @@ class World:
     async def lose_pubacks(self, fault: Fault) -> None:
         await self._spoil(fault, lambda proxy: setattr(proxy, "loses_pubacks", True))
 
+    async def replay(self, fault: Fault) -> None:
+        """Somebody, or a broken bridge between brokers, says again what was said: old wills, triggers, statuses."""
+        await self.spy.replay(random.Random(fault.at_s), count=30)
+
+    async def garbage(self, fault: Fault) -> None:
+        await self.spy.garbage(random.Random(fault.at_s), self.macs, count=100)
+
     def servers(self) -> list[psutil.Process]:
         """The FL servers that run now."""
         return [each for each in marked(self.yard.mark, "FEDOPS_TEST") if _runs(each, "fedops_mqtt.demo.server")]
@@ -249,10 +302,13 @@ class World:
 FAULTS: dict[str, tuple[int, Callable[[World, Fault], Awaitable[None]]]] = {
     "kill-client": (6, World.kill_client),
     "stop-client": (2, World.stop_client),
+    "lose-client": (2, World.lose_client),
     "freeze-client": (3, World.freeze_client),
     "kill-training": (4, World.kill_training),
     "freeze-training": (2, World.freeze_training),
     "kill-manager": (4, World.kill_manager),
+    "stop-manager": (1, World.stop_manager),
+    "stop-runs": (1, World.stop_runs),
     "freeze-manager": (2, World.freeze_manager),
     "kill-server": (3, World.kill_server),
     "freeze-server": (1, World.freeze_server),
@@ -264,6 +320,8 @@ FAULTS: dict[str, tuple[int, Callable[[World, Fault], Awaitable[None]]]] = {
     "stall": (3, World.stall),
     "delay": (3, World.delay),
     "lose-pubacks": (3, World.lose_pubacks),
+    "replay": (3, World.replay),
+    "garbage": (2, World.garbage),
 }
 """What may happen: how often in relation to the others, and how."""
 
@@ -273,6 +331,10 @@ def _target_of(fault: Fault) -> str:
     if whom in ("manager", "server", "broker"):
         return whom
     return f"{whom or kind}-{fault.target}" if whom != "training" else f"client-{fault.target}"
+
+
+YEARS_AHEAD_MS = 4_000_000_000_000
+"""An epoch of the year 2096."""
 
 
 def _children(pid: int) -> list[psutil.Process]:
@@ -302,11 +364,7 @@ async def living(folder: Path, *, num_clients: int) -> AsyncIterator[World]:
         ]
         yard = Yard(folder)
         stack.push_async_callback(yard.clear_up)
-        observer = await stack.enter_async_context(observing(broker.url, TASK))
-        world = World(yard, broker, observer, proxies)
+        spy = await stack.enter_async_context(spying(broker.url, TASK))
+        world = World(yard, broker, spy, proxies)
         await world.start()
         yield world
-
-
-SIGNALS_OF_DEATH = frozenset({-signal.SIGKILL, -signal.SIGTERM, 0})
-"""How a process of this world may end; any other end is a fault of ours."""
