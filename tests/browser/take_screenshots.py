@@ -1,0 +1,82 @@
+"""`make screenshots`: every view of the page, light, dark and on a phone, with a fleet that has something to show.
+
+Written to the folder that is given; for people to look at, and for the README.
+"""
+
+import asyncio
+import signal
+import sys
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+from browsing import PHONE, WIDE, Visitor, visiting
+from yard import Site, Yard, observing
+
+from fedops_mqtt.bus import Mosquitto
+
+LOOKS: dict[str, dict[str, Any]] = {
+    "light": {"viewport": WIDE, "color_scheme": "light"},
+    "dark": {"viewport": WIDE, "color_scheme": "dark"},
+    "phone": {"viewport": PHONE, "color_scheme": "light", "device_scale_factor": 2, "is_mobile": True},
+}
+DRAWN_MS = 1500
+"""Charts move for a moment after they are there."""
+
+
+async def main(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240
+    with tempfile.TemporaryDirectory() as scratch:
+        yard = Yard(Path(scratch))
+        try:
+            async with Mosquitto() as broker, observing(broker.url, "digits") as observer:
+                await show(Site(yard, broker.url, "digits", observer), folder)
+        finally:
+            await yard.clear_up()
+
+
+async def show(site: Site, folder: Path) -> None:
+    await site.start_manager(more="[tasks.digits.limits]\njoin_s = 5")
+    await shoot(site, folder, {"empty": "/"})
+    clients = await site.start_clients(5, system_interval_s=0.5)
+    for rounds in ("4", "8"):
+        finished = await site.start_run("--rounds", rounds, "--min-clients", "5")
+        await site.observer.until_ended(finished)
+    client = list(clients.values())[-1]
+    client.process.send_signal(signal.SIGKILL)
+    busy = {f"02:00:00:00:02:0{number}": "yard_apps:flat_out" for number in (1, 2)}
+    broken = {"02:00:00:00:02:03": "yard_apps:raising"}
+    for mac, app in {**busy, **broken}.items():
+        await site.start_client(mac, app, client_name=f"greenhouse-{mac[-1]}", system_interval_s=0.5)
+    chosen = ",".join([*busy, *broken])
+    await site.observer.until(lambda: all(site.observer.client(mac) for mac in chosen.split(",")))
+    running = await site.start_run("--rounds", "60", "--min-clients", "2", "--clients", chosen)
+    await site.observer.until_run(running, lambda run: run.round >= 2, timeout_s=120)
+    level = "02-00-00-00-02-01"
+    views = {
+        "fleet": "/", "tasks": "/tasks", "task": "/tasks/digits", "run-finished": f"/runs/{finished}",
+        "run": f"/runs/{running}", "client": f"/clients/digits/{level}",
+        "client-failed": "/clients/digits/02-00-00-00-02-03", "unknown": f"/runs/{uuid.uuid4().hex}",
+    }  # fmt: skip
+    await shoot(site, folder, views)
+    await site.yard.run("stop", running, "--manager", site.manager_url, "--wait")
+
+
+async def shoot(site: Site, folder: Path, views: dict[str, str]) -> None:
+    for look, context in LOOKS.items():
+        async with visiting(**context) as visitor:
+            visitor.url = site.manager_url
+            for name, path in views.items():
+                await take(visitor, path, folder / f"{name}-{look}.png")
+
+
+async def take(visitor: Visitor, path: str, file: Path) -> None:
+    page = await visitor.open(path)
+    await page.wait_for_timeout(DRAWN_MS)
+    await page.screenshot(path=file, full_page=True)
+    print(file)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1] if len(sys.argv) > 1 else "screenshots")))
