@@ -4,7 +4,8 @@ A session is never used again: paho keeps unacknowledged publishes of a client o
 next connection, where they are stale. Seen with aiomqtt 2.5.1 and paho 2.2, private and hooked on purpose:
 `Client._client` (paho), because aiomqtt drops a PUBACK's reason code; `Client._connected` and `._disconnected`,
 because a connection closed before its CONNACK would be waited for until the time-out, and the end of one is told
-to readers of messages only; `paho.Client._sock_close`, because a failed or abandoned connect leaves the socket open.
+to readers of messages only; `paho.Client._sock_close`, because a failed or abandoned connect leaves the socket open;
+`Client._loop` and paho's `on_socket_register_write` (see `_writes_while_open`).
 """
 
 import asyncio
@@ -227,7 +228,33 @@ def _make_client(
         logger=_last_words(),
     )
     client._client.connect_timeout = options.connect_timeout_s
+    client._client.on_socket_register_write = _writes_while_open(client)
     return client
+
+
+def _writes_while_open(client: aiomqtt.Client) -> Callable[[Any, Any, Any], None]:
+    """Return what aiomqtt does when paho has something to write, but for a socket that was closed meanwhile.
+
+    aiomqtt 2.5.1 keeps the bare number for the loop's next turn: by then it is nobody's, which is an error that the
+    loop prints with a traceback, or another connection's, whose writer would spin for ever.
+    """
+    loop = client._loop
+
+    def write() -> None:
+        try:
+            client._client.loop_write()
+        except (OSError, ValueError) as error:
+            if not client._disconnected.done():
+                client._disconnected.set_exception(error)
+
+    def watch(sock: Any) -> None:
+        if sock.fileno() >= 0:
+            loop.add_writer(sock.fileno(), write)
+
+    def on_register_write(_client: object, _userdata: object, sock: Any) -> None:
+        loop.call_soon_threadsafe(watch, sock)  # paho connects in a thread of its own
+
+    return on_register_write
 
 
 class _Keeper(logging.Handler):

@@ -24,8 +24,10 @@ from fedops_mqtt.bus import (
     PublishTimeoutError,
     Received,
     RefusedError,
+    parse_broker_url,
 )
 from fedops_mqtt.bus.mosquitto import free_port
+from fedops_mqtt.bus.session import open_session
 from fedops_mqtt.protocol import (
     ClientMetrics,
     MalformedMessageError,
@@ -372,3 +374,18 @@ async def refusal_of(call: Awaitable[None]) -> Exception | None:
 
 def metrics(task_id: str) -> ClientMetrics:
     return ClientMetrics(kind="round", task_id=task_id, client_mac=MAC, instance="a", at=utc_now())
+
+
+async def test_a_socket_that_closes_before_its_writer_is_registered_is_left_alone(
+    broker: Mosquitto, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = parse_broker_url(broker.url)
+    async with open_session(
+        address, QUICK, client_id=None, is_mqtt5=True, tls=None, will=None, on_message=lambda *_: None
+    ) as session:
+        paho = session._paho
+        sock = paho.socket()
+        paho.on_socket_register_write(paho, None, sock)
+        paho._sock_close()
+        await asyncio.sleep(0)  # the loop's next turn, in which the writer would be registered
+    assert not [record for record in caplog.records if record.name == "asyncio"]
