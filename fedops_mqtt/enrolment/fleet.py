@@ -96,6 +96,8 @@ class Fleet:
             EnrolmentError: a role needs something that is missing.
         """
         names = [_check_wish(wish) for wish in wishes]
+        if len(set(names)) < len(names):
+            raise NameRefusedError(max(names, key=names.count), "it is named twice")
         with self._changing() as now:
             for name in names:
                 present = self._register.identities.get(name)
