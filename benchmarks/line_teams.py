@@ -231,9 +231,8 @@ class SuperLink(Team):
             self.clients.append(process.pid)
         for number in range(self.num_clients):
             name = f"supernode-{number}"
-            # The last thing that a node says before it waits for work; a connection it opens a call.
-            wait_until(lambda name=name: _is_registered(self.processes.log_of(name)), limit_s=START_S, what=name)
-        self._idle_mib = resident_mib(self.clients) / self.num_clients
+            # It opens a connection a call, so that none tells that it is there; its log does.
+            wait_until(lambda name=name: "SuperNode ID:" in self.processes.log_of(name), limit_s=START_S, what=name)
         self._run(address)
 
     def _run(self, address: str) -> None:
@@ -249,8 +248,8 @@ class SuperLink(Team):
         self.processes.command("flwr", "run", str(app), "bench", name="flwr-run", env=self.env)
 
     def idle_mib(self) -> float:
-        """Return what a node weighs before there is a run."""
-        return self._idle_mib
+        """Return what a node weighs that has been given nothing to do yet."""
+        return resident_mib(self.clients) / self.num_clients
 
     def peak_mib(self) -> float:
         """Return what node and app processes weigh together now; they come and go within a run."""
@@ -287,10 +286,6 @@ clientapp = "bench:app"
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _is_registered(log: str) -> bool:
-    return "node_id" in log.lower() or "successfully registered" in log.lower() or "Starting Flower ClientAppIo" in log
 
 
 class Daemons(AbstractContextManager):
