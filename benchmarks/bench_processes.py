@@ -32,16 +32,14 @@ class Processes(AbstractContextManager):
 
     def start(self, command: Sequence[str], *, name: str, env: dict[str, str], **more) -> subprocess.Popen:
         """Start a program; what it prints goes to a file of this name."""
-        variables = (
-            os.environ
-            | {
-                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # Flower looks for its commands there
-                "PYTHONPATH": str(HERE),
-                "FLWR_TELEMETRY_ENABLED": "0",
-                "FLWR_DISABLE_UPDATE_CHECK": "1",
-                **env,
-            }
-        )
+        beside = Path(sys.executable).parent  # Flower's commands look for each other on PATH
+        variables = os.environ | {
+            "PATH": f"{beside}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(HERE),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            **env,
+        }
         with (self._folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
                 [str(each) for each in command],
