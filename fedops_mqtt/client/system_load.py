@@ -44,7 +44,7 @@ class LoadMeter:
     def __init__(self) -> None:
         self._started = time.monotonic()
         self._network = psutil.net_io_counters()
-        psutil.cpu_percent()  # the first reading of psutil is the beginning of the second
+        self._cpu = _cpu_seconds()
 
     def read(self) -> Values:
         """Return cpu and memory of this machine in percent, the training's own memory and threads, network in bytes."""
@@ -52,7 +52,7 @@ class LoadMeter:
         rss_bytes, num_threads = _of_training()
         return {
             "runtime": round(time.monotonic() - self._started, 1),
-            "cpu": psutil.cpu_percent(),
+            "cpu": self._cpu_percent(),
             "cpu_threads": num_threads,
             "memory": memory.percent,
             "memory_percent": round(100 * rss_bytes / memory.total, 1),
@@ -62,6 +62,18 @@ class LoadMeter:
             "network_recv": max(0, network.bytes_recv - self._network.bytes_recv),
             "disk": psutil.disk_usage("/").percent,
         }
+
+    def _cpu_percent(self) -> float:
+        (busy_before, total_before), self._cpu = self._cpu, _cpu_seconds()
+        busy, total = self._cpu
+        return round(100 * (busy - busy_before) / max(total - total_before, 1e-6), 1)
+
+
+def _cpu_seconds() -> tuple[float, float]:
+    """Return busy and total seconds of all cores (psutil.cpu_percent remembers by thread: of no use in a pool)."""
+    times = psutil.cpu_times()
+    total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+    return total - times.idle - getattr(times, "iowait", 0.0), total
 
 
 def _of_training() -> tuple[int, int]:

@@ -28,17 +28,17 @@ _SINCE = """(p) => { if (!p.value) return ''; const s = Math.max(0, (Date.now() 
   return s < 60 ? Math.floor(s) + ' s' : s < 3600 ? Math.floor(s / 60) + ' min' :
     s < 86400 ? Math.floor(s / 3600) + ' h ' + Math.floor(s % 3600 / 60) + ' min' : Math.floor(s / 86400) + ' d'; }"""
 _COLUMNS: list[dict[str, Any]] = [
-    {"field": "name", "headerName": "Name", "flex": 2, "minWidth": 130, ":cellRenderer": _LINK, "pinned": "left"},
-    {"field": "state", "headerName": "Status", "width": 125, ":cellRenderer": _CHIP},
-    {"field": "why", "headerName": "Why", "flex": 3, "minWidth": 120, "tooltipField": "why"},
+    {"field": "name", "headerName": "Name", "width": 150, ":cellRenderer": _LINK, "pinned": "left"},
+    {"field": "state", "headerName": "Status", "width": 120, ":cellRenderer": _CHIP},
+    {"field": "why", "headerName": "Why", "flex": 3, "minWidth": 110, "tooltipField": "why"},
     {"field": "since", "headerName": "Since", "width": 95, ":valueFormatter": _SINCE},
-    {"field": "task", "headerName": "Task", "flex": 1, "minWidth": 90},
+    {"field": "task", "headerName": "Task", "flex": 1, "minWidth": 80},
     {"field": "phase", "headerName": "Phase", "width": 110},
-    {"field": "round", "headerName": "Round", "width": 85},
+    {"field": "round", "headerName": "Round", "width": 80},
     {"field": "last", "headerName": "Last run", "width": 100},
-    {"field": "load", "headerName": "Load", "width": 155},
+    {"field": "load", "headerName": "Load", "width": 178},
     {"field": "version", "headerName": "Version", "width": 90},
-    {"field": "mac", "headerName": "MAC", "width": 150},
+    {"field": "mac", "headerName": "MAC", "width": 155},
 ]
 _ON_A_PHONE = ["since", "task", "phase", "last", "load", "version", "mac"]
 _PHONE = """(p) => { if (window.innerWidth < 640) { p.api.setColumnsPinned(['name'], null);

@@ -53,7 +53,6 @@ class RunPage:
     async def draw(self) -> None:
         """Draw, fill and keep up."""
         self._news = subscription(self._view)
-        self._dialogs = ui.element("div")  # outlives what is drawn again around the button
         self._head = ui.element("div").classes("fed-card")
         self._trouble = section("What went wrong")
         with ui.element("div").classes("fed-columns"):
@@ -65,6 +64,7 @@ class RunPage:
             self._clients = section("Clients")
             self._models = section("Model versions")
         self._story = section("Story")
+        self._dialogs = ui.element("div")  # outlives what is drawn again around the button
         await self._refresh()
         ui.timer(REFRESH_S, self._keep_up)
 

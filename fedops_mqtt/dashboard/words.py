@@ -50,13 +50,14 @@ def why_of(client: Record) -> str:
 
 def row_of(client: Record, load: Record | None = None) -> dict[str, Any]:
     """Return a row of the fleet's table."""
-    run, last = client["run"] or {}, client["last_run"] or {}
+    word, last = word_of(client), client["last_run"] or {}
+    run = (client["run"] or {}) if word is Word.TRAINING else {}
     return {
         "id": f"{client['task_id']}/{client['client_mac']}",
         "name": client["client_name"] or client["client_mac"],
         "mac": client["client_mac"],
         "task": client["task_id"],
-        "state": word_of(client).value,
+        "state": word.value,
         "why": why_of(client),
         "since": client["since"],
         "phase": run.get("phase") or "",

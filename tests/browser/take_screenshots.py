@@ -39,12 +39,18 @@ async def main(folder: Path) -> None:
 async def show(site: Site, folder: Path) -> None:
     await site.start_manager(more="[tasks.digits.limits]\njoin_s = 5")
     await shoot(site, folder, {"empty": "/"})
-    clients = await site.start_clients(5, system_interval_s=0.5)
+    clients = [
+        await site.start_client(
+            f"02:00:00:00:01:0{number + 1}", client_name=f"orchard-{number + 1}", partition_id=number,
+            num_partitions=5, system_interval_s=0.5,
+        )
+        for number in range(5)
+    ]  # fmt: skip
+    await site.observer.until(lambda: len(site.observer.picture.fleet.clients) == len(clients))
     for rounds in ("4", "8"):
         finished = await site.start_run("--rounds", rounds, "--min-clients", "5")
         await site.observer.until_ended(finished)
-    client = list(clients.values())[-1]
-    client.process.send_signal(signal.SIGKILL)
+    clients[-1].process.send_signal(signal.SIGKILL)
     busy = {f"02:00:00:00:02:0{number}": "yard_apps:flat_out" for number in (1, 2)}
     broken = {"02:00:00:00:02:03": "yard_apps:raising"}
     for mac, app in {**busy, **broken}.items():
