@@ -13,6 +13,7 @@ import platformdirs
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from fedops_mqtt.key_values import KeyValues
 from fedops_mqtt.protocol import AnyMacAddress, TaskId
 from fedops_mqtt.settings_file import FileSource
 
@@ -181,6 +182,8 @@ class RunLimits(_Settings):
     trigger_answer_s: Annotated[float, Field(gt=0, description="a triggered client answers within this")] = 30.0
     trigger_retry_s: Annotated[float, Field(gt=0, description="an unanswered trigger is said again after this")] = 5.0
     server_start_s: Annotated[float, Field(gt=0, description="a launched server is ready within this")] = 60.0
+    node_config: Annotated[KeyValues, Field(description="more of node_config: 'key=1 other=\"text\"'")] = ""
+    run_config: Annotated[KeyValues, Field(description="run_config, above the project's own: 'key=1'")] = ""
     join_s: Annotated[float, Field(gt=0, description="enough clients have joined within this")] = 120.0
     round_s: Annotated[float, Field(gt=0, description="one message to a client is answered within this")] = 3600.0
     run_s: Annotated[float, Field(gt=0, description="the whole run")] = 24 * 3600.0

@@ -21,6 +21,7 @@ from fedops_mqtt.client.adapters import RegistrationError
 from fedops_mqtt.client.client_fl_client import FLClient
 from fedops_mqtt.client.client_fl_numpy import AnyServerApp
 from fedops_mqtt.client.configuration import entry, nest
+from fedops_mqtt.client.flower_project import ProjectError, project_config
 from fedops_mqtt.client.live_task import unpack
 from fedops_mqtt.client.pipe import Job
 from fedops_mqtt.line.codec import EncodedContent, encode_content, encode_message, read_message
@@ -202,6 +203,7 @@ class KeptState:
     """`Context.state` in a file: there again in the next run, never pickled, written only when it has changed."""
 
     def __init__(self, path: Path) -> None:
+    config |= {name: value for name, value in job.node_config.items() if value is not None}
         self._path = path
         self._written: bytes | None = None
 
@@ -214,6 +216,19 @@ class KeptState:
         except FileNotFoundError:
             return RecordDict()
         except (OSError, EOFError, LineError) as error:
+def run_config_of(job: Job) -> dict[str, bool | float | int | str]:
+    """Return `Context.run_config` of a job: what the app's project says, and above it what the user does.
+
+    Raises:
+        AppError: the project's file cannot be used.
+    """
+    try:
+        own = {} if job.live_task is not None else project_config(job.app.partition(":")[0])
+    except ProjectError as error:
+        raise AppError(job.app, str(error)) from error
+    return {**own, **make_run_config(job.run_config)}
+
+
             logger.warning("kept state cannot be read, starting without it", extra={"why": str(error)})
             return RecordDict()
         return content

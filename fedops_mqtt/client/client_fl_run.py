@@ -10,13 +10,14 @@ from flwr.clientapp import ClientApp
 
 from fedops_mqtt.client.client_api import speaking
 from fedops_mqtt.client.client_fl import Reporter, failed, leave_soon
-from fedops_mqtt.client.client_fl_app import AppError, Keeping, KeptState, load_app, make_node_config, make_run_config
+from fedops_mqtt.client.client_fl_app import AppError, Keeping, KeptState, load_app, make_node_config, run_config_of
 from fedops_mqtt.client.client_fl_classic import ClassicRunner
 from fedops_mqtt.client.client_fl_clock import PhaseClock
 from fedops_mqtt.client.client_fl_numpy import AnyServerApp
 from fedops_mqtt.client.client_wandb import WandbLog, start_wandb
 from fedops_mqtt.client.configuration import Scalar
 from fedops_mqtt.client.pipe import EndedReport, Job, MetricsReport, PhaseReport
+from fedops_mqtt.key_values import Plain
 from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.keeper import RunEnd
 from fedops_mqtt.line.probe import Answers, probe
@@ -44,6 +45,7 @@ class Training:
         self._bytes = (0, 0)
         self._app: Keeping | None = None
         self._run_id: str | None = None
+        self._run_config: dict[str, Plain] = {}
         self._wandb = _wandb_of(job)
         self._began = time.monotonic()
         self._is_registered = False
@@ -54,6 +56,7 @@ class Training:
         self._reporter.phase(PhaseReport(phase=Phase.JOINING))
         try:
             app = load_app(self._job)
+            self._run_config = run_config_of(self._job)
             self._is_registered = isinstance(app, AnyServerApp) and app.is_registered
         except AppError as error:
             return failed(str(error))
@@ -163,7 +166,7 @@ class Training:
         context = make_context(
             joined,
             node_config=make_node_config(self._job),
-            run_config=make_run_config(self._job.run_config),
+            run_config=self._run_config,
         )
         context.state = state
         self._run_id = joined.run_id

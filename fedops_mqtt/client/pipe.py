@@ -57,6 +57,8 @@ class Job(_Line):
     rejoin_limit_s: float
     partition_id: int | None
     num_partitions: int | None
+    node_config: Scalars = {}
+    """More of `Context.node_config`."""
     run_config: Scalars
     """What the user's configuration says, for `Context.run_config`; values below a nested name are joined by dots."""
     wandb: WandbOptions | None

@@ -9,6 +9,7 @@ from fedops_mqtt.client.pipe import EndedReport, Job, MetricsReport, PhaseReport
 from fedops_mqtt.client.training import Training, TrainingOptions
 from fedops_mqtt.core.client import Identity
 from fedops_mqtt.core.client_events import Reaim, StartTraining, StopTraining
+from fedops_mqtt.key_values import parse_pairs
 from fedops_mqtt.protocol import Outcome, utc_now
 from fedops_mqtt.settings import ClientSettings
 
@@ -142,7 +143,8 @@ class Trainer:
             rejoin_limit_s=settings.rejoin_limit_s,
             partition_id=settings.partition_id,
             num_partitions=settings.num_partitions,
-            run_config=self._run_config,
+            node_config=parse_pairs(settings.node_config),
+            run_config={**self._run_config, **parse_pairs(settings.run_config)},
             wandb=self._wandb(start),
         )
 

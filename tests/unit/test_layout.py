@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "fedops_mqtt"
 
 ORDER = (
     "protocol",
+    "key_values",
     "settings_file",
     "settings",
     "core",

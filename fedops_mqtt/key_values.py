@@ -1,0 +1,68 @@
+"""Settings of an app in one line, as Flower's commands take them: `partition-id=0 data-path="/data" lr=0.1`.
+
+Each value is TOML: true, 3, 0.5, "text". What is none of it is an error, never a text by chance.
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+
+Plain = bool | int | float | str
+
+_PAIR = re.compile(r"""\s*([A-Za-z0-9_.-]+)\s*=\s*("(?:[^"\\]|\\.)*"|'[^']*'|[^\s"']+)(?=\s|$)""")
+
+
+def parse_pairs(text: str) -> dict[str, Plain]:
+    """Return the values by key; a dotted key stays as it is.
+
+    Raises:
+        ValueError: a part of the text is no `key=value`.
+    """
+    found: dict[str, Plain] = {}
+    at = 0
+    while text[at:].strip():
+        match = _PAIR.match(text, at)
+        if match is None:
+            raise ValueError(f'{text[at:].strip()!r} is not key=value; a text needs quotes: key="value"')
+        found[match[1]] = _value(match[1], match[2])
+        at = match.end()
+    return found
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Plain]:
+    """Return nested tables as dotted keys, as Flower does with a project's configuration.
+
+    Raises:
+        ValueError: a value is neither a table nor a boolean, number or text.
+    """
+    flat: dict[str, Plain] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif isinstance(value, Plain):
+            flat[prefix + key] = value
+        else:
+            raise ValueError(f"{prefix}{key} is {type(value).__name__}, not a boolean, number or text")
+    return flat
+
+
+def _value(key: str, text: str) -> Plain:
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f'{key}={text} is no TOML value; a text needs quotes: {key}="{text}"') from error
+    if not isinstance(value, Plain):
+        raise ValueError(f"{key}={text} is not a boolean, number or text")
+    return value
+
+
+def _check(text: str) -> str:
+    parse_pairs(text)
+    return text
+
+
+KeyValues = Annotated[str, AfterValidator(_check)]
+"""A line that `parse_pairs` understands."""

@@ -1,0 +1,35 @@
+"""The one line that configures an app, and the tables of a project's file."""
+
+import pytest
+
+from fedops_mqtt.key_values import flatten, parse_pairs
+
+
+def test_pairs_are_read_as_flowers_commands_take_them() -> None:
+    line = """partition-id=0 parts = 2  data-path="/a b/c" lr=1e-3 model.name='x' is_on=true text="a\\"b" """
+    assert parse_pairs(line) == {
+        "partition-id": 0,
+        "parts": 2,
+        "data-path": "/a b/c",
+        "lr": 0.001,
+        "model.name": "x",
+        "is_on": True,
+        "text": 'a"b',
+    }
+    assert parse_pairs("  ") == {}
+
+
+@pytest.mark.parametrize("line", ["a", "a=", "=1", "a=b", "a=1,b=2", "a=[1]", "a=1 b", 'a="open', "a=1979-05-27"])
+def test_what_is_no_pair_is_said_with_what_to_write(line: str) -> None:
+    with pytest.raises(ValueError, match=r"key=value|TOML|boolean"):
+        parse_pairs(line)
+
+
+def test_tables_become_dotted_keys() -> None:
+    assert flatten({"lr": 0.1, "model": {"name": "cnn", "size": {"x": 3}}}) == {
+        "lr": 0.1,
+        "model.name": "cnn",
+        "model.size.x": 3,
+    }
+    with pytest.raises(ValueError, match="layers is list"):
+        flatten({"model": {"layers": [1, 2]}})
