@@ -64,6 +64,12 @@ class Processes(AbstractContextManager):
         """Return what a program has printed."""
         return (self._folder / f"{name}.log").read_text(errors="replace")
 
+    def has_ended(self, pid: int) -> bool:
+        """Return whether the process of that id is over; it is not asked after again by `check`."""
+        ended = [process for process in self._started if process.pid == pid and process.poll() is not None]
+        self._started = [process for process in self._started if process not in ended]
+        return bool(ended)
+
     def check(self) -> None:
         """Raise when one of them has ended with an error."""
         for process in self._started:
@@ -75,6 +81,11 @@ class Processes(AbstractContextManager):
             kill_family(process.pid)
         for process in self._started:
             process.wait()
+
+
+def end_on_sigterm() -> None:
+    """Have SIGTERM leave every block as Ctrl-C does: what was started is ended."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
 
 
 def kill_family(pid: int) -> None:

@@ -5,7 +5,6 @@ the median over these pairs. SuperLink polls in periods of seconds, it runs by i
 """
 
 import argparse
-import asyncio
 import statistics
 import tempfile
 from collections.abc import Iterator
@@ -14,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from bench_processes import figure, machine, save_json, table
-from line_teams import ClassicGrpc, Daemons, Ours, SuperLink, Team
+from bench_processes import end_on_sigterm, figure, machine, save_json, table
+from line_teams import Broker, ClassicGrpc, Daemons, Ours, SuperLink, Team
 
-from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.demo import digits
 
 NUM_CLIENTS = 3
@@ -46,21 +44,18 @@ SIZES = (
 
 def main() -> None:
     options = parse()
+    end_on_sigterm()
     with tempfile.TemporaryDirectory(prefix="line-bench-") as place:
         folder = Path(place)
         write_digits(folder / "digits.npz")
-        result = asyncio.run(measure(folder, options))
+        with Broker(folder) as broker:
+            result = measure(folder, broker.url, options)
     print(report(result))
     save_json(options.json, result)
 
 
-async def measure(folder: Path, options: argparse.Namespace) -> dict:
-    """Take every figure, with a broker beside: ours needs one, as in use."""
-    async with Mosquitto() as broker:
-        return await asyncio.to_thread(measure_all, folder, broker.url, options)
-
-
-def measure_all(folder: Path, broker: str, options: argparse.Namespace) -> dict:
+def measure(folder: Path, broker: str, options: argparse.Namespace) -> dict:
+    """Take every figure."""
     result: dict = {"machine": machine(), "clients": NUM_CLIENTS, "round_s": {}, "memory_mib": {}, "killed_s": {}}
     for size in SIZES:
         if size.name in options.sizes:

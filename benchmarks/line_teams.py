@@ -221,24 +221,37 @@ class SuperLink(Team):
             env=self.env,
         )
         wait_until(lambda: _listens(self.port), limit_s=START_S, what="SuperLink listens")
+        self.clients = [self._start_node(address, number) for number in range(self.num_clients)]
         for number in range(self.num_clients):
-            process = self.processes.command(
-                *("flower-supernode", "--insecure", "--superlink", address, "--port", str(free_port())),
-                *("--node-config", f"partition-id={number}"),
-                name=f"supernode-{number}",
-                env=self.env,
-            )
-            self.clients.append(process.pid)
-        for number in range(self.num_clients):
-            name = f"supernode-{number}"
-            # It opens a connection a call, so that none tells that it is there; its log does.
-            wait_until(lambda name=name: "SuperNode ID:" in self.processes.log_of(name), limit_s=START_S, what=name)
+            self._wait_for_node(address, number)
         self._run(address)
+
+    def _start_node(self, address: str, number: int) -> int:
+        process = self.processes.command(
+            *("flower-supernode", "--insecure", "--superlink", address, "--port", str(free_port())),
+            *("--node-config", f"partition-id={number}"),
+            name=f"supernode-{number}",
+            env=self.env,
+        )
+        return process.pid
+
+    def _wait_for_node(self, address: str, number: int) -> None:
+        """Wait until a node is registered: its log tells, it keeps no connection open.
+
+        On a busy machine a node gives up when its own HTTP API is not up within seconds; it is started again.
+        """
+
+        def is_there() -> bool:
+            if self.processes.has_ended(self.clients[number]):
+                self.clients[number] = self._start_node(address, number)
+            return "SuperNode ID:" in self.processes.log_of(f"supernode-{number}")
+
+        wait_until(is_there, limit_s=START_S, what=f"supernode {number} is registered", poll_s=0.1)
 
     def _run(self, address: str) -> None:
         app = self.folder / "app"
         (app / "bench").mkdir(parents=True)
-        (app / "bench" / "__init__.py").write_text("from line_app import app, server_app\n")
+        (app / "bench" / "__init__.py").write_text(_APP)
         (app / "pyproject.toml").write_text(_PROJECT)
         home = Path(self.env["FLWR_HOME"])
         home.mkdir(exist_ok=True)
@@ -263,6 +276,8 @@ class SuperLink(Team):
         kill_family(pid)
 
 
+_APP = "import line_app\n\napp = line_app.app\nserver_app = line_app.server_app\n"
+"""`flwr run` reads the text for assignments before it sends it."""
 _PROJECT = """[project]
 name = "bench"
 version = "1.0.0"
@@ -286,6 +301,21 @@ clientapp = "bench:app"
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Broker(AbstractContextManager):
+    """The broker of this project on a free port: ours needs one, as in use."""
+
+    def __init__(self, folder: Path) -> None:
+        self._processes = Processes(folder)
+        port = free_port()
+        self.url = f"mqtt://127.0.0.1:{port}"
+        env = {"FEDOPS_MQTT_BROKER_PORT": str(port)}
+        self._processes.module("fedops_mqtt.cli", "broker", name="broker", env=env)
+        wait_until(lambda: _listens(port), limit_s=START_S, what="the broker listens")
+
+    def __exit__(self, *_) -> None:
+        self._processes.__exit__()
 
 
 class Daemons(AbstractContextManager):
