@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fedops_mqtt.bus.errors import EpochFileError
+from fedops_mqtt.core.ownership import EPOCH_CEILING
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class EpochFile:
     def load(self) -> int:
         """Return the last epoch saved; 0, with a warning, when the file is broken."""
         try:
-            return max(0, int(self.path.read_text(encoding="ascii")))
+            return _check_epoch(int(self.path.read_text(encoding="ascii")))
         except FileNotFoundError:
             return 0
         except (OSError, ValueError) as error:
@@ -75,6 +76,12 @@ class EpochFile:
             _sync_folder(self.path.parent)
         except OSError as error:
             raise EpochFileError(str(self.path), str(error)) from error
+
+
+def _check_epoch(epoch: int) -> int:
+    if not 0 <= epoch < EPOCH_CEILING:
+        raise ValueError("a number that is no epoch")
+    return epoch
 
 
 def _sync_folder(folder: Path) -> None:
