@@ -206,10 +206,23 @@ class Site:
             await self.observer.until_client(mac, ClientCondition.ONLINE)
         return clients
 
-    def write_tasks(self, *, module: str = "fedops_mqtt.demo.server", args: Sequence[str] = (), more: str = "") -> Path:
+    def write_tasks(
+        self,
+        *,
+        module: str = "fedops_mqtt.demo.server",
+        args: Sequence[str] = (),
+        more: str = "",
+        program_cwd: Path = HERE,
+    ) -> Path:
         """Write the manager's tasks file: this one task, started where modules of the tests are found."""
         tasks = self.yard.folder / "tasks.toml"
-        lines = [f"[tasks.{self.task_id}]", f'module = "{module}"', f"args = {list(args)}", f'cwd = "{HERE}"', more]
+        lines = [
+            f"[tasks.{self.task_id}]",
+            f'module = "{module}"',
+            f"args = {list(args)}",
+            f'cwd = "{program_cwd}"',
+            more,
+        ]
         tasks.write_text("\n".join(lines))
         return tasks
 
@@ -219,10 +232,11 @@ class Site:
         module: str = "fedops_mqtt.demo.server",
         server_args: Sequence[str] = (),
         more: str = "",
+        program_cwd: Path = HERE,
         **settings: object,
     ) -> Installed:
         """Start a manager and wait until it leads; `more` are further lines of the task's table."""
-        tasks = self.write_tasks(module=module, args=server_args, more=more)
+        tasks = self.write_tasks(module=module, args=server_args, more=more, program_cwd=program_cwd)
         manager = await self.yard.start(
             "manager",
             broker=self.broker,

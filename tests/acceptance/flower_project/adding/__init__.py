@@ -1,0 +1,1 @@
+"""Models that grow by one a round: what a strategy makes of that is easily said."""
