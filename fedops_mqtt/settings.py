@@ -7,10 +7,10 @@ later outweighing the earlier. Everything else in the package takes plain keywor
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import platformdirs
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from fedops_mqtt.key_values import KeyValues
@@ -89,6 +89,12 @@ def origin_of(field: str) -> str:
     return f"environment variable {variable}" if path is None or variable in os.environ else f"{path}: {field}"
 
 
+def _check_pair(certificate: Path | None, certificate_name: str, key: Path | None, key_name: str) -> None:
+    """Refuse one without the other: it would mean no TLS where somebody believes that there is."""
+    if (certificate is None) != (key is None):
+        raise ValueError(f"{certificate_name} and {key_name} go together: one of them is not set")
+
+
 class _Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)
     file_table: ClassVar[str | None] = None
@@ -136,6 +142,13 @@ class DoorSettings(_Settings):
     )
     http_cors: Annotated[str, Field(description="web origins that may ask, comma between them; empty: none")] = ""
 
+    @model_validator(mode="after")
+    def _half_a_door_is_none(self) -> Self:
+        _check_pair(self.http_cert_file, "http_cert_file", self.http_key_file, "http_key_file")
+        if self.http_client_ca_file and not self.http_cert_file:
+            raise ValueError("http_client_ca_file asks for certificates over TLS: set http_cert_file and http_key_file")
+        return self
+
 
 class ClientSettings(BusSettings, DoorSettings):
     """The daemon on a device."""
@@ -169,6 +182,8 @@ class ClientSettings(BusSettings, DoorSettings):
     stderr_lines: Annotated[int, Field(ge=1, le=200, description="kept of a failed training")] = 20
     partition_id: Annotated[int | None, Field(ge=0, description="node_config partition-id")] = None
     num_partitions: Annotated[int | None, Field(ge=1, description="node_config num-partitions")] = None
+    node_config: Annotated[KeyValues, Field(description="more of node_config: 'key=1 other=\"text\"'")] = ""
+    run_config: Annotated[KeyValues, Field(description="run_config, above the project's own: 'key=1'")] = ""
     system_interval_s: Annotated[float, Field(gt=0, description="system load is measured this often in a run")] = 5.0
     wandb_project: Annotated[str | None, Field(description="Weights & Biases project; unset: off")] = None
     wandb_key: Annotated[SecretStr | None, Field(description="its API key")] = None
@@ -182,8 +197,6 @@ class RunLimits(_Settings):
     trigger_answer_s: Annotated[float, Field(gt=0, description="a triggered client answers within this")] = 30.0
     trigger_retry_s: Annotated[float, Field(gt=0, description="an unanswered trigger is said again after this")] = 5.0
     server_start_s: Annotated[float, Field(gt=0, description="a launched server is ready within this")] = 60.0
-    node_config: Annotated[KeyValues, Field(description="more of node_config: 'key=1 other=\"text\"'")] = ""
-    run_config: Annotated[KeyValues, Field(description="run_config, above the project's own: 'key=1'")] = ""
     join_s: Annotated[float, Field(gt=0, description="enough clients have joined within this")] = 120.0
     round_s: Annotated[float, Field(gt=0, description="one message to a client is answered within this")] = 3600.0
     run_s: Annotated[float, Field(gt=0, description="the whole run")] = 24 * 3600.0
@@ -232,6 +245,7 @@ class ServerSettings(BusSettings):
     num_rounds: Annotated[int | None, Field(ge=1)] = None
     min_clients: Annotated[int | None, Field(ge=1)] = None
     store: str = Field(default_factory=default_store_url)
+    report_fd: Annotated[int | None, Field(ge=0, description="said on this descriptor in the place of a bus")] = None
     state_dir: Path = Field(default_factory=default_state_dir)
     join_limit_s: Seconds = 120.0
     round_limit_s: Seconds = 3600.0
@@ -246,6 +260,11 @@ class ServerSettings(BusSettings):
     linger_s: Annotated[float, Field(gt=0, description="after the end, until every client has been told")] = 5.0
     stop_grace_s: Annotated[float, Field(gt=0, description="between a stop and interrupting code that computes")] = 3.0
     log_level: str = "INFO"
+
+    @model_validator(mode="after")
+    def _half_a_certificate_is_none(self) -> Self:
+        _check_pair(self.line_cert_file, "line_cert_file", self.line_key_file, "line_key_file")
+        return self
 
 
 class FedOpsSettings(BaseSettings):

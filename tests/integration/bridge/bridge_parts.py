@@ -77,11 +77,31 @@ class Crossing:
         url = (await process.until_said(r"^(http://\S+)$")).group(1)
         return OldDevice(process=process, mac=mac, url=url)
 
-    async def start_new(self, mac: str = NEW, *, app: str = "new_app:app", folder: Path = HERE) -> Installed:
+    async def start_new(
+        self, mac: str = NEW, *, app: str = "new_app:app", folder: Path = HERE, **settings: object
+    ) -> Installed:
         """Start the daemon of a device that has moved."""
         state_dir = self.site.yard.folder / "new"
         fields = {"broker": self.site.broker, "task_id": self.site.task_id, "mac": mac, "state_dir": state_dir}
-        return await self.site.yard.start("client", cwd=folder, app=app, **fields)
+        return await self.site.yard.start("client", cwd=folder, app=app, **fields, **settings)
+
+    async def start_open_server(self) -> str:
+        """Start an FL server of ours by hand, open to whoever comes on this machine; returns its port."""
+        folder = self.site.yard.folder / "server"
+        fields = {"broker": self.site.broker, "task_id": self.site.task_id, "run_id": "by-hand", "join": "open"}
+        fields |= {"num_rounds": 2, "min_clients": 1, "store": folder, "state_dir": folder}
+        port = str(free_port())
+        program = str(HERE / "linear_server.py")
+        await self.site.yard.start(program, command=sys.executable, listen=f"127.0.0.1:{port}", **fields)
+        return port
+
+    async def start_old_manager(self, generation: int, client: str, mac: str, **options: object) -> OldDevice:
+        """Start a re-enacted FedOps client manager."""
+        said = {"generation": generation, "client": client, "mac": mac} | options
+        arguments = [part for name, value in said.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+        process = await self.site.yard.start(str(HERE / "reenacted_manager.py"), *arguments, command=sys.executable)
+        url = (await process.until_said(r"^(http://\S+)$")).group(1)
+        return OldDevice(process=process, mac=mac, url=url)
 
     async def start_server(self, *flags: str, port: int) -> Installed:
         """Start a FedOps FL server."""

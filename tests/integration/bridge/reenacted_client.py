@@ -81,7 +81,9 @@ class Device:
             return json.load(answer)
 
     def _request(self, path, **more):
-        request = urllib.request.Request(f"{self.arguments.managers}/{path}", **more)
+        is_for_client_manager = not path.startswith(("FLSe", "client_perf"))
+        managers = (is_for_client_manager and self.arguments.client_manager) or self.arguments.managers
+        request = urllib.request.Request(f"{managers}/{path}", **more)
         if self.arguments.credentials:
             request.add_header("Authorization", f"Basic {self.arguments.credentials}")
         return request
@@ -148,6 +150,7 @@ def main():
     parser.add_argument("--task", required=True)
     parser.add_argument("--mac", required=True)
     parser.add_argument("--managers", required=True)
+    parser.add_argument("--client-manager", help="default: the same as the others")
     parser.add_argument("--credentials")
     parser.add_argument("--port", type=int, default=0)
     for flag in ("--first", "--holds", "--raises", "--mute"):

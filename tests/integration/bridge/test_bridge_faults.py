@@ -7,6 +7,8 @@ from bridge_parts import MACS, NEW, Crossing, OldDevice, free_port
 
 from fedops_mqtt.protocol import ClientCondition, MemberCondition, Outcome, RunOutcome
 
+TRAINING = [MemberCondition.TRAINING] * 2
+
 
 async def two_old_devices(crossing: Crossing, *flags_of_second: str) -> list[OldDevice]:
     """Start a manager for runs of two, a bridge that polls fast, and two FedOps clients that say who they are."""
@@ -36,27 +38,29 @@ async def test_one_failure_is_one_clients_failure(crossing: Crossing) -> None:
     assert run.clients[MACS[0]].status is not MemberCondition.FAILED
 
 
-async def test_a_killed_client_leaves_its_round_at_once_and_is_out(crossing: Crossing) -> None:
+async def test_a_killed_client_leaves_its_round_at_once_and_is_asked_again_when_it_is_back(crossing: Crossing) -> None:
     devices = await two_old_devices(crossing, "--holds")
     run_id = await crossing.site.start_run()
+    await crossing.site.observer.until_run(run_id, lambda run: run.round == 1)
     await crossing.site.observer.until_run(
-        run_id, lambda run: run.clients.get(MACS[1]) is not None and run.clients[MACS[1]].status == "training"
+        run_id, lambda run: [each.status for each in run.clients.values()] == TRAINING
     )
-    await crossing.site.observer.until_client(MACS[1], ClientCondition.TRAIN_STARTED)
     await devices[1].process.end(signal.SIGKILL)
-    failed = await crossing.site.observer.until_client(
-        MACS[1], ClientCondition.TRAIN_FAILED, ClientCondition.CLIENT_OUT, timeout_s=5
+    lost = await crossing.site.observer.until_run(
+        run_id, lambda run: run.clients[MACS[1]].status is MemberCondition.LOST, timeout_s=5
     )
-    assert failed.status.last_run is not None
-    assert failed.status.last_run.outcome is Outcome.FAILED
+    assert lost.outcome is None
     out = await crossing.site.observer.until_client(MACS[1], ClientCondition.CLIENT_OUT, timeout_s=10)
     assert out.out_reason == "lost"
-    run = await crossing.site.observer.until_ended(run_id)
-    assert run.outcome is RunOutcome.FAILED
 
     port = int(devices[1].url.rpartition(":")[2])
     await crossing.start_old(MACS[1], managers=crossing.url, port=port, says_who=True)
-    await crossing.site.observer.until_client(MACS[1], ClientCondition.ONLINE)
+    run = await crossing.site.observer.until_ended(run_id)
+    assert run.outcome is RunOutcome.COMPLETED
+    assert run.clients[MACS[1]].attempt > 1
+    finished = await crossing.site.observer.until_client(MACS[1], ClientCondition.TRAIN_FINISHED)
+    assert finished.status.last_run is not None
+    assert (finished.status.last_run.run_id, finished.status.last_run.outcome) == (run_id, Outcome.FINISHED)
 
 
 async def test_a_stopped_run_ends_an_old_client_too(crossing: Crossing) -> None:
