@@ -45,10 +45,12 @@ def make_api(desk: Desk) -> FastAPI:
     app.include_router(_performance(desk))
 
     @app.exception_handler(numbers.ReportError)
+    @app.exception_handler(ValidationError)
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: Exception) -> JSONResponse:
-        logger.warning("a call that is none of FedOps'", extra={"path": request.url.path, "problem": str(error)})
-        return JSONResponse({"detail": str(error)}, status.HTTP_422_UNPROCESSABLE_CONTENT)
+        problem = str(error).splitlines()[0]
+        logger.warning("a call that is none of FedOps'", extra={"path": request.url.path, "problem": problem})
+        return JSONResponse({"detail": problem}, status.HTTP_422_UNPROCESSABLE_CONTENT)
 
     return app
 
@@ -101,7 +103,7 @@ def _server_manager_for_clients(desk: Desk) -> APIRouter:
     async def get_port(task_id: TaskId, request: Request) -> Json:
         """Tell the port of the FL server, or of the door that stands for it."""
         caller = _caller(request, task_id=task_id)
-        port = desk.port_for(caller)
+        port = await desk.port_for(caller)
         if port is None:
             raise HTTPException(status.HTTP_404_NOT_FOUND, f"nothing is to be trained for task {task_id} now")
         return {"task_id": task_id, "port": port}
@@ -112,8 +114,10 @@ def _server_manager_for_clients(desk: Desk) -> APIRouter:
         return {"Server_Status": desk.server_view(task_id, device_mac)}
 
     @router.put("/RegisterFLTask")
-    async def register(task: FLTask, request: Request) -> list[Json]:
+    async def register(request: Request) -> list[Json]:
         """Take in how a device is; the answer is that device alone, not the whole fleet."""
+        # Read by hand: FedOps sends its JSON without saying that it is JSON.
+        task = FLTask.model_validate(numbers.parse_report(await request.body()))
         if task.FL_task_ID and task.Device_mac:
             await desk.register(_as_answer(task), host=request.client.host if request.client else None)
         return [task.model_dump()]

@@ -9,6 +9,7 @@ from typing import Protocol
 from fedops_mqtt.bridge.link import Link
 from fedops_mqtt.bridge.old_client import OldClient, OldClientError
 from fedops_mqtt.client.pipe import EndedReport, MetricsReport, PhaseReport
+from fedops_mqtt.core.client import INTERRUPTED
 from fedops_mqtt.protocol import Outcome
 
 logger = logging.getLogger(__name__)
@@ -20,6 +21,12 @@ WORDS = {
     Outcome.FAILED: "the FedOps client said trainFail",
     Outcome.STOPPED: "stopped",
 }
+
+
+def failed_to_start(error: OldClientError) -> EndedReport:
+    """Return how a training ended that could not begin; a client that is just not there may be asked again."""
+    reason = f"{INTERRUPTED}: {error}" if error.is_absent else str(error)
+    return EndedReport(outcome=Outcome.FAILED, reason=reason)
 
 
 class Training(Protocol):

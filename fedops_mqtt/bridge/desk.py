@@ -75,12 +75,14 @@ class Desk:
             link.hosts = frozenset({host}) if host else link.hosts
             await self._presence_of(link).register(answer)
 
-    def port_for(self, caller: Caller) -> int | None:
+    async def port_for(self, caller: Caller) -> int | None:
         """Return the port that a client shall train at."""
         link = self.find(caller, expected=lambda link: link.has_start_pending)
         server = self._servers.get(caller.task_id or "")
         wanted = link.wanted if link is not None else None
-        if wanted is None and server is not None:
+        if link is not None and wanted is not None:
+            await link.note_asked()
+        elif server is not None:
             wanted = server.known.server_ip
         return int(wanted.rpartition(":")[2]) if wanted else None
 

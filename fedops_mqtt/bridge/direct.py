@@ -2,7 +2,7 @@
 
 import asyncio
 
-from fedops_mqtt.bridge.call import WORDS, Call, OnReport
+from fedops_mqtt.bridge.call import WORDS, Call, OnReport, failed_to_start
 from fedops_mqtt.bridge.old_client import OldClientError
 from fedops_mqtt.client.pipe import EndedReport, PhaseReport
 from fedops_mqtt.core.client_events import StartTraining
@@ -37,7 +37,8 @@ class DirectTraining:
         try:
             await self._call.to(self._start.server_ip, may_be_there=True)
         except OldClientError as error:
-            return EndedReport(outcome=Outcome.FAILED, reason=str(error))
+            self._call.link.hurry.set()
+            return failed_to_start(error)
         self._on_report(PhaseReport(phase=Phase.TRAINING))
         return await self._until_told()
 

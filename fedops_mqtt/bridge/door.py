@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flwr import common
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.server import SimpleClientManager
 from flwr.server.client_proxy import ClientProxy
 
@@ -61,16 +61,20 @@ class Door:
     def ask(self, message: Message, context: Context) -> Message:
         """Pass one message of the line on and return the client's answer: what LineRunner calls as its app.
 
+        A client that is not there any more gives a Flower Error; `on_gone` has told so already.
+
         Raises:
-            RelayError: the client did not come or went away, or the message is none that a classic client knows.
+            RelayError: the message is none that a classic client knows, or its answer none that fits.
         """
         client = self._clients.take()
+        if client is None:
+            return _error(message, self._clients.problem or "the FedOps client is gone")
         try:
             content = _pass_on(client, message)
-        except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise RelayError(f"the FedOps client cannot answer this message: {error}") from error
-        except Exception as error:  # flwr's bridge has exceptions of its own for a broken stream
-            raise RelayError(self._clients.problem or f"the FedOps client's connection broke: {error!r}") from error
+        except flwr_private.ClassicStreamClosed:
+            return _error(message, self._clients.problem or "the FedOps client's connection broke")
         return Message(content, reply_to=message)
 
     def dismiss(self, timeout_s: float) -> None:
@@ -119,11 +123,9 @@ class _OneClient(SimpleClientManager):
             self._changed.wait_for(lambda: self.present is not None or self._is_over, timeout_s)
             return self.present is not None
 
-    def take(self) -> ClientProxy:
+    def take(self) -> ClientProxy | None:
         with self._changed:
             self._changed.wait_for(lambda: self.present is not None or self._is_over)
-            if self.present is None:
-                raise RelayError(self.problem or "the FedOps client is gone")
             return self.present
 
     def give_up(self, problem: str) -> None:
@@ -139,10 +141,14 @@ class _OneClient(SimpleClientManager):
             return self.present
 
 
+def _error(message: Message, why: str) -> Message:
+    return Message(Error(flwr_private.CLIENT_APP_RAISED, why), reply_to=message)
+
+
 def _say_goodbye(client: ClientProxy) -> None:
     try:
         client.reconnect(common.ReconnectIns(seconds=None), timeout=None, group_id=None)
-    except Exception as error:  # it left before it was told: that was to be reached
+    except (flwr_private.ClassicStreamClosed, ValueError) as error:  # it left before, or still computes for nobody
         logger.debug("FedOps client was gone before its goodbye", extra={"problem": repr(error)})
 
 

@@ -42,6 +42,10 @@ class Link:
     started_at: float = 0.0
     report: Callable[[MetricsReport], None] | None = None
     """Takes numbers of the training in hand."""
+    is_lost: bool = False
+    """It did not answer any more when it was asked last."""
+    hurry: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+    """Set where it should be asked now how it is."""
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition, repr=False)
     _word: Outcome | None = None
 
@@ -55,10 +59,10 @@ class Link:
         return self.is_training and port_of(self.server_ip or "") == port_of(server_ip)
 
     async def note_online(self, answer: OnlineAnswer) -> None:
-        """Take in what it says of itself."""
+        """Take in what it says of itself; when it says that it trains no more, how it ended is in the same answer."""
         async with self._changed:
             was_training = self.is_training
-            self.is_here = True
+            self.is_here, self.is_lost = True, False
             self.is_training = answer.is_training
             self.server_ip = answer.server_ip
             if was_training and not answer.is_training and self.wanted is not None and self._word is None:
@@ -67,12 +71,32 @@ class Link:
             self.has_failed = answer.has_failed
             self._changed.notify_all()
 
+    async def note_registration(self, answer: OnlineAnswer) -> None:
+        """Take in what its client manager says, who looks away while it trains and may have looked before it did."""
+        async with self._changed:
+            self.is_here = True
+            if self.wanted is None or answer.is_training:
+                self.is_training = answer.is_training
+            self._changed.notify_all()
+
+    async def note_asked(self) -> None:
+        """It has asked for the port of its FL server: its client manager has started it."""
+        async with self._changed:
+            self.is_training = self.is_training or self.peer is None
+            self._changed.notify_all()
+
     async def note_word(self, outcome: Outcome) -> None:
         """Take in `/trainFin` or `/trainFail`."""
         async with self._changed:
             self.is_training = False
             if self.wanted is not None:
                 self._word = outcome
+            self._changed.notify_all()
+
+    async def note_lost(self) -> None:
+        """It does not answer any more."""
+        async with self._changed:
+            self.is_lost = True
             self._changed.notify_all()
 
     async def note_gone(self) -> None:
@@ -95,6 +119,13 @@ class Link:
         async with self._changed:
             await self._changed.wait_for(lambda: self._word is not None)
             assert self._word is not None
+            return self._word
+
+    async def until_told_or_lost(self) -> Outcome | None:
+        """Wait for its word, or until it does not answer any more (None); it is asked at once."""
+        self.hurry.set()
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._word is not None or self.is_lost)
             return self._word
 
     async def until_idle(self) -> None:

@@ -14,11 +14,13 @@ from fedops_mqtt.protocol import AnyMacAddress, TaskId
 class OldClientError(Exception):
     """A FedOps client did not answer as one."""
 
-    def __init__(self, url: str, problem: str, *, is_slow: bool = False) -> None:
+    def __init__(self, url: str, problem: str, *, is_slow: bool = False, is_absent: bool = False) -> None:
         self.url = url
         self.problem = problem
         self.is_slow = is_slow
         """True when somebody is there who does not answer in time: a client that trains may do that."""
+        self.is_absent = is_absent
+        """True when nobody is there to answer."""
         super().__init__(f"FedOps client at {url}: {problem}")
 
 
@@ -94,7 +96,9 @@ class OldClient:
         except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout) as error:
             raise OldClientError(self.url, f"no answer to {path} within {timeout_s:g} s", is_slow=True) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise OldClientError(self.url, f"{path}: {str(error) or type(error).__name__}") from error
+            is_absent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+            problem = f"{path}: {str(error) or type(error).__name__}"
+            raise OldClientError(self.url, problem, is_absent=is_absent) from error
         if response.status_code != httpx.codes.OK:
             raise OldClientError(self.url, f"answered {path} with HTTP {response.status_code}")
         return OnlineAnswer.parse(self.url, response.content)

@@ -166,11 +166,12 @@ class Presence:
         """Ask how it is, until it is not there any more or is somebody else; returns why to leave."""
         misses = 0
         while misses < _MISSES:
-            await asyncio.sleep(self._settings.poll_s)
+            is_hurried = await self._pause()
             try:
                 answer = await peer.online()
             except OldClientError as error:
-                misses += not (error.is_slow and self._link.wanted is not None)
+                is_busy = error.is_slow and self._link.wanted is not None
+                misses += 0 if is_busy else _MISSES if is_hurried else 1
                 continue
             misses = 0
             if not answer.is_online:
@@ -178,7 +179,18 @@ class Presence:
             if (answer.client_mac, answer.task_id) != (identity.client_mac, identity.task_id):
                 return f"is {answer.client_mac} of task {answer.task_id} now"
             await self._link.note_online(answer)
+        await self._link.note_lost()
         return LOST
+
+    async def _pause(self) -> bool:
+        """Wait until it is time to ask again; True where somebody has reason to think that it is gone."""
+        try:
+            async with asyncio.timeout(self._settings.poll_s):
+                await self._link.hurry.wait()
+        except TimeoutError:
+            return False
+        self._link.hurry.clear()
+        return True
 
     async def _watch_registrations(self) -> str:
         """Its client manager falls silent while it trains, and for good when it is gone; returns why to leave."""

@@ -11,11 +11,11 @@ from typing import Any, cast
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 
-from fedops_mqtt.bridge.call import WORDS, Call, OnReport
+from fedops_mqtt.bridge.call import WORDS, Call, OnReport, failed_to_start
 from fedops_mqtt.bridge.door import Door
 from fedops_mqtt.bridge.old_client import OldClientError
 from fedops_mqtt.client.pipe import EndedReport, MetricsReport, PhaseReport
-from fedops_mqtt.core.client import Identity
+from fedops_mqtt.core.client import INTERRUPTED, Identity
 from fedops_mqtt.core.client_events import StartTraining
 from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.keeper import RunEnd
@@ -51,6 +51,8 @@ class RelayedTraining:
         self._joined = asyncio.Event()
         self._ended: asyncio.Future[RunEnd] = self._loop.create_future()
         self._problem: str | None = None
+        self._is_gone = False
+        self._no_start: EndedReport | None = None
         self._run_id: str | None = None
 
     def aim(self, server_ip: str, launch: int) -> None:
@@ -101,6 +103,8 @@ class RelayedTraining:
         try:
             await self._call.to(f"{host}:{door.port}")
         except OldClientError as error:
+            self._no_start = failed_to_start(error)
+            self._call.link.hurry.set()
             self._give_up(str(error))
             return
         if not await asyncio.to_thread(door.wait_for_client, self._call.limits.come_s):
@@ -111,19 +115,24 @@ class RelayedTraining:
             self._give_up(WORDS[word])
 
     def _client_gone(self) -> None:
-        self._give_up(f"FedOps client at {self._call.link.name}: its connection is gone")
+        self._is_gone = True
+        self._give_up(f"the connection of the FedOps client at {self._call.link.name} is gone")
 
     def _give_up(self, problem: str) -> None:
         self._problem = self._problem or problem
         if self._door is not None:
             self._door.give_up(problem)
         if self._runner is not None:
-            self._runner.stop(problem)
+            self._runner.fail(problem)
 
     async def _last_word(self, end: RunEnd) -> EndedReport:
         """The line knows how it ended; a client that is still here is waited for, so that it is idle when we say so."""
         if end.is_rejected:
             return EndedReport(outcome=None, reason=end.reason or None)
+        if self._no_start is not None:
+            return self._no_start
+        if self._is_gone:
+            return await self._why_gone(end.reason)
         if end.outcome is not Outcome.FINISHED:
             return EndedReport(outcome=end.outcome, reason=end.reason)
         try:
@@ -132,6 +141,16 @@ class RelayedTraining:
         except TimeoutError:
             return EndedReport(outcome=Outcome.FINISHED, reason=f"{end.reason} (the FedOps client did not say so)")
         return EndedReport(outcome=word, reason=end.reason if word is Outcome.FINISHED else WORDS[word])
+
+    async def _why_gone(self, reason: str) -> EndedReport:
+        """One that failed says so; one that is no more may be back soon, as a device that lost its training process."""
+        try:
+            async with asyncio.timeout(self._call.limits.word_s):
+                word = await self._call.link.until_told_or_lost()
+        except TimeoutError:
+            return EndedReport(outcome=Outcome.FAILED, reason=reason)
+        why = f"{INTERRUPTED}: {reason}" if word is None else f"{reason}: {WORDS[word]}"
+        return EndedReport(outcome=Outcome.FAILED, reason=why)
 
     def _make_runner(self) -> LineRunner:
         start, settings = self._start, self._settings

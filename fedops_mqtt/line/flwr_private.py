@@ -12,7 +12,7 @@ Used here, all of flwr 1.41:
 - `flwr.common.constant`: `ErrorCode`, `SUPERLINK_NODE_ID`, `SType`.
 - `flwr.compat.common.recorddict_compat`: what classic strategies say in a record, and classic clients in a message.
 - `flwr.server.superlink.fleet.grpc_bidi.grpc_server.start_grpc_server`: the gRPC half of `start_server` without its
-  rounds; `bound_address` of what it returns says the port.
+  rounds; `bound_address` of what it returns says the port. `grpc_bridge.GrpcBridgeClosed`: its client has gone.
 """
 
 from collections.abc import Callable
@@ -22,6 +22,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.metadata import Metadata
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode, SType
 from flwr.compat.common import recorddict_compat as legacy_records
+from flwr.server.superlink.fleet.grpc_bidi.grpc_bridge import GrpcBridgeClosed as ClassicStreamClosed
 from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -30,6 +31,7 @@ __all__ = [
     "NODE_UNAVAILABLE",
     "NUMPY_STYPE",
     "SERVER_NODE_ID",
+    "ClassicStreamClosed",
     "Metadata",
     "Run",
     "RunNotRunningException",

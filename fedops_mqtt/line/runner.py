@@ -160,6 +160,10 @@ class LineRunner:
         """End at the next possible moment and tell the server at once; code of the app that runs is not interrupted."""
         self._keeper.stop(reason)
 
+    def fail(self, reason: str) -> None:
+        """End as failed, at once; for whoever runs in place of an app that is somewhere else."""
+        self._keeper.end(RunEnd(outcome=Outcome.FAILED, reason=reason))
+
     def _connector(self, server_ip: str) -> Connector:
         return Connector(server_ip, ca_file=self._ca_file, connect_s=_CONNECT_S)
 
