@@ -98,8 +98,9 @@ class FleetTable:
                 "No clients yet. On a device, this adds one:",
                 f"fedops-mqtt client --task-id TASK --app MODULE:ATTRIBUTE --broker mqtt://{broker}",
             )
-        self._grid = ui.aggrid(_OPTIONS, auto_size_columns=False).classes("fed-grid")
-        self._grid.props('aria-label="Clients"')
+        with ui.element("div").classes("fed-box") as self._box:  # what changes the grid's own element makes it anew
+            self._grid = ui.aggrid(_OPTIONS, auto_size_columns=False).classes("fed-grid")
+            self._grid.props('aria-label="Clients"')
         self._show_counts()
         await ui.context.client.connected(timeout=30)
         self._send({"add": list(self._rows.values())})
@@ -159,8 +160,8 @@ class FleetTable:
         if tasks != self._tasks.options:
             self._tasks.set_options(tasks)
         self._empty.set_visibility(not self._rows)
-        self._grid.set_visibility(bool(self._rows))
-        self._grid.style(f"height:{_HEAD_PX + _ROW_PX * len(self._rows)}px")
+        self._box.set_visibility(bool(self._rows))
+        self._box.style(f"height:{_HEAD_PX + _ROW_PX * len(self._rows)}px")
 
     def _count(self, word: str) -> None:
         self._buttons[word] = ui.element("button").classes("fed-count")

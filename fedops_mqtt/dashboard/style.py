@@ -45,7 +45,8 @@ body, body.body--dark { background:var(--paper); color:var(--ink); }
   width:100%; }
 .fed-banner .fed-code { color:var(--ink); }
 .fed-chart { height:260px; width:100%; }
-.fed-grid { max-height:calc(100vh - 17.5rem); min-height:130px; width:100%; --ag-background-color:var(--card);
+.fed-box { max-height:calc(100vh - 17.5rem); min-height:130px; width:100%; }
+.fed-grid { height:100%; width:100%; --ag-background-color:var(--card);
   --ag-foreground-color:var(--ink); --ag-header-background-color:var(--card); --ag-border-color:var(--line);
   --ag-odd-row-background-color:var(--card); --ag-header-text-color:var(--ink);
   --ag-secondary-foreground-color:var(--soft); }
@@ -62,6 +63,6 @@ body, body.body--dark { background:var(--paper); color:var(--ink); }
 .fed-danger { color:var(--red) !important; border:1px solid currentColor; }
 .fed-main :focus-visible, .fed-header :focus-visible { outline:2px solid var(--accent); outline-offset:2px; }
 @media (max-width:640px) { .fed-main { padding:.7rem; } .fed-header { gap:.4rem; padding:.3rem .6rem; }
-  .fed-count { min-width:0; flex:1 1 40%; } .fed-grid { max-height:75vh; } .fed-title { font-size:1.1rem; } }
+  .fed-count { min-width:0; flex:1 1 40%; } .fed-box { max-height:75vh; } .fed-title { font-size:1.1rem; } }
 @media (prefers-reduced-motion:reduce) { * { transition:none !important; animation:none !important; } }
 """

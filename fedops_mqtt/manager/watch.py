@@ -26,6 +26,9 @@ from fedops_mqtt.protocol import (
 
 logger = logging.getLogger(__name__)
 
+LEASE_CHECK_S = 0.2
+"""Between two looks at all leases; they are seconds long, and thousands of messages may come in one."""
+
 
 class Watch:
     """One reader of the bus.
@@ -46,6 +49,7 @@ class Watch:
         self.orphans: dict[str, Topic] = {}
         self.strangers: dict[str, ServerStatus] = {}
         self.stragglers: dict[str, View[ClientStatus]] = {}
+        self._expired_at = float("-inf")
         self.num_malformed = 0
         self.num_reconnects = -1
         self.num_client_reconnects = 0
@@ -139,6 +143,10 @@ class Watch:
             self.stragglers[mac] = view
 
     def _expire(self, now: float) -> None:
+        """Judge the leases, not at every message: it is a look at everybody."""
+        if 0 <= now - self._expired_at < LEASE_CHECK_S:
+            return
+        self._expired_at = now
         for view in self.fleet.expire(now):
             self.changed.add((view.status.task_id, view.status.client_mac))
             silent = view.status.model_copy(update={"reason": "silent"})

@@ -34,6 +34,7 @@ async def test_a_run_is_started_and_watched_to_its_end(site: Site, visitor: Visi
     await visitor.sees("No clients yet")
     clients = await site.start_clients(2)
     await visitor.sees_count("Online", 2)
+    await expect(visitor.page.locator('.ag-row [col-id="state"]')).to_have_count(2)
     await visitor.check_accessibility()
     run_id = await start_run(site, visitor, rounds=3, at_least=2)
     await visitor.sees("completed")

@@ -1,0 +1,153 @@
+"""How fast the page is with a large fleet: `python benchmarks/page.py [clients] [changes a second] [seconds]`.
+
+Clients are statuses on a real broker, said by one connection; the manager is a process, the page is in Chromium. Told:
+until the first view is complete, from a status to the screen, and what of a core the manager took meanwhile.
+"""
+
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import aiomqtt
+import psutil
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent / "tests/acceptance"), str(HERE.parent / "tests/browser")]
+
+from browsing import visiting  # noqa: E402
+from yard import Site, Yard, observing  # noqa: E402
+
+from fedops_mqtt.bus import Mosquitto  # noqa: E402
+from fedops_mqtt.protocol import (  # noqa: E402
+    ClientCondition,
+    ClientStatus,
+    Phase,
+    RunInHand,
+    encode,
+    topics,
+    utc_now,
+)
+
+TASK = "digits"
+_WATCHED = 0
+"""The client whose changes are timed: first in the table."""
+_SHOWN = """(count) => { const el = document.querySelector('.nicegui-aggrid');
+  return getElement(Number(el.id.slice(1))).api.getDisplayedRowCount() === count
+    && document.querySelector('.ag-row [col-id="state"]') !== null; }"""
+_OBSERVE = """() => { window.seen = [];
+  const cell = () => document.querySelector('.ag-row[row-index="0"] [col-id="state"]')?.textContent;
+  let before = cell();
+  new MutationObserver(() => { const now = cell();
+    if (now !== before) { before = now; window.seen.push([Date.now(), now]); } })
+    .observe(document.querySelector('.nicegui-aggrid'), {subtree: true, childList: true, characterData: true}); }"""
+
+
+class Fleet:
+    """Statuses of many clients."""
+
+    def __init__(self, client: aiomqtt.Client, num_clients: int) -> None:
+        self._client = client
+        self._num_clients = num_clients
+        self._seq = [0] * num_clients
+        self._trains = [False] * num_clients
+
+    async def say(self, number: int) -> None:
+        """Say a client's status, live and retained."""
+        self._seq[number] += 1
+        mac = f"02:00:00:{number >> 16:02x}:{number >> 8 & 255:02x}:{number & 255:02x}"
+        run = (
+            RunInHand(run_id="r", attempt=1, launch=1, phase=Phase.TRAINING, round=1) if self._trains[number] else None
+        )
+        status = ClientStatus(
+            instance="bench", epoch=1, seq=self._seq[number], at=utc_now(), heartbeat_s=3600, task_id=TASK,
+            status=ClientCondition.TRAIN_STARTED if run else ClientCondition.ONLINE, client_mac=mac, run=run,
+            client_name=f"device-{number:05}", agent={"fedops-mqtt": "0.1.0", "python": "3.11"},
+        )  # fmt: skip
+        await self._client.publish(str(topics.client_status(TASK, mac)), encode(status), qos=1, retain=True)
+
+    async def say_all(self) -> None:
+        for start in range(0, self._num_clients, 100):
+            numbers = range(start, min(start + 100, self._num_clients))
+            await asyncio.gather(*(self.say(number) for number in numbers))
+
+    async def change(self, number: int) -> None:
+        self._trains[number] = not self._trains[number]
+        await self.say(number)
+
+
+async def main(num_clients: int, changes_per_s: float, seconds: float) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        yard = Yard(Path(scratch))
+        try:
+            async with Mosquitto() as broker, observing(broker.url, "nobody") as observer:
+                site = Site(yard, broker.url, TASK, observer)
+                port = int(broker.url.rpartition(":")[2])
+                async with aiomqtt.Client("127.0.0.1", port) as client:
+                    fleet = Fleet(client, num_clients)
+                    await fleet.say_all()
+                    manager = await site.start_manager()
+                    print(
+                        json.dumps(await measure(site, manager.process.pid, fleet, num_clients, changes_per_s, seconds))
+                    )
+        finally:
+            await yard.clear_up()
+
+
+async def measure(
+    site: Site, pid: int, fleet: Fleet, num_clients: int, changes_per_s: float, seconds: float
+) -> dict[str, Any]:
+    async with visiting() as visitor:
+        await visitor.page.goto(site.manager_url + "/tasks")  # libraries are in the browser's cache at the second look
+        first_views = [await view(visitor.page, site.manager_url, num_clients) for _ in range(3)]
+        await visitor.page.evaluate(_OBSERVE)
+        process = psutil.Process(pid)
+        before, began = process.cpu_times(), time.monotonic()
+        said = await keep_changing(fleet, num_clients, changes_per_s, seconds)
+        await visitor.page.wait_for_timeout(2000)
+        after, took = process.cpu_times(), time.monotonic() - began
+        seen = await visitor.page.evaluate("() => window.seen")
+    delays = [at / 1000 - told for told, (at, _) in zip(said, seen, strict=False)]
+    cpu = (after.user + after.system - before.user - before.system) / took
+    return {
+        "clients": num_clients,
+        "changes_per_s": changes_per_s,
+        "first_view_s": [round(each, 2) for each in first_views],
+        "status_to_screen_s": {
+            "median": round(statistics.median(delays), 3), "max": round(max(delays), 3), "count": len(delays),
+            "missed": len(said) - len(seen),
+        },
+        "manager_cores": round(cpu, 2),
+        "manager_rss_mb": round(process.memory_info().rss / 2**20) if process.is_running() else None,
+    }  # fmt: skip
+
+
+async def view(page: Any, url: str, num_clients: int) -> float:
+    began = time.monotonic()
+    await page.goto(url)
+    await page.wait_for_function(_SHOWN, arg=num_clients, timeout=60_000)
+    return time.monotonic() - began
+
+
+async def keep_changing(fleet: Fleet, num_clients: int, changes_per_s: float, seconds: float) -> list[float]:
+    """Change statuses at a steady rate, the watched client's every two seconds; return when those were said."""
+    said = []
+    began, next_watched = time.monotonic(), 1.0
+    for count in range(int(changes_per_s * seconds)):
+        await asyncio.sleep(max(0.0, began + count / changes_per_s - time.monotonic()))
+        if time.monotonic() - began >= next_watched:
+            next_watched += 2.0
+            said.append(time.time())
+            await fleet.change(_WATCHED)
+        else:
+            await fleet.change(1 + count % (num_clients - 1))
+    return said
+
+
+if __name__ == "__main__":
+    given = [float(each) for each in sys.argv[1:]]
+    asyncio.run(main(int(given[0]) if given else 5000, *(given[1:] or (50.0, 20.0))))
