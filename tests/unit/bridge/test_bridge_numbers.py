@@ -1,0 +1,79 @@
+"""FedOps' reports keep their field names; what is no number, no JSON or no address is said or left out."""
+
+import base64
+
+import pytest
+
+from fedops_mqtt.bridge.app import BridgeConfigError, clients_in, doors_of
+from fedops_mqtt.bridge.http import credentials_in
+from fedops_mqtt.bridge.numbers import ReportError, client_report, count_in, parse_report, server_numbers
+from fedops_mqtt.bridge.old_client import OldClientError, OnlineAnswer
+from fedops_mqtt.protocol import MetricsKind
+
+MAC = "02:00:00:00:00:01"
+
+
+def test_a_train_result_keeps_its_names_and_loses_its_envelope() -> None:
+    fields = parse_report(b'{"fl_task_id": "t", "client_mac": "x", "round": 3, "train_loss": 0.5, "wandb_name": ""}')
+    report = client_report(MetricsKind.TRAIN_RESULT, fields | {"nested": {"f1": 1}})
+    assert (report.kind, report.round) == (MetricsKind.TRAIN_RESULT, 3)
+    assert report.values == {"train_loss": 0.5, "wandb_name": "", "nested": '{"f1": 1}'}
+
+
+def test_a_servers_evaluation_is_its_numbers() -> None:
+    fields = {"fl_task_id": "t", "round": 2, "gl_loss": 0.25, "gl_model_v": 4, "run_time_by_round": 9.0, "ok": True}
+    assert server_numbers(fields | {"source": "server_validation"}) == {"gl_loss": 0.25}
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"1", b"\xff", b"{"])
+def test_what_is_no_report_is_said(body: bytes) -> None:
+    with pytest.raises(ReportError):
+        parse_report(body)
+
+
+@pytest.mark.parametrize("value", [None, "3", True, -1, float("nan"), float("inf"), 1e300])
+def test_what_is_no_count_is_zero(value: object) -> None:
+    assert count_in({"round": value}, "round") == 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"task_id": "t", "client_mac": "02:00:00:00:00:01", "client_online": true, "client_start": false}',
+        b'{"FL_task_id": "t", "FL_client_mac": "02-00-00-00-00-01",'
+        b' "FL_client_online": true, "FL_client_start": false}',
+    ],
+    ids=["today", "first"],
+)
+def test_both_generations_say_the_same(body: bytes) -> None:
+    answer = OnlineAnswer.parse("http://pi", body)
+    assert (answer.task_id, answer.client_mac, answer.is_online, answer.is_training) == ("t", MAC, True, False)
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"{}", b'{"task_id": "a b", "client_mac": "me"}'])
+def test_another_programs_answer_is_not_taken_for_a_status(body: bytes) -> None:
+    with pytest.raises(OldClientError, match="something else than a status"):
+        OnlineAnswer.parse("http://pi", body)
+
+
+def test_clients_are_urls_with_a_mac_or_without() -> None:
+    assert clients_in(f"http://pi:8003, {MAC}=http://pi:8013") == [(None, "http://pi:8003"), (MAC, "http://pi:8013")]
+    assert clients_in("") == []
+    for wrong in ("pi:8003", "me=http://pi:8003", "http://", "ftp://pi"):
+        with pytest.raises(BridgeConfigError, match="clients"):
+            clients_in(wrong)
+
+
+def test_doors_have_consecutive_ports_or_any() -> None:
+    assert doors_of("10.0.0.1:8080", 2) == ["10.0.0.1:8080", "10.0.0.1:8081"]
+    assert doors_of(":0", 2) == ["127.0.0.1:0", "127.0.0.1:0"]
+    with pytest.raises(BridgeConfigError, match="doors"):
+        doors_of("10.0.0.1:65535", 2)
+
+
+def test_user_and_password_come_from_a_url_or_a_proxys() -> None:
+    basic = b"Basic " + base64.b64encode(b"02-00-00-00-00-01:secret")
+    for header in (b"authorization", b"proxy-authorization"):
+        assert credentials_in({header: basic}) == ("02-00-00-00-00-01", "secret")
+    for wrong in (b"", b"Bearer x", b"Basic !!", b"Basic /w=="):
+        assert credentials_in({b"authorization": wrong}) == ("", "")
