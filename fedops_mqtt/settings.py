@@ -221,6 +221,9 @@ class ManagerSettings(BusSettings, DoorSettings):
     manager_token: Annotated[SecretStr | None, Field(description="bearer token of the API; needed beyond loopback")] = (
         None
     )
+    home_assistant: Annotated[
+        str | None, Field(description="topic prefix of Home Assistant discovery, mostly homeassistant; unset: off")
+    ] = None
     archive_after_s: Annotated[float, Field(gt=0, description="a finished run leaves the bus after this")] = 3600.0
     keep_runs_s: Annotated[float, Field(gt=0, description="archived runs are deleted after this")] = 365 * 86400.0
     keep_events_s: Annotated[float, Field(gt=0, description="events and client metrics are deleted after this")] = (
@@ -282,6 +285,9 @@ class CliSettings(_Settings):
 
     manager: Annotated[str, Field(description="URL of the manager's API")] = "http://127.0.0.1:8004"
     manager_token: Annotated[SecretStr | None, Field(description="token of a manager that wants one")] = None
+    manager_ca_file: Annotated[Path | None, Field(description="CA of a manager that speaks HTTPS")] = None
+    manager_cert_file: Annotated[Path | None, Field(description="our certificate, where the manager wants one")] = None
+    manager_key_file: Annotated[Path | None, Field(description="the key of our certificate")] = None
     request_timeout_s: Annotated[float, Field(gt=0, description="wait for an answer of the manager")] = 10.0
 
 

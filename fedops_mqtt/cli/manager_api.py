@@ -1,5 +1,6 @@
 """The manager's HTTP API as the verbs use it: a success is JSON, anything else ends the verb with advice."""
 
+import ssl
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +19,19 @@ _REFUSED_US = (401, 403)
 Record = dict[str, Any]
 
 
+def _make_tls(settings: CliSettings) -> ssl.SSLContext | bool:
+    """Return how HTTPS is checked: by the fleet's CA where it is set, with our certificate where it is."""
+    if settings.manager_ca_file is None and settings.manager_cert_file is None:
+        return True
+    try:
+        context = ssl.create_default_context(cafile=settings.manager_ca_file)
+        if settings.manager_cert_file is not None:
+            context.load_cert_chain(settings.manager_cert_file, settings.manager_key_file)
+    except OSError as error:
+        raise FatalError(f"manager_ca_file, manager_cert_file or its key: {error}", ExitCode.CONFIG) from error
+    return context
+
+
 class ManagerApi:
     """A connection to one manager, as a context manager."""
 
@@ -29,7 +43,11 @@ class ManagerApi:
         # trust_env off: a proxy of the environment has no business between this machine and its manager.
         try:
             self._client = httpx.Client(
-                base_url=self._url + _ROOT, headers=headers, timeout=self._timeout_s, trust_env=False
+                base_url=self._url + _ROOT,
+                headers=headers,
+                timeout=self._timeout_s,
+                trust_env=False,
+                verify=_make_tls(settings),
             )
         except httpx.InvalidURL as error:
             raise _wrong_url(self._url, str(error)) from error

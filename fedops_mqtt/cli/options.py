@@ -157,6 +157,8 @@ def _explain(error: ValidationError, given: Mapping[str, Any]) -> Exception:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     field = str(first["loc"][0]) if first["loc"] else ""
     problem = first["msg"].removeprefix("Value error, ")
+    if not field:
+        return FatalError(problem, ExitCode.CONFIG)
     if field in given:
         return UsageError(f"{option_name(field)}: {problem}")
     return FatalError(f"{origin_of(field)}: {problem}", ExitCode.CONFIG)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from secure_site import BY_PASSWORD, MANAGER, SERVER, TASK, A, B, SecureSite, make_fleet
+from secure_site import BY_PASSWORD, MANAGER, SERVER, STANDBY, TASK, A, B, SecureSite, make_fleet
 from yard import MARK, Installed, Yard
 
 from fedops_mqtt.bus import Mosquitto
+from fedops_mqtt.core.exit_codes import ExitCode
 from fedops_mqtt.demo.keeper import marked
 from fedops_mqtt.enrolment import Role, Wish
 
@@ -108,3 +109,26 @@ async def test_a_device_whose_bundle_is_revoked_says_why_it_is_alone(yard: Yard,
     site.fleet.enrol(Wish(role=Role.DEVICE, name=B, tasks=[TASK], app="fedops_mqtt.demo:client_app"))
     await site.reload()
     await device.until_said("connected to the broker")
+
+
+async def test_a_manager_in_the_network_wants_a_certificate_and_its_verbs_have_one(
+    yard: Yard, site: SecureSite
+) -> None:
+    own = site.bundle(SERVER).parent
+    door = {"http_cert_file": own / "client.crt", "http_key_file": own / "client.key"}
+    common = {"http": "0.0.0.0:0", "state_dir": yard.folder / "manager"}
+    open_to_all = await yard.run("manager", "--config", str(site.bundle(MANAGER)), **common, **door)
+    assert open_to_all.process.returncode == ExitCode.CONFIG
+    assert "FEDOPS_MQTT_MANAGER_TOKEN" in open_to_all.stdout + open_to_all.stderr
+
+    ca_file = site.fleet.folder / "ca.crt"
+    manager = await yard.start(
+        "manager", "--config", str(site.bundle(MANAGER)), **common, **door, http_client_ca_file=ca_file
+    )
+    port = (await manager.until_said(r"API at https://\S+:(\d+)")).group(1)
+    asked = {"manager": f"https://127.0.0.1:{port}", "manager_ca_file": ca_file}
+    operator = site.bundle(STANDBY).parent
+    files = {"manager_cert_file": operator / "client.crt", "manager_key_file": operator / "client.key"}
+    assert (await yard.run("runs", "--json", **asked, **files)).process.returncode == ExitCode.OK
+    stranger = await yard.run("runs", "--json", **asked)
+    assert stranger.process.returncode == ExitCode.UNAVAILABLE, stranger.stderr

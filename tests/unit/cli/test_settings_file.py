@@ -90,3 +90,20 @@ def test_a_file_without_secrets_may_be_read_by_others_but_a_key_may_not(file: Pa
     file.write_text('broker_key_file = "client.key"\n')
     file.chmod(0o644)
     assert exposed_files(ClientSettings(), file) == [key]
+
+
+@pytest.mark.parametrize(
+    ("role", "text"),
+    [
+        (ServerSettings, 'line_cert_file = "x"'),
+        (ManagerSettings, 'http_key_file = "x"'),
+        (ManagerSettings, 'http_client_ca_file = "x"'),
+        (ClientSettings, 'http_cert_file = "x"'),
+    ],
+)
+def test_half_a_certificate_is_an_error_and_not_a_plain_connection(
+    file: Path, role: type[ServerSettings | ManagerSettings | ClientSettings], text: str
+) -> None:
+    file.write_text(text)
+    with pytest.raises(ValidationError, match=r"go together|set http_cert_file"):
+        role()
