@@ -71,8 +71,8 @@ class Fleet:
         await self._client.publish(str(topics.client_status(TASK, mac)), encode(status), qos=1, retain=True)
 
     async def say_all(self) -> None:
-        for start in range(0, self._num_clients, 100):
-            numbers = range(start, min(start + 100, self._num_clients))
+        for start in range(0, self._num_clients, 10):
+            numbers = range(start, min(start + 10, self._num_clients))
             await asyncio.gather(*(self.say(number) for number in numbers))
 
     async def change(self, number: int) -> None:
@@ -103,6 +103,7 @@ async def measure(
 ) -> dict[str, Any]:
     async with visiting() as visitor:
         await visitor.page.goto(site.manager_url + "/tasks")  # libraries are in the browser's cache at the second look
+        await settled(site, num_clients)
         first_views = [await view(visitor.page, site.manager_url, num_clients) for _ in range(3)]
         await visitor.page.evaluate(_OBSERVE)
         process = psutil.Process(pid)
@@ -124,6 +125,12 @@ async def measure(
         "manager_cores": round(cpu, 2),
         "manager_rss_mb": round(process.memory_info().rss / 2**20) if process.is_running() else None,
     }  # fmt: skip
+
+
+async def settled(site: Site, num_clients: int) -> None:
+    """Wait until the manager has read everybody's retained status."""
+    while (await site.ask("/health"))["num_clients"] != num_clients:
+        await asyncio.sleep(0.2)
 
 
 async def view(page: Any, url: str, num_clients: int) -> float:

@@ -149,6 +149,13 @@ class Connection:
             channel = topic.channel
             await self._session.publish(str(topic), payload, qos=channel.qos, is_retained=channel.is_retained)
 
+    async def publish_foreign(self, topic: str, payload: bytes, *, is_retained: bool) -> None:
+        """Publish what is not of our protocol, for other systems on the same broker; raises as `publish` does."""
+        async with self._in_flight:
+            if self._session is None:
+                raise NotConnectedError(self.broker)
+            await self._session.publish(topic, payload, qos=1, is_retained=is_retained)
+
     async def drain(self, timeout_s: float | None = None) -> list[BusEvent]:
         """Wait for at least one event, then return everything that is there; an empty list when none came in time."""
         with suppress(TimeoutError):

@@ -144,9 +144,10 @@ class FleetTable:
 
     def _send(self, change: dict[str, list[dict[str, Any]]]) -> None:
         added = change.get("add", [])
-        for start in range(_ROWS_A_MESSAGE, len(added), _ROWS_A_MESSAGE):
-            self._grid.run_grid_method("applyTransaction", {"add": added[start : start + _ROWS_A_MESSAGE]})
-        self._grid.run_grid_method("applyTransaction", {**change, "add": added[:_ROWS_A_MESSAGE]})
+        for start in range(0, max(1, len(added)), _ROWS_A_MESSAGE):
+            part = {**change, "add": added[start : start + _ROWS_A_MESSAGE]}
+            self._grid.run_grid_method("applyTransaction", part)
+            change = {}
 
     def _show_counts(self) -> None:
         rows = [row for row in self._rows.values() if self._task in (ALL, row["task"])]

@@ -5,6 +5,7 @@ A leader that ends leaves its runs and their servers as they are; the next one t
 
 import asyncio
 import logging
+import secrets
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -12,10 +13,11 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from fedops_mqtt.bus import BusOptions, Connection, StatusOwner, new_instance
+from fedops_mqtt.bus import BusOptions, Connection, StatusOwner
 from fedops_mqtt.bus.tasks import alongside
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.core.fleet import Fleet
+from fedops_mqtt.core.ownership import new_instance
 from fedops_mqtt.core.run_events import StopRequested
 from fedops_mqtt.manager.actions import Executor
 from fedops_mqtt.manager.api import Api
@@ -23,6 +25,7 @@ from fedops_mqtt.manager.board import Board
 from fedops_mqtt.manager.clock import Clock
 from fedops_mqtt.manager.desk import Desk
 from fedops_mqtt.manager.events import Events
+from fedops_mqtt.manager.home_assistant import HomeAssistant
 from fedops_mqtt.manager.http import door_rules, guarded, serving, url_of
 from fedops_mqtt.manager.inbox import Inbox
 from fedops_mqtt.manager.journal import Journal
@@ -86,6 +89,7 @@ async def leading(
     Raises:
         BusError, TasksFileError: the broker's URL or the tasks file cannot be used.
     """
+    journal.lead(term)
     tasks = Tasks(settings.tasks_file)
     ledger = Ledger(await journal.call(journal.open_runs))
     clock = Clock(not_before=await journal.call(journal.last_time))
@@ -133,10 +137,18 @@ async def _at_work(
         alongside(upkeep.run(), name="upkeep"),
         alongside(manager.listen(), name="listen"),
         alongside(manager.run(), name="manager"),
+        alongside(_tell_home_assistant(desk), name="home-assistant"),
         serving(door, listening, rules),
     ):
         await stack.enter_async_context(life)
     return Leader(desk, servers)
+
+
+async def _tell_home_assistant(desk: Desk) -> None:
+    prefix = desk.settings.home_assistant
+    if prefix is not None:
+        await HomeAssistant(desk, prefix=prefix).run()
+    await asyncio.Event().wait()
 
 
 @asynccontextmanager
@@ -184,7 +196,7 @@ def _said_to_servers(settings: ManagerSettings) -> dict[str, object]:
 
 
 def _owner(settings: ManagerSettings, journal: Journal, *, term: int, url: str) -> StatusOwner:
-    instance = new_instance()
+    instance = new_instance(term * 1000, secrets.token_hex(6))  # a standby that takes over is newer by any clock
 
     def status(stamp: Stamp, condition: ManagerCondition, reason: str | None = None) -> ManagerStatus:
         return ManagerStatus(

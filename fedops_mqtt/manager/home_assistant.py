@@ -1,0 +1,102 @@
+"""Home Assistant discovery, off by default: two sensors per client that read the client's own retained status.
+
+Only the descriptions are published, so the sensors live on without a manager. They do not fence as our readers do: what
+a late will leaves behind is repaired by its owner within a second.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from fedops_mqtt import __version__
+from fedops_mqtt.bus import BusError
+from fedops_mqtt.core.fleet import LEASE_HEARTBEATS
+from fedops_mqtt.manager.desk import Desk
+from fedops_mqtt.manager.events import ClientKey, NewsKind
+from fedops_mqtt.protocol import mac_to_level, topics
+
+logger = logging.getLogger(__name__)
+
+_IDLE_S = 3600.0
+_RETRY_S = 5.0
+
+CONNECTIVITY = "{{ 'OFF' if value_json.status == 'client-out' else 'ON' }}"
+TRAINING = "{{ 'ON' if value_json.run and value_json.status != 'client-out' else 'OFF' }}"
+_SENSORS = (
+    ("connectivity", "Connectivity", "connectivity", CONNECTIVITY),
+    ("training", "Training", "running", TRAINING),
+)
+
+
+class HomeAssistant:
+    """Describes every client once, and takes the description back when a client is forgotten."""
+
+    def __init__(self, desk: Desk, *, prefix: str) -> None:
+        self._desk = desk
+        self._prefix = prefix
+        self._told: dict[ClientKey, str] = {}
+
+    async def run(self) -> None:
+        """Follow the fleet, for ever; the broker's outages are waited out."""
+        with self._desk.events.subscribed() as subscription:
+            while True:
+                try:
+                    await self._tell_all()
+                    news = await subscription.wait(_IDLE_S)
+                    await self._forget({_key(each) for each in news if each.kind is NewsKind.FORGOTTEN})
+                except BusError as error:
+                    logger.debug("Home Assistant is told later", extra={"problem": str(error)})
+                    await asyncio.sleep(_RETRY_S)
+
+    async def _tell_all(self) -> None:
+        for key, view in list(self._desk.watch.fleet.clients.items()):
+            name = view.status.client_name or view.status.client_mac
+            if self._told.get(key) == name:
+                continue
+            heartbeat_s = view.status.heartbeat_s or self._desk.settings.heartbeat_s
+            for topic, config in describe(*key, name=name, heartbeat_s=heartbeat_s, prefix=self._prefix).items():
+                await self._desk.connection.publish_foreign(topic, json.dumps(config).encode(), is_retained=True)
+            self._told[key] = name
+
+    async def _forget(self, keys: set[ClientKey]) -> None:
+        for key in keys:
+            for topic in describe(*key, name="", heartbeat_s=1, prefix=self._prefix):
+                await self._desk.connection.publish_foreign(topic, b"", is_retained=True)
+            self._told.pop(key, None)
+
+
+def describe(
+    task_id: str, client_mac: str, *, name: str, heartbeat_s: float, prefix: str
+) -> Mapping[str, dict[str, Any]]:
+    """Return the descriptions of a client's sensors by topic (Home Assistant, MQTT discovery)."""
+    level = mac_to_level(client_mac).replace("-", "")
+    device = {
+        "identifiers": [f"fedops_{level}"],
+        "connections": [["mac", client_mac]],
+        "name": name,
+        "manufacturer": "fedops-mqtt",
+        "model": f"FL client of {task_id}",
+    }
+    common = {
+        "state_topic": str(topics.client_status(task_id, client_mac)),
+        "expire_after": max(1, round(LEASE_HEARTBEATS * heartbeat_s)),
+        "device": device,
+        "origin": {"name": "fedops-mqtt", "sw_version": __version__},
+    }
+    task = "".join(letter if letter.isalnum() else "_" for letter in task_id)
+    return {
+        f"{prefix}/binary_sensor/fedops_{task}_{level}_{sensor}/config": {
+            "name": label,
+            "unique_id": f"fedops_{task_id}_{level}_{sensor}",
+            "device_class": device_class,
+            "value_template": template,
+            **common,
+        }
+        for sensor, label, device_class, template in _SENSORS
+    }
+
+
+def _key(news: Any) -> ClientKey:
+    return news.task_id or "", news.client_mac or ""
