@@ -63,7 +63,7 @@ class Presence:
             except RivalError:
                 logger.warning("this client speaks for itself on the bus now; left to it", extra=self._facts())
                 return
-            except (DaemonRunningError, EpochFileError, ValidationError, OSError) as error:
+            except (DaemonRunningError, EpochFileError, SettingsFileError, ValidationError, OSError) as error:
                 problem = str(error).splitlines()[0]
                 logger.error("cannot speak for a FedOps client", extra=self._facts() | {"problem": problem})
                 await asyncio.sleep(_RETRY_S)
