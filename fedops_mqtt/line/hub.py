@@ -86,12 +86,14 @@ class Hub:
         self._sessions: dict[str, Session] = {}
         self._uploads: dict[str, Upload] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_thread = 0
         self._over: Gone | None = None
         self._is_closed = False
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Take the line's event loop; before this, nothing can be told to anybody."""
+        """Take the line's event loop, in its own thread; before this, nothing can be told to anybody."""
         self._loop = loop
+        self._loop_thread = threading.get_ident()
 
     # For the strategy's thread
 
@@ -364,13 +366,20 @@ class Hub:
         self._wake([session for session in self._sessions.values() if session.node_id in node_ids], mail_only=True)
 
     def _wake(self, sessions: list[Session], *, mail_only: bool = False) -> None:
-        if sessions and self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(_set_events, sessions, mail_only)
+        if sessions:
+            self._soon(_set_events, sessions, mail_only)
 
     def _tell(self, changes: list[MemberChange]) -> None:
         for change in changes:
-            if self._loop is not None and not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._on_member, change)
+            self._soon(self._on_member, change)
+
+    def _soon(self, function: Callable[..., None], *arguments: object) -> None:
+        """Call in the line's loop; from that loop itself without waking it through its pipe."""
+        if self._loop is None or self._loop.is_closed():
+            return
+        is_inside = threading.get_ident() == self._loop_thread
+        call = self._loop.call_soon if is_inside else self._loop.call_soon_threadsafe
+        call(function, *arguments)
 
 
 def _set_events(sessions: list[Session], mail_only: bool) -> None:

@@ -100,16 +100,16 @@ class Announcer:
         self._thread.join()
 
     def say(self, *, is_urgent: bool = True, **changes: Any) -> None:
-        """Change the snapshot and say it: soon, or, if it is not urgent, with what else changes in the next moment."""
+        """Change the snapshot and say it: a new status at once, all else with what changes in the next moment."""
         with self._lock:
-            self._snapshot = replace(self._snapshot, **changes)
-        self._call(self._plan_update, is_urgent)
+            before, self._snapshot = self._snapshot, replace(self._snapshot, **changes)
+        self._plan_update(is_urgent and self._snapshot.status is not before.status)
 
     def say_client(self, client_mac: str, client: ServerClient) -> None:
         """Change what is said of one client."""
         with self._lock:
             self._clients[client_mac] = client
-        self._call(self._plan_update, False)
+        self._plan_update(False)
 
     def tell(self, metrics: ServerMetrics) -> None:
         """Publish metrics, now or when the broker is back."""
@@ -122,6 +122,7 @@ class Announcer:
         A server whose broker was not there from the first try on does not wait.
         """
         self.say(**changes)
+        self._plan_update(True)
         if self._is_replaced or not self._thread.is_alive():
             return False
         said = asyncio.run_coroutine_threadsafe(self._flush(timeout_s), self._loop)
@@ -172,11 +173,18 @@ class Announcer:
             self._loop.call_soon_threadsafe(function, *args)
 
     def _plan_update(self, is_urgent: bool) -> None:
+        """Wake the bus's thread no more than needed: small rounds change phases a thousand times a second."""
         if is_urgent:
-            self._owner.update()
-        elif not self._is_update_planned:
+            self._call(self._update_now)
+        elif not self._is_update_planned and self._thread.is_alive():
             self._is_update_planned = True
-            self._loop.call_later(_CALM_S, self._update_as_planned)
+            self._call(self._update_soon)
+
+    def _update_now(self) -> None:
+        self._owner.update()
+
+    def _update_soon(self) -> None:
+        self._loop.call_later(_CALM_S, self._update_as_planned)
 
     def _update_as_planned(self) -> None:
         self._is_update_planned = False
