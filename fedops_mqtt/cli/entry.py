@@ -8,12 +8,13 @@ from typing import Any
 import click
 import typer
 
-from fedops_mqtt.cli import bridge, demo, doctor, fleet, history, roles, steer, watch
+from fedops_mqtt.cli import bridge, demo, doctor, fleet, history, roles, simulate, steer, watch
 from fedops_mqtt.cli.fatal import explain, known_errors
 from fedops_mqtt.core.exit_codes import ExitCode
 
 VERBS: dict[str, Callable[..., None]] = {
     "demo": demo.demo,
+    "simulate": simulate.simulate,
     "broker": roles.broker,
     "client": roles.client,
     "manager": roles.manager,

@@ -138,7 +138,7 @@ def _as_client_app(spec: str, found: Any, register: Register) -> ClientApp:
     if isinstance(found, type) and not issubclass(found, NumPyClient | Client):
         raise AppError(spec, f"it is the class {found.__name__}, expected {_KINDS}")
     if _takes_context(found):
-        return AnyServerApp(lambda context: _as_client(found(context)))
+        return _app_of_factory(found, register)
     return _as_client_app(spec, _make(spec, found), register)
 
 
@@ -177,6 +177,22 @@ def _app_of_client(client: NumPyClient | Client, *, is_registered: bool = False)
     return AnyServerApp(lambda context: one, is_registered=is_registered)
 
 
+def _app_of_factory(factory: Callable[[Context], Any], register: Register) -> ClientApp:
+    """Ask a function for its client at each message, as Flower does; a registration it is asked for only once."""
+    registered: list[Client] = []
+
+    def make(context: Context) -> Client:
+        if registered:
+            return registered[0]
+        made = factory(context)
+        if not isinstance(made, Mapping):
+            return _as_client(made)
+        registered.append(_as_client(_registered("fl_task", made, register)))
+        return registered[0]
+
+    return AnyServerApp(make)
+
+
 def _as_client(made: Any) -> Client:
     client = made.to_client() if isinstance(made, NumPyClient) else made
     if not isinstance(client, Client):
@@ -187,6 +203,7 @@ def _as_client(made: Any) -> Client:
 def make_node_config(job: Job) -> dict[str, bool | float | int | str]:
     """Return what a SuperNode's `--node-config` would say, and who we are."""
     config: dict[str, bool | float | int | str] = {"client-mac": job.client_mac, "client-name": job.client_name}
+    config |= {name: value for name, value in job.node_config.items() if value is not None}
     if job.partition_id is not None:
         config["partition-id"] = job.partition_id
     if job.num_partitions is not None:
@@ -199,23 +216,6 @@ def make_run_config(values: Mapping[str, Any]) -> dict[str, bool | float | int |
     return {name: value for name, value in values.items() if value is not None}
 
 
-class KeptState:
-    """`Context.state` in a file: there again in the next run, never pickled, written only when it has changed."""
-
-    def __init__(self, path: Path) -> None:
-    config |= {name: value for name, value in job.node_config.items() if value is not None}
-        self._path = path
-        self._written: bytes | None = None
-
-    def load(self) -> RecordDict:
-        """Return what was kept; an empty state when there is nothing, or nothing that can be read."""
-        try:
-            num_bytes = self._path.stat().st_size
-            with self._path.open("rb") as file:
-                content = read_message(file.read, num_bytes=num_bytes, max_bytes=_MAX_STATE_BYTES).content
-        except FileNotFoundError:
-            return RecordDict()
-        except (OSError, EOFError, LineError) as error:
 def run_config_of(job: Job) -> dict[str, bool | float | int | str]:
     """Return `Context.run_config` of a job: what the app's project says, and above it what the user does.
 
@@ -229,6 +229,22 @@ def run_config_of(job: Job) -> dict[str, bool | float | int | str]:
     return {**own, **make_run_config(job.run_config)}
 
 
+class KeptState:
+    """`Context.state` in a file: there again in the next run, never pickled, written only when it has changed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._written: bytes | None = None
+
+    def load(self) -> RecordDict:
+        """Return what was kept; an empty state when there is nothing, or nothing that can be read."""
+        try:
+            num_bytes = self._path.stat().st_size
+            with self._path.open("rb") as file:
+                content = read_message(file.read, num_bytes=num_bytes, max_bytes=_MAX_STATE_BYTES).content
+        except FileNotFoundError:
+            return RecordDict()
+        except (OSError, EOFError, LineError) as error:
             logger.warning("kept state cannot be read, starting without it", extra={"why": str(error)})
             return RecordDict()
         return content

@@ -13,14 +13,14 @@ from typing import Any
 from flwr.serverapp import ServerApp
 
 from fedops_mqtt import __version__
-from fedops_mqtt.bus import BusOptions, EpochFile, new_instance
+from fedops_mqtt.bus import new_instance
 from fedops_mqtt.client.configuration import read_configuration
 from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.grid import LineGrid, RunOverError
 from fedops_mqtt.line.members import Member, MemberChange
 from fedops_mqtt.line.server import LineServer, LineTls
 from fedops_mqtt.protocol import LastRun, RunOutcome, ServerCondition, ServerMetrics, utc_now
-from fedops_mqtt.server.announcer import Announcer, Ears
+from fedops_mqtt.server.announcer import Ears
 from fedops_mqtt.server.app_strategy import (
     AnyStrategy,
     Config,
@@ -36,6 +36,7 @@ from fedops_mqtt.server.checkpoint import Checkpoint, CheckpointStore
 from fedops_mqtt.server.ending import Ending, EndNowError, EndRequest
 from fedops_mqtt.server.errors import ServerConfigError, ServerError
 from fedops_mqtt.server.evaluation import TestTorch, make_evaluate
+from fedops_mqtt.server.pipe_announcer import make_announcer
 from fedops_mqtt.server.plan import fit_config, make_compression, make_limits, make_plan
 from fedops_mqtt.server.rounds import Evaluate, RoundHooks, RoundReport, Rounds
 from fedops_mqtt.server.run_result import RunResult
@@ -144,14 +145,7 @@ class FLServer:
             BrokerUrlError: the broker's URL cannot be used; a broker that is not there is waited for in the background.
         """
         ears = Ears(on_client_ended=self._drop_client, on_replaced=self._be_replaced)
-        epochs = EpochFile(self.settings.state_dir / "server" / f"{self.task_id}.epoch")
-        announcer = Announcer(
-            self._first_snapshot(),
-            url=self.settings.broker,
-            options=BusOptions.from_settings(self.settings),
-            epochs=epochs,
-            ears=ears,
-        )
+        announcer = make_announcer(self.settings, self._first_snapshot(), ears)
         with self._ending.on_signals(), announcer:
             self._announcer = announcer
             self.api = ServerAPI(self.task_id, announcer)

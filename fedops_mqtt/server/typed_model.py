@@ -43,6 +43,10 @@ def shared_arrays(
             from fedops_mqtt.client.adapters import peft_model
 
             return peft_model.shared_arrays(model)
+        case "Tensorflow" | "Keras":  # on torch a Keras model has a state_dict too, with other arrays
+            from fedops_mqtt.client.adapters import keras_model
+
+            return keras_model.shared_arrays(model)
         case "Sklearn":
             return _learned(model, cfg, x_val, y_val)
     return arrays_of(model)
@@ -55,6 +59,8 @@ def loader_of(model_type: str) -> Load:
             return _load_torch
         case "Huggingface":
             return _load_peft
+        case "Tensorflow" | "Keras":
+            return _load_keras
         case "Sklearn":
             return _load_sklearn
     return load_into
@@ -85,6 +91,11 @@ def _load_peft(model: Any, arrays: Arrays) -> Any:
     from fedops_mqtt.client.adapters import peft_model
 
     peft_model.load_arrays(model, arrays)
+    return model
+
+
+def _load_keras(model: Any, arrays: Arrays) -> Any:
+    model.set_weights(list(arrays.values()))
     return model
 
 

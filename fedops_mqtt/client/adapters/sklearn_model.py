@@ -38,7 +38,7 @@ class SklearnAdapter:
         classes = registration.get("classes")
         if classes is None and (num_classes := entry(cfg, "model.output_size")):
             classes = np.arange(int(num_classes))
-        self._classes = classes
+        self._x_train, self._x_test = np.asarray(self._x_train, np.float64), np.asarray(self._x_test, np.float64)
         prepare(self.model, np.shape(self._x_train)[1], classes)
 
     def arrays(self) -> Arrays:
@@ -114,6 +114,7 @@ def load_arrays(model: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 def loss_and_score(model: Any, x: Any, y: Any) -> tuple[float, float]:
     """Return a classifier's zero-one loss or log loss and accuracy, a regressor's mean squared error and R²."""
+    x = np.asarray(x, np.float64)  # that of what an estimator learns; it refuses to mix
     score = float(model.score(x, y))
     if not is_classifier(model):
         return float(metrics.mean_squared_error(y, model.predict(x))), score

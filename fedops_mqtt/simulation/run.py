@@ -1,0 +1,242 @@
+"""A simulation from its first process to its last: the server program, the workers, what the server says, the result.
+
+Every process is ended when this one is left, however it is left: each of them holds a pipe whose other end is here.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedops_mqtt.client.configuration import flatten, read_configuration
+from fedops_mqtt.client.pipe import Job
+from fedops_mqtt.protocol import Outcome, ServerCondition, ServerMetrics, ServerStatus, decode, topics
+from fedops_mqtt.protocol.topics import Topic
+from fedops_mqtt.settings import ENV_PREFIX, inherited_environment
+from fedops_mqtt.simulation.words import Result, Work
+
+_GRACE_S = 5.0
+"""For a last word, before what is left is killed."""
+_MAX_LINE_BYTES = 16 * 1024**2
+_TAIL_LINES = 15
+_ONE_CORE = {"OMP_NUM_THREADS": "1"}
+"""Each worker trains one client at a time, and there is one worker a core."""
+
+
+class SimulationError(Exception):
+    """A simulation cannot go on; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulationOptions:
+    """What is simulated. `app` is MODULE:ATTRIBUTE, `server` a program; both run as they are on devices and servers."""
+
+    app: str
+    server: Path
+    num_clients: int
+    num_rounds: int
+    num_workers: int
+    task_id: str
+    folder: Path
+    """What clients and server keep, global models among it."""
+    task_config: Path | None = None
+    """The YAML that an app finds in its configuration."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulationResult:
+    """How it went; `clients` are those that did not finish, with the reason."""
+
+    outcome: str
+    reason: str
+    rounds: int
+    metrics: Mapping[str, float]
+    model_path: str | None
+    seconds: float
+    failed_clients: Mapping[str, str] = field(default_factory=dict)
+
+
+async def simulate(
+    options: SimulationOptions, on_round: Callable[[ServerMetrics], None] = lambda metrics: None
+) -> SimulationResult:
+    """Run one federated run to its end.
+
+    Raises:
+        SimulationError: the server program ended before the run did.
+    """
+    began = time.monotonic()
+    async with AsyncExitStack() as stack:
+        server = await _start_server(options, stack)
+        status = await server.until(lambda status: status.server_ip is not None or status.status.is_final, on_round)
+        async with asyncio.TaskGroup() as group:
+            shares = [] if status.status.is_final else _shares(options, str(status.server_ip))
+            playing = [
+                group.create_task(_play(share, options, stack), name=f"worker-{at}") for at, share in enumerate(shares)
+            ]
+            status = await server.until(lambda status: status.status.is_final, on_round)
+            for each in playing:
+                if not each.done():
+                    await asyncio.wait([each], timeout=_GRACE_S)
+                each.cancel()
+    results = [result for each in playing if not each.cancelled() for result in each.result()]
+    return SimulationResult(
+        outcome="completed" if status.status is ServerCondition.FINISHED else status.status.value,
+        reason=status.reason or "",
+        rounds=status.round,
+        metrics={name: value for name, value in status.metrics.items() if value is not None},
+        model_path=status.model_path,
+        seconds=round(time.monotonic() - began, 3),
+        failed_clients={each.client_mac: each.reason for each in results if each.outcome is not Outcome.FINISHED},
+    )
+
+
+class _Server:
+    """The server program as the simulation hears it."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, said: asyncio.StreamReader, task_id: str, log: Path
+    ) -> None:
+        self._process = process
+        self._log = log
+        self._said = said
+        self._topics: tuple[Topic, ...] = (topics.server_metrics(task_id), topics.server_status(task_id))
+
+    async def until(
+        self, is_it: Callable[[ServerStatus], bool], on_round: Callable[[ServerMetrics], None]
+    ) -> ServerStatus:
+        while line := await self._said.readline():
+            said = self._decode(line)
+            if isinstance(said, ServerMetrics):
+                on_round(said)
+            elif is_it(said):
+                return said
+        raise SimulationError(_too_early(await self._process.wait(), self._log))
+
+    def _decode(self, line: bytes) -> ServerMetrics | ServerStatus:
+        topic = self._topics[b'"seq"' in line]
+        said = decode(topic, line.rstrip())
+        assert isinstance(said, ServerMetrics | ServerStatus)
+        return said
+
+
+def _too_early(status: int, log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+    return "\n".join([f"the server program ended with status {status} before the run did. Its last lines:", *lines])
+
+
+async def _start_server(options: SimulationOptions, stack: AsyncExitStack) -> _Server:
+    read, write = os.pipe()
+    settings = {
+        "task_id": options.task_id,
+        "run_id": f"simulation-{os.getpid()}-{time.time_ns() // 1_000_000}",
+        "launch": 1,
+        "num_rounds": options.num_rounds,
+        "min_clients": options.num_clients,
+        "store": (options.folder / "models").resolve(),
+        "state_dir": (options.folder / "server").resolve(),
+        "listen": "127.0.0.1:0",
+        "report_fd": write,
+    }
+    log = options.folder / "server.log"
+    with log.open("wb") as file:
+        output = {"stdout": file, "stderr": file, "pass_fds": (write,)}
+        process = await _spawn(
+            stack, str(options.server.resolve()), cwd=options.server.parent, settings=settings, **output
+        )
+    os.close(write)
+    said = asyncio.StreamReader(limit=_MAX_LINE_BYTES)
+    pipe = os.fdopen(read, "rb")
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(said), pipe)
+    stack.callback(transport.close)
+    return _Server(process, said, options.task_id, log)
+
+
+async def _play(jobs: Sequence[Job], options: SimulationOptions, stack: AsyncExitStack) -> list[Result]:
+    worker = await _spawn(
+        stack,
+        "-m",
+        "fedops_mqtt.simulation.worker",
+        cwd=options.folder,
+        defaults=_ONE_CORE,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    worker.stdin.write(Work(jobs=tuple(jobs)).model_dump_json().encode() + b"\n")
+    results = []
+    while line := await worker.stdout.readline():
+        results.append(Result.model_validate_json(line))
+    return results
+
+
+def _shares(options: SimulationOptions, server_ip: str) -> list[list[Job]]:
+    jobs = [_job(options, number, server_ip) for number in range(options.num_clients)]
+    return [share for at in range(options.num_workers) if (share := jobs[at :: options.num_workers])]
+
+
+def _job(options: SimulationOptions, number: int, server_ip: str) -> Job:
+    cfg = read_configuration(options.task_config) if options.task_config else {}
+    return Job(
+        app=options.app,
+        import_paths=(os.getcwd(), str(options.server.resolve().parent)),
+        task_id=options.task_id,
+        client_mac=f"02:00:00:{number >> 16 & 255:02x}:{number >> 8 & 255:02x}:{number & 255:02x}",
+        client_name=f"virtual-{number}",
+        instance=f"simulation-{number}",
+        run_id="simulation",
+        attempt=1,
+        launch=1,
+        server_ip=server_ip,
+        transport=None,
+        token=None,
+        gl_model=0,
+        num_clients=options.num_clients,
+        is_local=True,
+        state_folder=options.folder.resolve() / f"client-{number}",
+        ca_file=None,
+        join_limit_s=_JOIN_S,
+        rejoin_limit_s=_JOIN_S,
+        partition_id=number,
+        num_partitions=options.num_clients,
+        run_config=flatten(cfg),
+        wandb=None,
+    )
+
+
+_JOIN_S = 300.0
+"""On one machine many frameworks may be imported at once."""
+
+
+async def _spawn(
+    stack: AsyncExitStack,
+    *arguments: str,
+    cwd: Path,
+    settings: Mapping[str, object] | None = None,
+    defaults: Mapping[str, str] | None = None,
+    **how: Any,
+) -> asyncio.subprocess.Process:
+    mine = {name: value for name, value in inherited_environment().items() if not name.startswith(ENV_PREFIX)}
+    said = {f"{ENV_PREFIX}{name.upper()}": str(value) for name, value in (settings or {}).items()}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *arguments, cwd=cwd, env={**(defaults or {}), **mine, **said}, start_new_session=True, **how
+    )
+    stack.push_async_callback(_end, process)
+    return process
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if process.returncode is None:
+            try:
+                os.killpg(process.pid, number)
+                await asyncio.wait_for(process.wait(), _GRACE_S)
+            except (ProcessLookupError, TimeoutError):
+                continue
+    await process.wait()

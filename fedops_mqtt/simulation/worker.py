@@ -1,0 +1,96 @@
+"""A worker process of a simulation (`python -m fedops_mqtt.simulation.worker`): plays some clients, a thread each.
+
+One of them trains at a time: a worker takes one core and the memory of one training, however many clients it plays.
+"""
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from fedops_mqtt.client.client_fl_app import AppError, Keeping, KeptState, load_app, make_node_config, make_run_config
+from fedops_mqtt.client.pipe import Job
+from fedops_mqtt.line.keeper import RunEnd
+from fedops_mqtt.line.runner import Joined, LineRunner, make_context
+from fedops_mqtt.protocol import Outcome
+from fedops_mqtt.simulation.words import Result, Work
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> int:
+    """Play the clients that stdin tells, until the run is over for all of them."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    work = Work.model_validate_json(sys.stdin.readline())
+    threading.Thread(target=_die_with_parent, name="parent", daemon=True).start()
+    results = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what the app prints
+    turn, told = threading.Lock(), threading.Lock()
+
+    def play(job: Job) -> None:
+        result = _play(job, turn)
+        with told:
+            print(result.model_dump_json(), file=results, flush=True)
+
+    players = [threading.Thread(target=play, args=(job,), name=job.client_name) for job in work.jobs]
+    for player in players:
+        player.start()
+    for player in players:
+        player.join()
+    return 0
+
+
+def _play(job: Job, turn: threading.Lock) -> Result:
+    def result(outcome: Outcome, reason: str) -> Result:
+        return Result(client_mac=job.client_mac, outcome=outcome, reason=reason)
+
+    job.state_folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with turn:
+            app = load_app(job)
+    except AppError as error:
+        return result(Outcome.FAILED, str(error))
+    kept = KeptState(job.state_folder / "context.bin")
+    keeping = Keeping(_in_turn(app, turn), kept)
+    end = _run(job, keeping, kept)
+    return result(Outcome.FAILED, keeping.failure) if keeping.failure else result(end.outcome, end.reason)
+
+
+def _run(job: Job, keeping: Keeping, kept: KeptState) -> RunEnd:
+    def make(joined: Joined) -> Context:
+        context = make_context(joined, node_config=make_node_config(job), run_config=make_run_config(job.run_config))
+        context.state = kept.load()
+        return context
+
+    runner = LineRunner(
+        server_ip=job.server_ip,
+        client_mac=job.client_mac,
+        instance=job.instance,
+        attempt=job.attempt,
+        join_s=job.join_limit_s,
+        rejoin_s=job.rejoin_limit_s,
+    )
+    app: ClientApp = keeping  # type: ignore[assignment]  # LineRunner only calls it
+    return runner.run(app, make)
+
+
+def _in_turn(app: ClientApp, turn: threading.Lock) -> Callable[[Message, Context], Message]:
+    def answer(message: Message, context: Context) -> Message:
+        with turn:
+            return app(message, context)
+
+    return answer
+
+
+def _die_with_parent() -> None:
+    while sys.stdin.readline():
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
