@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
 from starlette.types import ASGIApp
 
 from fedops_mqtt.bus import BusOptions, Connection, StatusOwner
@@ -153,7 +154,13 @@ async def _tell_home_assistant(desk: Desk) -> None:
 
 @asynccontextmanager
 async def _no_page(app: FastAPI, api: Api, desk: Desk) -> AsyncIterator[Callable[[ASGIApp], ASGIApp]]:
+    app.get("/", include_in_schema=False)(_say_how_to_have_a_page)
     yield lambda door: door
+
+
+def _say_how_to_have_a_page() -> PlainTextResponse:
+    text = "This manager has no page: pip install 'fedops-mqtt[dashboard]' and start it again. Its API: /api/v1"
+    return PlainTextResponse(text)
 
 
 def _on_bus(settings: ManagerSettings, owner: StatusOwner) -> AbstractAsyncContextManager[Connection]:
