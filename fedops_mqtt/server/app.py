@@ -7,6 +7,7 @@ import logging
 import platform
 import time
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version as version_of
 from typing import Any
 
@@ -28,11 +29,11 @@ from fedops_mqtt.server.app_strategy import (
     make_fedavg,
     own_minimum,
     restore_state,
-    run_server_app,
     run_strategy,
 )
 from fedops_mqtt.server.beginning import Beginning, find_beginning
 from fedops_mqtt.server.checkpoint import Checkpoint, CheckpointStore
+from fedops_mqtt.server.checkpoint_writer import CheckpointWriter
 from fedops_mqtt.server.ending import Ending, EndNowError, EndRequest
 from fedops_mqtt.server.errors import ServerConfigError, ServerError
 from fedops_mqtt.server.evaluation import TestTorch, make_evaluate
@@ -41,6 +42,7 @@ from fedops_mqtt.server.plan import fit_config, make_compression, make_limits, m
 from fedops_mqtt.server.rounds import Evaluate, RoundHooks, RoundReport, Rounds
 from fedops_mqtt.server.run_result import RunResult
 from fedops_mqtt.server.server_api import ServerAPI
+from fedops_mqtt.server.server_app_run import run_server_app
 from fedops_mqtt.server.server_utils import FLServerStatus
 from fedops_mqtt.server.snapshot import ServerSnapshot, client_of
 from fedops_mqtt.server.store import ModelStore, StoredModel
@@ -114,6 +116,7 @@ class FLServer:
         self._evaluate = evaluate_fn or make_evaluate(model, cfg=cfg, test_torch=test_torch, load=load, **data)
         self._store = ModelStore(self.settings.store, task_id=self.plan.task_id, model_name=model_name)
         self._checkpoints = CheckpointStore(self.settings.store, task_id=self.plan.task_id)
+        self._writer = CheckpointWriter(self._checkpoints)
         self._ending = Ending(grace_s=self.settings.stop_grace_s)
         self._line: LineServer | None = None
         self._bytes_before = (0, 0)
@@ -233,7 +236,7 @@ class FLServer:
 
     def _train(self, line: LineServer, beginning: Beginning, rounds: Rounds) -> tuple[RunOutcome, str]:
         """Run foreign code: the strategy, the ServerApp, the evaluation; whatever it raises fails the run."""
-        if rounds.num_left == 0:
+        if beginning.saved is not None or (rounds.num_left == 0 and self._server_app is None):
             return RunOutcome.COMPLETED, "all rounds were done by an earlier launch"
         try:
             with self._ending.foreign_code(line):
@@ -253,7 +256,14 @@ class FLServer:
     def _run_rounds(self, grid: LineGrid, beginning: Beginning, rounds: Rounds) -> None:
         if self._server_app is not None:
             run_config: dict[str, Any] = {"num-server-rounds": self.plan.num_rounds, **self._train_config}
-            rounds.arrays = run_server_app(self._server_app, grid=grid, run_config=run_config)
+            rounds.arrays = run_server_app(
+                self._server_app,
+                grid=grid,
+                rounds=rounds,
+                checkpoint=beginning.checkpoint,
+                run_config=run_config,
+                on_strategy=self._take_strategy,
+            )
             return
         assert self._strategy is not None
         if beginning.checkpoint is not None:
@@ -271,6 +281,7 @@ class FLServer:
         self, line: LineServer, outcome: RunOutcome, reason: str, rounds: Rounds, saved: StoredModel | None
     ) -> RunResult:
         """Save the last whole round's model, tell the clients, say the last word, forget the checkpoint."""
+        self._writer.close()
         requested = self._ending.requested
         if requested is not None and requested.is_replaced:
             line.abandon()
@@ -354,19 +365,13 @@ class FLServer:
     def _save_checkpoint(self, round_: int, arrays: Arrays, metrics: Mapping[str, float]) -> None:
         if not self.plan.is_resumable:
             return
-        checkpoint = Checkpoint(
-            run_id=self.plan.run_id,
-            launch=self.plan.launch,
-            round=round_,
-            gl_model=self.server.gl_model_v,
-            arrays=arrays,
-            strategy=capture_state(self._strategy),
-            metrics=dict(metrics),
-        )
-        try:
-            self._checkpoints.save(checkpoint)
-        except (ServerError, OSError) as error:  # a full disk: the run itself is not worse off
-            _log.error("checkpoint was not saved", extra={"round": round_, "problem": str(error)})
+        plan, gl_model, state = self.plan, self.server.gl_model_v, capture_state(self._strategy)
+        about = partial(Checkpoint, run_id=plan.run_id, launch=plan.launch, round=round_, gl_model=gl_model)
+        self._writer.save(about(arrays=arrays, strategy=state, metrics=dict(metrics)))
+
+    def _take_strategy(self, strategy: AnyStrategy) -> None:
+        """A ServerApp has started its strategy: that one's state is kept."""
+        self._strategy = strategy
 
     def _count_bytes(self) -> tuple[int, int]:
         return (self._line.bytes_in, self._line.bytes_out) if self._line is not None else (0, 0)

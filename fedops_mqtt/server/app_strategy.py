@@ -1,4 +1,4 @@
-"""Flower strategies of both families, and ServerApps, run over the line with the run's own round numbers.
+"""Flower strategies of both families, run over the line with the run's own round numbers.
 
 A strategy counts from 1 each time it is started. So the methods that Flower calls once a round are wrapped on the
 strategy object itself (its class stays as it is, and a `start` of its own keeps working): they see the real number.
@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server.strategy import Strategy as ClassicStrategy
-from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg, Strategy
 
 from fedops_mqtt.line.classic import start_classic
@@ -25,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 AnyStrategy = Strategy | ClassicStrategy
 Config = Mapping[str, bool | int | float | str]
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 _KEPT_NUMBERS = ("clipping_norm",)
 """Numbers that a strategy changes as it goes (adaptive clipping); other numbers are its configuration."""
@@ -69,17 +69,14 @@ def run_strategy(
     _run_messages(strategy, grid, rounds, initial, round_limit_s, train_config)
 
 
-def run_server_app(app: ServerApp, *, grid: LineGrid, run_config: Config) -> Arrays | None:
-    """Run a ServerApp as it is; it may leave its final model as an ArrayRecord in `context.state`.
+def record_of(arrays: Arrays) -> ArrayRecord:
+    """Return the arrays as Flower's messages carry them."""
+    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
 
-    Raises:
-        RunOverError: the line ended the run.
-    """
-    run_id = grid.run.run_id
-    context = Context(run_id=run_id, node_id=0, node_config={}, state=RecordDict(), run_config=dict(run_config))
-    app(grid, context)
-    records = list(context.state.array_records.values())
-    return _from_record(records[-1]) if records else None
+
+def arrays_in(record: ArrayRecord) -> Arrays:
+    """Return copies of a record's arrays."""
+    return {name: array.numpy() for name, array in record.items()}
 
 
 def capture_state(strategy: object) -> dict[str, StateValue]:
@@ -109,25 +106,27 @@ def restore_state(strategy: object, state: Mapping[str, StateValue]) -> None:
         for part in path:
             owner = getattr(owner, part)
         if name.endswith(_RECORD) and isinstance(value, dict):
-            setattr(owner, name.removesuffix(_RECORD), _to_record(value))
+            setattr(owner, name.removesuffix(_RECORD), record_of(value))
         elif name.endswith(_BYTES) and isinstance(value, np.ndarray):
             setattr(owner, name.removesuffix(_BYTES), value.tobytes())
         else:
             setattr(owner, name, value)
 
 
-def _run_messages(
-    strategy: Strategy, grid: LineGrid, rounds: Rounds, initial: Arrays, round_limit_s: float, train_config: Config
-) -> None:
+def follow(
+    strategy: Strategy, *, grid: LineGrid, rounds: Rounds, theirs: EvaluateFn | None = None
+) -> Callable[[int, ArrayRecord], MetricRecord | None]:
+    """Listen to a message strategy's rounds; return the `evaluate_fn` to start it with, which asks `theirs` too."""
     offset = rounds.done
 
     def evaluate(server_round: int, record: ArrayRecord) -> MetricRecord | None:
         if server_round == 0 and offset:  # the launch before has evaluated this model
             return None
-        arrays = _from_record(record)
-        metrics = rounds.evaluate(server_round + offset, arrays)
-        rounds.end(server_round + offset, arrays, metrics)
-        return MetricRecord(dict(metrics)) if metrics else None
+        round_, arrays = server_round + offset, arrays_in(record)
+        metrics: dict[str, Any] = dict(theirs(round_, record) or {}) if theirs is not None else {}
+        metrics |= rounds.evaluate(round_, arrays)
+        rounds.end(round_, arrays, metrics)
+        return MetricRecord(metrics) if metrics else None
 
     def on_replies(round_: int, replies: Iterable[Message]) -> None:
         for reply in replies:
@@ -144,14 +143,26 @@ def _run_messages(
     _wrap(
         strategy, "aggregate_evaluate", offset, after=lambda round_, result: rounds.add(round_, result, prefix="eval")
     )
+    return evaluate
+
+
+def unfollow(strategy: Strategy) -> None:
+    """Listen no longer: its methods are those of its class again."""
+    for name in ("configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate"):
+        vars(strategy).pop(name, None)
+
+
+def _run_messages(
+    strategy: Strategy, grid: LineGrid, rounds: Rounds, initial: Arrays, round_limit_s: float, train_config: Config
+) -> None:
     strategy.start(
         grid=grid,
-        initial_arrays=_to_record(initial),
+        initial_arrays=record_of(initial),
         num_rounds=rounds.num_left,
         timeout=round_limit_s,
         train_config=ConfigRecord(dict(train_config)),
         evaluate_config=ConfigRecord(dict(train_config)),
-        evaluate_fn=evaluate,
+        evaluate_fn=follow(strategy, grid=grid, rounds=rounds),
     )
 
 
@@ -244,7 +255,7 @@ def _wrap(
 def _keep(name: str, value: object) -> tuple[str, StateValue] | None:
     """Return the name and form that an attribute is kept under; None for what is no state."""
     if isinstance(value, ArrayRecord):
-        return name + _RECORD, _from_record(value)
+        return name + _RECORD, arrays_in(value)
     if isinstance(value, bytes):
         return name + _BYTES, np.frombuffer(value, np.uint8)
     if isinstance(value, np.ndarray):
@@ -256,11 +267,3 @@ def _keep(name: str, value: object) -> tuple[str, StateValue] | None:
     if name in _KEPT_NUMBERS and isinstance(value, int | float):
         return name, value
     return None
-
-
-def _to_record(arrays: Arrays) -> ArrayRecord:
-    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
-
-
-def _from_record(record: ArrayRecord) -> Arrays:
-    return {name: array.numpy() for name, array in record.items()}

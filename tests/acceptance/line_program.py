@@ -7,7 +7,7 @@ import argparse
 import logging
 
 import numpy as np
-from flwr.app import ArrayRecord, Context
+from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.common import ndarrays_to_parameters
 from flwr.server import strategy as classic
 from flwr.serverapp import Grid, ServerApp, strategy
@@ -42,8 +42,9 @@ def make_server_app(array: np.ndarray, minimum: int) -> ServerApp:
             grid=grid,
             initial_arrays=ArrayRecord([array]),
             num_rounds=int(context.run_config["num-server-rounds"]),
+            evaluate_fn=lambda round_, arrays: MetricRecord(evaluate(round_, {"array": arrays.to_numpy_ndarrays()[0]})),
         )
-        context.state["arrays"] = result.arrays
+        assert list(result.evaluate_metrics_serverapp)[-1] == int(context.run_config["num-server-rounds"])
 
     return app
 

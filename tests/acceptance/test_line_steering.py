@@ -42,7 +42,7 @@ async def test_stop_ends_deaf_training_on_all_clients_and_keeps_the_last_whole_m
     np.testing.assert_array_equal(model_of(run), 2)
 
 
-@pytest.mark.parametrize("program", [()], ids=["strategy"])
+@pytest.mark.parametrize("program", [(), ("--server-app",)], ids=["strategy", "server-app"])
 async def test_a_killed_server_is_launched_again_and_goes_on_with_the_same_training_processes(
     site: Site, orders: Orders, program: tuple[str, ...]
 ) -> None:
