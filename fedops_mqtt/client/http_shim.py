@@ -70,6 +70,12 @@ class StartRequest(BaseModel):
     client_mac: AnyMacAddress
 
 
+class Refused(BaseModel):
+    """The body of every refusal, in FastAPI's form: a sentence, or what is wrong with each field."""
+
+    detail: str | list[dict[str, Any]]
+
+
 _SAID_BY_BROWSERS = ("origin", "referer", "sec-fetch-site", "sec-fetch-mode")
 
 
@@ -90,7 +96,7 @@ def make_shim(
 
     `may_start_at` says which FL servers a start may name, `find_server` completes an address that has no port.
     """
-    app = FastAPI(title="fedops-mqtt client", docs_url=None, redoc_url=None)
+    app = FastAPI(title="fedops-mqtt client", docs_url=None, redoc_url=None, responses={"4XX": {"model": Refused}})
 
     @app.get("/online")
     async def online() -> View:

@@ -65,12 +65,28 @@ _STATUS_OF_ERROR: dict[type[Exception], HTTPStatus] = {
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
 Offset = Annotated[int, Query(ge=0, le=2**31)]
 
+_PROBLEM_TYPE = "application/problem+json"
+
 _PROMETHEUS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Text exposition format 0.0.4.",
         "content": {"text/plain": {"schema": {"type": "string"}, "example": 'fedops_active_runs{task_id="digits"} 1'}},
     }
 }
+
+
+class _Application(FastAPI):
+    """FastAPI documents every model as plain JSON; problems have a media type of their own."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document."""
+        document = super().openapi()
+        operations = (operation for path in document["paths"].values() for operation in path.values())
+        for answer in (answer for operation in operations for answer in operation["responses"].values()):
+            content = answer.get("content", {})
+            if content.get("application/json", {}).get("schema") == {"$ref": "#/components/schemas/Problem"}:
+                content[_PROBLEM_TYPE] = content.pop("application/json")
+        return document
 
 
 class Api:
@@ -84,13 +100,13 @@ class Api:
 
     def app(self) -> FastAPI:
         """Return the application."""
-        app = FastAPI(
+        app = _Application(
             title="fedops-mqtt manager",
             version="1",
             openapi_url=f"{PREFIX}/openapi.json",
             docs_url=None,
             redoc_url=None,
-            responses={"4XX": {"model": Problem}},
+            responses={"4XX": {"model": Problem}, 503: {"model": Problem}},
         )
         app.include_router(self._router())
         app.get("/api/events", include_in_schema=False)(self._stream.stream)
@@ -228,4 +244,4 @@ def problem(
 ) -> JSONResponse:
     """Return a problem document."""
     content = Problem(title=status.phrase, status=status, detail=detail, errors=errors).model_dump(exclude_none=True)
-    return JSONResponse(content, status, headers=headers, media_type="application/problem+json")
+    return JSONResponse(content, status, headers=headers, media_type=_PROBLEM_TYPE)
