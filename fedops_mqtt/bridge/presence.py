@@ -24,6 +24,7 @@ from fedops_mqtt.client.daemon import Daemon
 from fedops_mqtt.client.journal import DaemonRunningError
 from fedops_mqtt.protocol import mac_to_level
 from fedops_mqtt.settings import BridgeSettings, ClientSettings, broker_of
+from fedops_mqtt.settings_file import SettingsFileError
 
 logger = logging.getLogger(__name__)
 
