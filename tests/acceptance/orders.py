@@ -15,6 +15,11 @@ SERVER = "server"
 POLL_S = 0.02
 
 
+def evaluation_of(mac: str) -> str:
+    """Return the name under which a device's evaluations are held."""
+    return f"evaluation of {mac}"
+
+
 class Orders:
     """What each device is to do: answer rounds up to a number, or go wrong in its next training."""
 

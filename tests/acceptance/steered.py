@@ -13,7 +13,7 @@ import sys
 import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from orders import own_orders
+from orders import evaluation_of, own_orders
 
 GIGABYTE = 1024**3
 LARGE = 4 * 1024**2
@@ -31,6 +31,8 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
+    round_, mac = int(message.content["config"]["server-round"]), str(context.node_config["client-mac"])
+    own_orders().wait_for_round(evaluation_of(mac), round_)
     metrics = MetricRecord({"num-examples": 1, "eval_loss": 1.0})
     return Message(content=RecordDict({"metrics": metrics}), reply_to=message)
 
