@@ -262,6 +262,8 @@ class ServerSettings(BusSettings):
     compress_threshold_bytes: Annotated[int, Field(ge=0, description="smaller arrays are not compressed")] = 65536
     linger_s: Annotated[float, Field(gt=0, description="after the end, until every client has been told")] = 5.0
     stop_grace_s: Annotated[float, Field(gt=0, description="between a stop and interrupting code that computes")] = 3.0
+    wandb_project: Annotated[str | None, Field(description="Weights & Biases project; unset: off")] = None
+    wandb_key: Annotated[SecretStr | None, Field(description="its API key")] = None
     log_level: str = "INFO"
 
     @model_validator(mode="after")

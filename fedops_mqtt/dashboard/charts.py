@@ -51,7 +51,8 @@ def lines(series: Iterable[tuple[str, list[list[float]]]], *, unit: str = "", x_
             "name": name,
             "data": points,
             "showSymbol": len(points) < 60,
-            "symbolSize": 6,
+            "symbol": "circle",
+            "symbolSize": 5,
             "lineStyle": {"width": 2},
             "color": COLOURS[index % len(COLOURS)],
         }

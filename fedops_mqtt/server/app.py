@@ -44,6 +44,7 @@ from fedops_mqtt.server.run_result import RunResult
 from fedops_mqtt.server.server_api import ServerAPI
 from fedops_mqtt.server.server_app_run import run_server_app
 from fedops_mqtt.server.server_utils import FLServerStatus
+from fedops_mqtt.server.server_wandb import shown_on_wandb
 from fedops_mqtt.server.snapshot import ServerSnapshot, client_of
 from fedops_mqtt.server.store import ModelStore, StoredModel
 from fedops_mqtt.server.strategy_config import strategy_of
@@ -149,7 +150,7 @@ class FLServer:
         """
         ears = Ears(on_client_ended=self._drop_client, on_replaced=self._be_replaced)
         announcer = make_announcer(self.settings, self._first_snapshot(), ears)
-        with self._ending.on_signals(), announcer:
+        with self._ending.on_signals(), announcer, shown_on_wandb(self.settings, self.plan.run_id) as self._show:
             self._announcer = announcer
             self.api = ServerAPI(self.task_id, announcer)
             return self._run()
@@ -347,6 +348,7 @@ class FLServer:
         self.server.end_by_round = report.duration_s or 0.0
         (bytes_in, bytes_out), (in_before, out_before) = self._count_bytes(), self._bytes_before
         self._announcer.say(is_urgent=False, metrics=report.metrics)
+        self._show(report.metrics, report.round)
         self._announcer.tell(
             ServerMetrics(
                 task_id=self.task_id,
