@@ -1,0 +1,112 @@
+"""A simulated fleet at the protocol level: real statuses and wills, real answers to triggers, no training.
+
+Every client is a `BareClient`; the fleet does to all of them at once what the benchmark says.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+
+import orjson
+from mqtt_bare import BareClient
+
+from fedops_mqtt.protocol import ClientCondition, ClientStatus, encode, filter_for, topics, utc_now
+from fedops_mqtt.protocol.topics import Channel
+
+TASK = "fleet"
+_AT_ONCE = 500
+"""Handshakes under way at a time: a listener's queue is no longer than this on most machines."""
+
+
+def mac_of(number: int) -> str:
+    return f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}"
+
+
+class SimulatedClient:
+    """One client: says what it is told to say, and accepts every start."""
+
+    def __init__(self, number: int) -> None:
+        self.mac = mac_of(number)
+        self._epoch, self._seq = time.time_ns() // 1_000_000, 0
+        self._topic = str(topics.client_status(TASK, self.mac))
+        will = encode(self._status(ClientCondition.CLIENT_OUT, reason="lost", seq=2**40))
+        self.connection = BareClient(f"{TASK}-{self.mac}", self._take, (self._topic, will))
+        self.triggered_at: float | None = None
+        self._answers: set[asyncio.Task[None]] = set()
+
+    async def come_online(self, host: str, port: int) -> None:
+        await self.connection.connect(host, port)
+        channels = (Channel.CLIENT_START, Channel.CLIENT_STOP, Channel.CLIENT_STATUS)
+        await self.connection.subscribe([filter_for(channel, TASK, self.mac) for channel in channels])
+        await self.say(ClientCondition.ONLINE)
+
+    async def say(self, condition: ClientCondition, **more: object) -> None:
+        await self.connection.publish(self._topic, encode(self._status(condition, **more)), is_retained=True)
+
+    def _status(self, condition: ClientCondition, *, seq: int | None = None, **more: object) -> ClientStatus:
+        self._seq += 1
+        return ClientStatus.model_validate(
+            {
+                "instance": f"simulated-{self.mac}",
+                "epoch": self._epoch,
+                "seq": seq or self._seq,
+                "at": utc_now(),
+                "heartbeat_s": 60,
+                "status": condition,
+                "task_id": TASK,
+                "client_mac": self.mac,
+                "client_name": f"simulated {self.mac}",
+            }
+            | more
+        )
+
+    def _take(self, connection: BareClient, topic: str, payload: bytes) -> None:
+        if not topic.endswith("/start") or self.triggered_at is not None:
+            return
+        self.triggered_at = time.monotonic()
+        start = orjson.loads(payload)
+        said = {name: start[name] for name in ("run_id", "attempt", "launch")}
+        run, answer = said | {"phase": "joining"}, said | {"answer": "accepted"}
+        saying = self.say(ClientCondition.TRAIN_STARTED, run=run, last_trigger=answer)
+        answering = asyncio.get_running_loop().create_task(saying, name=f"answer-{self.mac}")
+        self._answers.add(answering)
+        answering.add_done_callback(self._answers.discard)
+
+
+class SimulatedFleet:
+    """All clients of one measurement."""
+
+    def __init__(self, num_clients: int) -> None:
+        self.clients = [SimulatedClient(number) for number in range(num_clients)]
+
+    async def come_online(self, host: str, port: int) -> None:
+        """Connect, subscribe and say online, everybody."""
+        await self._all(lambda client: client.come_online(host, port))
+
+    async def say_many(self, number: int) -> None:
+        """Say one status after the other, everybody at once; the last of them is that training has finished."""
+
+        async def say(client: SimulatedClient) -> None:
+            for _ in range(number - 1):
+                await client.say(ClientCondition.TRAIN_STARTED)
+            await client.say(ClientCondition.TRAIN_FINISHED)
+
+        await self._all(say)
+
+    def die(self) -> None:
+        """Kill everybody."""
+        for client in self.clients:
+            client.connection.die()
+
+    def trigger_delays(self, since: float) -> list[float]:
+        """Return the seconds after which triggers reached their clients, sorted."""
+        return sorted(client.triggered_at - since for client in self.clients if client.triggered_at is not None)
+
+    async def _all(self, act: Callable[[SimulatedClient], Awaitable[None]]) -> None:
+        async def work(mine: Iterable[SimulatedClient]) -> None:
+            for client in mine:
+                await act(client)
+
+        async with asyncio.TaskGroup() as group:
+            for first in range(_AT_ONCE):
+                group.create_task(work(self.clients[first::_AT_ONCE]), name=f"fleet-{first}")
