@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FEDOPS := .venv-fedops
+FRAMEWORKS := .venv-frameworks
+FRAMEWORKS_STAMP := $(FRAMEWORKS)/.installed
 FEDOPS_STAMP := $(FEDOPS)/.installed
 ARGS ?=
 SEED ?= 1
@@ -41,8 +43,13 @@ test: setup systemd-analyze browser-tools  ## everything the tests need, and the
 	$(BIN)/python -m pytest $(ARGS)
 	@echo "not run here: tests/frameworks (torch, the published FedOps); make test-frameworks runs them"
 
-test-frameworks: setup $(FEDOPS_STAMP)  ## the tests that need torch, and the published FedOps package
-	$(BIN)/python -m pytest --numprocesses=0 tests/frameworks $(ARGS)
+test-frameworks: setup $(FRAMEWORKS_STAMP) $(FEDOPS_STAMP)  ## the tests that need torch, and the published FedOps
+	$(FRAMEWORKS)/bin/python -m pytest --numprocesses=0 tests/frameworks $(ARGS)
+
+$(FRAMEWORKS_STAMP): pyproject.toml constraints.txt
+	test -x $(FRAMEWORKS)/bin/python || $(PYTHON) -m venv $(FRAMEWORKS)
+	$(FRAMEWORKS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[frameworks]'
+	touch $@
 
 chaos: setup  ## faults over the whole system while runs go on: make chaos SEED=7 MINUTES=3
 	PYTHONPATH=tests/acceptance:tests/chaos $(BIN)/python tests/chaos/run_chaos.py --seed $(SEED) --minutes $(MINUTES) $(ARGS)
@@ -60,4 +67,4 @@ check: setup  ## ruff and mypy strict
 	$(BIN)/mypy
 
 clean:  ## remove .venv and caches
-	rm -rf $(VENV) $(FEDOPS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FEDOPS) $(FRAMEWORKS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
