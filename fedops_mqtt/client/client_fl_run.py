@@ -47,6 +47,8 @@ class Training:
         self._run_id: str | None = None
         self._run_config: dict[str, Plain] = {}
         self._wandb = _wandb_of(job)
+        self._round_shown = -1
+        self._round_began = 0.0
         self._began = time.monotonic()
         self._is_registered = False
         self._clock = PhaseClock(reporter.metrics)
@@ -192,7 +194,16 @@ class Training:
         round_ = answered.round or 0
         self._clock.hold(MetricsReport(kind=MetricsKind.ROUND, round=round_, values=values))
         if self._wandb is not None:
-            self._wandb.log({**values, "round": round_}, step=round_)
+            self._wandb.log(self._shown(answered, round_), step=round_)
+
+    def _shown(self, answered: Answered, round_: int) -> dict[str, float]:
+        """Return what W&B shows of a round; training and evaluation of one round come together there."""
+        now = time.monotonic()
+        if round_ != self._round_shown:
+            self._round_shown, self._round_began = round_, now - answered.seconds
+        bytes_in, bytes_out = self._bytes
+        times = {f"{answered.kind}_seconds": answered.seconds, "round_seconds": now - self._round_began}
+        return {**answered.metrics, **times, "bytes_in": bytes_in, "bytes_out": bytes_out, "round": round_}
 
     def _end(self, end: RunEnd) -> None:
         """The run is over for us, perhaps while the app still computes for nobody: report now, leave soon."""

@@ -1,6 +1,9 @@
 """Weights & Biases: rounds are logged beside the training; slow, broken or absent, it never touches it."""
 
+import json
+import struct
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -70,7 +73,46 @@ async def test_wandb_in_its_offline_mode_writes_the_run(
     server_ip = await serve_fl("line", "r1", SECRET.hex(), "2")
     trial = Trial(make_job(server_ip=server_ip, wandb=WandbOptions(project="p", name="pi-v0")))
     assert (await trial.run()).outcome is Outcome.FINISHED
-    assert len(written_in(tmp_path)) == 1
+    (written,) = written_in(tmp_path)
+    shown = history_in(written)
+    assert [each["round"] for each in shown] == [1, 2]
+    for each in shown:
+        assert {"n", "partition", "train_seconds", "evaluate_seconds", "round_seconds"} <= set(each)
+        assert each["round_seconds"] >= each["train_seconds"]
+    assert 0 < shown[0]["bytes_in"] < shown[1]["bytes_in"]
+    assert 0 < shown[0]["bytes_out"] < shown[1]["bytes_out"]
+
+
+BLOCK_BYTES = 32 * 1024
+HEAD = struct.Struct("<IHB")
+LAST_KINDS = (1, 4)
+"""A record in one piece, or its last piece (LevelDB's log format, in which W&B keeps a run)."""
+
+
+def records_in(path: Path) -> Iterator[bytes]:
+    data, at, pieces = path.read_bytes(), HEAD.size, b""
+    while at + HEAD.size <= len(data):
+        if BLOCK_BYTES - at % BLOCK_BYTES < HEAD.size:
+            at += BLOCK_BYTES - at % BLOCK_BYTES
+            continue
+        _, length, kind = HEAD.unpack_from(data, at)
+        pieces += data[at + HEAD.size : at + HEAD.size + length]
+        at += HEAD.size + length
+        if kind in LAST_KINDS:
+            yield pieces
+            pieces = b""
+
+
+def history_in(path: Path) -> list[dict[str, float]]:
+    """Return what was logged, a dict a step."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    history = [Record.FromString(record).history.item for record in records_in(path)]
+    return [
+        {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
+        for items in history
+        if items
+    ]
 
 
 def written_in(folder: Path) -> list[Path]:
