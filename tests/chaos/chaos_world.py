@@ -185,7 +185,7 @@ class World:
     async def lose_client(self, fault: Fault) -> None:
         """Its card was replaced: the same device without any memory."""
         await self._end(self.clients[fault.target], signal.SIGKILL)
-        shutil.rmtree(self.client_state(fault.target))
+        shutil.rmtree(self.client_state(fault.target), ignore_errors=True)  # it may have died before it wrote any
         self.lost_states.add(fault.target)
         self.clients[fault.target] = await self._start_client(fault.target)
 
