@@ -41,9 +41,12 @@ _GOODBYE_TIMEOUT_S = 3.0
 """For the last words together: a broker that hangs must not hold up an exit longer than a person waits."""
 
 
-def new_instance() -> str:
-    """Return a name for this start of a process; newer ones sort after older ones, which decides between rivals."""
-    return ownership.new_instance(time.time_ns() // 1_000_000, secrets.token_hex(6))
+def new_instance(*, last_epoch: int = 0) -> str:
+    """Return a name for this start of a process; newer ones sort after older ones, which decides between rivals.
+
+    `last_epoch` as it was kept, where it was: a late word of the process before must not look like a newer rival's.
+    """
+    return ownership.new_instance(time.time_ns() // 1_000_000, secrets.token_hex(6), last_epoch=last_epoch)
 
 
 class StatusOwner:

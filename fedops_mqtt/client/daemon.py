@@ -9,6 +9,7 @@ import logging
 import platform
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import assert_never
 
 from fedops_mqtt import __version__
@@ -103,8 +104,7 @@ class Daemon:
     ) -> None:
         self.settings = settings
         self._agent = {**_AGENT, **(agent or {})}
-        self.identity = _identity_of(settings)
-        self._folder = identity_dir(settings.state_dir, self.identity.task_id, self.identity.client_mac)
+        self.identity, self._folder, epochs = _identity_of(settings)
         self._client = Client(identity=self.identity)
         self._client_id = _client_id_of(settings, self.identity)
         self._step_lock = asyncio.Lock()
@@ -135,7 +135,7 @@ class Daemon:
             make_snapshot=self._snapshot,
             make_will=self._will,
             make_goodbye=self._goodbye,
-            epochs=EpochFile(self._folder / "epoch"),
+            epochs=epochs,
             heartbeat_s=settings.heartbeat_s,
         )
 
@@ -376,17 +376,21 @@ def _refused(client: Client, event: Event, problem: str) -> Step:
     return core.answer(client, event, verdict)
 
 
-def _identity_of(settings: ClientSettings) -> Identity:
+def _identity_of(settings: ClientSettings) -> tuple[Identity, Path, EpochFile]:
+    """Return who this client is from now on, its folder, and what its connections before counted there."""
     if settings.task_id is None:
         raise ClientConfigError("task_id", "a client needs to know its task; give it --task-id")
     if not settings.app or not all(settings.app.partition(":")[::2]):
         raise ClientConfigError("app", f"{settings.app!r} is not MODULE:ATTRIBUTE, such as my_project.client:app")
-    return Identity(
+    mac = settings.mac or get_mac_address()
+    epochs = EpochFile((folder := identity_dir(settings.state_dir, settings.task_id, mac)) / "epoch")
+    identity = Identity(
         task_id=settings.task_id,
-        client_mac=settings.mac or get_mac_address(),
+        client_mac=mac,
         client_name=settings.client_name or get_hostname(),
-        instance=new_instance(),
+        instance=new_instance(last_epoch=epochs.load()),
     )
+    return identity, folder, epochs
 
 
 def _client_id_of(settings: ClientSettings, identity: Identity) -> str:

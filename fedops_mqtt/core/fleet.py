@@ -26,6 +26,9 @@ from fedops_mqtt.protocol import (
 LEASE_HEARTBEATS = 3
 """Missed heartbeats until an owner counts as out: one may be lost, one late."""
 
+DEFAULT_HEARTBEAT_S = 60.0
+"""Taken for owners that do not say theirs."""
+
 Key = TypeVar("Key")
 Status = TypeVar("Status", ClientStatus, ServerStatus, ManagerStatus, RunStatus)
 AnyStatus = ClientStatus | ServerStatus | ManagerStatus | RunStatus
@@ -37,6 +40,15 @@ class Presence(StrEnum):
     ONLINE = "online"
     UNCONFIRMED = "unconfirmed"
     OUT = "out"
+
+
+@dataclass(frozen=True, slots=True)
+class Comeback:
+    """Who may be back under a lower epoch: since when on the reader's clock, s, and the highest stamp since."""
+
+    instance: str
+    since: float
+    stamp: Stamp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +64,8 @@ class View(Generic[Status]):
     is_silent: bool = False
     snapshot: Stamp | None = None
     """Stamp of the last full word; a last will is none, it says only who."""
+    comeback: "Comeback | None" = field(default=None, compare=False, repr=False)
+    """Another instance that speaks below our stamp while the owner is away: no news as long as it may be a leftover."""
 
     @property
     def presence(self) -> Presence:
@@ -103,7 +117,7 @@ def fold(view: View[Status] | None, status: Status, *, now: float, is_retained: 
         stamp = None if is_will(status) else stamp_of(status)
         return View(status=status, heard_at=now, since=now, is_confirmed=not is_retained, snapshot=stamp)
     if stamp_of(status) <= stamp_of(view.status):
-        return _fill_in(view, status)
+        return _fill_in(view, status) or _come_back(view, status, now=now, is_retained=is_retained)
     fresh = replace(
         view,
         status=_keep_what_a_will_omits(view.status, status) if is_will(status) else status,
@@ -111,6 +125,7 @@ def fold(view: View[Status] | None, status: Status, *, now: float, is_retained: 
         is_confirmed=view.is_confirmed or not is_retained,
         is_silent=False,
         snapshot=view.snapshot if is_will(status) else stamp_of(status),
+        comeback=None,
     )
     return replace(fresh, since=now) if fresh.is_out != view.is_out else fresh
 
@@ -133,7 +148,7 @@ class Fleet:
         num_stale: words dropped by fencing since the start.
     """
 
-    default_heartbeat_s: float = 60.0
+    default_heartbeat_s: float = DEFAULT_HEARTBEAT_S
     clients: dict[tuple[str, str], View[ClientStatus]] = field(default_factory=dict)
     servers: dict[str, View[ServerStatus]] = field(default_factory=dict)
     runs: dict[str, View[RunStatus]] = field(default_factory=dict)
@@ -228,9 +243,11 @@ def is_active(status: RunStatus) -> bool:
 
 
 def _put(views: dict[Key, View[Status]], key: Key, view: View[Status] | None) -> bool:
+    """Keep a view; True when it says something new (a suspected comeback is none yet)."""
+    before = views.get(key)
     if view is not None:
         views[key] = view
-    return view is not None
+    return view is not None and (before is None or view.status is not before.status)
 
 
 def _silenced(view: View[Status], now: float) -> View[Status]:
@@ -242,6 +259,23 @@ def _fill_in(view: View[Status], older: Status) -> View[Status] | None:
     if not is_will(view.status) or is_will(older) or (view.snapshot is not None and stamp_of(older) <= view.snapshot):
         return None
     return replace(view, status=_keep_what_a_will_omits(older, view.status), snapshot=stamp_of(older))
+
+
+def _come_back(view: View[Status], status: Status, *, now: float, is_retained: bool) -> View[Status] | None:
+    """An owner that lost its state, its clock, and the broker's memory of it cannot know how high it once stood.
+
+    While its old self is away, live words of the new one that rise for a heartbeat are no leftovers of somebody dead.
+    """
+    if is_retained or status.instance == view.status.instance or not view.is_out or says_out(status):
+        return None
+    seen, stamp = view.comeback, stamp_of(status)
+    if seen is None or seen.instance != status.instance:
+        return replace(view, comeback=Comeback(status.instance, now, stamp))
+    if stamp <= seen.stamp:
+        return None
+    if now - seen.since < (status.heartbeat_s or DEFAULT_HEARTBEAT_S):
+        return replace(view, comeback=replace(seen, stamp=stamp))
+    return View(status=status, heard_at=now, since=now, is_confirmed=True, snapshot=stamp)
 
 
 def _keep_what_a_will_omits(before: Status, will: Status) -> Status:

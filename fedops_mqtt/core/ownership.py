@@ -13,13 +13,19 @@ REPAIR_INTERVAL_S = 1.0
 EPOCH_CEILING = 2**62
 """Above this an epoch is no one's clock, and there would be no room left to stand above it."""
 
+_LAST_MS = 16**12 - 1
+"""The largest time that sorts as text; an epoch adopted from a broken clock may be above it."""
+
 _MAX_REMEMBERED_INSTANCES = 8
 """Other instances whose last epoch is remembered; restarts in a row leave one each."""
 
 
-def new_instance(unix_ms: int, random_hex: str) -> str:
-    """Return a name for a process that starts now; names sort by start: 12 hex digits of ms reach the year 10889."""
-    return f"{unix_ms:012x}-{random_hex}"
+def new_instance(unix_ms: int, random_hex: str, *, last_epoch: int = 0) -> str:
+    """Return a name for a process that starts now; names sort by start: 12 hex digits of ms reach the year 10889.
+
+    `last_epoch`: the last one of the same owner; where the clock was set back, the name still sorts after it.
+    """
+    return f"{max(unix_ms, min(last_epoch + 1, _LAST_MS)):012x}-{random_hex}"
 
 
 def next_epoch(persisted: int, unix_ms: int) -> int:

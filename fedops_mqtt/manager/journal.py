@@ -5,8 +5,9 @@ short transaction and blocks; the manager calls them on a thread of their own (`
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar
@@ -32,6 +33,7 @@ from sqlalchemy.pool import QueuePool
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.manager import tables
 from fedops_mqtt.manager.errors import JournalUrlError, JournalVersionError
+from fedops_mqtt.manager.lease import check_term
 from fedops_mqtt.manager.run_record import changed_members, dump_member, dump_run, load_run
 
 P = ParamSpec("P")
@@ -103,6 +105,7 @@ class Journal:
         except (ArgumentError, ImportError) as error:
             raise JournalUrlError(str(error)) from error
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._term: int | None = None
 
     def __enter__(self) -> Self:
         self._migrate()
@@ -133,19 +136,26 @@ class Journal:
         loop = asyncio.get_running_loop()
         return await asyncio.shield(loop.run_in_executor(self._thread, lambda: method(*args, **kwargs)))
 
+    def lead(self, term: int) -> None:
+        """From now on write only as the leader of this term: one that was frozen finds out before it acts.
+
+        `LeaseLostError` is raised by `add_run`, `write` and `add_launch` once another manager leads.
+        """
+        self._term = term
+
     # Runs
 
     def add_run(self, run: Run, secret: bytes) -> None:
         """Write down a new run and its secret."""
         row = {"task_id": run.spec.task_id, "secret": secret.hex(), "created_at": run.created_at}
-        with self._engine.begin() as connection:
+        with self._begin() as connection:
             connection.execute(insert(tables.runs).values(run_id=run.run_id, is_archived=False, **row, **_facts(run)))
             _write_members(connection, None, run)
             _add_events(connection, [_created(run)])
 
     def write(self, batch: Batch) -> None:
         """Write one turn of the manager."""
-        with self._engine.begin() as connection:
+        with self._begin() as connection:
             for before, run in batch.runs.values():
                 connection.execute(update(tables.runs).where(tables.runs.c.run_id == run.run_id).values(**_facts(run)))
                 _write_members(connection, before, run)
@@ -231,7 +241,7 @@ class Journal:
     def add_launch(self, launch: Launch) -> None:
         """Note that a server's process is about to be started."""
         row = {"log_path": launch.log_path, "secret_file": launch.secret_file}
-        with self._engine.begin() as connection:
+        with self._begin() as connection:
             connection.execute(_of_launch(delete(tables.launches), launch.run_id, launch.launch))
             connection.execute(insert(tables.launches).values(run_id=launch.run_id, launch=launch.launch, **row))
 
@@ -263,6 +273,14 @@ class Journal:
         with self._engine.begin() as connection:
             connection.execute(delete(tables.epochs).where(tables.epochs.c.owner == owner))
             connection.execute(insert(tables.epochs).values(owner=owner, epoch=epoch))
+
+    @contextmanager
+    def _begin(self) -> Iterator[Connection]:
+        """A transaction of the leader."""
+        with self._engine.begin() as connection:
+            if self._term is not None:
+                check_term(connection, self._term)
+            yield connection
 
     def _migrate(self) -> None:
         with self._engine.begin() as connection:

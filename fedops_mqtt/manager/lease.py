@@ -16,6 +16,7 @@ from typing import Protocol, Self
 
 from sqlalchemy import Connection, Engine, insert, select, update
 
+from fedops_mqtt.core.term import next_term
 from fedops_mqtt.manager import tables
 from fedops_mqtt.manager.errors import LeaseLostError
 
@@ -70,10 +71,11 @@ async def wait_for_lease(lease: Lease, *, say: Callable[[str], None]) -> int:
 class FileLease:
     """A lock on a file; held as long as this process lives, so there is nothing to renew."""
 
-    def __init__(self, path: Path, engine: Engine, me: str) -> None:
+    def __init__(self, path: Path, engine: Engine, me: str, clock: Callable[[], float] = time.time) -> None:
         self._path = path
         self._engine = engine
         self._me = me
+        self._clock = clock
         self._fd: int | None = None
 
     def __enter__(self) -> Self:
@@ -96,7 +98,7 @@ class FileLease:
         os.truncate(fd, 0)
         os.write(fd, self._me.encode())
         with self._engine.begin() as connection:
-            return _next_term(connection, self._me, held_until=0.0)
+            return _take_row(connection, self._me, now=self._clock(), held_until=0.0)
 
     def renew(self) -> None:
         """Nothing: the kernel keeps the lock."""
@@ -134,7 +136,7 @@ class RowLease:
             row = connection.execute(select(tables.lease).where(tables.lease.c.name == _NAME)).first()
             if row is not None and row.held_until > now:
                 return None
-            self._term = _next_term(connection, self._me, held_until=now + ROW_LEASE_S)
+            self._term = _take_row(connection, self._me, now=now, held_until=now + ROW_LEASE_S)
             return self._term
 
     def renew(self) -> None:
@@ -166,13 +168,26 @@ class RowLease:
             return connection.execute(update(tables.lease).where(mine).values(held_until=until)).rowcount == 1
 
 
-def _next_term(connection: Connection, me: str, *, held_until: float) -> int | None:
+def _take_row(connection: Connection, me: str, *, now: float, held_until: float) -> int | None:
     """Take the row with the next term; None when another one was faster."""
     last = connection.execute(select(tables.lease.c.term).where(tables.lease.c.name == _NAME)).scalar()
-    values = {"holder": me, "held_until": held_until}
+    term = next_term(int(last or 0), int(now))
+    values = {"term": term, "holder": me, "held_until": held_until}
     if last is None:
-        connection.execute(insert(tables.lease).values(name=_NAME, term=1, **values))
-        return 1
+        connection.execute(insert(tables.lease).values(name=_NAME, **values))
+        return term
     this = (tables.lease.c.name == _NAME) & (tables.lease.c.term == last)
-    taken = connection.execute(update(tables.lease).where(this).values(term=last + 1, **values)).rowcount
-    return int(last) + 1 if taken == 1 else None
+    taken = connection.execute(update(tables.lease).where(this).values(**values)).rowcount
+    return term if taken == 1 else None
+
+
+def check_term(connection: Connection, term: int) -> None:
+    """Check, within a transaction that writes, that nobody has taken the lease since.
+
+    Raises:
+        LeaseLostError: another manager has it.
+    """
+    row = select(tables.lease.c.term, tables.lease.c.holder).where(tables.lease.c.name == _NAME)
+    found = connection.execute(row.with_for_update(read=True)).first()
+    if found is not None and found.term != term:
+        raise LeaseLostError(found.holder)

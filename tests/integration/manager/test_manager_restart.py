@@ -73,7 +73,8 @@ async def test_a_server_that_died_while_no_manager_was_there_is_launched_again(h
         async with manager_process(house) as second, api_at(second.url) as api:
             await api.run_when(run_id, lambda run: run["launch"] == 2 and run["status"] == "running")
             await until(lambda: _said(len(a.starts) == 2), "the second aim")
-            assert (a.starts[1].attempt, a.starts[1].launch, a.starts[1].term) == (1, 2, 2)
+            assert (a.starts[1].attempt, a.starts[1].launch) == (1, 2)
+            assert a.starts[1].term > a.starts[0].term
 
 
 async def test_a_manager_that_is_told_to_end_says_goodbye_and_leaves_its_runs_alone(house: House) -> None:
@@ -102,15 +103,16 @@ async def test_a_second_manager_waits_says_so_and_takes_over_with_a_higher_term(
             async with api_at(first.url) as api:
                 run_id = await api.start(house.task_id)
                 await api.training(run_id)
+                term = (await api.get("/health"))["term"]
             first.kill()
             await hear(second, "ready")
             async with api_at(second.url) as api:
-                assert (await api.get("/health"))["term"] == 2
+                assert (await api.get("/health"))["term"] > term
                 house.tell_server("finish", "all rounds done")
                 a.finishes()
                 b.finishes()
                 assert (await api.ended(run_id))["outcome"] == "completed"
-        assert (await last_word(bus, ManagerCondition.LEADING, term=2)).term == 2
+        assert (await last_word(bus, ManagerCondition.LEADING, term=term + 1)).term > term
         assert len(a.starts) == 1
 
 

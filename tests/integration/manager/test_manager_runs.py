@@ -32,8 +32,9 @@ async def test_the_trigger_carries_what_the_client_needs_and_a_token_of_its_own(
         run_id = await api.start(house.task_id)
         run = await api.run_when(run_id, lambda run: len(run["clients"]) == 2 and a.starts and b.starts)
         start = a.starts[0]
+        term = (await api.get("/health"))["term"]
         said = (start.run_id, start.launch, start.term, start.instance, start.server_ip, start.num_clients)
-        assert said == (run_id, 1, 1, a.client.identity.instance, run["server_ip"], 2)
+        assert said == (run_id, 1, term, a.client.identity.instance, run["server_ip"], 2)
         assert start.gl_model == 4
         secret = bytes.fromhex((house.folder / "state/manager/secrets" / run_id).read_text())
         assert check_token(start.token, run_secret=secret, run_id=run_id, client_mac=A)

@@ -1,0 +1,26 @@
+"""A few hundred seeded schedules over the pure core; `make model` plays 10,000. A failure names its seed."""
+
+import pytest
+from model_world import World
+
+FIRST_SEED = 1
+SCHEDULES = 300
+BATCH = 25
+
+
+@pytest.mark.parametrize("first", range(FIRST_SEED, FIRST_SEED + SCHEDULES, BATCH))
+def test_no_schedule_of_trouble_breaks_a_guarantee(first: int) -> None:
+    for seed in range(first, first + BATCH):
+        World(seed).play()
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_without_trouble_a_run_completes_at_once(seed: int) -> None:
+    World(seed, is_troubled=False).play()
+
+
+def test_a_seed_stands_for_one_schedule() -> None:
+    first, again = World(7), World(7)
+    first.play()
+    again.play()
+    assert list(first.kernel.story) == list(again.kernel.story)
