@@ -16,6 +16,7 @@ from flwr.serverapp import ServerApp
 from fedops_mqtt import __version__
 from fedops_mqtt.bus import new_instance
 from fedops_mqtt.client.configuration import read_configuration
+from fedops_mqtt.client.flower_project import project_config
 from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.grid import LineGrid, RunOverError
 from fedops_mqtt.line.members import Member, MemberChange
@@ -256,13 +257,13 @@ class FLServer:
 
     def _run_rounds(self, grid: LineGrid, beginning: Beginning, rounds: Rounds) -> None:
         if self._server_app is not None:
-            run_config: dict[str, Any] = {"num-server-rounds": self.plan.num_rounds, **self._train_config}
+            own: dict[str, Any] = {"num-server-rounds": self.plan.num_rounds, **self._train_config}
             rounds.arrays = run_server_app(
                 self._server_app,
                 grid=grid,
                 rounds=rounds,
                 checkpoint=beginning.checkpoint,
-                run_config=run_config,
+                run_config={**project_config("__main__"), **own},
                 on_strategy=self._take_strategy,
             )
             return

@@ -26,6 +26,7 @@ async def test_message_strategies_mods_state_and_configuration_as_flower_has_the
         assert each["by_server"] == pytest.approx(each["first"], abs=1e-4)
         assert each["by_clients"] == pytest.approx(each["first"], abs=1e-4)
         assert each["trainings"] == number * ROUNDS, "Context.state is one for the whole run"
+        assert each["local_epochs"] == 2, "as the project says"
         assert each["partitions"] == 0.5, "the mean of partitions 0 and 1"
     again = await run_all(site, "app", "FedAvg")
     assert again["FedAvg"]["trainings"] == (len(MESSAGE) + 1) * ROUNDS, "and for the next"

@@ -67,6 +67,7 @@ def main(grid: Grid, context: Context) -> None:
             by_server=result.evaluate_metrics_serverapp[ROUNDS]["first"],
             by_clients=result.evaluate_metrics_clientapp[ROUNDS]["eval_first"],
             trainings=result.train_metrics_clientapp[ROUNDS]["trainings"],
+            local_epochs=context.run_config["local-epochs"],
             partitions=result.evaluate_metrics_clientapp[ROUNDS]["partition"],
         )
         context.state["arrays"] = result.arrays
