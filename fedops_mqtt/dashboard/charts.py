@@ -208,7 +208,7 @@ def _frame(*, x: Options, y: Options, series: list[Options]) -> Options:
 
 
 def _axis(own: Options) -> Options:
-    label = {"color": INK, **own.get("axisLabel", {})}
+    label = {"color": INK, "hideOverlap": True, **own.get("axisLabel", {})}
     return {
         **own,
         "axisLabel": label,

@@ -63,6 +63,7 @@ body, body.body--dark { background:var(--paper); color:var(--ink); }
 .fed-danger { color:var(--red) !important; border:1px solid currentColor; }
 .fed-main :focus-visible, .fed-header :focus-visible { outline:2px solid var(--accent); outline-offset:2px; }
 @media (max-width:640px) { .fed-main { padding:.7rem; } .fed-header { gap:.4rem; padding:.3rem .6rem; }
+  .fed-table a { white-space:nowrap; }
   .fed-count { min-width:0; flex:1 1 40%; } .fed-box { max-height:75vh; } .fed-title { font-size:1.1rem; } }
 @media (prefers-reduced-motion:reduce) { * { transition:none !important; animation:none !important; } }
 """

@@ -1,0 +1,84 @@
+"""What people read on the page, and what its charts are made of."""
+
+from typing import Any
+
+import pytest
+
+from fedops_mqtt.dashboard import charts
+from fedops_mqtt.dashboard.words import Word, duration, first_line, load_text, row_of, size, tell, why_of, word_of
+from fedops_mqtt.manager.api_examples import CLIENT
+
+AT = "2026-11-24T10:15:30+00:00"
+
+
+def client(**changes: Any) -> dict[str, Any]:
+    return {**CLIENT, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "word", "why"),
+    [
+        ({}, Word.TRAINING, ""),
+        ({"run": None}, Word.ONLINE, ""),
+        ({"presence": "out", "reason": "lost"}, Word.OFFLINE, "lost"),
+        ({"presence": "unconfirmed", "run": None}, Word.UNCONFIRMED, "retained status only"),
+        (
+            {"run": None, "last_run": {"outcome": "failed", "reason": "Traceback\n  x\nValueError: bad"}},
+            Word.ONLINE,
+            "ValueError: bad",
+        ),
+    ],
+)
+def test_a_clients_condition_is_one_word_and_why(changes: dict[str, Any], word: Word, why: str) -> None:
+    assert (word_of(client(**changes)), why_of(client(**changes))) == (word, why)
+
+
+def test_somebody_who_is_away_has_no_phase() -> None:
+    row = row_of(client(presence="out", reason="lost"), {"cpu": 12.4, "memory": 50.0})
+    assert (row["state"], row["phase"], row["round"], row["load"]) == ("Offline", "", None, "CPU 12 %, mem 50 %")
+    assert row_of(client())["phase"] == "training"
+
+
+def test_numbers_are_written_as_people_write_them() -> None:
+    assert [size(each) for each in (12, 1500, 2_500_000)] == ["12 B", "1.5 kB", "2.5 MB"]
+    assert [duration(each) for each in (0.42, 75, 3700, 90_000)] == ["0.4 s", "1 min 15 s", "1 h 1 min", "1 d 1 h"]
+    assert load_text(None) == ""
+    assert first_line("") == ""
+
+
+def test_an_event_is_a_short_sentence() -> None:
+    said = {"kind": "MemberSaid", "detail": {"status": "failed", "reason": "Traceback\nValueError: bad", "attempt": 2}}
+    assert tell(said) == "now: failed, ValueError: bad, attempt 2"
+    assert tell({"kind": "ClientChosen", "detail": {}}) == "chosen"
+
+
+def message(number: int, **seconds: float) -> dict[str, Any]:
+    values = {"stage": "train", "compute_s": 0.0, "download_s": 0.0, "upload_s": 0.0, **seconds}
+    return {"kind": "round", "round": number, "client_mac": CLIENT["client_mac"], "values": values, "at": AT}
+
+
+def test_a_rounds_time_is_split_and_adds_up() -> None:
+    rounds = [{"round": 0, "duration_s": None}, {"round": 1, "duration_s": 2.0}]
+    drawn = charts.round_times(rounds, [message(1, compute_s=1.0, download_s=0.25, upload_s=0.25)])
+    assert drawn["xAxis"]["data"] == [1]
+    assert {each["name"]: each["data"] for each in drawn["series"]} == {
+        "train": [1.0],
+        "transfer": [0.5],
+        "wait": [0.5],
+    }
+
+
+def test_a_lane_shows_what_a_client_did_and_where_it_failed() -> None:
+    mac = CLIENT["client_mac"]
+    run = {"clients": {mac: {"status": "failed"}}}
+    failed = {"at": AT, "kind": "MemberSaid", "client_mac": mac, "detail": {"status": "failed", "reason": "disk gone"}}
+    drawn, num_lanes = charts.lanes(run, [message(1, compute_s=1.0, upload_s=0.5)], [failed])
+    phases, marks = (each["data"] for each in drawn["series"])
+    spans = [round(bar["value"][2] - bar["value"][1]) for bar in phases]
+    assert (num_lanes, spans) == (1, [500, 1000, 0])
+    assert [mark["name"] for mark in marks] == ["failed: disk gone"]
+
+
+def test_a_metric_that_diverged_leaves_a_gap() -> None:
+    rounds = [{"round": 1, "metrics": {"loss": None, "accuracy": 0.5}}, {"round": 2, "metrics": {"loss": 0.25}}]
+    assert charts.by_round(rounds, "loss") == [("loss", [[2, 0.25]])]
