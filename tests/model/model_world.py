@@ -230,8 +230,7 @@ class World:
         if not self.managers:
             self.managers.append(Manager(self))
         for device in self.devices:
-            device.not_before = 0.0
-            device.start()
+            self.kernel.after(max(0.0, device.not_before - self.kernel.now), device.start)
 
     def _check_rest(self, when: str) -> None:
         leader = self.leader()

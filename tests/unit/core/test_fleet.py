@@ -107,6 +107,29 @@ def test_who_trains_or_is_out_is_not_idle() -> None:
     assert not is_idle(fleet.clients[TASK, B])
 
 
+def test_an_owner_that_lost_its_epoch_is_believed_again_once_its_old_self_is_away() -> None:
+    fleet = heard(client(A, epoch=1000, instance="before", heartbeat_s=10.0))
+    fleet.listen(0.0)
+    fleet.apply(client(A, epoch=1, seq=1, instance="after", heartbeat_s=10.0), now=20.0, is_retained=False)
+    fleet.expire(35.0)
+    assert presence(fleet) is Presence.OUT
+    for seq, at in ((2, 40.0), (3, 45.0)):
+        assert not fleet.apply(
+            client(A, epoch=1, seq=seq, instance="after", heartbeat_s=10.0), now=at, is_retained=False
+        )
+    assert presence(fleet) is Presence.OUT
+    assert fleet.apply(client(A, epoch=1, seq=4, instance="after", heartbeat_s=10.0), now=50.0, is_retained=False)
+    assert presence(fleet) is Presence.ONLINE
+    assert fleet.clients[TASK, A].status.instance == "after"
+
+
+def test_one_late_word_of_somebody_dead_is_no_comeback_however_often_it_comes() -> None:
+    fleet = heard(client(A, epoch=5, instance="before"), will(A, epoch=5, instance="before"))
+    for at in (10.0, 100.0, 1000.0):
+        fleet.apply(client(A, epoch=1, instance="long dead"), now=at, is_retained=False)
+    assert presence(fleet) is Presence.OUT
+
+
 @st.composite
 def histories(draw: st.DrawFn) -> list[ClientStatus]:
     """All words of two clients over several connections: snapshots in order, and a will for some connections."""

@@ -37,6 +37,11 @@ def word(instance: str, epoch: int, *, is_out: bool = False, is_retained: bool =
     return SeenWord(instance=instance, epoch=epoch, is_out=is_out, is_retained=is_retained)
 
 
+def test_an_instance_sorts_after_the_one_before_even_where_the_clock_was_set_back() -> None:
+    assert new_instance(5, "00", last_epoch=1_760_000_000_000) > new_instance(1_760_000_000_000, "ff")
+    assert len(new_instance(5, "00", last_epoch=2**61)) == len(ME)
+
+
 def test_instances_sort_by_their_start() -> None:
     assert sorted([NEW, OLD, ME]) == [OLD, ME, NEW]
 
