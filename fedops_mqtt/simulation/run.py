@@ -74,16 +74,12 @@ async def simulate(
     async with AsyncExitStack() as stack:
         server = await _start_server(options, stack)
         status = await server.until(lambda status: status.server_ip is not None or status.status.is_final, on_round)
-        async with asyncio.TaskGroup() as group:
-            shares = [] if status.status.is_final else _shares(options, str(status.server_ip))
-            playing = [
-                group.create_task(_play(share, options, stack), name=f"worker-{at}") for at, share in enumerate(shares)
-            ]
-            status = await server.until(lambda status: status.status.is_final, on_round)
-            for each in playing:
-                if not each.done():
-                    await asyncio.wait([each], timeout=_GRACE_S)
-                each.cancel()
+        playing: list[asyncio.Task[list[Result]]] = []
+        if not status.status.is_final:
+            try:
+                status, playing = await _see_through(options, server, str(status.server_ip), stack, on_round)
+            except BaseExceptionGroup as errors:
+                raise _first(errors) from errors
     results = [result for each in playing if not each.cancelled() for result in each.result()]
     return SimulationResult(
         outcome="completed" if status.status is ServerCondition.FINISHED else status.status.value,
@@ -96,6 +92,42 @@ async def simulate(
     )
 
 
+async def _see_through(
+    options: SimulationOptions,
+    server: "_Server",
+    server_ip: str,
+    stack: AsyncExitStack,
+    on_round: Callable[[ServerMetrics], None],
+) -> tuple[ServerStatus, list[asyncio.Task[list[Result]]]]:
+    """Play the clients until the server has said its last word; without clients it is told to come to an end."""
+    async with asyncio.TaskGroup() as group:
+        playing = [
+            group.create_task(_play(share, options, stack), name=f"worker-{at}")
+            for at, share in enumerate(_shares(options, server_ip))
+        ]
+        ending = group.create_task(server.until(lambda status: status.status.is_final, on_round), name="server")
+        left = set(playing)
+        while left and not ending.done():
+            _, pending = await asyncio.wait({*left, ending}, return_when=asyncio.FIRST_COMPLETED)
+            left &= pending
+        await asyncio.wait({ending}, timeout=_GRACE_S)
+        if not ending.done():
+            server.stop()
+        status = await ending
+        if left:
+            await asyncio.wait(left, timeout=_GRACE_S)
+        for each in playing:
+            each.cancel()
+    return status, playing
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 class _Server:
     """The server program as the simulation hears it."""
 
@@ -106,6 +138,11 @@ class _Server:
         self._log = log
         self._said = said
         self._topics: tuple[Topic, ...] = (topics.server_metrics(task_id), topics.server_status(task_id))
+
+    def stop(self) -> None:
+        """Ask it to end the run."""
+        if self._process.returncode is None:
+            self._process.terminate()
 
     async def until(
         self, is_it: Callable[[ServerStatus], bool], on_round: Callable[[ServerMetrics], None]
@@ -145,7 +182,7 @@ async def _start_server(options: SimulationOptions, stack: AsyncExitStack) -> _S
     }
     log = options.folder / "server.log"
     with log.open("wb") as file:
-        output = {"stdout": file, "stderr": file, "pass_fds": (write,)}
+        output: dict[str, Any] = {"stdout": file, "stderr": file, "pass_fds": (write,)}
         process = await _spawn(
             stack, str(options.server.resolve()), cwd=options.server.parent, settings=settings, **output
         )
