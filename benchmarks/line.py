@@ -48,15 +48,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="line-bench-") as place:
         folder = Path(place)
         write_digits(folder / "digits.npz")
-        with Broker(folder) as broker:
-            result = measure(folder, broker.url, options)
-    print(report(result))
-    save_json(options.json, result)
+        result: dict = {"machine": machine(), "clients": NUM_CLIENTS, "round_s": {}, "memory_mib": {}, "killed_s": {}}
+        try:
+            with Broker(folder) as broker:
+                measure(result, folder, broker.url, options)
+        finally:  # whoever ends it early has what was measured
+            print(report(result))
+            save_json(options.json, result)
 
 
-def measure(folder: Path, broker: str, options: argparse.Namespace) -> dict:
+def measure(result: dict, folder: Path, broker: str, options: argparse.Namespace) -> None:
     """Take every figure."""
-    result: dict = {"machine": machine(), "clients": NUM_CLIENTS, "round_s": {}, "memory_mib": {}, "killed_s": {}}
     for size in SIZES:
         if size.name in options.sizes:
             pair(result, size, folder, broker)
@@ -71,7 +73,6 @@ def measure(folder: Path, broker: str, options: argparse.Namespace) -> dict:
             result["killed_s"][name] = team.kill_one_in_round()
     if not options.no_many:
         many(result, folder, broker)
-    return result
 
 
 def teams(folder: Path, broker: str, options: argparse.Namespace) -> dict:
