@@ -64,7 +64,7 @@ def row_of(client: Record, load: Record | None = None) -> dict[str, Any]:
         "round": run.get("round"),
         "last": last.get("outcome") or "",
         "version": client["agent"].get("fedops-mqtt", ""),
-        "load": load_text(load),
+        "load": load_text(load) if word is Word.TRAINING else "",
     }
 
 

@@ -33,10 +33,12 @@ def test_a_clients_condition_is_one_word_and_why(changes: dict[str, Any], word: 
     assert (word_of(client(**changes)), why_of(client(**changes))) == (word, why)
 
 
-def test_somebody_who_is_away_has_no_phase() -> None:
-    row = row_of(client(presence="out", reason="lost"), {"cpu": 12.4, "memory": 50.0})
-    assert (row["state"], row["phase"], row["round"], row["load"]) == ("Offline", "", None, "CPU 12 %, mem 50 %")
-    assert row_of(client())["phase"] == "training"
+def test_somebody_who_is_away_has_no_phase_and_no_load() -> None:
+    load = {"cpu": 12.4, "memory": 50.0}
+    row = row_of(client(presence="out", reason="lost"), load)
+    assert (row["state"], row["phase"], row["round"], row["load"]) == ("Offline", "", None, "")
+    row = row_of(client(), load)
+    assert (row["phase"], row["load"]) == ("training", "CPU 12 %, mem 50 %")
 
 
 def test_numbers_are_written_as_people_write_them() -> None:
