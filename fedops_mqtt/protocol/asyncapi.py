@@ -57,8 +57,8 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "fedops-mqtt bus",
             "version": "1.0.0",
-            "description": "Lifecycle plane for federated learning on IoT fleets. A status topic holds a full snapshot; "
-            "readers drop any with `(epoch, seq)` not above the last they took.",
+            "description": "Lifecycle plane for federated learning on IoT fleets. A status topic holds a full snapshot;"
+            " readers drop any with `(epoch, seq)` not above the last they took.",
             "license": {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
             "tags": [{"name": "federated-learning"}],
         },
@@ -76,7 +76,8 @@ def schema_of(model: type[BaseModel]) -> dict[str, Any]:
     """Return a model's JSON schema as its readers take it: fields that a newer speaker adds are allowed."""
     schema = model.model_json_schema(mode="serialization")
     definitions = schema.pop("$defs", {})
-    return _open({**schema, **({"definitions": definitions} if definitions else {})}, model.__name__)
+    opened: dict[str, Any] = _open({**schema, **({"definitions": definitions} if definitions else {})}, model.__name__)
+    return opened
 
 
 def _open(node: Any, name: str) -> Any:
