@@ -12,7 +12,7 @@ SEED ?= 1
 MINUTES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mosquitto systemd-analyze browser-tools screenshots demo test test-frameworks chaos check clean
+.PHONY: help setup mosquitto systemd-analyze browser-tools screenshots demo test test-frameworks model chaos check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ $(FRAMEWORKS_STAMP): pyproject.toml constraints.txt
 	test -x $(FRAMEWORKS)/bin/python || $(PYTHON) -m venv $(FRAMEWORKS)
 	$(FRAMEWORKS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[frameworks]'
 	touch $@
+
+model: setup  ## 10,000 seeded schedules over the pure core: make model SEED=1 SCHEDULES=10000
+	PYTHONPATH=tests/model $(BIN)/python tests/model/run_model.py --seed $(or $(SEED),1) --schedules $(or $(SCHEDULES),10000)
 
 chaos: setup  ## faults over the whole system while runs go on: make chaos SEED=7 MINUTES=3
 	PYTHONPATH=tests/acceptance:tests/chaos $(BIN)/python tests/chaos/run_chaos.py --seed $(SEED) --minutes $(MINUTES) $(ARGS)

@@ -1,0 +1,41 @@
+"""The pages on guarantees and limits are kept true: every test they name is there, every limit is as they say."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fedops_mqtt import settings
+
+ROOT = Path(__file__).parents[2]
+TABLES = {
+    "Every process on the bus": settings.BusSettings,
+    "Client": settings.ClientSettings,
+    "Run (manager)": settings.RunLimits,
+    "Manager": settings.ManagerSettings,
+    "FL server": settings.ServerSettings,
+    "Verbs": settings.CliSettings,
+}
+COUNTED = {"max_launches", "max_attempts", "max_message_bytes"}
+
+
+def test_every_guarantee_names_tests_and_each_of_them_is_there() -> None:
+    text = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
+    guarantees = re.split(r"^(?=\*\*G-\d)", text, flags=re.MULTILINE)
+    assert [part[2:5] for part in guarantees[1:]] == [f"G-{number}" for number in range(1, 8)]
+    for part in guarantees:
+        named = re.findall(r"`(tests/\S+?)::(\w+)`", part)
+        assert named, part[:40]
+        for path, name in named:
+            assert re.search(rf"^(async )?def {name}\(", (ROOT / path).read_text(), re.MULTILINE), f"{path}::{name}"
+
+
+@pytest.mark.parametrize("title", TABLES)
+def test_every_limit_is_in_its_table_with_its_default(title: str) -> None:
+    text = (ROOT / "docs" / "limits.md").read_text(encoding="utf-8")
+    table = text.split(f"## {title}\n")[1].split("\n## ")[0]
+    shown = dict(re.findall(r"^\| `(\w+)` \| (\S+) \|", table, re.MULTILINE))
+    own = TABLES[title].__annotations__
+    fields = {name: field for name, field in TABLES[title].model_fields.items() if name in own}
+    wanted = {name: field.default for name, field in fields.items() if name.endswith("_s") or name in COUNTED}
+    assert {name: float(value) for name, value in shown.items()} == wanted
