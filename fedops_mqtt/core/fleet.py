@@ -117,7 +117,8 @@ def fold(view: View[Status] | None, status: Status, *, now: float, is_retained: 
         stamp = None if is_will(status) else stamp_of(status)
         return View(status=status, heard_at=now, since=now, is_confirmed=not is_retained, snapshot=stamp)
     if stamp_of(status) <= stamp_of(view.status):
-        return _fill_in(view, status) or _come_back(view, status, now=now, is_retained=is_retained)
+        filled = _fill_in(view, status)
+        return _come_back(filled or view, status, now=now, is_retained=is_retained) or filled
     fresh = replace(
         view,
         status=_keep_what_a_will_omits(view.status, status) if is_will(status) else status,

@@ -123,6 +123,13 @@ def test_an_owner_that_lost_its_epoch_is_believed_again_once_its_old_self_is_awa
     assert fleet.clients[TASK, A].status.instance == "after"
 
 
+def test_an_owner_is_believed_again_though_all_that_is_known_of_its_old_self_is_its_will() -> None:
+    fleet = heard(will(A, epoch=1000, instance="before"))
+    for seq, at in ((1, 10.0), (2, 20.0)):
+        fleet.apply(client(A, epoch=1, seq=seq, instance="after", heartbeat_s=10.0), now=at, is_retained=False)
+    assert presence(fleet) is Presence.ONLINE
+
+
 def test_one_late_word_of_somebody_dead_is_no_comeback_however_often_it_comes() -> None:
     fleet = heard(client(A, epoch=5, instance="before"), will(A, epoch=5, instance="before"))
     for at in (10.0, 100.0, 1000.0):
