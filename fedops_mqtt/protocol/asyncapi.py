@@ -57,7 +57,7 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "fedops-mqtt bus",
             "version": "1.0.0",
-            "description": "Lifecycle plane for federated learning on IoT fleets. A status topic holds a full snapshot;"
+            "description": "Lifecycle plane for federated learning on IoT fleets. A status is a full snapshot;"
             " readers drop any with `(epoch, seq)` not above the last they took.",
             "license": {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
             "tags": [{"name": "federated-learning"}],
