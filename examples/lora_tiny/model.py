@@ -37,7 +37,7 @@ def make_set(seed, count):
 
 def finetune_llm(model, trainset, tokenizer, formatting_prompts_func, data_collator, num_epochs=1, batch_size=32):
     """Train the adapter in place."""
-    optimizer = torch.optim.Adam([each for each in model.parameters() if each.requires_grad], lr=0.05)
+    optimizer = torch.optim.Adam([each for each in model.parameters() if each.requires_grad], lr=0.01)
     model.train()
     for _ in range(num_epochs):
         for batch in trainset.split(batch_size):

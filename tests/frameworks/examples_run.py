@@ -1,6 +1,7 @@
 """What tests of the examples share: a simulation of one, and the same FedAvg by hand beside it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
