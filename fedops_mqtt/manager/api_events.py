@@ -6,6 +6,7 @@ There is no replay: whoever connects again gets the present state again, which i
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from fastapi.responses import StreamingResponse
@@ -58,7 +59,7 @@ class EventStream:
     def _present(self, task_id: str | None, run_id: str | None) -> list[News]:
         runs = [run for run in self._desk.ledger if task_id in (None, run.spec.task_id)]
         news = [
-            News(kind=NewsKind.RUN, run_id=run.run_id, record=RunRecord.of(run).model_dump(mode="json"))
+            News(kind=NewsKind.RUN, run_id=run.run_id, make_record=partial(RunRecord.of(run).model_dump, mode="json"))
             for run in runs
             if run_id in (None, run.run_id)
         ]
@@ -66,7 +67,7 @@ class EventStream:
             return news
         views = self._desk.watch.fleet.clients.items()
         return news + [
-            News(kind=NewsKind.CLIENT, record=ClientRecord.of(view).model_dump(mode="json"))
+            News(kind=NewsKind.CLIENT, make_record=partial(ClientRecord.of(view).model_dump, mode="json"))
             for (task, _), view in sorted(views)
             if task_id in (None, task)
         ]

@@ -4,10 +4,11 @@ A listener that does not keep up loses what it has not taken and is told so; it 
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache, partial
 from typing import Any
 
 from fedops_mqtt.core.fleet import ClientView, Fleet
@@ -36,13 +37,21 @@ class NewsKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class News:
-    """One change, as JSON says it; `record` is the API's record of the same thing."""
+    """One change; `record` is the API's record of the same thing, made when somebody first reads it.
+
+    A run of thousands changes many times a second, and most listeners only want to know that something did.
+    """
 
     kind: NewsKind
     task_id: str | None = None
     run_id: str | None = None
     client_mac: str | None = None
-    record: dict[str, Any]
+    make_record: Callable[[], dict[str, Any]] = dict
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The change as JSON says it."""
+        return self.make_record()
 
     def is_about(self, task_id: str | None, run_id: str | None) -> bool:
         """Return whether this concerns a task and a run; None is any. Clients belong to no run."""
@@ -73,7 +82,7 @@ class Subscription:
         taken, self._waiting = self._waiting, []
         if self._is_lagging:
             self._is_lagging = False
-            taken.insert(0, News(kind=NewsKind.LAGGED, record={}))
+            taken.insert(0, News(kind=NewsKind.LAGGED))
         return taken
 
     async def wait(self, timeout_s: float) -> list[News]:
@@ -109,18 +118,17 @@ class Events:
             view = fleet.client(task_id, mac)
             if view is None:
                 self._told.pop((task_id, mac), None)
-                self._tell(NewsKind.FORGOTTEN, {"task_id": task_id, "client_mac": mac}, task_id, None, mac)
+                forgotten = {"task_id": task_id, "client_mac": mac}
+                self._tell(NewsKind.FORGOTTEN, partial(dict, forgotten), task_id, None, mac)
             elif self._told.get((task_id, mac)) != (gist := _gist(view)):
                 self._told[task_id, mac] = gist
                 if self._subscriptions:
-                    record = ClientRecord.of(view).model_dump(mode="json")
-                    self._tell(NewsKind.CLIENT, record, task_id, None, mac)
+                    self._tell(NewsKind.CLIENT, partial(_client_record, view), task_id, None, mac)
 
     def tell_run(self, run: Run) -> None:
         """Tell how a run stands."""
         if self._subscriptions:
-            record = RunRecord.of(run).model_dump(mode="json")
-            self._tell(NewsKind.RUN, record, run.spec.task_id, run.run_id, None)
+            self._tell(NewsKind.RUN, partial(_run_record, run), run.spec.task_id, run.run_id, None)
 
     def tell(self, batch: Batch, tasks: Mapping[str, str]) -> None:
         """Tell what a turn of the manager has written down; `tasks` by run."""
@@ -129,16 +137,22 @@ class Events:
         for _, run in batch.runs.values():
             self.tell_run(run)
         for row in map(_dated, batch.rounds):
-            self._tell(NewsKind.ROUND, row, tasks.get(row["run_id"]), row["run_id"], None)
+            self._tell(NewsKind.ROUND, partial(dict, row), tasks.get(row["run_id"]), row["run_id"], None)
         for row in map(_dated, batch.client_metrics):
-            self._tell(NewsKind.METRICS, row, row["task_id"], row["run_id"], row["client_mac"])
+            self._tell(NewsKind.METRICS, partial(dict, row), row["task_id"], row["run_id"], row["client_mac"])
         for event in batch.events:
-            self._tell(NewsKind.EVENT, _row(event), event.task_id, event.run_id, event.client_mac)
+            self._tell(NewsKind.EVENT, partial(_row, event), event.task_id, event.run_id, event.client_mac)
 
     def _tell(
-        self, kind: NewsKind, record: dict[str, Any], task_id: str | None, run_id: str | None, mac: str | None
+        self,
+        kind: NewsKind,
+        make_record: Callable[[], dict[str, Any]],
+        task_id: str | None,
+        run_id: str | None,
+        mac: str | None,
     ) -> None:
-        news = News(kind=kind, task_id=task_id, run_id=run_id, client_mac=mac, record=record)
+        make_once = cache(make_record)
+        news = News(kind=kind, task_id=task_id, run_id=run_id, client_mac=mac, make_record=make_once)
         for subscription in self._subscriptions:
             subscription.put(news)
 
@@ -157,6 +171,14 @@ def _gist(view: ClientView) -> tuple[Any, ...]:
         said.last_trigger,
         said.gl_model,
     )
+
+
+def _client_record(view: ClientView) -> dict[str, Any]:
+    return ClientRecord.of(view).model_dump(mode="json")
+
+
+def _run_record(run: Run) -> dict[str, Any]:
+    return RunRecord.of(run).model_dump(mode="json")
 
 
 def _dated(row: dict[str, Any]) -> dict[str, Any]:
