@@ -35,13 +35,9 @@ def by_hand(example: str, folder: Path) -> list[np.ndarray]:
     """Do the same FedAvg in a loop."""
     out = folder / "by_hand.npz"
     arguments = [str(EXAMPLES / example), str(NUM_CLIENTS), str(NUM_ROUNDS), str(out)]
-    done = subprocess.run(
-        [sys.executable, str(HERE / "hand_fedavg.py"), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    command = [sys.executable, str(HERE / "hand_fedavg.py"), *arguments]
+    one_core = {**os.environ, "OMP_NUM_THREADS": "1"}  # as a worker of the simulation has
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env=one_core)
     assert done.returncode == 0, done.stderr
     with np.load(out) as found:
         return [found[name] for name in found.files]
