@@ -41,6 +41,7 @@ class Digits(NumPyClient):
     def __init__(self, partition: int) -> None:
         folder = Path(os.environ[FOLDER])
         self._hold, self._held = folder / f"hold-{partition}", folder / f"held-{partition}"
+        self._seen = folder / f"seen-{partition}"
         self._seed = partition
         self._digits = load_partition(folder / "digits.npz", partition)
 
@@ -55,7 +56,9 @@ class Digits(NumPyClient):
         return loss, len(self._digits), {"accuracy": accuracy}
 
     def _wait_if_held(self) -> None:
-        """A client that is to be killed in the middle of a round says that it is there, and stays."""
+        """Tell that this client takes part; one that is to be killed in the middle of a round says so and stays."""
+        if not self._seen.exists():
+            self._seen.touch()
         if self._hold.exists():
             self._held.touch()
             threading.Event().wait()

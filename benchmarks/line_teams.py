@@ -106,6 +106,8 @@ class Team(AbstractContextManager):
 
     def kill_one_in_round(self) -> float:
         """Kill a client with -9 while it trains; return the seconds until the round was over without it."""
+        while not all((self.folder / f"seen-{number}").exists() for number in range(self.num_clients)):
+            self.rounds(1)  # the quorum is smaller than the team: rounds begin before everybody is there
         (self.folder / "hold-0").touch()
         self.gate.go()
         wait_until((self.folder / "held-0").exists, limit_s=ROUND_S, what="the client to be killed trains")
