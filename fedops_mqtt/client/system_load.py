@@ -4,26 +4,24 @@ Field names are FedOps' (`client_system`), for its dashboards and spreadsheets. 
 """
 
 import asyncio
-import time
 from collections.abc import Callable
-
-import psutil
+from typing import TYPE_CHECKING
 
 from fedops_mqtt.client.pipe import MetricsReport
 from fedops_mqtt.protocol import MetricsKind, RunInHand
 
-_MB = 1024 * 1024
+if TYPE_CHECKING:
+    from fedops_mqtt.client.load_meter import LoadMeter
+
 _FIRST_S = 0.7
 """Between two looks at an idle client, and until the first reading: short runs are to be seen too."""
-
-Values = dict[str, float]
 
 
 async def measure_load(
     *, run: Callable[[], RunInHand | None], tell: Callable[[MetricsReport], None], interval_s: float
 ) -> None:
     """Measure every `interval_s` while there is a run in hand, for ever; the first time within a second or two."""
-    meter: LoadMeter | None = None
+    meter: "LoadMeter | None" = None
     has_told = False
     while True:
         await asyncio.sleep(interval_s if has_told else min(_FIRST_S, interval_s))
@@ -31,59 +29,15 @@ async def measure_load(
         if in_hand is None:
             meter, has_told = None, False
         elif meter is None:
-            meter = LoadMeter()
+            meter = _start_meter()
         else:
             values = await asyncio.to_thread(meter.read)
             tell(MetricsReport(kind=MetricsKind.SYSTEM, round=in_hand.round, values=dict(values)))
             has_told = True
 
 
-class LoadMeter:
-    """What was used since this object was made; rates are since the last reading."""
+def _start_meter() -> "LoadMeter":
+    """Import the meter only now: its psutil is a megabyte that an idle daemon does without."""
+    from fedops_mqtt.client.load_meter import LoadMeter
 
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._network = psutil.net_io_counters()
-        self._cpu = _cpu_seconds()
-
-    def read(self) -> Values:
-        """Return cpu and memory of this machine in percent, the training's own memory and threads, network in bytes."""
-        memory, network = psutil.virtual_memory(), psutil.net_io_counters()
-        rss_bytes, num_threads = _of_training()
-        return {
-            "runtime": round(time.monotonic() - self._started, 1),
-            "cpu": self._cpu_percent(),
-            "cpu_threads": num_threads,
-            "memory": memory.percent,
-            "memory_percent": round(100 * rss_bytes / memory.total, 1),
-            "memory_rssMB": round(rss_bytes / _MB, 1),
-            "memory_availableMB": round(memory.available / _MB, 1),
-            "network_sent": max(0, network.bytes_sent - self._network.bytes_sent),
-            "network_recv": max(0, network.bytes_recv - self._network.bytes_recv),
-            "disk": psutil.disk_usage("/").percent,
-        }
-
-    def _cpu_percent(self) -> float:
-        (busy_before, total_before), self._cpu = self._cpu, _cpu_seconds()
-        busy, total = self._cpu
-        return round(100 * (busy - busy_before) / max(total - total_before, 1e-6), 1)
-
-
-def _cpu_seconds() -> tuple[float, float]:
-    """Return busy and total seconds of all cores (psutil.cpu_percent remembers by thread: of no use in a pool)."""
-    times = psutil.cpu_times()
-    total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
-    return total - times.idle - getattr(times, "iowait", 0.0), total
-
-
-def _of_training() -> tuple[int, int]:
-    """Return resident bytes and threads of everything that this daemon has started."""
-    rss_bytes = num_threads = 0
-    for process in psutil.Process().children(recursive=True):
-        try:
-            with process.oneshot():
-                rss_bytes += process.memory_info().rss
-                num_threads += process.num_threads()
-        except psutil.Error:  # it has just ended
-            continue
-    return rss_bytes, num_threads
+    return LoadMeter()

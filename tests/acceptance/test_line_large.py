@@ -63,7 +63,9 @@ async def test_a_model_of_64_mib_adds_up_within_its_memory_and_every_phase_of_it
     print("peak memory in models:", {name: round(models, 1) for name, models in peaks.items()})
     assert peaks["server"] < CLIENTS + 2 + OWN_OF_SERVER + OWN_OF_PROCESS
     assert max(peaks[FIRST], peaks[SECOND]) < 3 + OWN_OF_APP + OWN_OF_PROCESS
-    assert watched.phases >= set(Phase) - {Phase.STARTING}
+    # A transfer that is over before the next status is due is not told by itself: on a fast machine one of the two is.
+    assert watched.phases >= set(Phase) - {Phase.STARTING, Phase.DOWNLOADING, Phase.UPLOADING}
+    assert watched.phases & {Phase.DOWNLOADING, Phase.UPLOADING}
     by_server = [each for each in site.observer.picture.history[run_id] if each.round]
     assert [each.round for each in by_server] == [1, 2]
     assert all(each.bytes_out >= 2 * CLIENTS * MODEL_BYTES for each in by_server), "to train and to evaluate"

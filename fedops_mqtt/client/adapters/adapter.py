@@ -4,6 +4,7 @@ A registration is FedOps' `fl_task`: a dict of the model, its name, its data, an
 """
 
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -185,11 +186,11 @@ def whole_number(cfg: Any, path: str, default: int) -> int:
 
 
 def save_arrays(path: Path, arrays: Arrays) -> Path:
-    """Write arrays as safetensors, whole or not at all."""
+    """Write arrays as safetensors, whole or not at all; two processes with one folder do not meet on the way."""
     from safetensors.numpy import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.new")
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, fresh)
     fresh.replace(path)
     return path

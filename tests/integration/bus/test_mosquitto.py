@@ -98,7 +98,8 @@ async def test_more_than_a_thousand_retained_statuses_reach_a_newcomer(broker: M
 
 
 PARENT = """
-import asyncio
+import asyncio, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits it ignored
 from fedops_mqtt.bus import Mosquitto
 
 async def main():
