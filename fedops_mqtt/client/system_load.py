@@ -21,7 +21,7 @@ async def measure_load(
     *, run: Callable[[], RunInHand | None], tell: Callable[[MetricsReport], None], interval_s: float
 ) -> None:
     """Measure every `interval_s` while there is a run in hand, for ever; the first time within a second or two."""
-    meter: "LoadMeter | None" = None
+    meter: LoadMeter | None = None
     has_told = False
     while True:
         await asyncio.sleep(interval_s if has_told else min(_FIRST_S, interval_s))
