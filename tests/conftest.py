@@ -1,11 +1,22 @@
 """What every ring of tests shares: a real broker, and names that no other test uses."""
 
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Iterator
 from uuid import uuid4
 
 import pytest
 
 from fedops_mqtt.bus import Mosquitto
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A front door that a test opens in this process configures logging for it: not for the tests after it."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
 
 
 @pytest.fixture

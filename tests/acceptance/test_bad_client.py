@@ -11,7 +11,7 @@ import aiomqtt
 import httpx
 from yard import Site
 
-from fedops_mqtt.bus.tasks import alongside
+from fedops_mqtt.bus.tasks import alongside, raise_if_cancelled
 from fedops_mqtt.protocol import (
     ClientCondition,
     ClientStatus,
@@ -50,6 +50,7 @@ async def misbehave(url: str, task_id: str, others: list[str]) -> None:
     seqs = count(1)
     async with aiomqtt.Client(urlsplit(url).hostname or "", urlsplit(url).port or 0) as bus:
         while True:
+            raise_if_cancelled()  # a turn waits but once, and there aiomqtt loses one cancellation in some
             for _ in range(FLOOD_PER_TURN):
                 await bus.publish(mine, own_status(task_id, next(seqs)), qos=0, retain=True)
             for other in others:
