@@ -96,7 +96,8 @@ def _check_pair(certificate: Path | None, certificate_name: str, key: Path | Non
 
 
 class _Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)
+    # A process uses one or two of these classes: the others are never built, which a small device notices.
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True, defer_build=True)
     file_table: ClassVar[str | None] = None
     """Which table of the settings file is read; None: its top."""
 
@@ -275,7 +276,7 @@ class ServerSettings(BusSettings):
 class FedOpsSettings(BaseSettings):
     """FedOps' own variables of a server, under their own names; ours outweigh them."""
 
-    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, defer_build=True)
     task_id: Annotated[TaskId | None, Field(description="TASK_ID, where FEDOPS_MQTT_TASK_ID is not set")] = None
     bucket_name: Annotated[str, Field(description="S3 bucket of FedOps' upload and download")] = "global-model"
     access_key_id: SecretStr | None = None

@@ -14,11 +14,13 @@ from fedops_mqtt import __version__
 from fedops_mqtt.bridge.api import make_api
 from fedops_mqtt.bridge.classic import ClassicOptions
 from fedops_mqtt.bridge.desk import Desk
-from fedops_mqtt.bridge.http import Guard, listen, serving
+from fedops_mqtt.bridge.http import Guard
 from fedops_mqtt.bridge.link import Link
 from fedops_mqtt.bridge.old_client import OldClient
 from fedops_mqtt.bridge.presence import Presence, own_identity
 from fedops_mqtt.bus import BusOptions
+from fedops_mqtt.door import DoorRules
+from fedops_mqtt.listening import listen, serving, url_of
 from fedops_mqtt.protocol import IdentityError, normalise_mac
 from fedops_mqtt.settings import BridgeSettings
 
@@ -26,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 _AGENT = {"fedops-mqtt": __version__, "python": platform.python_version(), "via": "http bridge"}
 _MAX_PORT = 65535
+_SHUTDOWN_S = 1
+"""Requests still open when the bridge ends are cut after this."""
 
 
 def _reach_for(settings: BridgeSettings, task_id: str) -> tuple[str, BusOptions]:
@@ -82,17 +86,27 @@ class Bridge:
             BrokerUrlError: the broker's URL is none.
         """
         token = self.settings.bridge_token.get_secret_value() if self.settings.bridge_token else None
-        listening = listen(self.settings.http, token=token)
-        host, port = listening.getsockname()[:2]
+        rules = DoorRules(token=token)
+        listening = listen(
+            self.settings.http,
+            rules,
+            what="the bridge",
+            setting="FEDOPS_MQTT_BRIDGE_TOKEN",
+            default_host="127.0.0.1",
+        )
         app = Guard(make_api(self._desk), token)
-        async with httpx.AsyncClient(trust_env=False) as http, serving(app, listening), asyncio.TaskGroup() as group:
+        async with (
+            httpx.AsyncClient(trust_env=False) as http,
+            serving(app, listening, rules, name="bridge-http", shutdown_s=_SHUTDOWN_S),
+            asyncio.TaskGroup() as group,
+        ):
             self._desk.open(group)
             for mac, url in self._targets:
                 peer = OldClient(
                     http, url, timeout_s=self.settings.online_timeout_s, start_s=self.settings.come_limit_s
                 )
                 self._desk.add(Link(name=url, peer=peer, client_mac=mac))
-            say(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+            say(url_of(listening, rules))
             await self._told_to_leave.wait()
             self._desk.close()
 

@@ -4,26 +4,17 @@ FedOps knows no tokens, but its addresses are URLs: `http://MAC:TOKEN@host:8004`
 basic authentication, and a proxy's address (`http_proxy`) likewise. A web page gets nowhere: browsers name its origin.
 """
 
-import asyncio
 import base64
 import binascii
 import contextlib
 import hmac
-import logging
-import socket
-from collections.abc import AsyncIterator, Iterator
 from http import HTTPStatus
 
-import uvicorn
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from fedops_mqtt.door import DoorRules, check_address
 from fedops_mqtt.protocol import IdentityError, normalise_mac
 
-logger = logging.getLogger(__name__)
-
-_SHUTDOWN_S = 1
 _SAID_BY_BROWSERS = (b"origin", b"sec-fetch-site")
 _REALM = {"WWW-Authenticate": 'Basic realm="fedops-mqtt bridge"'}
 
@@ -68,47 +59,3 @@ def _mac_of(user: str) -> str | None:
         return normalise_mac(user)
     except IdentityError:
         return None
-
-
-def listen(address: str, *, token: str | None) -> socket.socket:
-    """Return a socket that listens at `host:port`.
-
-    Raises:
-        ExposedError: it is beyond this machine, and there is no token.
-        OSError: it is taken, or none of this machine's.
-    """
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]") or "127.0.0.1"
-    check_address(host, address, DoorRules(token=token), what="the bridge", setting="FEDOPS_MQTT_BRIDGE_TOKEN")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, int(port)), family=family)
-
-
-@contextlib.asynccontextmanager
-async def serving(app: ASGIApp, listening: socket.socket) -> AsyncIterator[None]:
-    """Serve while the block runs."""
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        lifespan="off",
-        ws="none",
-        loop="none",
-        timeout_graceful_shutdown=_SHUTDOWN_S,
-    )
-    server = _Server(config)
-    with listening:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(server.serve(sockets=[listening]), name="bridge-http")
-            try:
-                yield
-            finally:
-                server.should_exit = True
-
-
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave signals to the bridge."""
-        yield

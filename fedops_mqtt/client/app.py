@@ -17,8 +17,8 @@ from fedops_mqtt.bus import BrokerUrlError, EpochFileError, RivalError
 from fedops_mqtt.client.client_api import speaking
 from fedops_mqtt.client.client_utils import FLClientStatus, NoMacAddressError, view_of
 from fedops_mqtt.client.configuration import Scalar, flatten, read_configuration
-from fedops_mqtt.client.daemon import ClientConfigError, Daemon
-from fedops_mqtt.client.http_shim import ShimAddressError
+from fedops_mqtt.client.daemon import Daemon
+from fedops_mqtt.client.errors import ClientConfigError, ShimAddressError
 from fedops_mqtt.client.journal import DaemonRunningError
 from fedops_mqtt.client.live_task import LIVE, LiveFile, pack
 from fedops_mqtt.client.pipe import MetricsReport

@@ -25,7 +25,7 @@ from fedops_mqtt.bus import (
     parse_broker_url,
 )
 from fedops_mqtt.client.client_utils import get_hostname, get_mac_address, view_of
-from fedops_mqtt.client.http_shim import allowed_servers, door_rules, make_shim, serving
+from fedops_mqtt.client.errors import ClientConfigError
 from fedops_mqtt.client.journal import Journal, identity_dir, identity_lock
 from fedops_mqtt.client.metrics import MetricsSender
 from fedops_mqtt.client.old_manager import OldManagers
@@ -71,15 +71,6 @@ logger = logging.getLogger(__name__)
 
 _PHASE_INTERVAL_S = 0.5
 """Phases go into the status at most this often: a trivial round has a dozen of them in 20 ms."""
-
-
-class ClientConfigError(ValueError):
-    """The settings do not say which client this is, or what it trains."""
-
-    def __init__(self, setting: str, problem: str) -> None:
-        self.setting = setting
-        self.problem = problem
-        super().__init__(f"{setting}: {problem}")
 
 
 class Daemon:
@@ -241,6 +232,9 @@ class Daemon:
         if self.settings.http is None:
             yield
             return
+        # Here, not above: FastAPI is a fifth of an idle daemon, and most devices never listen.
+        from fedops_mqtt.client.http_shim import allowed_servers, door_rules, make_shim, serving
+
         shim = make_shim(
             view=lambda: view_of(self._client),
             start=self.start,

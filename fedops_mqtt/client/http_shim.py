@@ -3,25 +3,26 @@
 A start that comes here is the same start as one that comes on the bus: both are the daemon's `start`.
 """
 
-import asyncio
 import contextlib
 import ipaddress
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any
 
-import uvicorn
 from fastapi import FastAPI, HTTPException, Request, status
 from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from starlette.types import ASGIApp
 
 from fedops_mqtt.client.client_utils import FLClientStatus
+from fedops_mqtt.client.errors import ShimAddressError, ShimExposedError
 from fedops_mqtt.client.old_manager import NoPortError
 from fedops_mqtt.core.client_events import LocalStart, Verdict
-from fedops_mqtt.door import Door, DoorRules, ExposedError, check_address, is_loopback
+from fedops_mqtt.door import Door, DoorRules, ExposedError, is_loopback
+from fedops_mqtt.listening import listen, split_address
+from fedops_mqtt.listening import serving as serve
 from fedops_mqtt.protocol import Answer, AnyMacAddress
 from fedops_mqtt.settings import ClientSettings
 
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 _SHUTDOWN_S = 1
 """An open request is given this long when the daemon ends."""
-_BACKLOG = 16
+_DEFAULT_HOST = "127.0.0.1"
 _MAX_BODY_BYTES = 64 * 1024
 """A start has a hundred; a small device must not be filled up by a large one."""
 _MAX_PORT = 65535
@@ -37,27 +38,10 @@ _MAX_PORT = 65535
 View = dict[str, str | int | bool | None]
 
 
-class ShimAddressError(OSError):
-    """The shim cannot listen where it was told to."""
-
-    def __init__(self, address: str, problem: str) -> None:
-        self.address = address
-        self.problem = problem
-        super().__init__(f"cannot listen on {address}: {problem}; choose another address with --http, or none")
-
-
 def _check_port(address: str) -> str:
     if ":" in address and not 0 < int(address.rpartition(":")[2]) <= _MAX_PORT:
         raise ValueError(f"port must be 1 to {_MAX_PORT}")
     return address
-
-
-class ShimExposedError(ShimAddressError):
-    """The shim would listen beyond this machine, for anybody."""
-
-    def __init__(self, address: str, problem: str) -> None:
-        super().__init__(address, problem)
-        self.args = (problem,)
 
 
 class StartRequest(BaseModel):
@@ -161,7 +145,7 @@ def allowed_servers(address: str, allow: str) -> Callable[[str], bool]:
     Beyond loopback none without a list: else anyone on the network could send devices to a server of their own.
     """
     words = _words(allow)
-    if not words and is_loopback(_host_of(address)):
+    if not words and is_loopback(split_address(address, default_host=_DEFAULT_HOST)[0]):
         return lambda server_ip: True
     return lambda server_ip: any(_matches(server_ip, word) for word in words)
 
@@ -175,52 +159,22 @@ async def serving(app: FastAPI, address: str, rules: DoorRules | None = None) ->
     """
     rules = rules or DoorRules(max_body_bytes=_MAX_BODY_BYTES)
     listening = _listen(address, rules)
-    server = _Server(
-        uvicorn.Config(
-            Door(app, rules, refuse=_refuse),
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            lifespan="off",
-            ws="none",
-            loop="none",
-            timeout_graceful_shutdown=_SHUTDOWN_S,
-            **rules.for_uvicorn(),
-        )
-    )
     host, port = listening.getsockname()[:2]
-    with listening:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(server.serve(sockets=[listening]), name="http-shim")
-            logger.info("HTTP shim listens", extra={"address": f"{host}:{port}"})
-            try:
-                yield f"{host}:{port}"
-            finally:
-                server.should_exit = True
-
-
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave signals to the daemon."""
-        yield
+    door = Door(app, rules, refuse=_refuse)
+    async with serve(door, listening, rules, name="http-shim", shutdown_s=_SHUTDOWN_S):
+        logger.info("HTTP shim listens", extra={"address": f"{host}:{port}"})
+        yield f"{host}:{port}"
 
 
 def _listen(address: str, rules: DoorRules) -> socket.socket:
-    host = _host_of(address)
     try:
-        check_address(host, address, rules, what="the HTTP shim", setting="FEDOPS_MQTT_HTTP_TOKEN")
+        return listen(
+            address, rules, what="the HTTP shim", setting="FEDOPS_MQTT_HTTP_TOKEN", default_host=_DEFAULT_HOST
+        )
     except ExposedError as error:
         raise ShimExposedError(address, str(error)) from error
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, int(address.rpartition(":")[2])), family=family, backlog=_BACKLOG)
     except (OSError, OverflowError) as error:
         raise ShimAddressError(address, getattr(error, "strerror", None) or str(error)) from error
-
-
-def _host_of(address: str) -> str:
-    return address.rpartition(":")[0].strip("[]") or "127.0.0.1"
 
 
 def _refuse(status_: HTTPStatus, why: str, headers: Mapping[str, str]) -> ASGIApp:

@@ -18,6 +18,7 @@ from fedops_mqtt.bus import BrokerUrlError, BusError, CredentialsError, RivalErr
 from fedops_mqtt.bus.tasks import alongside
 from fedops_mqtt.core.exit_codes import ExitCode
 from fedops_mqtt.door import DoorRules
+from fedops_mqtt.listening import url_of
 from fedops_mqtt.manager.errors import (
     ApiAddressError,
     ExposedApiError,
@@ -27,7 +28,7 @@ from fedops_mqtt.manager.errors import (
     ManagerError,
     TasksFileError,
 )
-from fedops_mqtt.manager.http import door_rules, listen, url_of
+from fedops_mqtt.manager.http import door_rules, listen
 from fedops_mqtt.manager.journal import Journal
 from fedops_mqtt.manager.leader import Front, leading
 from fedops_mqtt.manager.lease import ROW_LEASE_S, FileLease, Lease, RowLease, wait_for_lease

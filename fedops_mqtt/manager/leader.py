@@ -20,6 +20,7 @@ from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.core.fleet import Fleet
 from fedops_mqtt.core.ownership import new_instance
 from fedops_mqtt.core.run_events import StopRequested
+from fedops_mqtt.listening import serving, url_of
 from fedops_mqtt.manager.actions import Executor
 from fedops_mqtt.manager.api import Api
 from fedops_mqtt.manager.board import Board
@@ -27,7 +28,7 @@ from fedops_mqtt.manager.clock import Clock
 from fedops_mqtt.manager.desk import Desk
 from fedops_mqtt.manager.events import Events
 from fedops_mqtt.manager.home_assistant import HomeAssistant
-from fedops_mqtt.manager.http import door_rules, guarded, serving, url_of
+from fedops_mqtt.manager.http import door_rules, guarded
 from fedops_mqtt.manager.inbox import Inbox
 from fedops_mqtt.manager.journal import Journal
 from fedops_mqtt.manager.ledger import Ledger
@@ -52,7 +53,8 @@ _READ = (
     Channel.RUN_STATUS,
 )
 _POLL_S = 0.05
-
+_SHUTDOWN_S = 2
+"""Requests still open when the manager ends are cut after this."""
 
 Front = Callable[[FastAPI, Api, Desk], AbstractAsyncContextManager[Callable[[ASGIApp], ASGIApp]]]
 """Puts a page on the API's application while its block runs; what it yields wraps everything, the door too."""
@@ -139,7 +141,8 @@ async def _at_work(
         alongside(manager.listen(), name="listen"),
         alongside(manager.run(), name="manager"),
         alongside(_tell_home_assistant(desk), name="home-assistant"),
-        serving(door, listening, rules),
+        # The page is live over a WebSocket; uvicorn's older way to serve one uses what websockets deprecates.
+        serving(door, listening, rules, name="manager-api", shutdown_s=_SHUTDOWN_S, websockets="websockets-sansio"),
     ):
         await stack.enter_async_context(life)
     return Leader(desk, servers)

@@ -54,7 +54,8 @@ def utc_now() -> datetime:
 class WireModel(BaseModel):
     """Part of a message: frozen, no unknown fields when made by us."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A daemon has use for six of the fourteen: each is built when it is first read or written.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class ClientCondition(StrEnum):

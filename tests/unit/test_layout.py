@@ -19,6 +19,7 @@ ORDER = (
     "core",
     "bus",
     "door",
+    "listening",
     "service",
     "line",
     "client",
@@ -128,7 +129,10 @@ def _is_pure(module: str) -> bool:
 
 _IMPURE = {"asyncio", "socket", "time", "logging", "random", "os", "threading"}
 
-HEAVY = {"flwr", "torch", "wandb", "numpy", "sqlalchemy", "rich", "httpx", "grpc", "typer", "sklearn", "safetensors"}
+HEAVY = {
+    *("flwr", "torch", "wandb", "numpy", "sqlalchemy", "rich", "httpx", "grpc", "typer", "sklearn", "safetensors"),
+    *("fastapi", "starlette", "uvicorn"),  # the shim's: loaded where it is asked for
+}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedops_mqtt.client.app import AppPathError, FLClientTask, import_path_of
 from fedops_mqtt.client.configuration import flatten
-from fedops_mqtt.client.daemon import ClientConfigError
+from fedops_mqtt.client.errors import ClientConfigError
 
 MAC = "02:00:00:00:00:01"
 an_app = SimpleNamespace()
