@@ -9,11 +9,11 @@ from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedops_mqtt.client.client_api import speaking
-from fedops_mqtt.client.client_fl import Reporter, failed, leave_soon
 from fedops_mqtt.client.client_fl_app import AppError, Keeping, KeptState, load_app, make_node_config, run_config_of
 from fedops_mqtt.client.client_fl_classic import ClassicRunner
 from fedops_mqtt.client.client_fl_clock import PhaseClock
 from fedops_mqtt.client.client_fl_numpy import AnyServerApp
+from fedops_mqtt.client.client_fl_report import Reporter, failed, leave_soon
 from fedops_mqtt.client.client_wandb import WandbLog, start_wandb
 from fedops_mqtt.client.configuration import Scalar
 from fedops_mqtt.client.pipe import EndedReport, Job, MetricsReport, PhaseReport

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,11 @@ def _rooms_above(module: str) -> set[str]:
         return set()
     allowed = {*ORDER[: ORDER.index(room) + 1], "__version__"}
     return {name.split(".")[1] for name in imports(module) if name.startswith("fedops_mqtt.")} - allowed
+
+
+def test_no_module_imports_itself_in_the_end() -> None:
+    dotted = {f"fedops_mqtt.{name.removesuffix('.py').replace('/', '.')}": name for name in modules()}
+    TopologicalSorter({name: imports(module) & dotted.keys() for name, module in dotted.items()}).prepare()
 
 
 def test_every_room_has_its_place_in_the_order() -> None:
