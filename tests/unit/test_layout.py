@@ -1,6 +1,7 @@
 """The house stays as it was drawn: who may import whom, and where the heavy or foreign libraries may enter."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -109,6 +110,14 @@ def test_no_module_imports_itself_in_the_end() -> None:
 def test_every_room_has_its_place_in_the_order() -> None:
     rooms = {room_of(module) for module in modules()} - {"__init__"}
     assert rooms <= {*ORDER, *EVERYWHERE}
+
+
+def test_the_page_about_the_house_names_its_rooms_in_their_order() -> None:
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page[page.index("| room |") : page.index("Third-party")]
+    first_cells = [row.split("|")[1] for row in table.splitlines()[2:] if row]
+    named = [name for cell in first_cells for name in re.findall(r"`(\w+)/?`", cell)]
+    assert named == [*ORDER, *EVERYWHERE]
 
 
 @pytest.mark.parametrize("library", ONLY_IN)
