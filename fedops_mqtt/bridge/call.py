@@ -9,7 +9,7 @@ from typing import Protocol
 from fedops_mqtt.bridge.link import Link
 from fedops_mqtt.bridge.old_client import OldClient, OldClientError
 from fedops_mqtt.client.pipe import EndedReport, MetricsReport, PhaseReport
-from fedops_mqtt.core.client import INTERRUPTED
+from fedops_mqtt.core.reasons import INTERRUPTED
 from fedops_mqtt.protocol import Outcome
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,9 @@ from fedops_mqtt.bridge.call import WORDS, Call, OnReport, failed_to_start
 from fedops_mqtt.bridge.door import Door
 from fedops_mqtt.bridge.old_client import OldClientError
 from fedops_mqtt.client.pipe import EndedReport, MetricsReport, PhaseReport
-from fedops_mqtt.core.client import INTERRUPTED, Identity
+from fedops_mqtt.core.client import Identity
 from fedops_mqtt.core.client_events import StartTraining
+from fedops_mqtt.core.reasons import INTERRUPTED
 from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.keeper import RunEnd
 from fedops_mqtt.line.runner import Answered, Joined, LineRunner, Progress, make_context

@@ -21,6 +21,7 @@ from fedops_mqtt.core.client_events import (
     Verdict,
 )
 from fedops_mqtt.core.client_facts import Answered, Ending, Facts, InHand, bury, find, is_stopped, remember
+from fedops_mqtt.core.reasons import BUSY, INTERRUPTED, SHUTTING_DOWN, STOPPED
 from fedops_mqtt.protocol import (
     Answer,
     ClientCondition,
@@ -32,9 +33,6 @@ from fedops_mqtt.protocol import (
     StartTrigger,
     StopTrigger,
 )
-
-INTERRUPTED = "interrupted"
-STOPPED = "stopped"
 
 MAX_REASON_CHARS = 4096
 """What `protocol` takes as a reason."""
@@ -173,8 +171,8 @@ def _refusal(client: Client, trigger: StartTrigger) -> str | None:
 def _busy(client: Client) -> str | None:
     mine = client.facts.in_hand
     if mine:
-        return f"busy with run {mine.run_id}, attempt {mine.attempt}"
-    return "shutting down" if client.is_leaving else None
+        return f"{BUSY} with run {mine.run_id}, attempt {mine.attempt}"
+    return SHUTTING_DOWN if client.is_leaving else None
 
 
 def _accept(client: Client, trigger: StartTrigger) -> Step:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Literal, assert_never
 
 from fedops_mqtt.core.fleet import View
+from fedops_mqtt.core.reasons import INTERRUPTED
 from fedops_mqtt.core.run_events import (
     ClientChosen,
     MemberGaveUp,
@@ -21,6 +22,17 @@ from fedops_mqtt.core.run_events import (
     StopSaid,
     TriggerFired,
 )
+from fedops_mqtt.core.run_member import (
+    SAID_BY_SERVERS,
+    Member,
+    fired,
+    moved,
+    rejected,
+    replaced,
+    seen_training,
+    server_says,
+    uninvited,
+)
 from fedops_mqtt.protocol import (
     Answer,
     ClientStatus,
@@ -31,16 +43,9 @@ from fedops_mqtt.protocol import (
     RunCondition,
     RunInHand,
     RunOutcome,
-    ServerClient,
     ServerCondition,
     ServerStatus,
 )
-
-INTERRUPTED = "interrupted"
-"""Reason of a training whose process was lost with its daemon: the client may be asked again."""
-
-PASSING_REASONS = ("busy", "shutting down")
-"""How the reason of a rejection begins that ends by itself: the client may be asked again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,47 +74,6 @@ class RunSpec:
     join: Literal["invited", "open"] = "invited"
     is_adopted: bool = False
     limits: RunLimits = field(default_factory=RunLimits)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
-    """One client in the run."""
-
-    status: MemberCondition = MemberCondition.CHOSEN
-    attempt: int = 0
-    """The firing in force: the last one, or the one that the client says it trains."""
-    last_attempt: int = 0
-    """The highest that was fired; 0 for a client that came by itself to an open server."""
-    instance: str | None = None
-    """The daemon the current attempt is meant for."""
-    launch: int = 0
-    """Launch of the server that the last firing named."""
-    reason: str | None = None
-    first_fired_at: float | None = None
-    fired_at: float | None = None
-    training_at: float | None = None
-    """When its training process was first seen to have joined the server."""
-    lost_at: float | None = None
-    stop_said_at: float | None = None
-    phase: Phase | None = None
-    round: int = 0
-
-    @property
-    def has_ended(self) -> bool:
-        """True when nothing more is expected of this client in this run."""
-        return self.status in _ENDED
-
-    @property
-    def may_count(self) -> bool:
-        """True while this client counts for the quorum, or has counted to its end."""
-        return self.status not in _UNCOUNTED
-
-
-_ENDED = frozenset(
-    {MemberCondition.FINISHED, MemberCondition.FAILED, MemberCondition.REJECTED, MemberCondition.STOPPED}
-)
-_UNCOUNTED = frozenset({MemberCondition.FAILED, MemberCondition.REJECTED, MemberCondition.STOPPED})
-_HAS_JOINED = frozenset(Phase) - {Phase.STARTING, Phase.JOINING}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,23 +195,11 @@ def _apply_own_word(
         case ClientChosen():
             pass
         case TriggerFired(attempt=attempt, instance=instance, launch=launch):
-            members[mac] = _fired(member, attempt, instance, launch, now)
+            members[mac] = fired(member, attempt, instance, launch, now)
         case StopSaid():
             members[mac] = replace(member, stop_said_at=now)
         case MemberGaveUp(status=status, reason=reason) if not member.has_ended:
-            members[mac] = _moved(member, status, reason, now)
-
-
-def _fired(member: Member, attempt: int, instance: str, launch: int, now: float) -> Member:
-    if attempt < member.attempt or member.has_ended:
-        return member
-    is_new = attempt > member.last_attempt
-    fired = replace(member, instance=instance, launch=max(launch, member.launch), fired_at=now)
-    if is_new:
-        fired = replace(fired, attempt=attempt, last_attempt=attempt, first_fired_at=now, training_at=None)
-    if is_new or member.status is MemberCondition.LOST:
-        fired = _moved(fired, MemberCondition.TRIGGERED, None, now)
-    return fired
+            members[mac] = moved(member, status, reason, now)
 
 
 def _apply_server(run: Run, members: dict[str, Member], word: ServerStatus, now: float) -> Run:
@@ -261,8 +213,8 @@ def _apply_server(run: Run, members: dict[str, Member], word: ServerStatus, now:
     if word.status in _SERVING and not run.has_ended:
         run = replace(run, status=RunCondition.RUNNING, ready_at=run.ready_at if run.ready_at is not None else now)
     for mac, said in word.clients.items():
-        if said.status in _SAID_BY_SERVERS:
-            members[mac] = _server_says(members.get(mac) or _uninvited(said), said, now)
+        if said.status in SAID_BY_SERVERS:
+            members[mac] = server_says(members.get(mac) or uninvited(said), said, now)
     return run
 
 
@@ -271,41 +223,6 @@ def _server_out(run: Run, word: ServerStatus) -> Run:
     if run.server is None or (run.server.launch == word.launch and run.server.status.is_final):
         return run
     return replace(run, server=run.server.model_copy(update={"status": word.status, "reason": word.reason}))
-
-
-_SAID_BY_SERVERS = frozenset(
-    {
-        MemberCondition.TRAINING,
-        MemberCondition.FINISHED,
-        MemberCondition.FAILED,
-        MemberCondition.LOST,
-        MemberCondition.STOPPED,
-    }
-)
-
-
-def _uninvited(said: ServerClient) -> Member:
-    """A client that came to an open server without a trigger of ours (`POST /start`)."""
-    return Member(attempt=said.attempt)
-
-
-def _server_says(member: Member, said: ServerClient, now: float) -> Member:
-    """The server's word on who is in the run; a word about another attempt is history."""
-    if said.attempt != member.attempt or member.has_ended:
-        return member
-    joined = replace(_moved(member, said.status, said.reason, now), phase=said.phase, round=said.round)
-    return _seen_training(joined, now) if said.status is MemberCondition.TRAINING else joined
-
-
-def _moved(member: Member, status: MemberCondition, reason: str | None, now: float) -> Member:
-    """The member at another status; how long it has been lost counts from the first word of it."""
-    if status is not MemberCondition.LOST:
-        return replace(member, status=status, reason=reason, lost_at=None)
-    return replace(member, status=status, reason=reason, lost_at=now if member.lost_at is None else member.lost_at)
-
-
-def _seen_training(member: Member, now: float) -> Member:
-    return member if member.training_at is not None else replace(member, training_at=now)
 
 
 def _apply_client(run: Run, members: dict[str, Member], view: View[ClientStatus], now: float) -> None:
@@ -327,10 +244,10 @@ def _client_says(run: Run, member: Member, view: View[ClientStatus], now: float)
     if hand is not None and hand.run_id == run.run_id and _is_ours(member, hand):
         return _in_training(run, replace(member, attempt=hand.attempt), said.client_mac, hand, now)
     if said.instance != member.instance:
-        return _replaced(member, now)
+        return replaced(member, now)
     answer = said.last_trigger
     if answer and (answer.run_id, answer.attempt) == (run.run_id, member.attempt) and answer.answer is Answer.REJECTED:
-        return _rejected(member, answer.reason, now)
+        return rejected(member, answer.reason, now)
     return member
 
 
@@ -346,22 +263,15 @@ def _is_ours(member: Member, hand: RunInHand) -> bool:
     return hand.attempt == member.attempt or hand.attempt <= member.last_attempt
 
 
-def _replaced(member: Member, now: float) -> Member:
-    """Another daemon is there now: the firing in force was not meant for it, whatever it answers to it."""
-    if member.instance is None or member.status not in _OPEN_FOR_LOSS:
-        return member
-    return _moved(member, MemberCondition.LOST, "its daemon was started anew", now)
-
-
-_OPEN_FOR_LOSS = frozenset({MemberCondition.TRIGGERED, MemberCondition.TRAINING})
+_HAS_JOINED = frozenset(Phase) - {Phase.STARTING, Phase.JOINING}
 
 
 def _in_training(run: Run, member: Member, mac: str, hand: RunInHand, now: float) -> Member:
     """A client whose line is broken may still think that it trains: there the server knows better."""
     if not _server_misses(run, mac, member):
-        member = _moved(member, MemberCondition.TRAINING, None, now)
+        member = moved(member, MemberCondition.TRAINING, None, now)
     member = replace(member, phase=hand.phase, round=hand.round)
-    return _seen_training(member, now) if hand.phase in _HAS_JOINED else member
+    return seen_training(member, now) if hand.phase in _HAS_JOINED else member
 
 
 def _server_misses(run: Run, mac: str, member: Member) -> bool:
@@ -383,12 +293,7 @@ def _interrupted(run: Run, member: Member, reason: str | None, now: float) -> Me
     is_over = member.status is not MemberCondition.FAILED or member.last_attempt >= run.spec.limits.max_attempts
     if member.has_ended and is_over:
         return member
-    return _moved(member, MemberCondition.LOST, reason, now)
-
-
-def _rejected(member: Member, reason: str | None, now: float) -> Member:
-    status = MemberCondition.LOST if (reason or "").startswith(PASSING_REASONS) else MemberCondition.REJECTED
-    return _moved(member, status, reason, now)
+    return moved(member, MemberCondition.LOST, reason, now)
 
 
 def _client_out(run: Run, member: Member, view: View[ClientStatus], now: float) -> Member:
@@ -396,4 +301,4 @@ def _client_out(run: Run, member: Member, view: View[ClientStatus], now: float) 
     is_on_the_line = member.training_at is not None and member.status is MemberCondition.TRAINING
     if is_on_the_line and run.has_living_server:
         return member
-    return _moved(member, MemberCondition.LOST, view.out_reason, now)
+    return moved(member, MemberCondition.LOST, view.out_reason, now)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fedops_mqtt.core.fleet import Fleet, View, is_idle
-from fedops_mqtt.core.run import Member, Run
+from fedops_mqtt.core.run import Run
+from fedops_mqtt.core.run_member import Member
 from fedops_mqtt.protocol import (
     ClientStatus,
     MemberCondition,

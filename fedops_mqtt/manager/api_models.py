@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from fedops_mqtt.core.fleet import ClientView, Presence
-from fedops_mqtt.core.run import Member, Run
+from fedops_mqtt.core.run import Run
+from fedops_mqtt.core.run_member import Member
 from fedops_mqtt.manager import api_examples as examples
 from fedops_mqtt.manager.files import ModelFile
 from fedops_mqtt.manager.tasks import TaskConfig

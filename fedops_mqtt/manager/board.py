@@ -5,7 +5,8 @@ import logging
 from datetime import UTC, datetime
 
 from fedops_mqtt.bus import BusError, Connection, StatusOwner
-from fedops_mqtt.core.run import Member, Run
+from fedops_mqtt.core.run import Run
+from fedops_mqtt.core.run_member import Member
 from fedops_mqtt.manager.ledger import Ledger
 from fedops_mqtt.protocol import ProtocolError, RunMember, RunStatus, topics, utc_now
 

@@ -6,7 +6,8 @@ from types import MappingProxyType
 
 from pydantic import TypeAdapter
 
-from fedops_mqtt.core.run import Member, Run
+from fedops_mqtt.core.run import Run
+from fedops_mqtt.core.run_member import Member
 
 _RUN: TypeAdapter[Run] = TypeAdapter(Run)
 _MEMBER: TypeAdapter[Member] = TypeAdapter(Member)

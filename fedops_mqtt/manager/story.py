@@ -5,8 +5,9 @@ from dataclasses import fields
 from typing import Any
 
 from fedops_mqtt.core.fleet import View
-from fedops_mqtt.core.run import Member, Run
+from fedops_mqtt.core.run import Run
 from fedops_mqtt.core.run_events import RunEvent
+from fedops_mqtt.core.run_member import Member
 from fedops_mqtt.manager.journal import JournalEvent
 from fedops_mqtt.protocol import ClientStatus, ServerStatus
 

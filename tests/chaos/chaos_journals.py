@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedops_mqtt.core.client_facts import Answered, Facts
-from fedops_mqtt.core.run import Member, Run
+from fedops_mqtt.core.run import Run
+from fedops_mqtt.core.run_member import Member
 from fedops_mqtt.manager.run_record import load_run
 from fedops_mqtt.protocol import Answer, Outcome, RunOutcome
 from fedops_mqtt.server.store import ModelStore

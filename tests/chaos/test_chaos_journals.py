@@ -15,7 +15,8 @@ from chaos_journals import (
 )
 
 from fedops_mqtt.core.client_facts import Answered, Facts
-from fedops_mqtt.core.run import Member, Run, RunSpec
+from fedops_mqtt.core.run import Run, RunSpec
+from fedops_mqtt.core.run_member import Member
 from fedops_mqtt.protocol import Answer, MemberCondition, Outcome, RunOutcome
 
 MAC = "02:00:00:00:00:01"

@@ -1,0 +1,13 @@
+"""Reasons that somebody decides by: one side says them, the other looks how a reason begins."""
+
+INTERRUPTED = "interrupted"
+"""Of a training whose process was lost with its daemon: the client may be asked again."""
+STOPPED = "stopped"
+"""Of a start that was stopped before it came."""
+BUSY = "busy"
+"""Of a client that has another run in hand."""
+SHUTTING_DOWN = "shutting down"
+"""Of a daemon that is about to leave."""
+
+PASSING = (BUSY, SHUTTING_DOWN)
+"""How the reason of a rejection begins that ends by itself: the client may be asked again."""

@@ -1,0 +1,115 @@
+"""One client in a run as a value, and what each word about it makes of it; see `run` for who says them.
+
+A word about an attempt that is not in force is history, and whoever has ended stays as it is.
+"""
+
+from dataclasses import dataclass, replace
+
+from fedops_mqtt.core.reasons import PASSING
+from fedops_mqtt.protocol import MemberCondition, Phase, ServerClient
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One client in the run."""
+
+    status: MemberCondition = MemberCondition.CHOSEN
+    attempt: int = 0
+    """The firing in force: the last one, or the one that the client says it trains."""
+    last_attempt: int = 0
+    """The highest that was fired; 0 for a client that came by itself to an open server."""
+    instance: str | None = None
+    """The daemon the current attempt is meant for."""
+    launch: int = 0
+    """Launch of the server that the last firing named."""
+    reason: str | None = None
+    first_fired_at: float | None = None
+    fired_at: float | None = None
+    training_at: float | None = None
+    """When its training process was first seen to have joined the server."""
+    lost_at: float | None = None
+    stop_said_at: float | None = None
+    phase: Phase | None = None
+    round: int = 0
+
+    @property
+    def has_ended(self) -> bool:
+        """True when nothing more is expected of this client in this run."""
+        return self.status in _ENDED
+
+    @property
+    def may_count(self) -> bool:
+        """True while this client counts for the quorum, or has counted to its end."""
+        return self.status not in _UNCOUNTED
+
+
+_ENDED = frozenset(
+    {MemberCondition.FINISHED, MemberCondition.FAILED, MemberCondition.REJECTED, MemberCondition.STOPPED}
+)
+_UNCOUNTED = frozenset({MemberCondition.FAILED, MemberCondition.REJECTED, MemberCondition.STOPPED})
+
+
+def fired(member: Member, attempt: int, instance: str, launch: int, now: float) -> Member:
+    """A trigger went out to it; the same attempt again asks nothing new of a client that is there."""
+    if attempt < member.attempt or member.has_ended:
+        return member
+    is_new = attempt > member.last_attempt
+    asked = replace(member, instance=instance, launch=max(launch, member.launch), fired_at=now)
+    if is_new:
+        asked = replace(asked, attempt=attempt, last_attempt=attempt, first_fired_at=now, training_at=None)
+    if is_new or member.status is MemberCondition.LOST:
+        asked = moved(asked, MemberCondition.TRIGGERED, None, now)
+    return asked
+
+
+SAID_BY_SERVERS = frozenset(
+    {
+        MemberCondition.TRAINING,
+        MemberCondition.FINISHED,
+        MemberCondition.FAILED,
+        MemberCondition.LOST,
+        MemberCondition.STOPPED,
+    }
+)
+"""Words on a client that are a server's to say; the rest is the manager's own."""
+
+
+def uninvited(said: ServerClient) -> Member:
+    """A client that came to an open server without a trigger of ours (`POST /start`)."""
+    return Member(attempt=said.attempt)
+
+
+def server_says(member: Member, said: ServerClient, now: float) -> Member:
+    """The server's word on who is in the run; a word about another attempt is history."""
+    if said.attempt != member.attempt or member.has_ended:
+        return member
+    joined = replace(moved(member, said.status, said.reason, now), phase=said.phase, round=said.round)
+    return seen_training(joined, now) if said.status is MemberCondition.TRAINING else joined
+
+
+def moved(member: Member, status: MemberCondition, reason: str | None, now: float) -> Member:
+    """The member at another status; how long it has been lost counts from the first word of it."""
+    if status is not MemberCondition.LOST:
+        return replace(member, status=status, reason=reason, lost_at=None)
+    return replace(member, status=status, reason=reason, lost_at=now if member.lost_at is None else member.lost_at)
+
+
+def seen_training(member: Member, now: float) -> Member:
+    """The member, with the first time that it was seen to train."""
+    return member if member.training_at is not None else replace(member, training_at=now)
+
+
+def replaced(member: Member, now: float) -> Member:
+    """Another daemon is there now: the firing in force was not meant for it, whatever it answers to it."""
+    if member.instance is None or member.status not in _OPEN_FOR_LOSS:
+        return member
+    return moved(member, MemberCondition.LOST, "its daemon was started anew", now)
+
+
+_OPEN_FOR_LOSS = frozenset({MemberCondition.TRIGGERED, MemberCondition.TRAINING})
+
+
+def rejected(member: Member, reason: str | None, now: float) -> Member:
+    """It turned the trigger down: for good, or for as long as it is busy."""
+    status = MemberCondition.LOST if (reason or "").startswith(PASSING) else MemberCondition.REJECTED
+    return moved(member, status, reason, now)
