@@ -5,6 +5,8 @@ What it shows it knows from the bus, as any dashboard would; it asks the manager
 
 import asyncio
 import json
+import os
+import shutil
 import signal
 import sys
 import time
@@ -113,9 +115,10 @@ class Demo:
             result = self._sum_up(run, time.monotonic() - began)
             self.status = ExitCode.OK if result["outcome"] == RunOutcome.COMPLETED else ExitCode.FAILED
             if self.options.is_kept:
-                self._say_result(run, result, _KEPT.format(broker=broker, manager=manager, task_id=TASK_ID))
+                kept = _KEPT.format(command=_command(), broker=broker, manager=manager, task_id=TASK_ID)
+                self._say_result(run, result, kept)
                 await asyncio.Event().wait()
-        self._say_result(run, result, _GONE)
+        self._say_result(run, result, _GONE.format(command=_command()))
 
     async def _start_fleet(self) -> tuple[str, str]:
         """Start every process; return the broker's and the manager's URL."""
@@ -243,22 +246,33 @@ def _tell(run: Record, result: Record) -> list[str]:
         return [f"The run did not complete: {run['reason']}"]
     delay = result["trigger_to_training_ms"] or {"p50": 0.0, "max": 0.0}
     return [
-        f"The run completed: {result['rounds']} rounds with {result['clients']} clients in {result['seconds']:g} s, "
-        f"from the first process on.",
+        f"The run completed: {_counted(result['rounds'], 'round')} with {_counted(result['clients'], 'client')} "
+        f"in {result['seconds']:g} s, from the first process on.",
         f"Accuracy of the global model on digits that no client has seen: {result['accuracy']:.3f}",
         f"From start trigger to training: {delay['p50']:.0f} ms in the middle, {delay['max']:.0f} ms at most.",
         f"The global model: {result['model_path']}",
     ]
 
 
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _command() -> str:
+    """Return the command as it can be typed here: after `make demo` it stands in a folder that PATH does not know."""
+    return _NAME if shutil.which(_NAME) else os.path.relpath(Path(sys.executable).with_name(_NAME))
+
+
+_NAME = "fedops-mqtt"
+
 _GONE = """Everything else that the demo made is gone again. To look further:
-  fedops-mqtt demo --keep     leaves the fleet running, and says how to watch and steer it
-  README.md, Use it for real  the same by hand, with a task of your own"""
+  {command} demo --keep leaves the fleet running, and says how to watch and steer it.
+  README.md, "Use it for real": the same by hand, with a task of your own."""
 
 _KEPT = """The fleet is still running; Ctrl-C ends it. In another terminal:
-  fedops-mqtt watch --broker {broker}
-  fedops-mqtt start {task_id} --manager {manager} --wait
-  fedops-mqtt clients --manager {manager}"""
+  {command} watch --broker {broker}
+  {command} start {task_id} --manager {manager} --wait
+  {command} clients --manager {manager}"""
 
 _TASKS = """[tasks.{task_id}]
 module = "fedops_mqtt.demo.server"

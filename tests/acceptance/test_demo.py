@@ -2,13 +2,14 @@
 
 import asyncio
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-from yard import Installed, Yard
+from yard import HERE, Installed, Yard
 
 from fedops_mqtt.demo.keeper import MARK
 
@@ -30,7 +31,9 @@ async def test_options_reach_the_run_and_a_pipe_gets_plain_lines(yard: Yard, tmp
     demo = await yard.run("demo", "--clients", "2", "--rounds", "1", "--folder", str(tmp_path / "m"), timeout_s=120)
     assert demo.process.returncode == 0, demo.stderr + demo.stdout
     assert "\x1b" not in demo.stdout
-    assert "1 rounds with 2 clients" in demo.stdout
+    assert "1 round with 2 clients" in demo.stdout
+    named = next(line.split()[0] for line in demo.stdout.splitlines() if "demo --keep" in line)
+    assert shutil.which(named) or (HERE / named).is_file()  # it can be typed where the demo was
     model = next(line.partition(": ")[2] for line in demo.stdout.splitlines() if line.startswith("The global model"))
     assert _is_file(model)
 
