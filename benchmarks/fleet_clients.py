@@ -84,12 +84,13 @@ class SimulatedFleet:
         await self._all(lambda client: client.come_online(host, port))
 
     async def say_many(self, number: int) -> None:
-        """Say one status after the other, everybody at once; the last of them is that training has finished."""
+        """Say one status after the other, everybody at once; the last of them tells how an earlier run ended."""
+        before = {"run_id": "earlier", "attempt": 1, "outcome": "finished"}
 
         async def say(client: SimulatedClient) -> None:
             for _ in range(number - 1):
-                await client.say(ClientCondition.TRAIN_STARTED)
-            await client.say(ClientCondition.TRAIN_FINISHED)
+                await client.say(ClientCondition.ONLINE)
+            await client.say(ClientCondition.TRAIN_FINISHED, last_run=before)
 
         await self._all(say)
 

@@ -4,6 +4,7 @@ A `Fleet` has one owner, who feeds it what the bus brought and his own monotonic
 every message of a drained inbox first, then ask `expire`: a lease is judged only by a reader that has read everything.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -42,6 +43,10 @@ class Presence(StrEnum):
     OUT = "out"
 
 
+Standing = tuple[str, Presence, ClientCondition]
+"""Where a client stands: its task, whether it is here, what it does."""
+
+
 @dataclass(frozen=True, slots=True)
 class Comeback:
     """Who may be back under a lower epoch: since when on the reader's clock, s, and the highest stamp since."""
@@ -70,14 +75,14 @@ class View(Generic[Status]):
     @property
     def presence(self) -> Presence:
         """Here, out, or said to be here by a retained word alone."""
-        if self.is_silent or says_out(self.status):
+        if self.is_out:
             return Presence.OUT
         return Presence.ONLINE if self.is_confirmed else Presence.UNCONFIRMED
 
     @property
     def is_out(self) -> bool:
         """True when the owner is known to be away."""
-        return self.presence is Presence.OUT
+        return self.is_silent or says_out(self.status)
 
     @property
     def out_reason(self) -> str | None:
@@ -147,6 +152,7 @@ class Fleet:
         runs: views by `run_id`; runs have no lease, the manager has.
         manager: the leading manager's view.
         num_stale: words dropped by fencing since the start.
+        tally: how many clients stand where, kept as they move: asking does not cost a look at everybody.
     """
 
     default_heartbeat_s: float = DEFAULT_HEARTBEAT_S
@@ -155,6 +161,7 @@ class Fleet:
     runs: dict[str, View[RunStatus]] = field(default_factory=dict)
     manager: View[ManagerStatus] | None = None
     num_stale: int = 0
+    tally: Counter[Standing] = field(default_factory=Counter)
     _listening_since: float | None = None
 
     def listen(self, now: float) -> None:
@@ -181,7 +188,10 @@ class Fleet:
         match status:
             case ClientStatus():
                 key = (status.task_id, status.client_mac)
-                return _put(self.clients, key, fold(self.clients.get(key), status, now=now, is_retained=is_retained))
+                before = self.clients.get(key)
+                client = fold(before, status, now=now, is_retained=is_retained)
+                self._count(before if client else None, client)
+                return _put(self.clients, key, client)
             case ServerStatus():
                 server = fold(self.servers.get(status.task_id), status, now=now, is_retained=is_retained)
                 return _put(self.servers, status.task_id, server)
@@ -197,7 +207,7 @@ class Fleet:
         """Drop the owner of a retained topic that was cleared."""
         match topic.channel:
             case topics.Channel.CLIENT_STATUS:
-                self.clients.pop((topic.task_id or "", topic.client_mac or ""), None)
+                self._count(self.clients.pop((topic.task_id or "", topic.client_mac or ""), None), None)
             case topics.Channel.SERVER_STATUS:
                 self.servers.pop(topic.task_id or "", None)
             case topics.Channel.RUN_STATUS:
@@ -215,8 +225,15 @@ class Fleet:
         if self.manager is not None and self._ended(self.manager, now):
             self.manager = _silenced(self.manager, now)
         ended = {key: _silenced(view, now) for key, view in self.clients.items() if self._ended(view, now)}
+        for key, view in ended.items():
+            self._count(self.clients[key], view)
         self.clients.update(ended)
         return list(ended.values())
+
+    @property
+    def num_here(self) -> int:
+        """How many clients are not out."""
+        return sum(count for (_, presence, _), count in self.tally.items() if presence is not Presence.OUT)
 
     def client(self, task_id: str, client_mac: str) -> View[ClientStatus] | None:
         """Return what is known of one client."""
@@ -227,10 +244,20 @@ class Fleet:
         for key in sorted(key for key in self.clients if key[0] == task_id):
             yield self.clients[key]
 
+    def _count(self, before: View[ClientStatus] | None, after: View[ClientStatus] | None) -> None:
+        if before is not None:
+            self.tally[_standing(before)] -= 1
+        if after is not None:
+            self.tally[_standing(after)] += 1
+
     def _ended(self, view: View[Status], now: float) -> bool:
         lease_s = LEASE_HEARTBEATS * (getattr(view.status, "heartbeat_s", None) or self.default_heartbeat_s)
         starts = view.heard_at if self._listening_since is None else max(view.heard_at, self._listening_since)
-        return not view.is_out and now - starts > lease_s
+        return now - starts > lease_s and not view.is_out
+
+
+def _standing(view: View[ClientStatus]) -> Standing:
+    return view.status.task_id, view.presence, view.status.status
 
 
 def is_idle(view: View[ClientStatus]) -> bool:

@@ -35,7 +35,7 @@ class View:
 
     async def follow(self) -> None:
         """Remember the last load of every client, for ever."""
-        with self.desk.events.subscribed() as subscription:
+        with self.desk.events.subscribed(NewsKind.METRICS, NewsKind.FORGOTTEN) as subscription:
             while True:
                 for news in await subscription.wait(_IDLE_S):
                     if news.kind is NewsKind.METRICS and news.record["kind"] == MetricsKind.SYSTEM:

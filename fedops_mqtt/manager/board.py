@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from datetime import UTC, datetime
 
 from fedops_mqtt.bus import BusError, Connection, StatusOwner
@@ -13,7 +14,13 @@ from fedops_mqtt.protocol import ProtocolError, RunMember, RunStatus, topics, ut
 logger = logging.getLogger(__name__)
 
 MIN_INTERVAL_S = 0.2
-"""Between two words on the same runs; people read them, and a large run's roster is some hundred kB."""
+"""Between two words on the same runs; people read them."""
+
+PAUSE_RATIO = 9
+"""Times the last words' own cost before the next: a run of thousands, whose roster is some hundred kB and changes all
+the time, takes a tenth of the manager at most."""
+
+MAX_INTERVAL_S = 2.0
 
 RETRY_S = 2.0
 
@@ -45,8 +52,11 @@ class Board:
         while True:
             await self._news.wait()
             self._news.clear()
-            wait_s = MIN_INTERVAL_S if await self._say(connection, owner) else RETRY_S
-            await asyncio.sleep(wait_s)
+            began = time.monotonic()
+            is_said = await self._say(connection, owner)
+            cost_s = time.monotonic() - began
+            pause_s = min(max(MIN_INTERVAL_S, PAUSE_RATIO * cost_s), MAX_INTERVAL_S)
+            await asyncio.sleep(pause_s if is_said else RETRY_S)
 
     async def _say(self, connection: Connection, owner: StatusOwner) -> bool:
         """Return False when something is left unsaid."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache, partial
+from functools import cached_property, partial
 from typing import Any
 
 from fedops_mqtt.core.fleet import ClientView, Fleet
@@ -35,7 +35,7 @@ class NewsKind(StrEnum):
     """News were lost to this listener; what it knows may be out of date."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class News:
     """One change; `record` is the API's record of the same thing, made when somebody first reads it.
 
@@ -48,9 +48,9 @@ class News:
     client_mac: str | None = None
     make_record: Callable[[], dict[str, Any]] = dict
 
-    @property
+    @cached_property
     def record(self) -> dict[str, Any]:
-        """The change as JSON says it."""
+        """The change as JSON says it; all listeners share it."""
         return self.make_record()
 
     def is_about(self, task_id: str | None, run_id: str | None) -> bool:
@@ -61,9 +61,10 @@ class News:
 
 
 class Subscription:
-    """One listener's news."""
+    """One listener's news, of the kinds that it asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, kinds: frozenset[NewsKind]) -> None:
+        self.kinds = kinds
         self._waiting: list[News] = []
         self._is_lagging = False
         self._news = asyncio.Event()
@@ -103,9 +104,9 @@ class Events:
         self._told: dict[ClientKey, tuple[Any, ...]] = {}
 
     @contextmanager
-    def subscribed(self) -> Iterator[Subscription]:
-        """Collect news while the block runs."""
-        subscription = Subscription()
+    def subscribed(self, *kinds: NewsKind) -> Iterator[Subscription]:
+        """Collect news while the block runs, of these kinds only, or of every kind; *lagged* comes to everybody."""
+        subscription = Subscription(frozenset(kinds or NewsKind))
         self._subscriptions.add(subscription)
         try:
             yield subscription
@@ -122,26 +123,26 @@ class Events:
                 self._tell(NewsKind.FORGOTTEN, partial(dict, forgotten), task_id, None, mac)
             elif self._told.get((task_id, mac)) != (gist := _gist(view)):
                 self._told[task_id, mac] = gist
-                if self._subscriptions:
-                    self._tell(NewsKind.CLIENT, partial(_client_record, view), task_id, None, mac)
+                self._tell(NewsKind.CLIENT, partial(_client_record, view), task_id, None, mac)
 
     def tell_run(self, run: Run) -> None:
         """Tell how a run stands."""
-        if self._subscriptions:
-            self._tell(NewsKind.RUN, partial(_run_record, run), run.spec.task_id, run.run_id, None)
+        self._tell(NewsKind.RUN, partial(_run_record, run), run.spec.task_id, run.run_id, None)
 
     def tell(self, batch: Batch, tasks: Mapping[str, str]) -> None:
         """Tell what a turn of the manager has written down; `tasks` by run."""
-        if not self._subscriptions:
-            return
         for _, run in batch.runs.values():
             self.tell_run(run)
-        for row in map(_dated, batch.rounds):
-            self._tell(NewsKind.ROUND, partial(dict, row), tasks.get(row["run_id"]), row["run_id"], None)
-        for row in map(_dated, batch.client_metrics):
-            self._tell(NewsKind.METRICS, partial(dict, row), row["task_id"], row["run_id"], row["client_mac"])
-        for event in batch.events:
-            self._tell(NewsKind.EVENT, partial(_row, event), event.task_id, event.run_id, event.client_mac)
+        for row in batch.rounds:
+            self._tell(NewsKind.ROUND, partial(_dated, row), tasks.get(row["run_id"]), row["run_id"], None)
+        for row in batch.client_metrics:
+            self._tell(NewsKind.METRICS, partial(_dated, row), row["task_id"], row["run_id"], row["client_mac"])
+        if self._listeners(NewsKind.EVENT):
+            for event in batch.events:
+                self._tell(NewsKind.EVENT, partial(_row, event), event.task_id, event.run_id, event.client_mac)
+
+    def _listeners(self, kind: NewsKind) -> list[Subscription]:
+        return [subscription for subscription in self._subscriptions if kind in subscription.kinds]
 
     def _tell(
         self,
@@ -151,9 +152,11 @@ class Events:
         run_id: str | None,
         mac: str | None,
     ) -> None:
-        make_once = cache(make_record)
-        news = News(kind=kind, task_id=task_id, run_id=run_id, client_mac=mac, make_record=make_once)
-        for subscription in self._subscriptions:
+        listeners = self._listeners(kind)
+        if not listeners:
+            return
+        news = News(kind=kind, task_id=task_id, run_id=run_id, client_mac=mac, make_record=make_record)
+        for subscription in listeners:
             subscription.put(news)
 
 

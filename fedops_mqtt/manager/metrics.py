@@ -3,7 +3,6 @@
 Labels are tasks, statuses and outcomes only: a label per client would cost a time series each.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
@@ -104,10 +103,9 @@ class Meters:
         clients = GaugeMetricFamily(
             "fedops_clients", "Clients by task, presence and status.", labels=("task_id", "presence", "status")
         )
-        views = self._watch.fleet.clients.values()
-        counted = Counter((view.status.task_id, view.presence.value, view.status.status.value) for view in views)
-        for labels, count in sorted(counted.items()):
-            clients.add_metric(labels, count)
+        for standing, count in sorted(self._watch.fleet.tally.items()):
+            if count:
+                clients.add_metric([str(part) for part in standing], count)
         return clients
 
     def _open_runs(self) -> Iterator[Metric]:

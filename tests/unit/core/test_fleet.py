@@ -1,3 +1,5 @@
+from collections import Counter
+
 from hypothesis import given
 from hypothesis import strategies as st
 from run_words import RUN, TASK, A, B, client, ended, hand, server, will
@@ -182,3 +184,22 @@ def test_no_will_hides_a_client_that_has_connected_since(words: list[ClientStatu
     for word in filter(is_will, words):
         fleet.apply(word, now=1.0, is_retained=data.draw(st.booleans()))
     assert presence(fleet) is Presence.ONLINE
+
+
+@given(histories(), st.lists(st.sampled_from(["silence", "forget A", "forget B"]), max_size=4), st.data())
+def test_the_tally_is_what_a_count_of_everybody_gives(
+    words: list[ClientStatus], happened: list[str], data: st.DataObject
+) -> None:
+    fleet, now = heard(), 0.0
+    for what in data.draw(st.permutations([*words, *happened])):
+        now += 1.0
+        if isinstance(what, ClientStatus):
+            fleet.apply(what, now=now, is_retained=data.draw(st.booleans()))
+        elif what == "silence":
+            now += 1000.0
+            fleet.expire(now)
+        else:
+            fleet.forget(topics.client_status(TASK, A if what.endswith("A") else B))
+        views = fleet.clients.values()
+        assert +fleet.tally == Counter((TASK, view.presence, view.status.status) for view in views)
+        assert fleet.num_here == sum(not view.is_out for view in views)
