@@ -28,6 +28,16 @@ async def start_with_all(site: Site, orders: Orders, clients: Iterable[str], *op
     return run_id
 
 
+async def until_phase(site: Site, mac: str, phase: Phase) -> None:
+    """Wait until a device says that it is in this phase of a run."""
+
+    def is_there() -> bool:
+        view = site.observer.client(mac)
+        return view is not None and view.status.run is not None and view.status.run.phase is phase
+
+    await site.observer.until(is_there)
+
+
 async def until_training(site: Site, mac: str, round_: int) -> None:
     """Wait until a device computes in this round."""
 

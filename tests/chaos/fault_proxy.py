@@ -1,6 +1,7 @@
-"""A TCP proxy that stands between one process and the broker and goes wrong when told to.
+"""A TCP proxy that stands between one process and its server and goes wrong when told to.
 
-It forwards bytes and knows only as much of MQTT as it takes to lose a PUBACK (MQTT 5, 3.4: packet type 4).
+It forwards bytes and knows only as much of MQTT as it takes to lose a PUBACK (MQTT 5, 3.4: packet type 4); what is not
+MQTT goes through as it comes.
 """
 
 import asyncio
@@ -39,25 +40,31 @@ def _packet_bytes(data: bytes) -> int | None:
 class FaultProxy:
     """Forwards to `host:port` until told otherwise; every fault ends with `heal`."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, *, is_mqtt: bool = True) -> None:
         self._target = (host, port)
+        self._is_mqtt = is_mqtt
         self._flows = asyncio.Event()
         self._flows.set()
         self._links: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
         self.delay_s = 0.0
         self.loses_pubacks = False
-        self.url = ""
+        self.address = ""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["FaultProxy"]:
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         async with server:
-            self.url = f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            self.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
             try:
                 yield self
             finally:
                 self.heal()
                 self.cut()
+
+    @property
+    def url(self) -> str:
+        """Where a client of the broker finds it."""
+        return f"mqtt://{self.address}"
 
     def cut(self) -> None:
         """Reset every connection, on both sides."""
@@ -108,7 +115,7 @@ class FaultProxy:
                 if self.delay_s:
                     await asyncio.sleep(self.delay_s)
                 await self._flows.wait()
-                whole = packets.feed(data) if from_broker else [data]
+                whole = packets.feed(data) if from_broker and self._is_mqtt else [data]
                 sink.writelines(each for each in whole if not (self.loses_pubacks and _is_puback(each, from_broker)))
                 await sink.drain()
         await self._flows.wait()
