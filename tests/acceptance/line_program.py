@@ -29,7 +29,7 @@ def _classic(name: str, minimum: int) -> object:
     initial = ndarrays_to_parameters([np.zeros(2, np.float32)])
     more = {"FedProx": {"proximal_mu": 0.1}, "FedAdam": {"initial_parameters": initial}}.get(name, {})
     least = {f"min_{each}_clients": minimum for each in ("fit", "evaluate", "available")}
-    return getattr(classic, name)(**least, **more)
+    return getattr(classic, name)(on_fit_config_fn=lambda round_: {"server-round": round_}, **least, **more)
 
 
 def make_server_app(array: np.ndarray, minimum: int) -> ServerApp:

@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.client import Client, NumPyClient
 from flwr.clientapp import ClientApp
 from orders import evaluation_of, own_orders
 
@@ -38,11 +39,38 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def answer(message: Message, context: Context) -> Message:
-    number, count = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
-    (array,) = (each.copy() for each in message.content["arrays"].to_numpy_ndarrays())
-    array[number] += count
+    (array,) = message.content["arrays"].to_numpy_ndarrays()
+    array = with_share(array, context)
     metrics = MetricRecord({"num-examples": 1, "train_loss": 0.5})
     return Message(content=RecordDict({"arrays": ArrayRecord([array]), "metrics": metrics}), reply_to=message)
+
+
+def with_share(array: np.ndarray, context: Context) -> np.ndarray:
+    number, count = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
+    array = array.copy()
+    array[number] += count
+    return array
+
+
+class Steered(NumPyClient):
+    """The same, as a classic client."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    def fit(self, parameters, config):
+        own_orders().wait_for_round(str(self.context.node_config["client-mac"]), int(config["server-round"]))
+        return [with_share(parameters[0], self.context)], 1, {"train_loss": 0.5}
+
+    def evaluate(self, parameters, config):
+        return 1.0, 1, {}
+
+
+def _make_client(context: Context) -> Client:
+    return Steered(context).to_client()
+
+
+classic = ClientApp(client_fn=_make_client)
 
 
 def _segfault(message: Message, context: Context) -> Message:

@@ -153,18 +153,19 @@ async def test_a_client_that_comes_online_during_an_open_run_joins_it(site: Site
     await site.observer.until_client(FIRST, ClientCondition.ONLINE)
     await site.start_manager(module=PROGRAM, more='join = "open"')
     orders.write({FIRST: 1})
-    run_id = await site.start_run("--rounds", "4", "--min-clients", "1")
+    run_id = await site.start_run("--rounds", "5", "--min-clients", "1")
     await until_training(site, FIRST, 2)
     late = await site.start_client(SECOND, APP, partition_id=1, num_partitions=2)
     await site.observer.until(lambda: member_status(site, SECOND) is MemberCondition.TRAINING)
-    orders.write({FIRST: 2, SECOND: 3})
-    await until_training(site, SECOND, 3)
+    orders.write({FIRST: 3, SECOND: 3})
+    await until_training(site, SECOND, 4)
     await late.end(signal.SIGTERM)
     orders.write({})
     run = await site.observer.until_ended(run_id)
     assert run.outcome is RunOutcome.COMPLETED, run
-    assert SECOND in run.clients
-    assert model_of(run)[0] > 0
+    first, second = model_of(run)
+    assert second == 1, "half of what it added in round 3; it came in round 2 and was gone in round 4"
+    assert first == 9, "two in rounds 1, 2, 4 and 5, which it did alone, and half of that in round 3"
 
 
 async def seconds_until_gone(site: Site, mac: str, pid: int) -> float:

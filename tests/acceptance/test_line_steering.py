@@ -42,11 +42,15 @@ async def test_stop_ends_deaf_training_on_all_clients_and_keeps_the_last_whole_m
     np.testing.assert_array_equal(model_of(run), 2)
 
 
-@pytest.mark.parametrize("program", [(), ("--server-app",)], ids=["strategy", "server-app"])
+@pytest.mark.parametrize(
+    ("program", "app"),
+    [((), APP), (("--strategy", "classic.FedAvg"), "steered:classic"), (("--server-app",), APP)],
+    ids=["strategy", "classic-strategy", "server-app"],
+)
 async def test_a_killed_server_is_launched_again_and_goes_on_with_the_same_training_processes(
-    site: Site, orders: Orders, program: tuple[str, ...]
+    site: Site, orders: Orders, program: tuple[str, ...], app: str
 ) -> None:
-    clients = await site.start_clients(2, APP)
+    clients = await site.start_clients(2, app)
     await site.start_manager(module=PROGRAM, server_args=program)
     run_id = await start_with_all(site, orders, clients, "--rounds", "5", "--min-clients", "2")
     orders.write(dict.fromkeys(clients, 2))
