@@ -1,7 +1,12 @@
 """Training that goes wrong in every way it can: the daemon says which, nothing is left, the next may come."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import psutil
+import pytest
 from line_site import APP, FIRST, PROGRAM
+from memory_group import kills_in, memory_group
 from orders import Orders
 from yard import MARK, Installed, Site, eventually
 
@@ -22,7 +27,15 @@ FAULTS = {
 """What goes wrong, and what has to be in the reason."""
 
 
-async def test_whatever_goes_wrong_is_told_and_leaves_a_daemon_that_is_ready(site: Site, orders: Orders) -> None:
+@pytest.fixture
+def little_memory(site: Site) -> Iterator[Path | None]:
+    with memory_group(site.yard.folder) as group:
+        yield group
+
+
+async def test_whatever_goes_wrong_is_told_and_leaves_a_daemon_that_is_ready(
+    site: Site, orders: Orders, little_memory: Path | None
+) -> None:
     daemon = await site.start_client(FIRST, APP, partition_id=0, num_partitions=1)
     born = await site.observer.until_client(FIRST, ClientCondition.ONLINE)
     idle_bytes = psutil.Process(daemon.process.pid).memory_info().rss
@@ -40,6 +53,8 @@ async def test_whatever_goes_wrong_is_told_and_leaves_a_daemon_that_is_ready(sit
         assert all(word in reason for word in words), (fault, reason)
         assert "line 9\n" not in reason, "the last 20 lines and no more"
         assert not left_of(site), fault
+    print("out of memory in a control group of its own:", little_memory)
+    assert little_memory is None or kills_in(little_memory) == 1
     orders.write({})
     run = await site.observer.until_ended(await site.start_run("--rounds", "1", "--min-clients", "1"))
     assert run.outcome is RunOutcome.COMPLETED
