@@ -1,8 +1,9 @@
 """The door of everything that listens for HTTP: the client's shim and the manager's API have the same one.
 
 On loopback it is open to this machine; beyond it opens only with a bearer token or a client certificate. What is let
-in has a bounded body. No web page elsewhere gets in through a visitor's browser: no CORS unless set, and without a
-token only requests that name this machine by address or `localhost` (a foreign name is DNS rebinding).
+in has a bounded body. No web page elsewhere gets in through a visitor's browser: requests and WebSockets of other
+origins are refused unless they are set (RFC 6454; a plain POST and a WebSocket need no CORS), and without a token only
+requests that name this machine by address or `localhost` (a foreign name is DNS rebinding).
 """
 
 import hmac
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -87,7 +89,7 @@ class Door:
             )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request in, or answer 401, 413 or 421."""
+        """Let a request in, or answer 401, 403, 413 or 421."""
         await self._within(scope, receive, send)
 
     async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,6 +108,8 @@ class Door:
             await self._app(scope, _replay(body, receive), send)
 
     def _judge(self, headers: Mapping[bytes, bytes]) -> ASGIApp | None:
+        if not self._may_come_from(headers):
+            return self._refuse(HTTPStatus.FORBIDDEN, "a page of another origin may not ask here", {})
         if self._rules.token is not None and not self._has_token(headers.get(b"authorization", b"")):
             how = {"WWW-Authenticate": "Bearer"}
             return self._refuse(HTTPStatus.UNAUTHORIZED, "this API needs its bearer token", how)
@@ -113,6 +117,13 @@ class Door:
             why = "without a token this is only for this machine: ask for it as 127.0.0.1 or localhost"
             return self._refuse(HTTPStatus.MISDIRECTED_REQUEST, why, {})
         return None
+
+    def _may_come_from(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Return whether a request is of no web page, of our own, or of one that the settings allow."""
+        origin = headers.get(b"origin")
+        if origin is None or origin.decode("latin-1") in self._rules.cors_origins:
+            return True
+        return _host_in(origin.decode("latin-1")) == headers.get(b"host", b"").decode("latin-1")
 
     def _has_token(self, authorization: bytes) -> bool:
         scheme, _, given = authorization.decode("latin-1").partition(" ")
@@ -165,6 +176,14 @@ def _names_this_machine(host: str) -> bool:
     except ValueError:
         return name.lower() in ("", "localhost")
     return True
+
+
+def _host_in(origin: str) -> str | None:
+    """Return the host and port of an origin; a sandboxed page's is `null`, and has none."""
+    try:
+        return urlsplit(origin).netloc or None
+    except ValueError:
+        return None
 
 
 async def _hang_up(scope: Scope, receive: Receive, send: Send) -> None:

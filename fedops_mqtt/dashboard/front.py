@@ -44,7 +44,7 @@ async def page(app: FastAPI, api: Api, desk: Desk) -> AsyncIterator[Callable[[AS
     )  # fmt: skip
     rules = door_rules(desk.settings)
     async with app.router.lifespan_context(app), alongside(view.follow(), name="page"):
-        yield lambda door: Entrance(door, token=rules.token, is_tls=rules.is_tls, origins=rules.cors_origins)
+        yield lambda door: Entrance(door, token=rules.token, is_tls=rules.is_tls)
 
 
 def _nothing_there(rest: str) -> None:

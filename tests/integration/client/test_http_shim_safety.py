@@ -117,8 +117,13 @@ async def test_a_web_page_elsewhere_gets_nothing_by_a_name_that_points_here() ->
 
 async def test_no_other_origin_may_ask_unless_it_is_set() -> None:
     origin = {"Origin": "https://page.example.org"}
-    async with shim("127.0.0.1:0") as client:
-        assert "access-control-allow-origin" not in (await client.get("/online", headers=origin)).headers
+    starts: Starts = []
+    async with shim("127.0.0.1:0", starts) as client:
+        refused = await client.get("/online", headers=origin)
+        assert refused.status_code == 403
+        assert "access-control-allow-origin" not in refused.headers
+        assert (await client.post("/start", json=START, headers=origin)).status_code == 403
+        assert starts == []
     async with shim("127.0.0.1:0", http_cors="https://page.example.org", http_token=TOKEN) as client:
         preflight = await client.options("/online", headers=origin | {"Access-Control-Request-Method": "GET"})
         assert preflight.headers["access-control-allow-origin"] == origin["Origin"]

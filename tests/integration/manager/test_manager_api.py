@@ -91,6 +91,17 @@ async def test_a_body_over_the_limit_is_refused_before_it_is_read_to_its_end(hou
         await refused(await api.http.post("/api/v1/runs", content=in_pieces()), 413)
 
 
+@pytest.mark.parametrize("origin", ["https://page.example.org", "http://127.0.0.1:1", "null", "http://[", ""])
+async def test_a_web_page_elsewhere_stops_nothing_though_a_post_without_a_body_needs_no_cors(
+    house: House, origin: str
+) -> None:
+    async with house.managed() as api:
+        answer = await api.http.post("/api/v1/runs/some-run/stop", headers={"Origin": origin})
+        assert "another origin" in await refused(answer, 403)
+        own = {"Origin": str(api.http.base_url).rstrip("/")}
+        await refused(await api.http.post("/api/v1/runs/some-run/stop", headers=own), 404)
+
+
 async def test_with_a_token_nobody_enters_without_it(house: House) -> None:
     async with house.managed(manager_token="correct horse") as api, api_at(str(api.http.base_url)) as stranger:
         assert (await api.get("/health"))["role"] == "leading"
