@@ -355,7 +355,12 @@ class DoctorSettings(BusSettings):
 
     task_id: Annotated[TaskId | None, Field(description="the task of the identity that is checked")] = None
     mac: Annotated[AnyMacAddress | None, Field(description="the MAC of the device that is checked")] = None
+    role: Annotated[
+        Literal["device", "manager", "server", "dashboard", "bridge"] | None,
+        Field(description="whose rules are checked: device, manager, server, dashboard or bridge; default: a guess"),
+    ] = None
     http: Annotated[HttpAddress | None, Field(description="an address that must be free to listen on")] = None
+    listen: Annotated[HttpAddress | None, Field(description="the same for an FL server's line")] = None
     state_dir: Annotated[Path, Field(description="a folder that must be there to write to")] = Field(
         default_factory=default_state_dir
     )

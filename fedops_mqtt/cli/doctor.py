@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from click import UsageError
 
 from fedops_mqtt.cli.examples import shows
 from fedops_mqtt.cli.options import takes_settings
@@ -23,7 +22,6 @@ _COLUMNS = ("level", "check", "found", "advice")
 @takes_settings(DoctorSettings)
 def doctor(
     settings: DoctorSettings,
-    role: Annotated[str | None, typer.Option(help="Whose rules are checked. [default: by the settings]")] = None,
     broker_conf: Annotated[Path | None, typer.Option(help="A mosquitto.conf on this machine, to be read too.")] = None,
     no_bus: Annotated[
         bool, typer.Option("--no-bus", help="Do not connect; a running daemon is not disturbed.")
@@ -36,6 +34,7 @@ def doctor(
     """
     from fedops_mqtt.cli.doctor_bus import look_at_bus
     from fedops_mqtt.cli.doctor_local import (
+        listening_addresses,
         look_at_broker_config,
         look_at_clock,
         look_at_disk,
@@ -46,15 +45,14 @@ def doctor(
     from fedops_mqtt.cli.output import print_records
     from fedops_mqtt.enrolment import Role
 
-    if role is not None and role not in list(Role):
-        raise UsageError(f"--role {role}: choose one of {', '.join(Role)}")
+    role = Role(settings.role or _guess_role(settings))
     findings = [
         *look_at_files(settings),
         *look_at_clock(),
         *look_at_disk(settings.state_dir),
-        *look_at_ports([settings.http]),
+        *look_at_ports(listening_addresses(settings, role)),
         *(look_at_broker_config(broker_conf) if broker_conf else ()),
-        *([] if no_bus else asyncio.run(look_at_bus(settings, Role(role or _guess_role(settings))))),
+        *([] if no_bus else asyncio.run(look_at_bus(settings, role))),
     ]
     print_records([each.as_record() for each in findings], _COLUMNS, is_json=json)
     if any(each.level is Level.PROBLEM for each in findings):
@@ -62,6 +60,7 @@ def doctor(
 
 
 def _guess_role(settings: DoctorSettings) -> str:
+    """Return what somebody without a bundle, or with one of before it told, most likely is."""
     user = settings.broker_user or ""
     if settings.mac:
         return "device"

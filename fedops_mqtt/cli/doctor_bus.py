@@ -149,7 +149,8 @@ async def _ask(
         yield unknown("ACL", "MQTT 3.1.1 does not tell what is denied")
         return
     name = mac_to_level(settings.mac) if settings.mac else user
-    rules = rules_of(role, name, [settings.task_id] if settings.task_id else [])
+    # Others than an FL server may have tasks that their settings do not name: for reading, every task is theirs.
+    rules = rules_of(role, name, [settings.task_id] if settings.task_id and role is Role.SERVER else [])
     for topic in _own_topics(settings, role, name):
         if await _may_publish(session, topic):
             yield ok("ACL", f"may publish {topic}")
@@ -223,6 +224,7 @@ async def _read(session: Session, heard: _Heard, role: Role, rules: Sequence[Rul
 
 def _look_at_drops(statistics: dict[str, bytes], role: Role) -> Iterator[Finding]:
     if role is not Role.MANAGER:
+        yield unknown("queues", "only a manager hears of dropped messages; on the broker's machine: --broker-conf")
         return
     dropped = statistics.get(_DROPPED)
     if dropped is None:

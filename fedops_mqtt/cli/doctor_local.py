@@ -3,13 +3,14 @@
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from fedops_mqtt.cli.findings import Finding, ok, problem, unknown, warning
 from fedops_mqtt.enrolment.inspection import is_issued_by, is_pair, read_certificate
-from fedops_mqtt.settings import DoctorSettings, config_file
+from fedops_mqtt.enrolment.roles import Role
+from fedops_mqtt.settings import BridgeSettings, DoctorSettings, ManagerSettings, config_file
 from fedops_mqtt.settings_file import exposed_files
 
 WARN_DAYS = 30
@@ -19,6 +20,9 @@ _MIN_FREE_BYTES = 200 * 1024 * 1024
 """A global model of 50 MB, a checkpoint, and some logs."""
 
 _MIN_QUEUE = 10_000
+_MOSQUITTOS_QUEUE = 1000
+"""`max_queued_messages` where nothing is set (mosquitto.conf(5))."""
+
 _FIRST_YEAR = 2026
 """A clock before this has never been set: nothing of ours is older."""
 
@@ -91,18 +95,28 @@ def _is_synchronised() -> bool | None:
     return {"yes": True, "no": False}.get(said.strip())
 
 
-def look_at_ports(addresses: Iterable[str | None]) -> Iterator[Finding]:
+def listening_addresses(settings: DoctorSettings, role: Role) -> list[str]:
+    """Return where this identity's programs would listen; nowhere for a device without a shim."""
+    usual = {Role.MANAGER: ManagerSettings, Role.BRIDGE: BridgeSettings}
+    http = settings.http or (usual[role].model_fields["http"].default if role in usual else None)
+    return [address for address in (http, settings.listen) if address and not address.endswith(":0")]
+
+
+def look_at_ports(addresses: Sequence[str]) -> Iterator[Finding]:
     """Whether what is to listen could."""
-    for address in filter(None, addresses):
+    if not addresses:
+        yield ok("port", "none is set to listen on: connections go outwards only")
+    for address in addresses:
         host, _, port = address.rpartition(":")
         host = host.strip("[]") or "127.0.0.1"
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             with socket.create_server((host, int(port)), family=family):
                 yield ok("port", f"{address} is free")
-        except OSError as error:
+        except (OSError, OverflowError) as error:
+            why = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0]
             advice = "if that is not our own process already running, choose another with --http"
-            yield warning("port", f"{address}: {error.strerror}", advice)
+            yield warning("port", f"{address}: {why}", advice)
 
 
 def look_at_disk(folder: Path) -> Iterator[Finding]:
@@ -126,17 +140,13 @@ def look_at_disk(folder: Path) -> Iterator[Finding]:
 def look_at_broker_config(path: Path) -> Iterator[Finding]:
     """What a mosquitto.conf leaves open."""
     try:
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
+        written = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         yield problem("broker config", f"{path}: {error.strerror}", "run this on the broker's machine, as its user")
         return
+    lines = [words for words in map(str.split, written) if words and not words[0].startswith("#")]
     said = {line[0]: line[-1] for line in lines}
-    queue = int(said.get("max_queued_messages", "1000"))
-    if queue == 0:
-        yield problem("broker config", "max_queued_messages 0", "with it a denied publish ends a connection: 100000")
-    elif queue < _MIN_QUEUE:
-        advice = "set max_queued_messages to 100000: fewer lose statuses silently in a larger fleet"
-        yield warning("broker config", f"max_queued_messages is {queue}", advice)
+    yield _look_at_queue(said.get("max_queued_messages", str(_MOSQUITTOS_QUEUE)))
     if said.get("allow_anonymous") == "true":
         yield problem(
             "broker config", "allow_anonymous true", "set it to false; broker-config/mosquitto.conf shows how"
@@ -148,6 +158,19 @@ def look_at_broker_config(path: Path) -> Iterator[Finding]:
             "broker config", "there is no max_packet_size", "set it to 4325376: one packet can fill the memory"
         )
     yield from _look_at_listeners(lines)
+
+
+def _look_at_queue(said: str) -> Finding:
+    """Judge `max_queued_messages` (mosquitto.conf(5)); what each number does was seen with mosquitto 2.0.11."""
+    found = f"max_queued_messages is {said}"
+    if not said.isdecimal():
+        return problem("broker config", found, "it must be a number: set it to 100000")
+    if int(said) == 0:
+        return problem("broker config", found, "with it a denied publish ends a connection: set it to 100000")
+    if int(said) < _MIN_QUEUE:
+        advice = "set it to 100000: fewer lose statuses silently in a larger fleet"
+        return warning("broker config", found, advice)
+    return ok("broker config", found)
 
 
 def _look_at_listeners(lines: list[list[str]]) -> Iterator[Finding]:

@@ -53,6 +53,7 @@ def render_bundle(content: BundleContent) -> str:
     lines = [
         f"# {identity.role} {identity.name}: fedops-mqtt {_VERBS[identity.role]} --config {BUNDLE_FILE}",
         "# Environment (FEDOPS_MQTT_<NAME>) and options outweigh this file. Keep it and the keys to yourself.",
+        *_as_toml({"role": identity.role.value}),
         *_as_toml(_bus(content)),
         *_as_toml(_own(identity)),
     ]
@@ -100,7 +101,9 @@ def _own(identity: Identity) -> Mapping[str, str]:
                 "line_cert_file": CERTIFICATE_FILE,
                 "line_key_file": KEY_FILE,
             }
-        case Role.SERVER:
+        case Role.SERVER | Role.BRIDGE if identity.tasks:
+            return {"task_id": identity.tasks[0]}
+        case Role.DASHBOARD if len(identity.tasks) == 1:
             return {"task_id": identity.tasks[0]}
         case _:
             return {}

@@ -1,15 +1,17 @@
 """`fedops-mqtt doctor` as a person runs it: quiet about a healthy fleet, and right about what is wrong with another."""
 
 import json
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from secure_site import MANAGER, SCREEN, SERVER, A, B, SecureSite, make_fleet
+from secure_site import MANAGER, SCREEN, SERVER, STANDBY, TASK, A, B, SecureSite, make_fleet
 from yard import Yard
 
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.core.exit_codes import ExitCode
+from fedops_mqtt.enrolment import Role, Wish
 from fedops_mqtt.protocol import topics
 
 Findings = list[dict[str, str]]
@@ -32,11 +34,40 @@ def troubles(findings: Findings) -> list[str]:
     return [f"{each['check']}: {each['found']}" for each in findings if each["level"] == "problem"]
 
 
-@pytest.mark.parametrize("who", [A, MANAGER, SERVER, SCREEN])
+EVERYTHING = {"files", "clock", "disk", "port", "broker", "TLS", "credentials", "ACL", "queues"}
+
+
+@pytest.mark.parametrize("who", [A, MANAGER, STANDBY, SERVER, SCREEN, "boss", "site-a", "site-b"])
 async def test_it_finds_nothing_wrong_with_a_healthy_fleet(yard: Yard, site: SecureSite, who: str) -> None:
+    site.fleet.enrol(Wish(role=Role.MANAGER, name="boss"))
+    site.fleet.enrol(Wish(role=Role.BRIDGE, name="site-a"))
+    site.fleet.enrol(Wish(role=Role.BRIDGE, name="site-b", tasks=["letters", TASK]))
+    await site.reload()
+    async with site.knock(B) as other, site.knock(SERVER) as server:
+        await other.publish(str(topics.client_status(TASK, B)), b"x", qos=1, retain=True)
+        await server.publish(str(topics.server_status(TASK)), b"x", qos=1, retain=True)
     findings = await examine(yard, "--config", str(site.bundle(who)))
     assert troubles(findings) == []
-    assert {"files", "clock", "disk", "broker", "TLS", "credentials", "ACL"} <= {each["check"] for each in findings}
+    assert {each["check"] for each in findings} >= EVERYTHING
+
+
+async def test_it_sees_a_port_that_is_taken(yard: Yard) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        findings = await examine(yard, "--no-bus", "--http", address, "--listen", "127.0.0.1:0")
+    assert [(each["level"], each["found"]) for each in findings if each["check"] == "port"] == [
+        ("warning", f"{address}: Address already in use")
+    ]
+    assert all(each["advice"] for each in findings if each["level"] == "warning")
+
+
+async def test_it_sees_a_state_folder_that_cannot_be_written(yard: Yard) -> None:
+    doctor = await yard.run("doctor", "--json", "--no-bus", "--state-dir", "/proc/no-such-folder")
+    assert doctor.process.returncode == ExitCode.FAILED
+    found = [json.loads(line) for line in doctor.stdout.splitlines()]
+    assert [each["found"] for each in found if each["check"] == "disk"] == [
+        "/proc cannot be written: No such file or directory"
+    ]
 
 
 async def test_it_sees_an_acl_that_lets_a_device_say_and_hear_too_much(yard: Yard, site: SecureSite) -> None:
@@ -80,9 +111,24 @@ async def test_it_reads_a_brokers_configuration(yard: Yard, site: SecureSite) ->
     secure = str(site.fleet.broker_folder / "mosquitto.conf")
     assert troubles(await examine(yard, "--no-bus", "--broker-conf", secure)) == []
     open_door = yard.folder / "open.conf"
-    open_door.write_text("listener 1883\nallow_anonymous true\nmax_queued_messages 0\n")
+    open_door.write_text("listener 1883\n  \n\t# note\nallow_anonymous true\nmax_queued_messages 0\n")
     found = troubles(await examine(yard, "--no-bus", "--broker-conf", str(open_door), code=ExitCode.FAILED))
     assert len(found) == 4
+
+
+QUEUES = (("100000", "ok"), ("1000", "warning"), ("0", "problem"), ("all", "problem"))
+
+
+@pytest.mark.parametrize(("said", "level"), QUEUES)
+async def test_it_judges_how_much_a_broker_keeps_for_a_reader(
+    yard: Yard, site: SecureSite, said: str, level: str
+) -> None:
+    config = site.fleet.broker_folder / "mosquitto.conf"
+    config.write_text(config.read_text().replace("max_queued_messages 100000", f"max_queued_messages {said}"))
+    code = ExitCode.FAILED if level == "problem" else ExitCode.OK
+    findings = await examine(yard, "--no-bus", "--broker-conf", str(config), code=code)
+    (queue,) = [each for each in findings if "max_queued_messages" in each["found"]]
+    assert (queue["level"], bool(queue["advice"])) == (level, level != "ok")
 
 
 async def test_a_broker_that_is_not_there_is_named(yard: Yard) -> None:
