@@ -30,4 +30,7 @@ def _section(identity: Identity) -> str:
     else:
         rules = rules_of(identity.role, identity.name, identity.tasks)
     lines = [f"topic {rule.access} {rule.topic_filter}" for rule in rules]
+    if identity.role is not Role.DEVICE:
+        # The patterns of the base file are asked too: by its name alone it would be a device.
+        lines.insert(0, f"topic deny fedops/v1/+/clients/{identity.name}/#")
     return "\n".join([f"\nuser {identity.name}", *lines])
