@@ -1,11 +1,11 @@
-"""How fast the page is with a large fleet: `python benchmarks/page.py [clients] [changes a second] [seconds]`.
+"""How fast the page is with a large fleet: `python benchmarks/page.py --clients 5000 --changes 50 --seconds 20`.
 
 Clients are statuses on a real broker, said by one connection; the manager is a process, the page is in Chromium. Told:
 until the first view is complete, from a status to the screen, and what of a core the manager took meanwhile.
 """
 
+import argparse
 import asyncio
-import json
 import statistics
 import sys
 import tempfile
@@ -15,6 +15,7 @@ from typing import Any
 
 import aiomqtt
 import psutil
+from bench_processes import MIB, end_on_sigterm, figure, machine, save_json, table
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "tests/acceptance"), str(HERE.parent / "tests/browser")]
@@ -34,6 +35,7 @@ from fedops_mqtt.protocol import (  # noqa: E402
 )
 
 TASK = "digits"
+NUM_VIEWS = 5
 _WATCHED = 0
 """The client whose changes are timed: first in the table."""
 _SHOWN = """(count) => { const el = document.querySelector('.nicegui-aggrid');
@@ -80,7 +82,7 @@ class Fleet:
         await self.say(number)
 
 
-async def main(num_clients: int, changes_per_s: float, seconds: float) -> None:
+async def measured(given: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         yard = Yard(Path(scratch))
         try:
@@ -88,43 +90,36 @@ async def main(num_clients: int, changes_per_s: float, seconds: float) -> None:
                 site = Site(yard, broker.url, TASK, observer)
                 port = int(broker.url.rpartition(":")[2])
                 async with aiomqtt.Client("127.0.0.1", port) as client:
-                    fleet = Fleet(client, num_clients)
+                    fleet = Fleet(client, given.clients)
                     await fleet.say_all()
                     manager = await site.start_manager()
-                    print(
-                        json.dumps(await measure(site, manager.process.pid, fleet, num_clients, changes_per_s, seconds))
-                    )
+                    return await measure(site, psutil.Process(manager.process.pid), fleet, given)
         finally:
             await yard.clear_up()
 
 
-async def measure(
-    site: Site, pid: int, fleet: Fleet, num_clients: int, changes_per_s: float, seconds: float
-) -> dict[str, Any]:
+async def measure(site: Site, manager: psutil.Process, fleet: Fleet, given: argparse.Namespace) -> dict[str, Any]:
     async with visiting() as visitor:
         await visitor.page.goto(site.manager_url + "/tasks")  # libraries are in the browser's cache at the second look
-        await settled(site, num_clients)
-        first_views = [await view(visitor.page, site.manager_url, num_clients) for _ in range(3)]
+        await settled(site, given.clients)
+        first_views = [await view(visitor.page, site.manager_url, given.clients) for _ in range(NUM_VIEWS)]
         await visitor.page.evaluate(_OBSERVE)
-        process = psutil.Process(pid)
-        before, began = process.cpu_times(), time.monotonic()
-        said = await keep_changing(fleet, num_clients, changes_per_s, seconds)
+        before, began = manager.cpu_times(), time.monotonic()
+        said = await keep_changing(fleet, given.clients, given.changes, given.seconds)
         await visitor.page.wait_for_timeout(2000)
-        after, took = process.cpu_times(), time.monotonic() - began
+        after, took = manager.cpu_times(), time.monotonic() - began
         seen = await visitor.page.evaluate("() => window.seen")
     delays = [at / 1000 - told for told, (at, _) in zip(said, seen, strict=False)]
-    cpu = (after.user + after.system - before.user - before.system) / took
     return {
-        "clients": num_clients,
-        "changes_per_s": changes_per_s,
-        "first_view_s": [round(each, 2) for each in first_views],
-        "status_to_screen_s": {
-            "median": round(statistics.median(delays), 3), "max": round(max(delays), 3), "count": len(delays),
-            "missed": len(said) - len(seen),
-        },
-        "manager_cores": round(cpu, 2),
-        "manager_rss_mb": round(process.memory_info().rss / 2**20) if process.is_running() else None,
-    }  # fmt: skip
+        "first_views_s": first_views,
+        "median_view_s": statistics.median(first_views),
+        "slowest_view_s": max(first_views),
+        "delay_median_s": statistics.median(delays),
+        "delay_max_s": max(delays),
+        "changes_missed": len(said) - len(seen),
+        "manager_cores": (after.user + after.system - before.user - before.system) / took,
+        "manager_mib": manager.memory_info().rss / MIB,
+    }
 
 
 async def settled(site: Site, num_clients: int) -> None:
@@ -155,6 +150,43 @@ async def keep_changing(fleet: Fleet, num_clients: int, changes_per_s: float, se
     return said
 
 
+TARGETS = (
+    ("first full view, s, median of five", "median_view_s", 2.0),
+    ("from a status to the screen, s, the slowest", "delay_max_s", 1.0),
+    ("changes of the watched client not seen", "changes_missed", 0.0),
+    ("cores of the manager", "manager_cores", 1.0),
+    ("from a status to the screen, s, median", "delay_median_s", None),
+    ("first full view, s, the slowest", "slowest_view_s", None),
+    ("memory of the manager, MiB", "manager_mib", None),
+)
+
+
+def report(given: argparse.Namespace, taken: dict[str, Any]) -> str:
+    rows = []
+    for name, key, limit in TARGETS:
+        wanted, holds = ("", "") if limit is None else (f"at most {limit:g}", "yes" if taken[key] <= limit else "NO")
+        rows.append((name, figure(taken[key]), wanted, holds))
+    views = ", ".join(figure(each) for each in taken["first_views_s"])
+    head = (f"{given.clients} clients, {given.changes:g} changes a second", "measured", "wanted", "holds")
+    return f"\n{table(head, rows)}\n\nfirst full views, s: {views}\n"
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=int, default=5000, help="clients to simulate")
+    parser.add_argument("--changes", type=float, default=50.0, help="statuses a second")
+    parser.add_argument("--seconds", type=float, default=20.0, help="how long statuses change")
+    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
+    return parser.parse_args()
+
+
+def main() -> None:
+    end_on_sigterm()
+    given, about = parse(), machine()
+    taken = asyncio.run(measured(given))
+    print(f"machine: {about}\n{report(given, taken)}")
+    save_json(given.json, {"machine": about, "clients": given.clients, "changes_per_s": given.changes, **taken})
+
+
 if __name__ == "__main__":
-    given = [float(each) for each in sys.argv[1:]]
-    asyncio.run(main(int(given[0]) if given else 5000, *(given[1:] or (50.0, 20.0))))
+    main()

@@ -1,18 +1,18 @@
-"""What every page works with: the API, the loads that clients told last, and the frame around the pages."""
+"""What every page works with: the API, the fleet's rows, and the frame around the pages."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
 
 from nicegui import ui
 
 from fedops_mqtt.bus import BusError
+from fedops_mqtt.dashboard.rows import FleetRows
 from fedops_mqtt.dashboard.style import CSS
 from fedops_mqtt.manager.api import Api
 from fedops_mqtt.manager.desk import Desk
 from fedops_mqtt.manager.errors import ManagerError
-from fedops_mqtt.manager.events import ClientKey, NewsKind, Subscription
-from fedops_mqtt.protocol import IdentityError, MetricsKind
+from fedops_mqtt.manager.events import Subscription
+from fedops_mqtt.protocol import IdentityError
 
 TICK_S = 0.4
 """Between two looks at what is new: below the second in which a change has to be on the screen."""
@@ -20,7 +20,6 @@ TICK_S = 0.4
 REFUSALS = (ManagerError, BusError, IdentityError)
 """What the manager may say no with; its words are for people."""
 
-_IDLE_S = 3600.0
 _NAVIGATION = (("Fleet", "/"), ("Tasks", "/tasks"))
 _REMEMBERED = "localStorage.getItem('fedops-dark')"
 
@@ -28,20 +27,10 @@ _REMEMBERED = "localStorage.getItem('fedops-dark')"
 class View:
     """One for all pages and visitors."""
 
-    def __init__(self, api: Api, desk: Desk) -> None:
+    def __init__(self, api: Api, desk: Desk, rows: FleetRows) -> None:
         self.api = api
         self.desk = desk
-        self.loads: dict[ClientKey, dict[str, Any]] = {}
-
-    async def follow(self) -> None:
-        """Remember the last load of every client, for ever."""
-        with self.desk.events.subscribed(NewsKind.METRICS, NewsKind.FORGOTTEN) as subscription:
-            while True:
-                for news in await subscription.wait(_IDLE_S):
-                    if news.kind is NewsKind.METRICS and news.record["kind"] == MetricsKind.SYSTEM:
-                        self.loads[news.task_id or "", news.client_mac or ""] = news.record["values"]
-                    elif news.kind is NewsKind.FORGOTTEN:
-                        self.loads.pop((news.task_id or "", news.client_mac or ""), None)
+        self.rows = rows
 
     @contextmanager
     def frame(self, title: str, here: str = "") -> Iterator[None]:

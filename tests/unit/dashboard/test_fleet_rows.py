@@ -1,0 +1,60 @@
+"""The rows of the fleet's table: made when somebody looks, the same object while nothing has changed."""
+
+from typing import Any
+
+from fedops_mqtt.bus import Connected, Received
+from fedops_mqtt.core.fleet import Fleet
+from fedops_mqtt.dashboard.rows import TOLD, FleetRows
+from fedops_mqtt.manager.events import News, NewsKind, Subscription
+from fedops_mqtt.manager.ledger import Ledger
+from fedops_mqtt.manager.watch import Watch
+from fedops_mqtt.protocol import ClientCondition, ClientStatus, Phase, RunInHand, topics, utc_now
+
+TASK = "digits"
+A, B = "02:00:00:00:00:0a", "02:00:00:00:00:0b"
+
+
+class Scene:
+    """A watch and the rows that follow it."""
+
+    def __init__(self) -> None:
+        self.watch = Watch(Fleet(default_heartbeat_s=60), Ledger([]))
+        self.watch.take([Connected("5", 0.0)], 0.0)
+        self.news = Subscription(frozenset(TOLD))
+        self.rows = FleetRows(self.watch, self.news)
+
+    def hears(self, mac: str, seq: int, **changes: Any) -> None:
+        status = ClientStatus(
+            instance="i", epoch=1, seq=seq, at=utc_now(), heartbeat_s=60, task_id=TASK, client_mac=mac,
+            status=changes.pop("status", ClientCondition.ONLINE), **changes,
+        )  # fmt: skip
+        self.watch.take([Received(topics.client_status(TASK, mac), status, is_retained=False)], float(seq))
+
+
+def test_only_who_has_changed_gets_another_row() -> None:
+    scene = Scene()
+    scene.hears(A, 1)
+    scene.hears(B, 1)
+    first = dict(scene.rows.current())
+    assert set(first) == {(TASK, A), (TASK, B)}
+    scene.hears(B, 2, status=ClientCondition.CLIENT_OUT, reason="lost")
+    then = scene.rows.current()
+    assert then[TASK, A] is first[TASK, A]
+    assert (then[TASK, B]["state"], then[TASK, B]["why"]) == ("Offline", "lost")
+
+
+def test_a_load_that_was_told_stands_in_the_row_of_who_trains() -> None:
+    scene = Scene()
+    run = RunInHand(run_id="r", attempt=1, launch=1, phase=Phase.TRAINING, round=1)
+    scene.hears(A, 1, status=ClientCondition.TRAIN_STARTED, run=run)
+    told = {"kind": "system", "values": {"cpu": 50.0, "memory": 10.0}}
+    scene.news.put(News(kind=NewsKind.METRICS, task_id=TASK, client_mac=A, make_record=lambda: told))
+    assert scene.rows.current()[TASK, A]["load"] == "CPU 50 %, mem 10 %"
+
+
+def test_whoever_is_forgotten_has_no_row() -> None:
+    scene = Scene()
+    scene.hears(A, 1)
+    assert scene.rows.current()
+    del scene.watch.fleet.clients[TASK, A]
+    assert scene.rows.current() == {}
