@@ -16,12 +16,13 @@ INK, GRID = "#7b8794", "rgba(123,135,148,0.25)"
 COLOURS = ("#1c7ed6", "#f08c00", "#2f9e44", "#ae3ec9", "#e03131", "#0c8599", "#e8590c", "#5f3dc4")
 PARTS = (("compute_s", "train", "#1c7ed6"), ("transfer_s", "transfer", "#f08c00"), ("wait_s", "wait", "#adb5bd"))
 LANE = {
-    "wait_s": "#adb5bd",
     "download_s": "#fab005",
     "train": "#1c7ed6",
     "evaluate": "#15aabf",
     "upload_s": "#f76707",
 }
+_UNNAMED_PX = 24
+"""Below a chart whose axis says by itself what it is."""
 _DRAW_BAR = """(params, api) => {
   const start = api.coord([api.value(1), api.value(0)]), end = api.coord([api.value(2), api.value(0)]);
   const height = Math.min(18, api.size([0, 1])[1] * 0.7);
@@ -69,6 +70,7 @@ def over_time(series: Iterable[tuple[str, list[list[Any]]]], *, unit: str) -> Op
     """Return a line chart over time; points are `[ISO time, value]`."""
     options = lines(series, unit=unit)
     options["xAxis"] = _axis({"type": "time"})
+    options["grid"]["bottom"] = _UNNAMED_PX
     return options
 
 
@@ -142,7 +144,7 @@ def lanes(run: Record, metrics: Sequence[Record], events: Sequence[Record]) -> t
         ],
     )
     options["legend"] = {"show": False}
-    options["grid"]["left"] = 130
+    options["grid"] |= {"left": 130, "top": 6, "bottom": _UNNAMED_PX}
     options["tooltip"] = {"trigger": "item", ":formatter": "(p) => p.name || ''", "confine": True}
     return options, len(lane)
 

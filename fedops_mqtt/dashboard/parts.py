@@ -34,6 +34,14 @@ def chip(word: str) -> None:
     ui.label(word).classes(f"fed-chip fed-{word.lower()}")
 
 
+def legend(colours: Mapping[str, str], remark: str) -> None:
+    """Draw what the colours of a chart mean, where the chart itself cannot."""
+    with ui.element("div").classes("fed-row fed-legend"):
+        for name, colour in colours.items():
+            ui.label(name).style(f"--swatch:{colour}")
+        ui.label(remark).classes("fed-remark")
+
+
 def hint(text: str, command: str | None = None) -> None:
     """Draw what to do where there is nothing to show."""
     with ui.column().classes("fed-hint"):

@@ -8,7 +8,19 @@ from nicegui import ui
 
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.dashboard import charts
-from fedops_mqtt.dashboard.parts import cells, chip, clear_section, dated, facts, hint, section, set_chart, table
+from fedops_mqtt.dashboard.parts import (
+    cells,
+    chip,
+    clear_section,
+    dated,
+    facts,
+    hint,
+    legend,
+    section,
+    set_chart,
+    table,
+)
+from fedops_mqtt.dashboard.stopping import stop_button
 from fedops_mqtt.dashboard.view import View, subscription
 from fedops_mqtt.dashboard.words import clock, duration, first_line, moment, number, run_word, size, tell
 from fedops_mqtt.manager.api_history import MAX_HISTORY
@@ -33,7 +45,7 @@ def build(view: View) -> Callable[[str], Awaitable[None]]:
             found = await view.api.history.find_run(run_id)
         except UnknownRunError as error:
             with view.frame("No such run"):
-                hint(f"{error}. It may have been deleted from the journal.")
+                hint(f"{error}. It may have been deleted from the journal. These are there:", "fedops-mqtt runs")
             return
         with view.frame(run_id):
             await RunPage(view, found).draw()
@@ -59,7 +71,9 @@ class RunPage:
             self._accuracy = self._chart("Accuracy by round")
             self._loss = self._chart("Loss by round")
             self._times = self._chart("Time by round")
-        self._lanes = self._chart("What every client did")
+        self._lanes = self._chart(
+            "What every client did", {name.removesuffix("_s"): it for name, it in charts.LANE.items()}
+        )
         with ui.element("div").classes("fed-columns"):
             self._clients = section("Clients")
             self._models = section("Model versions")
@@ -68,9 +82,11 @@ class RunPage:
         await self._refresh()
         ui.timer(REFRESH_S, self._keep_up)
 
-    def _chart(self, title: str) -> ui.echart:
+    def _chart(self, title: str, colours: Mapping[str, str] | None = None) -> ui.echart:
         with section(title) as card:
             card.props(f'aria-label="{title}"')
+            if colours:
+                legend(colours, "gaps: waiting for the others")
             return ui.echart({"series": []}).classes("fed-chart").props('role="img"').props(f'aria-label="{title}"')
 
     async def _keep_up(self) -> None:
@@ -114,8 +130,8 @@ class RunPage:
             ("Began", clock(run["created_at"]) + " UTC"),
             (_TOOK, ""),
             ("Round", f"{run['round']} of {run['num_rounds']}"),
-            ("Clients", ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none yet"),
-            ("FL server", run["server_ip"] or (f"launch {run['launch']}" if run["launch"] else "not launched yet")),
+            ("Clients", _counted(counts)),
+            ("FL server", _server_of(run)),
             *((name, number(value)) for name, value in run["metrics"].items() if name.endswith(("accuracy", "loss"))),
         ]
         self._redraw("head", (run_word(run), run["reason"], shown), self._draw_facts)
@@ -131,8 +147,7 @@ class RunPage:
                 ui.label(first_line(reason) or _NOW.get(word, "")).classes("fed-soft")
                 ui.space()
                 if run["outcome"] is None:
-                    stop = ui.button("Stop this run", color=None, on_click=self._ask_to_stop).props("flat no-caps")
-                    stop.classes("fed-danger").set_enabled(not run["is_stopping"])
+                    stop_button(self._view, self._run_id, self._dialogs).set_enabled(not run["is_stopping"])
             _draw_bar(100 * run["round"] / max(1, run["num_rounds"]))
             self._facts = facts(shown)
             with ui.element("div").classes("fed-row"):
@@ -140,19 +155,6 @@ class RunPage:
                 for what in ("rounds", "metrics", "events", "clients"):
                     ui.link(f"{what}.csv", f"/api/v1/runs/{self._run_id}/{what}.csv")
                 ui.link("JSON", f"/api/v1/runs/{self._run_id}")
-
-    async def _ask_to_stop(self) -> None:
-        with self._dialogs, ui.dialog() as dialog, ui.card().classes("fed-card"):
-            ui.label("Stop this run? Its clients end their training; the last good model stays.")
-            with ui.row():
-                ui.button("Stop it", color=None, on_click=lambda: dialog.submit("yes")).classes("fed-danger")
-                ui.button("Go on", color=None, on_click=dialog.close)
-        answer = await dialog
-        dialog.delete()
-        if answer == "yes":
-            async with self._view.refusals_shown():
-                await self._view.api.stop_run(self._run_id)
-                ui.notify("The run is being stopped.")
 
     def _troubles(self) -> list[tuple[str, str, str]]:
         run = self._record
@@ -181,7 +183,7 @@ class RunPage:
     def _draw_lanes(self, metrics: list[Record], events: list[Record]) -> None:
         options, num_lanes = charts.lanes(self._record, metrics, events)
         options["yAxis"]["data"] = [self._name_of(mac) for mac in options["yAxis"]["data"]]
-        self._lanes.style(f"height:{max(150, 70 + 26 * num_lanes)}px")
+        self._lanes.style(f"height:{40 + 30 * max(1, num_lanes)}px")
         set_chart(self._lanes, options)
 
     def _members(self) -> list[tuple[str, str, Record]]:
@@ -211,14 +213,15 @@ class RunPage:
             if not models:
                 ui.label("None yet: a model is saved when the run ends well.").classes("fed-soft")
                 return
-            with table("Version", "Round", "Saved", "Size", "Metrics", ""):
+            with table("Version", "Round", "Saved (UTC)", "Size", "Model", "Metrics"):
                 for model in models:
                     with ui.element("tr"):
                         numbers = ", ".join(f"{name} {number(value)}" for name, value in model.metrics.items())
                         saved = clock(model.saved_at.isoformat())
-                        cells(f"V{model.version}", model.round, saved, size(model.size_bytes), numbers)
+                        cells(f"V{model.version}", model.round, saved, size(model.size_bytes))
                         with ui.element("td"):
                             ui.link("download", f"/api/v1/tasks/{model.task_id}/models/{model.file_name}")
+                        cells(numbers)
 
     def _draw_story(self, events: list[Record]) -> None:
         clear_section(self._story)
@@ -230,6 +233,18 @@ class RunPage:
     def _name_of(self, who: str) -> str:
         known = self._view.desk.watch.fleet.client(self._record["task_id"], who)
         return (known.status.client_name if known else "") or who
+
+
+def _counted(counts: Counter[str]) -> str:
+    said = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()) if name != "chosen")
+    return f"{counts.total()} chosen: {said}".removesuffix(": ") if counts else "none yet"
+
+
+def _server_of(run: Record) -> str:
+    if run["server_ip"] and run["outcome"] is None:
+        return str(run["server_ip"])
+    launches = f"launch {run['launch']}" if run["launch"] else "not launched"
+    return f"{launches}, ended" if run["outcome"] and run["launch"] else launches
 
 
 _NOW = {

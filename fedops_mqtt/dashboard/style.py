@@ -52,7 +52,12 @@ body, body.body--dark { background:var(--paper); color:var(--ink); }
   --ag-secondary-foreground-color:var(--soft); }
 .fed-table { width:100%; border-collapse:collapse; font-size:.92rem; }
 .fed-table th { text-align:left; color:var(--soft); font-weight:600; font-size:.8rem; padding:.3rem .5rem; }
-.fed-table td { padding:.35rem .5rem; border-top:1px solid var(--line); vertical-align:top; overflow-wrap:break-word; }
+.fed-table td { padding:.35rem .5rem; border-top:1px solid var(--line); vertical-align:top; }
+.fed-table th, .fed-table td { white-space:nowrap; }
+.fed-table td:last-child { white-space:normal; min-width:11rem; overflow-wrap:anywhere; }
+.fed-legend { font-size:.8rem; color:var(--soft); gap:.2rem .9rem; }
+.fed-legend > :not(.fed-remark)::before { content:""; display:inline-block; width:.7rem; height:.7rem;
+  border-radius:2px; margin-right:.35rem; background:var(--swatch); }
 .fed-scroll { overflow:auto; max-height:24rem; width:100%; }
 .fed-failure { border-left:4px solid var(--red); padding:.1rem .7rem; }
 .fed-story { font-variant-numeric:tabular-nums; }
@@ -63,7 +68,6 @@ body, body.body--dark { background:var(--paper); color:var(--ink); }
 .fed-danger { color:var(--red) !important; border:1px solid currentColor; }
 .fed-main :focus-visible, .fed-header :focus-visible { outline:2px solid var(--accent); outline-offset:2px; }
 @media (max-width:640px) { .fed-main { padding:.7rem; } .fed-header { gap:.4rem; padding:.3rem .6rem; }
-  .fed-table a { white-space:nowrap; }
   .fed-count { min-width:0; flex:1 1 40%; } .fed-box { max-height:75vh; } .fed-title { font-size:1.1rem; } }
 @media (prefers-reduced-motion:reduce) { * { transition:none !important; animation:none !important; } }
 """

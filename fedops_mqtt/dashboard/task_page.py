@@ -9,13 +9,16 @@ from pydantic import ValidationError
 from fedops_mqtt.core.fleet import is_idle
 from fedops_mqtt.dashboard import charts
 from fedops_mqtt.dashboard.parts import cells, chip, clear_section, dated, facts, hint, section, set_chart, table
+from fedops_mqtt.dashboard.stopping import stop_button
 from fedops_mqtt.dashboard.view import View, subscription
 from fedops_mqtt.dashboard.words import clock, duration, moment, number, run_word
 from fedops_mqtt.manager.api_models import RunRecord, RunRequest, TaskRecord
+from fedops_mqtt.manager.errors import TasksFileError
 from fedops_mqtt.manager.events import NewsKind
 
 REFRESH_S = 1.0
 NUM_RUNS = 20
+_CHOOSE = "Clients (none chosen: all that are idle)"
 NUM_COMPARED = 6
 _TASKS_FILE = """[tasks.digits]
 module = "fedops_mqtt.demo.server"
@@ -28,23 +31,48 @@ def build_list(view: View) -> Callable[[], Awaitable[None]]:
 
     async def tasks() -> None:
         with view.frame("Tasks", here="/tasks"):
-            page = None
-            async with view.refusals_shown():
-                page = await view.api.list_tasks()
-            if page is None or not page.items:
-                path = view.desk.tasks.path
-                hint(
-                    f"No task in {path}. Add one, for example:"
-                    if path
-                    else "Start the manager with --tasks tasks.toml:",
-                    _TASKS_FILE,
-                )
-                return
-            with ui.element("div").classes("fed-columns"):
-                for task in page.items:
-                    _draw_task(task)
+            await TaskList(view).draw()
 
     return tasks
+
+
+class TaskList:
+    """One visitor's look at all tasks."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._drawn: Any = None
+
+    async def draw(self) -> None:
+        """Draw and keep up."""
+        self._body = ui.element("div")
+        await self._refresh()
+        ui.timer(REFRESH_S, self._refresh)
+
+    async def _refresh(self) -> None:
+        found: list[TaskRecord] | str
+        try:
+            found = (await self._view.api.list_tasks()).items
+        except TasksFileError as error:
+            found = str(error)
+        if found != self._drawn:
+            self._drawn = found
+            self._body.clear()
+            with self._body:
+                self._draw_all(found)
+
+    def _draw_all(self, tasks: list[TaskRecord] | str) -> None:
+        path = self._view.desk.tasks.path
+        if isinstance(tasks, str):
+            hint(tasks)
+            return
+        if not tasks:
+            said = f"No task in {path}. Add one, for example:" if path else "Start the manager with --tasks tasks.toml:"
+            hint(said, _TASKS_FILE)
+            return
+        with ui.element("div").classes("fed-columns"):
+            for task in tasks:
+                _draw_task(task)
 
 
 def _draw_task(task: TaskRecord) -> None:
@@ -89,6 +117,7 @@ class TaskPage:
         with section("Accuracy of its last runs") as self._compared:
             self._chart = ui.echart({"series": []}).classes("fed-chart").props('role="img" aria-label="Runs compared"')
         self._runs = section("Runs")
+        self._dialogs = ui.element("div")  # outlives what is drawn again around the button
         await self._refresh()
         ui.timer(REFRESH_S, self._keep_up)
 
@@ -96,7 +125,7 @@ class TaskPage:
         with ui.element("div").classes("fed-row"):
             self._rounds = ui.number("Rounds", value=task.num_rounds, min=1, precision=0).props("dense outlined")
             self._min = ui.number("Needs at least", value=task.min_clients, min=1, precision=0).props("dense outlined")
-            self._chosen = ui.select(self._choices(), multiple=True, label="Clients (none chosen: all that are idle)")
+            self._chosen = ui.select(self._choices(), multiple=True, with_input=True, label=_CHOOSE)
             self._chosen.props("dense outlined use-chips options-dense").style("min-width:min(100%, 20rem)")
             self._button = ui.button("Start", color=None, on_click=self._start).props("unelevated no-caps")
             self._button.classes("fed-primary")
@@ -163,6 +192,9 @@ class TaskPage:
                 ui.label("No runs yet: start one above, or with")
                 ui.label(f"fedops-mqtt start {self._task_id}").classes("fed-code")
                 return
+            active = next((run for run in runs if run.outcome is None), None)
+            if active is not None:
+                stop_button(self._view, active.run_id, self._dialogs).set_enabled(not active.is_stopping)
             with table("Run", "Outcome", "Began (UTC)", "Took", "Rounds", "Clients", "Metrics"):
                 for run in runs:
                     _draw_run(run)
