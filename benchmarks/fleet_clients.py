@@ -44,7 +44,8 @@ class SimulatedClient:
         await self.connection.publish(self._topic, encode(self._status(condition, **more)), is_retained=True)
 
     def _status(self, condition: ClientCondition, *, seq: int | None = None, **more: object) -> ClientStatus:
-        self._seq += 1
+        if seq is None:
+            self._seq += 1
         return ClientStatus.model_validate(
             {
                 "instance": f"simulated-{self.mac}",

@@ -20,7 +20,7 @@ from fedops_mqtt.bus.errors import (
     RivalError,
     VersionError,
 )
-from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Disconnected, Malformed, Received
+from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Disconnected, Dropped, Malformed, Received
 from fedops_mqtt.bus.mosquitto import Mosquitto
 from fedops_mqtt.bus.owner import StatusOwner, new_instance
 from fedops_mqtt.bus.watch import Bus, connect
@@ -39,6 +39,7 @@ __all__ = [
     "Connection",
     "CredentialsError",
     "Disconnected",
+    "Dropped",
     "EpochFile",
     "EpochFileError",
     "EpochStore",

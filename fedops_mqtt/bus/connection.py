@@ -24,9 +24,9 @@ from fedops_mqtt.bus.errors import (
     RefusedError,
     VersionError,
 )
-from fedops_mqtt.bus.events import BusEvent, Connected, Disconnected
+from fedops_mqtt.bus.events import BusEvent, Connected, Disconnected, Dropped
 from fedops_mqtt.bus.inbox import Inbox
-from fedops_mqtt.bus.intake import Intake
+from fedops_mqtt.bus.intake import DROPPED_TOPIC, Intake
 from fedops_mqtt.bus.session import Session, WillPacket, open_session
 from fedops_mqtt.bus.tasks import alongside, raise_if_cancelled
 from fedops_mqtt.protocol import Message, Topic, encode
@@ -58,7 +58,11 @@ class Connection:
         subscriptions: topic filters, subscribed at QoS 1 after every connect.
         make_will: asked for the last will before every CONNECT; it must be fresh, its epoch belongs to the connection.
         options: time-outs, credentials, TLS files, back-off.
+        hears_drops: also ask for the broker's count of dropped messages (`Dropped`), where it tells.
         observers: called with every event as it happens, before it can be drained; they must not raise or block.
+
+    Attributes:
+        dropped: the broker's last count of dropped messages, where it is asked for and tells.
 
     Raises:
         BrokerUrlError: the URL or a TLS file cannot be used.
@@ -72,6 +76,7 @@ class Connection:
         subscriptions: Sequence[str] = (),
         make_will: MakeWill | None = None,
         options: BusOptions | None = None,
+        hears_drops: bool = False,
         observers: Sequence[Observer] = (),
     ) -> None:
         self._options = options or BusOptions()
@@ -80,6 +85,7 @@ class Connection:
         self._client_id = client_id
         self._filters = list(dict.fromkeys(subscriptions))
         self._make_will = make_will
+        self._hears_drops = hears_drops
         self._observers = list(observers)
         self._intake = Intake()
         self._inbox = Inbox()
@@ -91,6 +97,7 @@ class Connection:
         self._version = VersionChoice(self._options.is_mqtt5_tried)
         self._backoff = Backoff(initial_s=self._options.backoff_initial_s, max_s=self._options.backoff_max_s)
         self._stack = AsyncExitStack()
+        self.dropped: Dropped | None = None
 
     async def __aenter__(self) -> Self:
         self._first_try = asyncio.get_running_loop().create_future()
@@ -204,6 +211,7 @@ class Connection:
     async def _connect_once(self) -> None:
         will = await self._will_packet()
         self._held = []
+        self.dropped = None
         async with open_session(
             self._address,
             self._options,
@@ -243,6 +251,7 @@ class Connection:
     async def _begin(self, session: Session) -> None:
         """Subscribe, then let in what came meanwhile: nobody hears a message before `Connected`."""
         try:
+            await self._ask_for_drops(session)  # before what it may drop
             await self._subscribe_all(session)
         except NotConnectedError as error:
             session.end(str(error))
@@ -253,6 +262,13 @@ class Connection:
         held, self._held = self._held or [], None
         for event in held:
             self._push(event)
+
+    async def _ask_for_drops(self, session: Session) -> None:
+        """A broker that refuses this, or even hangs up, is not asked again."""
+        if not self._hears_drops:
+            return
+        self._hears_drops = False
+        self._hears_drops = not await session.subscribe([DROPPED_TOPIC])
 
     async def _subscribe_all(self, session: Session) -> None:
         """Subscribe until everything is granted: a broker that lost a node refuses for a while, and then grants."""
@@ -266,6 +282,8 @@ class Connection:
 
     def _take_in(self, topic: str, payload: bytes, is_retained: bool) -> None:
         event = self._intake.read(topic, payload, is_retained=is_retained)
+        if isinstance(event, Dropped):
+            self.dropped = event
         if self._held is None:
             self._push(event)
         else:

@@ -46,4 +46,11 @@ class Malformed:
     error: ProtocolError
 
 
-BusEvent = Connected | Disconnected | Received | Cleared | Malformed
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """The broker's count of messages that it has dropped since its start, to whomever: their queues were full."""
+
+    num_messages: int
+
+
+BusEvent = Connected | Disconnected | Received | Cleared | Malformed | Dropped

@@ -147,9 +147,15 @@ class StatusOwner:
 
     @asynccontextmanager
     async def on_bus(
-        self, url: str, *, client_id: str | None, subscriptions: Sequence[str] = (), options: BusOptions | None = None
+        self,
+        url: str,
+        *,
+        client_id: str | None,
+        subscriptions: Sequence[str] = (),
+        options: BusOptions | None = None,
+        hears_drops: bool = False,
     ) -> AsyncIterator[Connection]:
-        """Connect, announce, and speak while the block runs; say goodbye at its end.
+        """Connect, announce, and speak while the block runs; say goodbye at its end. Arguments as for `Connection`.
 
         Raises:
             RivalError: a newer process has this identity.
@@ -161,6 +167,7 @@ class StatusOwner:
             subscriptions=[str(self.topic), *subscriptions],
             make_will=self.will,
             options=options,
+            hears_drops=hears_drops,
             observers=[self.take],
         )
         async with connection, self.speaking(connection):

@@ -55,7 +55,7 @@ def connect(
         BrokerUrlError: the URL or a TLS file cannot be used.
     """
     chosen = options or BusOptions(user=user, password=password)
-    return Bus(Connection(url, client_id=client_id, options=chosen))
+    return Bus(Connection(url, client_id=client_id, options=chosen, hears_drops=True))
 
 
 class Bus:
@@ -123,6 +123,8 @@ class Bus:
         try:
             if await self._subscribe(filters):
                 yield Connected(self._connection.protocol_version, time.monotonic())
+                if self._connection.dropped is not None:
+                    yield self._connection.dropped
             while True:
                 await inbox.wait()
                 for event in inbox.take_all():

@@ -15,16 +15,17 @@ from datetime import UTC, datetime
 
 from fedops_mqtt.bus import BusError, BusOptions, ConnectError, CredentialsError, RefusedError, VersionError
 from fedops_mqtt.bus.address import BrokerAddress, make_tls_context, parse_broker_url
+from fedops_mqtt.bus.intake import DROPPED_TOPIC
 from fedops_mqtt.bus.session import Session, open_session
 from fedops_mqtt.cli.doctor_local import WARN_DAYS
 from fedops_mqtt.cli.findings import Finding, Level, ok, problem, unknown, warning
+from fedops_mqtt.core.losses import ADVICE
 from fedops_mqtt.enrolment.roles import BROKER_STATISTICS, Role, Rule, rules_of
 from fedops_mqtt.protocol import mac_to_level, topics
 from fedops_mqtt.settings import DoctorSettings
 
 PROBE_TASK = "doctor-probe"
 PROBE_MAC = "02:d0:c7:04:00:01"
-_DROPPED = "$SYS/broker/publish/messages/dropped"
 _LISTEN_S = 1.0
 """What is retained is delivered right after the subscription."""
 
@@ -226,12 +227,11 @@ def _look_at_drops(statistics: dict[str, bytes], role: Role) -> Iterator[Finding
     if role is not Role.MANAGER:
         yield unknown("queues", "only a manager hears of dropped messages; on the broker's machine: --broker-conf")
         return
-    dropped = statistics.get(_DROPPED)
+    dropped = statistics.get(DROPPED_TOPIC)
     if dropped is None:
         yield unknown("queues", "the broker does not say whether it drops messages")
     elif int(dropped) > 0:
-        advice = "raise max_queued_messages at the broker (100000), and look for a slow reader"
-        yield warning("queues", f"the broker has dropped {int(dropped)} messages since its start", advice)
+        yield warning("queues", f"the broker has dropped {int(dropped)} messages since its start", ADVICE)
     else:
         yield ok("queues", "the broker has dropped nothing since its start")
 

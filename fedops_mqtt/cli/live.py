@@ -38,6 +38,8 @@ def _say_connection(picture: Picture) -> Text:
         return Text("connecting to the broker", style="yellow")
     if not picture.is_connected:
         return Text("broker lost, connecting again", style="bold red")
+    if picture.losses.problem is not None:
+        return Text(picture.losses.problem, style="bold red")
     manager = picture.fleet.manager
     if manager is None or manager.is_out:
         return Text("connected; no manager", style="yellow")

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedops_mqtt.bus import BusEvent, Cleared, Connected, Disconnected, Received
+from fedops_mqtt.bus import BusEvent, Cleared, Connected, Disconnected, Dropped, Received
 from fedops_mqtt.core.fleet import ClientView, Fleet, ServerView, View
+from fedops_mqtt.core.losses import Losses
 from fedops_mqtt.protocol import (
     Channel,
     ClientMetrics,
@@ -21,6 +22,7 @@ from fedops_mqtt.protocol import (
     RunStatus,
     ServerMetrics,
     ServerStatus,
+    StatusMessage,
     Topic,
 )
 
@@ -42,6 +44,8 @@ class Picture:
     """Newest numbers by `(task_id, client_mac)`."""
     history: dict[str, list[ServerMetrics]] = field(default_factory=dict)
     """The rounds of a run, oldest first, by `run_id`."""
+    losses: Losses = field(default_factory=Losses)
+    """What the broker kept from us."""
     is_connected: bool | None = None
     """None before the first connection."""
     recent: deque[Record] = field(default_factory=lambda: deque(maxlen=RECENT))
@@ -55,11 +59,19 @@ class Picture:
             self.recent.append(change)
         return change
 
+    def problem(self) -> Record | None:
+        """Return what is wrong with the bus when it has not been told in these words."""
+        problem = self.losses.problem
+        if problem is None:
+            return None
+        return self._changed({"kind": "bus", "status": "dropping", "why": problem})
+
     def _take(self, event: BusEvent, now: float) -> Record | None:
         match event:
             case Connected():
                 self.is_connected = True
                 self.fleet.listen(now)
+                self.losses.listen()
                 return {"kind": "bus", "status": "connected"}
             case Disconnected(reason):
                 self.is_connected = False
@@ -67,6 +79,8 @@ class Picture:
                 return {"kind": "bus", "status": "lost", "why": reason}
             case Cleared(topic):
                 return self._forget(topic)
+            case Dropped(num_messages):
+                self.losses.count(num_messages)
             case Received(_, message, is_retained):
                 return self._fold(message, now, is_retained=is_retained)
             case _:
@@ -99,6 +113,7 @@ class Picture:
     def _fold(self, message: Message, now: float, *, is_retained: bool) -> Record | None:
         match message:
             case ClientStatus() | ServerStatus() | RunStatus() | ManagerStatus():
+                self._note_losses(message, is_retained=is_retained)
                 is_news = self.fleet.apply(message, now=now, is_retained=is_retained)
                 return self._changed(self._record_of(message)) if is_news else None
             case ClientMetrics() if message.kind is not MetricsKind.SYSTEM:
@@ -109,6 +124,11 @@ class Picture:
             case _:
                 pass
         return None
+
+    def _note_losses(self, message: StatusMessage, *, is_retained: bool) -> None:
+        if isinstance(message, ClientStatus):
+            is_known = self.fleet.client(message.task_id, message.client_mac) is not None
+            self.losses.note(message, is_known=is_known, is_retained=is_retained)
 
     def _record_of(self, message: ClientStatus | ServerStatus | RunStatus | ManagerStatus) -> Record:
         match message:
@@ -144,6 +164,8 @@ class Picture:
 
     def _forget(self, topic: Topic) -> Record | None:
         self.fleet.forget(topic)
+        if topic.channel is Channel.CLIENT_STATUS:
+            self.losses.forget(topic.task_id or "", topic.client_mac or "")
         self.history.pop(topic.run_id or "", None)
         name = _NAME_OF_CHANNEL.get(topic.channel)
         if name is None:
@@ -236,7 +258,13 @@ def _key_of(record: Record) -> Key:
     return (record["kind"], *(str(record.get(name)) for name in _NAMES_OF_KIND[record["kind"]]))
 
 
-_NAMES_OF_KIND = {"client": ("task_id", "client_mac"), "server": ("task_id",), "run": ("run_id",), "manager": ()}
+_NAMES_OF_KIND = {
+    "client": ("task_id", "client_mac"),
+    "server": ("task_id",),
+    "run": ("run_id",),
+    "manager": (),
+    "bus": (),
+}
 
 
 def _measures(values: Mapping[str, Any]) -> dict[str, Any]:

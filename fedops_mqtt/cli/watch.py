@@ -81,7 +81,9 @@ async def _print_changes(settings: WatchSettings, *, is_json: bool) -> None:
     async with _following(settings, print_change) as picture:
         while True:
             await asyncio.sleep(_LEASE_CHECK_S)
-            print_records_as_lines(picture.expire(time.monotonic()), is_json=is_json)
+            problem = picture.problem()
+            changes = picture.expire(time.monotonic()) + ([problem] if problem is not None else [])
+            print_records_as_lines(changes, is_json=is_json)
 
 
 async def _show_live(settings: WatchSettings) -> None:

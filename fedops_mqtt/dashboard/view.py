@@ -60,8 +60,14 @@ class View:
             ui.label(f"No broker at {broker}: what you see is how it was. Trying again all the time; start it with")
             ui.label("fedops-mqtt broker").classes("fed-code")
 
+        with ui.row().classes("fed-banner").props('role="alert"') as losses:
+            ui.icon("warning")
+            problem = ui.label()
+
         def look() -> None:
             banner.set_visibility(not self.desk.connection.is_connected)
+            problem.set_text(self.desk.watch.losses.problem or "")
+            losses.set_visibility(bool(problem.text))
 
         look()
         ui.timer(1.0, look)

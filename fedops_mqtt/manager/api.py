@@ -134,6 +134,7 @@ class Api:
             status="ok" if self._desk.connection.is_connected else "no-broker",
             term=self._desk.term,
             broker=self._desk.connection.broker,
+            problem=self._desk.watch.losses.problem,
             num_clients=self._desk.watch.fleet.num_here,
             num_active_runs=sum(not run.has_ended for run in self._desk.ledger),
         )

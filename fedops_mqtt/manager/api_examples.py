@@ -92,6 +92,7 @@ HEALTH: dict[str, Any] = {
     "role": "leading",
     "term": 7,
     "broker": "192.0.2.10:1883",
+    "problem": None,
     "num_clients": 3,
     "num_active_runs": 1,
 }

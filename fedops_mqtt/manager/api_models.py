@@ -323,6 +323,8 @@ class Health(Record):
     role: Literal["leading"] = "leading"
     term: int
     broker: str
+    problem: str | None = None
+    """What is wrong though it works: the broker drops messages."""
     num_clients: int
     num_active_runs: int
 

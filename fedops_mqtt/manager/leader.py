@@ -172,6 +172,7 @@ def _on_bus(settings: ManagerSettings, owner: StatusOwner) -> AbstractAsyncConte
         client_id=settings.broker_user,
         subscriptions=[filter_for(channel) for channel in _READ],
         options=BusOptions.from_settings(settings),
+        hears_drops=True,
     )
 
 

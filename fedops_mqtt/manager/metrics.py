@@ -125,7 +125,13 @@ class Meters:
 
     def _counters(self) -> Iterator[Metric]:
         watch = self._watch
+        dropped = (
+            "fedops_broker_dropped_messages",
+            "Messages that the broker says it dropped.",
+            watch.losses.num_dropped,
+        )
         facts = (
+            dropped,
             ("fedops_broker_reconnects", "How often the manager's connection came back.", watch.num_reconnects),
             ("fedops_client_reconnects", "How often clients came back with a new epoch.", watch.num_client_reconnects),
             ("fedops_stale_statuses", "Statuses dropped because a later one was known.", watch.fleet.num_stale),

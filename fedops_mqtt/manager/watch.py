@@ -8,8 +8,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import assert_never
 
-from fedops_mqtt.bus import BusEvent, Cleared, Connected, Disconnected, Malformed, Received
+from fedops_mqtt.bus import BusEvent, Cleared, Connected, Disconnected, Dropped, Malformed, Received
 from fedops_mqtt.core.fleet import Fleet, View
+from fedops_mqtt.core.losses import Losses
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.core.run_events import RunEvent
 from fedops_mqtt.manager.ledger import Ledger
@@ -35,6 +36,7 @@ class Watch:
 
     Attributes:
         fleet: who is here.
+        losses: what the broker dropped on the way.
         orphans: topics of retained runs that nobody drives any more; whoever clears one takes it out.
         strangers: the last word of servers whose run is not in the ledger, by task.
         stragglers: clients that say they train a run which is not in the ledger, by MAC.
@@ -46,6 +48,8 @@ class Watch:
 
     def __init__(self, fleet: Fleet, ledger: Ledger) -> None:
         self.fleet = fleet
+        self.losses = Losses()
+        self._told_at: int | None = None
         self.orphans: dict[str, Topic] = {}
         self.strangers: dict[str, ServerStatus] = {}
         self.stragglers: dict[str, View[ClientStatus]] = {}
@@ -64,6 +68,7 @@ class Watch:
             match event:
                 case Connected():
                     self.fleet.listen(now)
+                    self.losses.listen()
                     self.num_reconnects += 1
                     is_new = True
                 case Disconnected():
@@ -74,9 +79,12 @@ class Watch:
                     is_new |= self._cleared(topic)
                 case Received():
                     self._received(event, now)
+                case Dropped(num_messages=num_messages):
+                    self.losses.count(num_messages)
                 case _:
                     assert_never(event)
         self._expire(now)
+        self._tell_losses()
         for run_id, news in self._news.items():
             self._ledger.apply(run_id, news, now)
         self._news.clear()
@@ -115,6 +123,7 @@ class Watch:
 
     def _client(self, status: ClientStatus, now: float, *, is_retained: bool) -> None:
         before = self.fleet.client(status.task_id, status.client_mac)
+        self.losses.note(status, is_known=before is not None, is_retained=is_retained)
         if not self.fleet.apply(status, now=now, is_retained=is_retained):
             return
         self.changed.add((status.task_id, status.client_mac))
@@ -153,10 +162,18 @@ class Watch:
             self._ledger.note(tell_client(silent, now))
             self._tell_runs(view)
 
+    def _tell_losses(self) -> None:
+        """Once a connection: the numbers grow, the sentence stays."""
+        problem = self.losses.problem
+        if problem is not None and self._told_at != self.num_reconnects:
+            self._told_at = self.num_reconnects
+            logger.warning("messages are lost at the broker", extra={"problem": problem})
+
     def _cleared(self, topic: Topic) -> bool:
         """Take note; True when it was a run that goes on."""
         self.fleet.forget(topic)
         if topic.channel is Channel.CLIENT_STATUS:
+            self.losses.forget(topic.task_id or "", topic.client_mac or "")
             self.changed.add((topic.task_id or "", topic.client_mac or ""))
         return topic.channel is Channel.RUN_STATUS and (topic.run_id or "") in self._ledger
 

@@ -9,7 +9,7 @@ import pytest
 from bus_helpers import MAC, PATIENCE_S, QUICK, next_event, reader_of, status
 
 import fedops_mqtt
-from fedops_mqtt.bus import BusEvent, Cleared, Connected, ConnectError, Disconnected, Mosquitto
+from fedops_mqtt.bus import BusEvent, Cleared, Connected, ConnectError, Disconnected, Dropped, Mosquitto
 from fedops_mqtt.core.fencing import LAST_SEQ
 from fedops_mqtt.protocol import ClientCondition, ClientMetrics, ClientStatus, Message, topics, utc_now
 
@@ -74,6 +74,13 @@ async def test_a_watch_goes_on_after_the_broker_was_killed(broker: Mosquitto, ta
         assert await take(messages, 1) == [after]
 
 
+async def until_cleared(events: AsyncIterator[BusEvent]) -> AsyncIterator[BusEvent]:
+    async for event in events:
+        yield event
+        if isinstance(event, Cleared):
+            return
+
+
 async def test_events_tell_connects_and_cleared_topics(broker: Mosquitto, task_id: str) -> None:
     topic = topics.client_status(task_id, MAC)
     async with fedops_mqtt.connect(broker.url) as bus, aclosing(bus.events(task_id)) as events:
@@ -81,7 +88,9 @@ async def test_events_tell_connects_and_cleared_topics(broker: Mosquitto, task_i
         await bus.publish(topic, status(task_id))
         await bus.publish(topic, None)
         async with asyncio.timeout(PATIENCE_S):
-            seen: list[BusEvent] = [await anext(events), await anext(events)]
+            told = [each async for each in until_cleared(events)]
+    seen = [each for each in told if not isinstance(each, Dropped)]  # the broker's own count may come in between
+    assert len(seen) == 2
     assert seen[1] == Cleared(topic)
 
 

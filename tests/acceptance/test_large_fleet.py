@@ -1,0 +1,123 @@
+"""A newcomer to a large fleet: the shipped brokers give it everybody, and one that drops is noticed and named."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from secure_site import MANAGER, STANDBY, TASK, SecureSite, make_fleet
+from yard import TIMEOUT_S, Yard, eventually
+
+from fedops_mqtt.bus import BusOptions, Connected, Connection, Mosquitto
+from fedops_mqtt.bus.mosquitto import free_port
+from fedops_mqtt.protocol import Channel, ClientStatus, filter_for, topics, utc_now
+
+SIZE = 2_000
+"""Twice what mosquitto keeps for a newcomer when nobody tells it otherwise."""
+CRAMPED = {"max_queued_messages": "10", "sys_interval": "1"}
+NUM_CRAMPED = 500
+_AT_ONCE = 8
+"""Fewer than the cramped broker keeps for one reader: what everybody says live is delivered."""
+
+
+def mac_of(number: int) -> str:
+    return f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}"
+
+
+async def say(connection: Connection, size: int, *, seq: int) -> None:
+    """Say a status for everybody, a few at a time."""
+    unsaid = iter(range(size))
+
+    async def work() -> None:
+        for number in unsaid:
+            status = ClientStatus(
+                instance="simulated", epoch=1, seq=seq, at=utc_now(), status="online", task_id=TASK,
+                client_mac=mac_of(number), client_name="", heartbeat_s=600,
+            )  # fmt: skip
+            await connection.publish(topics.client_status(TASK, mac_of(number)), status)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(_AT_ONCE):
+            group.create_task(work(), name=f"say-{number}")
+
+
+@asynccontextmanager
+async def a_fleet_of(size: int, url: str, options: BusOptions | None = None) -> AsyncIterator[Connection]:
+    """Everybody's birth is retained when the block begins."""
+    async with asyncio.timeout(TIMEOUT_S), Connection(url, options=options) as connection:
+        await connection.wait_first_try()
+        while not isinstance((await connection.drain())[0], Connected):
+            pass
+        await say(connection, size, seq=1)
+        yield connection
+
+
+async def count_everybody(reader: Connection, size: int) -> int:
+    """Return how many clients a newcomer was told of, once it has all of them or its patience ends."""
+    seen: set[str] = set()
+    while len(seen) < size and (events := await reader.drain(timeout_s=5.0)):
+        seen.update(str(event.topic) for event in events if hasattr(event, "message"))
+    return len(seen)
+
+
+async def test_the_broker_for_development_tells_a_newcomer_of_2000_clients() -> None:
+    everybody = [filter_for(Channel.CLIENT_STATUS, TASK)]
+    async with (
+        Mosquitto() as broker,
+        a_fleet_of(SIZE, broker.url),
+        Connection(broker.url, subscriptions=everybody) as reader,
+    ):
+        assert await count_everybody(reader, SIZE) == SIZE
+
+
+@pytest.mark.parametrize("name", ["mosquitto.conf", "mosquitto.dynsec.conf"])
+async def test_a_secured_broker_tells_a_newcomer_of_2000_clients(name: str, tmp_path: Path) -> None:
+    fleet = make_fleet(tmp_path / "fleet")
+    fleet.write_dynamic_security()
+    async with Mosquitto(config=fleet.broker_folder / name) as broker:
+        site = SecureSite(fleet, broker)
+        async with (
+            a_fleet_of(SIZE, site.url(MANAGER), site.options(MANAGER)),
+            site.reading(STANDBY, filter_for(Channel.CLIENT_STATUS, TASK)) as reader,
+        ):
+            assert await count_everybody(reader, SIZE) == SIZE
+
+
+async def test_watch_and_manager_say_that_a_broker_drops(yard: Yard) -> None:
+    port = free_port()
+    async with Mosquitto(changes=CRAMPED) as broker, a_fleet_of(NUM_CRAMPED, broker.url):
+        watch = await yard.start("watch", "--broker", broker.url)
+        manager = await yard.start("manager", broker=broker.url, http=f"127.0.0.1:{port}", state_dir=yard.folder)
+        said = "the broker dropped [0-9]+ messages: clients may be missing; raise max_queued_messages"
+        await watch.until_said(f'^bus status=dropping why="{said}')
+        await manager.until_said(f"messages are lost at the broker.*{said}")
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+            health = (await http.get("/api/v1/health")).json()
+        assert "raise max_queued_messages" in health["problem"]
+        assert health["num_clients"] < NUM_CRAMPED
+
+
+async def test_watch_says_it_too_where_the_brokers_count_may_not_be_read(yard: Yard, tmp_path: Path) -> None:
+    acl = tmp_path / "acl"
+    acl.write_text("topic readwrite fedops/#\n")
+    async with (
+        Mosquitto(changes={**CRAMPED, "acl_file": str(acl)}) as broker,
+        a_fleet_of(NUM_CRAMPED, broker.url) as fleet,
+    ):
+        watch = await yard.start("watch", "--broker", broker.url)
+        await watch.until_said("^client .*presence=unconfirmed")
+        await say(fleet, NUM_CRAMPED, seq=2)
+        await watch.until_said(
+            '^bus status=dropping why="[0-9]+ clients speak whose earlier statuses the broker dropped'
+        )
+
+
+async def test_nobody_says_so_of_a_broker_that_keeps_everything(yard: Yard) -> None:
+    async with Mosquitto(changes={"sys_interval": "1"}) as broker, a_fleet_of(NUM_CRAMPED, broker.url) as fleet:
+        watch = await yard.start("watch", "--broker", broker.url)
+        await eventually(lambda: watch.stdout.count("presence=unconfirmed") == NUM_CRAMPED)
+        await say(fleet, NUM_CRAMPED, seq=2)
+        await eventually(lambda: watch.stdout.count("presence=online") == NUM_CRAMPED)
+        assert "dropping" not in watch.stdout
