@@ -1,5 +1,6 @@
 #!/bin/sh
 # Makes what compose.yaml mounts: a fleet in ./fleet whose broker is called `broker`, with five bundles.
+# Run it as the user that will start the containers, not as root: mosquitto gives up root and could not read its files.
 #   sh make-fleet.sh          COMMAND may name another fedops-mqtt than the one on PATH
 set -eu
 cd "$(dirname "$0")"
@@ -11,3 +12,6 @@ export FEDOPS_MQTT_FLEET_DIR
 "$COMMAND" fleet enrol --role server server-digits --task digits --host manager --host localhost
 "$COMMAND" fleet enrol --task digits --app fedops_mqtt.demo:client_app \
     02:00:00:00:00:01 02:00:00:00:00:02 02:00:00:00:00:03
+
+# The containers run as whoever owns these files; a shell exports neither of these, and Compose reads them here.
+printf 'UID=%s\nGID=%s\n' "$(id -u)" "$(id -g)" >"$(dirname "$FEDOPS_MQTT_FLEET_DIR")/.env"
