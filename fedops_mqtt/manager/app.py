@@ -32,6 +32,7 @@ from fedops_mqtt.manager.http import door_rules, listen
 from fedops_mqtt.manager.journal import Journal
 from fedops_mqtt.manager.leader import Front, leading
 from fedops_mqtt.manager.lease import ROW_LEASE_S, FileLease, Lease, RowLease, wait_for_lease
+from fedops_mqtt.manager.standby import standing_by
 from fedops_mqtt.service import supervised
 from fedops_mqtt.settings import ManagerSettings
 
@@ -63,13 +64,14 @@ async def run_manager(
     try:
         with _signals(stop), _open_journal(settings) as journal, _lease(journal) as lease:
             async with supervised():
-                term = await _take_lease(lease, stop, say)
+                term, listening = await _until_leading(settings, lease, stop, say)
                 if term is not None:
                     async with alongside(_renew(lease, journal), name="lease-renewal"):
                         await _lead(
                             settings,
                             journal,
                             term,
+                            listening,
                             stop,
                             ends_servers=ends_servers,
                             say=say,
@@ -92,6 +94,7 @@ async def _lead(
     settings: ManagerSettings,
     journal: Journal,
     term: int,
+    listening: socket.socket | None,
     stop: asyncio.Event,
     *,
     ends_servers: bool,
@@ -100,7 +103,7 @@ async def _lead(
     front: Front | None,
 ) -> None:
     rules = door_rules(settings)
-    with _listen(settings.http, rules) as listening:
+    with listening or _listen(settings.http, rules) as listening:
         async with leading(settings, journal, term=term, listening=listening, front=front) as leader:
             say(f"manager leads (term {term}), API at {url_of(listening, rules)}")
             on_ready(url_of(listening, rules))
@@ -114,6 +117,33 @@ def _listen(address: str, rules: DoorRules) -> socket.socket:
         return listen(address, rules)
     except OSError as error:
         raise ApiAddressError(address, error.strerror or str(error)) from error
+
+
+async def _until_leading(
+    settings: ManagerSettings, lease: Lease, stop: asyncio.Event, say: Say
+) -> tuple[int | None, socket.socket | None]:
+    """Return the term once this manager leads (None: stopped before), and its address where it was opened meanwhile."""
+    term = lease.try_take()
+    listening = None if term is not None else _listen_if_free(settings)
+    if listening is None:
+        return term or await _take_lease(lease, stop, say), None
+    rules = door_rules(settings)
+    async with standing_by(listening, rules):
+        say(f"waits for its turn, says so at {url_of(listening, rules)}")
+        term = await _take_lease(lease, stop, say)
+    if term is None:
+        listening.close()
+        return None, None
+    return term, listening
+
+
+def _listen_if_free(settings: ManagerSettings) -> socket.socket | None:
+    """Return the address, unless it is taken: on one machine the leader may have the same one."""
+    try:
+        return listen(settings.http, door_rules(settings))
+    except OSError as error:
+        logger.info("not answering on standby", extra={"address": settings.http, "problem": str(error)})
+        return None
 
 
 async def _take_lease(lease: Lease, stop: asyncio.Event, say: Say) -> int | None:

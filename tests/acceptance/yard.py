@@ -237,18 +237,21 @@ class Site:
     ) -> Installed:
         """Start a manager and wait until it leads; `more` are further lines of the task's table."""
         tasks = self.write_tasks(module=module, args=server_args, more=more, program_cwd=program_cwd)
-        manager = await self.yard.start(
-            "manager",
-            broker=self.broker,
-            tasks_file=tasks,
-            http="127.0.0.1:0",
-            state_dir=self.yard.folder / "manager",
-            store=self.yard.folder / "models",
-            heartbeat_s=5,
-            **settings,
-        )
+        manager = await self.launch_manager(tasks, **settings)
         self.manager_url = (await manager.until_said(r"API at (\S+)")).group(1)
         return manager
+
+    async def launch_manager(self, tasks: Path, **settings: object) -> Installed:
+        """Start a manager, which may have to wait for another one."""
+        given = {
+            "broker": self.broker,
+            "tasks_file": tasks,
+            "http": "127.0.0.1:0",
+            "state_dir": self.yard.folder / "manager",
+            "store": self.yard.folder / "models",
+            "heartbeat_s": 5,
+        }
+        return await self.yard.start("manager", **given | settings)
 
     async def start_run(self, *options: str) -> str:
         """Start a run with the verb `start` and return its id."""

@@ -102,6 +102,36 @@ async def test_a_broker_that_is_gone_is_said_and_a_refusal_is_shown(
     await visitor.check_accessibility()
 
 
+async def test_a_page_that_is_open_comes_back_when_its_manager_is_killed_and_started_again(
+    site: Site, visitor: Visitor
+) -> None:
+    manager = await site.start_manager()
+    visitor.url = site.manager_url
+    await site.start_clients(1)
+    await visitor.open()
+    await visitor.sees_count("Online", 1)
+    manager.process.kill()
+    await manager.wait()
+    await visitor.sees("Connection lost")
+    await site.start_manager(http=site.manager_url.removeprefix("http://"))
+    await site.start_client("02:00:00:00:02:01")
+    await visitor.sees_count("Online", 2)
+    visitor.errors.clear()  # the browser tells each time that it could not connect
+
+
+async def test_a_page_on_standby_says_so_and_becomes_the_fleets(site: Site, visitor: Visitor) -> None:
+    leader = await site.start_manager()
+    standby = await site.launch_manager(site.write_tasks())
+    visitor.url = (await standby.until_said(r"waits for its turn, says so at (\S+)")).group(1)
+    await visitor.page.goto(visitor.url)
+    await visitor.sees("This manager is on standby")
+    await visitor.check_accessibility()
+    await leader.end(signal.SIGKILL)
+    await visitor.sees("No clients yet")
+    visitor.errors.clear()  # for a moment nobody listens
+    await visitor.open()
+
+
 async def test_a_browser_signs_in_with_the_token_and_foreign_pages_stay_out(site: Site, visitor: Visitor) -> None:
     await site.start_manager(manager_token=TOKEN)
     visitor.url = site.manager_url

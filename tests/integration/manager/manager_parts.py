@@ -274,10 +274,10 @@ class ManagerProcess:
             return await self.process.wait()
 
 
-async def start_manager_process(house: House, *, waits: bool = True) -> ManagerProcess:
+async def start_manager_process(house: House, *, waits: bool = True, **changes: Any) -> ManagerProcess:
     """Start a manager of its own; it says `ready URL`, or what it waits for."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, str(HERE / "manager_program.py"), house.settings().model_dump_json(),
+        sys.executable, str(HERE / "manager_program.py"), house.settings(**changes).model_dump_json(),
         stdout=asyncio.subprocess.PIPE, limit=2**20,
     )  # fmt: skip
     manager = ManagerProcess(process=process, url="")
@@ -300,8 +300,8 @@ async def hear(manager: ManagerProcess, word: str) -> str:
 
 
 @asynccontextmanager
-async def manager_process(house: House, *, waits: bool = True) -> AsyncIterator[ManagerProcess]:
-    manager = await start_manager_process(house, waits=waits)
+async def manager_process(house: House, *, waits: bool = True, **changes: Any) -> AsyncIterator[ManagerProcess]:
+    manager = await start_manager_process(house, waits=waits, **changes)
     try:
         yield manager
     finally:

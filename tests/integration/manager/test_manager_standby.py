@@ -1,0 +1,35 @@
+"""A manager on standby answers at its address, and leads from the same one."""
+
+import httpx
+from manager_parts import House, api_at, hear, manager_process
+
+PERSON = {"Accept": "text/html"}
+
+
+async def test_a_manager_that_waits_says_so_to_people_and_programs_and_then_leads_at_the_same_address(
+    house: House,
+) -> None:
+    async with manager_process(house) as first, manager_process(house, waits=False) as second:
+        url = (await hear(second, "waits for its turn")).rpartition(" ")[2]
+        async with httpx.AsyncClient(base_url=url, trust_env=False) as standby:
+            page = await standby.get("/runs/any", headers=PERSON)
+            assert (page.status_code, "on standby" in page.text) == (200, True)
+            assert f"pid {first.process.pid}" not in page.text
+            refused = await standby.get("/api/v1/health")
+            assert (refused.status_code, refused.headers["content-type"]) == (503, "application/problem+json")
+            assert "another one leads" in refused.json()["detail"]
+        first.kill()
+        await hear(second, "ready")
+        assert second.url == url
+        async with api_at(url) as api:
+            assert (await api.get("/health"))["role"] == "leading"
+
+
+async def test_a_manager_whose_address_its_leader_has_waits_without_one(house: House) -> None:
+    async with manager_process(house) as first:
+        same = first.url.removeprefix("http://")
+        async with manager_process(house, waits=False, http=same) as second:
+            assert "another manager leads" in await hear(second, "on standby")
+            first.kill()
+            await hear(second, "ready")
+            assert second.url == first.url
