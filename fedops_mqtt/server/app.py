@@ -5,7 +5,6 @@ The strategy has the thread that calls `start`; the line and the bus have thread
 
 import logging
 import platform
-import time
 from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version as version_of
@@ -21,7 +20,7 @@ from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.grid import LineGrid, RunOverError
 from fedops_mqtt.line.members import Member, MemberChange
 from fedops_mqtt.line.server import LineServer, LineTls
-from fedops_mqtt.protocol import LastRun, RunOutcome, ServerCondition, ServerMetrics, utc_now
+from fedops_mqtt.protocol import LastRun, RunOutcome, ServerCondition
 from fedops_mqtt.server.announcer import Ears
 from fedops_mqtt.server.app_strategy import (
     AnyStrategy,
@@ -40,7 +39,8 @@ from fedops_mqtt.server.errors import ServerConfigError, ServerError
 from fedops_mqtt.server.evaluation import TestTorch, make_evaluate
 from fedops_mqtt.server.pipe_announcer import make_announcer
 from fedops_mqtt.server.plan import fit_config, make_compression, make_limits, make_plan
-from fedops_mqtt.server.rounds import Evaluate, RoundHooks, RoundReport, Rounds
+from fedops_mqtt.server.round_teller import RoundTeller
+from fedops_mqtt.server.rounds import Evaluate, RoundHooks, Rounds
 from fedops_mqtt.server.run_result import RunResult
 from fedops_mqtt.server.server_api import ServerAPI
 from fedops_mqtt.server.server_app_run import run_server_app
@@ -121,7 +121,6 @@ class FLServer:
         self._writer = CheckpointWriter(self._checkpoints)
         self._ending = Ending(grace_s=self.settings.stop_grace_s)
         self._line: LineServer | None = None
-        self._bytes_before = (0, 0)
 
     @property
     def address(self) -> str | None:
@@ -151,8 +150,11 @@ class FLServer:
         """
         ears = Ears(on_client_ended=self._drop_client, on_replaced=self._be_replaced)
         announcer = make_announcer(self.settings, self._first_snapshot(), ears)
-        with self._ending.on_signals(), announcer, shown_on_wandb(self.settings, self.plan.run_id) as self._show:
+        with self._ending.on_signals(), announcer, shown_on_wandb(self.settings, self.plan.run_id) as show:
             self._announcer = announcer
+            self._teller = RoundTeller(
+                plan=self.plan, status=self.server, voice=announcer, show=show, count_bytes=self._count_bytes
+            )
             self.api = ServerAPI(self.task_id, announcer)
             return self._run()
 
@@ -220,13 +222,16 @@ class FLServer:
             compression=make_compression(settings),
             min_clients=self.plan.min_clients or own_minimum(self._strategy),
             on_member=self._say_member,
-            on_round=self._begin_round if self._server_app is not None else None,
+            on_round=self._teller.begin if self._server_app is not None else None,
         )
 
     def _rounds(self, beginning: Beginning) -> Rounds:
         checkpoint, done = beginning.checkpoint, beginning.done
         hooks = RoundHooks(
-            evaluate=self._evaluate, on_start=self._begin_round, on_report=self._report, save=self._save_checkpoint
+            evaluate=self._evaluate,
+            on_start=self._teller.begin,
+            on_report=self._teller.report,
+            save=self._save_checkpoint,
         )
         return Rounds(
             num_rounds=self.plan.num_rounds,
@@ -338,31 +343,6 @@ class FLServer:
             metrics=dict(saved.metrics if saved and not rounds.metrics else rounds.metrics),
             gl_model=saved.version if saved else self.server.gl_model_v,
             model_path=saved.path if saved else None,
-        )
-
-    def _begin_round(self, round_: int) -> None:
-        self.server.round, self.server.start_by_round = round_, time.time()
-        self._bytes_before = self._count_bytes()
-        self._announcer.say(status=ServerCondition.RUNNING, round=round_)
-
-    def _report(self, report: RoundReport) -> None:
-        self.server.end_by_round = report.duration_s or 0.0
-        (bytes_in, bytes_out), (in_before, out_before) = self._count_bytes(), self._bytes_before
-        self._announcer.say(is_urgent=False, metrics=report.metrics)
-        self._show(report.metrics, report.round)
-        self._announcer.tell(
-            ServerMetrics(
-                task_id=self.task_id,
-                run_id=self.plan.run_id,
-                launch=self.plan.launch,
-                round=report.round,
-                metrics=dict(report.metrics),
-                duration_s=report.duration_s,
-                bytes_in=bytes_in - in_before,
-                bytes_out=bytes_out - out_before,
-                gl_model=self.server.gl_model_v,
-                at=utc_now(),
-            )
         )
 
     def _save_checkpoint(self, round_: int, arrays: Arrays, metrics: Mapping[str, float]) -> None:
