@@ -1,5 +1,6 @@
 """A server that is killed and launched again goes on after the last whole round, with the same clients."""
 
+import asyncio
 import signal
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.serverapp.strategy import FedAdam
-from server_parts import Bus, Client, Gate, House, gated_app
+from server_parts import WAIT_S, Bus, Client, Gate, House, gated_app
 
 from fedops_mqtt.demo import digits
 from fedops_mqtt.protocol import RunOutcome, ServerCondition, ServerStatus
@@ -15,6 +16,7 @@ from fedops_mqtt.server.checkpoint import Checkpoint, CheckpointStore
 from fedops_mqtt.server.tensor_file import Arrays
 
 NUM_ROUNDS = 5
+POLL_S = 0.01
 
 
 def arrays_of_newest(house: House) -> Arrays:
@@ -43,6 +45,7 @@ async def run_killed_in_round_3(house: House, bus: Bus) -> tuple[list[Client], S
     clients = [house.join(address, number, app=gated_app(gate, from_round=3)) for number in (0, 1)]
     for _ in clients:
         await gate.wait_entered()
+    await until_kept(house, "killed", 2)
     first.signal(signal.SIGKILL)
     assert await first.wait() == -signal.SIGKILL
     second = house.spawn("fedadam", launch=2, **options)
@@ -53,6 +56,17 @@ async def run_killed_in_round_3(house: House, bus: Bus) -> tuple[list[Client], S
     last = await bus.final(2)
     assert await second.wait() == 0
     return clients, last
+
+
+async def until_kept(house: House, run_id: str, round_: int) -> None:
+    """Wait until a round's checkpoint is there: it is written beside the next round, and no message tells."""
+    store = CheckpointStore(str(house.store), task_id=house.task_id)
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            kept = await asyncio.to_thread(store.load, run_id)
+            if kept is not None and kept.round >= round_:
+                return
+            await asyncio.sleep(POLL_S)
 
 
 @pytest.fixture
