@@ -46,6 +46,8 @@ class EncodedContent:
 
     header: bytes
     buffers: tuple[Buffer, ...]
+    saved_bytes: int = 0
+    """What compression has taken off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,8 @@ class Frame:
     head: bytes
     buffers: tuple[Buffer, ...]
     num_bytes: int
+    message_bytes: int
+    """With every array unpacked: the size limit counts these."""
 
     def chunks(self, *, offset: int = 0, max_bytes: int) -> Iterator[Buffer]:
         """Yield the frame from `offset` on in pieces of at most `max_bytes`; small buffers are copied together."""
@@ -85,7 +89,11 @@ def encode_content(content: RecordDict, compress: Callable[[bytes], bytes | None
     """
     buffers: list[Buffer] = []
     records = [_encode_record(name, record, buffers, compress) for name, record in content.items()]
-    return EncodedContent(header=_dump({"records": records}), buffers=tuple(buffers))
+    plain_bytes = sum(item[4] for record in records if record["kind"] == "arrays" for item in record["items"])
+    wire_bytes = sum(item[5] for record in records if record["kind"] == "arrays" for item in record["items"])
+    return EncodedContent(
+        header=_dump({"records": records}), buffers=tuple(buffers), saved_bytes=plain_bytes - wire_bytes
+    )
 
 
 def encode_error(error: Error) -> EncodedContent:
@@ -100,7 +108,7 @@ def encode_message(message: Message, content: EncodedContent | None = None) -> F
     metadata = _dump({name: getattr(message.metadata, name) for name in (*_METADATA_FIELDS, *_OPTIONAL_FIELDS)})
     head = HEAD.pack(MAGIC, len(metadata), len(content.header)) + metadata + content.header
     num_bytes = len(head) + sum(len(buffer) for buffer in content.buffers)
-    return Frame(head=head, buffers=content.buffers, num_bytes=num_bytes)
+    return Frame(head=head, buffers=content.buffers, num_bytes=num_bytes, message_bytes=num_bytes + content.saved_bytes)
 
 
 def compress_with(compression: LineCompression | None) -> Callable[[bytes], bytes | None] | None:
@@ -118,7 +126,7 @@ class FrameReader:
         _check_size(num_bytes, max_bytes)
         self.num_bytes = num_bytes
         self.received_bytes = 0
-        self._parser = _parse(num_bytes)
+        self._parser = _parse(num_bytes, max_bytes)
         self._wanted_bytes = next(self._parser)
         self._part = BytesIO()
         self._message: Message | None = None
@@ -168,7 +176,7 @@ def read_message(read: Callable[[int], bytes], *, num_bytes: int, max_bytes: int
         EOFError: the stream ended early (a broken connection, not a fault of the frame).
     """
     _check_size(num_bytes, max_bytes)
-    parser = _parse(num_bytes)
+    parser = _parse(num_bytes, max_bytes)
     wanted_bytes = next(parser)
     try:
         while True:
@@ -200,7 +208,7 @@ class _Part:
         return data
 
 
-def _parse(num_bytes: int) -> Generator[int, bytes, Message]:
+def _parse(num_bytes: int, max_bytes: int) -> Generator[int, bytes, Message]:
     """Parse a frame: yields how many bytes it wants next, is sent just those, returns the message."""
     magic, metadata_bytes, content_bytes = HEAD.unpack((yield HEAD.size))
     if magic != MAGIC:
@@ -216,6 +224,9 @@ def _parse(num_bytes: int) -> Generator[int, bytes, Message]:
     expected_bytes = HEAD.size + metadata_bytes + content_bytes + sum(part.wire_bytes for part in parts)
     if expected_bytes != num_bytes:
         raise FrameError(f"headers describe {expected_bytes} bytes, the frame has {num_bytes}")
+    unpacked_bytes = expected_bytes + sum(max(0, part.num_bytes - part.wire_bytes) for part in parts)
+    if unpacked_bytes > max_bytes:
+        raise MessageTooLargeError(unpacked_bytes, max_bytes)
     buffers = []
     for part in parts:
         buffers.append(part.open((yield part.wire_bytes)))

@@ -168,7 +168,7 @@ class LineApp:
                     self._hub.answer(session, message_id, _reply_of(session, message_id, upload))
                     self._hub.forget_upload(message_id)
                     self._hub.progress(session, Phase.WAITING)
-            except FrameError:
+            except (FrameError, MessageTooLargeError):
                 self._hub.forget_upload(message_id)
                 raise
         state = self._reply_state(session, message_id)

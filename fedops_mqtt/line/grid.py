@@ -182,8 +182,8 @@ class LineGrid(Grid):
                 message, message_id=message_id, run_id=self._run.run_id, src_node_id=flwr_private.SERVER_NODE_ID
             )
             frame = encode_message(message, self._encode_once(message, encoded))
-            if frame.num_bytes > self._limits.max_message_bytes:
-                raise MessageTooLargeError(frame.num_bytes, self._limits.max_message_bytes)
+            if frame.message_bytes > self._limits.max_message_bytes:
+                raise MessageTooLargeError(frame.message_bytes, self._limits.max_message_bytes)
             yield Letter(
                 message_id=message_id,
                 node_id=message.metadata.dst_node_id,

@@ -363,7 +363,7 @@ def _encode(reply: Message, session: Session) -> tuple[Frame, str | None]:
         content = None if reply.has_error() else encode_content(reply.content, compress_with(compression))
         frame = encode_message(reply, content)
     except FrameError as error:
-        return Frame(head=b"", buffers=(), num_bytes=0), str(error)
-    if frame.num_bytes > answer.max_message_bytes:
-        return frame, str(MessageTooLargeError(frame.num_bytes, answer.max_message_bytes))
+        return Frame(head=b"", buffers=(), num_bytes=0, message_bytes=0), str(error)
+    if frame.message_bytes > answer.max_message_bytes:
+        return frame, str(MessageTooLargeError(frame.message_bytes, answer.max_message_bytes))
     return frame, None

@@ -185,9 +185,9 @@ def test_pickled_arrays_are_refused(declared: str) -> None:
         {"shape": "2"},
         {"num_bytes": 3},
         {"num_bytes": -1},
-        {"num_bytes": 10**15},
-        {"num_bytes": 10**15, "wire_bytes": 10**15},
-        {"num_bytes": 10**15, "shape": [10**15 // 4]},
+        {"num_bytes": 10**12},
+        {"num_bytes": 10**12, "wire_bytes": 10**15},
+        {"num_bytes": 10**12, "shape": [10**15 // 4]},
         {"num_bytes": True},
         {"stype": None},
         {"dtype": "object"},
@@ -271,6 +271,17 @@ def test_a_zstd_bomb_is_not_unpacked() -> None:
     blob = to_bytes(arrays_message(np.zeros(10_000)), LineCompression(threshold_bytes=1000))
     with pytest.raises(FrameError, match="zstd"):
         from_bytes(reheaded(blob, {"num_bytes": 80_000, "dtype": ""}))
+
+
+def test_a_small_frame_of_a_message_over_the_limit_is_refused_before_anything_is_unpacked() -> None:
+    message = arrays_message(np.zeros(10_000))
+    blob = to_bytes(message, LineCompression(threshold_bytes=1000))
+    reader = codec.FrameReader(num_bytes=len(blob), max_bytes=20_000)
+    with pytest.raises(MessageTooLargeError) as caught:
+        reader.feed(blob)
+    content = codec.encode_content(message.content, codec.compress_with(LineCompression(threshold_bytes=1000)))
+    assert caught.value.size_bytes == codec.encode_message(message, content).message_bytes > 80_000
+    assert reader.received_bytes == len(blob) < 2000
 
 
 @pytest.mark.parametrize("value", [[[{"bytes": 1}]], {"float": "1"}, {"bytes": "1"}, {}, None, [1, "a"], {"bytes": -1}])
