@@ -4,9 +4,15 @@ import logging
 from collections.abc import AsyncIterator, Iterator
 from uuid import uuid4
 
+import hypothesis
 import pytest
 
 from fedops_mqtt.bus import Mosquitto
+
+hypothesis.settings.register_profile(
+    "shared machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("shared machine")  # by default an example that takes 0.2 s is a failure
 
 
 @pytest.fixture(autouse=True)
