@@ -5,11 +5,12 @@ Every client is a `BareClient`; the fleet does to all of them at once what the b
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 
 import orjson
 from mqtt_bare import BareClient
 
+from fedops_mqtt.core.fencing import LAST_SEQ
 from fedops_mqtt.protocol import ClientCondition, ClientStatus, encode, filter_for, topics, utc_now
 from fedops_mqtt.protocol.topics import Channel
 
@@ -27,12 +28,17 @@ class SimulatedClient:
 
     def __init__(self, number: int) -> None:
         self.mac = mac_of(number)
-        self._epoch, self._seq = time.time_ns() // 1_000_000, 0
         self._topic = str(topics.client_status(TASK, self.mac))
-        will = encode(self._status(ClientCondition.CLIENT_OUT, reason="lost", seq=2**40))
-        self.connection = BareClient(f"{TASK}-{self.mac}", self._take, (self._topic, will))
+        self.epoch = 0
+        self.renew()
         self.triggered_at: float | None = None
         self._answers: set[asyncio.Task[None]] = set()
+
+    def renew(self) -> None:
+        """Take a new connection with an epoch and a will of its own."""
+        self.epoch, self._seq = max(self.epoch + 1, time.time_ns() // 1_000_000), 0
+        will = encode(self._status(ClientCondition.CLIENT_OUT, reason="lost", seq=LAST_SEQ))
+        self.connection = BareClient(f"{TASK}-{self.mac}", self._take, (self._topic, will))
 
     async def come_online(self, host: str, port: int) -> None:
         await self.connection.connect(host, port)
@@ -49,7 +55,7 @@ class SimulatedClient:
         return ClientStatus.model_validate(
             {
                 "instance": f"simulated-{self.mac}",
-                "epoch": self._epoch,
+                "epoch": self.epoch,
                 "seq": seq or self._seq,
                 "at": utc_now(),
                 "heartbeat_s": 60,
@@ -61,14 +67,17 @@ class SimulatedClient:
             | more
         )
 
-    def _take(self, connection: BareClient, topic: str, payload: bytes) -> None:
+    def _take(self, connection: BareClient, topic: str, payload: bytes, *, is_retained: bool) -> None:
         if not topic.endswith("/start") or self.triggered_at is not None:
             return
         self.triggered_at = time.monotonic()
         start = orjson.loads(payload)
         said = {name: start[name] for name in ("run_id", "attempt", "launch")}
         run, answer = said | {"phase": "joining"}, said | {"answer": "accepted"}
-        saying = self.say(ClientCondition.TRAIN_STARTED, run=run, last_trigger=answer)
+        self.answer(self.say(ClientCondition.TRAIN_STARTED, run=run, last_trigger=answer))
+
+    def answer(self, saying: Coroutine[None, None, None]) -> None:
+        """Say something from where nobody can wait for it."""
         answering = asyncio.get_running_loop().create_task(saying, name=f"answer-{self.mac}")
         self._answers.add(answering)
         answering.add_done_callback(self._answers.discard)

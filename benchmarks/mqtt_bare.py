@@ -5,24 +5,30 @@ It knows just what a benchmark needs; thousands of them fit into one process and
 
 import asyncio
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 CONNECT, CONNACK, PUBLISH, PUBACK, SUBSCRIBE, SUBACK, DISCONNECT = 0x10, 0x20, 0x30, 0x40, 0x82, 0x90, 0xE0
 QOS1, RETAIN = 0x02, 0x01
 _KEEPALIVE_S = 600
 """No pings: longer than any benchmark."""
 
-OnMessage = Callable[["BareClient", str, bytes], None]
+
+class OnMessage(Protocol):
+    """Is told of every message: whose, topic, payload, whether it is the broker's copy for a newcomer."""
+
+    def __call__(self, connection: "BareClient", topic: str, payload: bytes, *, is_retained: bool) -> None: ...
 
 
 class BareClient(asyncio.Protocol):
-    """One connection; `on_message` is called with topic and payload. Await `connect`, then `subscribe`, `publish`."""
+    """One connection; `on_message` is called with what comes. Await `connect`, then `subscribe`, `publish`."""
 
     def __init__(self, client_id: str, on_message: OnMessage, will: tuple[str, bytes]) -> None:
         self._client_id, self._on_message, self._will = client_id, on_message, will
         self._buffer = bytearray()
         self._next_id = 0
         self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._lost = asyncio.Event()
         self.transport: asyncio.Transport | None = None
 
     async def connect(self, host: str, port: int) -> None:
@@ -46,6 +52,10 @@ class BareClient(asyncio.Protocol):
         self._send(PUBLISH | QOS1 | is_retained, _text(topic) + struct.pack("!H", number) + payload)
         await done
 
+    async def wait_lost(self) -> None:
+        """Wait until the connection is gone."""
+        await self._lost.wait()
+
     def die(self) -> None:
         """Close the connection without a word, as a killed process does."""
         if self.transport is not None:
@@ -55,6 +65,7 @@ class BareClient(asyncio.Protocol):
         self.transport = transport  # type: ignore[assignment]
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._lost.set()
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(ConnectionError(f"{self._client_id} was cut off: {error}"))
@@ -91,7 +102,7 @@ class BareClient(asyncio.Protocol):
         topic, qos = body[2:end].decode(), kind >> 1 & 3
         if qos:
             self._send(PUBACK, body[end : end + 2])
-        self._on_message(self, topic, body[end + 2 * bool(qos) :])
+        self._on_message(self, topic, body[end + 2 * bool(qos) :], is_retained=bool(kind & RETAIN))
 
     def _expect(self) -> tuple[int, asyncio.Future[None]]:
         self._next_id = self._next_id % 65535 + 1

@@ -5,6 +5,7 @@ One speaker publishes, one word at a time, and always the newest snapshot: the l
 
 import asyncio
 import logging
+import random
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -59,7 +60,7 @@ class StatusOwner:
         make_will: returns what the broker shall say if we die, with the stamp given.
         make_goodbye: returns the last word, with the stamp and the reason (`shutdown` or `error`); None: no last word.
         epochs: keeps the epoch over restarts.
-        heartbeat_s: the status is said again after this long without a word.
+        heartbeat_s: the status is said again after this long without a word, or up to a fifth earlier.
         on_rival: called when a newer living instance is seen. Default: `RivalError` ends `speaking`.
     """
 
@@ -82,6 +83,7 @@ class StatusOwner:
         self._make_goodbye = make_goodbye
         self._epochs = epochs
         self._heartbeat_s = heartbeat_s
+        self._beat_s = heartbeat_s
         self._on_rival = on_rival
         self._ownership = Ownership(instance=instance)
         self._last_epoch = 0
@@ -214,11 +216,12 @@ class StatusOwner:
             return -_NEVER
         if not self._is_up:
             return _NEVER
-        return min(self._due_at, self._said_at + self._heartbeat_s)
+        return min(self._due_at, self._said_at + self._beat_s)
 
     async def _say(self, connection: Connection) -> None:
         self._due_at = _NEVER
         self._said_at = time.monotonic()
+        self._beat_s = ownership.next_beat_s(self._heartbeat_s, random.random())  # noqa: S311 - no secret
         try:
             await connection.publish(self.topic, self._make_snapshot(self.next_stamp()))
         except NotConnectedError:

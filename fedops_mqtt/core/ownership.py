@@ -10,6 +10,9 @@ from dataclasses import dataclass, field, replace
 REPAIR_INTERVAL_S = 1.0
 """Two owners that repair against each other cost one word a second, not a storm."""
 
+HEARTBEAT_SPREAD = 0.2
+"""Share of a heartbeat that is left to luck: a fleet that came back within a second must not beat as one for ever."""
+
 EPOCH_CEILING = 2**62
 """Above this an epoch is no one's clock, and there would be no room left to stand above it."""
 
@@ -31,6 +34,11 @@ def new_instance(unix_ms: int, random_hex: str, *, last_epoch: int = 0) -> str:
 def next_epoch(persisted: int, unix_ms: int) -> int:
     """Return the epoch of a new connection: above every earlier one, even where the clock was set back."""
     return max(persisted + 1, unix_ms)
+
+
+def next_beat_s(heartbeat_s: float, luck: float) -> float:
+    """Return how long after a word the next heartbeat is due, never later than promised; `luck` is from 0 to 1."""
+    return heartbeat_s * (1 - HEARTBEAT_SPREAD * luck)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,7 +46,7 @@ def test_bare_client_reads_packets_whole_however_they_are_cut():
     body = len(topic).to_bytes(2, "big") + topic + payload
     packet = bytes([0x30, len(body) & 0x7F | 0x80, len(body) >> 7]) + body
     heard: list[tuple[str, bytes]] = []
-    client = BareClient("c", lambda _, *message: heard.append(message), ("will", b""))
+    client = BareClient("c", lambda _, *message, is_retained: heard.append(message), ("will", b""))
 
     for byte in packet * 2:
         client.data_received(bytes([byte]))

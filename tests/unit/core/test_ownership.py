@@ -19,6 +19,7 @@ from fedops_mqtt.core.ownership import (
     judge,
     judge_cleared,
     new_instance,
+    next_beat_s,
     next_epoch,
 )
 
@@ -144,3 +145,12 @@ def test_whatever_was_read_the_owner_ends_above_it_or_says_so(seen: list[SeenWor
             case Yield():
                 return
         assert owner.epoch > each.epoch or (owner.epoch == each.epoch and each.instance == ME)
+
+
+@given(st.floats(0.1, 1e6), st.floats(0, 1))
+def test_a_heartbeat_comes_in_time_and_at_most_a_fifth_early(heartbeat_s: float, luck: float) -> None:
+    assert 0.79 * heartbeat_s <= next_beat_s(heartbeat_s, luck) <= heartbeat_s
+
+
+def test_heartbeats_of_a_fleet_drift_apart() -> None:
+    assert len({next_beat_s(60.0, number / 100) for number in range(100)}) == 100
