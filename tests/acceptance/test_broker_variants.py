@@ -1,5 +1,6 @@
 """The other ways to run the broker: with the dynamic-security plugin, and a site's broker joined to a central one."""
 
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -57,6 +58,24 @@ def test_the_shipped_variant_is_the_shipped_configuration_with_the_plugin(tmp_pa
     assert [line for line in made.splitlines() if not line.startswith("plugin ")] == [
         line for line in shipped.splitlines() if not line.startswith("plugin ")
     ]
+
+
+MAX_LINES_A_REASON = 5
+"""So many may stand below one comment."""
+
+
+@pytest.mark.parametrize("name", ["mosquitto.dev.conf", "mosquitto.conf", "mosquitto.dynsec.conf", "bridge.conf"])
+def test_every_line_of_a_shipped_configuration_says_why(name: str) -> None:
+    lines = find_config(name).read_text().splitlines()
+    explained: set[str] = set()
+    for number, line in enumerate(lines):
+        directive = line.partition(" ")[0]
+        if not line or line.startswith("#") or directive in explained:
+            continue
+        above = lines[max(0, number - MAX_LINES_A_REASON) : number]
+        paragraph = above[len(above) - above[::-1].index("") :] if "" in above else above
+        assert [each for each in paragraph if re.match("# [^-]", each)], f"{name}:{number + 1}: why {line!r}?"
+        explained.add(directive)
 
 
 @pytest.fixture

@@ -176,12 +176,14 @@ async def test_a_device_reads_nothing_of_other_devices_and_tasks(site: SecureSit
     assert {said.topic for said in heard} == {str(topics.server_status(TASK)), own_start}
 
 
-@pytest.mark.parametrize("who", [B, BY_PASSWORD, SCREEN])
-async def test_nobody_takes_anothers_client_id(site: SecureSite, who: str) -> None:
+@pytest.mark.parametrize(("who", "door"), [(B, "certificate"), (BY_PASSWORD, "password"), (SCREEN, "websockets")])
+async def test_nobody_takes_anothers_client_id(site: SecureSite, who: str, door: str) -> None:
     start = str(topics.client_start(TASK, A))
+    port = getattr(site.fleet.register.ports, door)
+    transport = "websockets" if door == "websockets" else "tcp"
     async with (
         site.hearing(A, start) as victim,
-        site.knock(who, identifier=mac_to_level(A)),
+        site.knock(who, identifier=mac_to_level(A), port=port, transport=transport),
         site.knock(MANAGER) as manager,
     ):
         await manager.publish(start, FINE, qos=1)
