@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedops_mqtt import __version__
-from fedops_mqtt.bus import BusError
+from fedops_mqtt.bus import BusError, RefusedError
 from fedops_mqtt.core.fleet import LEASE_HEARTBEATS
 from fedops_mqtt.manager.desk import Desk
 from fedops_mqtt.manager.events import ClientKey, NewsKind
@@ -37,6 +37,7 @@ class HomeAssistant:
         self._desk = desk
         self._prefix = prefix
         self._told: dict[ClientKey, str] = {}
+        self._has_warned = False
 
     async def run(self) -> None:
         """Follow the fleet, for ever; the broker's outages are waited out."""
@@ -47,8 +48,16 @@ class HomeAssistant:
                     news = await subscription.wait(_IDLE_S)
                     await self._forget({_key(each) for each in news if each.kind is NewsKind.FORGOTTEN})
                 except BusError as error:
-                    logger.debug("Home Assistant is told later", extra={"problem": str(error)})
+                    self._say_why(error)
                     await asyncio.sleep(_RETRY_S)
+
+    def _say_why(self, error: BusError) -> None:
+        """Tell of a refusal once: nobody but whoever writes the broker's ACL can mend it (MQTT 3.1.1 never tells)."""
+        logger.debug("Home Assistant is told later", extra={"problem": str(error)})
+        if isinstance(error, RefusedError) and not self._has_warned:
+            self._has_warned = True
+            advice = f"allow it in the broker's ACL: topic write {self._prefix}/#"
+            logger.warning("the manager may not tell Home Assistant", extra={"problem": str(error), "advice": advice})
 
     async def _tell_all(self) -> None:
         for key, view in list(self._desk.watch.fleet.clients.items()):

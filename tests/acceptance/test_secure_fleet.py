@@ -1,10 +1,13 @@
 """A fleet as `fedops-mqtt fleet` enrols it: every process with nothing but its bundle, a run over TLS to its end."""
 
 import json
+import re
 import tomllib
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
+import aiomqtt
 import psutil
 import pytest
 from secure_site import BY_PASSWORD, MANAGER, SERVER, STANDBY, TASK, A, B, SecureSite, make_fleet
@@ -14,6 +17,7 @@ from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.core.exit_codes import ExitCode
 from fedops_mqtt.demo.keeper import marked
 from fedops_mqtt.enrolment import Role, Wish
+from fedops_mqtt.protocol import mac_to_level, topics
 
 
 @pytest.fixture
@@ -132,3 +136,27 @@ async def test_a_manager_in_the_network_wants_a_certificate_and_its_verbs_have_o
     assert (await yard.run("runs", "--json", **asked, **files)).process.returncode == ExitCode.OK
     stranger = await yard.run("runs", "--json", **asked)
     assert stranger.process.returncode == ExitCode.UNAVAILABLE, stranger.stderr
+
+
+async def test_home_assistant_is_told_as_soon_as_the_acl_lets_it(yard: Yard, site: SecureSite) -> None:
+    site.fleet.enrol(Wish(role=Role.DASHBOARD, name="home", has_password=True))
+    await site.reload()
+    common = {"http": "127.0.0.1:0", "state_dir": yard.folder / "manager", "home_assistant": "homeassistant"}
+    manager = await yard.start("manager", "--config", str(site.bundle(MANAGER)), **common)
+    await start_device(yard, site, A)
+    await manager.until_said(r"may not tell Home Assistant.*topic write homeassistant/#")
+
+    acl = site.fleet.broker_folder / "acl"
+    acl.write_text(re.sub(r"^#(topic \w+ homeassistant/#|user home)$", r"\1", acl.read_text(), flags=re.MULTILINE))
+    await site.reload()
+    async with site.hearing("home", "homeassistant/#", "fedops/v1/+/clients/+/status") as home:
+        level = mac_to_level(A)
+        found = f"homeassistant/binary_sensor/fedops_{TASK}_{level.replace('-', '')}_training/config"
+        heard = {said.topic: said.payload for said in await home.until(found)}
+        assert json.loads(heard[found])["state_topic"] == f"fedops/v1/{TASK}/clients/{level}/status"
+        async with site.knock(B) as device:
+            with suppress(aiomqtt.MqttError):
+                await device.publish(found, b"evil", qos=1)
+            await device.publish(str(topics.client_status(TASK, B)), b"fine", qos=1)
+        after = await home.until(str(topics.client_status(TASK, B)))
+        assert b"evil" not in [said.payload for said in after]
