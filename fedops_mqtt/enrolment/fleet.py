@@ -119,12 +119,13 @@ class Fleet:
         """
         with self._changing() as now:
             identity = self._register[_any_name(name)]
+            identity = identity.model_copy(update={"app": app or identity.app})
             wish = Wish(
                 role=identity.role,
                 name=identity.name,
                 tasks=identity.tasks,
                 hosts=identity.hosts,
-                app=app,
+                app=identity.app,
                 has_password=identity.password is not None,
                 days=days,
             )
@@ -206,6 +207,7 @@ class Fleet:
             role=wish.role,
             tasks=tuple(wish.tasks),
             hosts=tuple(wish.hosts),
+            app=wish.app,
             certificates=present.certificates if present else (),
             enrolled_at=now,
         )

@@ -50,6 +50,8 @@ class Identity(_Record):
     role: Role
     tasks: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
+    app: str | None = None
+    """A device's ClientApp, so that a renewed bundle names it too."""
     certificates: tuple[IssuedCertificate, ...] = ()
     password: EnrolledPassword | None = None
     enrolled_at: datetime

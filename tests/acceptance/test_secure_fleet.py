@@ -2,6 +2,7 @@
 
 import json
 import re
+import ssl
 import tomllib
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -10,7 +11,7 @@ from pathlib import Path
 import aiomqtt
 import psutil
 import pytest
-from secure_site import BY_PASSWORD, MANAGER, SERVER, STANDBY, TASK, A, B, SecureSite, make_fleet
+from secure_site import BY_PASSWORD, MANAGER, PROBE, SERVER, STANDBY, TASK, A, B, SecureSite, make_fleet
 from yard import MARK, Installed, Yard
 
 from fedops_mqtt.bus import Mosquitto
@@ -81,7 +82,7 @@ async def test_keys_are_exchanged_while_everything_runs(yard: Yard, site: Secure
     await device.until_said("connected to the broker")
     old = site.bundle(A).with_name("client.crt").read_bytes()
     old_key = site.bundle(A).with_name("client.key").read_bytes()
-    site.fleet.renew(A, app="fedops_mqtt.demo:client_app")
+    site.fleet.renew(A)
     site.fleet.renew_broker()
     await site.reload()
     assert "lost the connection" not in device.stderr, "nobody is cut off by new keys"
@@ -102,6 +103,46 @@ async def test_keys_are_exchanged_while_everything_runs(yard: Yard, site: Secure
     await site.broker.restart()
     await device.until_said(r"(?s)lost the connection.*connected to the broker")
     assert device.process.returncode is None
+
+
+async def test_the_authority_is_exchanged_while_everything_runs(yard: Yard, site: SecureSite) -> None:
+    """docs/security.md: both authorities at the broker and at devices, then new certificates, then the old one out."""
+    new = make_fleet(yard.folder / "new")
+    both = {name: (site.fleet.folder / name, new.folder / name) for name in ("ca.crt", "broker/crl.pem")}
+    joined = {name: b"".join(path.read_bytes() for path in paths) for name, paths in both.items()}
+    device = await start_device(yard, site, A, backoff_max_s=0.2)
+    await device.until_said("connected to the broker")
+    site.bundle(A).with_name("ca.crt").write_bytes(joined["ca.crt"])
+    (site.fleet.broker_folder / "ca.crt").write_bytes(joined["ca.crt"])
+    (site.fleet.broker_folder / "crl.pem").write_bytes(joined["broker/crl.pem"])
+    await site.reload()
+
+    for name in ("client.crt", "client.key"):
+        site.bundle(A).with_name(name).write_bytes((new.folder / "bundles" / mac_to_level(A) / name).read_bytes())
+    async with site.knock(A, tls_context=trusting(joined["ca.crt"], site.bundle(A))):
+        pass  # by the new authority's certificate; it took the daemon's place for a moment
+    await device.until_said(r"(?s)lost the connection.*connected to the broker")
+
+    for name in ("ca.crt", "crl.pem", "broker.crt", "broker.key"):
+        (site.fleet.broker_folder / name).write_bytes((new.broker_folder / name).read_bytes())
+    assert site.fleet.reload_broker()
+    probe = new.folder / "bundles" / PROBE / "bundle.toml"
+    async with site.knock(PROBE, tls_context=trusting(joined["ca.crt"], probe)):
+        pass  # it has read them before it answers
+    only_new = (new.folder / "ca.crt").read_bytes()
+    async with site.knock(A, tls_context=trusting(only_new, site.bundle(A))):
+        pass
+    with pytest.raises(aiomqtt.MqttError):
+        async with site.knock(B, tls_context=trusting(only_new, site.bundle(B)), timeout=2):
+            pass
+    await device.until_said(r"(?s)lost the connection.*lost the connection.*connected to the broker")
+    assert device.process.returncode is None
+
+
+def trusting(authorities: bytes, bundle: Path) -> ssl.SSLContext:
+    context = ssl.create_default_context(cadata=authorities.decode())
+    context.load_cert_chain(bundle.with_name("client.crt"), bundle.with_name("client.key"))
+    return context
 
 
 async def test_a_device_whose_bundle_is_revoked_says_why_it_is_alone(yard: Yard, site: SecureSite) -> None:

@@ -128,6 +128,16 @@ def test_a_revoked_device_can_be_enrolled_again_and_its_old_certificate_stays_ba
     assert f"user {LEVEL}\ntopic read fedops/v1/digits/server/status" in broker_file(fleet, "acl")
 
 
+def test_a_renewed_bundle_says_what_the_first_one_said(fleet: Fleet) -> None:
+    first = fleet.enrol(
+        Wish(role=Role.DEVICE, name="02:00:00:00:00:77", tasks=["digits"], app="my_task:app")
+    ).read_text()
+    assert 'app = "my_task:app"' in first
+    assert fleet.renew("02:00:00:00:00:77").read_text() == first
+    assert 'app = "other:app"' in fleet.renew("02:00:00:00:00:77", app="other:app").read_text()
+    assert 'app = "other:app"' in fleet.renew("02:00:00:00:00:77").read_text()
+
+
 def test_renewing_leaves_the_old_certificate_good_until_it_is_taken_back(fleet: Fleet) -> None:
     fleet.enrol(device())
     fleet.renew(MAC)
