@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from fedops_mqtt.line import wire
-from fedops_mqtt.line.codec import Buffer
 from fedops_mqtt.line.errors import FrameError, LineConfigError, RefusedError
+from fedops_mqtt.line.records import Buffer
 
 BROKEN = (OSError, EOFError, http.client.HTTPException)
 """What a broken connection raises: try again. (A TLS failure is an OSError too: see `Connector`.)"""
