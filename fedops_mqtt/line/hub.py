@@ -9,55 +9,20 @@ import logging
 import secrets
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from flwr.app import Message
 
-from fedops_mqtt.line.codec import FrameReader
 from fedops_mqtt.line.errors import RefusedError
 from fedops_mqtt.line.mailbox import Letter, Mailbox
 from fedops_mqtt.line.members import Member, MemberChange, Members
+from fedops_mqtt.line.sessions import Gone, Session, Upload
 from fedops_mqtt.line.wire import ControlLine, JoinRequest
 from fedops_mqtt.protocol import Outcome, Phase, RunOutcome
 
 _log = logging.getLogger(__name__)
 _SESSION_BYTES = 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gone:
-    """The run is over, and how."""
-
-    outcome: RunOutcome
-    reason: str
-
-
-@dataclass(slots=True, kw_only=True)
-class Upload:
-    """A reply that is arriving; it outlives connection and session: a retry goes on where the last try broke."""
-
-    reader: FrameReader
-    turn: int = 0
-    """Grows with each request that takes the upload over; an older request sees that and stops feeding."""
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Session:
-    """One joined process, as the line's thread sees it. Events are touched in the line's thread only."""
-
-    id: str
-    mac: str
-    node_id: int
-    token: str | None
-    mail: asyncio.Event = field(default_factory=asyncio.Event)
-    control: asyncio.Event = field(default_factory=asyncio.Event)
-    orders: deque[ControlLine] = field(default_factory=deque)
-    is_over: bool = False
-    has_disconnected: bool = False
-    unanswered_pings: int = 0
-    polls: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

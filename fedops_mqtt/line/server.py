@@ -21,9 +21,10 @@ from fedops_mqtt.line.access import Access
 from fedops_mqtt.line.endpoints import LineApp
 from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.grid import LineGrid
-from fedops_mqtt.line.hub import Gone, Hub
+from fedops_mqtt.line.hub import Hub
 from fedops_mqtt.line.limits import LineCompression, LineLimits
 from fedops_mqtt.line.members import Member, MemberChange
+from fedops_mqtt.line.sessions import Gone
 from fedops_mqtt.protocol import Outcome, RunOutcome
 
 _log = logging.getLogger(__name__)
