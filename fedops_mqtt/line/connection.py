@@ -11,6 +11,7 @@ import ssl
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from fedops_mqtt.line import wire
 from fedops_mqtt.line.errors import FrameError, LineConfigError, RefusedError
@@ -18,6 +19,9 @@ from fedops_mqtt.line.records import Buffer
 
 BROKEN = (OSError, EOFError, http.client.HTTPException)
 """What a broken connection raises: try again. (A TLS failure is an OSError too: see `Connector`.)"""
+
+_GATHER_BYTES = 64 * 1024
+"""As much as a frame gathers of its small buffers (`Frame.chunks`)."""
 
 
 class Connector:
@@ -40,15 +44,46 @@ class Connector:
         """Return a new connection; it connects with its first request, within its own limit and this one."""
         limit_s = min(self._connect_s, within_s)
         if self._tls is None:
-            return LineConnection(http.client.HTTPConnection(self._host, self._port, timeout=limit_s))
-        secure = http.client.HTTPSConnection(self._host, self._port, timeout=limit_s, context=self._tls)
-        return LineConnection(secure)
+            return LineConnection(_Gathering(self._host, self._port, timeout=limit_s))
+        return LineConnection(_GatheringTls(self._host, self._port, timeout=limit_s, context=self._tls))
+
+
+class _Gathering(http.client.HTTPConnection):
+    """Sends a request's head and what is small of its body in one write: the server is woken once, with all of it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._gathered = bytearray()
+
+    def send(self, data: Any) -> None:
+        """Take bytes to be sent; `flush` has to follow the last of them."""
+        if len(self._gathered) + len(data) > _GATHER_BYTES:
+            self.flush()
+        if len(data) > _GATHER_BYTES:
+            super().send(data)
+        else:
+            self._gathered += data
+
+    def flush(self) -> None:
+        """Send what was gathered."""
+        if self._gathered:
+            data, self._gathered = self._gathered, bytearray()
+            super().send(data)
+
+    def close(self) -> None:
+        """Close the connection, with nothing left for the next one."""
+        self._gathered.clear()
+        super().close()
+
+
+class _GatheringTls(_Gathering, http.client.HTTPSConnection):
+    """The same over TLS."""
 
 
 class LineConnection:
     """One connection; it connects again by itself when the server has closed it between two requests."""
 
-    def __init__(self, connection: http.client.HTTPConnection) -> None:
+    def __init__(self, connection: _Gathering) -> None:
         self._http = connection
         self._is_aborted = False
 
@@ -144,6 +179,7 @@ class LineConnection:
         self._http.endheaders()
         for buffer in body:
             self._http.send(buffer)
+        self._http.flush()
 
 
 def _checked(response: http.client.HTTPResponse) -> http.client.HTTPResponse:

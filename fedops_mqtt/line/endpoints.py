@@ -141,7 +141,6 @@ class LineApp:
     async def _wait_for_letter(self, session: Session) -> Letter | None:
         session.polls = poll = session.polls + 1
         session.mail.set()  # an older poll of this client, if any, ends now
-        await asyncio.sleep(0)
         deadline = asyncio.get_running_loop().time() + self._limits.poll_s
         while session.polls == poll and not session.is_over:
             session.mail.clear()

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 import uvicorn
+import uvloop
 
 from fedops_mqtt.line.access import Access
 from fedops_mqtt.line.endpoints import LineApp
@@ -163,7 +164,9 @@ class LineServer:
         self._socket.close()
 
     def _serve(self) -> None:
-        asyncio.run(self._serve_here())
+        # uvloop gathers what is written to a connection in a turn: head and frame are one write, the client wakes once.
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(self._serve_here())
 
     async def _serve_here(self) -> None:
         self._hub.bind(asyncio.get_running_loop())
@@ -216,6 +219,7 @@ def _make_config(app: LineApp, tls: LineTls | None) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         date_header=False,
+        proxy_headers=False,
         backlog=_BACKLOG,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_SHUTDOWN_S,
