@@ -9,7 +9,7 @@ Used here, all of flwr 1.41:
   Grid sets this way.
 - `Message(content=… | error=…, metadata=…)`: accepted at run time, not among the public overloads.
 - `flwr.compat.client.app.start_client_internal`: `flwr.client.start_client` takes no ClientApp, this does.
-- `flwr.common.constant`: `ErrorCode`, `SUPERLINK_NODE_ID`, `SType`.
+- `flwr.common.constant`: `ErrorCode`, `SUPERLINK_NODE_ID`, `SType`; `flwr.common.Code`, a classic result's status.
 - `flwr.compat.common.recorddict_compat`: what classic strategies say in a record, and classic clients in a message.
 - `flwr.server.superlink.fleet.grpc_bidi.grpc_server.start_grpc_server`: the gRPC half of `start_server` without its
   rounds; `bound_address` of what it returns says the port. `grpc_bridge.GrpcBridgeClosed`: its client has gone.
@@ -20,6 +20,7 @@ from typing import Any, cast
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.metadata import Metadata
+from flwr.common import Code
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode, SType
 from flwr.compat.common import recorddict_compat as legacy_records
 from flwr.server.superlink.fleet.grpc_bidi.grpc_bridge import GrpcBridgeClosed as ClassicStreamClosed
@@ -27,6 +28,7 @@ from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
 
 __all__ = [
+    "CLASSIC_OK",
     "CLIENT_APP_RAISED",
     "NODE_UNAVAILABLE",
     "NUMPY_STYPE",
@@ -48,6 +50,7 @@ SERVER_NODE_ID: int = SUPERLINK_NODE_ID
 CLIENT_APP_RAISED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 NODE_UNAVAILABLE: int = ErrorCode.NODE_UNAVAILABLE
 NUMPY_STYPE: str = SType.NUMPY
+CLASSIC_OK = Code.OK
 
 _CLASSIC_KEEPALIVE_MS = 10_000
 """A host that vanished is noticed within half a minute; Flower's default is three and a half."""

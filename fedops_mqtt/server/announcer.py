@@ -195,6 +195,7 @@ class Announcer:
             async with asyncio.timeout(timeout_s):
                 if not self._was_connected:
                     await self._connection.wait_first_try()
+                self._has_told_all.clear()  # what was told before says nothing of what came since
                 self._has_metrics.set()
                 await self._has_told_all.wait()
                 return await self._owner.flush(timeout_s)
