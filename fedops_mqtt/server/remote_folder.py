@@ -14,6 +14,8 @@ from typing import Any
 from fedops_mqtt.server.errors import StoreUrlError
 
 _READ_ONLY = ("http://", "https://")
+_PARTS_AT_ONCE = 2
+"""Of an upload to S3, each of 50 MiB and held in memory; s3fs takes ten, half a gigabyte, where nobody says."""
 _TAKEN = ("PreconditionFailed", "ConditionalRequestConflict", "pre-conditions")
 """How S3 says that a name is taken, or being taken, by another writer."""
 
@@ -34,7 +36,7 @@ class RemoteFolder:
                 url, "nothing can be written there; give a directory, or a URL such as s3://bucket/models"
             )
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(self._url, **(options or {}))
+            self._fs, self._root = fsspec.core.url_to_fs(self._url, **_bounded(url), **(options or {}))
         except ImportError as error:
             hint = "pip install 'fedops-mqtt[s3]'" if url.startswith("s3") else str(error)
             raise StoreUrlError(url, f"the package for it is not installed: {hint}") from error
@@ -109,6 +111,10 @@ class RemoteFolder:
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
+
+
+def _bounded(url: str) -> dict[str, Any]:
+    return {"max_concurrency": _PARTS_AT_ONCE} if url.startswith(("s3://", "s3a://")) else {}
 
 
 def _is_taken(error: BaseException) -> bool:

@@ -57,14 +57,15 @@ def upload_model_to_bucket(task_id: str, global_model_name: str) -> None:
 def model_download_s3(task_id: str, model_type: str, model: Any = None) -> tuple[Any, str | None, int]:
     """Return `(model, name, version)` with the newest global model of the bucket BUCKET_NAME in it.
 
-    `(None, None, 0)` where there is none, or (logged) where the bucket cannot be read (FedOps server_utils).
+    `(model, None, 0)` where there is none yet; `(None, None, 0)`, logged, where the bucket cannot be read (FedOps
+    server_utils).
 
     Raises:
         ValueError: the newest is of another model.
     """
     folder = RemoteFolder(_bucket(task_id), options=_s3_options())
     try:
-        return _newest_in(folder, model_type, model)
+        return _newest_in(folder, model_type, model) or (model, None, 0)
     except OSError as error:
         _log.error("no global model could be read", extra={"bucket": _bucket(task_id), "problem": str(error)})
         return None, None, 0
@@ -76,13 +77,13 @@ def model_download_local(model_type: str, model: Any = None) -> tuple[Any, str |
     Raises:
         ValueError: the newest is of another model.
     """
-    return _newest_in(LocalFolder(Path()), model_type, model)
+    return _newest_in(LocalFolder(Path()), model_type, model) or (None, None, 0)
 
 
-def _newest_in(folder: Folder, model_type: str, model: Any) -> tuple[Any, str | None, int]:
+def _newest_in(folder: Folder, model_type: str, model: Any) -> tuple[Any, str, int] | None:
     found = [match for name in folder.names() if (match := _GLOBAL_MODEL.fullmatch(name))]
     if not found:
-        return None, None, 0
+        return None
     newest = max(found, key=lambda match: int(match["version"]))
     with folder.reading(newest[0]) as path:
         return load_local_model(model_type, path, model), newest["name"], int(newest["version"])

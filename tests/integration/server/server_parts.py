@@ -26,6 +26,8 @@ from fedops_mqtt.server.store import ModelStore
 from fedops_mqtt.settings import ServerSettings
 
 WAIT_S = 60.0
+
+BUCKET = "models"
 """Generous: a machine under load; nothing waits this long when it works."""
 PROGRAM = Path(__file__).with_name("server_program.py")
 

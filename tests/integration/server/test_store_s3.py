@@ -2,40 +2,21 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
-import httpx
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
+from server_parts import BUCKET
 
 from fedops_mqtt.server.checkpoint import Checkpoint, CheckpointStore
 from fedops_mqtt.server.errors import StoreUrlError
 from fedops_mqtt.server.folder import open_folder
 from fedops_mqtt.server.server_utils import aws_session, model_download_s3, upload_model_to_bucket
 from fedops_mqtt.server.store import ModelStore
-
-BUCKET = "models"
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[fsspec.AbstractFileSystem]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    httpx.post(f"http://{host}:{port}/moto-api/reset").raise_for_status()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    fsspec.filesystem("s3").clear_instance_cache()
-    files = fsspec.filesystem("s3")
-    files.mkdir(BUCKET)
-    yield files
-    server.stop()
 
 
 def store_at(name: str = "net") -> ModelStore:
@@ -76,16 +57,36 @@ def test_a_corrupt_newest_version_falls_back_and_that_is_said(s3: fsspec.Abstrac
 
 def test_a_server_that_is_killed_while_it_uploads_leaves_no_version(s3: fsspec.AbstractFileSystem) -> None:
     program = f"""
-import os
 import numpy as np
-from fedops_mqtt.server import remote_folder, store
-upload = store.ModelStore("s3://{BUCKET}/fl", task_id="digits", model_name="net")
-upload._folder._fs.put_file = lambda *a, **k: os.kill(os.getpid(), 9)
-upload.save({{"w": np.zeros(3)}})
+from fedops_mqtt.server.store import ModelStore
+store = ModelStore("s3://{BUCKET}/fl", task_id="digits", model_name="net")
+store.save({{"w": np.zeros({LARGE_BYTES} // 8)}})
 """
-    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == -9
+    with subprocess.Popen([sys.executable, "-c", program]) as server:
+        try:
+            until(lambda: num_parts_of_uploads(s3) > 0)
+            assert server.poll() is None, "it has more than one part to upload"
+        finally:
+            server.kill()
     assert store_at().newest() is None
     assert store_at().save({"w": np.ones(3)}).version == 1
+
+
+LARGE_BYTES = 300 * 2**20
+"""s3fs uploads it in six parts, two at once."""
+
+
+def num_parts_of_uploads(s3: fsspec.AbstractFileSystem) -> int:
+    uploads = s3.call_s3("list_multipart_uploads", Bucket=BUCKET).get("Uploads", [])
+    names = [{"Bucket": BUCKET, "Key": each["Key"], "UploadId": each["UploadId"]} for each in uploads]
+    return sum(len(s3.call_s3("list_parts", **name).get("Parts", [])) for name in names)
+
+
+def until(is_true: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not is_true():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.05)
 
 
 def test_a_checkpoint_is_replaced_and_removed(s3: fsspec.AbstractFileSystem) -> None:
@@ -124,11 +125,12 @@ def test_fedops_upload_and_download(
     monkeypatch.setenv("BUCKET_NAME", BUCKET)
     monkeypatch.setenv("ACCESS_KEY_ID", "key")
     monkeypatch.setenv("ACCESS_SECRET_KEY", "secret")
-    assert model_download_s3("digits", "Numpy") == (None, None, 0)
+    mine = [np.zeros(3)]
+    assert model_download_s3("digits", "Numpy", mine) == (mine, None, 0)
     saved = ModelStore(".", task_id="local", model_name="Net").save({"0": np.arange(3.0)})
     Path(saved.path).rename("Net_gl_model_V7.safetensors")
     upload_model_to_bucket("digits", "Net_gl_model_V7.safetensors")
-    model, name, version = model_download_s3("digits", "Numpy", [np.zeros(3)])
+    model, name, version = model_download_s3("digits", "Numpy", mine)
     assert (name, version) == ("Net", 7)
     np.testing.assert_array_equal(model[0], np.arange(3.0))
     keys = aws_session().client("s3").list_objects_v2(Bucket=BUCKET)["Contents"]
