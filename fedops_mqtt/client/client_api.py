@@ -4,11 +4,11 @@ They are made without a handle, so a process has one `Speaker` for them: its dae
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from fedops_mqtt.client.configuration import Scalar, flatten
+from fedops_mqtt.client.voices import Voices
 from fedops_mqtt.protocol import MetricsKind, Outcome
 
 
@@ -48,29 +48,9 @@ class Speaker(Protocol):
         ...
 
 
-_speakers: list[Speaker] = []
-"""The one exception to "no module state": FedOps' constructors leave no other way. The last one speaks."""
-
-
-@contextmanager
-def speaking(speaker: Speaker) -> Iterator[None]:
-    """Let this process's APIs speak through `speaker` for as long as the block lasts."""
-    _speakers.append(speaker)
-    try:
-        yield
-    finally:
-        _speakers.remove(speaker)
-
-
-def current_speaker() -> Speaker:
-    """Return who speaks for this process.
-
-    Raises:
-        NobodySpeaksError: nobody does.
-    """
-    if not _speakers:
-        raise NobodySpeaksError
-    return _speakers[-1]
+_voices: Voices[Speaker] = Voices(NobodySpeaksError)
+speaking = _voices.speaking
+current_speaker = _voices.current
 
 
 class InfoAnswer:

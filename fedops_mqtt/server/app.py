@@ -42,7 +42,7 @@ from fedops_mqtt.server.plan import fit_config, make_compression, make_limits, m
 from fedops_mqtt.server.round_teller import RoundTeller
 from fedops_mqtt.server.rounds import Evaluate, RoundHooks, Rounds
 from fedops_mqtt.server.run_result import RunResult
-from fedops_mqtt.server.server_api import ServerAPI
+from fedops_mqtt.server.server_api import ServerAPI, speaking
 from fedops_mqtt.server.server_app_run import run_server_app
 from fedops_mqtt.server.server_utils import FLServerStatus
 from fedops_mqtt.server.server_wandb import shown_on_wandb
@@ -150,12 +150,12 @@ class FLServer:
         """
         ears = Ears(on_client_ended=self._drop_client, on_replaced=self._be_replaced)
         announcer = make_announcer(self.settings, self._first_snapshot(), ears)
-        with self._ending.on_signals(), announcer, shown_on_wandb(self.settings, self.plan.run_id) as show:
-            self._announcer = announcer
+        shown = shown_on_wandb(self.settings, self.plan.run_id)
+        with self._ending.on_signals(), announcer, speaking(announcer), shown as show:
+            self._announcer, self.api = announcer, ServerAPI(self.task_id, announcer)
             self._teller = RoundTeller(
                 plan=self.plan, status=self.server, voice=announcer, show=show, count_bytes=self._count_bytes
             )
-            self.api = ServerAPI(self.task_id, announcer)
             return self._run()
 
     def stop(self, reason: str = "asked by its program") -> None:

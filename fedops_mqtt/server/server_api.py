@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from fedops_mqtt.client.voices import Voices
 from fedops_mqtt.protocol import ServerCondition, ServerMetrics, utc_now
 from fedops_mqtt.server.rounds import numbers_in
 from fedops_mqtt.server.snapshot import ServerSnapshot
@@ -29,12 +30,31 @@ class Voice(Protocol):
         ...
 
 
-class ServerAPI:
-    """FedOps server_api.ServerAPI: JSON text or a mapping in, a status or metrics on the bus out."""
+class NoServerSpeaksError(RuntimeError):
+    """There is no FL server in this process."""
 
-    def __init__(self, task_id: str, voice: Voice) -> None:
+    def __init__(self) -> None:
+        super().__init__(
+            "no FL server runs in this process: FedOps' ServerAPI speaks through an FLServer, from its start to its end"
+        )
+
+
+_voices: Voices[Voice] = Voices(NoServerSpeaksError)
+speaking = _voices.speaking
+
+
+class ServerAPI:
+    """FedOps server_api.ServerAPI: JSON text or a mapping in, a status or metrics on the bus out.
+
+    It speaks through the FLServer of this process, or the `voice` that it is given.
+
+    Raises:
+        NoServerSpeaksError: there is neither.
+    """
+
+    def __init__(self, task_id: str, voice: Voice | None = None) -> None:
         self.task_id = task_id
-        self._voice = voice
+        self._voice = voice or _voices.current()
 
     def put_server_status(self, server_status_json: str | Mapping[str, Any]) -> None:
         """Say the server's status; of FedOps' fields `FLSeReady` and `GL_Model_V` have a meaning here.

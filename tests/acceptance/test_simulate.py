@@ -1,10 +1,10 @@
-"""`fedops-mqtt simulate`: virtual clients over the real line, a server that cannot start, a client that fails."""
+"""`fedops-mqtt simulate`: virtual clients, either family of strategies, a server or a client that fails."""
 
 import json
 from pathlib import Path
 
 import pytest
-from examples_run import EXAMPLES
+from examples_run import EXAMPLES, with_config
 from yard import Yard
 
 DIGITS = EXAMPLES / "digits_numpy"
@@ -18,9 +18,20 @@ def said(tmp_path: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.timeout(300)
-async def test_more_clients_than_workers_each_with_its_own_part(yard: Yard, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        {"_target_": "flwr.server.strategy.FedAvg", "min_fit_clients": 5, "min_evaluate_clients": 5},
+        {"_target_": "flwr.serverapp.strategy.FedAvg", "min_train_nodes": 5, "min_evaluate_nodes": 5},
+    ],
+    ids=["classic", "message"],
+)
+async def test_more_clients_than_workers_each_with_its_own_part(
+    yard: Yard, tmp_path: Path, strategy: dict[str, object]
+) -> None:
+    example = with_config("digits_numpy", tmp_path, server={"strategy": strategy})
     arguments = said(tmp_path, "--app", "client_main:make_fl_task", "--server", SERVER, "--clients", "5")
-    run = await yard.start(*arguments, "--workers", "2", cwd=DIGITS)
+    run = await yard.start(*arguments, "--workers", "2", cwd=example)
     assert await run.wait(timeout_s=LIMIT_S) == 0, run.stderr
     result = json.loads(run.stdout.splitlines()[-1])
     assert (result["outcome"], result["rounds"], result["failed_clients"]) == ("completed", 2, {})

@@ -1,5 +1,6 @@
 """Local models read back: into a model that is given, by name, and never by unpickling."""
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ def load_local_model(model_type: str, path: Path, model: Any) -> Any:
     """Return `model` with the arrays of a local model in it.
 
     Raises:
-        ValueError: the file is of another model, or the model type is none that is kept in such a file.
+        ValueError: the file is damaged or of another model, or the model type is none that is kept in such a file.
     """
     if path.is_dir():
         path /= "adapter_model.safetensors"
@@ -48,9 +49,13 @@ def _put(model_type: str, model: Any, arrays: Mapping[str, NDArray[Any]]) -> Any
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    return load_file(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def _read_pth(path: Path) -> dict[str, NDArray[Any]]:
@@ -58,4 +63,7 @@ def _read_pth(path: Path) -> dict[str, NDArray[Any]]:
 
     from fedops_mqtt.client.adapters.torch_model import to_array
 
-    return {name: to_array(tensor) for name, tensor in torch.load(path, weights_only=True).items()}
+    try:
+        return {name: to_array(tensor) for name, tensor in torch.load(path, weights_only=True).items()}
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is damaged, or more than weights: {error}") from error

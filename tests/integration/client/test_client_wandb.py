@@ -1,7 +1,10 @@
 """Weights & Biases: rounds are logged beside the training; slow, broken or absent, it never touches it."""
 
 import json
+import os
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,7 +70,6 @@ def test_a_wandb_that_hangs_neither_blocks_nor_fills_the_memory() -> None:
 async def test_wandb_in_its_offline_mode_writes_the_run(
     serve_fl: ServeFl, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     server_ip = await serve_fl("line", "r1", SECRET.hex(), "2")
@@ -81,6 +83,21 @@ async def test_wandb_in_its_offline_mode_writes_the_run(
         assert each["round_seconds"] >= each["train_seconds"]
     assert 0 < shown[0]["bytes_in"] < shown[1]["bytes_in"]
     assert 0 < shown[0]["bytes_out"] < shown[1]["bytes_out"]
+
+
+def test_fedops_calls_start_a_run_and_show_what_there_is_of_each_label(tmp_path: Path) -> None:
+    program = """
+from fedops_mqtt.client.client_wandb import data_status_wandb, start_wandb
+run = start_wandb("0123456789" * 4, "p", "pi-v0")
+data_status_wandb(run, [("zero", 3), ("one", 5)])
+run.finish()
+"""
+    offline = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", program], env=os.environ | offline, check=True, timeout=100)
+    (written,) = written_in(tmp_path)
+    assert b"Data Lable Histogram" in written.read_bytes()
+    (table,) = tmp_path.rglob("*.table.json")
+    assert json.loads(table.read_text())["data"] == [["zero", 3], ["one", 5]]
 
 
 BLOCK_BYTES = 32 * 1024

@@ -19,8 +19,17 @@ class Name:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """One JSON object that FedOps sends: where to, the names in it, and what it is here."""
+
+    name: str
+    fields: tuple[str, ...]
+    here: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Word:
-    """An endpoint, environment variable or field: its spelling in FedOps, and what it is here."""
+    """An endpoint, variable, status field or name that is not here: its spelling in FedOps, and what it is here."""
 
     kind: str
     name: str
@@ -56,12 +65,12 @@ NAMES: tuple[Name, ...] = (
     ),
     *_names(
         "client.client_api",
-        ("ClientMangerAPI", "", "upstream's spelling of `ClientManagerAPI`"),
-        ("ClientManagerAPI", "", "says things of this client on the bus"),
-        ("ClientManagerAPI.get_info", "", "`.json()['GL_Model_V']`, from the last start trigger"),
-        ("ClientManagerAPI.get_client_out", "", "leaves: status `client-out`"),
-        ("ClientManagerAPI.get_train_fin", "", "status `train-finished` (FedOps returns a URL to ask)"),
-        ("ClientManagerAPI.get_train_fail", "", "status `train-failed` (FedOps returns a URL to ask)"),
+        ("ClientManagerAPI", "", "the same, as it was meant to be spelt"),
+        ("ClientMangerAPI", "", "says things of this client on the bus"),
+        ("ClientMangerAPI.get_info", "", "`.json()['GL_Model_V']`, from the last start trigger"),
+        ("ClientMangerAPI.get_client_out", "", "leaves: status `client-out`"),
+        ("ClientMangerAPI.get_train_fin", "", "status `train-finished` (FedOps returns a URL to ask)"),
+        ("ClientMangerAPI.get_train_fail", "", "status `train-failed` (FedOps returns a URL to ask)"),
         ("ClientServerAPI", "task_id", "numbers of this client, on the bus"),
         ("ClientServerAPI.get_port", "", "`host:port` of the FL server, from the last start trigger"),
         ("ClientServerAPI.put_cluster_assign", "client_mac cluster_id", _METRICS + "`data`"),
@@ -76,6 +85,7 @@ NAMES: tuple[Name, ...] = (
         ("FLClient", _MODEL_OF_CLIENT, "a Flower NumPyClient of a registered model, by its `model_type`"),
         ("FLClient.set_parameters", "parameters", "the same"),
         ("FLClient.get_parameters", "", "the same"),
+        ("FLClient.get_properties", "config", "Flower's own, empty; FedOps' raises"),
         ("FLClient.fit", "parameters config", "the same; `hp_*` and `cluster_id` too"),
         ("FLClient.evaluate", "parameters config", "the same"),
         ("flower_client_start", "FL_server_IP client", "the same, for a classic gRPC server"),
@@ -121,6 +131,7 @@ NAMES: tuple[Name, ...] = (
     ),
     *_names(
         "server.server_api",
+        ("ServerAPI", "task_id", "speaks on the bus through the FLServer of this process"),
         ("ServerAPI.put_server_status", "server_status_json", "`ServerStatus`: ready or failed"),
         ("ServerAPI.put_fl_round_fin", "", "`ServerStatus`: finished"),
         ("ServerAPI.put_gl_model_evaluation", "gl_model_evaluation_json", "one `ServerMetrics` message"),
@@ -137,6 +148,54 @@ NAMES: tuple[Name, ...] = (
     ),
 )
 
+OURS = frozenset({"ClientManagerAPI"})
+"""Names here that FedOps has not."""
+
+_WHO = "fl_task_id client_mac client_name"
+_ROUND = f"{_WHO} round gl_model_v wandb_name"
+
+
+def _reports(*rows: tuple[str, str, str]) -> tuple[Report, ...]:
+    return tuple(Report(name=name, fields=tuple(fields.split()), here=here) for name, fields, here in rows)
+
+
+REPORTS: tuple[Report, ...] = _reports(
+    (
+        "client_perf/train_result",
+        f"{_ROUND} train_loss train_accuracy val_loss val_accuracy train_time",
+        "`ClientMetrics`, kind `train-result`; `cluster_id` too, where the strategy gives one",
+    ),
+    (
+        "client_perf/test_result",
+        f"{_ROUND} test_loss test_accuracy",
+        "`ClientMetrics`, kind `test-result`; `cluster_id` too",
+    ),
+    ("client_perf/client_time_result", f"{_WHO} operation_time gl_model_v", "`ClientMetrics`, kind `time-result`"),
+    (
+        "client_perf/client_system",
+        f"{_WHO} gl_model_v wandb_name network_sent network_recv disk runtime memory_rssMB memory_availableMB cpu "
+        "cpu_threads memory memory_percent timestamp",
+        "`ClientMetrics`, kind `system`",
+    ),
+    ("FLSe/cluster", "client_mac cluster_id", "`ClientMetrics`, kind `data`"),
+    (
+        "FLSe/FLSeUpdate",
+        "S3_bucket Last_GL_Model FLServer_start FLSeReady GL_Model_V",
+        "`ServerStatus`: `FLSeReady` is `status`, `GL_Model_V` is `gl_model`; where models are is `model_path`",
+    ),
+    (
+        "server_perf/gl_model_evaluation",
+        "fl_task_id round gl_loss gl_accuracy run_time_by_round gl_model_v",
+        "`ServerMetrics`: `loss` and `accuracy` of FLServer's own; the names that `ServerAPI` and the bridge are given",
+    ),
+    (
+        "server_perf/server_time_result",
+        "fl_task_id server_operation_time gl_model_v",
+        "`ServerMetrics`; how long a run took is in its `RunStatus`",
+    ),
+)
+"""What is nested or not in each report goes on as it is; these are the names that FedOps' own programs give."""
+
 WORDS: tuple[Word, ...] = (
     *(
         Word(kind="environment", name=name, here=here)
@@ -146,17 +205,38 @@ WORDS: tuple[Word, ...] = (
             "FEDOPS_CLIENT_MANAGER_URL": "of an unchanged FedOps client: the address of `fedops-mqtt bridge`",
             "FEDOPS_SERVER_MANAGER_URL": "of an unchanged FedOps client: the address of `fedops-mqtt bridge`",
             "FEDOPS_CLIENT_PERFORMANCE_URL": "of an unchanged FedOps client: the address of `fedops-mqtt bridge`",
+            "FEDOPS_AGGREGATION_HOST": "of an unchanged FedOps client: the host at which it finds an FL server",
+            "FEDOPS_AGGREGATION_SERVER": "of an unchanged FedOps client: not needed; with it the bridge is not asked",
+            "FEDOPS_CLIENT_PORT": "of an unchanged FedOps client, for the bridge's `--clients`; here `http`",
+            "FEDOPS_REQUEST_TIMEOUT_SECONDS": "of an unchanged FedOps client",
+            "FEDOPS_TASK_ID, FEDOPS_EVENT_FILE, FEDOPS_RELEASE_ID, FEDOPS_CLIENT_INSTANCE_ID": "not read: "
+            "every stage is on the bus (`fedops-mqtt watch --json`)",
+            "FEDOPS_CAMPAIGN_CONFIG, FEDOPS_CAMPAIGN_RUN_ID": "not read: the manager tells its server the run",
+            "FEDOPS_SERVER_DATA_DIR, FEDOPS_SERVER_VALIDATION_ROOT": "not read: `gl_val_loader` is the program's own",
+            "FL_SBA_TARGET, FEDMAP_USE_STUDENT, FEDMAP_STUDENT_WARMUP, FEDMAP_STUDENT_WIN_NEEDED": "not read: "
+            "of parts that are not here",
             "MONITORING": "not read; `--log-level`, and logs go to stderr",
         }.items()
     ),
     *(
         Word(kind="endpoint", name=name, here=here)
         for name, here in {
-            "GET /online (client)": "the daemon's HTTP shim (`http`), both generations of field names",
-            "POST /start (client)": "the daemon's HTTP shim; on the bus a `StartTrigger`",
-            "GET /info/, /flclient_out, /trainFin, /trainFail": "the bridge, for unchanged clients; here statuses",
-            "FLSe/getPort, info, RegisterFLTask, FLSeUpdate, FLRoundFin, FLSeClosed": "the bridge; here statuses",
-            "client_perf/*, server_perf/*": "the bridge; here `ClientMetrics` and `ServerMetrics`",
+            "GET /online": "the daemon's HTTP shim (`http`), both generations of field names",
+            "POST /start": "the daemon's HTTP shim; on the bus a `StartTrigger`",
+            "GET /info/": "the bridge, for unchanged clients; here the last start trigger",
+            "GET /flclient_out": "the bridge; here status `client-out`",
+            "GET /trainFin": "the bridge; here status `train-finished`",
+            "GET /trainFail": "the bridge; here status `train-failed`",
+            "GET /FLSe/getPort/{task_id}": "the bridge; here `server_ip` of the start trigger",
+            "GET /FLSe/info/{task_id}/{device_mac}": "the bridge; here the start trigger itself",
+            "PUT /FLSe/RegisterFLTask": "the bridge; here status `online`",
+            "PUT /FLSe/FLSeUpdate/{task_id}": "the bridge; here `ServerStatus`",
+            "PUT /FLSe/FLRoundFin/{task_id}": "the bridge; here `ServerStatus`: finished",
+            "PUT /FLSe/FLSeClosed/{task_id}": "the bridge; here `last_run` of the client's status",
+            "PUT /FLSe/cluster/{task_id}": "the bridge answers `ok` and keeps nothing; here `ClientMetrics`",
+            "PUT /client_perf/{kind}/{task_id}": "the bridge; here `ClientMetrics`",
+            "PUT /server_perf/gl_model_evaluation/{task_id}": "the bridge; here `ServerMetrics`",
+            "PUT /server_perf/server_time_result/{task_id}": "the bridge; here `ServerMetrics`",
         }.items()
     ),
     *(
@@ -173,5 +253,33 @@ WORDS: tuple[Word, ...] = (
             "gl_model": "`gl_model`",
         }.items()
     ),
+    *(
+        Word(kind="absent", name=name, here=here)
+        for name, here in {
+            "server.app.FLServer.init_gl_model_registration": "a step of `FLServer.start`",
+            "server.app.FLServer.fl_server_start": "a step of `FLServer.start`",
+            "server.app.FLServer.save_global_snapshot": "the store, and a checkpoint each round",
+            "server.app.FLServer.report_client_evaluation": "each round's `ServerMetrics`",
+            "server.app.FLServer.get_eval_fn": "`evaluate_fn` of `FLServer`, or its validation data",
+            "server.evaluation": "clients' evaluation is in each round's metrics (`eval_loss`, `eval_accuracy`)",
+            "server.evaluation_strategy": "the same",
+            "server.validation": "the same",
+            "server.strategy_cluster_optuna": "a strategy like any other: install FedOps too, and `_target_: "
+            "fedops.server.strategy_cluster_optuna.ClusterOptunaFedAvg`; clients obey `hp_*` and tell `cluster_id`",
+            "server.fedmap": "a strategy like any other, with FedOps installed too",
+            "server.mobile_app": "no; FedOps' own server takes part through the bridge",
+            "server.mobile_strategy": "no",
+            "simulation": "`fedops-mqtt simulate`",
+            "client.parameter_contract": "`FLClient.get_parameters` and `set_parameters`, by the same rules",
+            "client.runtime_events": "statuses and metrics on the bus",
+            "utils.fedxai": "no; `put_client_xai_result` takes what a program of yours finds",
+            "utils.fedco": "no; the store keeps every version with its metrics",
+            "utils.version": "`fedops_mqtt.__version__`",
+            "agent_studio_host": "no: FedOps' desktop program",
+            "agent_studio_runner": "no",
+            "cli": "no; `fedops-mqtt --help`",
+        }.items()
+    ),
 )
-"""The rows of kind `field` are all fields of FedOps' client status, in its order."""
+"""The rows of kind `field` are all fields of FedOps' client status, in its order; those of kind `absent` name a module
+or package with all that is in it, or one method."""

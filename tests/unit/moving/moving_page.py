@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fedops_names import NAMES, WORDS
+from fedops_names import NAMES, REPORTS, WORDS
 
 PAGE = Path(__file__).parents[3] / "docs" / "moving-from-fedops.md"
 MARK = "<!-- made from tests/unit/moving/fedops_names.py -->"
@@ -17,7 +17,11 @@ def tables() -> str:
             if row.module == module:
                 lines.append(f"| `{row.name}({', '.join(row.parameters)})` | {row.here} |")
         lines.append("")
+    lines += ["### Fields of reports", "", "| FedOps | fields, kept | here |", "|---|---|---|"]
+    lines += [f"| `{row.name}` | {', '.join(f'`{field}`' for field in row.fields)} | {row.here} |" for row in REPORTS]
+    lines.append("")
     titles = {"endpoint": "Endpoints", "environment": "Environment variables", "field": "Fields of `FLClientStatus`"}
+    titles["absent"] = "What is not here"
     for kind, title in titles.items():
         lines += [f"### {title}", "", "| FedOps | here |", "|---|---|"]
         lines += [f"| `{row.name}` | {row.here} |" for row in WORDS if row.kind == kind]

@@ -6,7 +6,7 @@ import pytest
 
 from fedops_mqtt.line.members import Member
 from fedops_mqtt.protocol import MemberCondition, Outcome, Phase, ServerCondition, ServerMetrics, decode, encode, topics
-from fedops_mqtt.server.server_api import ServerAPI
+from fedops_mqtt.server.server_api import NoServerSpeaksError, ServerAPI, speaking
 from fedops_mqtt.server.snapshot import ServerSnapshot, client_of, shorten
 
 SNAPSHOT = ServerSnapshot(
@@ -56,6 +56,15 @@ def test_fedops_evaluation_and_times_become_metrics_under_their_own_names() -> N
     assert (first.round, first.duration_s, first.gl_model) == (2, 1.5, 4)
     assert first.metrics == {"gl_loss": 0.5, "gl_accuracy": 0.75, "run_time_by_round": 1.5, "gl_model_v": 4.0}
     assert (second.round, second.run_id, second.launch, second.metrics) == (3, "r", 2, {"server_operation_time": 12.5})
+
+
+def test_made_as_fedops_makes_it_it_speaks_through_the_server_of_this_process() -> None:
+    tape = Tape()
+    with speaking(tape):
+        ServerAPI("t").put_fl_round_fin()
+    assert tape.snapshot.status is ServerCondition.FINISHED
+    with pytest.raises(NoServerSpeaksError, match="through an FLServer"):
+        ServerAPI("t")
 
 
 @pytest.mark.parametrize("text", ["[1]", "not json"])

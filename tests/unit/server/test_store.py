@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from safetensors.numpy import load_file
@@ -45,6 +45,7 @@ def test_what_was_saved_is_read_again_in_order_with_its_facts(tmp_path: Path) ->
     assert (found.version, found.run_id, found.round, found.metrics) == (1, "r1", 5, {"accuracy": 0.5})
 
 
+@settings(deadline=None)  # files are written and synced
 @given(
     st.dictionaries(
         st.text(max_size=8),
