@@ -14,6 +14,7 @@ from fedops_mqtt.client.client_fl_classic import ClassicRunner
 from fedops_mqtt.client.client_fl_clock import PhaseClock
 from fedops_mqtt.client.client_fl_numpy import AnyServerApp
 from fedops_mqtt.client.client_fl_report import Reporter, failed, leave_soon
+from fedops_mqtt.client.client_fl_shown import ShownRounds
 from fedops_mqtt.client.client_wandb import WandbLog, start_wandb
 from fedops_mqtt.client.configuration import Scalar
 from fedops_mqtt.client.pipe import EndedReport, Job, MetricsReport, PhaseReport
@@ -47,11 +48,12 @@ class Training:
         self._run_id: str | None = None
         self._run_config: dict[str, Plain] = {}
         self._wandb = _wandb_of(job)
-        self._round_shown = -1
-        self._round_began = 0.0
+        self._shown = ShownRounds()
+        self._last: Answered | None = None
+        self._last_began = 0.0
         self._began = time.monotonic()
         self._is_registered = False
-        self._clock = PhaseClock(reporter.metrics)
+        self._clock = PhaseClock(self._tell_uploaded)
 
     def run(self) -> EndedReport:
         """Train until the run is over for this client and say how that was."""
@@ -188,22 +190,20 @@ class Training:
         )
 
     def _answered(self, answered: Answered) -> None:
-        bytes_in, bytes_out = self._bytes
         values = {**answered.metrics, "stage": answered.kind, "seconds": round(answered.seconds, 6)}
-        values |= {"bytes_in": bytes_in, "bytes_out": bytes_out}
-        round_ = answered.round or 0
-        self._clock.hold(MetricsReport(kind=MetricsKind.ROUND, round=round_, values=values))
-        if self._wandb is not None:
-            self._wandb.log(self._shown(answered, round_), step=round_)
+        self._clock.hold(MetricsReport(kind=MetricsKind.ROUND, round=answered.round or 0, values=values))
+        self._last, self._last_began = answered, time.monotonic() - answered.seconds
 
-    def _shown(self, answered: Answered, round_: int) -> dict[str, float]:
-        """Return what W&B shows of a round; training and evaluation of one round come together there."""
-        now = time.monotonic()
-        if round_ != self._round_shown:
-            self._round_shown, self._round_began = round_, now - answered.seconds
+    def _tell_uploaded(self, report: MetricsReport) -> None:
+        """The last answer is uploaded: its numbers hold all the bytes that it took."""
         bytes_in, bytes_out = self._bytes
-        times = {f"{answered.kind}_seconds": answered.seconds, "round_seconds": now - self._round_began}
-        return {**answered.metrics, **times, "bytes_in": bytes_in, "bytes_out": bytes_out, "round": round_}
+        values = {**report.values, "bytes_in": bytes_in, "bytes_out": bytes_out}
+        self._reporter.metrics(report.model_copy(update={"values": values}))
+        if self._wandb is not None and self._last is not None:
+            shown = self._shown.show(
+                self._last, began_at=self._last_began, now=time.monotonic(), bytes_so_far=self._bytes
+            )
+            self._wandb.log(shown, step=report.round)
 
     def _end(self, end: RunEnd) -> None:
         """The run is over for us, perhaps while the app still computes for nobody: report now, leave soon."""
