@@ -158,7 +158,7 @@ def _print_event(event: "Record", *, is_json: bool) -> None:
         return
     detail = dict(event["detail"])
     reason = str(detail.pop("reason", None) or "")
-    is_long = "\n" in reason
+    is_long = "\n" in reason and sys.stdout.isatty()  # in a pipe a record is a line
     facts = detail if is_long else {**detail, "reason": reason}
     print(event["at"], as_line({"kind": event["kind"], **facts}), flush=True)
     if is_long:

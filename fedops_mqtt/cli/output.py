@@ -5,7 +5,8 @@ In a pipe there is no colour, nothing is cut off, and a record is a line.
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -25,6 +26,19 @@ def print_records_as_lines(records: Iterable[Row], *, is_json: bool) -> None:
     """Print one line a record as soon as it is there: a JSON object, or `kind name=value …`."""
     for record in records:
         print(json.dumps(record, default=str) if is_json else as_line(record), flush=True)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """Tell what is waited for, in one line on stderr that changes; nothing where nobody looks at a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda said: None
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True).status("") as status:
+        yield lambda said: status.update(Text(said))
 
 
 def pad_lines(rows: Sequence[Sequence[str]]) -> list[str]:

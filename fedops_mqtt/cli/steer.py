@@ -1,6 +1,7 @@
 """The verbs that ask a manager: clients, runs, start, stop; all of them over its HTTP API."""
 
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -113,11 +114,23 @@ def stop(
 
 
 def _wait_for_end(manager: "ManagerApi", run_id: str) -> "Record":
-    while True:
-        run: Record = manager.get(f"/runs/{run_id}")
-        if run.get("outcome") is not None:
-            return run
-        time.sleep(_POLL_S)
+    from fedops_mqtt.cli.output import progress
+
+    with progress() as tell:
+        while True:
+            run: Record = manager.get(f"/runs/{run_id}")
+            if run.get("outcome") is not None:
+                return run
+            tell(_stand_of(run))
+            time.sleep(_POLL_S)
+
+
+def _stand_of(run: "Record") -> str:
+    """Return how a run stands in a line: `running, round 2 of 5, 3 training`."""
+    counts = Counter(member["status"] for member in run["clients"].values())
+    word = "stopping" if run["is_stopping"] else run["status"]
+    clients = [f"{count} {status}" for status, count in sorted(counts.items())] or ["no clients yet"]
+    return ", ".join([word, f"round {run['round']} of {run['num_rounds']}", *clients])
 
 
 def _say_run(run: "Record", *, is_json: bool, is_over: bool) -> None:

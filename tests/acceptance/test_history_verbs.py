@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 
 from yard import COMMAND, TIMEOUT_S, Site
 
@@ -24,6 +25,57 @@ async def test_a_run_can_be_read_in_a_pipe_at_a_terminal_and_as_json(site: Site)
     values = [json.loads(line)["values"] for line in measured.stdout.splitlines()]
     assert {"train", "evaluate"} <= {each.get("stage") for each in values}
     assert all(each["compute_s"] > 0 for each in values if "stage" in each)
+
+
+VERBS = {
+    "clients": ("clients",),
+    "runs": ("runs",),
+    "run show": ("run", "show", "RUN"),
+    "logs": ("logs", "RUN"),
+    "logs --client": ("logs", "RUN", "--client", "MAC"),
+    "metrics": ("metrics", "RUN"),
+    "metrics --clients": ("metrics", "RUN", "--clients"),
+}
+"""The verbs that ask a manager; `watch` asks the broker (test_watch)."""
+
+
+async def test_each_verb_speaks_to_people_to_pipes_and_to_programs(site: Site) -> None:
+    await site.start_manager()
+    mac, broken = "02:00:00:00:01:01", "02:00:00:00:01:02"
+    await site.start_client(mac, client_name="kitchen")
+    await site.start_client(broken, "yard_apps:raising")
+    await site.observer.until(lambda: all(site.observer.client(each) for each in (mac, broken)))
+    asked = ("--rounds", "2", "--min-clients", "1", "--clients", f"{mac},{broken}", "--wait")
+    screen = await at_a_terminal("start", site.task_id, "--manager", site.manager_url, *asked)
+    assert re.search(r"(pending|starting|running), round \d of 2", screen)
+    run_id = screen.split()[0]
+    words = {"RUN": run_id, "MAC": broken}
+    for name, verb in VERBS.items():
+        asked = [words.get(word, word) for word in verb] + ["--manager", site.manager_url]
+        screen = await at_a_terminal(*asked)
+        piped = (await site.yard.run(*asked)).stdout
+        as_json = (await site.yard.run(*asked, "--json")).stdout.splitlines()
+        assert "\x1b" not in piped, name
+        assert all(line.strip() and not line[0].isspace() for line in piped.splitlines()), (name, piped)
+        assert as_json, name
+        assert all(isinstance(json.loads(line), dict) for line in as_json), name
+        assert len(piped.splitlines()) == len(as_json) + HEADS.get(name, 0), (name, piped)
+        assert screen.strip(), name
+        for fact in FACTS.get(name, ()):
+            assert fact in screen.replace("\r\n", " "), name
+            assert fact in piped, name
+
+
+HEADS = {"clients": 1, "runs": 1, "metrics": 1, "metrics --clients": 1, "run show": 5}
+"""Lines of a pipe beyond one for each JSON object: a table's head; `run show` says run, rounds and clients apart."""
+
+FACTS = {
+    "clients": ("kitchen", "02:00:00:00:01:02"),
+    "runs": ("completed",),
+    "run show": ("all rounds done", "failed"),
+    "logs --client": ("ValueError: ",),
+    "metrics": ("accuracy",),
+}
 
 
 async def shows_the_run(site: Site, run_id: str, mac: str) -> None:
