@@ -21,6 +21,11 @@ _COLUMNS = ("name", "role", "tasks", "credentials", "expires", "status")
 _WARN_DAYS = 30
 """A certificate that expires within this is pointed out; renewing leaves the old one good, so nobody need wait."""
 
+_PLUGIN_ADVICE = (
+    "with the dynamic-security plugin: it reads its file at a restart only; to change something at once, as a manager: "
+    "mosquitto_ctrl ... dynsec disableClient NAME (or createClient, addClientRole)"
+)
+
 Names = Annotated[list[str] | None, typer.Argument(help="MACs of devices, or names of other identities.")]
 Hosts = Annotated[list[str] | None, typer.Option("--host", help="Name or address under which it is reached; repeat.")]
 Days = Annotated[int | None, typer.Option(min=1, help="How long the certificate holds. [default: 825]")]
@@ -186,6 +191,8 @@ def _all_names(names: Sequence[str] | None, file: Path | None) -> list[str]:
 
 
 def _tell_broker(fleet: "Fleet") -> None:
+    if fleet.has_plugin:
+        print(_PLUGIN_ADVICE)
     if fleet.reload_broker():
         print("the broker has been told to read its files again")
         return

@@ -1,7 +1,7 @@
 """The fleet for mosquitto's dynamic-security plugin: one role an identity, because `%u` is not filled in there.
 
-The plugin takes changes while it runs (`mosquitto_ctrl dynsec`, or topics below `$CONTROL`); this file is what it
-starts from. Seen with mosquitto 2.0.11.
+While it runs, the plugin takes changes from managers (`mosquitto_ctrl dynsec`, or topics below `$CONTROL`); this is what
+it starts from, and a reload does not read it again. Seen with mosquitto 2.0.11.
 """
 
 import json
@@ -9,7 +9,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from fedops_mqtt.enrolment.register import Identity
-from fedops_mqtt.enrolment.roles import Rule, rules_of
+from fedops_mqtt.enrolment.roles import Access, Role, Rule, rules_of
+
+CONTROL = "$CONTROL/dynamic-security/#"
+"""Whoever may write here changes who may do what; without anybody the plugin could not be told anything."""
 
 _ACL_TYPES = ("publishClientSend", "publishClientReceive", "subscribe", "unsubscribe")
 
@@ -43,6 +46,8 @@ def _client(identity: Identity) -> dict[str, Any]:
 
 def _role(identity: Identity) -> dict[str, Any]:
     rules = [] if identity.is_revoked else rules_of(identity.role, identity.name, identity.tasks)
+    if rules and identity.role is Role.MANAGER:
+        rules.append(Rule(Access.READWRITE, CONTROL))
     return {"rolename": identity.name, "acls": [acl for rule in rules for acl in _acls(rule)]}
 
 

@@ -169,13 +169,17 @@ class Fleet:
 
     def write_dynamic_security(self) -> Path:
         """Write the fleet for the dynamic-security plugin, which then takes the place of ACL and password file."""
-        path = self.broker_folder / DYNAMIC_SECURITY_FILE
         with self._changing():
-            write_file(path, render_dynamic_security(self._register.identities.values()).encode())
             shipped = (self.broker_folder / broker_files.CONFIG_FILE).read_text(encoding="utf-8")
             config = broker_files.render_dynamic_security_config(shipped, self._register)
             write_file(self.broker_folder / DYNAMIC_SECURITY_CONFIG, config.encode())
-        return path
+            self._write_plugins_file()
+        return self._plugins_file
+
+    @property
+    def has_plugin(self) -> bool:
+        """True when the fleet was written for the dynamic-security plugin, which a reload does not reach."""
+        return self._plugins_file.exists()
 
     def reload_broker(self) -> bool:
         """Tell a broker on this machine to read its files again; False when it is not here."""
@@ -246,6 +250,15 @@ class Fleet:
         self._register = register
         write_file(crl, revocations)
         broker_files.write_access(self.broker_folder, register.identities.values())
+        if self.has_plugin:
+            self._write_plugins_file()
+
+    @property
+    def _plugins_file(self) -> Path:
+        return self.broker_folder / DYNAMIC_SECURITY_FILE
+
+    def _write_plugins_file(self) -> None:
+        write_file(self._plugins_file, render_dynamic_security(self._register.identities.values()).encode())
 
     def _issue_broker(self, now: datetime, days: int) -> None:
         credentials = issue(self._authority, "broker", hosts=self._register.hosts, now=now, days=days)

@@ -1,7 +1,9 @@
 """The other ways to run the broker: with the dynamic-security plugin, and a site's broker joined to a central one."""
 
+import json
 import re
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import aiomqtt
@@ -12,7 +14,7 @@ from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.bus.mosquitto import find_config
 from fedops_mqtt.enrolment import Role, Wish
 from fedops_mqtt.enrolment.broker_files import render_dynamic_security_config
-from fedops_mqtt.protocol import topics
+from fedops_mqtt.protocol import mac_to_level, topics
 
 ALL = "fedops/v1/#"
 
@@ -48,6 +50,47 @@ async def test_the_plugin_knows_who_was_revoked(dynamic: SecureSite) -> None:
     with pytest.raises(aiomqtt.MqttError):
         async with dynamic.knock(SCREEN):
             pass
+
+
+CONTROL = "$CONTROL/dynamic-security/v1"
+
+
+def disable(name: str) -> bytes:
+    return json.dumps({"commands": [{"command": "disableClient", "username": name}]}).encode()
+
+
+async def test_the_plugin_takes_a_revocation_while_it_runs_from_the_manager_and_nobody_else(
+    dynamic: SecureSite,
+) -> None:
+    """What `mosquitto_ctrl dynsec disableClient` sends."""
+    level = mac_to_level(BY_PASSWORD)
+    async with dynamic.knock(BY_PASSWORD) as device, dynamic.knock(A) as other, dynamic.hearing(STANDBY, ALL) as ear:
+        with suppress(aiomqtt.MqttError):
+            await other.publish(CONTROL, disable(level), qos=1)
+        await device.publish(str(topics.client_metrics(TASK, BY_PASSWORD)), b"still here", qos=1)
+        await ear.until(str(topics.client_metrics(TASK, BY_PASSWORD)), b"still here")
+        async with dynamic.knock(MANAGER) as manager:
+            await manager.publish(CONTROL, disable(level), qos=1)
+            with pytest.raises(aiomqtt.MqttError):
+                await anext(aiter(device.messages))
+    with pytest.raises(aiomqtt.MqttError):
+        async with dynamic.knock(BY_PASSWORD, timeout=2):
+            pass
+
+
+async def test_the_plugins_file_follows_the_fleet(dynamic: SecureSite) -> None:
+    assert dynamic.fleet.has_plugin
+    credentials = dynamic.options(BY_PASSWORD)
+    dynamic.fleet.revoke(BY_PASSWORD)
+    await dynamic.broker.restart()
+    with pytest.raises(aiomqtt.MqttError):
+        async with dynamic.knock(
+            None, port=dynamic.fleet.register.ports.password, username=credentials.user, password=credentials.password,
+            timeout=2,
+        ):  # fmt: skip
+            pass
+    async with dynamic.knock(A):
+        pass
 
 
 def test_the_shipped_variant_is_the_shipped_configuration_with_the_plugin(tmp_path: Path) -> None:
