@@ -1,7 +1,7 @@
 """The fleet for mosquitto's dynamic-security plugin: one role an identity, because `%u` is not filled in there.
 
-While it runs, the plugin takes changes from managers (`mosquitto_ctrl dynsec`, or topics below `$CONTROL`); this is what
-it starts from, and a reload does not read it again. Seen with mosquitto 2.0.11.
+While it runs, the plugin takes changes from managers (`mosquitto_ctrl dynsec`, or topics below `$CONTROL`); this is
+what it starts from, and a reload does not read it again. Seen with mosquitto 2.0.11.
 """
 
 import json
