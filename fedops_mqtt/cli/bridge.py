@@ -4,7 +4,7 @@ import asyncio
 
 from fedops_mqtt.cli.examples import shows
 from fedops_mqtt.cli.fatal import FatalError
-from fedops_mqtt.cli.logs import start_logging
+from fedops_mqtt.cli.logs import start_logging, warn_of_exposed_files
 from fedops_mqtt.cli.options import takes_settings
 from fedops_mqtt.core.exit_codes import ExitCode
 from fedops_mqtt.settings import BridgeSettings
@@ -24,6 +24,7 @@ def bridge(settings: BridgeSettings) -> None:
     the URL for all three.
     """
     start_logging(settings.log_level)
+    warn_of_exposed_files(settings)
     from fedops_mqtt.bridge.app import BridgeConfigError, run_bridge
     from fedops_mqtt.bus import BrokerUrlError
     from fedops_mqtt.door import ExposedError

@@ -74,6 +74,12 @@ async def test_a_bundle_that_others_can_read_is_pointed_out(yard: Yard, site: Se
     for mac, file in ((BY_PASSWORD, "bundle.toml"), (A, "client.key")):
         device = await start_device(yard, site, mac, app=app)
         await device.until_said(rf"can be read by others.*{file}")
+    for verb, who in (("manager", MANAGER), ("bridge", PROBE)):
+        key = site.bundle(who).with_name("client.key")
+        key.chmod(0o640)
+        where = {"http": "127.0.0.1:0", "state_dir": yard.folder / verb}
+        process = await yard.start(verb, "--config", str(site.bundle(who)), **where)
+        await process.until_said(r"can be read by others.*client.key")
 
 
 async def test_keys_are_exchanged_while_everything_runs(yard: Yard, site: SecureSite) -> None:
