@@ -309,6 +309,7 @@ def _write_new(folder: Path, register: Register, shipped: Path) -> None:
     )
     broker = folder / BROKER_FOLDER
     make_folder(broker)
+    make_folder(folder / BUNDLE_FOLDER)
     config = (shipped / broker_files.CONFIG_FILE).read_text(encoding="utf-8")
     write_file(broker / broker_files.CONFIG_FILE, broker_files.render_broker_config(config, register).encode())
     write_file(broker / broker_files.ACL_FILE, (shipped / broker_files.ACL_FILE).read_bytes())
