@@ -20,7 +20,7 @@ class OldClientError(Exception):
         self.is_slow = is_slow
         """True when somebody is there who does not answer in time: a client that trains may do that."""
         self.is_absent = is_absent
-        """True when nobody is there to answer."""
+        """True when nobody is there to answer, or whoever was died over it."""
         super().__init__(f"FedOps client at {url}: {problem}")
 
 
@@ -96,9 +96,13 @@ class OldClient:
         except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout) as error:
             raise OldClientError(self.url, f"no answer to {path} within {timeout_s:g} s", is_slow=True) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            is_absent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+            is_absent = isinstance(error, _NOBODY_THERE)
             problem = f"{path}: {str(error) or type(error).__name__}"
             raise OldClientError(self.url, problem, is_absent=is_absent) from error
         if response.status_code != httpx.codes.OK:
             raise OldClientError(self.url, f"answered {path} with HTTP {response.status_code}")
         return OnlineAnswer.parse(self.url, response.content)
+
+
+_NOBODY_THERE = (httpx.ConnectTimeout, httpx.NetworkError, httpx.RemoteProtocolError)
+"""How it looks when a process is not there, or ends before it has answered."""

@@ -106,7 +106,7 @@ class RelayedTraining:
         except OldClientError as error:
             self._no_start = failed_to_start(error)
             self._call.link.hurry.set()
-            self._give_up(str(error))
+            self._give_up(self._no_start.reason or str(error))
             return
         if not await asyncio.to_thread(door.wait_for_client, self._call.limits.come_s):
             self._give_up(f"FedOps client at {self._call.link.name}: did not come to gRPC port {door.port} in time")
@@ -116,15 +116,17 @@ class RelayedTraining:
             self._give_up(WORDS[word])
 
     def _client_gone(self) -> None:
+        """Whether it failed or is no more is found out now; the server hears at once what can be taken back."""
         self._is_gone = True
-        self._give_up(f"the connection of the FedOps client at {self._call.link.name} is gone")
+        problem = f"the connection of the FedOps client at {self._call.link.name} is gone"
+        self._give_up(problem, on_line=f"{INTERRUPTED}: {problem}")
 
-    def _give_up(self, problem: str) -> None:
+    def _give_up(self, problem: str, *, on_line: str | None = None) -> None:
         self._problem = self._problem or problem
         if self._door is not None:
             self._door.give_up(problem)
         if self._runner is not None:
-            self._runner.fail(problem)
+            self._runner.fail(on_line or problem)
 
     async def _last_word(self, end: RunEnd) -> EndedReport:
         """The line knows how it ended; a client that is still here is waited for, so that it is idle when we say so."""

@@ -11,3 +11,8 @@ SHUTTING_DOWN = "shutting down"
 
 PASSING = (BUSY, SHUTTING_DOWN)
 """How the reason of a rejection begins that ends by itself: the client may be asked again."""
+
+
+def is_interruption(reason: str | None) -> bool:
+    """Return whether a reason says that the training was lost with its process, not that it failed."""
+    return reason is not None and reason.startswith(INTERRUPTED)

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Literal, assert_never
 
 from fedops_mqtt.core.fleet import View
-from fedops_mqtt.core.reasons import INTERRUPTED
+from fedops_mqtt.core.reasons import is_interruption
 from fedops_mqtt.core.run_events import (
     ClientChosen,
     MemberGaveUp,
@@ -283,7 +283,7 @@ def _server_misses(run: Run, mac: str, member: Member) -> bool:
 
 def _ended(run: Run, member: Member, last: LastRun, now: float) -> Member:
     """A client's own word on its outcome outweighs what the server guessed from a broken line."""
-    if last.outcome is Outcome.FAILED and (last.reason or "").startswith(INTERRUPTED):
+    if last.outcome is Outcome.FAILED and is_interruption(last.reason):
         return _interrupted(run, member, last.reason, now)
     return replace(member, status=MemberCondition(last.outcome.value), reason=last.reason, phase=None)
 

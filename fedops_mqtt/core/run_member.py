@@ -5,7 +5,7 @@ A word about an attempt that is not in force is history, and whoever has ended s
 
 from dataclasses import dataclass, replace
 
-from fedops_mqtt.core.reasons import PASSING
+from fedops_mqtt.core.reasons import PASSING, is_interruption
 from fedops_mqtt.protocol import MemberCondition, Phase, ServerClient
 
 
@@ -80,9 +80,15 @@ def uninvited(said: ServerClient) -> Member:
 
 
 def server_says(member: Member, said: ServerClient, now: float) -> Member:
-    """The server's word on who is in the run; a word about another attempt is history."""
+    """The server's word on who is in the run; a word about another attempt is history.
+
+    What it makes of an interruption, which it may hear of before the bus does or guess from a broken line, is no end.
+    """
     if said.attempt != member.attempt or member.has_ended:
         return member
+    interruption = next(filter(is_interruption, (member.reason, said.reason)), None)
+    if interruption is not None and said.status in _UNCOUNTED:
+        return moved(member, MemberCondition.LOST, interruption, now)
     joined = replace(moved(member, said.status, said.reason, now), phase=said.phase, round=said.round)
     return seen_training(joined, now) if said.status is MemberCondition.TRAINING else joined
 

@@ -122,11 +122,23 @@ def test_the_clients_own_outcome_outweighs_what_the_server_guessed() -> None:
     assert (world.run.members[A].status, world.run.members[A].reason) == (M.FAILED, "ValueError: bad")
 
 
-def test_an_interrupted_training_is_lost_and_not_failed_even_where_the_server_says_failed() -> None:
+@pytest.mark.parametrize("guess", [M.FAILED, M.STOPPED])
+@pytest.mark.parametrize("is_server_first", [True, False])
+def test_an_interrupted_training_is_lost_whatever_its_server_makes_of_it(guess: M, is_server_first: bool) -> None:
+    """The daemon leaves: its training process says goodbye on the line, the daemon on the bus, in any order."""
     world = in_training(A, B)
-    world.says(server(ServerCondition.RUNNING, clients=said_of(A, M.FAILED, reason="interrupted")))
-    world.says(client(A, instance="i2", last_run=ended(Outcome.FAILED, reason="interrupted")))
-    assert world.run.members[A].status is M.LOST
+    line = server(ServerCondition.RUNNING, clients=said_of(A, guess, reason="interrupted"))
+    bus = client(A, instance="i2", last_run=ended(Outcome.FAILED, reason="interrupted"))
+    for word in (line, bus) if is_server_first else (bus, line):
+        world.says(word)
+        assert (world.run.members[A].status, world.run.members[A].reason) == (M.LOST, "interrupted")
+
+
+def test_what_a_server_guesses_of_a_client_that_was_interrupted_is_no_failure() -> None:
+    world = in_training(A, B)
+    world.says(client(A, instance="i2", last_run=ended(Outcome.FAILED, reason="interrupted: the process is gone")))
+    world.says(server(ServerCondition.RUNNING, clients=said_of(A, M.FAILED, reason="the connection is gone")))
+    assert (world.run.members[A].status, world.run.members[A].reason) == (M.LOST, "interrupted: the process is gone")
 
 
 @pytest.mark.parametrize(

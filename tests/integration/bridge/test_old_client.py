@@ -1,0 +1,38 @@
+"""A FedOps client over HTTP: who is not there, or dies over an answer, may be asked again; who refuses, not."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+
+from fedops_mqtt.bridge.old_client import OldClient, OldClientError
+
+MAC = "02:00:00:00:02:01"
+REFUSAL = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n"
+
+
+@asynccontextmanager
+async def answering(answer: bytes) -> AsyncIterator[OldClient]:
+    """A client that takes a request, says `answer` and is gone."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server, httpx.AsyncClient(trust_env=False) as http:
+        port = server.sockets[0].getsockname()[1]
+        yield OldClient(http, f"http://127.0.0.1:{port}", timeout_s=5, start_s=5)
+
+
+@pytest.mark.parametrize(("answer", "is_absent"), [(b"", True), (REFUSAL, False)])
+async def test_a_client_that_dies_over_its_start_is_absent_and_one_that_refuses_is_not(
+    answer: bytes, is_absent: bool
+) -> None:
+    async with answering(answer) as client:
+        with pytest.raises(OldClientError) as raised:
+            await client.start(server_ip="127.0.0.1:1", client_mac=MAC)
+    assert raised.value.is_absent is is_absent
