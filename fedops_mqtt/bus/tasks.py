@@ -1,26 +1,35 @@
 """One background task beside a block of code: the task never outlives the block, nor the block the task's failure."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 
 @asynccontextmanager
 async def alongside(work: Coroutine[object, object, None], *, name: str) -> AsyncIterator[None]:
     """Run `work` as a named task while the block runs.
 
-    Leaving the block cancels it. If it fails, the block is cancelled and its error is raised: as itself where it is
-    the only one, as an `ExceptionGroup` otherwise.
+    Leaving the block cancels it. If it fails, the block is cancelled and its error is raised, see `bare_error`.
     """
-    try:
+    with bare_error():
         async with asyncio.TaskGroup() as group:
             task = group.create_task(work, name=name)
             try:
                 yield
             finally:
                 task.cancel()
+
+
+@contextmanager
+def bare_error() -> Iterator[None]:
+    """Raise the error of a task group as itself where all that failed failed alike, as an `ExceptionGroup` otherwise.
+
+    Who catches an error by its name must not have to know how many task groups it came through.
+    """
+    try:
+        yield
     except BaseExceptionGroup as errors:
-        if len(errors.exceptions) > 1:
+        if len({type(error) for error in errors.exceptions}) > 1:
             raise
         raise errors.exceptions[0] from None
 

@@ -134,7 +134,9 @@ class Journal:
     async def call(self, method: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run one of the methods on the journal's thread; calls happen in the order in which they were made."""
         loop = asyncio.get_running_loop()
-        return await asyncio.shield(loop.run_in_executor(self._thread, lambda: method(*args, **kwargs)))
+        done = loop.run_in_executor(self._thread, lambda: method(*args, **kwargs))
+        done.add_done_callback(_look_at_error)  # a caller that was cancelled does not hear of it
+        return await asyncio.shield(done)
 
     def lead(self, term: int) -> None:
         """From now on write only as the leader of this term: one that was frozen finds out before it acts.
@@ -289,6 +291,8 @@ class Journal:
             if found is None:
                 connection.execute(insert(tables.schema).values(version=tables.SCHEMA_VERSION))
                 return
+            if found == tables.SCHEMA_VERSION:
+                return  # nothing is written: a leader that was frozen while it wrote does not keep a standby out
             if found > tables.SCHEMA_VERSION:
                 raise JournalVersionError(self.name, found, tables.SCHEMA_VERSION)
             for version in range(found, tables.SCHEMA_VERSION):
@@ -308,6 +312,12 @@ class Journal:
 
     def _dicts(self, query: Select[Any]) -> list[dict[str, Any]]:
         return [dict(row._mapping) for row in self._rows(query)]
+
+
+def _look_at_error(done: asyncio.Future[Any]) -> None:
+    """asyncio prints an error that nobody has looked at (Python 3.11 Future.__del__)."""
+    if not done.cancelled():
+        done.exception()
 
 
 def _make_engine(url: str) -> Engine:

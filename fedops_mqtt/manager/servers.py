@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from fedops_mqtt.bus.tasks import bare_error
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.core.run_events import RunEvent, ServerExited, ServerUnreachable
 from fedops_mqtt.manager import launcher
@@ -63,7 +64,7 @@ class Servers:
     @asynccontextmanager
     async def tending(self) -> AsyncIterator[None]:
         """Launch and watch while the block runs; at its end the servers are left to themselves."""
-        try:
+        with bare_error():
             async with asyncio.TaskGroup() as self._group:
                 try:
                     yield
@@ -72,8 +73,6 @@ class Servers:
                         task.cancel()
                     for process in self._processes.values():
                         process.let_go()
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from errors
 
     @property
     def num_running(self) -> int:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fedops_mqtt.bus import BusError, Connection
+from fedops_mqtt.bus.tasks import bare_error
 from fedops_mqtt.protocol import ProtocolError, StartTrigger, StopTrigger, topics
 
 logger = logging.getLogger(__name__)
@@ -27,13 +28,14 @@ class Speaker:
     @asynccontextmanager
     async def speaking(self) -> AsyncIterator[None]:
         """Publish what is said while the block runs; what is unsaid at its end stays unsaid."""
-        async with asyncio.TaskGroup() as group:
-            workers = [group.create_task(self._work(), name=f"speak-{number}") for number in range(NUM_WORKERS)]
-            try:
-                yield
-            finally:
-                for worker in workers:
-                    worker.cancel()
+        with bare_error():
+            async with asyncio.TaskGroup() as group:
+                workers = [group.create_task(self._work(), name=f"speak-{number}") for number in range(NUM_WORKERS)]
+                try:
+                    yield
+                finally:
+                    for worker in workers:
+                        worker.cancel()
 
     def say(self, message: StartTrigger | StopTrigger) -> None:
         """Publish a trigger soon."""

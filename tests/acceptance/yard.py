@@ -238,11 +238,17 @@ class Site:
         """Start a manager and wait until it leads; `more` are further lines of the task's table."""
         tasks = self.write_tasks(module=module, args=server_args, more=more, program_cwd=program_cwd)
         manager = await self.launch_manager(tasks, **settings)
-        self.manager_url = (await manager.until_said(r"API at (\S+)")).group(1)
+        await self.until_leading(manager)
         return manager
 
-    async def launch_manager(self, tasks: Path, **settings: object) -> Installed:
-        """Start a manager, which may have to wait for another one."""
+    async def until_leading(self, manager: Installed) -> int:
+        """Wait until a manager leads, and ask it from now on; returns its term."""
+        leads = await manager.until_said(r"manager leads \(term (\d+)\), API at (\S+)")
+        self.manager_url = leads.group(2)
+        return int(leads.group(1))
+
+    async def launch_manager(self, tasks: Path, *program: str, **settings: object) -> Installed:
+        """Start a manager, which may have to wait for another one; `program` stands before the verb."""
         given = {
             "broker": self.broker,
             "tasks_file": tasks,
@@ -251,7 +257,7 @@ class Site:
             "store": self.yard.folder / "models",
             "heartbeat_s": 5,
         }
-        return await self.yard.start("manager", **given | settings)
+        return await self.yard.start(*program, "manager", **given | settings)
 
     async def start_run(self, *options: str) -> str:
         """Start a run with the verb `start` and return its id."""

@@ -1,4 +1,6 @@
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -218,3 +220,10 @@ def test_a_journal_of_a_newer_program_is_left_alone(url: str) -> None:
     engine.dispose()
     with pytest.raises(JournalVersionError, match=r"schema version 99.*newer program"), Journal(url):
         pass
+
+
+def test_a_journal_is_opened_while_another_manager_stands_frozen_in_a_transaction(journal: Journal, url: str) -> None:
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as frozen:
+        frozen.execute("BEGIN IMMEDIATE")
+        with Journal(url) as standby:
+            assert standby.open_runs() == []

@@ -1,0 +1,127 @@
+"""Two managers as processes: the second waits and says so, leads when the first is gone, and fires nothing again."""
+
+import re
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import psutil
+from line_site import APP, PROGRAM, start_with_all
+from orders import Orders
+from yard import HERE, Installed, Site, eventually
+
+from fedops_mqtt.bus import Connection, Received
+from fedops_mqtt.bus.tasks import alongside
+from fedops_mqtt.core.exit_codes import ExitCode
+from fedops_mqtt.protocol import Channel, RunOutcome, StartTrigger, filter_for
+
+PATIENT = "[tasks.{task_id}.limits]\ntrigger_retry_s = 300\ntrigger_answer_s = 300"
+"""Nobody says a trigger again because an answer takes its time on a busy machine: what comes twice was fired twice."""
+ROUNDS = 3
+
+Firings = Counter[tuple[str, int]]
+
+
+@asynccontextmanager
+async def counting_firings(site: Site) -> AsyncIterator[Firings]:
+    """Count the triggers that pass the broker, by MAC and attempt."""
+    firings: Firings = Counter()
+
+    async def count(bus: Connection) -> None:
+        async for event in bus.events():
+            if isinstance(event, Received) and isinstance(event.message, StartTrigger):
+                firings[event.message.client_mac, event.message.attempt] += 1
+
+    async with (
+        Connection(site.broker, subscriptions=[filter_for(Channel.CLIENT_START, site.task_id)]) as bus,
+        alongside(count(bus), name="firings"),
+    ):
+        yield firings
+
+
+async def start_run(site: Site, orders: Orders, clients: dict[str, Installed]) -> str:
+    """Start a run whose clients compute in its first round until they are told more."""
+    return await start_with_all(site, orders, clients, "--rounds", str(ROUNDS), "--min-clients", "2")
+
+
+async def until_standby(second: Installed, first: Installed) -> None:
+    """Wait until the second manager says for whom it waits."""
+    await second.until_said(rf"on standby: another manager leads \(.* pid {first.process.pid}\)")
+
+
+async def finish(site: Site, orders: Orders, run_id: str) -> None:
+    """Let the run go on, to its good end."""
+    orders.write({})
+    run = await site.observer.until_ended(run_id)
+    assert (run.outcome, run.round) == (RunOutcome.COMPLETED, ROUNDS)
+    assert (await site.ask(f"/runs/{run_id}"))["launch"] == 1
+
+
+async def freeze(manager: Installed) -> None:
+    """Stop a process where it stands, and wait until the system says that it does."""
+    manager.process.send_signal(signal.SIGSTOP)
+    process = psutil.Process(manager.process.pid)
+    await eventually(lambda: process.status() == psutil.STATUS_STOPPED)
+
+
+async def test_a_standby_leads_when_the_leader_is_killed_and_fires_nothing_again(site: Site, orders: Orders) -> None:
+    async with counting_firings(site) as firings:
+        clients = await site.start_clients(2, APP)
+        first = await site.start_manager(module=PROGRAM, more=PATIENT.format(task_id=site.task_id))
+        term = await site.until_leading(first)
+        run_id = await start_run(site, orders, clients)
+        second = await site.launch_manager(site.yard.folder / "tasks.toml")
+        await until_standby(second, first)
+        await first.end(signal.SIGKILL)
+        assert await site.until_leading(second) > term
+        await finish(site, orders, run_id)
+        assert firings == Counter({(mac, 1): 1 for mac in clients})
+
+
+async def test_a_leader_that_was_frozen_beside_its_journal_still_leads_when_it_goes_on(
+    site: Site, orders: Orders
+) -> None:
+    """On one machine the lock on the file decides, and a frozen process holds it: nobody leads beside it."""
+    async with counting_firings(site) as firings:
+        clients = await site.start_clients(2, APP)
+        first = await site.start_manager(module=PROGRAM, more=PATIENT.format(task_id=site.task_id))
+        run_id = await start_run(site, orders, clients)
+        await freeze(first)
+        second = await site.launch_manager(site.yard.folder / "tasks.toml")
+        await until_standby(second, first)
+        await site.observer.until(lambda: (view := site.observer.picture.fleet.manager) is not None and view.is_out)
+        first.process.send_signal(signal.SIGCONT)
+        await finish(site, orders, run_id)
+        assert "manager leads (term" not in second.stdout
+        assert firings == Counter({(mac, 1): 1 for mac in clients})
+
+
+async def test_a_leader_that_was_frozen_until_another_took_over_ends_when_it_goes_on_and_does_nothing(
+    site: Site, orders: Orders
+) -> None:
+    """With a database that is no file a row decides: silence ends the lease, and the term fences who had it."""
+    launch_manager = partial(
+        site.launch_manager,
+        site.write_tasks(module=PROGRAM, more=PATIENT.format(task_id=site.task_id)),
+        str(HERE / "shared_journal.py"),
+        command=sys.executable,
+        database_url=f"shared:///{site.yard.folder / 'shared.db'}",
+    )
+    async with counting_firings(site) as firings:
+        clients = await site.start_clients(2, APP)
+        first = await launch_manager()
+        term = await site.until_leading(first)
+        run_id = await start_run(site, orders, clients)
+        second = await launch_manager()
+        await until_standby(second, first)
+        await freeze(first)
+        assert await site.until_leading(second) > term
+        first.process.send_signal(signal.SIGCONT)
+        assert await first.wait() == ExitCode.FAILED
+        assert re.search(rf"another manager leads now \(.* pid {second.process.pid}\)", first.stdout), first.stderr
+        assert "Traceback" not in first.stderr
+        await finish(site, orders, run_id)
+        assert firings == Counter({(mac, 1): 1 for mac in clients})
