@@ -191,7 +191,7 @@ class Site:
     async def start_client(self, mac: str, app: str = "fedops_mqtt.demo:client_app", **settings: object) -> Installed:
         level = mac.replace(":", "-")
         fields = {"broker": self.broker, "task_id": self.task_id, "app": app, "mac": mac, "heartbeat_s": 5}
-        return await self.yard.start("client", **fields, state_dir=self.yard.folder / level, **settings)
+        return await self.yard.start("client", state_dir=self.yard.folder / level, **fields | settings)
 
     async def start_clients(
         self, count: int, app: str = "fedops_mqtt.demo:client_app", **settings: object

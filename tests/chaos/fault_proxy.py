@@ -1,11 +1,11 @@
 """A TCP proxy that stands between one process and its server and goes wrong when told to.
 
-It forwards bytes and knows only as much of MQTT as it takes to lose a PUBACK (MQTT 5, 3.4: packet type 4); what is not
-MQTT goes through as it comes.
+It forwards packets and knows only as much of MQTT as it takes to tell one from the next, and a PUBACK from the rest
+(MQTT 5, 3.4: packet type 4); what is not MQTT goes through as it comes.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 _CHUNK_BYTES = 65536
@@ -48,6 +48,8 @@ class FaultProxy:
         self._links: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
         self.delay_s = 0.0
         self.loses_pubacks = False
+        self.swallows: Callable[[bytes], bool] = lambda packet: False
+        """Sees each packet for the broker; one for which it returns True goes no further."""
         self.address = ""
 
     @asynccontextmanager
@@ -115,12 +117,13 @@ class FaultProxy:
                 if self.delay_s:
                     await asyncio.sleep(self.delay_s)
                 await self._flows.wait()
-                whole = packets.feed(data) if from_broker and self._is_mqtt else [data]
-                sink.writelines(each for each in whole if not (self.loses_pubacks and _is_puback(each, from_broker)))
+                whole = packets.feed(data) if self._is_mqtt else [data]
+                sink.writelines(each for each in whole if not self._is_lost(each, from_broker=from_broker))
                 await sink.drain()
         await self._flows.wait()
         sink.transport.abort()
 
-
-def _is_puback(packet: bytes, from_broker: bool) -> bool:
-    return from_broker and packet[0] >> 4 == _PUBACK
+    def _is_lost(self, packet: bytes, *, from_broker: bool) -> bool:
+        if from_broker:
+            return self.loses_pubacks and packet[0] >> 4 == _PUBACK
+        return self.swallows(packet)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import stat
 import subprocess
 import sys
 from dataclasses import replace
@@ -86,3 +87,24 @@ def test_two_daemons_of_one_identity_on_a_machine_are_told_apart(tmp_path: Path)
         other.kill()
     with identity_lock(tmp_path, task_id="t", client_mac=MAC):
         pass
+
+
+def test_what_was_saved_is_synced_before_it_takes_its_place_and_the_place_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut leaves the old facts or the new ones, and the new ones once `save` has returned."""
+    journal, done = Journal(tmp_path), []
+    sync, replace_file = os.fsync, os.replace
+
+    def note_sync(handle: int) -> None:
+        done.append("sync of the folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "sync of the file")
+        sync(handle)
+
+    def note_replace(source: str, target: Path) -> None:
+        done.append("replace")
+        replace_file(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    journal.save(FACTS)
+    assert done == ["sync of the file", "replace", "sync of the folder"]
