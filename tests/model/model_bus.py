@@ -180,7 +180,13 @@ class Line:
         self.hear = hear
         self._make_will = make_will
         self._session: Session | None = None
+        self._opened_at = 0.0
         self._is_closed = False
+
+    @property
+    def connected_at(self) -> float | None:
+        """Since when this connection stands, as its owner believes; None without one."""
+        return None if self._session is None else self._opened_at
 
     @property
     def is_connected(self) -> bool:
@@ -194,6 +200,7 @@ class Line:
             return
         session = Session(self, self._make_will())
         self._session = session
+        self._opened_at = self.kernel.now
         self.broker.admit(session)
         self.hear(Connected(protocol_version="5", at_mono=self.kernel.now))
 

@@ -80,6 +80,7 @@ class Device:
         """Somebody wiped the state folder while no daemon ran."""
         self.disk.facts = Facts()
         self.disk.epoch = 0
+        self.world.truth.disk_is_lost(self.mac)
         self.not_before = self.world.kernel.now + LONGEST_LEFTOVER_S
 
 
@@ -149,12 +150,22 @@ class Daemon:
         if self._dies_here():
             return
         self.device.disk.facts = step.client.facts
+        self._tell_the_truth(event)
         if self._dies_here():
             return
         changed, self.client = step.client != self.client, step.client
         self._carry_out(step.action)
         if not self._dies_here() and (changed or isinstance(event, StartTrigger)):
             self.owner.update()
+
+    def _tell_the_truth(self, event: Event) -> None:
+        """What is on the disk from here on must hold, whatever happens next."""
+        truth, mac, before = self.world.truth, self.device.mac, self.client.facts
+        match event:
+            case StopTrigger() as stop if stop.term >= before.term:
+                truth.stop_is_kept(stop.run_id, mac, stop.attempt)
+            case TrainingEnded(outcome=Outcome.FINISHED, run_id=run_id) if before.in_hand is not None:
+                truth.finish_is_kept(run_id, mac)
 
     def _carry_out(self, action: Action | None) -> None:
         match action:

@@ -13,6 +13,7 @@ from model_bus import Line
 from model_device import AT, TASK
 from model_owner import HEARTBEAT_S, Owner
 from model_server import Server
+from model_truth import Ear
 
 from fedops_mqtt.bus.events import BusEvent, Connected
 from fedops_mqtt.core.fencing import Stamp
@@ -143,12 +144,16 @@ class Manager:
             self.world.broker, f"manager-{instance}", wants=self._wants, hear=self._hear, make_will=self.owner.will
         )
         self.owner.line = self.line
+        self.ear = Ear(name=f"manager {self.term}", fleet=self.watch.fleet, connected_at=self._hears_since)
         self.line.open()
         self.kernel.after(LEASE_S / 3, self._renew)
         for run in self.ledger:
             if run.launch > 0 and run.exited_at is None:
                 self._resume(run)
         self._tick()
+
+    def _hears_since(self) -> float | None:
+        return None if self.line is None else self.line.connected_at
 
     def _meet_rival(self, rival: str) -> None:
         if self.world.leader() is self and self.db.term == self.term:
@@ -254,7 +259,7 @@ class Manager:
                 if server is not None and server.is_alive:
                     server.terminate()
             case FireTrigger():
-                self.world.trigger_fires(run.run_id, action)
+                self.world.truth.trigger_fires(run.run_id, action)
                 self._fire(run, action)
             case StopClient(client_mac=mac, attempt=attempt, reason=reason):
                 self._stop(run.run_id, mac, attempt, reason)

@@ -3,28 +3,23 @@
 Trouble first, then quiet: in the quiet everything is started again and the network delivers, and the truth must show.
 """
 
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-
 from model_bus import Broker, Kernel, Line
-from model_device import LONGEST_LEFTOVER_S, TASK, Device
+from model_device import TASK, Device
 from model_manager import Database, Manager
 from model_owner import HEARTBEAT_S, Disk
 from model_server import Server
+from model_trouble import FAULTS, YEAR_S
+from model_truth import Ear, Truth
 
 from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Disconnected, Received
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.core.fleet import Fleet, Presence
 from fedops_mqtt.core.run import Run, RunLimits, RunSpec
-from fedops_mqtt.core.run_events import ServerExited, StopRequested
-from fedops_mqtt.core.run_plan import FireTrigger
+from fedops_mqtt.core.run_events import ServerExited
 from fedops_mqtt.protocol import (
     ClientCondition,
     ClientStatus,
     ManagerStatus,
-    MemberCondition,
-    Outcome,
     RunOutcome,
     ServerStatus,
     topics,
@@ -39,7 +34,6 @@ SETTLE_S = LIMITS.run_s + 60.0
 """After the trouble: every run that began in it has ended."""
 LAST_RUN_S = 60.0
 """And then one more run has this long to complete."""
-YEAR_S = 365.25 * 86400
 MAX_STORY = 160
 
 
@@ -54,6 +48,7 @@ class Reader:
         self._kernel = world.kernel
         self.fleet = Fleet(default_heartbeat_s=HEARTBEAT_S)
         self._line = Line(world.broker, name, wants=lambda topic: topic.channel.is_retained, hear=self._hear)
+        self.ear = Ear(name=name, fleet=self.fleet, connected_at=lambda: self._line.connected_at)
         self._line.open()
 
     def _hear(self, event: BusEvent) -> None:
@@ -69,14 +64,6 @@ class Reader:
                 self.fleet.expire(self._kernel.now)
             case _:
                 pass
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One kind of trouble and how often it comes, relative to the others."""
-
-    weight: float
-    strike: Callable[["World"], None]
 
 
 class World:
@@ -100,9 +87,7 @@ class World:
         self._port = 40000
         self._servers: list[Server] = []
         self._num_runs = 0
-        self._started: Counter[tuple[str, str, int]] = Counter()
-        self._fired: dict[tuple[str, str, int], str] = {}
-        self._outcomes: dict[str, tuple[RunOutcome | None, str | None]] = {}
+        self.truth = Truth(self.broken)
         macs = [f"02:00:00:00:00:0{number}" for number in range(1, rng.randint(1, 3) + 1)]
         self.devices = [
             Device(self, mac, rng.choice([0.0, 1.0, -3 * YEAR_S, 2 * YEAR_S, -55 * YEAR_S])) for mac in macs
@@ -138,35 +123,33 @@ class World:
 
     def training_starts(self, run_id: str, mac: str, attempt: int) -> None:
         self.kernel.note(f"{mac} training starts {run_id} attempt {attempt}")
-        self._started[run_id, mac, attempt] += 1
-        if self._started[run_id, mac, attempt] > 1:
-            self.broken(f"G-1: {mac} trains {run_id} attempt {attempt} twice")
-
-    def trigger_fires(self, run_id: str, action: FireTrigger) -> None:
-        key = (run_id, action.client_mac, action.attempt)
-        if self._fired.setdefault(key, action.instance) != action.instance:
-            self.broken(f"G-6: {key} fired at {self._fired[key]} and at {action.instance}")
+        self.truth.training_starts(run_id, mac, attempt)
 
     def run_is_written(self, run: Run) -> None:
-        ended = (run.outcome, run.reason)
-        known = self._outcomes.get(run.run_id)
-        if known is not None and known != ended:
-            self.broken(f"G-3: run {run.run_id} ended as {known} and then as {ended}")
-        if run.has_ended:
-            self._outcomes[run.run_id] = ended
-            if not run.reason:
-                self.broken(f"G-3: run {run.run_id} ended as {run.outcome} without a reason")
+        self.truth.run_is_written(run)
         if run.run_id in self.database.runs and run not in self.database.load():
             self.broken(f"G-6: run {run.run_id} is not read as it was written")
 
     def _check(self) -> None:
-        """After every step: a leader's runs end within their limit, and readers never go back."""
+        """After every step: readers are right to think what they think, and a leader's runs end within their limit."""
+        for ear in [self.watcher.ear, *(manager.ear for manager in self.managers if manager.is_leading)]:
+            ear.check(self.kernel.now, self.broken)
+        if not self.is_troubled:
+            self._check_retained()
         leader = self.leader()
         if leader is None or leader.is_frozen:
             return
         for run in leader.ledger:
             if not run.has_ended and self.kernel.now - run.created_at > LIMITS.run_s + 5 and self._leads_long(leader):
                 self.broken(f"G-3: run {run.run_id} outlives its limit")
+
+    def _check_retained(self) -> None:
+        for device in self.devices:
+            daemon = device.daemon
+            if daemon is not None and daemon.line.is_connected and daemon.owner.is_said:
+                kept = self.broker.retained.get(topics.client_status(TASK, device.mac))
+                epoch = kept.epoch if isinstance(kept, ClientStatus) else None
+                self.truth.check_retained(device.mac, epoch=daemon.owner.epoch, kept=epoch, now=self.kernel.now)
 
     def _leads_long(self, leader: Manager) -> bool:
         return self.database.last_time > self.kernel.now - 3 and leader.term == self.database.term
@@ -240,23 +223,13 @@ class World:
         for run in leader.ledger:
             if not run.has_ended:
                 self.broken(f"G-3 {when}: run {run.run_id} has not ended: {run}")
-            self._check_members(run, when)
+            self.truth.check_members(run, when)
         for device in self.devices:
             assert device.daemon is not None
             if device.daemon.training is not None or device.daemon.client.facts.in_hand is not None:
                 self.broken(f"G-3 {when}: {device.mac} still trains {device.daemon.client.facts.in_hand}")
         self._check_views(leader.fleet, f"the manager {when}", confirmed=True)
         self._check_views(self.watcher.fleet, f"a reader {when}", confirmed=True)
-
-    def _check_members(self, run: Run, when: str) -> None:
-        """G-2: a client whose journal says that it finished is known to have finished."""
-        for device in self.devices:
-            member = run.members.get(device.mac)
-            for answered in device.disk.facts.answers:
-                if answered.run_id != run.run_id or answered.outcome is not Outcome.FINISHED:
-                    continue
-                if member is None or member.status is not MemberCondition.FINISHED:
-                    self.broken(f"G-2 {when}: {device.mac} finished {run.run_id}, the manager says {member}")
 
     def _check_last(self, run_id: str) -> None:
         leader = self.leader()
@@ -290,133 +263,3 @@ def _says_the_same(said: ClientStatus, device: Device) -> bool:
     assert device.daemon is not None
     truth = device.daemon.describe(Stamp(said.epoch, said.seq))
     return said == truth and said.status is not ClientCondition.CLIENT_OUT
-
-
-# Trouble
-
-
-def _device(world: World) -> Device:
-    return world.kernel.rng.choice(world.devices)
-
-
-def _kill_daemon(world: World) -> None:
-    device = _device(world)
-    if device.daemon is not None:
-        device.daemon.die()
-    world.kernel.soon(0.0, 40.0, device.start)
-
-
-def _stop_daemon(world: World) -> None:
-    device = _device(world)
-    if device.daemon is not None:
-        device.daemon.leave()
-    world.kernel.soon(0.0, 40.0, device.start)
-
-
-def _lose_folder(world: World) -> None:
-    device = _device(world)
-    if device.daemon is not None:
-        device.daemon.die()
-    device.lose_state()
-    device.disk.skew_s = world.kernel.rng.choice([0.0, -10 * YEAR_S])
-    world.kernel.soon(LONGEST_LEFTOVER_S, LONGEST_LEFTOVER_S + 30.0, device.start)
-
-
-def _set_clock(world: World) -> None:
-    """A device without a battery wakes up in 1970 and is set right later."""
-    _device(world).disk.skew_s = world.kernel.rng.choice([0.0, -50 * YEAR_S, 1.5 * YEAR_S])
-
-
-def _cut_device(world: World) -> None:
-    device = _device(world)
-    if device.daemon is not None:
-        device.daemon.line.cut(world.will_delay())
-
-
-def _fail_training(world: World) -> None:
-    daemon = _device(world).daemon
-    if daemon is not None and daemon.training is not None:
-        daemon.training.ender(Outcome.FAILED, "ValueError: no data")()
-
-
-def _kill_server(world: World) -> None:
-    for server in list(world.serving.values()):
-        server.exit("killed by SIGKILL")
-
-
-def _cut_server(world: World) -> None:
-    for server in list(world.serving.values()):
-        server.line.cut(world.will_delay())
-
-
-def _kill_manager(world: World) -> None:
-    for manager in list(world.managers):
-        manager.die()
-    world.kernel.soon(0.0, 30.0, lambda: world.managers.append(Manager(world)) if not world.managers else None)
-
-
-def _add_standby(world: World) -> None:
-    if len(world.managers) < 2:
-        world.managers.append(Manager(world))
-
-
-def _freeze_manager(world: World) -> None:
-    leader = world.leader()
-    if leader is not None and not leader.is_frozen and not world.is_file_lease:
-        leader.is_frozen = True
-        _add_standby(world)
-        world.kernel.soon(1.0, 60.0, leader.thaw)
-
-
-def _cut_manager(world: World) -> None:
-    leader = world.leader()
-    if leader is not None and leader.line is not None:
-        leader.line.cut(world.will_delay())
-
-
-def _lose_database(world: World) -> None:
-    for manager in list(world.managers):
-        manager.die()
-    world.database = Database()
-    world.kernel.soon(1.0, 20.0, lambda: world.managers.append(Manager(world)) if not world.managers else None)
-
-
-def _stop_run(world: World) -> None:
-    leader = world.leader()
-    active = leader.ledger.active(TASK) if leader is not None else None
-    if leader is not None and active is not None:
-        leader.report(active.run_id, StopRequested("asked for"))
-
-
-def _stop_broker(how: str) -> Callable[[World], None]:
-    def strike(world: World) -> None:
-        world.kernel.note(f"broker {how}")
-        world.broker.stop(how, world.kernel.rng.uniform(0.1, 40.0))
-
-    return strike
-
-
-def _lose_node(world: World) -> None:
-    world.broker.lose_node()
-
-
-FAULTS = [
-    Fault(4, _kill_daemon),
-    Fault(2, _stop_daemon),
-    Fault(1, _lose_folder),
-    Fault(1, _set_clock),
-    Fault(4, _cut_device),
-    Fault(1, _fail_training),
-    Fault(3, _kill_server),
-    Fault(2, _cut_server),
-    Fault(3, _kill_manager),
-    Fault(2, _add_standby),
-    Fault(2, _freeze_manager),
-    Fault(2, _cut_manager),
-    Fault(0.5, _lose_database),
-    Fault(1, _stop_run),
-    Fault(2, _stop_broker("shutdown")),
-    Fault(2, _stop_broker("killed")),
-    Fault(1, _stop_broker("wiped")),
-    Fault(1, _lose_node),
-]

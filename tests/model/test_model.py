@@ -1,17 +1,22 @@
 """A few hundred seeded schedules over the pure core; `make model` plays 10,000. A failure names its seed."""
 
 import pytest
-from model_world import World
+from model_world import BrokenInvariantError, World
+from mutants import MUTANTS, Mutant
 
 FIRST_SEED = 1
 SCHEDULES = 300
 BATCH = 25
 
 
+def play(first: int, count: int) -> None:
+    for seed in range(first, first + count):
+        World(seed).play()
+
+
 @pytest.mark.parametrize("first", range(FIRST_SEED, FIRST_SEED + SCHEDULES, BATCH))
 def test_no_schedule_of_trouble_breaks_a_guarantee(first: int) -> None:
-    for seed in range(first, first + BATCH):
-        World(seed).play()
+    play(first, BATCH)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -24,3 +29,10 @@ def test_a_seed_stands_for_one_schedule() -> None:
     first.play()
     again.play()
     assert list(first.kernel.story) == list(again.kernel.story)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.rule)
+def test_a_broken_rule_is_found_guilty(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mutant.where, mutant.name, mutant.broken)
+    with pytest.raises(BrokenInvariantError, match=mutant.breaks):
+        play(FIRST_SEED, SCHEDULES)
