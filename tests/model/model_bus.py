@@ -189,6 +189,11 @@ class Line:
         return None if self._session is None else self._opened_at
 
     @property
+    def stands(self) -> bool:
+        """Whether both ends agree that there is a connection; its owner may believe so for a while longer."""
+        return self._session is not None and self._session.is_at_broker
+
+    @property
     def is_connected(self) -> bool:
         return self._session is not None
 
