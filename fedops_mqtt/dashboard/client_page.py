@@ -136,14 +136,15 @@ class ClientPage:
             if not events:
                 ui.label("Nothing yet.").classes("fed-soft")
                 return
-            with table("When (UTC)", "Run", "What"):
+            with table("When (UTC)", "What", "Run"):
                 for event in reversed(events):
                     with ui.element("tr").classes("fed-story"):
                         cells(clock(event["at"]))
+                        with ui.element("td").classes("fed-words"):
+                            ui.label(tell(event))
                         with ui.element("td"):
                             if event["run_id"]:
                                 ui.link(event["run_id"], f"/runs/{event['run_id']}")
-                        cells(tell(event))
 
 
 def _series(loads: list[Record], names: tuple[tuple[str, str], ...], *, per: float = 1) -> list[tuple[str, list[Any]]]:

@@ -46,6 +46,8 @@ _COLUMNS: list[dict[str, Any]] = [
 _ON_A_PHONE = ["since", "task", "phase", "last", "load", "version", "mac"]
 _PHONE = """(p) => { if (window.innerWidth < 640) { p.api.setColumnsPinned(['name'], null);
   p.api.setColumnsVisible(%s, false); } }"""
+_NO_MATCH = """(p) => document.body.classList.toggle('fed-none',
+  p.api.isAnyFilterPresent() && p.api.getDisplayedRowCount() === 0)"""
 _OPTIONS: dict[str, Any] = {
     "columnDefs": _COLUMNS,
     "rowData": [],
@@ -59,6 +61,7 @@ _OPTIONS: dict[str, Any] = {
     "suppressNoRowsOverlay": True,
     "tooltipShowDelay": 300,
     ":onGridReady": _PHONE % _ON_A_PHONE,
+    ":onModelUpdated": _NO_MATCH,
 }
 
 
@@ -102,6 +105,7 @@ class FleetTable:
         with ui.element("div").classes("fed-box") as self._box:  # what changes the grid's own element makes it anew
             self._grid = ui.aggrid(_OPTIONS, auto_size_columns=False).classes("fed-grid")
             self._grid.props('aria-label="Clients"')
+        ui.label("No client is like this: change the search, the status or the task above.").classes("fed-no-match")
         self._shown = dict(sorted(self._view.rows.current().items()))
         self._show_counts()
         await ui.context.client.connected(timeout=30)

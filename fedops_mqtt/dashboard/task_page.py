@@ -194,7 +194,8 @@ class TaskPage:
                 return
             active = next((run for run in runs if run.outcome is None), None)
             if active is not None:
-                stop_button(self._view, active.run_id, self._dialogs).set_enabled(not active.is_stopping)
+                with ui.element("div").classes("fed-row"):
+                    stop_button(self._view, active.run_id, self._dialogs).set_enabled(not active.is_stopping)
             with table("Run", "Outcome", "Began (UTC)", "Took", "Rounds", "Clients", "Metrics"):
                 for run in runs:
                     _draw_run(run)

@@ -7,7 +7,7 @@ import asyncio
 import sys
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -45,6 +45,7 @@ class Processes:
         self._keeper: asyncio.subprocess.Process | None = None
         self._watchers: asyncio.TaskGroup | None = None
         self._watched: list[asyncio.Task[None]] = []
+        self._tell_end: Callable[[str], None] | None = None
 
     async def __aenter__(self) -> Self:
         # The keeper comes first, so that there is nothing that nobody would clear up.
@@ -100,6 +101,10 @@ class Processes:
         if self._keeper is not None and self._keeper.stdin is not None:
             self._keeper.stdin.write(KEEP)
 
+    def let_end(self, tell: Callable[[str], None]) -> None:
+        """From now on the end of one of them is told and no failure: a person kills one to see what happens."""
+        self._tell_end = tell
+
     def hurry(self) -> None:
         """Kill what has not ended yet, now."""
         if self._keeper is not None and self._keeper.returncode is None:
@@ -131,7 +136,10 @@ class Processes:
         self._watched.append(self._watchers.create_task(self._wait_end(name, process), name=f"demo-{name}"))
 
     async def _wait_end(self, name: str, process: asyncio.subprocess.Process) -> None:
-        raise ProcessEndedError(name, await process.wait(), self.log_tail(name))
+        status = await process.wait()
+        if self._tell_end is None:
+            raise ProcessEndedError(name, status, self.log_tail(name))
+        self._tell_end(f"{name} ended with status {status}; everything else goes on, Ctrl-C ends it")
 
     async def _clear_up(self) -> None:
         keeper = self._keeper

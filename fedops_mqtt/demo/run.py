@@ -117,6 +117,7 @@ class Demo:
             if self.options.is_kept:
                 kept = _KEPT.format(command=_command(), broker=broker, manager=manager, task_id=TASK_ID)
                 self._say_result(run, result, kept)
+                self.processes.let_end(self.screen.say)
                 await asyncio.Event().wait()
         self._say_result(run, result, _GONE.format(command=_command()))
 
@@ -269,7 +270,8 @@ _GONE = """Everything else that the demo made is gone again. To look further:
   {command} demo --keep leaves the fleet running, and says how to watch and steer it.
   README.md, "Use it for real": the same by hand, with a task of your own."""
 
-_KEPT = """The fleet is still running; Ctrl-C ends it. In another terminal:
+_KEPT = """The fleet is still running; Ctrl-C ends it. In a browser, where the extra `dashboard` is installed: {manager}
+In another terminal:
   {command} watch --broker {broker}
   {command} start {task_id} --manager {manager} --wait
   {command} clients --manager {manager}"""

@@ -64,6 +64,33 @@ async def test_a_run_is_started_and_watched_to_its_end(site: Site, visitor: Visi
     await visitor.check_accessibility()
 
 
+async def test_the_fleets_table_is_searched_filtered_and_sorted(site: Site, visitor: Visitor) -> None:
+    await site.start_manager()
+    for number, name in enumerate(("attic", "cellar", "garage")):
+        await site.start_client(f"02:00:00:00:01:0{number}", client_name=name)
+    gone = await site.start_client("02:00:00:00:01:09", client_name="shed", task_id="weather")
+    visitor.url = site.manager_url
+    page = await visitor.open()
+    await visitor.sees_count("Online", 4)
+    await gone.end()
+    await visitor.sees_count("Offline", 1)
+    names = page.locator('.ag-pinned-left-cols-container [col-id="name"]')
+    await page.get_by_label("Search").fill("01:01")
+    await expect(names).to_have_text(["cellar"], timeout=PATIENCE_MS)
+    await page.get_by_label("Search").fill("nobody")
+    await visitor.sees("No client is like this")
+    await page.get_by_label("Search").fill("")
+    await page.get_by_role("button", name="Offline").click()
+    await expect(names).to_have_text(["shed"], timeout=PATIENCE_MS)
+    await page.get_by_role("button", name="All").click()
+    await page.get_by_label("Task").click()
+    await page.get_by_role("option", name=site.task_id).click()
+    await expect(names).to_have_text(["attic", "cellar", "garage"], timeout=PATIENCE_MS)
+    for _ in range(2):
+        await page.locator('.ag-header-cell[col-id="name"]').click()
+    await expect(names).to_have_text(["garage", "cellar", "attic"], timeout=PATIENCE_MS)
+
+
 async def test_a_client_that_dies_is_seen_to_go_and_a_run_is_stopped(site: Site, visitor: Visitor) -> None:
     await site.start_manager()
     clients = await site.start_clients(2, "yard_apps:flat_out", system_interval_s=0.5)
