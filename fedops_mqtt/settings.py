@@ -168,6 +168,10 @@ class ClientSettings(BusSettings, DoorSettings):
     server_manager_url: Annotated[
         str | None, Field(description="FedOps server manager that knows ports; default: FEDOPS_SERVER_MANAGER_URL")
     ] = Field(default_factory=lambda: os.environ.get("FEDOPS_SERVER_MANAGER_URL"))
+    aggregation_host: Annotated[
+        str | None,
+        Field(description="FL servers' host, for FedOps managers that have one built in; FEDOPS_AGGREGATION_HOST"),
+    ] = Field(default_factory=lambda: os.environ.get("FEDOPS_AGGREGATION_HOST"))
     server_ip_allow: Annotated[
         str, Field(description="FL servers that POST /start may name: hosts, networks, host:port, comma between")
     ] = ""

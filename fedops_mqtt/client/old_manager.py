@@ -30,11 +30,22 @@ class NoPortError(ValueError):
 
 
 class OldManagers:
-    """FedOps' client manager and server manager by their URLs; None: there is none."""
+    """FedOps' client manager and server manager by their URLs; None: there is none.
 
-    def __init__(self, *, client_manager_url: str | None, server_manager_url: str | None, task_id: str) -> None:
+    `aggregation_host` takes the place of the host that a client manager has built in (FedOps client_api.get_port).
+    """
+
+    def __init__(
+        self,
+        *,
+        client_manager_url: str | None,
+        server_manager_url: str | None,
+        task_id: str,
+        aggregation_host: str | None = None,
+    ) -> None:
         self._client_manager_url = client_manager_url
         self._server_manager_url = server_manager_url
+        self._aggregation_host = aggregation_host
         self._task_id = task_id
 
     @classmethod
@@ -43,6 +54,7 @@ class OldManagers:
         return cls(
             client_manager_url=settings.client_manager_url if settings.http else None,
             server_manager_url=settings.server_manager_url,
+            aggregation_host=settings.aggregation_host,
             task_id=task_id,
         )
 
@@ -69,7 +81,7 @@ class OldManagers:
         url = f"{self._server_manager_url.rstrip('/')}/FLSe/getPort/{self._task_id}"
         try:
             port = json.loads(await asyncio.to_thread(_get, url))["port"]
-            return f"{server_ip}:{int(port)}"
+            return f"{self._aggregation_host or server_ip}:{int(port)}"
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise NoPortError(server_ip, f"{url}: {error!r}") from error
 

@@ -1,4 +1,8 @@
-"""A FedOps client manager re-enacted from its behaviour, in either generation, polling faster than FedOps does.
+"""A FedOps client manager re-enacted from its behaviour, in each generation, polling faster than FedOps does.
+
+The programs are in no package. Generation 1 reads `FL_client_online` and starts by `GET /start/HOST:PORT`; those of 2
+read the same and start by `POST /start`, with a host that is built in and no port, as those of 3, today's, which read
+`client_online`, `client_start` and `task_id`.
 
 It polls its client while that does not train, asks its server manager whether there is something to train, starts its
 client once, and then waits for that client's `trainFin` or `trainFail`, for ever. `--ready PORT` makes it its own
@@ -11,6 +15,8 @@ import threading
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.error import URLError
+
+BUILT_IN_HOST = "fl.example.invalid"
 
 
 def ask(url, method="GET", fields=None):
@@ -25,6 +31,7 @@ class Manager:
     def __init__(self, arguments):
         self.arguments = arguments
         self.is_first = arguments.generation == 1
+        self.prefix = "client" if arguments.generation == 3 else "FL_client"
         self.client, self.server_manager = arguments.client, arguments.server_manager
         self.server_is_ready = arguments.ready is not None
         self.state = {"GL_Model_V": 0, "FL_ready": False, "client_online": False, "client_training": False}
@@ -44,13 +51,13 @@ class Manager:
         if self.state["client_training"]:
             return
         online = ask(f"{self.client}/online")
-        prefix = "FL_client" if self.is_first else "client"
-        self.state["client_online"] = online[f"{prefix}_online"]
-        self.state["client_training"] = online[f"{prefix}_start"]
-        if self.is_first:
+        self.state["client_online"] = online[f"{self.prefix}_online"]
+        self.state["client_training"] = online[f"{self.prefix}_start"]
+        if self.prefix == "FL_client":
             assert online["FL_client_num"] >= 0
+        if self.is_first:
             return
-        self.task_id = online["task_id"]
+        self.task_id = online["task_id"] if self.prefix == "client" else self.arguments.task
         device = {"FL_task_ID": self.task_id, "Device_mac": self.arguments.mac, "Device_hostname": "old-site"}
         device |= {"Device_online": True, "Device_training": self.state["client_training"]}
         ask(f"{self.server_manager}/FLSe/RegisterFLTask", "PUT", device)
@@ -71,7 +78,8 @@ class Manager:
             answer = ask(f"{self.client}/start/127.0.0.1:{self.arguments.ready}")
             assert answer["FL_client_start"]
         else:  # the port is the client's own question, to getPort
-            ask(f"{self.client}/start", "POST", {"server_ip": "127.0.0.1", "client_mac": self.arguments.mac})
+            where = {"server_ip": BUILT_IN_HOST, "client_mac": self.arguments.mac}
+            assert ask(f"{self.client}/start", "POST", where)[f"{self.prefix}_start"]
         self.state["client_training"] = True
         print("started", flush=True)
 
@@ -122,6 +130,7 @@ def main():
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--interval", type=float, default=0.2)
     parser.add_argument("--ready")
+    parser.add_argument("--task", default="")
     Handler.manager = manager = Manager(parser.parse_args())
     server = ThreadingHTTPServer(("127.0.0.1", manager.arguments.port), Handler)
     url = f"http://127.0.0.1:{server.server_port}"

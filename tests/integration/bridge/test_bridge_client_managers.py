@@ -10,12 +10,14 @@ _HEARTBEATS = 12
 """Seconds, by the heartbeat that the test sets: more than a client may take to come."""
 
 
-@pytest.mark.parametrize("generation", [1, 2])
-async def test_a_client_manager_of_either_generation_drives_our_daemon(crossing: Crossing, generation: int) -> None:
+@pytest.mark.parametrize("generation", [1, 2, 3])
+async def test_a_client_manager_of_each_generation_drives_our_daemon(crossing: Crossing, generation: int) -> None:
     server = await crossing.start_open_server()
     port, at = free_port(), free_port()
-    manager = await crossing.start_old_manager(generation, f"http://127.0.0.1:{at}", NEW, port=port, ready=server)
-    await crossing.start_new(http=f"127.0.0.1:{at}", client_manager_url=manager.url, server_manager_url=manager.url)
+    about = {"port": port, "ready": server, "task": crossing.site.task_id}
+    manager = await crossing.start_old_manager(generation, f"http://127.0.0.1:{at}", NEW, **about)
+    managers = {"client_manager_url": manager.url, "server_manager_url": manager.url}
+    await crossing.start_new(http=f"127.0.0.1:{at}", aggregation_host="127.0.0.1", **managers)
     finished = await crossing.site.observer.until_client(NEW, ClientCondition.TRAIN_FINISHED)
     assert finished.status.last_run is not None
     assert (finished.status.last_run.run_id, finished.status.last_run.outcome) == ("by-hand", Outcome.FINISHED)
@@ -28,7 +30,7 @@ async def test_a_device_with_its_own_client_manager_is_spoken_for_too(crossing: 
     await crossing.start_bridge(come_limit_s=8, heartbeat_s=1)
     port, at = free_port(), free_port()
     client = f"http://127.0.0.1:{at}"
-    manager = await crossing.start_old_manager(2, client, MACS[0], port=port, server_manager=crossing.url)
+    manager = await crossing.start_old_manager(3, client, MACS[0], port=port, server_manager=crossing.url)
     await crossing.start_old(MACS[0], "--holds", "--client-manager", manager.url, managers=crossing.url, port=at)
     online = await crossing.site.observer.until_client(MACS[0], ClientCondition.ONLINE)
     assert online.status.client_name == "old-site"

@@ -202,10 +202,13 @@ WORDS: tuple[Word, ...] = (
         for name, here in {
             "TASK_ID": "read by FLServer where `FEDOPS_MQTT_TASK_ID` is not set",
             "BUCKET_NAME, ACCESS_KEY_ID, ACCESS_SECRET_KEY": "read by `server_utils`; `store` takes AWS' own variables",
-            "FEDOPS_CLIENT_MANAGER_URL": "of an unchanged FedOps client: the address of `fedops-mqtt bridge`",
-            "FEDOPS_SERVER_MANAGER_URL": "of an unchanged FedOps client: the address of `fedops-mqtt bridge`",
+            "FEDOPS_CLIENT_MANAGER_URL": "of an unchanged FedOps client: the address of `fedops-mqtt bridge`; "
+            "here, before an unchanged client manager, the address of that client manager",
+            "FEDOPS_SERVER_MANAGER_URL": "of an unchanged FedOps client: the address of `fedops-mqtt bridge`; "
+            "here, before an unchanged client manager, the address of that server manager",
             "FEDOPS_CLIENT_PERFORMANCE_URL": "of an unchanged FedOps client: the address of `fedops-mqtt bridge`",
-            "FEDOPS_AGGREGATION_HOST": "of an unchanged FedOps client: the host at which it finds an FL server",
+            "FEDOPS_AGGREGATION_HOST": "the host at which an unchanged FedOps client "
+            "finds an FL server; here `aggregation_host`, before an unchanged client manager",
             "FEDOPS_AGGREGATION_SERVER": "of an unchanged FedOps client: not needed; with it the bridge is not asked",
             "FEDOPS_CLIENT_PORT": "of an unchanged FedOps client, for the bridge's `--clients`; here `http`",
             "FEDOPS_REQUEST_TIMEOUT_SECONDS": "of an unchanged FedOps client",
