@@ -1,7 +1,7 @@
-"""Readers of a fleet as processes: `floor` is a bare aiomqtt client, `watch` is what `fedops-mqtt watch` is made of.
+"""Readers of a fleet as processes: bare aiomqtt (`floor`, `newcomer`), and what our verb `watch` is made of (`watch`).
 
-usage: fleet_reader.py {floor,watch} URL NUM_CLIENTS. Says `{"ready": true}`, then every count that is reached; the
-floor also publishes a trigger to everybody when it reads `fire`.
+usage: fleet_reader.py {floor,newcomer,watch} URL NUM_CLIENTS. It says `{"ready": true}`, then each count reached;
+the floor also publishes a trigger to everybody when it reads `fire`.
 """
 
 import asyncio
@@ -76,6 +76,20 @@ def _trigger(mac: str) -> bytes:
     )  # fmt: skip
 
 
+async def newcomer(url: str, num_clients: int) -> None:
+    """Read what is retained of everybody, with nothing of ours but the topics."""
+    parts = urlsplit(url)
+    status_of: dict[str, str] = {}
+    async with aiomqtt.Client(parts.hostname, parts.port, max_inflight_messages=1000) as client:
+        tell(ready=True)
+        await client.subscribe(filter_for(Channel.CLIENT_STATUS, TASK), qos=1)
+        async for message in client.messages:
+            status_of[message.topic.value] = orjson.loads(message.payload)["status"]
+            if len(status_of) == num_clients:
+                break
+        tell(all="whole")
+
+
 async def watch(url: str, num_clients: int) -> None:
     """Fold what the bus says into a fleet, and say when it is whole."""
     fleet = Fleet()
@@ -93,4 +107,4 @@ async def watch(url: str, num_clients: int) -> None:
 
 if __name__ == "__main__":
     role, broker, number = sys.argv[1:]
-    asyncio.run({"floor": floor, "watch": watch}[role](broker, int(number)))
+    asyncio.run({"floor": floor, "newcomer": newcomer, "watch": watch}[role](broker, int(number)))
