@@ -48,9 +48,12 @@ class Manager:
         return self._desk.watch.fleet
 
     async def listen(self) -> None:
-        """Carry what the bus brings to the inbox, for ever."""
+        """Fold what the bus brings, for ever: who is here is known at once, whatever the journal is busy with."""
         while True:
-            self._desk.inbox.put_bus(await self._desk.connection.drain())
+            events = await self._desk.connection.drain()
+            if self._desk.watch.fold(events, self._desk.clock.now()):
+                self._board.say_all()
+            self._desk.inbox.wake()
 
     async def run(self) -> None:
         """Take up the runs of an earlier manager, then take turns, for ever."""
@@ -62,12 +65,11 @@ class Manager:
 
     async def turn(self, timeout_s: float) -> None:
         """Wait for news, at most `timeout_s`, and do what follows from them and from the time."""
-        letters = await self._desk.inbox.take(timeout_s)
+        reports = await self._desk.inbox.take(timeout_s)
         began = time.monotonic()
         now = self._desk.clock.now()
-        if self._desk.watch.take(letters.bus, now):
-            self._board.say_all()
-        for run_id, event in letters.reports:
+        self._desk.watch.settle(now)
+        for run_id, event in reports:
             self._desk.ledger.apply(run_id, [event], now)
         if self._desk.watch.strangers:
             await self._orders.meet(self._desk.watch.take_strangers())
@@ -78,6 +80,7 @@ class Manager:
 
     async def _plan_and_act(self, now: float) -> None:
         for _ in range(MAX_STEPS):
+            self._desk.watch.settle(now)
             plans = [(run, plan(run, self.fleet, now)) for run in self._desk.ledger]
             has_changed = self._note(plans, now)
             await self._write()

@@ -1,6 +1,7 @@
 """What the bus says, folded into the fleet and the runs. Nothing is decided here and nothing is done.
 
-The whole inbox is taken in before anything is planned, so a lease is judged only by a reader who has read everything.
+The fleet is folded as words come, also while the journal is written; runs are told of them, and leases judged, when
+everything has been taken in and a plan is about to be made (`settle`).
 """
 
 import logging
@@ -62,6 +63,12 @@ class Watch:
         self._news: defaultdict[str, list[RunEvent]] = defaultdict(list)
 
     def take(self, events: Iterable[BusEvent], now: float) -> bool:
+        """Fold and settle at once; return what `fold` does."""
+        is_new = self.fold(events, now)
+        self.settle(now)
+        return is_new
+
+    def fold(self, events: Iterable[BusEvent], now: float) -> bool:
         """Take in what came; return True when the connection is new and everything of ours has to be said again."""
         is_new = False
         for event in events:
@@ -83,12 +90,15 @@ class Watch:
                     self.losses.count(num_messages)
                 case _:
                     assert_never(event)
-        self._expire(now)
         self._tell_losses()
+        return is_new
+
+    def settle(self, now: float) -> None:
+        """Bring the runs up to what was folded; no plan may be made of a fleet that the runs have not heard of."""
+        self._expire(now)
         for run_id, news in self._news.items():
             self._ledger.apply(run_id, news, now)
         self._news.clear()
-        return is_new
 
     def take_strangers(self) -> list[ServerStatus]:
         """Return the servers that were met since the last time."""
