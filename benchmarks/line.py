@@ -1,15 +1,20 @@
 """The training line against Flower's own transports: `python benchmarks/line.py [--json FILE]`.
 
 Ours and classic gRPC stand side by side and take turns, so that whatever else the machine does hits both; a ratio is
-the median over these pairs. SuperLink polls in periods of seconds, it runs by itself.
+the median over these pairs. SuperLink polls in periods of seconds, it runs by itself, at the end. A part that fails is
+said and left out. The exit status is 1 where a part failed or a target is missed.
 """
 
 import argparse
+import os
 import statistics
+import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,54 +41,63 @@ class Size:
 
 
 SIZES = (
-    Size(name="trivial", megabytes=0, pairs=15, rounds_a_turn=10, superlink_rounds=4),
+    Size(name="trivial", megabytes=0, pairs=30, rounds_a_turn=20, superlink_rounds=4),
     Size(name="1 MB", megabytes=1, pairs=15, rounds_a_turn=5, superlink_rounds=3),
     Size(name="50 MB", megabytes=50, pairs=5, rounds_a_turn=1, superlink_rounds=2),
 )
 
 
-def main() -> None:
+def main() -> int:
     options = parse()
     end_on_sigterm()
+    began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="line-bench-") as place:
         folder = Path(place)
         write_digits(folder / "digits.npz")
         result: dict = {"machine": machine(), "clients": NUM_CLIENTS, "round_s": {}, "memory_mib": {}, "killed_s": {}}
+        result |= {"parts": {}, "failed": {}}
         try:
             with Broker(folder) as broker:
-                measure(result, folder, broker.url, options)
+                for name, part in parts(folder, broker.url, options):
+                    take(result, name, part)
         finally:  # whoever ends it early has what was measured
-            print(report(result))
+            result["took_s"] = round(time.monotonic() - began)
+            print(report(result), f"It took {result['took_s']} s; load {result['machine']['load']} before.")
             save_json(options.json, result)
+    return int(bool(result["failed"]) or any(holds is False for *_, holds in targets(result)))
 
 
-def measure(result: dict, folder: Path, broker: str, options: argparse.Namespace) -> None:
-    """Take every figure."""
-    for size in SIZES:
-        if size.name in options.sizes:
-            pair(result, size, folder, broker)
-            if not options.no_superlink:
-                alone(result, size, folder)
-    with Daemons(folder, broker=broker, number=NUM_CLIENTS) as daemons:
-        result["memory_mib"].setdefault("ours", {})["idle"] = daemons.idle_mib()
-    for name, make in teams(folder, broker, options).items():
-        say(f"a client is killed: {name}")
-        with ready(make(quorum=NUM_CLIENTS - 1)) as team:
-            team.rounds(WARM_UP)
-            result["killed_s"][name] = team.kill_one_in_round()
+Part = Callable[[dict], None]
+"""Takes figures and puts them into the result."""
+
+
+def parts(folder: Path, broker: str, options: argparse.Namespace) -> Iterator[tuple[str, Part]]:
+    """Yield what is measured, one after the other."""
+    sizes = [size for size in SIZES if size.name in options.sizes]
+    for size in sizes:
+        yield f"{size.name}: ours and classic gRPC in turns", partial(pair, size=size, folder=folder, broker=broker)
+    yield "idle daemons", partial(idle, folder=folder, broker=broker)
+    yield "ours: a client is killed", partial(killed, make=partial(Ours, folder, broker=broker))
+    yield "classic gRPC: a client is killed", partial(killed, make=partial(ClassicGrpc, folder))
     if not options.no_many:
-        many(result, folder, broker)
+        yield f"{NUM_MANY} clients on this machine", partial(many, folder=folder, broker=broker)
+    if not options.no_superlink:
+        for size in sizes:
+            yield f"{size.name}: SuperLink, some seconds a round", partial(alone, size=size, folder=folder)
+        yield "SuperLink: a client is killed", partial(killed, make=partial(SuperLink, folder))
 
 
-def teams(folder: Path, broker: str, options: argparse.Namespace) -> dict:
-    made = {
-        "ours": lambda **more: Ours(folder, broker=broker, **more),
-        "classic-grpc": lambda **more: ClassicGrpc(folder, **more),
-        "superlink": lambda **more: SuperLink(folder, **more),
-    }
-    if options.no_superlink:
-        del made["superlink"]
-    return made
+def take(result: dict, name: str, part: Part) -> None:
+    """Do one part; one that fails costs the others nothing."""
+    print(f"... {name}", flush=True)
+    began = time.monotonic()
+    try:
+        part(result)
+    except (RuntimeError, OSError) as error:  # a process ended, or a limit was over (TimeoutError is an OSError)
+        print(f"    failed: {error}", flush=True)
+        result["failed"][name] = str(error)
+    load = round(os.getloadavg()[0], 1)
+    result["parts"][name] = {"took_s": round(time.monotonic() - began, 1), "load": load}
 
 
 @contextmanager
@@ -94,9 +108,8 @@ def ready(team: Team) -> Iterator[Team]:
         yield team
 
 
-def pair(result: dict, size: Size, folder: Path, broker: str) -> None:
+def pair(result: dict, *, size: Size, folder: Path, broker: str) -> None:
     """Ours and classic gRPC in turns; each turn has the other one before or after it, alternating."""
-    say(f"{size.name}: ours and classic gRPC in turns")
     shape = {"num_clients": NUM_CLIENTS, "num_floats": size.megabytes * 250_000}
     with ready(Ours(folder, broker=broker, **shape)) as ours, ready(ClassicGrpc(folder, **shape)) as classic:
         if not size.megabytes:
@@ -114,9 +127,21 @@ def pair(result: dict, size: Size, folder: Path, broker: str) -> None:
     result["round_s"][size.name]["ratios"] = ratios
 
 
-def alone(result: dict, size: Size, folder: Path) -> None:
+def idle(result: dict, *, folder: Path, broker: str) -> None:
+    """Daemons of ours that are online and wait."""
+    with Daemons(folder, broker=broker, number=NUM_CLIENTS) as daemons:
+        result["memory_mib"].setdefault("ours", {})["idle"] = daemons.idle_mib()
+
+
+def killed(result: dict, *, make: Callable[..., Team]) -> None:
+    """One of three clients is killed in the middle of a round; two are enough."""
+    with ready(make(quorum=NUM_CLIENTS - 1)) as team:
+        team.rounds(WARM_UP)
+        result["killed_s"][team.name] = team.kill_one_in_round()
+
+
+def alone(result: dict, *, size: Size, folder: Path) -> None:
     """SuperLink by itself."""
-    say(f"{size.name}: SuperLink, a few seconds a round")
     shape = {"num_clients": NUM_CLIENTS, "num_floats": size.megabytes * 250_000}
     with ready(SuperLink(folder, **shape)) as team:
         result["memory_mib"].setdefault("superlink", {})["idle"] = team.idle_mib()
@@ -129,9 +154,8 @@ def remember(result: dict, team: Team, size: Size, durations: list[float]) -> No
     result["memory_mib"].setdefault(team.name, {})[f"training, {size.name}"] = team.peak_mib()
 
 
-def many(result: dict, folder: Path, broker: str) -> None:
+def many(result: dict, *, folder: Path, broker: str) -> None:
     """Fifty training processes on this machine, the trivial model."""
-    say(f"{NUM_MANY} clients on this machine")
     with ready(Ours(folder, broker=broker, num_clients=NUM_MANY)) as team:
         team.rounds(WARM_UP)
         durations = team.rounds(20)
@@ -179,7 +203,17 @@ def report(result: dict) -> str:
     )
     words = {True: "yes", False: "NO", None: "not measured"}
     held = [(name, figure(value), limit, words[holds]) for name, value, limit, holds in targets(result)]
-    return f"\n{table(('', *names), rows)}\n\n{table(('target', 'measured', 'wanted', 'holds'), held)}\n"
+    tables = f"\n{table(('', *names), rows)}\n\n{table(('target', 'measured', 'wanted', 'holds'), held)}\n"
+    return f"{tables}\n{verdict(result)}\n"
+
+
+def verdict(result: dict) -> str:
+    held = list(targets(result))
+    missed = [name for name, *_, holds in held if holds is False]
+    unknown = [name for name, *_, holds in held if holds is None]
+    said = [f"Missed: {'; '.join(missed)}." if missed else "No target is missed."]
+    said += [f"Not measured: {'; '.join(unknown)}."] if unknown else []
+    return " ".join(said)
 
 
 def write_digits(file: Path) -> None:
@@ -189,10 +223,6 @@ def write_digits(file: Path) -> None:
         share = digits.load_partition(number, NUM_CLIENTS)
         parts |= {f"pixels-{number}": share.pixels, f"labels-{number}": share.labels}
     np.savez(file, **parts)
-
-
-def say(what: str) -> None:
-    print(f"... {what}", flush=True)
 
 
 def parse() -> argparse.Namespace:
@@ -206,4 +236,4 @@ def parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -17,6 +17,8 @@ from bench_processes import Processes, family, free_port, is_connected, kill_fam
 
 START_S = 180.0
 """From the first process to the first round; fifty Pythons that import flwr take their time on two cores."""
+_ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+"""Three clients share the processors: BLAS threads that spin for more work would take them from the others."""
 ROUND_S = 240.0
 """Longer than any round: SuperLink needs a minute to miss a client."""
 
@@ -82,6 +84,7 @@ class Team(AbstractContextManager):
             line_app.NUM_FLOATS: str(num_floats),
             line_app.QUORUM: str(quorum or num_clients),
             "FLWR_HOME": str(self.folder / "flwr"),
+            **_ONE_THREAD,
         }
 
     def ready(self) -> None:

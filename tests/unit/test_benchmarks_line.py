@@ -25,7 +25,7 @@ def figures(*, ours_s: float) -> dict:
 
 
 def test_a_target_is_held_missed_or_not_measured():
-    from line import report, targets
+    from line import report, targets, verdict
 
     held = {name: holds for name, _, _, holds in targets(figures(ours_s=0.02))}
     missed = {name: holds for name, _, _, holds in targets(figures(ours_s=0.2))}
@@ -37,6 +37,23 @@ def test_a_target_is_held_missed_or_not_measured():
         "trivial round, SuperLink / ours",
     ]
     assert "not measured" in report(figures(ours_s=0.02))
+    assert verdict(figures(ours_s=0.02)) == "No target is missed. Not measured: 50 clients, seconds a round."
+    assert verdict(figures(ours_s=0.2)).startswith("Missed: trivial round, ours / classic gRPC; trivial round, Super")
+
+
+def test_a_part_that_fails_is_said_and_costs_the_others_nothing():
+    from line import take
+
+    def fails(result: dict) -> None:
+        raise TimeoutError("SuperLink listens: not within 180 s")
+
+    result: dict = {"parts": {}, "failed": {}}
+    take(result, "SuperLink", fails)
+    take(result, "ours", lambda result: result.update(killed_s={"ours": 0.01}))
+
+    assert result["failed"] == {"SuperLink": "SuperLink listens: not within 180 s"}
+    assert list(result["parts"]) == ["SuperLink", "ours"]
+    assert result["killed_s"] == {"ours": 0.01}
 
 
 def test_bare_client_reads_packets_whole_however_they_are_cut():
