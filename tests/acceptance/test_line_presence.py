@@ -25,6 +25,8 @@ from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.protocol import ClientCondition, MemberCondition, Outcome, RunOutcome
 
 PING_S = 0.5
+JOIN_S = 12
+"""Two training processes have to come up within it on a busy machine; then one is missed for as long."""
 
 
 async def test_killed_clients_leave_their_round_at_once_and_one_that_comes_back_rejoins(
@@ -132,7 +134,7 @@ async def test_fewer_clients_than_the_minimum_end_the_run_as_failed_with_their_n
     site: Site, orders: Orders
 ) -> None:
     clients = await site.start_clients(2, APP)
-    await site.start_manager(module=PROGRAM, server_args=["--min-clients", "2"], more="limits = {join_s = 3}")
+    await site.start_manager(module=PROGRAM, server_args=["--min-clients", "2"], more=f"limits = {{join_s = {JOIN_S}}}")
     orders.write(dict.fromkeys(clients, 1))
     run_id = await site.start_run("--rounds", "5", "--min-clients", "2")
     for mac in clients:
@@ -142,7 +144,7 @@ async def test_fewer_clients_than_the_minimum_end_the_run_as_failed_with_their_n
     run = await site.observer.until_ended(run_id)
     assert run.outcome is RunOutcome.FAILED
     assert FIRST in (run.reason or "")
-    assert "1 of at least 2" in (run.reason or "") or "1 clients after 3 s" in (run.reason or ""), run.reason
+    assert "1 of at least 2" in (run.reason or "") or f"1 clients after {JOIN_S} s" in (run.reason or ""), run.reason
     left = await site.observer.until_client(SECOND, ClientCondition.TRAIN_FAILED)
     assert left.status.last_run is not None
     assert left.status.last_run.outcome is Outcome.STOPPED
