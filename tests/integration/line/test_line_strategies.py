@@ -1,11 +1,12 @@
 """Flower's own strategies, apps and mods over the line, unchanged: both families."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import arrays_size_mod, fixedclipping_mod
@@ -29,6 +30,7 @@ from line_parts import Lines, echo_app, mac_of
 
 from fedops_mqtt.line.classic import start_classic
 from fedops_mqtt.line.grid import TooFewClientsError
+from fedops_mqtt.line.identity import node_id_of
 from fedops_mqtt.line.limits import LineCompression
 from fedops_mqtt.line.runner import Joined, make_context
 
@@ -129,6 +131,53 @@ def test_classic_strategies_run_with_numpy_clients(join_all: Callable[..., Any],
     assert [number for number, _ in history.losses_distributed] == [1, 2]
     assert [(a.kind, a.round) for a in clients[0].answered] == [(k, r) for r in (1, 2) for k in ("train", "evaluate")]
     assert clients[0].answered[0].metrics["loss"] == 0.25
+
+
+class Watched(ClassicFedAvg):
+    """Keeps what its clients answered to fit: cids in order, and failures."""
+
+    def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:
+        self.cids, self.failures = [client.cid for client, _ in results], failures
+        return super().aggregate_fit(server_round, results, failures)
+
+    def configure_fit(self, *args: Any, **kwargs: Any) -> Any:
+        asked = super().configure_fit(*args, **kwargs)
+        self.asked = [client.cid for client, _ in asked]
+        return asked
+
+
+def test_a_classic_round_has_answers_in_the_order_asked_and_each_failure(join_all: Callable[..., Any]) -> None:
+    bad = node_id_of(mac_of(1))
+
+    def refuse(message: Message, context: Context, call_next: Any) -> Message:
+        if context.node_id == bad and message.metadata.message_type == "train":
+            return Message(Error(99, "no data today"), reply_to=message)
+        return call_next(message, context)
+
+    server, _ = join_all(ClientApp(client_fn=lambda context: AddOne().to_client(), mods=[refuse]), 4)
+    strategy = Watched(initial_parameters=ndarrays_to_parameters(START))
+    start_classic(grid=server.grid, strategy=strategy, num_rounds=1)
+    assert strategy.cids == [cid for cid in strategy.asked if cid != str(bad)]
+    assert [str(failure) for failure in strategy.failures] == ["no data today"]
+
+
+def test_a_client_that_does_not_answer_within_the_strategys_timeout_is_a_failure(join_all: Callable[..., Any]) -> None:
+    release = threading.Event()
+
+    class Hangs(AddOne):
+        def fit(self, parameters: list[np.ndarray], config: dict[str, Any]) -> Any:
+            release.wait(60)
+            return super().fit(parameters, config)
+
+    slow = node_id_of(mac_of(1))
+    server, _ = join_all(ClientApp(client_fn=lambda c: (Hangs if c.node_id == slow else AddOne)().to_client()), 3)
+    strategy = Watched(initial_parameters=ndarrays_to_parameters(START), fraction_evaluate=0.0)
+    try:
+        start_classic(grid=server.grid, strategy=strategy, num_rounds=1, round_timeout_s=3.0)
+    finally:
+        release.set()
+    assert len(strategy.cids) == 2
+    assert [str(failure) for failure in strategy.failures] == ["no reply within the strategy's timeout"]
 
 
 def test_plain_start_grid_runs_too(join_all: Callable[..., Any]) -> None:
