@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import platformdirs
-from pydantic import Field, SecretStr, model_validator
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from fedops_mqtt.key_values import KeyValues
@@ -18,7 +18,16 @@ from fedops_mqtt.protocol import AnyMacAddress, TaskId
 from fedops_mqtt.settings_file import FileSource
 
 Seconds = Annotated[float, Field(gt=0)]
-HttpAddress = Annotated[str, Field(pattern=r"^\S*:\d{1,5}$")]
+_MAX_PORT = 65535
+
+
+def _check_port(address: str) -> str:
+    if int(address.rpartition(":")[2]) > _MAX_PORT:
+        raise ValueError(f"{address}: a port is 0 to {_MAX_PORT}")
+    return address
+
+
+HttpAddress = Annotated[str, Field(pattern=r"^\S*:\d{1,5}$"), AfterValidator(_check_port)]
 """`host:port` to listen on; port 0 takes a free one."""
 
 LogLevel = Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR")]

@@ -18,7 +18,7 @@ from fedops_mqtt.bridge.http import Guard
 from fedops_mqtt.bridge.link import Link
 from fedops_mqtt.bridge.old_client import OldClient
 from fedops_mqtt.bridge.presence import Presence, own_identity
-from fedops_mqtt.bus import BusOptions
+from fedops_mqtt.bus import BusOptions, parse_broker_url
 from fedops_mqtt.door import DoorRules
 from fedops_mqtt.listening import listen, serving, url_of
 from fedops_mqtt.protocol import IdentityError, normalise_mac
@@ -51,10 +51,12 @@ class Bridge:
 
     Raises:
         BridgeConfigError: `clients` or `doors` is malformed.
+        BrokerUrlError: the broker's URL is none.
     """
 
     def __init__(self, settings: BridgeSettings) -> None:
         self.settings = settings
+        parse_broker_url(settings.broker)
         self._targets = clients_in(settings.clients)
         doors_of(settings.doors, len(self._targets))
         self._told_to_leave = asyncio.Event()

@@ -66,7 +66,8 @@ async def run_demo(options: DemoOptions) -> int:
         error = _first(errors)
         if not isinstance(error, DemoError | BusError | OSError):
             raise
-        print(f"fedops-mqtt demo: {error}", file=sys.stderr)
+        advice = "; choose a folder that can be written with --folder" if isinstance(error, OSError) else ""
+        print(f"fedops-mqtt demo: {error}{advice}", file=sys.stderr)
         return ExitCode.FAILED
     return demo.status
 

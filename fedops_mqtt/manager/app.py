@@ -26,6 +26,7 @@ from fedops_mqtt.manager.errors import (
     JournalUrlError,
     JournalVersionError,
     ManagerError,
+    StateDirError,
     TasksFileError,
 )
 from fedops_mqtt.manager.http import door_rules, listen
@@ -164,7 +165,10 @@ async def _renew(lease: Lease, journal: Journal) -> None:
 
 
 def _open_journal(settings: ManagerSettings) -> Journal:
-    settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise StateDirError(str(settings.state_dir), error.strerror or str(error)) from error
     return Journal(settings.database_url or _default_url(settings))
 
 
@@ -201,7 +205,9 @@ def _exit_code(error: Exception) -> ExitCode:
     match error:
         case RivalError():
             return ExitCode.RIVAL
-        case BrokerUrlError() | TasksFileError() | ExposedApiError() | JournalUrlError() | JournalVersionError():
+        case BrokerUrlError() | TasksFileError() | StateDirError() | ExposedApiError():
+            return ExitCode.CONFIG
+        case JournalUrlError() | JournalVersionError():
             return ExitCode.CONFIG
         case CredentialsError():
             return ExitCode.NO_PERMISSION

@@ -83,7 +83,16 @@ class TasksFileError(ManagerError):
     def __init__(self, path: str, problem: str) -> None:
         self.path = path
         self.problem = problem
-        super().__init__(f"tasks file {path}: {problem}")
+        super().__init__(f"tasks file {path}: {problem}; correct it, or name another with --tasks")
+
+
+class StateDirError(ManagerError):
+    """The folder for journal, logs and secrets cannot be made or used."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        self.path = path
+        self.problem = problem
+        super().__init__(f"state folder {path}: {problem}; choose one that can be written with --state-dir")
 
 
 class JournalVersionError(ManagerError):

@@ -1,6 +1,7 @@
 """The pages on guarantees and limits are kept true: every test they name is there, every limit is as they say."""
 
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ TABLES = {
     "Run (manager)": settings.RunLimits,
     "Manager": settings.ManagerSettings,
     "FL server": settings.ServerSettings,
+    "Bridge": settings.BridgeSettings,
     "Verbs": settings.CliSettings,
 }
 COUNTED = {"max_launches", "max_attempts", "max_message_bytes"}
@@ -39,3 +41,11 @@ def test_every_limit_is_in_its_table_with_its_default(title: str) -> None:
     fields = {name: field for name, field in TABLES[title].model_fields.items() if name in own}
     wanted = {name: field.default for name, field in fields.items() if name.endswith("_s") or name in COUNTED}
     assert {name: float(value) for name, value in shown.items()} == wanted
+
+
+def test_every_fixed_limit_is_as_its_table_says() -> None:
+    table = (ROOT / "docs" / "limits.md").read_text(encoding="utf-8").partition("## Fixed")[2]
+    rows = re.findall(r"^\| `([\w.]+)\.(\w+)` \| (\S+) \|", table, re.MULTILINE)
+    assert rows
+    for module, name, value in rows:
+        assert getattr(import_module(f"fedops_mqtt.{module}"), name) == float(value), f"{module}.{name}"

@@ -10,7 +10,6 @@ import typer
 from fedops_mqtt.cli.entry import make_app
 from fedops_mqtt.core.exit_codes import ExitCode
 from fedops_mqtt.protocol import MESSAGE_OF_CHANNEL, Channel, ClientCondition
-from fedops_mqtt.settings import ClientSettings, CliSettings, ManagerSettings, RunLimits
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -76,22 +75,6 @@ def test_every_command_that_is_shown_exists_with_its_options(shown: str) -> None
     assert not getattr(command, "commands", None) or not words, f"no such verb: {shown}"
     known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
     assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known
-
-
-def test_the_limits_that_are_told_are_those_of_the_settings() -> None:
-    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-    table = page.partition("## Limits")[2].partition("## Logs")[0]
-    known = {
-        name: field.default
-        for model in (ClientSettings, RunLimits, ManagerSettings, CliSettings)
-        for name, field in model.model_fields.items()
-    }
-    told = {}
-    for row in re.findall(r"^\| (`.*) \|$", table, re.MULTILINE):
-        names, _, defaults, _ = (cell.strip() for cell in row.split("|"))
-        told |= dict(zip(re.findall(r"`(\w+)`", names), map(float, defaults.split(", ")), strict=True))
-    assert told
-    assert told == {name: known[name] for name in told}
 
 
 def test_the_exit_statuses_that_are_told_are_those_of_the_program() -> None:

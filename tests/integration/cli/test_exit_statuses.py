@@ -1,0 +1,212 @@
+"""Exit statuses: docs/operations.md names every verb of the command table, and each status of it is brought about."""
+
+import asyncio
+import json
+import re
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import typer
+from click import Group
+
+from fedops_mqtt.bus import Mosquitto
+from fedops_mqtt.cli.entry import make_app, run
+from fedops_mqtt.core.exit_codes import ExitCode
+
+PAGE = (Path(__file__).parents[3] / "docs" / "operations.md").read_text(encoding="utf-8")
+NOBODY = "127.0.0.1:1"
+SHOWN_ELSEWHERE = {
+    ("client", ExitCode.CONFIG): "tests/integration/client/test_daemon_process.py",
+    ("client", ExitCode.RIVAL): "tests/integration/client/test_daemon_process.py",
+    ("manager", ExitCode.FAILED): "tests/acceptance/test_standby.py",
+    ("manager", ExitCode.RIVAL): "tests/integration/manager/test_manager_restart.py",
+}
+"""Processes of their own; each file names the status."""
+ASKING = {
+    "clients": ["clients"],
+    "runs": ["runs"],
+    "start": ["start", "digits"],
+    "stop": ["stop", "run-1"],
+    "logs": ["logs", "run-1"],
+    "metrics": ["metrics", "run-1"],
+    "run show": ["run", "show", "run-1"],
+}
+FLEET = {
+    "fleet enrol": ["02:00:00:00:00:01"],
+    "fleet renew": ["broker"],
+    "fleet revoke": ["broker"],
+    "fleet list": [],
+    "fleet dynsec": [],
+}
+
+
+def verbs(group: Group, before: str = "") -> Iterator[str]:
+    for name, command in group.commands.items():
+        if isinstance(command, Group):
+            yield from verbs(command, f"{before}{name} ")
+        else:
+            yield f"{before}{name}"
+
+
+def told() -> set[tuple[str, ExitCode]]:
+    rows = re.findall(r"^\| `([a-z ]+)` \| ([\d, ]+) \|", PAGE, re.MULTILINE)
+    return {(verb, ExitCode(int(status))) for verb, statuses in rows for status in statuses.split(", ")}
+
+
+@contextmanager
+def answering(status: int) -> Iterator[str]:
+    """A manager that gives everybody one answer."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps({"title": "no", "detail": "there is no such run; see GET /api/v1/runs"}).encode()
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def ended(arguments: list[str]) -> int:
+    """Run a verb in this process; those that stay end by SystemExit."""
+    try:
+        return run(arguments)
+    except SystemExit as ending:
+        return int(ending.code or 0)
+
+
+def seen(arguments: list[str], code: ExitCode, advice: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(arguments) == code
+    said = capsys.readouterr()
+    assert advice in said.err + said.out
+    assert "Traceback" not in said.err
+
+
+def test_every_verb_of_the_command_table_has_its_statuses_told() -> None:
+    command = typer.main.get_command(make_app())
+    assert isinstance(command, Group)
+    assert {verb for verb, _ in told()} == set(verbs(command))
+
+
+def test_every_status_that_is_told_is_brought_about_somewhere() -> None:
+    asking = {ExitCode.FAILED, ExitCode.UNAVAILABLE, ExitCode.NO_PERMISSION, ExitCode.CONFIG}
+    here = {(verb, code) for verb in ASKING for code in asking}
+    here |= {(verb, ExitCode.CONFIG) for verb in [*FLEET, "fleet init", "bridge", "manager", "watch"]}
+    here |= {("watch", ExitCode.UNAVAILABLE), ("watch", ExitCode.NO_PERMISSION), ("doctor", ExitCode.FAILED)}
+    here |= {("broker", ExitCode.UNAVAILABLE), ("manager", ExitCode.UNAVAILABLE), ("simulate", ExitCode.FAILED)}
+    here |= {("demo", ExitCode.FAILED)}
+    assert told() == here | set(SHOWN_ELSEWHERE)
+    root = Path(__file__).parents[3]
+    for (_, code), path in SHOWN_ELSEWHERE.items():
+        assert f"ExitCode.{code.name}" in (root / path).read_text(encoding="utf-8"), (path, code)
+
+
+@pytest.mark.parametrize("verb", ASKING)
+def test_a_verb_that_asks_a_manager(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    asking = ASKING[verb]
+    seen([*asking, "--manager", f"http://{NOBODY}"], ExitCode.UNAVAILABLE, "`fedops-mqtt manager` starts one", capsys)
+    seen([*asking, "--manager", "nonsense"], ExitCode.CONFIG, "--manager wants", capsys)
+    with answering(401) as url:
+        seen([*asking, "--manager", url], ExitCode.NO_PERMISSION, "set FEDOPS_MQTT_MANAGER_TOKEN", capsys)
+    with answering(404) as url:
+        seen([*asking, "--manager", url], ExitCode.FAILED, "see GET /api/v1/runs", capsys)
+
+
+@pytest.mark.parametrize("verb", FLEET)
+def test_a_verb_that_looks_after_a_fleet(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*verb.split(), *FLEET[verb], "--fleet-dir", str(tmp_path / "none")]
+    seen(arguments, ExitCode.CONFIG, "make one with `fedops-mqtt fleet init", capsys)
+
+
+def test_a_fleet_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["fleet", "init", "--host", "localhost", "--fleet-dir", str(tmp_path / "fleet")]
+    assert ended(arguments) == ExitCode.OK
+    seen(arguments, ExitCode.CONFIG, "choose another folder", capsys)
+
+
+def test_watch_and_doctor_without_a_broker(capsys: pytest.CaptureFixture[str]) -> None:
+    seen(["watch", "--broker", f"mqtt://{NOBODY}"], ExitCode.UNAVAILABLE, "`fedops-mqtt broker` starts one", capsys)
+    seen(["watch", "--broker", "http://x"], ExitCode.CONFIG, "Correct --broker", capsys)
+    seen(["doctor", "--broker", f"mqtt://{NOBODY}"], ExitCode.FAILED, "problem", capsys)
+
+
+async def test_watch_that_is_refused(mosquitto_with_password: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["watch", "--once", "--broker", mosquitto_with_password]
+    assert await asyncio.to_thread(ended, arguments) == ExitCode.NO_PERMISSION
+    assert "FEDOPS_MQTT_BROKER_PASSWORD" in capsys.readouterr().err
+
+
+@pytest.fixture
+async def mosquitto_with_password() -> AsyncIterator[str]:
+    async with Mosquitto(changes={"allow_anonymous": "false"}) as broker:
+        yield broker.url
+
+
+def test_a_broker_whose_port_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        seen(["broker", "--port", str(port)], ExitCode.UNAVAILABLE, f"cannot listen on 127.0.0.1:{port}", capsys)
+
+
+def test_a_manager_that_cannot_begin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manager = ["manager", "--state-dir", str(tmp_path)]
+    anywhere = [*manager, "--http", "127.0.0.1:0"]
+    seen([*anywhere, "--broker", "http://x"], ExitCode.CONFIG, "expected mqtt://", capsys)
+    seen([*anywhere, "--tasks", "/no/such/file"], ExitCode.CONFIG, "name another with --tasks", capsys)
+    seen([*manager, "--http", "0.0.0.0:0"], ExitCode.CONFIG, "set FEDOPS_MQTT_MANAGER_TOKEN", capsys)
+    seen(
+        ["manager", "--state-dir", str(no_folder(tmp_path))], ExitCode.CONFIG, "choose one that can be written", capsys
+    )
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        seen([*manager, "--http", address], ExitCode.UNAVAILABLE, "free it, or choose another", capsys)
+
+
+def test_a_bridge_that_cannot_begin(capsys: pytest.CaptureFixture[str]) -> None:
+    seen(["bridge", "--broker", "http://x"], ExitCode.CONFIG, "expected mqtt://", capsys)
+    seen(["bridge", "--clients", "x"], ExitCode.CONFIG, "such as http://", capsys)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        seen(["bridge", "--http", address], ExitCode.CONFIG, address, capsys)
+
+
+def test_a_port_that_is_none_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("manager", "bridge"):
+        seen([verb, "--http", "127.0.0.1:99999"], ExitCode.USAGE, "0 to 65535", capsys)
+
+
+def no_folder(tmp_path: Path) -> Path:
+    """Return a path where no folder can be made."""
+    (tmp_path / "file").touch()
+    return tmp_path / "file" / "folder"
+
+
+def test_a_demo_without_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seen(["demo", "--folder", str(no_folder(tmp_path))], ExitCode.FAILED, "can be written with --folder", capsys)
+
+
+def test_a_simulation_whose_server_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program = tmp_path / "server.py"
+    program.write_text("raise SystemExit(3)")
+    arguments = ["simulate", "--app", "none:app", "--server", str(program), "--folder", str(tmp_path / "simulation")]
+    seen(arguments, ExitCode.FAILED, "ended with status 3 before the run did", capsys)
