@@ -139,9 +139,7 @@ class ClientPage:
             with table("When (UTC)", "What", "Run"):
                 for event in reversed(events):
                     with ui.element("tr").classes("fed-story"):
-                        cells(clock(event["at"]))
-                        with ui.element("td").classes("fed-words"):
-                            ui.label(tell(event))
+                        cells(clock(event["at"]), words=tell(event))
                         with ui.element("td"):
                             if event["run_id"]:
                                 ui.link(event["run_id"], f"/runs/{event['run_id']}")

@@ -39,7 +39,7 @@ _COLUMNS: list[dict[str, Any]] = [
     {"field": "phase", "headerName": "Phase", "width": 105},
     {"field": "round", "headerName": "Round", "width": 75},
     {"field": "last", "headerName": "Last run", "width": 95},
-    {"field": "load", "headerName": "Load", "width": 165},
+    {"field": "load", "headerName": "Load", "width": 180},
     {"field": "version", "headerName": "Version", "width": 82},
     {"field": "mac", "headerName": "MAC", "width": 155},
 ]

@@ -80,8 +80,11 @@ def table(*columns: str) -> ui.element:
         return ui.element("tbody")
 
 
-def cells(*values: Any) -> None:
-    """Draw cells of the row that is entered."""
+def cells(*values: Any, words: str | None = None) -> None:
+    """Draw cells of the row that is entered; `words` is the last one, and the only one that may break into lines."""
     for value in values:
         with ui.element("td"):
             ui.label(str(value))
+    if words is not None:
+        with ui.element("td").classes("fed-words"):
+            ui.label(words)

@@ -221,14 +221,14 @@ class RunPage:
                         cells(f"V{model.version}", model.round, saved, size(model.size_bytes))
                         with ui.element("td"):
                             ui.link("download", f"/api/v1/tasks/{model.task_id}/models/{model.file_name}")
-                        cells(numbers)
+                        cells(words=numbers)
 
     def _draw_story(self, events: list[Record]) -> None:
         clear_section(self._story)
         with self._story, table("When (UTC)", "Who", "What"):
             for event in reversed(events):
                 with ui.element("tr").classes("fed-story"):
-                    cells(clock(event["at"])[11:], self._name_of(event["client_mac"] or "manager"), tell(event))
+                    cells(clock(event["at"])[11:], self._name_of(event["client_mac"] or "manager"), words=tell(event))
 
     def _name_of(self, who: str) -> str:
         known = self._view.desk.watch.fleet.client(self._record["task_id"], who)

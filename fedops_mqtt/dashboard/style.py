@@ -56,7 +56,7 @@ body, body.body--dark { background:var(--paper); color:var(--ink); }
 .fed-table th { text-align:left; color:var(--soft); font-weight:600; font-size:.8rem; padding:.3rem .5rem; }
 .fed-table td { padding:.35rem .5rem; border-top:1px solid var(--line); vertical-align:top; }
 .fed-table th, .fed-table td { white-space:nowrap; }
-.fed-table td:last-child, .fed-table .fed-words { white-space:normal; min-width:11rem; overflow-wrap:anywhere; }
+.fed-table .fed-words { white-space:normal; min-width:11rem; overflow-wrap:anywhere; }
 .fed-legend { font-size:.8rem; color:var(--soft); gap:.2rem .9rem; }
 .fed-legend > :not(.fed-remark)::before { content:""; display:inline-block; width:.7rem; height:.7rem;
   border-radius:2px; margin-right:.35rem; background:var(--swatch); }

@@ -212,4 +212,4 @@ def _draw_run(record: RunRecord) -> None:
         with ui.element("td"):
             chip(run_word(run))
         shown = ", ".join(f"{name} {number(value)}" for name, value in numbers.items())
-        cells(clock(run["created_at"]), took, f"{run['round']}/{run['num_rounds']}", len(run["clients"]), shown)
+        cells(clock(run["created_at"]), took, f"{run['round']}/{run['num_rounds']}", len(run["clients"]), words=shown)
