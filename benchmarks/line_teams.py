@@ -7,18 +7,22 @@ import json
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import line_app
+import psutil
 from bench_processes import Processes, family, free_port, is_connected, kill_family, peak_mib, resident_mib, wait_until
 
 START_S = 180.0
 """From the first process to the first round; fifty Pythons that import flwr take their time on two cores."""
 _ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 """Three clients share the processors: BLAS threads that spin for more work would take them from the others."""
+_LOOK_S = 0.1
+"""An app process of a SuperNode lives for seconds."""
 ROUND_S = 240.0
 """Longer than any round: SuperLink needs a minute to miss a client."""
 
@@ -216,6 +220,7 @@ class SuperLink(Team):
     """`flower-superlink`, one `flower-supernode` a client, `flwr run`."""
 
     name = "superlink"
+    _peak_mib = 0.0
 
     def start(self) -> None:
         self.port = free_port()
@@ -269,9 +274,25 @@ class SuperLink(Team):
         """Return what a node weighs that has been given nothing to do yet."""
         return resident_mib(self.clients) / self.num_clients
 
+    def rounds(self, number: int) -> list[float]:
+        """Do rounds, and look what nodes and app processes weigh together: those come and go with each message."""
+        is_over = threading.Event()
+        looking = threading.Thread(target=self._look, args=(is_over,))
+        looking.start()
+        try:
+            return super().rounds(number)
+        finally:
+            is_over.set()
+            looking.join()
+
     def peak_mib(self) -> float:
-        """Return what node and app processes weigh together now; they come and go within a run."""
-        return resident_mib(self.clients) / self.num_clients
+        """Return the most that was seen, a client."""
+        return self._peak_mib
+
+    def _look(self, is_over: threading.Event) -> None:
+        while not is_over.wait(_LOOK_S):
+            with suppress(psutil.NoSuchProcess):
+                self._peak_mib = max(self._peak_mib, resident_mib(self.clients) / self.num_clients)
 
     def kill(self, pid: int) -> None:
         """Kill the node with the app it runs, as a host that loses power would."""
