@@ -23,6 +23,7 @@ from fedops_mqtt.core.client_events import (
 from fedops_mqtt.core.client_facts import Answered, Ending, Facts, InHand, bury, find, is_stopped, remember
 from fedops_mqtt.core.reasons import BUSY, INTERRUPTED, SHUTTING_DOWN, STOPPED
 from fedops_mqtt.protocol import (
+    MAX_REASON_CHARS,
     Answer,
     ClientCondition,
     LastRun,
@@ -34,8 +35,6 @@ from fedops_mqtt.protocol import (
     StopTrigger,
 )
 
-MAX_REASON_CHARS = 4096
-"""What `protocol` takes as a reason."""
 _HEAD_CHARS = 256
 _TAIL_CHARS = 3800
 

@@ -39,14 +39,18 @@ class Member:
 
     @property
     def may_count(self) -> bool:
-        """True while this client counts for the quorum, or has counted to its end."""
+        """True while this client counts for the quorum, or has counted to its end.
+
+        Who was stopped counts: nobody but the server stops clients of an open run, as it ends, and it will say why.
+        """
         return self.status not in _UNCOUNTED
 
 
 _ENDED = frozenset(
     {MemberCondition.FINISHED, MemberCondition.FAILED, MemberCondition.REJECTED, MemberCondition.STOPPED}
 )
-_UNCOUNTED = frozenset({MemberCondition.FAILED, MemberCondition.REJECTED, MemberCondition.STOPPED})
+_UNCOUNTED = frozenset({MemberCondition.FAILED, MemberCondition.REJECTED})
+_BAD_ENDS = _UNCOUNTED | {MemberCondition.STOPPED}
 
 
 def fired(member: Member, attempt: int, instance: str, launch: int, now: float) -> Member:
@@ -87,7 +91,7 @@ def server_says(member: Member, said: ServerClient, now: float) -> Member:
     if said.attempt != member.attempt or member.has_ended:
         return member
     interruption = next(filter(is_interruption, (member.reason, said.reason)), None)
-    if interruption is not None and said.status in _UNCOUNTED:
+    if interruption is not None and said.status in _BAD_ENDS:
         return moved(member, MemberCondition.LOST, interruption, now)
     joined = replace(moved(member, said.status, said.reason, now), phase=said.phase, round=said.round)
     return seen_training(joined, now) if said.status is MemberCondition.TRAINING else joined

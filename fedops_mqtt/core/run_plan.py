@@ -3,7 +3,7 @@
 Pure and repeatable: the same run, fleet and time give the same plan, before a restart and after it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fedops_mqtt.core.fleet import Fleet, View, is_idle
@@ -14,6 +14,7 @@ from fedops_mqtt.protocol import (
     MemberCondition,
     RunOutcome,
     ServerCondition,
+    ServerStatus,
 )
 
 EXIT_WORD_GRACE_S = 2.0
@@ -99,7 +100,7 @@ def plan(run: Run, fleet: Fleet, now: float) -> list[Action]:
 def _closing(run: Run, fleet: Fleet, now: float) -> CloseRun | None:
     limits = run.spec.limits
     if run.server is not None and run.server.launch == run.launch and run.server.status.is_final:
-        return CloseRun(_OUTCOMES[run.server.status], run.server.reason or _PLAIN_REASONS[run.server.status])
+        return CloseRun(_OUTCOMES[run.server.status], _last_word(run, run.server))
     if run.stop_reason is not None:
         return CloseRun(RunOutcome.STOPPED, run.stop_reason)
     if now - run.created_at > limits.run_s:
@@ -120,6 +121,16 @@ _PLAIN_REASONS = {
     ServerCondition.FAILED: "FL server failed",
     ServerCondition.STOPPED: "FL server was stopped",
 }
+
+
+def _last_word(run: Run, server: ServerStatus) -> str:
+    """What the server says; where it failed for want of clients, with those who never came, whom it cannot know."""
+    reason = server.reason or _PLAIN_REASONS[server.status]
+    joined = [member for member in run.members.values() if member.training_at is not None]
+    if server.status is not ServerCondition.FAILED or len(joined) >= run.spec.min_clients:
+        return reason
+    absent = {mac: member for mac, member in run.members.items() if member.training_at is None and mac not in reason}
+    return f"{reason}; never joined: {_named(_standing(absent))}" if absent else reason
 
 
 def _below_quorum(run: Run, fleet: Fleet, now: float) -> CloseRun | None:
@@ -162,16 +173,23 @@ def _short_since(run: Run) -> float:
 
 
 def _quorum_reason(run: Run, fleet: Fleet, num_here: int) -> str:
-    missing = [
-        f"{mac} ({member.status}{': ' + _last_line(member.reason) if member.reason else ''})"
-        for mac, member in sorted(run.members.items())
-        if not member.may_count or member.status is MemberCondition.LOST
-    ]
+    gone = {mac: m for mac, m in run.members.items() if not m.may_count or m.status is MemberCondition.LOST}
+    missing = _standing(gone)
     known = [view.status.client_mac for view in _strangers(run, fleet)] if run.spec.clients is None else []
     missing += [f"{mac} ({_absence(run, fleet, mac)})" for mac in run.spec.clients or known if mac not in run.members]
-    named = missing[:MAX_NAMED] + ([f"{len(missing) - MAX_NAMED} more"] if len(missing) > MAX_NAMED else [])
-    who = "; missing: " + ", ".join(named) if named else "; no other client of the task is known"
+    who = f"; missing: {_named(missing)}" if missing else "; no other client of the task is known"
     return f"{num_here} of at least {run.spec.min_clients} clients{who}"
+
+
+def _standing(members: Mapping[str, Member]) -> list[str]:
+    return [
+        f"{mac} ({member.status}{': ' + _last_line(member.reason) if member.reason else ''})"
+        for mac, member in sorted(members.items())
+    ]
+
+
+def _named(who: list[str]) -> str:
+    return ", ".join(who[:MAX_NAMED] + ([f"{len(who) - MAX_NAMED} more"] if len(who) > MAX_NAMED else []))
 
 
 def _last_line(reason: str) -> str:

@@ -29,8 +29,6 @@ THEN_HEADER = "line-then"
 LENGTH_HEADER = "line-length"
 """Bytes of the whole frame of an upload."""
 
-MAX_REASON = 4096
-"""Characters of a reason (`protocol.identity.Reason`)."""
 MAX_BODY_BYTES = 64 * 1024
 """JSON bodies are small; frames have a limit of their own."""
 JSON_TYPE = "application/json"

@@ -9,7 +9,7 @@ from fedops_mqtt.bus import BusError, Connection, StatusOwner
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.core.run_member import Member
 from fedops_mqtt.manager.ledger import Ledger
-from fedops_mqtt.protocol import ProtocolError, RunMember, RunStatus, topics, utc_now
+from fedops_mqtt.protocol import MAX_REASON_CHARS, ProtocolError, RunMember, RunStatus, topics, utc_now
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class Board:
         )
 
 
-def clip(reason: str | None, limit: int = 4000) -> str | None:
+def clip(reason: str | None, limit: int = MAX_REASON_CHARS) -> str | None:
     """Return a reason that a message can carry."""
     return reason if reason is None or len(reason) <= limit else reason[: limit - 1] + "…"
 

@@ -10,6 +10,7 @@ from fedops_mqtt.protocol.errors import (
     TopicError,
 )
 from fedops_mqtt.protocol.identity import (
+    MAX_REASON_CHARS,
     AnyMacAddress,
     MacAddress,
     RunId,
@@ -54,6 +55,7 @@ from fedops_mqtt.protocol.topics import Channel, Topic, filter_for, parse_topic
 from fedops_mqtt.protocol.wire import MESSAGE_OF_CHANNEL, decode, encode
 
 __all__ = [
+    "MAX_REASON_CHARS",
     "MESSAGE_OF_CHANNEL",
     "Answer",
     "AnyMacAddress",

@@ -79,7 +79,7 @@ def _check_mac(value: str) -> str:
 _MAX_TEXT = 256
 """Characters of a name or address; long enough for any host name (RFC 1035: 253)."""
 
-_MAX_REASON = 4096
+MAX_REASON_CHARS = 4096
 """Characters of a reason: 20 lines of a traceback fit, a log does not."""
 
 TaskId = Annotated[str, AfterValidator(check_task_id)]
@@ -89,4 +89,4 @@ MacAddress = Annotated[str, AfterValidator(_check_mac)]
 AnyMacAddress = Annotated[str, BeforeValidator(normalise_mac)]
 """A MAC as people type it, normalised: for settings and HTTP bodies."""
 Text = Annotated[str, StringConstraints(max_length=_MAX_TEXT)]
-Reason = Annotated[str, StringConstraints(max_length=_MAX_REASON)]
+Reason = Annotated[str, StringConstraints(max_length=MAX_REASON_CHARS)]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from fedops_mqtt.line.members import Member
 from fedops_mqtt.protocol import (
+    MAX_REASON_CHARS,
     MemberCondition,
     Outcome,
     ServerClient,
@@ -14,8 +15,6 @@ from fedops_mqtt.protocol import (
     utc_now,
 )
 
-_MAX_REASON = 4000
-"""Characters kept of a reason; `protocol` refuses longer ones."""
 _MAX_CLIENT_REASON = 200
 """Of a client's: a run may have thousands, and each client's own status has the whole of it."""
 
@@ -51,7 +50,7 @@ class ServerSnapshot:
         return ServerStatus(
             **self._who(epoch, seq),
             status=self.status,
-            reason=shorten(self.reason, _MAX_REASON),
+            reason=shorten(self.reason, MAX_REASON_CHARS),
             server_ip=self.server_ip,
             transport=Transport.LINE,
             round=self.round,

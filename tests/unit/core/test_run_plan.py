@@ -294,6 +294,21 @@ def test_a_run_fails_at_once_when_nobody_can_make_up_for_the_failed() -> None:
     assert closed.reason == f"1 of at least 2 clients; missing: {A} (failed: ValueError: bad data)"
 
 
+def test_whom_the_server_stopped_as_it_ended_is_not_the_one_that_was_missing() -> None:
+    world = World.at_start()
+    world.says(client(A), client(B))
+    world.acts()
+    world.says(server())
+    world.acts()
+    world.says(trains(A))
+    ending = "run failed: 1 clients after 3 s, 2 are needed"
+    world.says(client(A, last_run=ended(Outcome.STOPPED, reason=ending)))  # another topic: it may come first
+    assert closing(world) is None
+    world.says(server(ServerCondition.FAILED, reason="1 clients after 3 s, 2 are needed"))
+    reason = f"1 clients after 3 s, 2 are needed; never joined: {B} (triggered)"
+    assert closing(world) == CloseRun(RunOutcome.FAILED, reason)
+
+
 def test_another_idle_client_makes_up_for_a_failed_one() -> None:
     world = in_training(A, B)
     world.says(client(C), client(D))
