@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class Visitor:
         self.url = ""
         self.errors: list[str] = []
         self.outside: list[str] = []
+        self._is_expected: Callable[[str], bool] = lambda error: False
         page.on("console", lambda said: self.errors.append(said.text) if said.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("request", lambda request: self._look_at(request.url))
@@ -44,6 +45,10 @@ class Visitor:
         here = self.url.partition("://")[2]
         if not url.startswith(("data:", "blob:", f"http://{here}", f"ws://{here}", "chrome")):
             self.outside.append(url)
+
+    def expects(self, *parts: str) -> None:
+        """Let pass what the browser says aloud of a trouble that the test itself makes, whenever it says it."""
+        self._is_expected = lambda error: any(part in error for part in parts)
 
     async def open(self, path: str = "/") -> Page:
         """Open a page of the manager and wait until it is live."""
@@ -74,7 +79,7 @@ class Visitor:
         assert not faults, f"{self.page.url}: {json.dumps(faults, indent=1)}"
 
     def check(self) -> None:
-        assert self.errors == []
+        assert [error for error in self.errors if not self._is_expected(error)] == []
         assert self.outside == []
 
 

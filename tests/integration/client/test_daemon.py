@@ -34,7 +34,7 @@ async def test_a_trigger_leads_to_training_and_its_end_is_told(
     assert finished.last_run is not None
     assert (finished.last_run.outcome, finished.last_run.attempt) == (Outcome.FINISHED, 1)
     assert finished.instance == birth.instance
-    rounds = [metrics.round for metrics in operator.metrics if metrics.values["stage"] == "train"]
+    rounds = [metrics.round for metrics in operator.metrics if metrics.values.get("stage") == "train"]
     assert rounds == [1, 2, 3]
 
 
