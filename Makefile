@@ -12,7 +12,7 @@ SEED ?= 1
 MINUTES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mosquitto systemd-analyze browser-tools screenshots demo test test-frameworks model chaos check clean
+.PHONY: help setup mosquitto systemd-analyze prometheus browser-tools screenshots demo test test-frameworks model chaos check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,10 +36,14 @@ screenshots: setup browser-tools  ## every view of the page as a picture, into s
 browser-tools:
 	@sh tests/browser/install-tools.sh
 
+# What single tests need from Debian: systemd judges the units of deploy/systemd, Prometheus runs Grafana's queries.
 systemd-analyze:
-	@command -v $@ >/dev/null || sh deploy/install-systemd-analyze.sh
+	@command -v $@ >/dev/null || sh deploy/install-debian.sh --no-install-recommends systemd
 
-test: setup systemd-analyze browser-tools  ## everything the tests need, and the tests: make test ARGS="-k will"
+prometheus:
+	@command -v $@ >/dev/null || sh deploy/install-debian.sh --no-install-recommends prometheus
+
+test: setup systemd-analyze prometheus browser-tools  ## everything the tests need, and the tests: make test ARGS="-k will"
 	$(BIN)/python -m pytest $(ARGS)
 	@echo "not run here: tests/frameworks (torch, the published FedOps); make test-frameworks runs them"
 
