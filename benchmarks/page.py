@@ -151,12 +151,12 @@ async def keep_changing(fleet: Fleet, num_clients: int, changes_per_s: float, se
 
 
 TARGETS = (
-    ("first full view, s, median of five", "median_view_s", 2.0),
+    ("first full view, s, the slowest of five", "slowest_view_s", 2.0),
     ("from a status to the screen, s, the slowest", "delay_max_s", 1.0),
     ("changes of the watched client not seen", "changes_missed", 0.0),
     ("cores of the manager", "manager_cores", 1.0),
     ("from a status to the screen, s, median", "delay_median_s", None),
-    ("first full view, s, the slowest", "slowest_view_s", None),
+    ("first full view, s, median", "median_view_s", None),
     ("memory of the manager, MiB", "manager_mib", None),
 )
 
