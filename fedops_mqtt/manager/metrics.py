@@ -16,7 +16,7 @@ from fedops_mqtt.core.run import Run
 from fedops_mqtt.manager.journal import Batch
 from fedops_mqtt.manager.ledger import Ledger
 from fedops_mqtt.manager.watch import Watch
-from fedops_mqtt.protocol import MemberCondition
+from fedops_mqtt.protocol import MemberCondition, RunOutcome
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -60,11 +60,26 @@ class Meters:
             "fedops_line_bytes", "Model bytes on the line, by direction at the FL server.", ("task_id", "direction"),
             registry=self._registry,
         )  # fmt: skip
+        self._known: set[str] = set()
         self._registry.register(self)
 
     def exposition(self) -> bytes:
         """Return everything in Prometheus' text format."""
+        for task_id in {str(standing[0]) for standing in self._watch.fleet.tally} - self._known:
+            self._begin(task_id)
         return generate_latest(self._registry)
+
+    def _begin(self, task_id: str) -> None:
+        """Let a task's counters stand at 0 before they count: Prometheus sees no growth in a first sample of 1."""
+        self._known.add(task_id)
+        for outcome in RunOutcome:
+            self._runs.labels(task_id, outcome.value)
+        for status in _ENDS:
+            self._members.labels(task_id, status.value)
+        for direction in ("in", "out"):
+            self._bytes.labels(task_id, direction)
+        self._delays.labels(task_id)
+        self._round_s.labels(task_id)
 
     def take(self, batch: Batch, tasks: Mapping[str, str]) -> None:
         """Count what a turn has written; `tasks` by run."""

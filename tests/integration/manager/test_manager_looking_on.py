@@ -4,10 +4,8 @@ import asyncio
 import csv
 import io
 import json
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import aiomqtt
@@ -15,7 +13,7 @@ from manager_parts import PATIENCE_S, A, Api, B, House, until
 from prometheus_client.parser import text_string_to_metric_families as parse_prometheus
 
 from fedops_mqtt.protocol import MetricsKind, Outcome, topics, utc_now
-from fedops_mqtt.protocol.messages import ClientMetrics, ServerMetrics
+from fedops_mqtt.protocol.messages import ClientMetrics
 
 News = tuple[str, dict[str, Any]]
 
@@ -205,34 +203,3 @@ def _has_example(document: dict[str, Any], operation: dict[str, Any]) -> bool:
         if not (content.get("example") or known.get("examples")):
             return False
     return True
-
-
-GRAFANA = Path(__file__).resolve().parents[3] / "deploy/grafana/fedops-mqtt.json"
-_SELECTOR = re.compile(r"(fedops_\w+)(?:\{([^}]*)\})?")
-_MATCHER = re.compile(r'(\w+)(=~|!=|!~|=)"([^"]*)"')
-
-
-async def test_every_query_of_the_grafana_dashboard_finds_what_the_endpoint_has(house: House) -> None:
-    async with house.managed() as api, house.device(A), house.device(B):
-        run_id = await api.start(house.task_id)
-        await api.training(run_id)
-        said = ServerMetrics(task_id=house.task_id, run_id=run_id, launch=1, round=1, duration_s=1.5, at=utc_now())
-        async with house.device("02:00:00:00:00:09") as person:
-            await person.bus.publish(topics.server_metrics(house.task_id), said)
-        await api.http.post(f"/api/v1/runs/{run_id}/stop")
-        await api.ended(run_id)
-
-        async def is_counted() -> bool:
-            names = {name for name, _ in await numbers(api)}
-            return {"fedops_round_seconds_count", "fedops_run_clients_total"} <= names
-
-        await until(is_counted, "the round, and how it ended for a client")
-        series = await numbers(api)
-        queries = [target["expr"] for panel in json.loads(GRAFANA.read_text())["panels"] for target in panel["targets"]]
-        assert len(queries) >= 12
-        for query in queries:
-            for name, matchers in _SELECTOR.findall(query):
-                labels = {label for label, _, _ in _MATCHER.findall(matchers or "")}
-                known = [set(dict(labels_of)) for each, labels_of in series if each == name]
-                assert known, f"{query}: the endpoint has no {name}"
-                assert any(labels <= each for each in known), f"{query}: {name} has no {labels}"
