@@ -255,6 +255,7 @@ class ServerSettings(BusSettings):
     run_id: str | None = None
     launch: Annotated[int, Field(ge=0)] = 0
     run_secret_file: Annotated[Path | None, Field(description="0600; holds the run secret, hexadecimal")] = None
+    last_word_file: Annotated[Path | None, Field(description="keeps how the run ended, before it is said")] = None
     join: Literal["invited", "open"] = "invited"
     join_token: SecretStr | None = None
     listen: HttpAddress = "127.0.0.1:0"

@@ -207,6 +207,8 @@ def _apply_server(run: Run, members: dict[str, Member], word: ServerStatus, now:
         return run
     if word.launch > run.launch and not run.spec.is_adopted:
         return run
+    if _has_last_word(run, word.launch) and not word.status.is_final:
+        return run  # it was read from disk, and overtook what the bus still had to bring
     if word.status is ServerCondition.SERVER_OUT:
         return _server_out(run, word)
     run = replace(run, server=word, launch=word.launch, is_unreachable=False)
@@ -218,9 +220,13 @@ def _apply_server(run: Run, members: dict[str, Member], word: ServerStatus, now:
     return run
 
 
+def _has_last_word(run: Run, launch: int) -> bool:
+    return run.server is not None and run.server.launch == launch and run.server.status.is_final
+
+
 def _server_out(run: Run, word: ServerStatus) -> Run:
-    """A goodbye or last will after a final word takes nothing back, and it says nothing of the clients."""
-    if run.server is None or (run.server.launch == word.launch and run.server.status.is_final):
+    """A goodbye or last will says nothing of the clients."""
+    if run.server is None:
         return run
     return replace(run, server=run.server.model_copy(update={"status": word.status, "reason": word.reason}))
 

@@ -18,7 +18,7 @@ from fedops_mqtt.protocol import (
 )
 
 EXIT_WORD_GRACE_S = 2.0
-"""A server's last word may arrive after its process is seen to have gone; wait this long for it."""
+"""The last word of a server that could not keep it on disk may come after its process is seen to have gone."""
 
 MAX_NAMED = 20
 """Clients named in a reason; a reason is read by people."""

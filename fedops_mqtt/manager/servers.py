@@ -15,6 +15,7 @@ from fedops_mqtt.core.run import Run
 from fedops_mqtt.core.run_events import RunEvent, ServerExited, ServerUnreachable
 from fedops_mqtt.manager import launcher
 from fedops_mqtt.manager.journal import Journal, Launch
+from fedops_mqtt.manager.last_word import read_last_word
 from fedops_mqtt.manager.launcher import LaunchOrder, ServerProcess
 from fedops_mqtt.manager.probe import line_answers
 from fedops_mqtt.manager.tasks import TaskConfig
@@ -56,6 +57,7 @@ class Servers:
         self._said = said
         self._grace_s = grace_s
         self._processes: dict[str, ServerProcess] = {}
+        self._task_ids: dict[str, str] = {}
         self._busy: dict[str, asyncio.Task[None]] = {}
         self._wanted: dict[str, bool] = {}
         self._probed_at: dict[str, float] = {}
@@ -82,12 +84,14 @@ class Servers:
     def launch(self, run: Run, launch: int, secret: bytes, config: TaskConfig, folder: Path) -> None:
         """Start a run's server; an earlier launch of it is ended first."""
         self._wanted[run.run_id] = True
+        self._task_ids[run.run_id] = run.spec.task_id
         order = self._order(run, launch, config, folder)
         self._occupy(run.run_id, self._launch(order, secret, after=self._busy.get(run.run_id)))
 
     def resume(self, run: Run, launches: list[Launch]) -> None:
         """Find the server of a run that an earlier manager launched, and watch it."""
         self._wanted[run.run_id] = not run.has_ended
+        self._task_ids[run.run_id] = run.spec.task_id
         known = next((each for each in launches if each.launch == run.launch), None)
         if known is None:
             self._report(run.run_id, ServerExited(run.launch, NEVER_STARTED))
@@ -123,6 +127,7 @@ class Servers:
         """A run is over and archived: remove its secret."""
         self._secret_file(run_id).unlink(missing_ok=True)
         self._wanted.pop(run_id, None)
+        self._task_ids.pop(run_id, None)
         self._probed_at.pop(run_id, None)
 
     def delete_logs(self, run_id: str) -> None:
@@ -204,14 +209,25 @@ class Servers:
     async def _exited(self, row: Launch, reason: str) -> None:
         await self._journal.call(self._journal.note_exit, row.run_id, row.launch, reason)
         logger.info("FL server is gone", extra={"run_id": row.run_id, "launch": row.launch, "reason": reason})
+        await self._pass_on_last_word(row.run_id, row.launch)
         self._report(row.run_id, ServerExited(row.launch, reason))
 
     async def _probe(self, run_id: str, launch: int, address: str, within_s: float) -> None:
         try:
-            if not await line_answers(address, within_s=within_s):
+            if await line_answers(address, within_s=within_s):
+                return
+            if not await self._pass_on_last_word(run_id, launch):
                 self._report(run_id, ServerUnreachable(launch))
         finally:
             self._probing.discard(run_id)
+
+    async def _pass_on_last_word(self, run_id: str, launch: int) -> bool:
+        """Report how a server that is gone, or about to go, said that its run ended; False where it kept no word."""
+        path, task_id = self._last_word_file(run_id, launch), self._task_ids.get(run_id, "")
+        word = await asyncio.to_thread(read_last_word, path, task_id=task_id, run_id=run_id, launch=launch)
+        if word is not None:
+            self._report(run_id, word)
+        return word is not None
 
     def _order(self, run: Run, launch: int, config: TaskConfig, folder: Path) -> LaunchOrder:
         spec = run.spec
@@ -221,6 +237,7 @@ class Servers:
             "run_id": run.run_id,
             "launch": launch,
             "run_secret_file": self._secret_file(run.run_id),
+            "last_word_file": self._last_word_file(run.run_id, launch),
             "join": spec.join,
             "listen": config.listen if config.config is None or "listen" in config.model_fields_set else None,
             "advertise": config.advertise,
@@ -243,3 +260,6 @@ class Servers:
 
     def _secret_file(self, run_id: str) -> Path:
         return self._folder / "secrets" / run_id
+
+    def _last_word_file(self, run_id: str, launch: int) -> Path:
+        return self._log_folder(run_id) / f"server-{launch}.last-word.json"

@@ -26,6 +26,7 @@ from fedops_mqtt.bus import (
     RivalError,
     StatusOwner,
 )
+from fedops_mqtt.core.fencing import LAST_SEQ
 from fedops_mqtt.protocol import (
     Channel,
     ClientStatus,
@@ -45,6 +46,8 @@ _CALM_S = 0.2
 """Clients' phases are said together, at most this often; a round of a small model has a dozen of them in 20 ms."""
 _MAX_METRICS = 1000
 """Kept while the broker is away; the oldest go first."""
+_LAST_OF_ITS_OWN = LAST_SEQ - 1
+"""The `seq` of the word that is kept: above all that is said on this connection, below its last will."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,13 +68,21 @@ class Announcer:
     """
 
     def __init__(
-        self, snapshot: ServerSnapshot, *, url: str, options: BusOptions, epochs: EpochStore, ears: Ears
+        self,
+        snapshot: ServerSnapshot,
+        *,
+        url: str,
+        options: BusOptions,
+        epochs: EpochStore,
+        ears: Ears,
+        keep_last_word: Callable[[ServerStatus], None],
     ) -> None:
         self._snapshot = snapshot
         self._url = url
         self._options = options
         self._epochs = epochs
         self._ears = ears
+        self._keep_last_word = keep_last_word
         self._lock = threading.Lock()
         self._clients: dict[str, ServerClient] = {}
         self._metrics: deque[ServerMetrics] = deque(maxlen=_MAX_METRICS)
@@ -117,10 +128,11 @@ class Announcer:
         self._call(self._has_metrics.set)
 
     def finish(self, timeout_s: float, **changes: Any) -> bool:
-        """Say the last word and wait until the broker has it; False when it was not in time.
+        """Keep the last word, say it and wait until the broker has it; False when it was not in time.
 
         A server whose broker was not there from the first try on does not wait.
         """
+        self._keep_last_word(replace(self.snapshot, **changes).to_status(self._owner.epoch, _LAST_OF_ITS_OWN))
         self.say(**changes)
         self._plan_update(True)
         if self._is_replaced or not self._thread.is_alive():

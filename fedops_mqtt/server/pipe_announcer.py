@@ -7,12 +7,14 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 from fedops_mqtt.bus import BusOptions, EpochFile
 from fedops_mqtt.protocol import ServerClient, ServerMetrics, encode
 from fedops_mqtt.server.announcer import Announcer, Ears
+from fedops_mqtt.server.last_word import keep_last_word
 from fedops_mqtt.server.snapshot import ServerSnapshot
 from fedops_mqtt.settings import ServerSettings
 
@@ -31,6 +33,7 @@ def make_announcer(settings: ServerSettings, snapshot: ServerSnapshot, ears: Ear
         options=BusOptions.from_settings(settings),
         epochs=EpochFile(settings.state_dir / "server" / f"{snapshot.task_id}.epoch"),
         ears=ears,
+        keep_last_word=partial(keep_last_word, settings.last_word_file),
     )
 
 

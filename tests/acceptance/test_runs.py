@@ -11,8 +11,10 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from fault_proxy import FaultProxy
 from yard import HERE, TIMEOUT_S, Installed, Site, eventually
 
+from fedops_mqtt.demo.keeper import marked
 from fedops_mqtt.protocol import ClientCondition, Outcome, RunOutcome, ServerCondition
 from fedops_mqtt.server.tensor_file import read_tensors
 
@@ -119,6 +121,23 @@ async def test_a_users_coroutine_keeps_its_beat_while_training_runs_flat_out(sit
     assert len(lateness_s) > 20
     assert median(lateness_s) < 0.05
     assert sum(late > 0.05 for late in lateness_s) < len(lateness_s) / 10
+
+
+async def test_a_completed_run_stays_so_when_its_servers_last_word_is_lost_on_the_way(site: Site) -> None:
+    host, port = site.broker.removeprefix("mqtt://").split(":")
+    async with FaultProxy(host, int(port)).running() as proxy:
+        proxy.swallows = lambda packet: b'"reason":"all rounds done"' in packet
+        await site.start_clients(2)
+        await site.start_manager(more=f'env = {{ FEDOPS_MQTT_BROKER = "{proxy.url}" }}', max_launches=1)
+        run_id = await site.start_run("--rounds", "2", "--min-clients", "2")
+        folder = site.yard.folder / "manager/manager/runs" / run_id
+        await eventually((folder / "server-1.last-word.json").exists)
+        (server,) = marked(run_id, "FEDOPS_MQTT_RUN_ID")
+        server.kill()
+        run = await site.observer.until_ended(run_id)
+    assert (run.outcome, run.reason, run.launch, run.round) == (RunOutcome.COMPLETED, "all rounds done", 1, 2)
+    assert run.model_path is not None
+    assert await asyncio.to_thread(Path(run.model_path).exists)
 
 
 async def test_a_manager_killed_during_a_run_finishes_it_after_its_restart(site: Site) -> None:

@@ -1,17 +1,19 @@
 """A small FL server program for the manager's tests: it speaks on the bus, and does what it is told through files.
 
-It trains nothing: its line is a socket that answers. `{folder}/{word}` says what to do: `finish`, `fail`, `mute`.
+It trains nothing: its line is a socket that answers. `{folder}/{word}` says what to do: `finish`, `fail`, `mute`; with
+`unheard` its last word is kept and never reaches the bus, with `linger` its process stays when it has left the bus.
 """
 
 import asyncio
 import os
+import signal
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedops_mqtt.bus import BusOptions, Connection, MemoryEpochs, NotConnectedError, StatusOwner, new_instance
-from fedops_mqtt.core.fencing import Stamp
+from fedops_mqtt.core.fencing import LAST_SEQ, Stamp
 from fedops_mqtt.protocol import (
     Channel,
     ClientStatus,
@@ -24,6 +26,7 @@ from fedops_mqtt.protocol import (
     topics,
     utc_now,
 )
+from fedops_mqtt.server.last_word import keep_last_word
 from fedops_mqtt.settings import ServerSettings
 
 
@@ -80,6 +83,9 @@ async def main(folder: Path) -> int:
                     with suppress(NotConnectedError):
                         await bus.publish(topics.server_metrics(settings.task_id), metrics)
                     words.status, words.reason = status, (folder / name).read_text() or None
+                    keep_last_word(settings.last_word_file, say(Stamp(owner.epoch, LAST_SEQ - 1)))
+                    if (folder / "unheard").exists():
+                        return 0
                     owner.update()
                     await owner.flush(10)
                     return 0
@@ -108,4 +114,8 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main(Path(sys.argv[1]))))
+    told = Path(sys.argv[1])
+    result = asyncio.run(main(told))
+    if (told / "linger").exists():
+        signal.pause()
+    sys.exit(result)

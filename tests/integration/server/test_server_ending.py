@@ -1,6 +1,8 @@
 """How a run ends before its time, and who is told: stops, replaced servers, failures, limits, the bus's word."""
 
+import asyncio
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from fedops_mqtt.protocol import (
     RunOutcome,
     ServerCondition,
     ServerStatus,
+    decode,
     topics,
     utc_now,
 )
@@ -205,6 +208,31 @@ async def test_a_broker_that_restarts_in_a_round_costs_the_run_nothing(house: Ho
         last = await bus.final()
     assert (result.outcome, last.status) == (RunOutcome.COMPLETED, ServerCondition.FINISHED)
     assert last.metrics["accuracy"] == result.metrics["accuracy"]
+
+
+async def test_the_last_word_is_on_disk_before_any_broker_hears_it(
+    house: House, broker: Mosquitto, tmp_path: Path
+) -> None:
+    gate, kept = Gate(), tmp_path / "last-word"
+    async with house.listen() as bus:
+        options = {"run_id": "r-9", "launch": 1, "last_word_file": kept, "join": "open"}
+        run, clients = await start_with_two(house, bus, gated_app(gate, from_round=2), **options)
+        for _ in clients:
+            await gate.wait_entered()
+        await broker.terminate()
+        gate.opened.set()
+        async with asyncio.timeout(60):
+            while not kept.exists():  # noqa: ASYNC110 - nobody can tell: there is no broker
+                await asyncio.sleep(0.02)
+        assert not run.done()
+        word = decode(topics.server_status(house.task_id), kept.read_bytes())
+        await broker.start()
+        result = await run
+        last = await bus.final(1)
+    assert result.outcome is RunOutcome.COMPLETED
+    assert isinstance(word, ServerStatus)
+    own = {"epoch", "seq", "at"}
+    assert word.model_dump(exclude=own) == last.model_dump(exclude=own)
 
 
 async def test_a_port_that_is_taken_fails_the_run_with_its_reason(house: House) -> None:

@@ -183,6 +183,14 @@ def test_a_last_word_stands_when_the_servers_will_comes_after_it() -> None:
     assert world.run.outcome is RunOutcome.COMPLETED
 
 
+def test_a_last_word_that_was_read_from_disk_is_not_taken_back_by_what_the_bus_says_late() -> None:
+    world = in_training(A, B)
+    world.happens(server(ServerCondition.FINISHED, reason="all rounds done"))
+    told = world.run
+    world.happens(server(ServerCondition.RUNNING), server(ServerCondition.FINISHED, reason="all rounds done"))
+    assert world.run == told
+
+
 def test_a_servers_will_alone_is_not_its_death() -> None:
     world = in_training(A, B)
     world.says(server(ServerCondition.SERVER_OUT, reason="lost"))

@@ -1,0 +1,88 @@
+"""A server's last word that never reaches the bus: the file that the server kept tells the manager."""
+
+import asyncio
+from pathlib import Path
+
+import psutil
+import pytest
+from manager_parts import A, Api, B, Device, House, api_at, manager_process, until
+
+from fedops_mqtt.protocol import RunOutcome
+
+
+async def end_unheard(house: House, api: Api, devices: tuple[Device, Device]) -> str:
+    """Bring a run to its end, which its server keeps and cannot say; return its id."""
+    house.tell_server("unheard")
+    run_id = await api.start(house.task_id)
+    await api.training(run_id)
+    house.tell_server("finish", "all rounds done")
+    for device in devices:
+        device.finishes()
+    return run_id
+
+
+def is_completed(run: dict[str, object]) -> bool:
+    return (run["outcome"], run["reason"], run["launch"], run["metrics"]) == (
+        RunOutcome.COMPLETED, "all rounds done", 1, {"accuracy": 0.5},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("max_launches", [1, 3])
+async def test_a_last_word_that_never_reaches_the_bus_is_read_when_the_process_is_gone(
+    house: House, max_launches: int
+) -> None:
+    house.write_tasks("min_clients = 2", limits=f"max_launches = {max_launches}")
+    async with house.managed() as api, house.device(A) as a, house.device(B) as b:
+        assert is_completed(await api.ended(await end_unheard(house, api, (a, b))))
+
+
+async def test_a_last_word_is_known_while_no_broker_is_there(house: House) -> None:
+    async with house.managed() as api, house.device(A), house.device(B):
+        house.tell_server("unheard")
+        run_id = await api.start(house.task_id)
+        await api.training(run_id)
+        await house.broker.terminate()
+        house.tell_server("finish", "all rounds done")
+        assert is_completed(await api.ended(run_id))
+        await house.broker.start()
+
+
+async def test_a_last_word_kept_while_no_manager_was_there_is_read_by_the_next(house: House) -> None:
+    async with house.device(A) as a, house.device(B) as b:
+        async with manager_process(house) as first, api_at(first.url) as api:
+            house.tell_server("unheard")
+            run_id = await api.start(house.task_id)
+            await api.training(run_id)
+            first.kill()
+            await first.gone()
+        server = house.server()
+        house.tell_server("finish", "all rounds done")
+        a.finishes()
+        b.finishes()
+        await asyncio.to_thread(psutil.wait_procs, [server], 20)
+        async with manager_process(house) as second, api_at(second.url) as api:
+            assert is_completed(await api.ended(run_id))
+
+
+async def test_a_server_that_is_silent_but_has_kept_its_last_word_is_not_launched_again(house: House) -> None:
+    house.write_tasks("min_clients = 2", limits="server_lost_s = 0.5\nclose_grace_s = 0.5")
+    house.tell_server("linger")
+    async with house.managed(heartbeat_s=0.5) as api, house.device(A) as a, house.device(B) as b:
+        assert is_completed(await api.ended(await end_unheard(house, api, (a, b))))
+
+
+async def test_a_last_word_is_deleted_with_the_runs_logs(house: House) -> None:
+    async with house.device(A) as a, house.device(B) as b:
+        async with house.managed(archive_after_s=0.5) as api:
+            run_id = await end_unheard(house, api, (a, b))
+            await api.ended(run_id)
+            folder = house.folder / "state/manager/runs" / run_id
+            assert (folder / "server-1.last-word.json").stat().st_mode & 0o777 == 0o600
+            secret = house.folder / "state/manager/secrets" / run_id
+            await until(lambda: is_gone(secret), "the run's archiving")
+        async with house.managed(keep_runs_s=0.1):  # history is pruned as a manager begins to lead
+            await until(lambda: is_gone(folder), "the end of the run's files")
+
+
+async def is_gone(path: Path) -> bool:
+    return not await asyncio.to_thread(path.exists)

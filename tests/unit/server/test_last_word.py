@@ -1,0 +1,68 @@
+"""The last word on disk: what the server keeps is what the manager reads, and nothing else is believed."""
+
+from pathlib import Path
+
+import pytest
+
+from fedops_mqtt.manager.last_word import read_last_word
+from fedops_mqtt.protocol import Channel, ServerCondition, ServerStatus, encode, utc_now
+from fedops_mqtt.server.last_word import keep_last_word
+
+
+def word(**changes: object) -> ServerStatus:
+    given = {
+        "instance": "i", "epoch": 1, "seq": 2, "at": utc_now(), "status": ServerCondition.FINISHED,
+        "task_id": "digits", "run_id": "run-1", "launch": 2, "metrics": {"accuracy": 0.5},
+    }  # fmt: skip
+    return ServerStatus.model_validate({**given, **changes})
+
+
+def read(path: Path) -> ServerStatus | None:
+    return read_last_word(path, task_id="digits", run_id="run-1", launch=2)
+
+
+def test_what_was_kept_is_read(tmp_path: Path) -> None:
+    keep_last_word(tmp_path / "word", word())
+    assert read(tmp_path / "word") == word(at=read(tmp_path / "word").at)  # type: ignore[union-attr]
+
+
+def test_a_later_word_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
+    for status in (ServerCondition.FAILED, ServerCondition.FINISHED):
+        keep_last_word(tmp_path / "word", word(status=status))
+    found = read(tmp_path / "word")
+    assert found is not None
+    assert found.status is ServerCondition.FINISHED
+
+
+def test_no_word_is_none(tmp_path: Path) -> None:
+    assert read(tmp_path / "word") is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        encode(word(launch=1)),
+        encode(word(run_id="run-0")),
+        encode(word(task_id="other")),
+        encode(word(status=ServerCondition.RUNNING)),
+        encode(word()) + b" " * Channel.SERVER_STATUS.max_payload_bytes,
+    ],
+    ids=["empty", "cut", "a list", "an earlier launch", "another run", "another task", "not its last", "too long"],
+)
+def test_what_is_no_last_word_of_this_launch_is_said_and_not_believed(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "word").write_bytes(content)
+    assert read(tmp_path / "word") is None
+    assert "an FL server's last word" in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_to_costs_the_run_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keep_last_word(tmp_path / "no such folder" / "word", word())
+    keep_last_word(None, word())
+    assert [record.message for record in caplog.records] == ["the last word is not kept; the bus may still have it"]
