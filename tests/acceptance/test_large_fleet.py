@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 from secure_site import MANAGER, STANDBY, TASK, SecureSite, make_fleet
+from terminals import at_a_terminal
 from yard import TIMEOUT_S, Yard, eventually
 
 from fedops_mqtt.bus import BusOptions, Connected, Connection, Mosquitto
@@ -97,6 +98,15 @@ async def test_watch_and_manager_say_that_a_broker_drops(yard: Yard) -> None:
             health = (await http.get("/api/v1/health")).json()
         assert "raise max_queued_messages" in health["problem"]
         assert health["num_clients"] < NUM_CRAMPED
+
+
+async def test_watch_at_a_terminal_shows_it_above_the_table_however_narrow() -> None:
+    async with (
+        Mosquitto(changes=CRAMPED) as broker,
+        a_fleet_of(NUM_CRAMPED, broker.url),
+        at_a_terminal("watch", "--broker", broker.url, lines=24, columns=80) as terminal,
+    ):
+        await terminal.until_shown("the broker dropped", "raise max_queued_messages", "no runs yet")
 
 
 async def test_watch_says_it_too_where_the_brokers_count_may_not_be_read(yard: Yard, tmp_path: Path) -> None:

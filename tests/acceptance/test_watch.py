@@ -1,16 +1,12 @@
 """`watch` and the verbs that ask the manager, through a pipe and at a terminal, and what an idle daemon weighs."""
 
 import asyncio
-import fcntl
 import json
-import os
-import pty
-import struct
-import termios
-from contextlib import suppress
+import signal
 
 import psutil
-from yard import COMMAND, TIMEOUT_S, Site, eventually
+from terminals import at_a_terminal
+from yard import TIMEOUT_S, Site
 
 from fedops_mqtt.core.exit_codes import ExitCode
 from fedops_mqtt.protocol import ClientCondition
@@ -43,32 +39,10 @@ async def test_watch_once_tells_what_is_known_as_json_lines(site: Site) -> None:
 async def test_watch_at_a_terminal_draws_a_live_table_and_ctrl_c_leaves_it(site: Site) -> None:
     await site.start_client(MAC, client_name="kitchen")
     await site.observer.until_client(MAC, ClientCondition.ONLINE)
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 140, 0, 0))
-    process = await asyncio.create_subprocess_exec(
-        str(COMMAND),
-        "watch",
-        "--broker",
-        site.broker,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-    )
-    os.close(theirs)
-    os.set_blocking(ours, False)
-    screen = bytearray()
-
-    def shows_client() -> bool:
-        with suppress(BlockingIOError):
-            screen.extend(os.read(ours, 65536))
-        return b"kitchen" in screen and b"no runs yet" in screen
-
-    await eventually(shows_client)
-    process.send_signal(2)
-    assert await process.wait() == ExitCode.OK
-    os.close(ours)
-    assert b"\x1b[" in screen
+    async with at_a_terminal("watch", "--broker", site.broker) as terminal:
+        await terminal.until_shown("kitchen", "no runs yet", "\x1b[")
+        terminal.process.send_signal(signal.SIGINT)
+        assert await terminal.process.wait() == ExitCode.OK
 
 
 async def test_clients_and_runs_are_tables_in_a_pipe_and_json_lines_on_demand(site: Site) -> None:
