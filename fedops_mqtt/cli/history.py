@@ -187,14 +187,15 @@ def _show_run(run: "Record", rounds: "list[Record]") -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from fedops_mqtt.cli.live import accuracy_of, sparkline
+    from fedops_mqtt.cli.live import sparkline
     from fedops_mqtt.cli.output import as_text, print_records
+    from fedops_mqtt.core.measures import ACCURACY, measure
 
     console = Console()
     for name in _FACTS:
         if run.get(name) not in (None, "", {}):
             console.print(Text.assemble((f"{name:<24}", "dim"), as_text(run[name])))
-    found: list[Any] = [accuracy_of(row["metrics"]) for row in rounds]
+    found: list[Any] = [measure(row["metrics"], ACCURACY) for row in rounds]
     if bars := sparkline([each for each in found if each is not None]):
         console.print(Text.assemble((f"{'accuracy by round':<24}", "dim"), bars))
     members = [

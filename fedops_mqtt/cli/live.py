@@ -14,6 +14,7 @@ from rich.text import Text
 from fedops_mqtt.cli.output import as_line, as_text
 from fedops_mqtt.cli.picture import RECENT, Picture, client_record, run_record
 from fedops_mqtt.core.fleet import ClientView, Presence, View
+from fedops_mqtt.core.measures import ACCURACY, measure
 from fedops_mqtt.protocol import ClientCondition, RunCondition, RunOutcome, RunStatus
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -107,19 +108,11 @@ def _run_cells(picture: Picture, view: View[RunStatus]) -> list[RenderableType]:
         Text(record["task_id"]),
         Text(said, style=_run_style(view.status)),
         Text(f"{record['round']}/{record['num_rounds']}"),
-        Text(as_text(accuracy_of(record["metrics"]))),
-        Text(sparkline([value for each in rounds if (value := accuracy_of(each.metrics)) is not None])),
+        Text(as_text(measure(record["metrics"], ACCURACY))),
+        Text(sparkline([value for each in rounds if (value := measure(each.metrics, ACCURACY)) is not None])),
         Text(as_text(record["clients"])),
         Text(as_text(record["why"])),
     ]
-
-
-def accuracy_of(metrics: Mapping[str, Any]) -> float | None:
-    """Return the accuracy among metrics: `accuracy`, else the first name that ends so; None when there is none."""
-    named = sorted(
-        (name for name, value in metrics.items() if name.endswith("accuracy") and value is not None), key=len
-    )
-    return float(metrics[named[0]]) if named else None
 
 
 def sparkline(values: Sequence[float]) -> str:

@@ -23,6 +23,7 @@ LANE = {
 }
 _UNNAMED_PX = 24
 """Below a chart whose axis says by itself what it is."""
+_AROUND_MS = 30_000
 _DRAW_BAR = """(params, api) => {
   const start = api.coord([api.value(1), api.value(0)]), end = api.coord([api.value(2), api.value(0)]);
   const height = Math.min(18, api.size([0, 1])[1] * 0.7);
@@ -44,9 +45,18 @@ def by_round(rounds: Sequence[Record], ending: str) -> list[tuple[str, list[list
     return sorted(found.items(), key=lambda each: len(each[0]))
 
 
-def lines(series: Iterable[tuple[str, list[list[float]]]], *, unit: str = "", x_name: str = "round") -> Options:
-    """Return a line chart over rounds."""
-    drawn = [
+def runs_compared(rounds: Mapping[str, Sequence[Record]], ending: str) -> list[tuple[str, list[list[float]]]]:
+    """Return the series of several runs, one for each, of the metric that says most; called by the run's last letters.
+
+    A run without numbers has an empty series: the colours are those of the runs, in their order.
+    """
+    found = {run_id: by_round(rows, ending)[:1] for run_id, rows in rounds.items()}
+    return [(run_id.rpartition("-")[2], series[0][1] if series else []) for run_id, series in found.items()]
+
+
+def lines(series: Iterable[tuple[str, list[list[float]]]], *, is_share: bool = False) -> Options:
+    """Return a line chart over rounds; a share is drawn from 0 to 1, as long as it is none of something else."""
+    drawn: list[Options] = [
         {
             "type": "line",
             "name": name,
@@ -59,19 +69,31 @@ def lines(series: Iterable[tuple[str, list[list[float]]]], *, unit: str = "", x_
         }
         for index, (name, points) in enumerate(series)
     ]
+    is_share = is_share and all(0 <= value <= 1 for each in drawn for _, value in each["data"])
     return _frame(
-        x={"type": "value", "name": x_name, "nameLocation": "middle", "nameGap": 26, "minInterval": 1},
-        y={"type": "value", "scale": True, "name": unit},
+        x={"type": "value", "name": "round", "nameLocation": "middle", "nameGap": 26, "minInterval": 1},
+        y={"type": "value", "min": 0, "max": 1} if is_share else {"type": "value", "scale": True},
         series=drawn,
     )
 
 
-def over_time(series: Iterable[tuple[str, list[list[Any]]]], *, unit: str) -> Options:
-    """Return a line chart over time; points are `[ISO time, value]`."""
-    options = lines(series, unit=unit)
-    options["xAxis"] = _axis({"type": "time"})
+def over_time(series: Sequence[tuple[str, list[list[Any]]]]) -> Options:
+    """Return a line chart over time, from 0; points are `[ISO time, value]`."""
+    options = lines(series)
+    options["xAxis"] = _axis(
+        {"type": "time"} | _around_the_only({point[0] for _, points in series for point in points})
+    )
+    options["yAxis"] = _axis({"type": "value", "min": 0})
     options["grid"]["bottom"] = _UNNAMED_PX
     return options
+
+
+def _around_the_only(times: set[str]) -> Options:
+    """Return the ends of an axis for a single moment: left alone, it would span two days."""
+    if len(times) != 1:
+        return {}
+    at = _ms(times.pop())
+    return {"min": at - _AROUND_MS, "max": at + _AROUND_MS}
 
 
 def round_times(rounds: Sequence[Record], metrics: Sequence[Record]) -> Options:
@@ -91,7 +113,7 @@ def round_times(rounds: Sequence[Record], metrics: Sequence[Record]) -> Options:
     ]
     return _frame(
         x={"type": "category", "data": numbers, "name": "round", "nameLocation": "middle", "nameGap": 26},
-        y={"type": "value", "name": "s"},
+        y={"type": "value"},
         series=series,
     )
 
@@ -199,8 +221,9 @@ def _frame(*, x: Options, y: Options, series: list[Options]) -> Options:
     return {
         "backgroundColor": "transparent",
         "animationDuration": 300,
+        "useUTC": True,
         "textStyle": {"color": INK, "fontFamily": "inherit"},
-        "grid": {"left": 52, "right": 16, "top": 36, "bottom": 42},
+        "grid": {"left": 52, "right": 16, "top": 34, "bottom": 42},
         "legend": {"top": 0, "textStyle": {"color": INK}, "type": "scroll"},
         "tooltip": {"trigger": "axis", "confine": True},
         "xAxis": _axis(x),

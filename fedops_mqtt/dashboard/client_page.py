@@ -6,7 +6,18 @@ from typing import Any
 from nicegui import ui
 
 from fedops_mqtt.dashboard import charts
-from fedops_mqtt.dashboard.parts import cells, chip, clear_section, dated, facts, hint, section, set_chart, table
+from fedops_mqtt.dashboard.parts import (
+    cells,
+    chip,
+    clear_section,
+    dated,
+    draw_chart,
+    facts,
+    hint,
+    section,
+    set_chart,
+    table,
+)
 from fedops_mqtt.dashboard.view import View, subscription
 from fedops_mqtt.dashboard.words import WHY, clock, tell, why_of, word_of
 from fedops_mqtt.manager.api_models import ClientRecord
@@ -55,15 +66,11 @@ class ClientPage:
         with ui.element("div") as self._no_load:
             hint("No system load yet: it is measured while the client trains, every few seconds.")
         with ui.element("div").classes("fed-columns") as self._charts:
-            self._percent = self._chart("System load while training")
-            self._network = self._chart("Network while training")
+            self._percent = draw_chart("System load while training", unit="%")
+            self._network = draw_chart("Network while training", unit="MB")
         self._story = section("Timeline")
         await self._refresh()
         ui.timer(REFRESH_S, self._keep_up)
-
-    def _chart(self, title: str) -> ui.echart:
-        with section(title):
-            return ui.echart({"series": []}).classes("fed-chart").props(f'role="img" aria-label="{title}"')
 
     async def _keep_up(self) -> None:
         news = self._news.take()
@@ -84,8 +91,8 @@ class ClientPage:
         loads = [row for row in metrics if row["kind"] == MetricsKind.SYSTEM]
         self._charts.set_visibility(bool(loads))
         self._no_load.set_visibility(not loads)
-        set_chart(self._percent, charts.over_time(_series(loads, _PERCENT), unit="%"))
-        set_chart(self._network, charts.over_time(_series(loads, _NETWORK, per=1_000_000), unit="MB"))
+        set_chart(self._percent, charts.over_time(_series(loads, _PERCENT)))
+        set_chart(self._network, charts.over_time(_series(loads, _NETWORK, per=1_000_000)))
         if events != self._drawn:
             self._drawn = events
             self._draw_story(events)

@@ -32,8 +32,8 @@ _SINCE = """(p) => { if (!p.value) return ''; const s = Math.max(0, (Date.now() 
     s < 86400 ? Math.floor(s / 3600) + ' h ' + Math.floor(s % 3600 / 60) + ' min' : Math.floor(s / 86400) + ' d'; }"""
 _COLUMNS: list[dict[str, Any]] = [
     {"field": "name", "headerName": "Name", "width": 145, ":cellRenderer": _LINK, "pinned": "left"},
-    {"field": "state", "headerName": "Status", "width": 115, ":cellRenderer": _CHIP},
-    {"field": "why", "headerName": "Why", "flex": 3, "minWidth": 110, "tooltipField": "why"},
+    {"field": "state", "headerName": "Status", "width": 134, ":cellRenderer": _CHIP},
+    {"field": "why", "headerName": "Why", "flex": 3, "minWidth": 80, "tooltipField": "why"},
     {"field": "since", "headerName": "Since", "width": 90, ":valueFormatter": _SINCE},
     {"field": "task", "headerName": "Task", "flex": 1, "minWidth": 80},
     {"field": "phase", "headerName": "Phase", "width": 105},
@@ -42,8 +42,9 @@ _COLUMNS: list[dict[str, Any]] = [
     {"field": "load", "headerName": "Load", "width": 180},
     {"field": "version", "headerName": "Version", "width": 82},
     {"field": "mac", "headerName": "MAC", "width": 155},
+    {"field": "id", "hide": True, "sort": "asc"},  # whoever arrives later has a place among the others at once
 ]
-_ON_A_PHONE = ["since", "task", "phase", "last", "load", "version", "mac"]
+_ON_A_PHONE = ["since", "task", "phase", "round", "last", "load", "version", "mac"]
 _PHONE = """(p) => { if (window.innerWidth < 640) { p.api.setColumnsPinned(['name'], null);
   p.api.setColumnsVisible(%s, false); } }"""
 _NO_MATCH = """(p) => document.body.classList.toggle('fed-none',

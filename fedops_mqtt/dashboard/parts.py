@@ -34,8 +34,16 @@ def chip(word: str) -> None:
     ui.label(word).classes(f"fed-chip fed-{word.lower()}")
 
 
-def legend(colours: Mapping[str, str], remark: str) -> None:
-    """Draw what the colours of a chart mean, where the chart itself cannot."""
+def draw_chart(title: str, *, unit: str = "", colours: Mapping[str, str] | None = None, remark: str = "") -> ui.echart:
+    """Draw a card with a chart, empty so far; `colours` are told where the chart itself cannot."""
+    with section(f"{title} ({unit})" if unit else title) as card:
+        card.props(f'aria-label="{title}"')
+        if colours:
+            _draw_legend(colours, remark)
+        return ui.echart({"series": []}).classes("fed-chart").props(f'role="img" aria-label="{title}"')
+
+
+def _draw_legend(colours: Mapping[str, str], remark: str) -> None:
     with ui.element("div").classes("fed-row fed-legend"):
         for name, colour in colours.items():
             ui.label(name).style(f"--swatch:{colour}")
@@ -70,9 +78,10 @@ def clear_section(card: ui.element) -> None:
 
 
 def table(*columns: str) -> ui.element:
-    """Draw a table's head and return its body, to be entered."""
+    """Draw a table's head and return its body, to be entered; on a phone a row is a few lines of named values."""
     scroll = ui.element("div").classes("fed-scroll").props('tabindex="0" role="region" aria-label="Table"')
-    with scroll, ui.element("table").classes("fed-table"):
+    names = ";".join(f"--name{number}:'{name}'" for number, name in enumerate(columns, 1))
+    with scroll, ui.element("table").classes("fed-table").style(names):
         with ui.element("thead"), ui.element("tr"):
             for name in columns:
                 with ui.element("th").props('scope="col"'):

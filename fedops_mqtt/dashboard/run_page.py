@@ -6,6 +6,7 @@ from typing import Any
 
 from nicegui import ui
 
+from fedops_mqtt.core.measures import ACCURACY, LOSS, measure
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.dashboard import charts
 from fedops_mqtt.dashboard.parts import (
@@ -13,9 +14,9 @@ from fedops_mqtt.dashboard.parts import (
     chip,
     clear_section,
     dated,
+    draw_chart,
     facts,
     hint,
-    legend,
     section,
     set_chart,
     table,
@@ -30,6 +31,7 @@ from fedops_mqtt.manager.events import NewsKind
 
 REFRESH_S = 1.0
 _TOOK = "Time"
+_GAPS = "gaps: waiting for the others"
 MAX_STORY = 300
 _TROUBLE = ("failed", "lost", "rejected", "stopped")
 _ABOUT = (NewsKind.RUN, NewsKind.ROUND, NewsKind.METRICS, NewsKind.EVENT, NewsKind.LAGGED)
@@ -68,12 +70,11 @@ class RunPage:
         self._head = ui.element("div").classes("fed-card")
         self._trouble = section("What went wrong")
         with ui.element("div").classes("fed-columns"):
-            self._accuracy = self._chart("Accuracy by round")
-            self._loss = self._chart("Loss by round")
-            self._times = self._chart("Time by round")
-        self._lanes = self._chart(
-            "What every client did", {name.removesuffix("_s"): it for name, it in charts.LANE.items()}
-        )
+            self._accuracy = draw_chart("Accuracy by round")
+            self._loss = draw_chart("Loss by round")
+            self._times = draw_chart("Time by round", unit="s")
+        colours = {name.removesuffix("_s"): colour for name, colour in charts.LANE.items()}
+        self._lanes = draw_chart("What every client did", unit="UTC", colours=colours, remark=_GAPS)
         with ui.element("div").classes("fed-columns"):
             self._clients = section("Clients")
             self._models = section("Model versions")
@@ -81,13 +82,6 @@ class RunPage:
         self._dialogs = ui.element("div")  # outlives what is drawn again around the button
         await self._refresh()
         ui.timer(REFRESH_S, self._keep_up)
-
-    def _chart(self, title: str, colours: Mapping[str, str] | None = None) -> ui.echart:
-        with section(title) as card:
-            card.props(f'aria-label="{title}"')
-            if colours:
-                legend(colours, "gaps: waiting for the others")
-            return ui.echart({"series": []}).classes("fed-chart").props('role="img"').props(f'aria-label="{title}"')
 
     async def _keep_up(self) -> None:
         news = [each for each in self._news.take() if each.kind in _ABOUT and each.is_about(None, self._run_id)]
@@ -105,8 +99,8 @@ class RunPage:
         models = (await history.list_models(self._record["task_id"])).items
         self._draw_head()
         self._redraw("trouble", self._troubles(), self._draw_trouble)
-        set_chart(self._accuracy, charts.lines(charts.by_round(rounds, "accuracy")))
-        set_chart(self._loss, charts.lines(charts.by_round(rounds, "loss")))
+        set_chart(self._accuracy, charts.lines(charts.by_round(rounds, ACCURACY), is_share=True))
+        set_chart(self._loss, charts.lines(charts.by_round(rounds, LOSS)))
         set_chart(self._times, charts.round_times(rounds, metrics))
         self._draw_lanes(metrics, events)
         self._redraw("clients", self._members(), self._draw_clients)
@@ -132,7 +126,7 @@ class RunPage:
             ("Round", f"{run['round']} of {run['num_rounds']}"),
             ("Clients", _counted(counts)),
             ("FL server", _server_of(run)),
-            *((name, number(value)) for name, value in run["metrics"].items() if name.endswith(("accuracy", "loss"))),
+            *((name, number(value)) for name, value in run["metrics"].items() if name.endswith((ACCURACY, LOSS))),
         ]
         self._redraw("head", (run_word(run), run["reason"], shown), self._draw_facts)
         self._facts[_TOOK].set_text(duration(now - beginning.timestamp()))
@@ -213,15 +207,14 @@ class RunPage:
             if not models:
                 ui.label("None yet: a model is saved when the run ends well.").classes("fed-soft")
                 return
-            with table("Version", "Round", "Saved (UTC)", "Size", "Model", "Metrics"):
+            with table("Version", "Model", "Round", "Accuracy", "Loss", "Size", "Saved (UTC)"):
                 for model in models:
                     with ui.element("tr"):
-                        numbers = ", ".join(f"{name} {number(value)}" for name, value in model.metrics.items())
-                        saved = clock(model.saved_at.isoformat())
-                        cells(f"V{model.version}", model.round, saved, size(model.size_bytes))
+                        cells(f"V{model.version}")
                         with ui.element("td"):
                             ui.link("download", f"/api/v1/tasks/{model.task_id}/models/{model.file_name}")
-                        cells(words=numbers)
+                        measures = (number(measure(model.metrics, ending)) for ending in (ACCURACY, LOSS))
+                        cells(model.round, *measures, size(model.size_bytes), clock(model.saved_at.isoformat()))
 
     def _draw_story(self, events: list[Record]) -> None:
         clear_section(self._story)

@@ -5,8 +5,8 @@ CSS = """
   --green:#1b6e2d; --blue:#1458a6; --red:#b42318; --amber:#8a5300; --grey:#55616f; }
 body.body--dark { --ink:#e6eaef; --soft:#a3afbc; --paper:#11161c; --card:#1a2129; --line:#2d3743; --accent:#5cc8d7;
   --green:#6fcf85; --blue:#78b4ff; --red:#ff8a80; --amber:#f2b95c; --grey:#a3afbc; }
-body, body.body--dark { background:var(--paper); color:var(--ink); }
-.nicegui-content { padding:0; }
+body, body.body--dark { --q-primary:var(--accent) !important; background:var(--paper); color:var(--ink); }
+.nicegui-content { padding:0; gap:0; }
 .fed-header { background:var(--card) !important; color:var(--ink) !important; border-bottom:1px solid var(--line);
   display:flex; align-items:center; gap:1rem; padding:.4rem 1rem; }
 .fed-brand { font-weight:700; color:var(--accent) !important; text-decoration:none; font-size:1.05rem; }
@@ -41,8 +41,8 @@ body, body.body--dark { background:var(--paper); color:var(--ink); }
   border:1px solid var(--line); border-radius:6px; padding:.2rem .5rem; overflow-wrap:anywhere; white-space:pre-wrap; }
 .fed-pre { max-height:22rem; overflow:auto; }
 .fed-hint { background:var(--card); border:1px dashed var(--line); border-radius:10px; padding:1.2rem; gap:.6rem; }
-.fed-banner { background:var(--red); color:var(--paper); padding:.5rem 1rem; align-items:center; gap:.6rem;
-  width:100%; }
+.fed-banner { background:var(--red); color:var(--paper); padding:.5rem 1rem; gap:.6rem; width:100%; display:flex;
+  align-items:center; border-bottom:1px solid var(--paper); }
 .fed-banner .fed-code { color:var(--ink); }
 .fed-chart { height:260px; width:100%; }
 .fed-box { max-height:calc(100vh - 17.5rem); min-height:130px; width:100%; }
@@ -58,6 +58,8 @@ body, body.body--dark { background:var(--paper); color:var(--ink); }
 .fed-table th, .fed-table td { white-space:nowrap; }
 .fed-table .fed-words { white-space:normal; min-width:11rem; overflow-wrap:anywhere; }
 .fed-legend { font-size:.8rem; color:var(--soft); gap:.2rem .9rem; }
+.fed-swatch { display:inline-block; width:.7rem; height:.7rem; border-radius:2px; margin-right:.4rem;
+  background:var(--swatch); }
 .fed-legend > :not(.fed-remark)::before { content:""; display:inline-block; width:.7rem; height:.7rem;
   border-radius:2px; margin-right:.35rem; background:var(--swatch); }
 .fed-scroll { overflow:auto; max-height:24rem; width:100%; }
@@ -70,6 +72,19 @@ body, body.body--dark { background:var(--paper); color:var(--ink); }
 .fed-danger { color:var(--red) !important; border:1px solid currentColor; }
 .fed-main :focus-visible, .fed-header :focus-visible { outline:2px solid var(--accent); outline-offset:2px; }
 @media (max-width:640px) { .fed-main { padding:.7rem; } .fed-header { gap:.4rem; padding:.3rem .6rem; }
-  .fed-count { min-width:0; flex:1 1 40%; } .fed-box { max-height:75vh; } .fed-title { font-size:1.1rem; } }
+  .fed-count { min-width:0; flex:1 1 40%; } .fed-box { max-height:75vh; } .fed-title { font-size:1.1rem; }
+  .fed-table, .fed-table tbody { display:block; } .fed-table thead { display:none; }
+  .fed-table tr { display:flex; flex-wrap:wrap; gap:.1rem .9rem; align-items:baseline; padding:.45rem 0;
+    border-top:1px solid var(--line); }
+  .fed-table td { display:flex; gap:.35rem; align-items:baseline; padding:0; border:0; }
+  .fed-table .fed-words { flex-basis:100%; min-width:0; }
+  .fed-table td::before { color:var(--soft); font-size:.8rem; }
+  .fed-table td:nth-child(3)::before { content:var(--name3); }
+  .fed-table td:nth-child(4)::before { content:var(--name4); }
+  .fed-table td:nth-child(5)::before { content:var(--name5); }
+  .fed-table td:nth-child(6)::before { content:var(--name6); }
+  .fed-table td:nth-child(7)::before { content:var(--name7); }
+  .fed-table td:nth-child(8)::before { content:var(--name8); }
+  .fed-table .fed-story td::before { content:none; } }
 @media (prefers-reduced-motion:reduce) { * { transition:none !important; animation:none !important; } }
 """

@@ -1,14 +1,27 @@
 """Tasks: start a run of one, see its runs side by side."""
 
 from collections.abc import Awaitable, Callable
+from itertools import zip_longest
 from typing import Any
 
 from nicegui import ui
 from pydantic import ValidationError
 
 from fedops_mqtt.core.fleet import is_idle
+from fedops_mqtt.core.measures import ACCURACY, LOSS, measure
 from fedops_mqtt.dashboard import charts
-from fedops_mqtt.dashboard.parts import cells, chip, clear_section, dated, facts, hint, section, set_chart, table
+from fedops_mqtt.dashboard.parts import (
+    cells,
+    chip,
+    clear_section,
+    dated,
+    draw_chart,
+    facts,
+    hint,
+    section,
+    set_chart,
+    table,
+)
 from fedops_mqtt.dashboard.stopping import stop_button
 from fedops_mqtt.dashboard.view import View, subscription
 from fedops_mqtt.dashboard.words import clock, duration, moment, number, run_word
@@ -104,7 +117,7 @@ class TaskPage:
         self._view = view
         self._task_id = task_id
         self._task = task
-        self._drawn: list[Any] = []
+        self._drawn: list[RunRecord] | None = None
 
     async def draw(self) -> None:
         """Draw, fill and keep up."""
@@ -114,8 +127,10 @@ class TaskPage:
                 self._draw_form(self._task)
         elif self._task is not None:
             hint("Runs of this task begin when its FL server announces itself (adopt = true).")
-        with section("Accuracy of its last runs") as self._compared:
-            self._chart = ui.echart({"series": []}).classes("fed-chart").props('role="img" aria-label="Runs compared"')
+        with ui.element("div").classes("fed-columns") as self._compared:
+            self._charts = {
+                ending: draw_chart(f"{ending.capitalize()} of its last runs") for ending in (ACCURACY, LOSS)
+            }
         self._runs = section("Runs")
         self._dialogs = ui.element("div")  # outlives what is drawn again around the button
         await self._refresh()
@@ -175,15 +190,16 @@ class TaskPage:
     async def _refresh(self) -> None:
         runs = (await self._view.api.list_runs(task_id=self._task_id, limit=NUM_RUNS)).items
         self._compared.set_visibility(bool(runs))
-        series = []
-        for run in runs[:NUM_COMPARED]:
-            rounds = (await self._view.api.history.list_rounds(run.run_id)).items
-            found = charts.by_round([dated(row) for row in rounds], "accuracy")
-            series += [(run.run_id.removeprefix(f"{self._task_id}-"), points) for _, points in found[:1]]
-        set_chart(self._chart, charts.lines(series))
+        rounds = {run.run_id: await self._rounds_of(run.run_id) for run in runs[:NUM_COMPARED]}
+        for ending, chart in self._charts.items():
+            series = charts.runs_compared(rounds, ending)
+            set_chart(chart, charts.lines(series, is_share=ending == ACCURACY))
         if runs != self._drawn:
             self._drawn = runs
             self._draw_runs(runs)
+
+    async def _rounds_of(self, run_id: str) -> list[charts.Record]:
+        return [dated(row) for row in (await self._view.api.history.list_rounds(run_id)).items]
 
     def _draw_runs(self, runs: list[RunRecord]) -> None:
         clear_section(self._runs)
@@ -196,20 +212,24 @@ class TaskPage:
             if active is not None:
                 with ui.element("div").classes("fed-row"):
                     stop_button(self._view, active.run_id, self._dialogs).set_enabled(not active.is_stopping)
-            with table("Run", "Outcome", "Began (UTC)", "Took", "Rounds", "Clients", "Metrics"):
-                for run in runs:
-                    _draw_run(run)
+            with table("Run", "Outcome", "Accuracy", "Loss", "Rounds", "Clients", "Took", "Began (UTC)"):
+                for run, colour in zip_longest(runs, charts.COLOURS[:NUM_COMPARED]):
+                    if run is not None:
+                        _draw_run(run, colour)
 
 
-def _draw_run(record: RunRecord) -> None:
+def _draw_run(record: RunRecord, colour: str | None) -> None:
+    """Draw a run's row; the colour is that of its line in the charts."""
     run = record.model_dump(mode="json")
     beginning, end = moment(run["created_at"]), moment(run["ended_at"])
     took = duration((end - beginning).total_seconds()) if beginning and end else "–"
-    numbers = {name: value for name, value in run["metrics"].items() if name.endswith(("accuracy", "loss"))}
     with ui.element("tr"):
-        with ui.element("td"):
+        with ui.element("td"), ui.element("div"):
+            if colour:
+                ui.element("span").classes("fed-swatch").style(f"--swatch:{colour}")
             ui.link(run["run_id"], f"/runs/{run['run_id']}")
         with ui.element("td"):
             chip(run_word(run))
-        shown = ", ".join(f"{name} {number(value)}" for name, value in numbers.items())
-        cells(clock(run["created_at"]), took, f"{run['round']}/{run['num_rounds']}", len(run["clients"]), words=shown)
+        measures = (number(measure(run["metrics"], ending)) for ending in (ACCURACY, LOSS))
+        rounds = f"{run['round']}/{run['num_rounds']}"
+        cells(*measures, rounds, len(run["clients"]), took, clock(run["created_at"]))

@@ -55,12 +55,13 @@ class View:
 
     def _banner(self) -> None:
         broker = self.desk.connection.broker
-        with ui.row().classes("fed-banner").props('role="alert"') as banner:
+        with ui.element("div").classes("fed-banner").props('role="alert"') as banner:
             ui.icon("cloud_off")
-            ui.label(f"No broker at {broker}: what you see is how it was. Trying again all the time; start it with")
-            ui.label("fedops-mqtt broker").classes("fed-code")
+            with ui.element("div").classes("fed-row"):
+                ui.label(f"No broker at {broker}: what you see is how it was. Trying again all the time; start it with")
+                ui.label("fedops-mqtt broker").classes("fed-code")
 
-        with ui.row().classes("fed-banner").props('role="alert"') as losses:
+        with ui.element("div").classes("fed-banner").props('role="alert"') as losses:
             ui.icon("warning")
             problem = ui.label()
 

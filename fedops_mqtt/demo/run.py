@@ -21,10 +21,10 @@ import httpx
 
 from fedops_mqtt.bus import BusError, BusOptions, connect
 from fedops_mqtt.bus.tasks import alongside
-from fedops_mqtt.cli.live import accuracy_of
 from fedops_mqtt.cli.picture import Picture, Record
 from fedops_mqtt.cli.watch import feed
 from fedops_mqtt.core.exit_codes import ExitCode
+from fedops_mqtt.core.measures import ACCURACY, measure
 from fedops_mqtt.demo.processes import DemoError, Processes
 from fedops_mqtt.demo.screen import Screen
 from fedops_mqtt.protocol import RunCondition, RunOutcome
@@ -212,7 +212,7 @@ class Demo:
             self.processes.keep_models()
         return {
             "outcome": run["outcome"],
-            "accuracy": accuracy_of(run["metrics"]),
+            "accuracy": measure(run["metrics"], ACCURACY),
             "rounds": run["round"],
             "clients": self._count_finished(run),
             "trigger_to_training_ms": run["trigger_to_training_ms"],

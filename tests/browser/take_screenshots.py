@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from browsing import PHONE, WIDE, Visitor, visiting
+from test_large_fleet import CRAMPED, NUM_CRAMPED, a_fleet_of
 from yard import Site, Yard, observing
 
 from fedops_mqtt.bus import Mosquitto
@@ -32,6 +33,7 @@ async def main(folder: Path) -> None:
         try:
             async with Mosquitto() as broker, observing(broker.url, "digits") as observer:
                 await show(Site(yard, broker.url, "digits", observer), folder)
+            await show_losses(yard, folder)
         finally:
             await yard.clear_up()
 
@@ -67,6 +69,22 @@ async def show(site: Site, folder: Path) -> None:
     }  # fmt: skip
     await shoot(site, folder, views)
     await site.yard.run("stop", running, "--manager", site.manager_url, "--wait")
+
+
+async def show_losses(yard: Yard, folder: Path) -> None:
+    """A broker that keeps messages to itself, and then one that is gone."""
+    async with (
+        Mosquitto(changes=CRAMPED) as broker,
+        a_fleet_of(NUM_CRAMPED, broker.url),
+        observing(broker.url, "nobody") as observer,
+    ):
+        site = Site(yard, broker.url, "digits", observer)
+        manager = await site.start_manager()
+        await manager.until_said("messages are lost at the broker")
+        await shoot(site, folder, {"dropping": "/"})
+        await broker.kill()
+        await shoot(site, folder, {"no-broker": "/"})
+        await manager.end()
 
 
 async def shoot(site: Site, folder: Path, views: dict[str, str]) -> None:

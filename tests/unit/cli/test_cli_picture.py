@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Console
 
 from fedops_mqtt.bus import Cleared, Connected, Disconnected, Received
-from fedops_mqtt.cli.live import accuracy_of, draw, sparkline
+from fedops_mqtt.cli.live import draw, sparkline
 from fedops_mqtt.cli.output import as_line, as_text, pad_lines
 from fedops_mqtt.cli.picture import Picture, Record
 from fedops_mqtt.core.fencing import LAST_SEQ
@@ -133,12 +133,6 @@ def test_empty_states_say_what_to_do() -> None:
     assert "connecting to the broker" in shown
     assert "fedops-mqtt client" in shown
     assert "fedops-mqtt start" in shown
-
-
-def test_accuracy_is_found_under_its_own_name_first() -> None:
-    assert accuracy_of({"eval_accuracy": 0.5, "accuracy": 0.9}) == 0.9
-    assert accuracy_of({"eval_accuracy": 0.5, "accuracy": None}) == 0.5
-    assert accuracy_of({"loss": 1.0}) is None
 
 
 def test_a_sparkline_stays_within_its_bars() -> None:

@@ -81,6 +81,27 @@ def test_a_lane_shows_what_a_client_did_and_where_it_failed() -> None:
     assert [mark["name"] for mark in marks] == ["failed: disk gone"]
 
 
+def test_an_accuracy_is_drawn_from_0_to_1_and_a_percentage_as_it_is() -> None:
+    flat = [("accuracy", [[0, 0.98], [1, 0.98]])]
+    assert {name: charts.lines(flat, is_share=True)["yAxis"][name] for name in ("min", "max")} == {"min": 0, "max": 1}
+    assert "max" not in charts.lines([("accuracy", [[0, 98.0]])], is_share=True)["yAxis"]
+    assert "max" not in charts.lines(flat)["yAxis"]
+
+
+def test_a_single_moment_has_a_minute_around_it() -> None:
+    axis = charts.over_time([("CPU", [[AT, 50.0]])])["xAxis"]
+    assert axis["max"] - axis["min"] == 60_000
+    assert "min" not in charts.over_time([("CPU", [[AT, 50.0], ["2026-11-24T10:15:31+00:00", 60.0]])])["xAxis"]
+
+
+def test_runs_are_compared_by_one_measure_each_and_keep_their_places() -> None:
+    rows = [{"round": 1, "metrics": {"eval_accuracy": 0.4, "accuracy": 0.5}}]
+    compared = charts.runs_compared(
+        {"digits-20261126-155341-5a76": rows, "digits-20261126-155333-e3e0": []}, "accuracy"
+    )
+    assert compared == [("5a76", [[1, 0.5]]), ("e3e0", [])]
+
+
 def test_a_metric_that_diverged_leaves_a_gap() -> None:
     rounds = [{"round": 1, "metrics": {"loss": None, "accuracy": 0.5}}, {"round": 2, "metrics": {"loss": 0.25}}]
     assert charts.by_round(rounds, "loss") == [("loss", [[2, 0.25]])]

@@ -1,0 +1,30 @@
+"""A broker that keeps messages to itself is said on every page, with what to do."""
+
+from pathlib import Path
+
+from browsing import PHONE, Visitor
+from test_large_fleet import CRAMPED, NUM_CRAMPED, a_fleet_of
+from yard import Site, Yard, observing
+
+from fedops_mqtt.bus import Mosquitto
+
+
+async def test_a_broker_that_drops_is_said_on_the_page(tmp_path: Path, visitor: Visitor) -> None:
+    yard = Yard(tmp_path)
+    try:
+        async with (
+            Mosquitto(changes=CRAMPED) as broker,
+            a_fleet_of(NUM_CRAMPED, broker.url),
+            observing(broker.url, "nobody") as observer,
+        ):
+            site = Site(yard, broker.url, "digits", observer)
+            await site.start_manager()
+            visitor.url = site.manager_url
+            for path in ("/", "/tasks"):
+                await visitor.open(path)
+                await visitor.sees("raise max_queued_messages at the broker")
+                await visitor.check_accessibility()
+            await visitor.page.set_viewport_size(PHONE)
+            await visitor.sees("clients may be missing")
+    finally:
+        await yard.clear_up()
