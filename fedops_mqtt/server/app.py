@@ -189,6 +189,8 @@ class FLServer:
 
     def _begin(self) -> Beginning:
         beginning = find_beginning(self.plan, store=self._store, checkpoints=self._checkpoints, initial=self._initial)
+        if self.plan.is_resumable:
+            self._checkpoints.remove_others(self.plan.run_id)
         self.server.last_gl_model_v, self.server.gl_model_v = beginning.last_gl_model, beginning.gl_model
         self._announcer.say(gl_model=beginning.gl_model, round=beginning.done)
         return beginning

@@ -1,6 +1,7 @@
 """What a relaunched server needs to go on with its run after the last whole round: model, round, strategy's state.
 
-One file a run, replaced at every round and removed when the run has ended; nothing in it is pickled.
+One file a run, replaced at every round and removed when the run has ended, by its server or by the next run's; nothing
+in it is pickled.
 """
 
 import logging
@@ -89,6 +90,16 @@ class CheckpointStore:
     def remove(self, run_id: str) -> None:
         """Remove the run's checkpoint, if there is one."""
         self._folder.remove(_name(run_id))
+
+    def remove_others(self, run_id: str) -> None:
+        """Remove what other runs left: a task has one run at a time, so those were closed without their servers.
+
+        Raises:
+            OSError: the place cannot be read or written to.
+        """
+        for name in self._folder.names():
+            if name.endswith(SUFFIX) and name != _name(run_id):
+                self._folder.remove(name)
 
 
 def _name(run_id: str) -> str:

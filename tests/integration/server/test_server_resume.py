@@ -111,3 +111,21 @@ async def test_a_launch_that_finds_all_rounds_in_its_checkpoint_only_saves(house
     assert (result.outcome, result.round, result.metrics) == (RunOutcome.COMPLETED, 2, {"accuracy": 0.5})
     for name, array in arrays_of_newest(house).items():
         np.testing.assert_array_equal(array, arrays[name])
+
+
+async def test_what_a_run_left_that_was_closed_without_its_server_goes_when_the_next_one_begins(house: House) -> None:
+    gate, options = Gate(), {"num_rounds": NUM_ROUNDS, "launch": 1}
+    async with house.listen() as bus:
+        server = house.spawn("fedavg", run_id="closed", **options)
+        address = await bus.ready(1)
+        clients = [house.join(address, number, app=gated_app(gate, from_round=3)) for number in (0, 1)]
+        for _ in clients:
+            await gate.wait_entered()
+        await until_kept(house, "closed", 2)
+        server.signal(signal.SIGKILL)
+        await server.wait()
+        gate.opened.set()
+    async with house.listen() as bus:
+        house.spawn("fedavg", run_id="next", **options)
+        await bus.status(lambda status: status.run_id == "next" and status.server_ip is not None)
+    assert [path.name for path in (house.store / house.task_id / ".checkpoints").iterdir()] == []

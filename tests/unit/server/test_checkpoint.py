@@ -7,9 +7,9 @@ from fedops_mqtt.protocol import IdentityError
 from fedops_mqtt.server.checkpoint import Checkpoint, CheckpointStore
 
 
-def make_checkpoint(round: int = 2) -> Checkpoint:
+def make_checkpoint(round: int = 2, run_id: str = "run-1") -> Checkpoint:
     return Checkpoint(
-        run_id="run-1",
+        run_id=run_id,
         launch=1,
         round=round,
         gl_model=4,
@@ -44,6 +44,18 @@ def test_no_checkpoint_and_a_removed_one_are_none(tmp_path: Path) -> None:
     store.remove("run-1")
     store.remove("run-1")
     assert store.load("run-1") is None
+
+
+def test_what_other_runs_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path), task_id="digits")
+    elsewhere = CheckpointStore(str(tmp_path), task_id="faces")
+    elsewhere.save(make_checkpoint())
+    store.remove_others("run-1")
+    for run_id in ("run-0", "run-1", "run-2"):
+        store.save(make_checkpoint(run_id=run_id))
+    store.remove_others("run-1")
+    kept = [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*.safetensors"))]
+    assert kept == ["digits/.checkpoints/run-1.safetensors", "faces/.checkpoints/run-1.safetensors"]
 
 
 def test_a_corrupt_checkpoint_is_passed_over_and_that_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
