@@ -7,6 +7,7 @@ import asyncio
 import logging
 import secrets
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
@@ -20,6 +21,7 @@ from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.core.fleet import Fleet
 from fedops_mqtt.core.ownership import new_instance
 from fedops_mqtt.core.run_events import StopRequested
+from fedops_mqtt.core.term import start_of
 from fedops_mqtt.listening import serving, url_of
 from fedops_mqtt.manager.actions import Executor
 from fedops_mqtt.manager.api import Api
@@ -207,7 +209,7 @@ def _said_to_servers(settings: ManagerSettings) -> dict[str, object]:
 
 
 def _owner(settings: ManagerSettings, journal: Journal, *, term: int, url: str) -> StatusOwner:
-    instance = new_instance(term * 1000, secrets.token_hex(6))  # a standby that takes over is newer by any clock
+    instance = new_instance(start_of(term, time.time_ns() // 1_000_000), secrets.token_hex(6))
 
     def status(stamp: Stamp, condition: ManagerCondition, reason: str | None = None) -> ManagerStatus:
         return ManagerStatus(

@@ -22,7 +22,7 @@ from fedops_mqtt.core.ownership import new_instance
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.core.run_events import ServerExited, ServerUnreachable, StopRequested
 from fedops_mqtt.core.run_plan import Action, EndServer, FireTrigger, LaunchServer, StopClient, plan
-from fedops_mqtt.core.term import next_term
+from fedops_mqtt.core.term import next_term, start_of
 from fedops_mqtt.manager.actions import event_of
 from fedops_mqtt.manager.journal import JournaledRun
 from fedops_mqtt.manager.ledger import Ledger
@@ -133,7 +133,9 @@ class Manager:
         self.ledger = Ledger(JournaledRun(run=run, secret=b"") for run in self.db.load())
         self.watch = Watch(Fleet(default_heartbeat_s=HEARTBEAT_S), self.ledger)
         disk = self.world.manager_disk
-        instance = new_instance(self.term * 1000, f"{self.kernel.rng.getrandbits(48):012x}")
+        instance = new_instance(
+            start_of(self.term, int(self.world.server_disk.unix_ms())), f"{self.kernel.rng.getrandbits(48):012x}"
+        )
         self.owner = Owner(
             self.kernel, disk, topic=topics.manager_status(), instance=instance,
             make_snapshot=lambda stamp: self._status(instance, stamp, ManagerCondition.LEADING),
