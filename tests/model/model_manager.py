@@ -39,6 +39,8 @@ from fedops_mqtt.protocol import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from model_world import World
 
 TICK_S = 1.0
@@ -62,10 +64,13 @@ class Database:
     term: int = 0
     held_until: float = float("-inf")
     last_time: float = 0.0
+    on_write: Callable[[int, int], None] = lambda term, present: None
+    """Told of whoever writes, by its term, and of the term that leads."""
 
     def write(self, term: int, now: float, *runs: Run) -> None:
         """One turn of the leader of this term, or nothing."""
         self.check(term)
+        self.on_write(term, self.term)
         self.last_time = now
         for run in runs:
             members = {mac: dump_member(member) for mac, member in run.members.items()}

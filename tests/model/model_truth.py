@@ -97,6 +97,11 @@ class Truth:
             if not run.reason:
                 self._complain(f"G-3: run {run.run_id} ended as {run.outcome} without a reason")
 
+    def turn_is_written(self, term: int, present: int) -> None:
+        """G-6: a leader that was frozen while another took over writes nothing more."""
+        if term < present:
+            self._complain(f"G-6: a leader of term {term} writes, and term {present} leads")
+
     def check_retained(self, owner: str, *, epoch: int, kept: int | None, now: float) -> None:
         """G-4, in the quiet: an owner that is connected does not leave an older word of its topic at the broker."""
         if kept is not None and kept < epoch:

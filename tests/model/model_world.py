@@ -15,7 +15,7 @@ from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Disconnected, R
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.core.fleet import Fleet, Presence
 from fedops_mqtt.core.run import Run, RunLimits, RunSpec
-from fedops_mqtt.core.run_events import ServerExited
+from fedops_mqtt.core.run_events import ServerExited, StopRequested
 from fedops_mqtt.protocol import (
     ClientCondition,
     ClientStatus,
@@ -32,6 +32,8 @@ LIMITS = RunLimits(
 TROUBLE_S = 150.0
 SETTLE_S = LIMITS.run_s + 60.0
 """After the trouble: every run that began in it has ended."""
+STOPPED_RUN_S = 25.0
+"""And then a run that would go on for ever begins, is stopped after this long, and is over after as long again."""
 LAST_RUN_S = 60.0
 """And then one more run has this long to complete."""
 MAX_STORY = 160
@@ -88,6 +90,7 @@ class World:
         self._servers: list[Server] = []
         self._num_runs = 0
         self.truth = Truth(self.broken)
+        self.database.on_write = self.truth.turn_is_written
         macs = [f"02:00:00:00:00:0{number}" for number in range(1, rng.randint(1, 3) + 1)]
         self.devices = [
             Device(self, mac, rng.choice([0.0, 1.0, -3 * YEAR_S, 2 * YEAR_S, -55 * YEAR_S])) for mac in macs
@@ -185,6 +188,7 @@ class World:
         self._make_quiet()
         self.kernel.run_until(TROUBLE_S + SETTLE_S)
         self._check_rest("after the trouble")
+        self._play_stopped_run()
         last = self.begin_run(2)
         if last is None:
             self.broken("G-3: no run can be started after the trouble")
@@ -193,6 +197,19 @@ class World:
         self._check_last(str(last))
         self._check_rest("at the end")
         self._check_readers(newcomer)
+
+    def _play_stopped_run(self) -> None:
+        """Nobody trains a closed run, though neither its server nor its clients would end by themselves."""
+        run_id, leader = self.begin_run(10_000), self.leader()
+        if run_id is None or leader is None:
+            self.broken("G-3: no run can be started after the trouble")
+            return
+        self.kernel.run_until(self.kernel.now + STOPPED_RUN_S)
+        if any(device.daemon is None or device.daemon.training is None for device in self.devices):
+            self.broken(f"G-3: in the quiet not everybody trains {run_id}")
+        leader.report(run_id, StopRequested("seen enough"))
+        self.kernel.run_until(self.kernel.now + STOPPED_RUN_S)
+        self._check_rest("after a stop")
 
     def _schedule_trouble(self) -> None:
         rng = self.kernel.rng

@@ -1,10 +1,10 @@
-"""Rules of the core, each broken on purpose: what the model must be able to find guilty.
+"""Rules, each broken on purpose: what the model must be able to find guilty.
 
-A mutant replaces one function of the core in its module; what else the core does stays as it is. Tried and not found in
-400 schedules, since another rule stands behind each: a will that drops what it omits (the server's word and the next
-heartbeat tell it), owners that do not take a higher epoch over (the comeback), triggers for another instance or an old
-term (the answers on disk), closed runs whose clients are not stopped and servers that are not launched again (their own
-limits), a thawed leader that is not fenced (clients refuse its term; `tests/acceptance/test_standby.py` has it).
+A mutant replaces one function, of the core or of the model's database, in its place; what else there is stays as it is.
+Five more were played in 400 schedules each and not found; another rule stands behind each: a will that drops what it
+omits (the server's word and the next heartbeat tell it), owners that do not take a higher epoch over (the comeback),
+triggers for another instance and triggers of an old term (the answers on disk), servers that are not launched again
+(the limits end the run).
 """
 
 from collections.abc import Callable
@@ -76,6 +76,14 @@ MUTANTS = [
     Mutant(
         rule="an attempt is for one daemon",
         where=run_plan, name="_needs_new_attempt", broken=lambda *_: False, breaks="G-1",
+    ),
+    Mutant(
+        rule="closed runs are stopped",
+        where=run_plan, name="_after_the_end", broken=lambda *_: iter(()), breaks="G-3",
+    ),
+    Mutant(
+        rule="a frozen leader is fenced",
+        where=model_manager.Database, name="check", broken=lambda self, term: None, breaks="G-6",
     ),
     Mutant(
         rule="a run is read as it was written",
