@@ -233,7 +233,11 @@ class Mosquitto:
     def _write_config(self) -> Path:
         folder = self._work_dir
         data_dir = self._data_dir or folder / "data"
-        data_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            data_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            problem = f"cannot make its folder {data_dir}: {error.strerror}"
+            raise MosquittoError(f"{problem}; choose one that can be written with --data-dir") from error
         changes = dict(self._changes)
         if os.geteuid() == 0:
             changes.setdefault("user", "root")
@@ -248,7 +252,8 @@ class Mosquitto:
         try:
             return template.read_text(encoding="utf-8")
         except OSError as error:
-            raise MosquittoError(f"cannot read its configuration {template}: {error}") from error
+            problem = f"cannot read its configuration {template}: {error.strerror}; name another with --config"
+            raise MosquittoError(f"{problem}, or leave it out for the shipped one") from error
 
     def _open_log(self) -> IO[bytes]:
         if self._is_log_shown:
@@ -266,7 +271,7 @@ class Mosquitto:
             async with asyncio.timeout(self._start_timeout_s):
                 while process.returncode is not None or not await self._answers():
                     if process.returncode is not None:
-                        raise MosquittoError(f"ended with status {process.returncode} at its start", self._log_tail())
+                        raise MosquittoError(self._why_ended(process.returncode), self._log_tail())
                     await asyncio.sleep(_RETRY_S)
         except TimeoutError as error:
             problem = f"did not answer on {self.url} within {self._start_timeout_s:g} s"
@@ -291,6 +296,10 @@ class Mosquitto:
             writer.close()
             with suppress(OSError):
                 await writer.wait_closed()
+
+    def _why_ended(self, status: int) -> str:
+        said = "its own lines above say why" if self._is_log_shown else "its last lines"
+        return f"ended with status {status} at its start; {said}"
 
     def _log_tail(self) -> str:
         log = self._work_dir / "log"

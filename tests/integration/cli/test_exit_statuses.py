@@ -168,6 +168,15 @@ def test_a_broker_whose_port_is_taken(capsys: pytest.CaptureFixture[str]) -> Non
         seen(["broker", "--port", str(port)], ExitCode.UNAVAILABLE, f"cannot listen on 127.0.0.1:{port}", capsys)
 
 
+def test_a_broker_that_cannot_begin(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    broker, wrong = ["broker", "--port", "0"], tmp_path / "wrong.conf"
+    wrong.write_text("nonsense yes\n")
+    seen([*broker, "--config", "/no/such.conf"], ExitCode.UNAVAILABLE, "name another with --config", capfd)
+    seen([*broker, "--config", str(tmp_path)], ExitCode.UNAVAILABLE, "Is a directory; name another", capfd)
+    seen([*broker, "--data-dir", str(no_folder(tmp_path))], ExitCode.UNAVAILABLE, "be written with --data-dir", capfd)
+    seen([*broker, "--config", str(wrong)], ExitCode.UNAVAILABLE, "its own lines above say why", capfd)
+
+
 def test_a_manager_that_cannot_begin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manager = ["manager", "--state-dir", str(tmp_path)]
     anywhere = [*manager, "--http", "127.0.0.1:0"]
