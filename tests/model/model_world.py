@@ -3,7 +3,7 @@
 Trouble first, then quiet: in the quiet everything is started again and the network delivers, and the truth must show.
 """
 
-from model_bus import Broker, Kernel, Line
+from model_bus import SLOW_S, Broker, Kernel, Line
 from model_device import TASK, Device
 from model_manager import Database, Manager
 from model_owner import HEARTBEAT_S, Disk
@@ -137,7 +137,7 @@ class World:
         """After every step: readers are right to think what they think, and a leader's runs end within their limit."""
         for ear in [self.watcher.ear, *(manager.ear for manager in self.managers if manager.is_leading)]:
             ear.check(self.kernel.now, self.broken)
-        if not self.is_troubled:
+        if not self.is_troubled and self.kernel.now > TROUBLE_S + SLOW_S:  # what was under way has arrived
             self._check_retained()
         leader = self.leader()
         if leader is None or leader.is_frozen:
