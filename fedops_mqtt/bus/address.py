@@ -15,6 +15,9 @@ from fedops_mqtt.settings import BusSettings
 _DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
 _MAX_PORT = 65535
 
+MAX_INFLIGHT_PUBLISHES = 64
+"""Publishes under way at a time; more does not make a broker faster."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BusOptions:
@@ -32,8 +35,7 @@ class BusOptions:
     backoff_max_s: float = 30.0
     is_mqtt5_tried: bool = True
     """False: speak MQTT 3.1.1 from the start, for a broker that is known to hang on 5."""
-    max_inflight_publishes: int = 64
-    """Publishes under way at a time; more does not make a broker faster."""
+    max_inflight_publishes: int = MAX_INFLIGHT_PUBLISHES
 
     @classmethod
     def from_settings(cls, settings: BusSettings) -> "BusOptions":

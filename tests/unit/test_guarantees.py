@@ -43,6 +43,15 @@ def test_every_limit_is_in_its_table_with_its_default(title: str) -> None:
     assert {name: float(value) for name, value in shown.items()} == wanted
 
 
+def test_there_is_one_table_of_limits() -> None:
+    others = [path for path in [*ROOT.glob("docs/*.md"), ROOT / "README.md"] if path.name != "limits.md"]
+    rows = {
+        path.name: re.findall(r"^\| `\w+_s`[^|]*\| \d.*", path.read_text(encoding="utf-8"), re.MULTILINE)
+        for path in others
+    }
+    assert {name: found for name, found in rows.items() if found} == {}
+
+
 def test_every_fixed_limit_is_as_its_table_says() -> None:
     table = (ROOT / "docs" / "limits.md").read_text(encoding="utf-8").partition("## Fixed")[2]
     rows = re.findall(r"^\| `([\w.]+)\.(\w+)` \| (\S+) \|", table, re.MULTILINE)
