@@ -23,6 +23,12 @@ HEAD = struct.Struct(">4sII")
 """Magic, bytes of the metadata header, bytes of the content header (both JSON)."""
 MAX_HEADER_BYTES = 64 * 1024 * 1024
 """Long metric lists travel in the header; arrays do not."""
+MAX_METADATA_BYTES = 64 * 1024
+"""Nine short fields."""
+MAX_HEADER_VALUES = 2_000_000
+"""Above what 100,000 arrays need (12 each). Three bytes may be an object of a hundred: 64 MiB of them were 1.8 GB."""
+_SEPARATORS = b",:[{"
+"""A value stands behind each, but for the first; those within strings are counted too."""
 _METADATA_FIELDS = {
     "run_id": int,
     "message_id": str,
@@ -193,7 +199,8 @@ def _parse(num_bytes: int, max_bytes: int) -> Generator[int, bytes, Message]:
     magic, metadata_bytes, content_bytes = HEAD.unpack((yield HEAD.size))
     if magic != MAGIC:
         raise FrameError(f"starts with {magic!r}, not {MAGIC!r}")
-    if max(metadata_bytes, content_bytes) > MAX_HEADER_BYTES or HEAD.size + metadata_bytes + content_bytes > num_bytes:
+    is_too_long = metadata_bytes > MAX_METADATA_BYTES or content_bytes > MAX_HEADER_BYTES
+    if is_too_long or HEAD.size + metadata_bytes + content_bytes > num_bytes:
         raise FrameError("headers are longer than the frame or the format allows")
     metadata = _decode_metadata(_load((yield metadata_bytes)))
     content = _load((yield content_bytes))
@@ -228,6 +235,10 @@ def _dump(value: Any) -> bytes:
 
 
 def _load(data: bytes) -> dict[str, Any]:
+    """Read a header, which takes memory by how many values it has, more than by how long it is."""
+    num_values = sum(data.count(mark) for mark in _SEPARATORS)
+    if num_values > MAX_HEADER_VALUES:
+        raise FrameError(f"header of {num_values} values, {MAX_HEADER_VALUES} are allowed; send numbers as arrays")
     try:
         return cast("dict[str, Any]", checked(orjson.loads(data), dict))
     except orjson.JSONDecodeError as error:

@@ -24,7 +24,7 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 from line_parts import WAIT_S, Gate, Lines, a_metric, ask, ask_in_thread, echo_app, mac_of
 
 from fedops_mqtt.line import wire
-from fedops_mqtt.line.codec import encode_message, read_message
+from fedops_mqtt.line.codec import HEAD, MAX_HEADER_VALUES, encode_message, read_message
 from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.probe import Answers, probe
 from fedops_mqtt.line.server import LineServer, LineTls
@@ -202,7 +202,18 @@ def test_an_upload_at_a_wrong_offset_is_refused(hand: HandClient, offset: int, l
     assert replies_of(results)[0].has_content()
 
 
-@pytest.mark.parametrize("spoil", [lambda data: b"x" * len(data), lambda data: data[:-3], lambda data: data + b"abc"])
+def with_many_values(data: bytes) -> bytes:
+    """Put a header of millions of small values in the place of a frame's own."""
+    magic, metadata_bytes, _ = HEAD.unpack(data[: HEAD.size])
+    content = b'{"records":[' + b"[]," * MAX_HEADER_VALUES + b"[]]}"
+    metadata = data[HEAD.size : HEAD.size + metadata_bytes]
+    return bytes(HEAD.pack(magic, metadata_bytes, len(content)) + metadata + content)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda data: b"x" * len(data), lambda data: data[:-3], lambda data: data + b"abc", with_many_values],
+)
 def test_a_malformed_frame_is_400_counted_and_harmless(hand: HandClient, spoil: Any) -> None:
     results = ask_in_thread(hand.server)
     asked = hand.next()

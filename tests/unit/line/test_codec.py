@@ -293,6 +293,33 @@ def test_a_config_value_that_means_nothing_is_refused(value: object) -> None:
         from_bytes(blob)
 
 
+def with_header(content: bytes) -> bytes:
+    """Return a frame of a header alone."""
+    metadata = orjson.dumps(vars_of(make(RecordDict())))
+    return codec.HEAD.pack(codec.MAGIC, len(metadata), len(content)) + metadata + content
+
+
+@pytest.mark.parametrize("value", [b"[]", b"{}", b'{"bytes":0}', b"1", b'""'])
+def test_a_header_of_too_many_values_is_refused_before_it_is_read(value: bytes) -> None:
+    values = b",".join([value] * (codec.MAX_HEADER_VALUES + 2))
+    blob = with_header(b'{"records":[' + values + b"]}")
+    with pytest.raises(FrameError, match="send numbers as arrays"):
+        from_bytes(blob)
+
+
+def test_metadata_is_short() -> None:
+    metadata = b" " * (codec.MAX_METADATA_BYTES + 1)
+    with pytest.raises(FrameError, match="headers are longer"):
+        from_bytes(codec.HEAD.pack(codec.MAGIC, len(metadata), 2) + metadata + b"{}")
+
+
+def test_a_model_of_a_hundred_thousand_arrays_fits() -> None:
+    array = Array(np.zeros((1, 1, 1, 1), "f4"))
+    record = ArrayRecord({f"blocks[{number}].conv.weight": array for number in range(100_000)})
+    message = make(RecordDict({"arrays": record}))
+    assert len(from_bytes(to_bytes(message)).content["arrays"]) == 100_000
+
+
 def vars_of(message: Message) -> dict[str, object]:
     return {name.removeprefix("_"): value for name, value in vars(message.metadata).items()}
 
