@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
@@ -182,7 +183,7 @@ def _servers(desk: Desk) -> Servers:
     return Servers(
         journal=desk.journal,
         report=desk.inbox.put,
-        folder=desk.settings.state_dir / "manager",
+        folder=desk.settings.state_dir.resolve() / "manager",
         inherited=inherited_environment(),
         said=_said_to_servers(desk.settings),
         grace_s=desk.settings.server_stop_grace_s,
@@ -190,9 +191,9 @@ def _servers(desk: Desk) -> Servers:
 
 
 def _said_to_servers(settings: ManagerSettings) -> dict[str, object]:
-    """What every server is told, by setting name; a task's own `env` outweighs it."""
+    """What every server is told, by setting name; a task's own `env` outweighs it. A server has a folder of its own."""
     password = settings.broker_password
-    return {
+    said: dict[str, object] = {
         "broker": settings.broker,
         "broker_user": settings.broker_user,
         "broker_password": password.get_secret_value() if password else None,
@@ -201,11 +202,12 @@ def _said_to_servers(settings: ManagerSettings) -> dict[str, object]:
         "broker_key_file": settings.broker_key_file,
         "keepalive_s": settings.keepalive_s,
         "heartbeat_s": settings.heartbeat_s,
-        "store": settings.store,
+        "store": settings.store if "://" in settings.store else Path(settings.store).expanduser(),
         "state_dir": settings.state_dir,
         "round_limit_s": settings.limits.round_s,
         "log_level": settings.log_level,
     }
+    return {name: value.resolve() if isinstance(value, Path) else value for name, value in said.items()}
 
 
 def _owner(settings: ManagerSettings, journal: Journal, *, term: int, url: str) -> StatusOwner:

@@ -71,6 +71,25 @@ async def test_a_server_that_is_silent_but_has_kept_its_last_word_is_not_launche
         assert is_completed(await api.ended(await end_unheard(house, api, (a, b))))
 
 
+async def test_files_that_a_manager_names_by_relative_paths_are_found_from_its_servers_folder(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.write_tasks("min_clients = 2", 'cwd = "words"')
+    monkeypatch.chdir(house.folder)
+    relative = {"state_dir": Path("state"), "store": "models"}
+    async with house.managed(**relative) as api, house.device(A) as a, house.device(B) as b:
+        house.tell_server("unheard")
+        run_id = await api.start(house.task_id)
+        await api.training(run_id)
+        told = house.server().environ()
+        names = ("RUN_SECRET_FILE", "LAST_WORD_FILE", "STATE_DIR", "STORE")
+        assert [name for name in names if not Path(told[f"FEDOPS_MQTT_{name}"]).is_absolute()] == []
+        house.tell_server("finish", "all rounds done")
+        a.finishes()
+        b.finishes()
+        assert is_completed(await api.ended(run_id))
+
+
 async def test_a_last_word_is_deleted_with_the_runs_logs(house: House) -> None:
     async with house.device(A) as a, house.device(B) as b:
         async with house.managed(archive_after_s=0.5) as api:
