@@ -3,6 +3,7 @@
 Labels are tasks, statuses and outcomes only: a label per client would cost a time series each.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
@@ -96,14 +97,18 @@ class Meters:
         task_id = after.spec.task_id
         if after.outcome is not None and (before is None or before.outcome is None):
             self._runs.labels(task_id, after.outcome.value).inc()
+        ended: Counter[str] = Counter()
+        delays = self._delays.labels(task_id)
         for mac, member in after.members.items():
             known = before.members.get(mac) if before else None
             if member is known:
                 continue
             if member.training_at is not None and (known is None or known.training_at is None):
-                self._delays.labels(task_id).observe(max(0.0, member.training_at - (member.first_fired_at or 0.0)))
+                delays.observe(max(0.0, member.training_at - (member.first_fired_at or 0.0)))
             if member.status in _ENDS and (known is None or known.status is not member.status):
-                self._members.labels(task_id, member.status.value).inc()
+                ended[member.status.value] += 1
+        for status, count in ended.items():
+            self._members.labels(task_id, status).inc(count)
 
     def collect(self) -> Iterator[Metric]:
         """Yield what is read at this moment (prometheus_client's collector protocol)."""

@@ -1,7 +1,6 @@
 """What happened to a run, told for the journal: our own deeds as they are, others' words by what they changed."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from typing import Any
 
 from fedops_mqtt.core.fleet import View
@@ -16,7 +15,7 @@ def tell(before: Run, after: Run, events: Sequence[RunEvent], now: float) -> Ite
     """Yield what is worth remembering of the step from `before` to `after`."""
     ours = [event for event in events if not isinstance(event, ServerStatus | View)]
     for event in ours:
-        detail = {each.name: getattr(event, each.name) for each in fields(event)}
+        detail = {name: getattr(event, name) for name in event.__slots__}
         mac = detail.pop("client_mac", None)
         yield _event(after, type(event).__name__, now, mac, detail)
     if _server_line(before.server) != _server_line(after.server) and after.server is not None:
