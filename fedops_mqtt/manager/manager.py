@@ -28,6 +28,15 @@ MAX_PAUSE_S = 0.25
 """Longest pause after a turn. A turn over thousands of clients is followed by a pause as long as itself: what comes
 meanwhile is taken in together, and costs one plan instead of hundreds."""
 
+BURST = 20
+"""Events within `BURST_LOOK_S` that are no everyday talk: thousands came, were triggered or were lost."""
+
+BURST_LOOK_S = 0.01
+
+MAX_BURST_S = 0.5
+"""Longest wait for the end of a burst: plans and the journal share the loop with the bus, and who is here comes first.
+Somebody who floods the bus holds up nothing for longer."""
+
 MAX_STEPS = 4
 """Plans in one turn: choosing leads to firing; more steps would be a plan that runs in a circle."""
 
@@ -41,6 +50,7 @@ class Manager:
         self._servers = servers
         self._executor = executor
         self._orders = orders
+        self._num_heard = 0
 
     @property
     def fleet(self) -> Fleet:
@@ -51,6 +61,7 @@ class Manager:
         """Fold what the bus brings, for ever: who is here is known at once, whatever the journal is busy with."""
         while True:
             events = await self._desk.connection.drain()
+            self._num_heard += len(events)
             if self._desk.watch.fold(events, self._desk.clock.now()):
                 self._board.say_all()
             self._desk.inbox.wake()
@@ -65,7 +76,9 @@ class Manager:
 
     async def turn(self, timeout_s: float) -> None:
         """Wait for news, at most `timeout_s`, and do what follows from them and from the time."""
+        heard = self._num_heard
         reports = await self._desk.inbox.take(timeout_s)
+        await self._hear_out(heard)
         began = time.monotonic()
         now = self._desk.clock.now()
         self._desk.watch.settle(now)
@@ -78,17 +91,25 @@ class Manager:
         self._probe(now)
         await asyncio.sleep(min(time.monotonic() - began, MAX_PAUSE_S))
 
+    async def _hear_out(self, num_heard: int) -> None:
+        """Let a burst that goes on pass, so that what it says is known at once and planned for together."""
+        until = time.monotonic() + MAX_BURST_S
+        while self._num_heard - num_heard >= BURST and time.monotonic() < until:
+            num_heard = self._num_heard
+            await asyncio.sleep(BURST_LOOK_S)
+
     async def _plan_and_act(self, now: float) -> None:
+        """Plan to the end, write all of it down at once, and only then act."""
+        self._desk.watch.settle(now)
+        planned: list[tuple[str, Action]] = []
         for _ in range(MAX_STEPS):
-            self._desk.watch.settle(now)
             plans = [(run, plan(run, self.fleet, now)) for run in self._desk.ledger]
-            has_changed = self._note(plans, now)
-            await self._write()
-            for run, planned in plans:
-                for action in planned:
-                    self._executor.act(self._desk.ledger[run.run_id], action)
-            if not has_changed:
-                return
+            planned += [(run.run_id, action) for run, actions in plans for action in actions]
+            if not self._note(plans, now):
+                break
+        await self._write()
+        for run_id, action in planned:
+            self._executor.act(self._desk.ledger[run_id], action)
 
     def _note(self, plans: list[tuple[Run, list[Action]]], now: float) -> bool:
         """Enter what is about to be done; True when that calls for another plan."""

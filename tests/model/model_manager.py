@@ -229,27 +229,26 @@ class Manager:
         self._tell_stragglers(now)
 
     def _plan_and_act(self, now: float) -> None:
+        planned: list[tuple[str, Action]] = []
         for _ in range(4):
-            plans = [(run, plan(run, self.fleet, now)) for run in self.ledger]
-            has_changed = False
-            for run, planned in plans:
-                events = [event for event in map(event_of, planned) if event is not None]
-                self.ledger.apply(run.run_id, events, now)
-                has_changed = has_changed or bool(events)
+            plans = [(run.run_id, plan(run, self.fleet, now)) for run in self.ledger]
+            planned += [(run_id, action) for run_id, actions in plans for action in actions]
+            events = [(run_id, [e for e in map(event_of, actions) if e is not None]) for run_id, actions in plans]
+            for run_id, happened in events:
+                self.ledger.apply(run_id, happened, now)
+            if not any(happened for _, happened in events):
+                break
+        if self._dies_here():
+            return
+        batch = self.ledger.take_batch()
+        if batch:
+            self.db.write(self.term, now, *(after for _, after in batch.runs.values()))
+            for _, after in batch.runs.values():
+                self.world.run_is_written(after)
+        for run_id, action in planned:
             if self._dies_here():
                 return
-            batch = self.ledger.take_batch()
-            if batch:
-                self.db.write(self.term, now, *(after for _, after in batch.runs.values()))
-                for _, after in batch.runs.values():
-                    self.world.run_is_written(after)
-            for run, planned in plans:
-                for action in planned:
-                    if self._dies_here():
-                        return
-                    self._act(self.ledger[run.run_id], action)
-            if not has_changed:
-                return
+            self._act(self.ledger[run_id], action)
 
     def _dies_here(self) -> bool:
         if self.is_alive and self.world.is_troubled and self.kernel.chance(0.0004):

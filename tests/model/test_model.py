@@ -6,6 +6,8 @@ from mutants import MUTANTS, Mutant
 
 FIRST_SEED = 1
 SCHEDULES = 300
+GUILTY_WITHIN = 1000
+"""A lease that nothing but its end repairs is met once in some 300 schedules, whatever the seeds."""
 BATCH = 25
 
 
@@ -35,4 +37,4 @@ def test_a_seed_stands_for_one_schedule() -> None:
 def test_a_broken_rule_is_found_guilty(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mutant.where, mutant.name, mutant.broken)
     with pytest.raises(BrokenInvariantError, match=mutant.breaks):
-        play(FIRST_SEED, SCHEDULES)
+        play(FIRST_SEED, GUILTY_WITHIN)
