@@ -113,6 +113,11 @@ class Meters:
     def collect(self) -> Iterator[Metric]:
         """Yield what is read at this moment (prometheus_client's collector protocol)."""
         yield self._clients()
+        moved = GaugeMetricFamily(
+            "fedops_clients_moved_seconds", "When a client last changed presence or status, s since 1970."
+        )
+        moved.add_metric([], self._watch.moved_at)
+        yield moved
         yield from self._open_runs()
         connected = GaugeMetricFamily("fedops_broker_connected", "1 while the manager has its broker.")
         connected.add_metric([], float(self._connection.is_connected))

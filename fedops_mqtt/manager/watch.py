@@ -44,6 +44,7 @@ class Watch:
         num_malformed: messages that were none.
         num_reconnects: how often the connection came back.
         num_client_reconnects: how often a client spoke with a new epoch.
+        moved_at: when a client last came to stand where it had not stood, by the clock that `fold` is told; 0 before.
         changed: clients that spoke, went or were forgotten since `take_changed`.
     """
 
@@ -58,6 +59,7 @@ class Watch:
         self.num_malformed = 0
         self.num_reconnects = -1
         self.num_client_reconnects = 0
+        self.moved_at = 0.0
         self.changed: set[tuple[str, str]] = set()
         self._ledger = ledger
         self._news: defaultdict[str, list[RunEvent]] = defaultdict(list)
@@ -139,6 +141,8 @@ class Watch:
         self.changed.add((status.task_id, status.client_mac))
         self.num_client_reconnects += before is not None and not is_retained and before.status.epoch < status.epoch
         view = self.fleet.clients[status.task_id, status.client_mac]
+        if before is None or (before.presence, before.status.status) != (view.presence, view.status.status):
+            self.moved_at = now
         is_first_live_word = before is None and not is_retained
         if is_first_live_word or (before is not None and before.status.status is not status.status):
             self._ledger.note(tell_client(status, now))
@@ -168,6 +172,7 @@ class Watch:
         self._expired_at = now
         for view in self.fleet.expire(now):
             self.changed.add((view.status.task_id, view.status.client_mac))
+            self.moved_at = now
             silent = view.status.model_copy(update={"reason": "silent"})
             self._ledger.note(tell_client(silent, now))
             self._tell_runs(view)

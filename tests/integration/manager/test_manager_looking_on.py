@@ -4,11 +4,13 @@ import asyncio
 import csv
 import io
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aiomqtt
+import pytest
 from manager_parts import PATIENCE_S, A, Api, B, House, until
 from prometheus_client.parser import text_string_to_metric_families as parse_prometheus
 
@@ -91,6 +93,7 @@ async def test_prometheus_reads_clients_runs_and_delays(house: House) -> None:
         seen = await numbers(api)
         labels = (("presence", "online"), ("status", "online"), ("task_id", house.task_id))
         assert seen["fedops_clients", labels] == 1
+        assert seen["fedops_clients_moved_seconds", ()] == pytest.approx(time.time(), abs=60)
         assert seen["fedops_broker_connected", ()] == 1
     async with house.managed() as api:
         await finished_run(house, api)
