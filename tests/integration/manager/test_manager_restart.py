@@ -57,7 +57,7 @@ async def test_a_run_that_ended_while_no_manager_was_there_is_known_with_its_out
         async with manager_process(house) as second, api_at(second.url) as api:
             run = await api.ended(run_id)
             assert (run["outcome"], run["reason"], run["launch"]) == ("completed", "all rounds done", 1)
-            assert {each["status"] for each in run["clients"].values()} == {"finished"}
+            await api.run_when(run_id, lambda run: {each["status"] for each in run["clients"].values()} == {"finished"})
 
 
 async def test_a_server_that_died_while_no_manager_was_there_is_launched_again(house: House) -> None:
