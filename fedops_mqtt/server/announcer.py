@@ -8,7 +8,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
@@ -138,7 +138,10 @@ class Announcer:
         if self._is_replaced or not self._thread.is_alive():
             return False
         said = asyncio.run_coroutine_threadsafe(self._flush(timeout_s), self._loop)
-        return said.result()
+        try:
+            return said.result()
+        except CancelledError:  # another process has the topic by now, and the bus was left to it
+            return False
 
     def _run(self) -> None:
         try:

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fault_proxy import FaultProxy
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 from server_parts import Bus, Client, Gate, House, gated_app, mac_of
 
 from fedops_mqtt.bus import Mosquitto
+from fedops_mqtt.demo.client import client_app
 from fedops_mqtt.protocol import (
     ClientCondition,
     ClientStatus,
@@ -233,6 +235,24 @@ async def test_the_last_word_is_on_disk_before_any_broker_hears_it(
     assert isinstance(word, ServerStatus)
     own = {"epoch", "seq", "at"}
     assert word.model_dump(exclude=own) == last.model_dump(exclude=own)
+
+
+async def test_a_server_that_is_replaced_while_it_says_its_last_word_ends_as_it_ended(
+    house: House, broker: Mosquitto, tmp_path: Path
+) -> None:
+    kept = tmp_path / "last-word"
+    async with house.listen() as bus, FaultProxy(broker.host, broker.port).running() as proxy:
+        proxy.swallows = lambda packet: b'"reason":"all rounds done"' in packet
+        options = {"broker": proxy.url, "run_id": "r-10", "launch": 1, "last_word_file": kept, "join": "open"}
+        run, _ = await start_with_two(house, bus, client_app, **options)
+        async with asyncio.timeout(60):
+            while not kept.exists():  # noqa: ASYNC110 - the word goes no further than the disk
+                await asyncio.sleep(0.02)
+        own = bus.statuses[-1]
+        newer = own.model_copy(update={"instance": "zzz", "epoch": own.epoch + 1000, "run_id": "r-11"})
+        await bus.connection.publish(topics.server_status(house.task_id), newer)
+        result = await run
+    assert (result.outcome, result.reason) == (RunOutcome.COMPLETED, "all rounds done")
 
 
 async def test_a_port_that_is_taken_fails_the_run_with_its_reason(house: House) -> None:
