@@ -29,10 +29,15 @@ def tell(**facts: object) -> None:
     print(json.dumps(facts | {"at": time.monotonic()}), flush=True)
 
 
+def bare(host: str, port: int) -> aiomqtt.Client:
+    """Return a client with nothing of ours, in the version of MQTT that ours speaks: the same traffic."""
+    return aiomqtt.Client(host, port, protocol=aiomqtt.ProtocolVersion.V5, max_inflight_messages=1000)
+
+
 async def floor(url: str, num_clients: int) -> None:
     """Count clients by status with nothing of ours but the topics."""
     parts = urlsplit(url)
-    async with aiomqtt.Client(parts.hostname, parts.port, max_inflight_messages=1000) as client:
+    async with bare(parts.hostname, parts.port) as client:
         client.pending_calls_threshold = 10 * _IN_FLIGHT  # it logs each call beyond ten
         await client.subscribe(filter_for(Channel.CLIENT_STATUS, TASK), qos=1)
         tell(ready=True)
@@ -80,7 +85,7 @@ async def newcomer(url: str, num_clients: int) -> None:
     """Read what is retained of everybody, with nothing of ours but the topics."""
     parts = urlsplit(url)
     status_of: dict[str, str] = {}
-    async with aiomqtt.Client(parts.hostname, parts.port, max_inflight_messages=1000) as client:
+    async with bare(parts.hostname, parts.port) as client:
         tell(ready=True)
         await client.subscribe(filter_for(Channel.CLIENT_STATUS, TASK), qos=1)
         async for message in client.messages:
