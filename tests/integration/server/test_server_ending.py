@@ -20,6 +20,7 @@ from fedops_mqtt.protocol import (
     LastRun,
     MemberCondition,
     Outcome,
+    Phase,
     RunOutcome,
     ServerCondition,
     ServerStatus,
@@ -85,12 +86,15 @@ async def test_evaluation_that_never_ends_is_interrupted_by_a_stop(house: House)
     assert last.status is ServerCondition.STOPPED
 
 
+def _has_two_in_training(status: ServerStatus) -> bool:
+    return [client.phase for client in status.clients.values()] == [Phase.TRAINING] * 2
+
+
 async def test_a_server_that_sees_a_higher_launch_of_its_run_leaves_without_a_word(house: House) -> None:
     gate = Gate()
     async with house.listen() as bus:
         run, clients = await start_with_two(house, bus, gated_app(gate), run_id="r-1", launch=1, join="open")
-        await gate.wait_entered()
-        own = bus.statuses[-1]
+        own = await bus.status(_has_two_in_training)  # the last it has to say before the gate opens
         newer = ServerStatus(
             instance="zzz", epoch=own.epoch + 1000, seq=1, at=utc_now(), status=ServerCondition.READY,
             task_id=house.task_id, run_id="r-1", launch=2, server_ip="127.0.0.1:1",
