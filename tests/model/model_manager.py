@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 TICK_S = 1.0
 LEASE_S = 15.0
 STANDBY_POLL_S = 0.5
+RESTART_S = 5.0
+"""`RestartSec` of the shipped unit; an exit with status 1 is restarted (`RestartPreventExitStatus` is 78 and 80)."""
 PROBE_AFTER_S = 6.0
 STRAGGLER_RETRY_S = 5.0
 _READ = (Channel.CLIENT_STATUS, Channel.SERVER_STATUS, Channel.RUN_STATUS)
@@ -127,7 +129,7 @@ class Manager:
     def _renew(self) -> None:
         if self.is_alive and not self.is_frozen:
             if self.db.term != self.term:
-                self.die("lost its lease")
+                self._end("lost its lease")
                 return
             self.db.held_until = self.kernel.now + LEASE_S
         if self.is_alive:
@@ -179,6 +181,11 @@ class Manager:
         if self in self.world.managers:
             self.world.managers.remove(self)
 
+    def _end(self, why: str) -> None:
+        """End with status 1, after which its service manager starts it again: it may be the only one that is left."""
+        self.die(why)
+        self.kernel.after(RESTART_S, lambda: self.world.managers.append(Manager(self.world)))
+
     def thaw(self) -> None:
         self.is_frozen = False
         self._plan_turn(0.0)
@@ -223,7 +230,7 @@ class Manager:
         try:
             self._plan_and_act(now)
         except LeaseGoneError:
-            self.die("another manager leads")
+            self._end("another manager leads")
             return
         self._probe(now)
         self._tell_stragglers(now)
