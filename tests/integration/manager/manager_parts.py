@@ -309,3 +309,18 @@ async def manager_process(house: House, *, waits: bool = True, **changes: Any) -
             with suppress(ProcessLookupError):
                 manager.process.send_signal(signal.SIGTERM)
         await manager.process.communicate()
+
+
+async def run_that_ends_without_a_manager(house: House, *devices: Device) -> str:
+    """Kill the manager as the devices train and let the run come to its end; return its id."""
+    async with manager_process(house) as manager, api_at(manager.url) as api:
+        run_id = await api.start(house.task_id)
+        await api.training(run_id)
+        manager.kill()
+        await manager.gone()
+    server = house.server()
+    house.tell_server("finish", "all rounds done")
+    for device in devices:
+        device.finishes()
+    await asyncio.to_thread(psutil.wait_procs, [server], 20)
+    return run_id

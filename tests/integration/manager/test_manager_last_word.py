@@ -3,9 +3,8 @@
 import asyncio
 from pathlib import Path
 
-import psutil
 import pytest
-from manager_parts import A, Api, B, Device, House, api_at, manager_process, until
+from manager_parts import A, Api, B, Device, House, api_at, manager_process, run_that_ends_without_a_manager, until
 
 from fedops_mqtt.protocol import RunOutcome
 
@@ -49,17 +48,8 @@ async def test_a_last_word_is_known_while_no_broker_is_there(house: House) -> No
 
 async def test_a_last_word_kept_while_no_manager_was_there_is_read_by_the_next(house: House) -> None:
     async with house.device(A) as a, house.device(B) as b:
-        async with manager_process(house) as first, api_at(first.url) as api:
-            house.tell_server("unheard")
-            run_id = await api.start(house.task_id)
-            await api.training(run_id)
-            first.kill()
-            await first.gone()
-        server = house.server()
-        house.tell_server("finish", "all rounds done")
-        a.finishes()
-        b.finishes()
-        await asyncio.to_thread(psutil.wait_procs, [server], 20)
+        house.tell_server("unheard")
+        run_id = await run_that_ends_without_a_manager(house, a, b)
         async with manager_process(house) as second, api_at(second.url) as api:
             assert is_completed(await api.ended(run_id))
 

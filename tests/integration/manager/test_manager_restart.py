@@ -5,7 +5,7 @@ import signal
 import time
 
 import psutil
-from manager_parts import A, B, House, api_at, hear, manager_process, until
+from manager_parts import A, B, House, api_at, hear, manager_process, run_that_ends_without_a_manager, until
 from sqlalchemy import update
 
 from fedops_mqtt.bus import Connection, Received
@@ -44,16 +44,7 @@ async def test_a_manager_killed_during_a_run_finishes_it_when_it_is_started_agai
 
 async def test_a_run_that_ended_while_no_manager_was_there_is_known_with_its_outcome(house: House) -> None:
     async with house.device(A) as a, house.device(B) as b:
-        async with manager_process(house) as first, api_at(first.url) as api:
-            run_id = await api.start(house.task_id)
-            await api.training(run_id)
-            first.kill()
-            await first.gone()
-        server = house.server()
-        house.tell_server("finish", "all rounds done")
-        a.finishes()
-        b.finishes()
-        await asyncio.to_thread(psutil.wait_procs, [server], 20)
+        run_id = await run_that_ends_without_a_manager(house, a, b)
         async with manager_process(house) as second, api_at(second.url) as api:
             run = await api.ended(run_id)
             assert (run["outcome"], run["reason"], run["launch"]) == ("completed", "all rounds done", 1)

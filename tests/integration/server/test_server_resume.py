@@ -37,15 +37,21 @@ async def run_undisturbed(house: House) -> Arrays:
     return arrays_of_newest(house)
 
 
+async def two_held_in_round_3(house: House, address: str, gate: Gate, run_id: str) -> list[Client]:
+    """Two clients join and stand at the gate; what round 2 gave has been kept, which is written beside round 3."""
+    clients = [house.join(address, number, app=gated_app(gate, from_round=3)) for number in (0, 1)]
+    for _ in clients:
+        await gate.wait_entered()
+    await until_kept(house, run_id, 2)
+    return clients
+
+
 async def run_killed_in_round_3(house: House, bus: Bus) -> tuple[list[Client], ServerStatus]:
     gate = Gate()
     options: dict[str, Any] = {"num_rounds": NUM_ROUNDS, "run_id": "killed"}
     first = house.spawn("fedadam", launch=1, **options)
     address = await bus.ready(1)
-    clients = [house.join(address, number, app=gated_app(gate, from_round=3)) for number in (0, 1)]
-    for _ in clients:
-        await gate.wait_entered()
-    await until_kept(house, "killed", 2)
+    clients = await two_held_in_round_3(house, address, gate, "killed")
     first.signal(signal.SIGKILL)
     assert await first.wait() == -signal.SIGKILL
     second = house.spawn("fedadam", launch=2, **options)
@@ -118,10 +124,7 @@ async def test_what_a_run_left_that_was_closed_without_its_server_goes_when_the_
     async with house.listen() as bus:
         server = house.spawn("fedavg", run_id="closed", **options)
         address = await bus.ready(1)
-        clients = [house.join(address, number, app=gated_app(gate, from_round=3)) for number in (0, 1)]
-        for _ in clients:
-            await gate.wait_entered()
-        await until_kept(house, "closed", 2)
+        await two_held_in_round_3(house, address, gate, "closed")
         server.signal(signal.SIGKILL)
         await server.wait()
         gate.opened.set()
