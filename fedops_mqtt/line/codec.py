@@ -94,11 +94,9 @@ def encode_content(content: RecordDict, compress: Compress | None = None) -> Enc
     """
     buffers: list[Buffer] = []
     records = [encode_record(name, record, buffers, compress) for name, record in content.items()]
-    plain_bytes = sum(item[4] for record in records if record["kind"] == "arrays" for item in record["items"])
-    wire_bytes = sum(item[5] for record in records if record["kind"] == "arrays" for item in record["items"])
-    return EncodedContent(
-        header=_dump({"records": records}), buffers=tuple(buffers), saved_bytes=plain_bytes - wire_bytes
-    )
+    arrays_sent = (item for record in records if record["kind"] == "arrays" for item in record["items"])
+    saved_bytes = sum(num_bytes - wire_bytes for *_, num_bytes, wire_bytes in arrays_sent)
+    return EncodedContent(header=_dump({"records": records}), buffers=tuple(buffers), saved_bytes=saved_bytes)
 
 
 def encode_error(error: Error) -> EncodedContent:
