@@ -139,7 +139,9 @@ class BusSettings(_Settings):
     publish_timeout_s: Annotated[float, Field(gt=0, description="wait for the broker's acknowledgement")] = 10.0
     backoff_initial_s: Annotated[float, Field(gt=0, description="first upper bound of the jittered wait")] = 0.5
     backoff_max_s: Annotated[float, Field(gt=0, description="last upper bound of the jittered wait")] = 30.0
-    heartbeat_s: Annotated[float, Field(gt=0, description="an owner repeats its status this often; lease: 3x")] = 60.0
+    heartbeat_s: Annotated[
+        float, Field(gt=0, le=86_400, description="an owner repeats its status this often; lease: 3x")
+    ] = 60.0
 
 
 class DoorSettings(_Settings):

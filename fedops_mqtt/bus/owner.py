@@ -55,7 +55,7 @@ class StatusOwner:
 
     Args:
         topic: the retained status topic.
-        instance: this process, from `new_instance`; every status made here must carry it.
+        instance: this process, from `new_instance`; every status made here must carry it, and `heartbeat_s`.
         make_snapshot: returns the whole condition as it is now, with the stamp given.
         make_will: returns what the broker shall say if we die, with the stamp given.
         make_goodbye: returns the last word, with the stamp and the reason (`shutdown` or `error`); None: no last word.
@@ -82,7 +82,7 @@ class StatusOwner:
         self._make_will = make_will
         self._make_goodbye = make_goodbye
         self._epochs = epochs
-        self._heartbeat_s = heartbeat_s
+        self.heartbeat_s = heartbeat_s
         self._beat_s = heartbeat_s
         self._on_rival = on_rival
         self._ownership = Ownership(instance=instance)
@@ -221,7 +221,7 @@ class StatusOwner:
     async def _say(self, connection: Connection) -> None:
         self._due_at = _NEVER
         self._said_at = time.monotonic()
-        self._beat_s = ownership.next_beat_s(self._heartbeat_s, random.random())  # noqa: S311 - no secret
+        self._beat_s = ownership.next_beat_s(self.heartbeat_s, random.random())  # noqa: S311 - no secret
         try:
             await connection.publish(self.topic, self._make_snapshot(self.next_stamp()))
         except NotConnectedError:

@@ -341,10 +341,10 @@ class Daemon:
         await self._old_managers.tell("trainFin" if ended.outcome is Outcome.FINISHED else "trainFail")
 
     def _snapshot(self, stamp: Stamp) -> ClientStatus:
-        return snapshot(self._client, epoch=stamp.epoch, seq=stamp.seq, at=utc_now(), agent=self._agent)
+        return snapshot(self._client, stamp, at=utc_now(), heartbeat_s=self.settings.heartbeat_s, agent=self._agent)
 
     def _will(self, stamp: Stamp) -> ClientStatus:
-        return last_will(self.identity, epoch=stamp.epoch, seq=stamp.seq, at=utc_now())
+        return last_will(self.identity, stamp, at=utc_now(), heartbeat_s=self.settings.heartbeat_s)
 
     def _goodbye(self, stamp: Stamp, reason: str) -> ClientStatus:
         self._client = core.apply(self._client, Left(reason=self._leave_reason or reason)).client

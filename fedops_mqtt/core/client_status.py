@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from fedops_mqtt.core.client import Client, Identity
+from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.protocol import ClientCondition, ClientStatus
 
 LOST = "lost"
 
 
-def snapshot(client: Client, *, epoch: int, seq: int, at: datetime, agent: Mapping[str, str]) -> ClientStatus:
+def snapshot(
+    client: Client, stamp: Stamp, *, at: datetime, heartbeat_s: float, agent: Mapping[str, str]
+) -> ClientStatus:
     """Return the status that says everything about a client."""
     return ClientStatus(
         status=client.condition,
@@ -18,9 +21,10 @@ def snapshot(client: Client, *, epoch: int, seq: int, at: datetime, agent: Mappi
         client_mac=client.identity.client_mac,
         client_name=client.identity.client_name,
         instance=client.identity.instance,
-        epoch=epoch,
-        seq=seq,
+        epoch=stamp.epoch,
+        seq=stamp.seq,
         at=at,
+        heartbeat_s=heartbeat_s,
         run=client.run,
         last_run=client.facts.last_run,
         last_trigger=client.facts.last_trigger,
@@ -30,7 +34,7 @@ def snapshot(client: Client, *, epoch: int, seq: int, at: datetime, agent: Mappi
     )
 
 
-def last_will(identity: Identity, *, epoch: int, seq: int, at: datetime) -> ClientStatus:
+def last_will(identity: Identity, stamp: Stamp, *, at: datetime, heartbeat_s: float) -> ClientStatus:
     """Return what the broker says for a client that dies: only who, and that it is lost."""
     return ClientStatus(
         status=ClientCondition.CLIENT_OUT,
@@ -39,7 +43,8 @@ def last_will(identity: Identity, *, epoch: int, seq: int, at: datetime) -> Clie
         client_mac=identity.client_mac,
         client_name=identity.client_name,
         instance=identity.instance,
-        epoch=epoch,
-        seq=seq,
+        epoch=stamp.epoch,
+        seq=stamp.seq,
         at=at,
+        heartbeat_s=heartbeat_s,
     )

@@ -82,6 +82,7 @@ class Board:
             epoch=stamp.epoch,
             seq=stamp.seq,
             at=utc_now(),
+            heartbeat_s=owner.heartbeat_s,
             run_id=run.run_id,
             task_id=run.spec.task_id,
             status=run.status,

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedops_mqtt import __version__
 from fedops_mqtt.bus import BusError, RefusedError
-from fedops_mqtt.core.fleet import LEASE_HEARTBEATS
+from fedops_mqtt.core.fleet import DEFAULT_HEARTBEAT_S, LEASE_HEARTBEATS
 from fedops_mqtt.manager.desk import Desk
 from fedops_mqtt.manager.events import ClientKey, NewsKind
 from fedops_mqtt.protocol import mac_to_level, topics
@@ -64,7 +64,7 @@ class HomeAssistant:
             name = view.status.client_name or view.status.client_mac
             if self._told.get(key) == name:
                 continue
-            heartbeat_s = view.status.heartbeat_s or self._desk.settings.heartbeat_s
+            heartbeat_s = view.status.heartbeat_s or DEFAULT_HEARTBEAT_S
             for topic, config in describe(*key, name=name, heartbeat_s=heartbeat_s, prefix=self._prefix).items():
                 await self._desk.connection.publish_foreign(topic, json.dumps(config).encode(), is_retained=True)
             self._told[key] = name

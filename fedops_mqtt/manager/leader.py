@@ -102,7 +102,7 @@ async def leading(
     owner = _owner(settings, journal, term=term, url=url_of(listening, door_rules(settings)))
     async with AsyncExitStack() as stack:
         connection = await stack.enter_async_context(_on_bus(settings, owner))
-        watch = Watch(Fleet(default_heartbeat_s=settings.heartbeat_s), ledger)
+        watch = Watch(Fleet(), ledger)
         desk = Desk(
             settings=settings,
             term=term,

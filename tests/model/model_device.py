@@ -110,7 +110,7 @@ class Daemon:
             topic=self._mine[0],
             instance=self.identity.instance,
             make_snapshot=self.describe,
-            make_will=lambda stamp: last_will(self.identity, epoch=stamp.epoch, seq=stamp.seq, at=AT),
+            make_will=lambda stamp: last_will(self.identity, stamp, at=AT, heartbeat_s=HEARTBEAT_S),
             on_rival=lambda rival: self.world.broken(f"{device.mac} yields to {rival}, an instance of its own past"),
         )
         self.line = Line(
@@ -130,8 +130,7 @@ class Daemon:
         self.line.open()
 
     def describe(self, stamp: Stamp) -> ClientStatus:
-        said = snapshot(self.client, epoch=stamp.epoch, seq=stamp.seq, at=AT, agent={})
-        return said.model_copy(update={"heartbeat_s": HEARTBEAT_S})
+        return snapshot(self.client, stamp, at=AT, heartbeat_s=HEARTBEAT_S, agent={})
 
     def hear(self, event: BusEvent) -> None:
         if not self.is_alive:

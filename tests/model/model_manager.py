@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from model_bus import Line
 from model_device import AT, TASK
-from model_owner import HEARTBEAT_S, Owner
+from model_owner import HEARTBEAT_S, READER_HEARTBEAT_S, Owner
 from model_server import Server
 from model_truth import Ear
 
@@ -98,7 +98,7 @@ class Manager:
         self.term = 0
         self.line: Line | None = None
         self.ledger = Ledger([])
-        self.watch = Watch(Fleet(default_heartbeat_s=HEARTBEAT_S), self.ledger)
+        self.watch = Watch(Fleet(default_heartbeat_s=READER_HEARTBEAT_S), self.ledger)
         self._inbox: list[BusEvent] = []
         self._reports: list[tuple[str, ServerExited | ServerUnreachable | StopRequested]] = []
         self._silent_since: dict[str, float] = {}
@@ -138,7 +138,7 @@ class Manager:
     def _lead(self) -> None:
         self.kernel.note(f"manager leads, term {self.term}")
         self.ledger = Ledger(JournaledRun(run=run, secret=b"") for run in self.db.load())
-        self.watch = Watch(Fleet(default_heartbeat_s=HEARTBEAT_S), self.ledger)
+        self.watch = Watch(Fleet(default_heartbeat_s=READER_HEARTBEAT_S), self.ledger)
         disk = self.world.manager_disk
         instance = new_instance(
             start_of(self.term, int(self.world.server_disk.unix_ms())), f"{self.kernel.rng.getrandbits(48):012x}"

@@ -12,6 +12,8 @@ from fedops_mqtt.core.ownership import Adopt, Decision, Ignore, Ownership, Repai
 from fedops_mqtt.protocol import Topic
 
 HEARTBEAT_S = 10.0
+READER_HEARTBEAT_S = 1.0
+"""What readers assume of an owner that does not say its heartbeat: too short, so who leaves it out counts as silent."""
 UNIX_MS = 1_760_000_000_000
 """The true time at the beginning of every schedule."""
 

@@ -6,7 +6,7 @@ Trouble first, then quiet: in the quiet everything is started again and the netw
 from model_bus import SLOW_S, Broker, Kernel, Line
 from model_device import TASK, Device
 from model_manager import Database, Manager
-from model_owner import HEARTBEAT_S, Disk
+from model_owner import READER_HEARTBEAT_S, Disk
 from model_server import Server
 from model_trouble import FAULTS, YEAR_S
 from model_truth import Ear, Truth
@@ -48,7 +48,7 @@ class Reader:
 
     def __init__(self, world: "World", name: str) -> None:
         self._kernel = world.kernel
-        self.fleet = Fleet(default_heartbeat_s=HEARTBEAT_S)
+        self.fleet = Fleet(default_heartbeat_s=READER_HEARTBEAT_S)
         self._line = Line(world.broker, name, wants=lambda topic: topic.channel.is_retained, hear=self._hear)
         self.ear = Ear(name=name, fleet=self.fleet, connected_at=lambda: self._line.connected_at)
         self._line.open()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
+import model_device
 import model_manager
 
 from fedops_mqtt.core import client, fleet, ownership, run, run_plan
@@ -54,6 +55,11 @@ def _read_without_attempts(state: str, members: Any) -> Any:
     return replace(mine, members={mac: replace(member, last_attempt=0) for mac, member in mine.members.items()})
 
 
+def _without_heartbeat(*facts: Any, **more: Any) -> Any:
+    return _snapshot(*facts, **more).model_copy(update={"heartbeat_s": None})
+
+
+_snapshot = model_device.snapshot
 _fold, _listen, _end = fleet.fold, Fleet.listen, client._end
 _accept, _load_run = client._accept, model_manager.load_run
 
@@ -62,6 +68,10 @@ MUTANTS = [
     Mutant(
         rule="leases start anew when the reader hears again",
         where=Fleet, name="listen", broken=_listen_without_new_leases, breaks="G-4",
+    ),
+    Mutant(
+        rule="a client's status carries its heartbeat",
+        where=model_device, name="snapshot", broken=_without_heartbeat, breaks="G-4",
     ),
     Mutant(rule="leases end", where=Fleet, name="expire", broken=lambda self, now: [], breaks="G-4"),
     Mutant(rule="a comeback is believed", where=fleet, name="_come_back", broken=lambda *_, **__: None, breaks="G-4"),

@@ -19,9 +19,9 @@ from fedops_mqtt.protocol import Answer, ClientCondition, ClientStatus, Outcome,
 async def test_a_trigger_leads_to_training_and_its_end_is_told(
     run_daemon: RunDaemon, operator: Operator, serve_fl: ServeFl
 ) -> None:
-    await run_daemon(client_name="pi")
+    await run_daemon(client_name="pi", heartbeat_s=120)
     birth = await operator.until_condition(ClientCondition.ONLINE)
-    assert (birth.client_name, birth.run, birth.last_run) == ("pi", None, None)
+    assert (birth.client_name, birth.run, birth.last_run, birth.heartbeat_s) == ("pi", None, None, 120)
     server_ip = await serve_fl("line", "r1", SECRET.hex(), "3")
     await operator.trigger(server_ip, gl_model=7)
     started = await operator.until_condition(ClientCondition.TRAIN_STARTED)

@@ -119,7 +119,7 @@ async def test_a_daemon_that_is_killed_is_out_by_its_will_and_its_training_dies_
     assert len(mine) == 1
     await daemon.end(signal.SIGKILL)
     out = await operator.until_condition(ClientCondition.CLIENT_OUT, reason="lost")
-    assert (out.run, out.last_run) == (None, None)
+    assert (out.run, out.last_run, out.heartbeat_s) == (None, None, 60)
     assert not (training_processes() & mine)
 
     await spawn_daemon()

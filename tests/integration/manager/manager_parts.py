@@ -247,15 +247,14 @@ class Device:
                         self.finishes(Outcome.STOPPED, "stopped")
 
     def _say(self, stamp: Stamp) -> ClientStatus:
-        said = snapshot(self.client, epoch=stamp.epoch, seq=stamp.seq, at=utc_now(), agent={})
-        return said.model_copy(update={"heartbeat_s": self._heartbeat_s})
+        return snapshot(self.client, stamp, at=utc_now(), heartbeat_s=self._heartbeat_s, agent={})
 
     def _say_goodbye(self, stamp: Stamp, reason: str) -> ClientStatus:
         self.client = apply(self.client, Left(reason=reason)).client
         return self._say(stamp)
 
     def _say_will(self, stamp: Stamp) -> ClientStatus:
-        return last_will(self.client.identity, epoch=stamp.epoch, seq=stamp.seq, at=utc_now())
+        return last_will(self.client.identity, stamp, at=utc_now(), heartbeat_s=self._heartbeat_s)
 
 
 @dataclass(kw_only=True)

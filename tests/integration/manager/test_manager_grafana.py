@@ -14,6 +14,7 @@ from manager_parts import PATIENCE_S, A, B, House, until
 
 from fedops_mqtt.bus.mosquitto import free_port
 from fedops_mqtt.core.client_status import last_will
+from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.protocol import encode, topics, utc_now
 from fedops_mqtt.protocol.messages import ServerMetrics
 
@@ -100,7 +101,9 @@ async def trouble(house: House) -> None:
     async with aiomqtt.Client("127.0.0.1", int(house.broker.url.rpartition(":")[2])) as person:
         topic = str(topics.client_status(house.task_id, PERSON))
         async with house.device(PERSON) as device:
-            await person.publish(topic, encode(last_will(device.client.identity, epoch=1, seq=1, at=utc_now())), qos=1)
+            await person.publish(
+                topic, encode(last_will(device.client.identity, Stamp(1, 1), at=utc_now(), heartbeat_s=60)), qos=1
+            )
         async with house.device(PERSON):
             await person.publish(topic, "{", qos=1)
 

@@ -23,6 +23,7 @@ from fedops_mqtt.core.client_events import (
 )
 from fedops_mqtt.core.client_facts import MAX_ANSWERS, Facts
 from fedops_mqtt.core.client_status import last_will, snapshot
+from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.protocol import (
     Answer,
     ClientCondition,
@@ -223,10 +224,11 @@ def test_memory_is_bounded_and_rejections_are_forgotten_first() -> None:
 
 def test_a_status_says_everything_and_a_will_only_who() -> None:
     client = after(trigger(), ended(Outcome.FAILED, reason="x" * 100_000)).client
-    status = snapshot(client, epoch=7, seq=3, at=AT, agent={"python": "3.11"})
+    status = snapshot(client, Stamp(7, 3), at=AT, heartbeat_s=120, agent={"python": "3.11"})
     topic = topics.client_status("digits", MAC)
     assert decode(topic, encode(status)) == status
-    will = last_will(ME, epoch=7, seq=9, at=AT)
+    will = last_will(ME, Stamp(7, 9), at=AT, heartbeat_s=120)
+    assert status.heartbeat_s == will.heartbeat_s == 120
     assert (will.status, will.reason) == (ClientCondition.CLIENT_OUT, "lost")
     assert {"run", "last_run", "last_trigger"}.isdisjoint(json.loads(encode(will)))
 
