@@ -12,10 +12,15 @@ SEED ?= 1
 MINUTES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup mosquitto systemd-analyze prometheus browser-tools screenshots demo test test-frameworks model chaos check clean
+.NOTPARALLEL:  # test-all is steps, one after the other
+# The long ring: what takes long, or needs programs that make test does without; each a step of its own.
+LONG_RING := test-acceptance test-mutants test-fuzz test-chaos test-browser test-frameworks test-cluster
+
+.PHONY: help setup mosquitto systemd-analyze prometheus browser-tools screenshots demo model chaos check clean
+.PHONY: test test-all $(LONG_RING)
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) mosquitto  ## create .venv with pinned versions, find or install mosquitto
 
@@ -43,12 +48,32 @@ systemd-analyze:
 prometheus:
 	@command -v $@ >/dev/null || sh deploy/install-debian.sh --no-install-recommends prometheus
 
-test: setup systemd-analyze prometheus browser-tools  ## everything the tests need, and the tests: make test ARGS="-k will"
-	$(BIN)/python -m pytest $(ARGS)
-	@echo "not run here: tests/frameworks (torch, the published FedOps); make test-frameworks runs them"
+test: setup  ## what a change can break, in minutes: make test ARGS="-k will"
+	$(BIN)/python -m pytest -m "not long" $(ARGS)
+	@echo "not run here: the long ring (chaos, fuzzing, mutants, browsers, large fleets, frameworks); make test-all runs it"
+
+test-all: test $(LONG_RING)  ## make test, then the long ring, step by step
+
+test-acceptance: setup systemd-analyze prometheus  ## large fleets, large models, many processes
+	$(BIN)/python -m pytest -m long tests/unit tests/integration tests/acceptance $(ARGS)
+
+test-mutants: setup  ## rules broken on purpose: the model finds each of them
+	$(BIN)/python -m pytest -m long tests/model $(ARGS)
+
+test-fuzz: setup  ## hostile requests against everything that listens
+	$(BIN)/python -m pytest -m long tests/fuzz $(ARGS)
+
+test-chaos: setup  ## a short chaos over the whole system
+	$(BIN)/python -m pytest -m long tests/chaos $(ARGS)
+
+test-browser: setup browser-tools  ## the page in Chromium, and what npm's tools say
+	$(BIN)/python -m pytest -m long tests/browser $(ARGS)
 
 test-frameworks: setup $(FRAMEWORKS_STAMP) $(FEDOPS_STAMP)  ## the tests that need torch, and the published FedOps
 	$(FRAMEWORKS)/bin/python -m pytest --numprocesses=0 tests/frameworks $(ARGS)
+
+test-cluster:  ## a cluster of brokers: nothing here yet
+	@echo "no tests of a cluster yet"
 
 $(FRAMEWORKS_STAMP): pyproject.toml constraints.txt
 	test -x $(FRAMEWORKS)/bin/python || $(PYTHON) -m venv $(FRAMEWORKS)

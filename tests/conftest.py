@@ -6,6 +6,19 @@ from uuid import uuid4
 
 import hypothesis
 import pytest
+from processor_time import (  # noqa: F401  (pytest finds hooks by their names in this module)
+    pytest_addoption,
+    pytest_runtest_makereport,
+    pytest_runtest_protocol,
+    pytest_terminal_summary,
+)
+from time_limit import (  # noqa: F401
+    pytest_runtest_call,
+    pytest_runtest_setup,
+    pytest_runtest_teardown,
+    pytest_timeout_cancel_timer,
+    pytest_timeout_set_timer,
+)
 
 from fedops_mqtt.bus import Mosquitto
 

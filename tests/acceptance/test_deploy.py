@@ -18,6 +18,8 @@ from yard import COMMAND, Installed, Yard
 
 from fedops_mqtt.bus import Mosquitto
 
+pytestmark = pytest.mark.long
+
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 UNITS = ("fedops-mqtt-client.service", "fedops-mqtt-manager.service")
 MAX_EXPOSURE = 3.0
@@ -28,7 +30,7 @@ Compose = dict[str, Any]
 
 def analyse(*arguments: str) -> subprocess.CompletedProcess[str]:
     tool = shutil.which("systemd-analyze")
-    assert tool is not None, "systemd-analyze is missing: `make test` installs it (Debian: apt-get install systemd)"
+    assert tool is not None, "`make test-acceptance` installs systemd-analyze (Debian: apt-get install systemd)"
     return subprocess.run([tool, *arguments], capture_output=True, text=True, timeout=60, check=False)
 
 

@@ -15,6 +15,8 @@ from fedops_mqtt.bus import BusOptions, Connected, Connection, Mosquitto
 from fedops_mqtt.bus.mosquitto import free_port
 from fedops_mqtt.protocol import Channel, ClientStatus, filter_for, topics, utc_now
 
+pytestmark = pytest.mark.long
+
 SIZE = 2_000
 """Twice what mosquitto keeps for a newcomer when nobody tells it otherwise."""
 CRAMPED = {"max_queued_messages": "10", "sys_interval": "1"}

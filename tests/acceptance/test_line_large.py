@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from line_site import APP, FIRST, PROGRAM, SECOND, model_of, start_with_all, trainings
 from orders import Orders, evaluation_of
 from yard import MARK, Site
@@ -12,6 +13,8 @@ from fedops_mqtt.bus import Bus
 from fedops_mqtt.bus.tasks import alongside
 from fedops_mqtt.demo.keeper import marked
 from fedops_mqtt.protocol import ClientMetrics, MetricsKind, RunOutcome
+
+pytestmark = pytest.mark.long
 
 NUMBERS = 16 * 1024**2
 MODEL_BYTES = 4 * NUMBERS

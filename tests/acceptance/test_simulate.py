@@ -7,6 +7,8 @@ import pytest
 from examples_run import EXAMPLES, with_config
 from yard import Yard
 
+pytestmark = pytest.mark.long
+
 DIGITS = EXAMPLES / "digits_numpy"
 SERVER = "server_main.py"
 LIMIT_S = 200.0
@@ -17,7 +19,6 @@ def said(tmp_path: Path, *more: str) -> list[str]:
     return ["simulate", "--rounds", "2", *where, *more]
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "strategy",
     [
@@ -39,7 +40,6 @@ async def test_more_clients_than_workers_each_with_its_own_part(
     assert result["model_path"].startswith(str(tmp_path))
 
 
-@pytest.mark.timeout(300)
 async def test_a_server_program_that_cannot_start_is_said_with_its_last_lines(yard: Yard, tmp_path: Path) -> None:
     server = tmp_path / "server_main.py"
     server.write_text("raise RuntimeError('no such data')\n")
@@ -50,7 +50,6 @@ async def test_a_server_program_that_cannot_start_is_said_with_its_last_lines(ya
     assert "Traceback (most recent call last)" not in run.stderr.partition("Its last lines:")[0]
 
 
-@pytest.mark.timeout(300)
 async def test_clients_that_fail_are_named_with_their_reason(yard: Yard, tmp_path: Path) -> None:
     arguments = said(tmp_path, "--app", "client_main:no_such_app", "--server", SERVER, "--clients", "2")
     run = await yard.start(*arguments, cwd=DIGITS)

@@ -68,7 +68,7 @@ class Visitor:
 
     async def check_accessibility(self) -> None:
         """Run axe-core over what is open (WCAG 2.1 A and AA); nothing serious may be found."""
-        assert AXE.exists(), "make test installs axe-core (tests/browser/install-tools.sh)"
+        assert AXE.exists(), "make test-browser installs axe-core (tests/browser/install-tools.sh)"
         await self.page.evaluate(AXE.read_text(encoding="utf-8"))
         found = await self.page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
         faults = [
@@ -87,7 +87,7 @@ class Visitor:
 async def visiting(**context: Any) -> AsyncIterator[Visitor]:
     """A fresh browser; nothing of it is kept."""
     chromium = shutil.which("chromium")
-    assert chromium is not None, "make test installs chromium (tests/browser/install-tools.sh)"
+    assert chromium is not None, "make test-browser installs chromium (tests/browser/install-tools.sh)"
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
         try:

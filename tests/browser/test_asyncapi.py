@@ -25,9 +25,10 @@ def test_the_file_is_what_the_models_say() -> None:
     assert FILE.read_text(encoding="utf-8") == asyncapi.as_text(), said
 
 
+@pytest.mark.long
 async def test_the_specifications_own_parser_takes_it() -> None:
     tools = ROOT / ".npm-tools"
-    assert tools.exists(), "make test installs the parser (tests/browser/install-tools.sh)"
+    assert tools.exists(), "make test-browser installs the parser (tests/browser/install-tools.sh)"
     node = await asyncio.create_subprocess_exec(
         "node", str(HERE / "check_asyncapi.mjs"), str(tools), str(FILE), stdout=asyncio.subprocess.PIPE
     )
@@ -40,6 +41,7 @@ def test_a_message_that_is_none_is_found() -> None:
         validate(Channel.CLIENT_STATUS, {"status": "online"})
 
 
+@pytest.mark.long
 async def test_every_message_of_a_run_is_as_the_document_says(site: Site) -> None:
     heard: dict[Channel, list[dict[str, Any]]] = defaultdict(list)
     port = int(site.broker.rpartition(":")[2])

@@ -3,11 +3,14 @@
 import signal
 
 import httpx
+import pytest
 from browsing import PATIENCE_MS, Visitor
 from playwright.async_api import expect
 from yard import Site
 
 from fedops_mqtt.bus import Mosquitto
+
+pytestmark = pytest.mark.long
 
 TOKEN = "a-token-of-some-length"
 AWAY = ("net::ERR_", "WebSocket connection to")

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import pytest
 from browsing import PHONE, Visitor
 from test_large_fleet import CRAMPED, NUM_CRAMPED, a_fleet_of
 from yard import Site, Yard, observing
 
 from fedops_mqtt.bus import Mosquitto
+
+pytestmark = pytest.mark.long
 
 
 async def test_a_broker_that_drops_is_said_on_the_page(tmp_path: Path, visitor: Visitor) -> None:

@@ -1,8 +1,11 @@
 """What people do with a task's runs on its page: choose who trains, compare, and carry the results away."""
 
+import pytest
 from browsing import PATIENCE_MS, PHONE, Visitor
 from playwright.async_api import expect
 from yard import Site
+
+pytestmark = pytest.mark.long
 
 _SIDEWAYS = """() => [document.documentElement, ...document.querySelectorAll('.fed-scroll, .ag-center-cols-viewport')]
   .filter((each) => each.scrollWidth > each.clientWidth + 1)

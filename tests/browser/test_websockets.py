@@ -3,11 +3,14 @@
 import tomllib
 from pathlib import Path
 
+import pytest
 from browsing import visiting
 from secure_site import HOST, SCREEN, TASK, A, SecureSite, make_fleet
 
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.protocol import topics
+
+pytestmark = pytest.mark.long
 
 _READ_ONE = """({url, user, password, filter}) => new Promise((resolve, reject) => {
   const text = (value) => {

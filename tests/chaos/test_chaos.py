@@ -11,7 +11,7 @@ SEED = 20261124
 SECONDS = 25.0
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.long
 async def test_nothing_breaks_in_a_short_chaos(tmp_path: Path) -> None:
     assert await chaos(SEED, seconds=SECONDS, num_clients=3, folder=tmp_path) == []
 

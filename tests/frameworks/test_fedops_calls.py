@@ -23,7 +23,7 @@ from fedops_mqtt.client.client_utils import (
 from fedops_mqtt.server.server_utils import load_initial_parameters_from_shape, model_download_local
 
 # transformers 5 has new names for it; peft, and ours for the sake of transformers 4, call it by the old ones.
-pytestmark = pytest.mark.filterwarnings("ignore:`.*gradient_checkpointing.*:FutureWarning")
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore:`.*gradient_checkpointing.*:FutureWarning")]
 
 LORA = {"lora_r": 2, "lora_alpha": 4, "lora_dropout": 0.0}
 

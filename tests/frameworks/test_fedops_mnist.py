@@ -13,6 +13,8 @@ from yard import Yard
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.server.store import ModelStore
 
+pytestmark = pytest.mark.long
+
 START_S = 200.0
 """Every program imports torch first, and they start at once."""
 
@@ -26,7 +28,6 @@ async def yard(tmp_path: Path) -> AsyncIterator[Yard]:
         await yard.clear_up()
 
 
-@pytest.mark.timeout(600)
 async def test_fedops_program_trains_as_it_was(
     yard: Yard, broker: Mosquitto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

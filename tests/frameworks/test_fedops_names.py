@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from fedops_names import NAMES, OURS, REPORTS, WORDS
 
+pytestmark = pytest.mark.long
+
 HERE = Path(__file__).parent
 FEDOPS = HERE.parents[1] / ".venv-fedops" / "lib"
 ABSENT = tuple(word.name for word in WORDS if word.kind == "absent")

@@ -11,6 +11,8 @@ from yard import Installed, Site, Yard, observing
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.protocol import ClientCondition, Outcome, RunOutcome, RunStatus
 
+pytestmark = pytest.mark.long
+
 HERE = Path(__file__).parent
 PYTHON = HERE.parents[1] / ".venv-fedops" / "bin" / "python"
 SERVER_PORT = 8080
@@ -70,7 +72,6 @@ async def ended(crossing: Crossing) -> RunStatus:
     return run
 
 
-@pytest.mark.timeout(300)
 async def test_fedops_clients_train_with_our_server(fedops: FedOps) -> None:
     crossing = fedops.crossing
     await crossing.start_manager(min_clients=2, server=HERE / "fedops_line_server.py")
@@ -93,7 +94,6 @@ async def test_fedops_clients_train_with_our_server(fedops: FedOps) -> None:
         assert (view.status.last_run.run_id, view.status.last_run.outcome) == (run_id, Outcome.FINISHED)
 
 
-@pytest.mark.timeout(300)
 async def test_a_fedops_server_trains_a_fedops_client_and_one_of_ours(fedops: FedOps) -> None:
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", SERVER_PORT)) != 0, f"port {SERVER_PORT}, fixed in FedOps, is taken"

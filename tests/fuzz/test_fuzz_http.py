@@ -10,6 +10,8 @@ from yard import Installed, Yard
 
 from fedops_mqtt.bus import Mosquitto
 
+pytestmark = pytest.mark.long
+
 EXAMPLES = 8
 RAW = 100
 SEED = 20261124

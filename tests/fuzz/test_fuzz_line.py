@@ -19,6 +19,8 @@ from fedops_mqtt.line import wire
 from fedops_mqtt.line.server import LineServer
 from fedops_mqtt.protocol import Outcome
 
+pytestmark = pytest.mark.long
+
 TIMEOUT_S = 20.0
 MAX_MESSAGE_BYTES = 1 << 20
 SEED = 7

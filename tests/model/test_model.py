@@ -33,6 +33,7 @@ def test_a_seed_stands_for_one_schedule() -> None:
     assert list(first.kernel.story) == list(again.kernel.story)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.rule)
 def test_a_broken_rule_is_found_guilty(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mutant.where, mutant.name, mutant.broken)

@@ -12,6 +12,8 @@ from line_parts import Lines, ask, echo_app, mac_of
 
 from fedops_mqtt.protocol import RunOutcome
 
+pytestmark = pytest.mark.long
+
 MODEL_BYTES = 32_000_000
 SLACK_BYTES = 8_000_000
 """Sockets' buffers and everything that does not grow with the model."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import aiomqtt
 import httpx
+import pytest
 from manager_parts import PATIENCE_S, A, B, House, until
 
 from fedops_mqtt.bus.mosquitto import free_port
@@ -17,6 +18,8 @@ from fedops_mqtt.core.client_status import last_will
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.protocol import encode, topics, utc_now
 from fedops_mqtt.protocol.messages import ServerMetrics
+
+pytestmark = pytest.mark.long
 
 GRAFANA = Path(__file__).resolve().parents[3] / "deploy/grafana/fedops-mqtt.json"
 PERSON = "02:00:00:00:00:09"
@@ -55,7 +58,7 @@ class Prometheus:
 async def prometheus(folder: Path, target: str) -> AsyncIterator[Prometheus]:
     """A real Prometheus that scrapes one address; its data and its end are this test's."""
     program, address = shutil.which("prometheus"), f"127.0.0.1:{free_port()}"
-    assert program is not None, "make test installs prometheus (deploy/install-debian.sh)"
+    assert program is not None, "make test-acceptance installs prometheus (deploy/install-debian.sh)"
     config = folder / "prometheus.yml"
     config.write_text(_CONFIG.format(scrape_s=SCRAPE_S, target=target))
     process = await asyncio.create_subprocess_exec(

@@ -8,6 +8,8 @@ import fsspec
 import pytest
 from server_parts import BUCKET
 
+pytestmark = pytest.mark.long
+
 PROGRAM = Path(__file__).with_name("large_model.py")
 LIMIT_S = 240.0
 SPARE_MIB = 64
@@ -15,7 +17,6 @@ SPARE_S3_MIB = 256
 """Two parts of 50 MiB on their way, and what the HTTP client makes of them."""
 
 
-@pytest.mark.timeout(300)
 def test_a_gigabyte_is_saved_and_read_in_bounded_memory(tmp_path: Path) -> None:
     try:
         save_and_read(str(tmp_path), mib=1024, spare_mib=SPARE_MIB)
@@ -24,7 +25,6 @@ def test_a_gigabyte_is_saved_and_read_in_bounded_memory(tmp_path: Path) -> None:
             path.unlink()  # pytest keeps the folders of three runs
 
 
-@pytest.mark.timeout(300)
 def test_a_large_model_goes_to_s3_and_back_in_bounded_memory(s3: fsspec.AbstractFileSystem) -> None:
     """A quarter of a gigabyte: moto's server keeps in memory what it is given; it goes in parts as a gigabyte does."""
     save_and_read(f"s3://{BUCKET}/fl", mib=256, spare_mib=SPARE_S3_MIB)
