@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 
 import numpy as np
 import psutil
@@ -25,6 +24,8 @@ from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.protocol import ClientCondition, MemberCondition, Outcome, RunOutcome
 
 PING_S = 0.5
+NEVER_S = 3600.0
+"""A ping so rare that only a closed connection can tell of a death."""
 JOIN_S = 12
 """Two training processes have to come up within it on a busy machine; then one is missed for as long."""
 
@@ -33,16 +34,14 @@ async def test_killed_clients_leave_their_round_at_once_and_one_that_comes_back_
     site: Site, orders: Orders
 ) -> None:
     clients = await site.start_clients(3, APP)
-    await site.start_manager(module=PROGRAM, server_args=["--numbers", "3"])
+    await site.start_manager(module=PROGRAM, server_args=["--numbers", "3"], line_ping_s=NEVER_S)
     run_id = await start_with_all(site, orders, clients, "--rounds", "3", "--min-clients", "1")
 
     (training,) = trainings(clients[FIRST])
-    noticed_s = await seconds_until_gone(site, FIRST, training)
+    await kill_until_gone(site, FIRST, training)
     failed = await site.observer.until_client(FIRST, ClientCondition.TRAIN_FAILED)
     assert "SIGKILL" in (failed.status.reason or "")
-    noticed_too_s = await seconds_until_gone(site, SECOND, clients[SECOND].process.pid)
-    print(f"killed training process gone from the round after {noticed_s:.3f} s, killed daemon's {noticed_too_s:.3f} s")
-    assert max(noticed_s, noticed_too_s) < 10
+    await kill_until_gone(site, SECOND, clients[SECOND].process.pid)
 
     orders.write({THIRD: 1, SECOND: 0})
     await until_training(site, THIRD, 2)
@@ -74,11 +73,9 @@ async def test_a_host_that_vanishes_is_lost_within_three_pings_and_rejoins_when_
 
     (training,) = trainings(clients[FIRST])
     frozen = [psutil.Process(training), psutil.Process(clients[FIRST].process.pid)]
-    since = time.monotonic()
     for process in frozen:
         process.suspend()
     await site.observer.until(lambda: member_status(site, FIRST) is MemberCondition.LOST)
-    print(f"vanished host gone from the round after {(time.monotonic() - since) / PING_S:.1f} pings")
     orders.write({SECOND: 1})
     await until_training(site, SECOND, 2)
     orders.write({FIRST: ALL_ROUNDS, SECOND: 1})
@@ -170,12 +167,10 @@ async def test_a_client_that_comes_online_during_an_open_run_joins_it(site: Site
     assert first == 9, "two in rounds 1, 2, 4 and 5, which it did alone, and half of that in round 3"
 
 
-async def seconds_until_gone(site: Site, mac: str, pid: int) -> float:
-    """Kill a process; return how long the server took to say that its client is not in the round."""
-    since = time.monotonic()
+async def kill_until_gone(site: Site, mac: str, pid: int) -> None:
+    """Kill a process and wait until the server publishes that its client is not in the round."""
     os.kill(pid, signal.SIGKILL)
     await site.observer.until(lambda: member_status(site, mac) is not MemberCondition.TRAINING)
-    return time.monotonic() - since
 
 
 def is_heard_again(site: Site, mac: str) -> bool:

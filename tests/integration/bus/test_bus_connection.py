@@ -301,7 +301,7 @@ async def test_tls_with_the_right_ca_connects_and_with_another_says_why(tmp_path
                 await stranger.wait_first_try()
 
 
-Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
+Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
@@ -315,7 +315,7 @@ async def without_mqtt5(broker: Mosquitto, answer: Answer) -> AsyncIterator[str]
         async with closing(writer):
             first = await reader.read(4096)
             if first[8] == 5:
-                await answer(writer)
+                await answer(reader, writer)
                 return
             far_reader, far_writer = await asyncio.open_connection(broker.host, broker.port)
             async with closing(far_writer), asyncio.TaskGroup() as group:
@@ -343,18 +343,19 @@ async def closing(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
         await writer.wait_closed()
 
 
-async def refuse_version(writer: asyncio.StreamWriter) -> None:
+async def refuse_version(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(bytes([0x20, 3, 0, 132, 0]))
     await writer.drain()
 
 
-async def refuse_version_as_311_does(writer: asyncio.StreamWriter) -> None:
+async def refuse_version_as_311_does(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(bytes([0x20, 2, 0, 1]))
     await writer.drain()
 
 
-async def hang(writer: asyncio.StreamWriter) -> None:
-    await asyncio.sleep(1)
+async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer nothing until the other side has closed."""
+    await reader.read()
 
 
 @pytest.mark.parametrize("answer", [refuse_version, refuse_version_as_311_does, hang])

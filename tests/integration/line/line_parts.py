@@ -5,7 +5,6 @@ import queue
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,8 +19,8 @@ from fedops_mqtt.line.members import MemberChange
 from fedops_mqtt.line.runner import LineRunner
 from fedops_mqtt.line.server import LineServer
 
-WAIT_S = 30.0
-"""Generous: a machine under load; nothing waits this long when it works."""
+WAIT_S = 300.0
+"""Means "hangs", on a machine ten times slower too."""
 SCRIPT = Path(__file__).with_name("line_client.py")
 
 
@@ -66,7 +65,7 @@ class ThreadClient:
     def __init__(
         self, address: str, app: ClientApp, *, mac: str = mac_of(1), context: Any = None, **options: Any
     ) -> None:
-        values = {"instance": "i1", "attempt": 1, "join_s": 10.0, "rejoin_s": 10.0, **options}
+        values = {"instance": "i1", "attempt": 1, "join_s": WAIT_S, "rejoin_s": WAIT_S, **options}
         self.progress: list[Any] = []
         self.answered: list[Any] = []
         self.ended = threading.Event()
@@ -130,7 +129,7 @@ class Lines:
         self.changes = Changes()
 
     def serve(self, **options: Any) -> LineServer:
-        limits = {"join_s": 20.0, "round_s": 20.0, "ping_s": 0.5, "poll_s": 2.0, **options.pop("limits", {})}
+        limits = {"join_s": WAIT_S, "round_s": WAIT_S, "ping_s": 0.5, "poll_s": 2.0, **options.pop("limits", {})}
         values = {"run_id": "r1", "join": "open", "on_member": self.changes, **options}
         return self._stack.enter_context(LineServer(limits=LineLimits(**limits), **values))
 
@@ -191,13 +190,12 @@ def ask(server: LineServer, content: RecordDict | None = None, nodes: list[int] 
 
 
 def ask_in_thread(server: LineServer, content: RecordDict | None = None) -> "queue.Queue[Any]":
-    """One round by hand in a thread; the queue gets the replies and how long it took, or the error."""
+    """One round by hand in a thread; the queue gets the replies, or the error."""
     results: queue.Queue[Any] = queue.Queue()
 
     def run() -> None:
-        started = time.monotonic()
         try:
-            results.put((ask(server, content), time.monotonic() - started))
+            results.put(ask(server, content))
         except BaseException as error:
             results.put(error)
 

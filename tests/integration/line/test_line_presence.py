@@ -1,7 +1,6 @@
 """Who is in the run, and how soon it shows: death, silence, drops, limits, stops, re-aiming."""
 
 import os
-import queue
 import signal
 import socket
 import threading
@@ -12,11 +11,13 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 from line_parts import WAIT_S, Gate, Lines, a_metric, ask, ask_in_thread, echo_app, mac_of
 
-from fedops_mqtt.line import keeper
 from fedops_mqtt.line.grid import RunOverError, TooFewClientsError
 from fedops_mqtt.line.identity import node_id_of
 from fedops_mqtt.line.token import make_token
 from fedops_mqtt.protocol import Outcome, RunOutcome
+
+NEVER_S = 3600.0
+"""An interval after which nothing is awaited any more: what comes, came for another reason."""
 
 
 def test_a_client_joins_answers_and_learns_that_the_run_is_over(lines: Lines) -> None:
@@ -41,15 +42,13 @@ def test_a_client_joins_answers_and_learns_that_the_run_is_over(lines: Lines) ->
 
 
 def test_a_killed_training_process_leaves_its_round_at_once(lines: Lines) -> None:
-    server = lines.serve(min_clients=2, limits={"ping_s": 30.0})
+    server = lines.serve(min_clients=2, limits={"ping_s": NEVER_S})
     victim = lines.spawn(server, mode="hang")
     lines.join(server, echo_app(), mac=mac_of(2))
     results = ask_in_thread(server)
     victim.wait_for("training")
-    killed = time.monotonic()
     victim.process.kill()
-    replies, _ = results.get(timeout=WAIT_S)
-    assert time.monotonic() - killed < 1.0
+    replies = results.get(timeout=WAIT_S)
     errors = [reply.error.reason for reply in replies if reply.has_error()]
     assert errors == [f"{mac_of(1)} lost: connection closed"]
     assert len(replies) == 2
@@ -61,10 +60,8 @@ def test_a_silent_host_is_lost_within_three_pings_and_may_come_back(lines: Lines
     client = lines.spawn(server, mode="echo")
     ask(server)
     os.kill(client.process.pid, signal.SIGSTOP)
-    stopped = time.monotonic()
     results = ask_in_thread(server)
-    (reply,), _ = results.get(timeout=WAIT_S)
-    assert time.monotonic() - stopped < 3 * 0.5 + 1.0
+    (reply,) = results.get(timeout=WAIT_S)
     assert "no answer to 2 pings" in reply.error.reason
     os.kill(client.process.pid, signal.SIGCONT)
     lines.changes.wait("rejoined")
@@ -86,7 +83,7 @@ def test_a_reply_that_comes_after_the_loss_still_counts_while_the_round_is_open(
     silent.go_on()
     lines.changes.wait_phases("uploading", "waiting")
     slow.opened.set()
-    replies, _ = results.get(timeout=WAIT_S)
+    replies = results.get(timeout=WAIT_S)
     assert [reply.has_content() for reply in replies] == [True, True]
 
 
@@ -124,7 +121,7 @@ def test_a_dropped_client_is_answered_for_and_told_to_stop(lines: Lines) -> None
     results = ask_in_thread(server)
     gate.wait_entered()
     server.drop(mac_of(1), Outcome.STOPPED, "stopped by the manager")
-    (reply,), _ = results.get(timeout=WAIT_S)
+    (reply,) = results.get(timeout=WAIT_S)
     assert "stopped by the manager" in reply.error.reason
     assert client.ended.wait(WAIT_S), "told while the app still computes"
     gate.opened.set()
@@ -223,27 +220,24 @@ def test_an_interrupt_ends_a_round_and_the_clients_are_stopped(lines: Lines) -> 
 
 
 def test_a_stopped_runner_tells_the_server_while_the_app_still_computes(lines: Lines) -> None:
-    server, gate = lines.serve(limits={"ping_s": 30.0}), Gate()
+    server, gate = lines.serve(limits={"ping_s": NEVER_S}), Gate()
     client = lines.join(server, echo_app(gate))
     results = ask_in_thread(server)
     gate.wait_entered()
     client.runner.stop("daemon shuts down")
-    (reply,), seconds = results.get(timeout=WAIT_S)
+    (reply,) = results.get(timeout=WAIT_S)
     assert "daemon shuts down" in reply.error.reason
-    assert seconds < 5.0
     assert lines.changes.wait("stopped").member.reason == "daemon shuts down"
     gate.opened.set()
     assert client.end().outcome is Outcome.STOPPED
 
 
 def test_a_runner_that_waits_for_work_stops_at_once(lines: Lines) -> None:
-    server = lines.serve(limits={"poll_s": 60.0, "ping_s": 30.0})
+    server = lines.serve(limits={"poll_s": NEVER_S, "ping_s": NEVER_S})
     client = lines.join(server, echo_app())
     ask(server)
-    started = time.monotonic()
     client.runner.stop("enough")
     assert client.end().reason == "enough"
-    assert time.monotonic() - started < 2.0
 
 
 def test_a_higher_attempt_evicts_the_lower_one(lines: Lines) -> None:
@@ -252,7 +246,7 @@ def test_a_higher_attempt_evicts_the_lower_one(lines: Lines) -> None:
     results = ask_in_thread(server)
     gate.wait_entered()
     new = lines.join(server, echo_app(), attempt=2, instance="i2")
-    (reply,), _ = results.get(timeout=WAIT_S)
+    (reply,) = results.get(timeout=WAIT_S)
     assert "replaced" in reply.error.reason
     assert old.ended.wait(WAIT_S)
     gate.opened.set()
@@ -308,11 +302,9 @@ def test_a_server_that_never_comes_is_a_failure_with_its_address(lines: Lines, f
 
 def test_a_server_that_accepts_and_stays_silent_does_not_outlast_the_join_limit(lines: Lines) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
-        started = time.monotonic()
         end = lines.join(f"127.0.0.1:{mute.getsockname()[1]}", echo_app(), join_s=0.3).end()
     assert end.outcome is Outcome.FAILED
     assert "within 0.3 s" in end.reason
-    assert time.monotonic() - started < keeper._ASK_S, "an answer is not waited for beyond the limit"
 
 
 def test_a_server_that_is_gone_for_good_is_a_failure_after_the_rejoin_limit(lines: Lines) -> None:
@@ -360,18 +352,17 @@ def test_a_round_ends_with_its_last_reply_however_the_others_were_answered(lines
     last.wait_entered()
     dropped.wait_entered()
     lines.changes.wait_phases("uploading", "waiting")  # one reply is there before anybody waits for it
-    results: queue.Queue[float] = queue.Queue()
-    started = time.monotonic()
+    woken = threading.Event()
 
     def wait() -> None:
-        server._hub.wait_for_replies(ids, started + WAIT_S)
-        results.put(time.monotonic() - started)
+        server._hub.wait_for_replies(ids, time.monotonic() + NEVER_S)
+        woken.set()
 
     threading.Thread(target=wait, daemon=True).start()
     server.drop(mac_of(3), Outcome.STOPPED, "told to")
     last.opened.set()
     dropped.opened.set()
-    assert results.get(timeout=WAIT_S) < WAIT_S / 2
+    assert woken.wait(WAIT_S)
     assert [reply.has_content() for reply in server.grid.pull_messages(ids)].count(True) == 2
 
 

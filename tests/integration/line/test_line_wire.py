@@ -109,7 +109,7 @@ def reply_to(asked: Message, content: RecordDict | None = None) -> bytes:
 
 
 def replies_of(results: "queue.Queue[Any]") -> list[Message]:
-    replies, _ = results.get(timeout=WAIT_S)
+    replies = results.get(timeout=WAIT_S)
     return list(replies)
 
 
