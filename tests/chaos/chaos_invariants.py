@@ -17,7 +17,7 @@ from fedops_mqtt.core.run import Run
 from fedops_mqtt.protocol import ClientStatus, Outcome, RunStatus
 from fedops_mqtt.server.store import ModelStore
 
-COMEBACK_S = 30.0
+COMEBACK_S = 120.0
 """A connection that was half open to the last is found out by its keepalive (2 s here) and made anew."""
 _BEGINS = re.compile(r"a training process begins run_id=(\S+) attempt=(\d+)")
 

@@ -220,8 +220,8 @@ class World:
                 for run in runs:
                     if run["outcome"] is None:
                         await api.post(f"/api/v1/runs/{run['run_id']}/stop", json={"reason": "enough"})
-        except httpx.HTTPError:
-            pass  # the manager is down
+        except (httpx.HTTPError, ValueError, KeyError):
+            pass  # the manager is down, or restarts and refuses
 
     async def freeze_manager(self, fault: Fault) -> None:
         assert self.manager is not None

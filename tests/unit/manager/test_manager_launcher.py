@@ -19,15 +19,20 @@ def order(tmp_path: Path, program: str, **changes: object) -> LaunchOrder:
 
 
 async def ended(process: ServerProcess) -> str:
-    async with asyncio.timeout(20):
-        return await launcher.wait_exit(process)
+    return await launcher.wait_exit(process)
+
+
+async def printed(process: ServerProcess) -> str:
+    """Wait for the first words of a process: only then is its environment sure to be in `/proc`."""
+    while not (said := launcher.read_tail(process.log_path)):  # noqa: ASYNC110 - a file tells nobody
+        await asyncio.sleep(0.02)
+    return said
 
 
 async def gone(pid: int) -> None:
     """Wait until a killed process has died: the kernel takes its time to carry a signal out."""
-    async with asyncio.timeout(10):
-        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
 
 
 async def test_a_server_has_a_session_of_its_own_and_its_words_go_to_a_file(tmp_path: Path) -> None:
@@ -58,12 +63,9 @@ async def test_a_server_that_does_not_end_when_asked_is_killed_with_its_children
         "print(child.pid, flush=True); time.sleep(600)"
     )
     process = await launcher.launch(order(tmp_path, program))
-    async with asyncio.timeout(20):
-        while not (said := launcher.read_tail(process.log_path)):  # noqa: ASYNC110 - a file tells nobody
-            await asyncio.sleep(0.02)
+    child = int(await printed(process))
     await launcher.end(process, grace_s=0.2)
     assert "SIGKILL" in process.exit_reason
-    child = int(said)
     await gone(child)
 
 
@@ -94,8 +96,10 @@ async def test_another_manager_finds_a_server_by_process_and_start_time_and_no_o
 
 async def test_a_server_whose_process_id_was_never_written_down_is_found_by_its_environment(tmp_path: Path) -> None:
     environment = launcher.child_environment(os.environ, {"run_id": "run-7", "launch": 2}, {})
-    process = await launcher.launch(order(tmp_path, "import time; time.sleep(600)", environment=environment))
+    program = "import time; print('here', flush=True); time.sleep(600)"
+    process = await launcher.launch(order(tmp_path, program, environment=environment))
     try:
+        await printed(process)
         found = launcher.search("run-7", 2, process.log_path)
         assert found is not None
         assert found.pid == process.pid
