@@ -5,7 +5,8 @@ next connection, where they are stale. Seen with aiomqtt 2.5.1 and paho 2.2, pri
 `Client._client` (paho), because aiomqtt drops a PUBACK's reason code; `Client._connected` and `._disconnected`,
 because a connection closed before its CONNACK would be waited for until the time-out, and the end of one is told
 to readers of messages only; `paho.Client._sock_close`, because a failed or abandoned connect leaves the socket open;
-`Client._loop` and paho's `on_socket_register_write` (see `_writes_while_open`).
+`Client._loop` and paho's `on_socket_register_write` (see `_writes_while_open`); `paho.Client._handle_publish` and
+`._in_packet` (see `_skip_properties`).
 """
 
 import asyncio
@@ -20,8 +21,9 @@ from typing import Any, cast
 import aiomqtt
 import paho.mqtt.client as paho_client
 from aiomqtt.exceptions import MqttConnectError
+from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
+from paho.mqtt.properties import Properties, VariableByteIntegers
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
@@ -51,6 +53,9 @@ _DISCONNECT_TIMEOUT_S = 2.0
 
 _MAX_PACKET_BYTES = 4 * 1024 * 1024 + 64 * 1024
 """MQTT 5, 3.1.2.11.4: a broker keeps larger packets to itself; the largest message of protocol v1 fits."""
+
+_QOS_BITS = 0b110
+"""In the first byte of a PUBLISH (MQTT 5, 3.3.1); a packet identifier follows the topic where they are not 0."""
 
 _AT_ONCE = ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),)
 """Nagle's algorithm against delayed acknowledgements costs 40 ms for each 20 publishes: 450/s instead of thousands."""
@@ -229,7 +234,29 @@ def _make_client(
     )
     client._client.connect_timeout = options.connect_timeout_s
     client._client.on_socket_register_write = _writes_while_open(client)
+    if is_mqtt5:
+        _skip_properties(client._client)
     return client
+
+
+def _skip_properties(paho: paho_client.Client) -> None:
+    """Take the properties out of each PUBLISH before paho unpacks them; nobody here reads those of a message.
+
+    paho 2.2 copies the rest of the packet at each property: 273 KB of user properties, which any publisher may send and
+    the broker retains, hold the loop for 9 s.
+    """
+    take = paho._handle_publish
+
+    def take_without_properties() -> MQTTErrorCode:
+        packet = paho._in_packet["packet"]
+        is_numbered = bool(paho._in_packet["command"] & _QOS_BITS)
+        begin = 2 + int.from_bytes(packet[:2], "big") + 2 * is_numbered
+        if begin < len(packet) and packet[begin]:
+            num_bytes, num_length_bytes = VariableByteIntegers.decode(packet[begin : begin + 4])  # type: ignore[no-untyped-call]
+            packet[begin : begin + num_length_bytes + num_bytes] = b"\0"
+        return take()
+
+    paho._handle_publish = take_without_properties  # type: ignore[method-assign]
 
 
 def _writes_while_open(client: aiomqtt.Client) -> Callable[[Any, Any, Any], None]:

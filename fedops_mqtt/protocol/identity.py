@@ -70,12 +70,6 @@ def _check_name(kind: str, value: str) -> str:
     return value
 
 
-def _check_mac(value: str) -> str:
-    if not _MAC.fullmatch(value):
-        raise IdentityError("client_mac", value, _MAC_FORM)
-    return value
-
-
 _MAX_TEXT = 256
 """Characters of a name or address; long enough for any host name (RFC 1035: 253)."""
 
@@ -84,7 +78,7 @@ MAX_REASON_CHARS = 4096
 
 TaskId = Annotated[str, AfterValidator(check_task_id)]
 RunId = Annotated[str, AfterValidator(check_run_id)]
-MacAddress = Annotated[str, AfterValidator(_check_mac)]
+MacAddress = Annotated[str, StringConstraints(pattern=f"^{_MAC.pattern}$")]
 """A MAC as payloads spell it; other spellings are refused, so that one client has one name."""
 AnyMacAddress = Annotated[str, BeforeValidator(normalise_mac)]
 """A MAC as people type it, normalised: for settings and HTTP bodies."""

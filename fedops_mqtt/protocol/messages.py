@@ -6,11 +6,25 @@ What we send has no unknown fields; what we receive may have them (a newer speak
 import math
 from datetime import UTC, datetime
 from enum import StrEnum
+from itertools import islice
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from fedops_mqtt.protocol.identity import MacAddress, Reason, RunId, TaskId, Text
+
+MAX_MEMBERS = 20_000
+"""Clients of one run that a message lists."""
 
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
@@ -22,8 +36,34 @@ def _finite(value: Any) -> Any:
 Number = Annotated[float | None, AfterValidator(_finite)]
 """A measured number; JSON has no NaN or infinity, so a diverged loss is null."""
 Scalar = Annotated[bool | int | float | Reason | None, AfterValidator(_finite)]
-Scalars = Annotated[dict[Text, Scalar], Field(max_length=256)]
-Metrics = Annotated[dict[Text, Number], Field(max_length=256)]
+
+
+_PART = 256
+"""Entries of a table that are validated at a time."""
+
+
+def _bounded(max_length: int) -> WrapValidator:
+    """A table of at most so many entries, validated in parts up to the first bad one.
+
+    pydantic collects every error before it counts the entries: 4 MiB of wrong ones took 9 s.
+    """
+
+    def validate(value: Any, inner: ValidatorFunctionWrapHandler) -> Any:
+        if not isinstance(value, dict) or len(value) <= _PART:
+            return inner(value)
+        if len(value) > max_length:
+            raise ValueError(f"at most {max_length} entries, here are {len(value)}")
+        entries = iter(value.items())
+        valid: dict[Any, Any] = {}
+        while part := dict(islice(entries, _PART)):
+            valid |= inner(part)
+        return valid
+
+    return WrapValidator(validate)
+
+
+Scalars = Annotated[dict[Text, Scalar], Field(max_length=256), _bounded(256)]
+Metrics = Annotated[dict[Text, Number], Field(max_length=256), _bounded(256)]
 Address = Annotated[str, StringConstraints(max_length=300, pattern=r"^\S+:\d{1,5}$")]
 """`host:port`; an IPv6 host stands in brackets."""
 
@@ -209,7 +249,7 @@ class ClientStatus(OwnedStatus):
     last_trigger: LastTrigger | None = None
     server_ip: Address | None = None
     gl_model: Count = 0
-    agent: Annotated[dict[Text, Text], Field(max_length=32)] = {}
+    agent: Annotated[dict[Text, Text], Field(max_length=32), _bounded(32)] = {}
 
 
 class StartTrigger(WireModel):
@@ -293,8 +333,8 @@ class ServerStatus(OwnedStatus):
     gl_model: Count = 0
     metrics: Metrics = {}
     model_path: Text | None = None
-    clients: Annotated[dict[MacAddress, ServerClient], Field(max_length=20_000)] = {}
-    agent: Annotated[dict[Text, Text], Field(max_length=32)] = {}
+    clients: Annotated[dict[MacAddress, ServerClient], Field(max_length=MAX_MEMBERS), _bounded(MAX_MEMBERS)] = {}
+    agent: Annotated[dict[Text, Text], Field(max_length=32), _bounded(32)] = {}
 
 
 class ServerMetrics(WireModel):
@@ -337,7 +377,7 @@ class RunStatus(OwnedStatus):
     gl_model: Count = 0
     metrics: Metrics = {}
     model_path: Text | None = None
-    clients: Annotated[dict[MacAddress, RunMember], Field(max_length=20_000)] = {}
+    clients: Annotated[dict[MacAddress, RunMember], Field(max_length=MAX_MEMBERS), _bounded(MAX_MEMBERS)] = {}
     created_at: Timestamp
     ended_at: Timestamp | None = None
 
@@ -349,7 +389,7 @@ class ManagerStatus(OwnedStatus):
     reason: Reason | None = None
     term: Count = 0
     url: Text | None = None
-    agent: Annotated[dict[Text, Text], Field(max_length=32)] = {}
+    agent: Annotated[dict[Text, Text], Field(max_length=32), _bounded(32)] = {}
 
 
 Message = (

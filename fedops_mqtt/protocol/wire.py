@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from fedops_mqtt.protocol.errors import MalformedMessageError, MismatchedMessageError, PayloadTooLargeError
 from fedops_mqtt.protocol.messages import (
+    MAX_MEMBERS,
     ClientMetrics,
     ClientStatus,
     ManagerStatus,
@@ -29,6 +30,10 @@ MESSAGE_OF_CHANNEL: dict[Channel, type[Message]] = {
     Channel.RUN_STATUS: RunStatus,
     Channel.MANAGER_STATUS: ManagerStatus,
 }
+
+_MAX_BRACKETS = 10 * MAX_MEMBERS
+"""Objects and lists, counted where they open, of the largest roster whose reasons have some too. Without this bound
+4 MiB of `[]` take a second to be made into lists."""
 
 _CHANNEL_OF_MESSAGE = {model: channel for channel, model in MESSAGE_OF_CHANNEL.items()}
 
@@ -53,6 +58,8 @@ def decode(topic: Topic, payload: bytes) -> Message:
         MismatchedMessageError: it names another task, client or run than the topic.
     """
     _check_size(payload, topic.channel)
+    if payload.count(b"{") + payload.count(b"[") > _MAX_BRACKETS:
+        raise MalformedMessageError(str(topic), f"more than {_MAX_BRACKETS} brackets")
     try:
         message = MESSAGE_OF_CHANNEL[topic.channel].model_validate(orjson.loads(payload), extra="ignore")
     except orjson.JSONDecodeError as error:

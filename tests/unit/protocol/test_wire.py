@@ -201,3 +201,54 @@ def test_an_error_never_shows_a_token() -> None:
     with pytest.raises(MalformedMessageError) as caught:
         decode(topics.client_start(TASK, MAC), payload)
     assert "secret-token" not in str(caught.value)
+
+
+def _filled_up(topic: Topic, field: str, value: Any) -> bytes:
+    """As many entries as the channel's limit holds, each of them wrong."""
+    count = topic.channel.max_payload_bytes // (len(orjson.dumps(value)) + 11)
+    return orjson.dumps({field: {f"{number:x}": value for number in range(count)}})
+
+
+@pytest.mark.parametrize("value", [[], {}, "x", None, 1])
+@pytest.mark.parametrize(
+    ("topic", "field"),
+    [
+        (topics.client_metrics(TASK, MAC), "values"),
+        (topics.client_status(TASK, MAC), "agent"),
+        (topics.server_status(TASK), "clients"),
+        (topics.server_status(TASK), "metrics"),
+        (topics.run_status(TASK, RUN), "clients"),
+    ],
+)
+def test_of_a_table_full_of_errors_only_a_part_is_looked_at(topic: Topic, field: str, value: object) -> None:
+    with pytest.raises(MalformedMessageError) as caught:
+        decode(topic, _filled_up(topic, field, value))
+    cause = caught.value.__cause__
+    assert cause is None or (isinstance(cause, ValidationError) and cause.error_count() < 2_000)
+
+
+def test_a_roster_of_20000_wrong_members_is_refused_at_its_first_ones() -> None:
+    members = {f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}": {"status": 7} for number in range(20_000)}
+    with pytest.raises(MalformedMessageError) as caught:
+        decode(topics.server_status(TASK), orjson.dumps({"clients": members}))
+    cause = caught.value.__cause__
+    assert isinstance(cause, ValidationError)
+    assert cause.error_count() < 2_000
+
+
+def test_a_roster_of_20000_members_is_read_and_one_more_is_not() -> None:
+    member = {"status": "failed", "reason": "[Errno 28] {'a': 1}: no space left on device", "attempt": 3}
+    said: dict[str, Any] = {"instance": "i", "epoch": 1, "seq": 1, "at": "2026-01-01T00:00:00Z", "status": "running"}
+    said |= {"task_id": TASK, "run_id": RUN}
+    said["clients"] = {f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}": member for number in range(20_000)}
+    read = decode(topics.server_status(TASK), orjson.dumps(said))
+    assert isinstance(read, ServerStatus)
+    assert len(read.clients) == 20_000
+    said["clients"]["03:00:00:00:00:00"] = member
+    with pytest.raises(MalformedMessageError, match="20000"):
+        decode(topics.server_status(TASK), orjson.dumps(said))
+
+
+def test_a_payload_of_empty_lists_is_not_even_parsed() -> None:
+    with pytest.raises(MalformedMessageError, match="brackets"):
+        decode(topics.server_status(TASK), b"[" + b"[]," * 1_000_000 + b"0]")
