@@ -7,6 +7,10 @@ FEDOPS := .venv-fedops
 FRAMEWORKS := .venv-frameworks
 FRAMEWORKS_STAMP := $(FRAMEWORKS)/.installed
 FEDOPS_STAMP := $(FEDOPS)/.installed
+# constraints.txt pins one flwr, this is the other that pyproject.toml admits.
+OTHER_FLWR := 1.41
+FLWR := .venv-flwr
+FLWR_STAMP := $(FLWR)/.installed
 ARGS ?=
 SEED ?= 1
 MINUTES ?= 2
@@ -14,7 +18,7 @@ MINUTES ?= 2
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # test-all is steps, one after the other
 # The long ring: what takes long, or needs programs that make test does without; each a step of its own.
-LONG_RING := test-acceptance test-mutants test-fuzz test-chaos test-browser test-frameworks test-cluster
+LONG_RING := test-acceptance test-mutants test-fuzz test-chaos test-browser test-frameworks test-flwr test-cluster
 
 .PHONY: help setup mosquitto systemd-analyze prometheus browser-tools screenshots demo model chaos check clean
 .PHONY: test test-all $(LONG_RING)
@@ -72,12 +76,24 @@ test-browser: setup browser-tools  ## the page in Chromium, and what npm's tools
 test-frameworks: setup $(FRAMEWORKS_STAMP) $(FEDOPS_STAMP)  ## the tests that need torch, and the published FedOps
 	$(FRAMEWORKS)/bin/python -m pytest --numprocesses=0 tests/frameworks $(ARGS)
 
+test-flwr: mosquitto $(FLWR_STAMP)  ## what touches flwr, with the other flwr that is supported
+	$(FLWR)/bin/python -m pytest -m "not long" $(addprefix tests/unit/,line server client bridge) \
+		tests/integration/line tests/integration/server $(ARGS)
+
 test-cluster:  ## a cluster of brokers: nothing here yet
 	@echo "no tests of a cluster yet"
 
 $(FRAMEWORKS_STAMP): pyproject.toml constraints.txt
 	test -x $(FRAMEWORKS)/bin/python || $(PYTHON) -m venv $(FRAMEWORKS)
 	$(FRAMEWORKS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[frameworks]'
+	touch $@
+
+# What a flwr requires more tightly than constraints.txt says is left to it.
+$(FLWR_STAMP): pyproject.toml constraints.txt
+	test -x $(FLWR)/bin/python || $(PYTHON) -m venv $(FLWR)
+	grep -vE '^(certifi|flwr|uv)==' constraints.txt > $(FLWR)/constraints.txt
+	$(FLWR)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(FLWR)/constraints.txt \
+		--editable '.[dev]' 'flwr==$(OTHER_FLWR).*'
 	touch $@
 
 model: setup  ## 10,000 seeded schedules over the pure core: make model SEED=1 SCHEDULES=10000
@@ -99,4 +115,4 @@ check: setup  ## ruff and mypy strict
 	$(BIN)/mypy
 
 clean:  ## remove .venv and caches
-	rm -rf $(VENV) $(FEDOPS) $(FRAMEWORKS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FEDOPS) $(FRAMEWORKS) $(FLWR) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """The only module that touches flwr's private names; when flwr moves, this file and its test are where it shows.
 
-Used here, all of flwr 1.41:
+Used here, the same in flwr 1.41 and 1.42:
 - `flwr.supercore.task_identity.TaskIdentity.{run_id,node_id,task_id}`: process-wide; `Message(...)` reads it for new
   instructions, and strategies fail without it. (`flwr.server.compat.start_grid` sets it by itself.)
 - `flwr.supercore.run.Run.create_empty` and `RunNotRunningException`: what `Grid.run` returns, and the one exception
