@@ -20,7 +20,6 @@ from fleet_clients import SimulatedClient, mac_of
 from fedops_mqtt.bus import BusOptions, Mosquitto
 from fedops_mqtt.bus.address import Backoff
 from fedops_mqtt.bus.connection import STABLE_AFTER_S
-from fedops_mqtt.core.fencing import LAST_SEQ
 from fedops_mqtt.core.ownership import Ownership, Repair, SeenWord, judge
 from fedops_mqtt.protocol import ClientCondition
 
@@ -73,7 +72,7 @@ class StormyClient(SimulatedClient):
             return
         said = orjson.loads(payload)
         word = SeenWord(
-            instance=said["instance"], epoch=said["epoch"], is_out=said["seq"] == LAST_SEQ, is_retained=is_retained
+            instance=said["instance"], epoch=said["epoch"], is_out="seq" not in said, is_retained=is_retained
         )
         now = time.monotonic()
         self._owner, decision = judge(self._owner, word, now=now)

@@ -5,11 +5,12 @@ A lost or broken file is no disaster: the owner then reads its own retained topi
 
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Protocol
 
 from fedops_mqtt.bus.errors import EpochFileError
-from fedops_mqtt.core.ownership import EPOCH_CEILING
+from fedops_mqtt.core.ownership import latest_epoch
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class EpochFile:
 
 
 def _check_epoch(epoch: int) -> int:
-    if not 0 <= epoch < EPOCH_CEILING:
+    if not 0 <= epoch <= latest_epoch(time.time_ns() // 1_000_000):
         raise ValueError("a number that is no epoch")
     return epoch
 

@@ -4,10 +4,12 @@ One bad message is counted, logged and dropped; it never ends anything.
 """
 
 import logging
+import time
 from functools import lru_cache
 
 from fedops_mqtt.bus.events import BusEvent, Cleared, Dropped, Malformed, Received
-from fedops_mqtt.protocol import ProtocolError, decode, parse_topic
+from fedops_mqtt.core.ownership import latest_epoch
+from fedops_mqtt.protocol import MalformedMessageError, ProtocolError, StatusMessage, decode, parse_topic
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,12 @@ class Intake:
             topic = self._topic_of(topic_text)
             if not payload and topic.channel.is_retained:
                 return Cleared(topic)
-            return Received(topic, decode(topic, payload), is_retained)
+            message = decode(topic, payload)
+            if isinstance(message, StatusMessage) and message.epoch > latest_epoch(time.time_ns() // 1_000_000):
+                raise MalformedMessageError(
+                    topic_text, f"epoch: {message.epoch} is over 100 years from now, in Unix ms"
+                )
+            return Received(topic, message, is_retained)
         except ProtocolError as error:
             return self._drop(topic_text, error)
 

@@ -281,7 +281,11 @@ class StatusOwner:
 
     def _judge(self, message: StatusMessage, *, is_retained: bool) -> None:
         word = SeenWord(
-            instance=message.instance, epoch=message.epoch, is_out=says_out(message), is_retained=is_retained
+            instance=message.instance,
+            epoch=message.epoch,
+            is_out=says_out(message),
+            is_retained=is_retained,
+            is_ahead=message.seq > self._seq,
         )
         self._ownership, decision = ownership.judge(self._ownership, word, now=time.monotonic())
         self._carry_out(decision)

@@ -83,9 +83,9 @@ class ManagerApi:
         """Ask for something to be done and return the answer. Raises: FatalError."""
         return self._call("POST", path, json=body or {})
 
-    def delete(self, path: str) -> Any:
+    def delete(self, path: str, **query: Any) -> Any:
         """Ask for something to be removed. Raises: FatalError."""
-        return self._call("DELETE", path)
+        return self._call("DELETE", path, params=query)
 
     def _call(self, method: str, path: str, **given: Any) -> Any:
         return _read(self._ask(method, path, **given), self._url)

@@ -32,6 +32,7 @@ def clients(
     settings: CliSettings,
     task_id: Task = None,
     forget: Annotated[str | None, typer.Option(metavar="MAC", help="Remove a client that is gone for good.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="With --forget: also one that seems to be here.")] = False,
     json: Json = False,
 ) -> None:
     """List the clients that the manager knows."""
@@ -40,7 +41,7 @@ def clients(
 
     with ManagerApi(settings) as manager:
         if forget is not None:
-            manager.delete(f"/clients/{forget}")
+            manager.delete(f"/clients/{forget}", force=force)
             return
         print_records(manager.get_all("clients", task_id=task_id), _CLIENT_COLUMNS, is_json=json)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from fedops_mqtt.protocol import MetricsKind, Outcome, Phase, Transport
-from fedops_mqtt.protocol.messages import Scalars
+from fedops_mqtt.protocol.values import Scalars
 
 MAX_LINE_BYTES = 64 * 1024
 """A report longer than this is not one of ours and is dropped; the bus would not take it either."""

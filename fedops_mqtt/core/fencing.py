@@ -2,8 +2,7 @@
 
 from typing import NamedTuple, Protocol
 
-LAST_SEQ = 2**63 - 1
-"""The `seq` of a last will: above every word of its own connection, below every later connection."""
+from fedops_mqtt.protocol import LAST_SEQ as LAST_SEQ
 
 
 class Stamped(Protocol):

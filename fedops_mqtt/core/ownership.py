@@ -13,8 +13,10 @@ REPAIR_INTERVAL_S = 1.0
 HEARTBEAT_SPREAD = 0.2
 """Share of a heartbeat that is left to luck: a fleet that came back within a second must not beat as one for ever."""
 
-EPOCH_CEILING = 2**62
-"""Above this an epoch is no one's clock, and there would be no room left to stand above it."""
+_BORN_MS = 1_760_000_000_000
+_MAX_LEAD_MS = 100 * 365 * 86_400_000
+"""100 years, which takes in clocks of 32 bits at their end (2106). An epoch without a limit would shut its owner out
+for as long as the lease of whoever said it."""
 
 _LAST_MS = 16**12 - 1
 """The largest time that sorts as text; an epoch adopted from a broken clock may be above it."""
@@ -36,6 +38,14 @@ def next_epoch(persisted: int, unix_ms: int) -> int:
     return max(persisted + 1, unix_ms)
 
 
+def latest_epoch(unix_ms: int) -> int:
+    """Return the highest epoch that is believed; it moves, so that even who stands there can be stood above.
+
+    Of a reader whose clock was never set the day of this protocol counts.
+    """
+    return max(unix_ms, _BORN_MS) + _MAX_LEAD_MS
+
+
 def next_beat_s(heartbeat_s: float, luck: float) -> float:
     """Return how long after a word the next heartbeat is due, never later than promised; `luck` is from 0 to 1."""
     return heartbeat_s * (1 - HEARTBEAT_SPREAD * luck)
@@ -43,12 +53,18 @@ def next_beat_s(heartbeat_s: float, luck: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeenWord:
-    """One word read on the own topic; `is_retained`: the broker's copy for a newcomer, not a live word."""
+    """One word read on the own topic.
+
+    Attributes:
+        is_retained: the broker's copy for a newcomer, not a live word.
+        is_ahead: its seq is above all that its reader has said on this connection.
+    """
 
     instance: str
     epoch: int
     is_out: bool
     is_retained: bool
+    is_ahead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +150,8 @@ def _remember(owner: Ownership, word: SeenWord) -> Ownership:
 
 def _judge_place(owner: Ownership, word: SeenWord, *, now: float) -> tuple[Ownership, Decision]:
     if word.epoch > owner.epoch:
-        return owner, Adopt(word.epoch) if word.epoch < EPOCH_CEILING else Ignore()
-    if word.epoch == owner.epoch and word.instance == owner.instance:
+        return owner, Adopt(word.epoch)
+    if word.epoch == owner.epoch and word.instance == owner.instance and not word.is_ahead:
         return replace(owner, is_echoed=True), Ignore()
     if word.epoch == owner.epoch:
         return owner, Adopt(word.epoch)

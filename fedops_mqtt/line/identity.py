@@ -8,9 +8,12 @@ import hashlib
 _FIRST_FREE_ID = 2
 """Flower's own ids: 0 means unset and 1 is the server's node (flwr.common.constant.SUPERLINK_NODE_ID)."""
 
+_BITS = 53
+"""Flower takes 63; these are what a client in a language whose numbers are doubles reads and echoes unchanged."""
+
 
 def node_id_of(client_mac: str) -> int:
-    """Return the Flower node id of a client: positive, below 2**63, the same in every launch."""
+    """Return the Flower node id of a client: positive, the same in every launch."""
     return _number("node", client_mac)
 
 
@@ -21,4 +24,4 @@ def flower_run_id_of(run_id: str) -> int:
 
 def _number(kind: str, name: str) -> int:
     digest = hashlib.sha256(f"{kind}:{name}".encode()).digest()
-    return max(int.from_bytes(digest[:8], "big") >> 1, _FIRST_FREE_ID)
+    return max(int.from_bytes(digest[:8], "big") >> (64 - _BITS), _FIRST_FREE_ID)

@@ -160,10 +160,10 @@ class Api:
         page = views[offset : offset + limit]
         return ClientPage(items=[ClientRecord.of(view) for view in page], total=len(views))
 
-    async def forget_client(self, client_mac: str) -> Forgotten:
-        """Clear what the broker retains of a client that is away for good."""
+    async def forget_client(self, client_mac: str, force: bool = False) -> Forgotten:
+        """Clear what the broker retains of a client that is away for good; `force` one that seems to be here, too."""
         mac = normalise_mac(client_mac)
-        return Forgotten(client_mac=mac, tasks=await self._orders.forget(mac))
+        return Forgotten(client_mac=mac, tasks=await self._orders.forget(mac, is_forced=force))
 
     async def list_tasks(self) -> TaskPage:
         """List the tasks of the tasks file."""

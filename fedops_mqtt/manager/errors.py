@@ -65,7 +65,10 @@ class ClientPresentError(ManagerError):
     def __init__(self, client_mac: str, task_id: str) -> None:
         self.client_mac = client_mac
         self.task_id = task_id
-        super().__init__(f"client {client_mac} is here (task {task_id!r}); stop its daemon first, then forget it")
+        super().__init__(
+            f"client {client_mac} is here (task {task_id!r}); stop its daemon first, then forget it "
+            "(--force forgets it now; if its daemon lives, it says its status again)"
+        )
 
 
 class TooFewClientsError(ManagerError):

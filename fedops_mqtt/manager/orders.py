@@ -83,8 +83,8 @@ class Orders:
             raise UnknownRunError(run_id)
         return found.run
 
-    async def forget(self, client_mac: str) -> list[str]:
-        """Clear what is retained of a client that is away; return the tasks it was known in.
+    async def forget(self, client_mac: str, *, is_forced: bool = False) -> list[str]:
+        """Clear what is retained of a client that is away, or of any if forced; return the tasks it was known in.
 
         Raises:
             UnknownClientError, ClientPresentError, BusError: why it is still known.
@@ -94,7 +94,7 @@ class Orders:
         if not views:
             raise UnknownClientError(client_mac)
         for view in views:
-            if not view.is_out:
+            if not view.is_out and not is_forced:
                 raise ClientPresentError(client_mac, view.status.task_id)
         for view in views:
             topic = topics.client_status(view.status.task_id, client_mac)

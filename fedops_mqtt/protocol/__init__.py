@@ -49,12 +49,13 @@ from fedops_mqtt.protocol.messages import (
     StatusMessage,
     StopTrigger,
     Transport,
-    utc_now,
 )
 from fedops_mqtt.protocol.topics import Channel, Topic, filter_for, parse_topic
+from fedops_mqtt.protocol.values import LAST_SEQ, utc_now
 from fedops_mqtt.protocol.wire import MESSAGE_OF_CHANNEL, decode, encode
 
 __all__ = [
+    "LAST_SEQ",
     "MAX_REASON_CHARS",
     "MESSAGE_OF_CHANNEL",
     "Answer",

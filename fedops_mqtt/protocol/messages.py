@@ -3,92 +3,23 @@
 What we send has no unknown fields; what we receive may have them (a newer speaker), see `wire`.
 """
 
-import math
-from datetime import UTC, datetime
 from enum import StrEnum
-from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import (
-    AfterValidator,
-    AwareDatetime,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    StringConstraints,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-)
+from pydantic import BaseModel, ConfigDict, Field
 
 from fedops_mqtt.protocol.identity import MacAddress, Reason, RunId, TaskId, Text
-
-MAX_MEMBERS = 20_000
-"""Clients of one run that a message lists."""
-
-Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-Number = Annotated[float | None, AfterValidator(_finite)]
-"""A measured number; JSON has no NaN or infinity, so a diverged loss is null."""
-Scalar = Annotated[bool | int | float | Reason | None, AfterValidator(_finite)]
-
-
-_PART = 256
-"""Entries of a table that are validated at a time."""
-
-
-def _bounded(max_length: int) -> WrapValidator:
-    """A table of at most so many entries, validated in parts up to the first bad one.
-
-    pydantic collects every error before it counts the entries: 4 MiB of wrong ones took 9 s.
-    """
-
-    def validate(value: Any, inner: ValidatorFunctionWrapHandler) -> Any:
-        if not isinstance(value, dict) or len(value) <= _PART:
-            return inner(value)
-        if len(value) > max_length:
-            raise ValueError(f"at most {max_length} entries, here are {len(value)}")
-        entries = iter(value.items())
-        valid: dict[Any, Any] = {}
-        while part := dict(islice(entries, _PART)):
-            valid |= inner(part)
-        return valid
-
-    return WrapValidator(validate)
-
-
-Scalars = Annotated[dict[Text, Scalar], Field(max_length=256), _bounded(256)]
-Metrics = Annotated[dict[Text, Number], Field(max_length=256), _bounded(256)]
-Address = Annotated[str, StringConstraints(max_length=300, pattern=r"^\S+:\d{1,5}$")]
-"""`host:port`; an IPv6 host stands in brackets."""
-
-
-def _to_utc_ms(at: datetime) -> datetime:
-    try:
-        utc = at.astimezone(UTC)
-    except OverflowError as error:
-        raise ValueError("time is outside the calendar in UTC") from error
-    return utc.replace(microsecond=utc.microsecond // 1000 * 1000)
-
-
-def _iso(at: datetime) -> str:
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-Timestamp = Annotated[
-    AwareDatetime, AfterValidator(_to_utc_ms), PlainSerializer(_iso, return_type=str, when_used="json")
-]
-"""A sender's clock, ISO 8601 in UTC: shown, never trusted (readers use their own receipt time)."""
-
-
-def utc_now() -> datetime:
-    """Return this machine's clock as a timezone-aware UTC time, to the millisecond that the wire carries."""
-    return _to_utc_ms(datetime.now(UTC))
+from fedops_mqtt.protocol.values import (
+    LAST_SEQ,
+    MAX_MEMBERS,
+    Address,
+    Count,
+    Metrics,
+    Scalars,
+    Seq,
+    Timestamp,
+    bounded,
+)
 
 
 class WireModel(BaseModel):
@@ -230,7 +161,8 @@ class OwnedStatus(WireModel):
 
     instance: Text
     epoch: Count
-    seq: Count
+    seq: Seq = LAST_SEQ
+    """Absent in a last will, which is frozen at CONNECT and cannot know it."""
     at: Timestamp
     heartbeat_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
     """How often its owner repeats it; a reader's lease is three times this."""
@@ -249,7 +181,7 @@ class ClientStatus(OwnedStatus):
     last_trigger: LastTrigger | None = None
     server_ip: Address | None = None
     gl_model: Count = 0
-    agent: Annotated[dict[Text, Text], Field(max_length=32), _bounded(32)] = {}
+    agent: Annotated[dict[Text, Text], Field(max_length=32), bounded(32)] = {}
 
 
 class StartTrigger(WireModel):
@@ -333,8 +265,8 @@ class ServerStatus(OwnedStatus):
     gl_model: Count = 0
     metrics: Metrics = {}
     model_path: Text | None = None
-    clients: Annotated[dict[MacAddress, ServerClient], Field(max_length=MAX_MEMBERS), _bounded(MAX_MEMBERS)] = {}
-    agent: Annotated[dict[Text, Text], Field(max_length=32), _bounded(32)] = {}
+    clients: Annotated[dict[MacAddress, ServerClient], Field(max_length=MAX_MEMBERS), bounded(MAX_MEMBERS)] = {}
+    agent: Annotated[dict[Text, Text], Field(max_length=32), bounded(32)] = {}
 
 
 class ServerMetrics(WireModel):
@@ -377,7 +309,7 @@ class RunStatus(OwnedStatus):
     gl_model: Count = 0
     metrics: Metrics = {}
     model_path: Text | None = None
-    clients: Annotated[dict[MacAddress, RunMember], Field(max_length=MAX_MEMBERS), _bounded(MAX_MEMBERS)] = {}
+    clients: Annotated[dict[MacAddress, RunMember], Field(max_length=MAX_MEMBERS), bounded(MAX_MEMBERS)] = {}
     created_at: Timestamp
     ended_at: Timestamp | None = None
 
@@ -389,7 +321,7 @@ class ManagerStatus(OwnedStatus):
     reason: Reason | None = None
     term: Count = 0
     url: Text | None = None
-    agent: Annotated[dict[Text, Text], Field(max_length=32), _bounded(32)] = {}
+    agent: Annotated[dict[Text, Text], Field(max_length=32), bounded(32)] = {}
 
 
 Message = (

@@ -7,18 +7,22 @@ from pydantic import ValidationError
 
 from fedops_mqtt.protocol.errors import MalformedMessageError, MismatchedMessageError, PayloadTooLargeError
 from fedops_mqtt.protocol.messages import (
-    MAX_MEMBERS,
+    ClientCondition,
     ClientMetrics,
     ClientStatus,
+    ManagerCondition,
     ManagerStatus,
     Message,
     RunStatus,
+    ServerCondition,
     ServerMetrics,
     ServerStatus,
     StartTrigger,
+    StatusMessage,
     StopTrigger,
 )
 from fedops_mqtt.protocol.topics import Channel, Topic
+from fedops_mqtt.protocol.values import LAST_SEQ, MAX_MEMBERS
 
 MESSAGE_OF_CHANNEL: dict[Channel, type[Message]] = {
     Channel.CLIENT_STATUS: ClientStatus,
@@ -35,6 +39,8 @@ _MAX_BRACKETS = 10 * MAX_MEMBERS
 """Objects and lists, counted where they open, of the largest roster whose reasons have some too. Without this bound
 4 MiB of `[]` take a second to be made into lists."""
 
+_OUT = frozenset({ClientCondition.CLIENT_OUT, ServerCondition.SERVER_OUT, ManagerCondition.MANAGER_OUT})
+
 _CHANNEL_OF_MESSAGE = {model: channel for channel, model in MESSAGE_OF_CHANNEL.items()}
 
 
@@ -44,7 +50,10 @@ def encode(message: Message) -> bytes:
     Raises:
         PayloadTooLargeError: it would be over its channel's `max_payload_bytes`.
     """
-    payload = orjson.dumps(message.model_dump(mode="json", exclude_none=True))
+    said = message.model_dump(mode="json", exclude_none=True)
+    if said.get("seq") == LAST_SEQ:
+        del said["seq"]
+    payload = orjson.dumps(said)
     _check_size(payload, _CHANNEL_OF_MESSAGE[type(message)])
     return payload
 
@@ -67,6 +76,8 @@ def decode(topic: Topic, payload: bytes) -> Message:
     except ValidationError as error:
         raise MalformedMessageError(str(topic), _describe(error)) from error
     _check_names(topic, message)
+    if isinstance(message, StatusMessage) and message.seq == LAST_SEQ and message.status not in _OUT:
+        raise MalformedMessageError(str(topic), "seq: only a last will leaves it out, or has one of 2^53 - 1 or more")
     return message
 
 

@@ -103,7 +103,10 @@ class Owner:
                 pass
 
     def _judge(self, said: AnyStatus, *, is_retained: bool) -> None:
-        word = SeenWord(instance=said.instance, epoch=said.epoch, is_out=says_out(said), is_retained=is_retained)
+        word = SeenWord(
+            instance=said.instance, epoch=said.epoch, is_out=says_out(said), is_retained=is_retained,
+            is_ahead=said.seq > self._seq,
+        )  # fmt: skip
         self._owned, decision = ownership.judge(self._owned, word, now=self._kernel.now)
         self._carry_out(decision)
 

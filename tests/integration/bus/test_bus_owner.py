@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ from bus_helpers import (
 
 from fedops_mqtt.bus import Connected, EpochFile, MemoryEpochs, Mosquitto, Received, RivalError
 from fedops_mqtt.core.fencing import LAST_SEQ
+from fedops_mqtt.core.fleet import Fleet
+from fedops_mqtt.core.ownership import latest_epoch
 from fedops_mqtt.protocol import ClientCondition, ClientStatus, encode, topics
 
 ONLINE, OUT = ClientCondition.ONLINE, ClientCondition.CLIENT_OUT
@@ -168,6 +171,29 @@ async def test_a_late_will_from_before_with_a_higher_epoch_is_stood_above(broker
         late = status(task_id, OUT, instance="00-from-before", epoch=YEARS_AHEAD, seq=LAST_SEQ, reason="lost")
         await say_raw(broker, str(daemon.topic), encode(late), is_retained=True)
         assert (await next_status(reader, lambda said: said.epoch > YEARS_AHEAD)).status is ONLINE
+
+
+async def test_no_stamp_that_somebody_claims_shuts_the_owner_out(broker: Mosquitto, task_id: str) -> None:
+    """Live and alive, in another name or in ours: what no clock shows is refused, what is possible is stood above."""
+    daemon = Daemon(task_id)
+    topic = str(daemon.topic)
+    fleet = Fleet()
+    fleet.listen(0)
+    async with reader_of(broker, STATUSES) as reader, daemon.on(broker.url):
+        birth = await next_status(reader, lambda said: said.status is ONLINE)
+        fleet.apply(birth, now=0, is_retained=False)
+        claims = [
+            birth.model_copy(update={"instance": "00-older", "epoch": 2**63 - 1}),
+            birth.model_copy(update={"instance": "00-older", "epoch": latest_epoch(time.time_ns() // 1_000_000)}),
+            birth.model_copy(update={"seq": LAST_SEQ - 1}),
+        ]
+        for name, claim in enumerate(claims):
+            claim = claim.model_copy(update={"epoch": max(claim.epoch, daemon.owner.epoch), "client_name": "claimed"})
+            await say_raw(broker, topic, encode(claim), is_retained=True)
+            daemon.rename(str(name))
+            while fleet.clients[task_id, MAC].status.client_name != str(name):
+                fleet.apply(await next_status(reader, lambda _: True), now=0, is_retained=False)
+        assert (await retained_status(broker, daemon.topic)).client_name == "2"
 
 
 async def test_an_epoch_file_keeps_epochs_growing_over_restarts(

@@ -81,6 +81,8 @@ async def test_a_client_that_is_away_can_be_forgotten_and_one_that_is_here_canno
             answer = await api.http.delete(f"/api/v1/clients/{A}")
             assert answer.status_code == 409
             assert "stop its daemon first" in answer.json()["detail"]
+            assert (await api.http.delete(f"/api/v1/clients/{A}?force=true")).status_code == 200
+            await until(lambda: is_listed(api, A), "the living client's next word")
         async with reading(house, str(topic)) as reader:
             await until(lambda: forgets(api, A), "the client's departure")
             await said(reader, lambda message: message is None)

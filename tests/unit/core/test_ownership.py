@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from fedops_mqtt.core.fencing import LAST_SEQ, Stamp, is_newer
 from fedops_mqtt.core.ownership import (
-    EPOCH_CEILING,
     REPAIR_INTERVAL_S,
     Adopt,
     Ignore,
@@ -100,8 +99,10 @@ def test_a_late_will_with_a_higher_epoch_is_adopted() -> None:
     assert judge(speaking, word(OLD, 99, is_out=True), now=0)[1] == Adopt(99)
 
 
-def test_an_absurd_epoch_is_not_adopted() -> None:
-    assert judge(speaking, word(OLD, EPOCH_CEILING, is_retained=True), now=0)[1] == Ignore()
+def test_a_word_in_our_name_that_is_ahead_of_ours_is_stood_above_by_a_new_epoch() -> None:
+    forged = replace(word(ME, 10), is_ahead=True)
+    assert judge(speaking, forged, now=0)[1] == Adopt(10)
+    assert judge(speaking.connected(11), forged, now=0)[1] == Ignore()
 
 
 @pytest.mark.parametrize("epoch", [9, 10, 11])

@@ -79,5 +79,5 @@ def test_a_line_that_nobody_could_join_is_refused_at_the_start(join: str, host: 
 def test_ids_are_flowers_own_kind_of_numbers_and_always_the_same() -> None:
     assert node_id_of(MAC) == node_id_of(MAC)
     assert len({node_id_of(f"aa:bb:cc:dd:ee:{at:02x}") for at in range(256)}) == 256
-    assert 1 < node_id_of(MAC) < 2**63
-    assert 1 < flower_run_id_of("r1") < 2**63
+    assert 1 < node_id_of(MAC) < 2**53
+    assert 1 < flower_run_id_of("r1") < 2**53

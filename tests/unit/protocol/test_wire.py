@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from fedops_mqtt.core.fleet import is_will
 from fedops_mqtt.protocol import (
+    LAST_SEQ,
     MESSAGE_OF_CHANNEL,
     Channel,
     ClientMetrics,
@@ -36,6 +38,7 @@ MAC = "02:00:00:00:00:01"
 TASK, RUN = "digits", "run-1"
 texts = st.text(max_size=40)
 counts = st.integers(0, 2**63 - 1)
+epochs = st.integers(0, 2**41)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 macs = st.binary(min_size=6, max_size=6).map(lambda raw: raw.hex(":"))
 times = st.datetimes(datetime(1970, 1, 1), datetime(9000, 1, 1), timezones=st.just(UTC))
@@ -46,6 +49,8 @@ ALWAYS = {
     "run_id": st.just(RUN),
     "client_mac": st.just(MAC),
     "at": times,
+    "epoch": epochs,
+    "seq": st.integers(0, LAST_SEQ - 1),
     "server_ip": addresses,
     "created_at": times,
 }
@@ -252,3 +257,28 @@ def test_a_roster_of_20000_members_is_read_and_one_more_is_not() -> None:
 def test_a_payload_of_empty_lists_is_not_even_parsed() -> None:
     with pytest.raises(MalformedMessageError, match="brackets"):
         decode(topics.server_status(TASK), b"[" + b"[]," * 1_000_000 + b"0]")
+
+
+def test_a_last_will_leaves_seq_out_since_no_double_holds_what_64_bits_do() -> None:
+    will = status(status="client-out", reason="lost", seq=LAST_SEQ)
+    said = orjson.loads(encode(will))
+    assert "seq" not in said
+    assert decode(topics.client_status(TASK, MAC), orjson.dumps(said)) == will
+    assert int(float(LAST_SEQ)) == LAST_SEQ
+
+
+@pytest.mark.parametrize("seq", [2**53 - 1, 2**63 - 1, 2**63, float(2**63), 9223372036854776000, 1e19])
+def test_a_last_will_of_before_and_what_a_double_makes_of_it_is_still_one(seq: float) -> None:
+    said = orjson.loads(encode(status(status="client-out"))) | {"seq": seq}
+    read = decode(topics.client_status(TASK, MAC), orjson.dumps(said))
+    assert isinstance(read, ClientStatus)
+    assert is_will(read)
+
+
+@pytest.mark.parametrize("seq", [None, "absent", 2**53 - 1, 2**63 - 1, -1, 1.5])
+def test_only_a_last_will_has_no_seq_or_the_last_one(seq: object) -> None:
+    said = orjson.loads(encode(status())) | {"seq": seq}
+    if seq == "absent":
+        del said["seq"]
+    with pytest.raises(MalformedMessageError, match="seq"):
+        decode(topics.client_status(TASK, MAC), orjson.dumps(said))
