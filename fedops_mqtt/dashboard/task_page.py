@@ -25,7 +25,7 @@ from fedops_mqtt.dashboard.parts import (
 from fedops_mqtt.dashboard.stopping import stop_button
 from fedops_mqtt.dashboard.view import View, subscription
 from fedops_mqtt.dashboard.words import clock, duration, moment, number, run_word
-from fedops_mqtt.manager.api_models import RunRecord, RunRequest, TaskRecord
+from fedops_mqtt.manager.api_models import RunRequest, RunSummary, TaskRecord
 from fedops_mqtt.manager.errors import TasksFileError
 from fedops_mqtt.manager.events import NewsKind
 
@@ -117,7 +117,7 @@ class TaskPage:
         self._view = view
         self._task_id = task_id
         self._task = task
-        self._drawn: list[RunRecord] | None = None
+        self._drawn: list[RunSummary] | None = None
 
     async def draw(self) -> None:
         """Draw, fill and keep up."""
@@ -201,7 +201,7 @@ class TaskPage:
     async def _rounds_of(self, run_id: str) -> list[charts.Record]:
         return [dated(row) for row in (await self._view.api.history.list_rounds(run_id)).items]
 
-    def _draw_runs(self, runs: list[RunRecord]) -> None:
+    def _draw_runs(self, runs: list[RunSummary]) -> None:
         clear_section(self._runs)
         with self._runs:
             if not runs:
@@ -218,7 +218,7 @@ class TaskPage:
                         _draw_run(run, colour)
 
 
-def _draw_run(record: RunRecord, colour: str | None) -> None:
+def _draw_run(record: RunSummary, colour: str | None) -> None:
     """Draw a run's row; the colour is that of its line in the charts."""
     run = record.model_dump(mode="json")
     beginning, end = moment(run["created_at"]), moment(run["ended_at"])
@@ -232,4 +232,4 @@ def _draw_run(record: RunRecord, colour: str | None) -> None:
             chip(run_word(run))
         measures = (number(measure(run["metrics"], ending)) for ending in (ACCURACY, LOSS))
         rounds = f"{run['round']}/{run['num_rounds']}"
-        cells(*measures, rounds, len(run["clients"]), took, clock(run["created_at"]))
+        cells(*measures, rounds, sum(run["num_clients"].values()), took, clock(run["created_at"]))

@@ -8,6 +8,7 @@ from fedops_mqtt.core.run_events import (
     MemberGaveUp,
     RunClosed,
     RunEvent,
+    ServerExited,
     ServerLaunched,
     StopSaid,
     TriggerFired,
@@ -89,8 +90,12 @@ class Executor:
         )
 
     def _launch(self, run: Run, action: LaunchServer) -> None:
-        config = self._desk.tasks[run.spec.task_id]
-        self._servers.launch(run, action.launch, self._desk.ledger.secret(run.run_id), config, self._desk.tasks.folder)
+        task = self._desk.ledger.task(run.run_id)
+        if task is None:
+            why = f"task {run.spec.task_id!r} is not in the tasks file, and this run's beginning did not keep it"
+            self._desk.inbox.put(run.run_id, ServerExited(action.launch, why))
+            return
+        self._servers.launch(run, action.launch, self._desk.ledger.secret(run.run_id), task)
 
     def _fire(self, run: Run, action: FireTrigger) -> None:
         word = run.server

@@ -25,6 +25,7 @@ from fedops_mqtt.manager.api_models import (
     RunPage,
     RunRecord,
     RunRequest,
+    RunSummary,
     StopRequest,
     TaskPage,
     TaskRecord,
@@ -121,9 +122,9 @@ class Api:
         router.get("/clients")(self.list_clients)
         router.delete("/clients/{client_mac}")(self.forget_client)
         router.get("/tasks")(self.list_tasks)
-        router.get("/runs")(self.list_runs)
+        router.get("/runs", response_model=RunPage)(self.history.written(self.list_runs))
         router.post("/runs", status_code=HTTPStatus.CREATED, responses={409: {"model": Problem}})(self.start_run)
-        router.get("/runs/{run_id}")(self.get_run)
+        router.get("/runs/{run_id}", response_model=RunRecord)(self.history.written(self.get_run))
         router.post("/runs/{run_id}/stop", status_code=HTTPStatus.ACCEPTED)(self.stop_run)
         self.history.add_to(router)
         return router
@@ -172,11 +173,10 @@ class Api:
         return TaskPage(items=tasks, total=len(tasks))
 
     async def list_runs(self, task_id: str | None = None, limit: Limit = 50, offset: Offset = 0) -> RunPage:
-        """List the runs, newest first."""
-        runs, total = await self._desk.journal.call(
-            self._desk.journal.list_runs, task_id=task_id, limit=limit, offset=offset
-        )
-        return RunPage(items=[RunRecord.of(self._desk.ledger.get(run.run_id) or run) for run in runs], total=total)
+        """List the runs, newest first, each without its clients: `GET /runs/{run_id}` has them."""
+        reader = self._desk.journal.reader
+        runs, total = await reader.call(reader.list_runs, task_id=task_id, limit=limit, offset=offset)
+        return RunPage(items=[RunSummary.of(run, num_clients) for run, num_clients in runs], total=total)
 
     async def start_run(self, request: RunRequest) -> RunRecord:
         """Begin a run: its server is launched and its clients are triggered as soon as there are enough."""
@@ -191,7 +191,7 @@ class Api:
 
     async def get_run(self, run_id: str) -> RunRecord:
         """Tell how a run stands, or how it ended."""
-        return RunRecord.of(await self.history.find_run(run_id))
+        return await self.history.run_record(run_id)
 
     async def stop_run(self, run_id: str, request: StopRequest | None = None) -> RunRecord:
         """Ask for a run's end; a run that has ended stays as it is."""

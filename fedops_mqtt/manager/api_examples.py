@@ -43,6 +43,7 @@ RUN: dict[str, Any] = {
     "gl_model": 3,
     "metrics": {"accuracy": 0.91, "loss": 0.34},
     "model_path": None,
+    "num_clients": {"training": 1},
     "trigger_to_training_ms": {"p50": 912.4, "max": 1320.0},
     "clients": {
         _MAC: {
@@ -54,6 +55,10 @@ RUN: dict[str, Any] = {
             "trigger_to_training_ms": 912.4,
         }
     },
+}
+
+RUN_SUMMARY: dict[str, Any] = {
+    name: value for name, value in RUN.items() if name not in ("trigger_to_training_ms", "clients")
 }
 
 TASK: dict[str, Any] = {

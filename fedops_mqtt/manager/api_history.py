@@ -3,16 +3,18 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
+from functools import partial, wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ParamSpec
 
 from fastapi import APIRouter, Query
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from fedops_mqtt.core.run import Run
+from fedops_mqtt.manager import tables
 from fedops_mqtt.manager.api_models import (
     ClientRecord,
     History,
@@ -20,20 +22,24 @@ from fedops_mqtt.manager.api_models import (
     MemberRecord,
     ModelPage,
     ModelRecord,
+    Record,
     RunRecord,
     to_utc,
 )
 from fedops_mqtt.manager.desk import Desk
 from fedops_mqtt.manager.errors import UnknownClientError, UnknownModelError, UnknownRunError
 from fedops_mqtt.manager.files import find_model, list_models, read_log
+from fedops_mqtt.manager.journal_reader import JournalReader
 from fedops_mqtt.protocol import TaskId, normalise_mac
 
 MAX_HISTORY = 10_000
-MAX_EXPORT = 1_000_000
+EXPORT_PAGE = 1000
+"""Rows of an export that are in memory at a time."""
 
 Offset = Annotated[int, Query(ge=0, le=2**62)]
 HistoryLimit = Annotated[int, Query(ge=1, le=MAX_HISTORY)]
 Row = Mapping[str, Any]
+P = ParamSpec("P")
 
 
 class Export(StrEnum):
@@ -50,21 +56,35 @@ class HistoryApi:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
+        self._reader = desk.journal.reader
 
     def add_to(self, router: APIRouter) -> None:
         """Put the endpoints on the API's router."""
         router.get("/clients/{client_mac}")(self.get_client)
-        router.get("/clients/{client_mac}/events")(self.list_client_events)
-        router.get("/clients/{client_mac}/metrics")(self.list_client_metrics)
+        for path, method in (
+            ("/clients/{client_mac}/events", self.list_client_events),
+            ("/clients/{client_mac}/metrics", self.list_client_metrics),
+            ("/runs/{run_id}/events", self.list_events),
+            ("/runs/{run_id}/rounds", self.list_rounds),
+            ("/runs/{run_id}/metrics", self.list_metrics),
+        ):
+            router.get(path, response_model=History)(self.written(method))
         router.get("/tasks/{task_id}/models")(self.list_models)
         router.get("/tasks/{task_id}/models/{file_name}", response_class=FileResponse, responses=_MODEL_FILE)(
             self.download_model
         )
-        router.get("/runs/{run_id}/events")(self.list_events)
-        router.get("/runs/{run_id}/rounds")(self.list_rounds)
-        router.get("/runs/{run_id}/metrics")(self.list_metrics)
         router.get("/runs/{run_id}/logs")(self.read_log)
-        router.get("/runs/{run_id}/{what}.csv", response_class=Response, responses=_CSV)(self.export)
+        router.get("/runs/{run_id}/{what}.csv", response_class=StreamingResponse, responses=_CSV)(self.export)
+
+    def written(self, method: Callable[..., Awaitable[Record]]) -> Callable[..., Awaitable[Response]]:
+        """Return an endpoint whose answer, which may be long, is written on a reader's thread and not in the loop."""
+
+        @wraps(method)
+        async def answer(*args: Any, **kwargs: Any) -> Response:
+            record = await method(*args, **kwargs)
+            return Response(await self._reader.call(record.model_dump_json), media_type="application/json")
+
+        return answer
 
     async def find_run(self, run_id: str) -> Run:
         """Return a run, open or archived.
@@ -75,10 +95,18 @@ class HistoryApi:
         run = self._desk.ledger.get(run_id)
         if run is not None:
             return run
-        found = await self._desk.journal.call(self._desk.journal.find_run, run_id)
+        found = await self._reader.call(self._reader.find_run, run_id)
         if found is None:
             raise UnknownRunError(run_id)
-        return found.run
+        return found
+
+    async def run_record(self, run_id: str) -> RunRecord:
+        """Return all that is said of a run.
+
+        Raises:
+            UnknownRunError: there is none of that name.
+        """
+        return await self._reader.call(RunRecord.of, await self.find_run(run_id))
 
     async def get_client(self, client_mac: str, task_id: TaskId | None = None) -> ClientRecord:
         """Tell how a client is; of several tasks the one in which it was heard last."""
@@ -94,26 +122,21 @@ class HistoryApi:
 
     async def list_client_events(self, client_mac: str, limit: HistoryLimit = 1000) -> History:
         """Tell a client's newest story, in all its runs and between them; oldest first."""
-        rows = await self._desk.journal.call(
-            self._desk.journal.newest_of_client, "events", normalise_mac(client_mac), limit=limit
-        )
-        return _history(rows)
+        return await self._history(self._reader.newest_of_client, "events", normalise_mac(client_mac), limit=limit)
 
     async def list_client_metrics(self, client_mac: str, limit: HistoryLimit = 1000) -> History:
         """List what a client measured lately, its system's load among it; oldest first."""
-        rows = await self._desk.journal.call(
-            self._desk.journal.newest_of_client, "client_metrics", normalise_mac(client_mac), limit=limit
-        )
-        return _history(rows)
+        mac = normalise_mac(client_mac)
+        return await self._history(self._reader.newest_of_client, "client_metrics", mac, limit=limit)
 
     async def list_models(self, task_id: TaskId) -> ModelPage:
         """List the versions of a task's global model, newest first."""
-        found = await self._desk.journal.call(list_models, self._desk.settings.store, task_id)
+        found = await self._reader.call(list_models, self._desk.settings.store, task_id)
         return ModelPage(items=[ModelRecord.of(each, task_id) for each in found], total=len(found))
 
     async def download_model(self, task_id: TaskId, file_name: str) -> FileResponse:
         """Hand out one version of a global model."""
-        found = await self._desk.journal.call(find_model, self._desk.settings.store, task_id, file_name)
+        found = await self._reader.call(find_model, self._desk.settings.store, task_id, file_name)
         if found is None:
             raise UnknownModelError(task_id, file_name)
         return FileResponse(found.path, filename=file_name, media_type="application/octet-stream")
@@ -121,13 +144,12 @@ class HistoryApi:
     async def list_events(self, run_id: str, after: Offset = 0, limit: HistoryLimit = 1000) -> History:
         """Tell a run's story, oldest first; `after` is the last id that was read."""
         await self.find_run(run_id)
-        journal = self._desk.journal
-        return _history(await journal.call(journal.list_events, run_id=run_id, after_id=after, limit=limit))
+        return await self._history(self._reader.list_events, run_id=run_id, after_id=after, limit=limit)
 
     async def list_rounds(self, run_id: str) -> History:
         """List a run's rounds with the server's numbers."""
         await self.find_run(run_id)
-        return _history(await self._desk.journal.call(self._desk.journal.list_rounds, run_id))
+        return await self._history(self._reader.list_rounds, run_id)
 
     async def list_metrics(
         self, run_id: str, client_mac: str | None = None, after: Offset = 0, limit: HistoryLimit = MAX_HISTORY
@@ -135,9 +157,14 @@ class HistoryApi:
         """List what a run's clients measured, oldest first; `after` is the last id that was read."""
         await self.find_run(run_id)
         mac = normalise_mac(client_mac) if client_mac else None
-        journal = self._desk.journal
-        rows = await journal.call(journal.list_client_metrics, run_id, client_mac=mac, after_id=after, limit=limit)
-        return _history(rows)
+        read = self._reader.list_client_metrics
+        return await self._history(read, run_id, client_mac=mac, after_id=after, limit=limit)
+
+    async def _history(self, read: Callable[P, Sequence[Row]], /, *args: P.args, **kwargs: P.kwargs) -> History:
+        def rows() -> History:
+            return History(items=[{**row, "at": to_utc(row["at"])} for row in read(*args, **kwargs)])
+
+        return await self._reader.call(rows)
 
     async def read_log(
         self, run_id: str, launch: Annotated[int | None, Query(ge=1)] = None, offset: Offset = 0
@@ -149,44 +176,61 @@ class HistoryApi:
         if not wanted:
             return LogPart(run_id=run_id, launch=launch or 0, text="", next_offset=offset, is_over=run.has_ended)
         log = wanted[-1]
-        text, end = await self._desk.journal.call(read_log, Path(log.log_path), offset)
+        text, end = await self._reader.call(read_log, Path(log.log_path), offset)
         return LogPart(
             run_id=run_id, launch=log.launch, text=text, next_offset=end, is_over=log.exit_reason is not None
         )
 
-    async def export(self, run_id: str, what: Export) -> Response:
+    async def export(self, run_id: str, what: Export) -> StreamingResponse:
         """Return a run's rounds, metrics, events or clients as CSV, one value a column."""
         run = await self.find_run(run_id)
-        rows = await self._rows(run, what)
         headers = {"Content-Disposition": f'attachment; filename="{run_id}-{what}.csv"'}
-        return Response(to_csv(rows), media_type="text/csv; charset=utf-8", headers=headers)
-
-    async def _rows(self, run: Run, what: Export) -> Sequence[Row]:
-        journal = self._desk.journal
-        match what:
-            case Export.ROUNDS:
-                return await journal.call(journal.list_rounds, run.run_id)
-            case Export.METRICS:
-                return await journal.call(journal.list_client_metrics, run.run_id, limit=MAX_EXPORT)
-            case Export.EVENTS:
-                return await journal.call(journal.list_events, run_id=run.run_id, limit=MAX_EXPORT)
-            case Export.CLIENTS:
-                return [_member_row(mac, member) for mac, member in RunRecord.of(run).clients.items()]
+        # Starlette takes each part of it on a thread: nothing of a million rows is read or written in the loop.
+        return StreamingResponse(
+            table_parts(self._reader, run, what), media_type="text/csv; charset=utf-8", headers=headers
+        )
 
 
-def _history(rows: Sequence[Row]) -> History:
-    return History(items=[{**row, "at": to_utc(row["at"])} for row in rows])
+def table_parts(reader: JournalReader, run: Run, what: Export) -> Iterator[str]:
+    """Yield a run's rounds, metrics, events or clients as CSV in parts; blocks, for the database."""
+    match what:
+        case Export.ROUNDS:
+            rows: Sequence[Row] = reader.list_rounds(run.run_id)
+            yield from _csv(_names(rows), [rows])
+        case Export.CLIENTS:
+            rows = [_member_row(*each) for each in RunRecord.of(run).clients.items()]
+            yield from _csv(_names(rows), [rows])
+        case Export.METRICS:
+            columns, last = reader.export_columns(tables.client_metrics, run.run_id)
+            yield from _csv(columns, _pages(partial(reader.list_client_metrics, run.run_id), last))
+        case Export.EVENTS:
+            columns, last = reader.export_columns(tables.events, run.run_id)
+            yield from _csv(columns, _pages(partial(reader.list_events, run_id=run.run_id), last))
 
 
-def to_csv(rows: Iterable[Row]) -> str:
-    """Return rows as CSV (RFC 4180) with a head; a dictionary becomes a column for each of its names."""
-    flat = [dict(_flatten(row)) for row in rows]
-    columns = list(dict.fromkeys(name for row in flat for name in row))
+def _pages(read: Callable[..., list[dict[str, Any]]], last: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield a run's rows in pages, up to the id that was the last when the columns were found."""
+    after = 0
+    while after < last and (rows := read(after_id=after, limit=EXPORT_PAGE)):
+        after = rows[-1]["id"]
+        yield [row for row in rows if row["id"] <= last]
+
+
+def _csv(columns: Sequence[str], pages: Iterable[Sequence[Row]]) -> Iterator[str]:
+    """Yield pages of rows as CSV (RFC 4180) with a head; a dictionary becomes a column for each of its names."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\r\n")
     writer.writeheader()
-    writer.writerows({name: _safe(value) for name, value in row.items()} for row in flat)
-    return text.getvalue()
+    for page in pages:
+        writer.writerows({name: _safe(value) for name, value in _flatten(row)} for row in page)
+        yield text.getvalue()
+        text.seek(0)
+        text.truncate()
+    yield text.getvalue()
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name, _ in _flatten(row)))
 
 
 def _flatten(row: Row) -> Iterable[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """What the manager's API says and takes, version 1; documented by its OpenAPI."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from statistics import median_high
 from typing import Annotated, Any, Literal
@@ -11,6 +12,7 @@ from fedops_mqtt.core.run import Run
 from fedops_mqtt.core.run_member import Member
 from fedops_mqtt.manager import api_examples as examples
 from fedops_mqtt.manager.files import ModelFile
+from fedops_mqtt.manager.run_record import count_members
 from fedops_mqtt.manager.tasks import TaskConfig
 from fedops_mqtt.protocol import (
     AnyMacAddress,
@@ -121,10 +123,8 @@ class MemberRecord(Record):
         )
 
 
-class RunRecord(Record):
-    """A run; times by the manager's clock."""
-
-    model_config = _shown(examples.RUN)
+class _RunFacts(Record):
+    """What a list says of a run as well as its own record; times by the manager's clock."""
 
     run_id: str
     task_id: str
@@ -144,32 +144,60 @@ class RunRecord(Record):
     gl_model: int
     metrics: dict[str, float | None]
     model_path: str | None
+    num_clients: dict[MemberCondition, int]
+    """How many of its clients stand where."""
+
+    @staticmethod
+    def facts(run: Run) -> dict[str, Any]:
+        """Return what a run's state says, its members left out."""
+        word = run.server
+        return {
+            "run_id": run.run_id,
+            "task_id": run.spec.task_id,
+            "status": run.status,
+            "outcome": run.outcome,
+            "reason": run.reason,
+            "created_at": to_utc(run.created_at),
+            "ended_at": to_utc(run.ended_at) if run.ended_at is not None else None,
+            "num_rounds": run.spec.num_rounds,
+            "min_clients": run.spec.min_clients,
+            "join": run.spec.join,
+            "is_adopted": run.spec.is_adopted,
+            "is_stopping": run.stop_reason is not None and not run.has_ended,
+            "launch": run.launch,
+            "server_ip": run.server_ip,
+            "round": word.round if word else 0,
+            "gl_model": word.gl_model if word else 0,
+            "metrics": dict(word.metrics) if word else {},
+            "model_path": word.model_path if word else None,
+        }
+
+
+class RunSummary(_RunFacts):
+    """A run without its clients, of whom there may be thousands; times by the manager's clock."""
+
+    model_config = _shown(examples.RUN_SUMMARY)
+
+    @classmethod
+    def of(cls, run: Run, num_clients: Mapping[str, int]) -> "RunSummary":
+        """Return what is said of a run that came without its members."""
+        return cls(**cls.facts(run), num_clients=num_clients)
+
+
+class RunRecord(_RunFacts):
+    """A run and each of its clients; times by the manager's clock."""
+
+    model_config = _shown(examples.RUN)
+
     trigger_to_training_ms: Delay | None
     clients: dict[str, MemberRecord]
 
     @classmethod
     def of(cls, run: Run) -> "RunRecord":
         """Return what is said of a run."""
-        word = run.server
         return cls(
-            run_id=run.run_id,
-            task_id=run.spec.task_id,
-            status=run.status,
-            outcome=run.outcome,
-            reason=run.reason,
-            created_at=to_utc(run.created_at),
-            ended_at=to_utc(run.ended_at) if run.ended_at is not None else None,
-            num_rounds=run.spec.num_rounds,
-            min_clients=run.spec.min_clients,
-            join=run.spec.join,
-            is_adopted=run.spec.is_adopted,
-            is_stopping=run.stop_reason is not None and not run.has_ended,
-            launch=run.launch,
-            server_ip=run.server_ip,
-            round=word.round if word else 0,
-            gl_model=word.gl_model if word else 0,
-            metrics=dict(word.metrics) if word else {},
-            model_path=word.model_path if word else None,
+            **cls.facts(run),
+            num_clients=count_members(run),
             trigger_to_training_ms=trigger_to_training(run),
             clients={mac: MemberRecord.of(member) for mac, member in sorted(run.members.items())},
         )
@@ -178,9 +206,9 @@ class RunRecord(Record):
 class RunPage(Record):
     """Some of the runs, newest first."""
 
-    model_config = _shown(examples.page(examples.RUN))
+    model_config = _shown(examples.page(examples.RUN_SUMMARY))
 
-    items: list[RunRecord]
+    items: list[RunSummary]
     total: int
 
 

@@ -65,7 +65,7 @@ async def run_manager(
     try:
         with _signals(stop), _open_journal(settings) as journal, _lease(journal) as lease:
             async with supervised():
-                term, listening = await _until_leading(settings, lease, stop, say)
+                term, listening = await _until_leading(settings, lease, journal, stop, say)
                 if term is not None:
                     async with alongside(_renew(lease, journal), name="lease-renewal"):
                         await _lead(
@@ -121,17 +121,17 @@ def _listen(address: str, rules: DoorRules) -> socket.socket:
 
 
 async def _until_leading(
-    settings: ManagerSettings, lease: Lease, stop: asyncio.Event, say: Say
+    settings: ManagerSettings, lease: Lease, journal: Journal, stop: asyncio.Event, say: Say
 ) -> tuple[int | None, socket.socket | None]:
     """Return the term once this manager leads (None: stopped before), and its address where it was opened meanwhile."""
-    term = lease.try_take()
+    term = await journal.call(lease.try_take)
     listening = None if term is not None else _listen_if_free(settings)
     if listening is None:
-        return term or await _take_lease(lease, stop, say), None
+        return term or await wait_for_lease(lease, call=journal.call, stop=stop, say=say), None
     rules = door_rules(settings)
     async with standing_by(listening, rules):
         say(f"waits for its turn, says so at {url_of(listening, rules)}")
-        term = await _take_lease(lease, stop, say)
+        term = await wait_for_lease(lease, call=journal.call, stop=stop, say=say)
     if term is None:
         listening.close()
         return None, None
@@ -145,17 +145,6 @@ def _listen_if_free(settings: ManagerSettings) -> socket.socket | None:
     except OSError as error:
         logger.info("not answering on standby", extra={"address": settings.http, "problem": str(error)})
         return None
-
-
-async def _take_lease(lease: Lease, stop: asyncio.Event, say: Say) -> int | None:
-    """Return the term once this manager leads; None when it is stopped before."""
-    async with asyncio.TaskGroup() as group:
-        waiting = group.create_task(wait_for_lease(lease, say=say), name="lease")
-        stopping = group.create_task(stop.wait(), name="stop")
-        await asyncio.wait((waiting, stopping), return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-        stopping.cancel()
-    return None if waiting.cancelled() else waiting.result()
 
 
 async def _renew(lease: Lease, journal: Journal) -> None:

@@ -9,7 +9,7 @@ from fedops_mqtt.manager.inbox import Inbox
 from fedops_mqtt.manager.journal import Journal
 from fedops_mqtt.manager.ledger import Ledger
 from fedops_mqtt.manager.metrics import Meters
-from fedops_mqtt.manager.tasks import Tasks
+from fedops_mqtt.manager.tasks import TaskConfig, Tasks
 from fedops_mqtt.manager.watch import Watch
 from fedops_mqtt.settings import ManagerSettings, RunLimits
 
@@ -30,8 +30,7 @@ class Desk:
     events: Events
     meters: Meters
 
-    def limits(self, task_id: str) -> RunLimits:
-        """Return a task's limits: the manager's, with what the tasks file says."""
-        config = self.tasks.get(task_id)
+    def limits(self, task: TaskConfig | None) -> RunLimits:
+        """Return a task's limits: the manager's, with what the task says."""
         limits = self.settings.limits
-        return limits.model_copy(update=config.limits.said) if config else limits
+        return limits.model_copy(update=task.limits.said) if task else limits

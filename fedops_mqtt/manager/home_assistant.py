@@ -36,20 +36,27 @@ class HomeAssistant:
     def __init__(self, desk: Desk, *, prefix: str) -> None:
         self._desk = desk
         self._prefix = prefix
-        self._told: dict[ClientKey, str] = {}
+        self._told: dict[ClientKey, tuple[str, float]] = {}
         self._has_warned = False
 
     async def run(self) -> None:
         """Follow the fleet, for ever; the broker's outages are waited out."""
-        with self._desk.events.subscribed() as subscription:
+        fleet = self._desk.watch.fleet
+        with self._desk.events.subscribed(NewsKind.CLIENT, NewsKind.FORGOTTEN) as subscription:
+            due = dict.fromkeys(fleet.clients)
             while True:
                 try:
-                    await self._tell_all()
-                    news = await subscription.wait(_IDLE_S)
-                    await self._forget({_key(each) for each in news if each.kind is NewsKind.FORGOTTEN})
+                    while due:
+                        key = next(iter(due))
+                        await self._tell(key)
+                        del due[key]
                 except BusError as error:
                     self._say_why(error)
                     await asyncio.sleep(_RETRY_S)
+                news = subscription.take() if due else await subscription.wait(_IDLE_S)
+                if any(each.kind is NewsKind.LAGGED for each in news):
+                    due |= dict.fromkeys([*fleet.clients, *self._told])
+                due |= dict.fromkeys((each.task_id or "", each.client_mac or "") for each in news)
 
     def _say_why(self, error: BusError) -> None:
         """Tell of a refusal once: nobody but whoever writes the broker's ACL can mend it (MQTT 3.1.1 never tells)."""
@@ -59,21 +66,21 @@ class HomeAssistant:
             advice = f"allow it in the broker's ACL: topic write {self._prefix}/#"
             logger.warning("the manager may not tell Home Assistant", extra={"problem": str(error), "advice": advice})
 
-    async def _tell_all(self) -> None:
-        for key, view in list(self._desk.watch.fleet.clients.items()):
-            name = view.status.client_name or view.status.client_mac
-            if self._told.get(key) == name:
-                continue
-            heartbeat_s = view.status.heartbeat_s or DEFAULT_HEARTBEAT_S
-            for topic, config in describe(*key, name=name, heartbeat_s=heartbeat_s, prefix=self._prefix).items():
-                await self._desk.connection.publish_foreign(topic, json.dumps(config).encode(), is_retained=True)
-            self._told[key] = name
-
-    async def _forget(self, keys: set[ClientKey]) -> None:
-        for key in keys:
+    async def _tell(self, key: ClientKey) -> None:
+        """Describe a client if it is not as it was told; take the description back where it is not known any more."""
+        view = self._desk.watch.fleet.client(*key)
+        if view is None:
             for topic in describe(*key, name="", heartbeat_s=1, prefix=self._prefix):
                 await self._desk.connection.publish_foreign(topic, b"", is_retained=True)
             self._told.pop(key, None)
+            return
+        name = view.status.client_name or view.status.client_mac
+        heartbeat_s = view.status.heartbeat_s or DEFAULT_HEARTBEAT_S
+        if self._told.get(key) == (name, heartbeat_s):
+            return
+        for topic, config in describe(*key, name=name, heartbeat_s=heartbeat_s, prefix=self._prefix).items():
+            await self._desk.connection.publish_foreign(topic, json.dumps(config).encode(), is_retained=True)
+        self._told[key] = name, heartbeat_s
 
 
 def describe(
@@ -105,7 +112,3 @@ def describe(
         }
         for sensor, label, device_class, template in _SENSORS
     }
-
-
-def _key(news: Any) -> ClientKey:
-    return news.task_id or "", news.client_mac or ""

@@ -1,7 +1,8 @@
 """What the manager must not forget: runs, events, numbers, launches and terms, in a database.
 
 Written before anything is done about it: a trigger that is not in the journal was never fired. Every method is one
-short transaction and blocks; the manager calls them on a thread of their own (`Journal.call`).
+short transaction and blocks; the manager calls them on a thread of their own (`Journal.call`). What people read goes
+through `Journal.reader`.
 """
 
 import asyncio
@@ -33,8 +34,10 @@ from sqlalchemy.pool import QueuePool
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.manager import tables
 from fedops_mqtt.manager.errors import JournalUrlError, JournalVersionError
+from fedops_mqtt.manager.journal_reader import NUM_READERS, JournalReader, members_of
 from fedops_mqtt.manager.lease import check_term
-from fedops_mqtt.manager.run_record import changed_members, dump_member, dump_run, load_run
+from fedops_mqtt.manager.run_record import changed_members, count_members, dump_member, dump_run, load_run
+from fedops_mqtt.manager.tasks import TaskConfig
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -61,6 +64,8 @@ class JournaledRun:
 
     run: Run
     secret: bytes = field(repr=False)
+    task: TaskConfig | None = field(default=None, repr=False)
+    """The task as it was when the run began; None in a journal of a program that did not keep it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +110,7 @@ class Journal:
         except (ArgumentError, ImportError) as error:
             raise JournalUrlError(str(error)) from error
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self.reader = JournalReader(self._engine)
         self._term: int | None = None
 
     def __enter__(self) -> Self:
@@ -112,6 +118,7 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.reader.close()
         self._thread.shutdown(wait=True)
         self._engine.dispose()
 
@@ -147,44 +154,42 @@ class Journal:
 
     # Runs
 
-    def add_run(self, run: Run, secret: bytes) -> None:
-        """Write down a new run and its secret."""
-        row = {"task_id": run.spec.task_id, "secret": secret.hex(), "created_at": run.created_at}
+    def add_run(self, journaled: JournaledRun) -> None:
+        """Write down a new run, its secret, and its task as it is at this moment."""
+        run, task = journaled.run, journaled.task
+        row = {"task_id": run.spec.task_id, "secret": journaled.secret.hex(), "created_at": run.created_at}
+        row["task_config"] = task.model_dump_json(exclude_unset=True) if task else None
         with self._begin() as connection:
             connection.execute(insert(tables.runs).values(run_id=run.run_id, is_archived=False, **row, **_facts(run)))
             _write_members(connection, None, run)
             _add_events(connection, [_created(run)])
 
     def write(self, batch: Batch) -> None:
-        """Write one turn of the manager."""
+        """Write one turn of the manager; what came of a run that was deleted meanwhile goes with it."""
         with self._begin() as connection:
             for before, run in batch.runs.values():
-                connection.execute(update(tables.runs).where(tables.runs.c.run_id == run.run_id).values(**_facts(run)))
-                _write_members(connection, before, run)
+                this = update(tables.runs).where(tables.runs.c.run_id == run.run_id)
+                if connection.execute(this.values(**_facts(run))).rowcount:
+                    _write_members(connection, before, run)
             _add_events(connection, batch.events)
+            run_ids = {row["run_id"] for row in batch.rounds}
+            known = set(
+                connection.execute(select(tables.runs.c.run_id).where(tables.runs.c.run_id.in_(run_ids))).scalars()
+            )
             for row in batch.rounds:
-                _replace(connection, row)
+                if row["run_id"] in known:
+                    _replace(connection, row)
             if batch.client_metrics:
                 connection.execute(insert(tables.client_metrics), batch.client_metrics)
 
     def open_runs(self) -> list[JournaledRun]:
         """Return every run that is not archived, oldest first."""
-        rows = self._rows(
-            select(tables.runs).where(tables.runs.c.is_archived.is_(False)).order_by(tables.runs.c.created_at)
-        )
-        return [self._load(row) for row in rows]
-
-    def find_run(self, run_id: str) -> JournaledRun | None:
-        """Return one run, archived or not."""
-        rows = self._rows(select(tables.runs).where(tables.runs.c.run_id == run_id))
-        return self._load(rows[0]) if rows else None
-
-    def list_runs(self, *, task_id: str | None = None, limit: int = 50, offset: int = 0) -> tuple[list[Run], int]:
-        """Return a page of runs, newest first, and how many there are."""
-        where = tables.runs.c.task_id == task_id if task_id else text("1 = 1")
-        newest = select(tables.runs).where(where).order_by(tables.runs.c.created_at.desc()).limit(limit).offset(offset)
-        total = self._rows(select(func.count()).select_from(tables.runs).where(where))[0][0]
-        return [self._load(row).run for row in self._rows(newest)], int(total)
+        table = tables.runs
+        query = select(table).where(table.c.is_archived.is_(False)).order_by(table.c.created_at)
+        with self._engine.connect() as connection:
+            rows = connection.execute(query).all()
+            members = members_of(connection, [row.run_id for row in rows])
+        return [_journaled(row, members.get(row.run_id, {})) for row in rows]
 
     def archive(self, run_id: str) -> None:
         """Note that a run has left the bus and is history."""
@@ -192,35 +197,6 @@ class Journal:
             connection.execute(update(tables.runs).where(tables.runs.c.run_id == run_id).values(is_archived=True))
 
     # History
-
-    def list_events(
-        self, *, run_id: str | None = None, client_mac: str | None = None, after_id: int = 0, limit: int = 1000
-    ) -> list[dict[str, Any]]:
-        """Return events after an id, oldest first."""
-        table = tables.events
-        query = select(table).where(table.c.id > after_id).order_by(table.c.id).limit(limit)
-        query = query.where(table.c.run_id == run_id) if run_id else query
-        return self._dicts(query.where(table.c.client_mac == client_mac) if client_mac else query)
-
-    def newest_of_client(self, name: str, client_mac: str, *, limit: int = 1000) -> list[dict[str, Any]]:
-        """Return the newest rows of `events` or `client_metrics` about a client, the oldest of them first."""
-        table = {"events": tables.events, "client_metrics": tables.client_metrics}[name]
-        query = select(table).where(table.c.client_mac == client_mac).order_by(table.c.id.desc()).limit(limit)
-        return self._dicts(query)[::-1]
-
-    def list_rounds(self, run_id: str) -> list[dict[str, Any]]:
-        """Return a run's rounds, each as the last launch that came to it saw it."""
-        query = select(tables.rounds).where(tables.rounds.c.run_id == run_id)
-        rows = self._dicts(query.order_by(tables.rounds.c.round, tables.rounds.c.launch))
-        return list({row["round"]: row for row in rows}.values())
-
-    def list_client_metrics(
-        self, run_id: str, *, client_mac: str | None = None, after_id: int = 0, limit: int = 1000
-    ) -> list[dict[str, Any]]:
-        """Return what a run's clients measured, oldest first."""
-        table = tables.client_metrics
-        query = select(table).where(table.c.run_id == run_id, table.c.id > after_id).order_by(table.c.id).limit(limit)
-        return self._dicts(query.where(table.c.client_mac == client_mac) if client_mac else query)
 
     def prune(self, *, runs_before: float, events_before: float) -> list[str]:
         """Delete archived runs that ended, and events that came, before these times; return the runs' ids."""
@@ -300,12 +276,6 @@ class Journal:
                     connection.execute(text(statement))
             connection.execute(update(tables.schema).values(version=tables.SCHEMA_VERSION))
 
-    def _load(self, row: Row[Any]) -> JournaledRun:
-        table = tables.members
-        members = self._rows(select(table.c.client_mac, table.c.state).where(table.c.run_id == row.run_id))
-        run = load_run(row.state, {member.client_mac: member.state for member in members})
-        return JournaledRun(run=run, secret=bytes.fromhex(row.secret))
-
     def _rows(self, query: Select[Any]) -> Sequence[Row[Any]]:
         with self._engine.connect() as connection:
             return connection.execute(query).all()
@@ -321,7 +291,7 @@ def _look_at_error(done: asyncio.Future[Any]) -> None:
 
 
 def _make_engine(url: str) -> Engine:
-    engine = create_engine(url, poolclass=QueuePool, pool_size=2)
+    engine = create_engine(url, poolclass=QueuePool, pool_size=NUM_READERS + 2)  # the writer and the lease
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _set_up_sqlite)
     return engine
@@ -334,9 +304,16 @@ def _set_up_sqlite(connection: Any, _record: object) -> None:
     cursor.close()
 
 
+def _journaled(row: Row[Any], members: Mapping[str, str]) -> JournaledRun:
+    task = None if row.task_config is None else TaskConfig.model_validate_json(row.task_config)
+    return JournaledRun(run=load_run(row.state, members), secret=bytes.fromhex(row.secret), task=task)
+
+
 def _facts(run: Run) -> dict[str, Any]:
     outcome = run.outcome.value if run.outcome else None
-    return {"state": dump_run(run), "ended_at": run.ended_at, "outcome": outcome, "reason": run.reason}
+    counts = count_members(run)
+    facts = {"ended_at": run.ended_at, "outcome": outcome, "reason": run.reason, "member_counts": counts}
+    return {"state": dump_run(run), **facts}
 
 
 def _created(run: Run) -> JournalEvent:

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -97,7 +98,9 @@ async def leading(
     """
     journal.lead(term)
     tasks = Tasks(settings.tasks_file)
-    ledger = Ledger(await journal.call(journal.open_runs))
+    runs = await journal.call(journal.open_runs)
+    # A journal of a program that did not keep a run's task: the file has to do.
+    ledger = Ledger([replace(each, task=each.task or tasks.get(each.run.spec.task_id)) for each in runs])
     clock = Clock(not_before=await journal.call(journal.last_time))
     owner = _owner(settings, journal, term=term, url=url_of(listening, door_rules(settings)))
     async with AsyncExitStack() as stack:

@@ -11,8 +11,9 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 from sqlalchemy import Connection, Engine, insert, select, update
 
@@ -29,6 +30,16 @@ ROW_LEASE_S = 15.0
 """A leader on another machine that says nothing for this long has lost its lease."""
 
 _NAME = "manager"
+
+T = TypeVar("T")
+
+
+class Call(Protocol):
+    """Runs what blocks on a thread of its own and waits for it."""
+
+    async def __call__(self, method: Callable[[], T], /) -> T:
+        """Return what the method returned."""
+        ...
 
 
 class Lease(Protocol):
@@ -55,16 +66,30 @@ class Lease(Protocol):
         ...
 
 
-async def wait_for_lease(lease: Lease, *, say: Callable[[str], None]) -> int:
-    """Return the term once this manager leads; `say` is told once when it has to wait."""
+async def wait_for_lease(lease: Lease, *, call: Call, stop: asyncio.Event, say: Callable[[str], None]) -> int | None:
+    """Return the term once this manager leads; None when it is stopped before.
+
+    It is never cancelled instead of stopped: a lease that was taken on `call`'s thread while nobody waits for it any
+    more would be held by nobody.
+
+    Args:
+        lease: what is waited for.
+        call: runs a method that blocks outside the event loop (`Journal.call`).
+        stop: ends the wait.
+        say: told once, when there is somebody to wait for.
+    """
     is_waiting = False
-    while (term := lease.try_take()) is None:
+    while (term := await call(lease.try_take)) is None and not stop.is_set():
         if not is_waiting:
             is_waiting = True
-            logger.info("on standby, another manager leads", extra={"leader": lease.holder()})
-            say(f"on standby: another manager leads ({lease.holder()}); this one takes over when it goes")
-        await asyncio.sleep(STANDBY_POLL_S)
-    logger.info("leading", extra={"term": term})
+            leader = await call(lease.holder)
+            logger.info("on standby, another manager leads", extra={"leader": leader})
+            say(f"on standby: another manager leads ({leader}); this one takes over when it goes")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STANDBY_POLL_S):
+                await stop.wait()
+    if term is not None:
+        logger.info("leading", extra={"term": term})
     return term
 
 
@@ -95,10 +120,16 @@ class FileLease:
                 return None
             raise
         self._fd = fd
-        os.truncate(fd, 0)
-        os.write(fd, self._me.encode())
-        with self._engine.begin() as connection:
-            return _take_row(connection, self._me, now=self._clock(), held_until=0.0)
+        term = None
+        try:
+            os.truncate(fd, 0)
+            os.write(fd, self._me.encode())
+            with self._engine.begin() as connection:
+                term = _take_row(connection, self._me, now=self._clock(), held_until=0.0)
+        finally:
+            if term is None:
+                self.release()  # or the next try, on a descriptor of its own, would find the lock taken: by us
+        return term
 
     def renew(self) -> None:
         """Nothing: the kernel keeps the lock."""

@@ -3,22 +3,23 @@
 Nothing is done about a run before `take_batch` was written.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from fedops_mqtt.core.run import Run, apply_all
 from fedops_mqtt.core.run_events import RunEvent
 from fedops_mqtt.manager.journal import Batch, JournaledRun, JournalEvent
 from fedops_mqtt.manager.story import tell
+from fedops_mqtt.manager.tasks import TaskConfig
 from fedops_mqtt.protocol import ClientMetrics, ServerMetrics
 
 
 class Ledger:
     """Open runs; `listener`, when there is one, is told the id of each that is not as it was."""
 
-    def __init__(self, runs: Iterable[JournaledRun]) -> None:
+    def __init__(self, runs: Sequence[JournaledRun]) -> None:
         self.listener: Callable[[str], None] = lambda run_id: None
         self._runs = {each.run.run_id: each.run for each in runs}
-        self._secrets = {each.run.run_id: each.secret for each in runs}
+        self._kept = {each.run.run_id: each for each in runs}
         self._batch = Batch()
 
     def __contains__(self, run_id: str) -> bool:
@@ -39,7 +40,11 @@ class Ledger:
 
     def secret(self, run_id: str) -> bytes:
         """Return a run's secret; empty for an adopted one."""
-        return self._secrets.get(run_id, b"")
+        return self._kept[run_id].secret if run_id in self._kept else b""
+
+    def task(self, run_id: str) -> TaskConfig | None:
+        """Return a run's task as it was when the run began; None where an older program did not keep it."""
+        return self._kept[run_id].task if run_id in self._kept else None
 
     def of_task(self, task_id: str) -> list[Run]:
         """Return a task's open runs, ended ones included."""
@@ -49,16 +54,16 @@ class Ledger:
         """Return the run of a task that has not ended; there is at most one."""
         return next((run for run in self.of_task(task_id) if not run.has_ended), None)
 
-    def add(self, run: Run, secret: bytes) -> None:
+    def add(self, journaled: JournaledRun) -> None:
         """Take in a run that is in the journal."""
-        self._runs[run.run_id] = run
-        self._secrets[run.run_id] = secret
-        self.listener(run.run_id)
+        run_id = journaled.run.run_id
+        self._runs[run_id], self._kept[run_id] = journaled.run, journaled
+        self.listener(run_id)
 
     def drop(self, run_id: str) -> None:
         """Let go of a run that is archived."""
         self._runs.pop(run_id, None)
-        self._secrets.pop(run_id, None)
+        self._kept.pop(run_id, None)
 
     def apply(self, run_id: str, events: Sequence[RunEvent], now: float) -> None:
         """Apply what happened to a run, and remember it for the journal."""

@@ -109,7 +109,9 @@ class Manager:
                 break
         await self._write()
         for run_id, action in planned:
-            self._executor.act(self._desk.ledger[run_id], action)
+            run = self._desk.ledger.get(run_id)
+            if run is not None:  # else it was archived meanwhile: who still trains it is told by the upkeep
+                self._executor.act(run, action)
 
     def _note(self, plans: list[tuple[Run, list[Action]]], now: float) -> bool:
         """Enter what is about to be done; True when that calls for another plan."""
@@ -122,16 +124,17 @@ class Manager:
         return has_changed
 
     async def _write(self) -> None:
+        tasks = {run.run_id: run.spec.task_id for run in self._desk.ledger}
         batch = self._desk.ledger.take_batch()
         if batch:
             await self._desk.journal.call(self._desk.journal.write, batch)
-            tasks = {run.run_id: run.spec.task_id for run in self._desk.ledger}
             self._desk.meters.take(batch, tasks)
             self._desk.events.tell(batch, tasks)
 
     def _probe(self, now: float) -> None:
         for run in self._desk.ledger:
             if self.fleet.listening_since is not None and needs_watching(run, self.fleet):
-                self._servers.probe(run, now, every_s=self._desk.limits(run.spec.task_id).server_lost_s)
+                limits = self._desk.limits(self._desk.ledger.task(run.run_id))
+                self._servers.probe(run, now, every_s=limits.server_lost_s)
             else:
                 self._servers.is_heard(run.run_id)

@@ -23,7 +23,8 @@ from fedops_mqtt.manager.errors import (
     UnknownClientError,
     UnknownRunError,
 )
-from fedops_mqtt.manager.tasks import TaskConfig
+from fedops_mqtt.manager.journal import JournaledRun
+from fedops_mqtt.manager.tasks import TaskConfig, TaskLimits
 from fedops_mqtt.protocol import ServerCondition, ServerStatus, topics
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class Orders:
             active = self._desk.ledger.active(order.task_id)
             if active is not None:
                 raise TaskBusyError(order.task_id, active.run_id)
-            return await self._begin(spec, secrets.token_bytes(SECRET_BYTES))
+            return await self._begin(spec, secrets.token_bytes(SECRET_BYTES), config)
 
     async def stop(self, run_id: str, reason: str) -> Run:
         """Ask for a run's end; one that has ended stays as it is.
@@ -78,10 +79,10 @@ class Orders:
         if run is not None:
             self._desk.inbox.put(run_id, StopRequested(reason))
             return run
-        found = await self._desk.journal.call(self._desk.journal.find_run, run_id)
+        found = await self._desk.journal.reader.call(self._desk.journal.reader.find_run, run_id)
         if found is None:
             raise UnknownRunError(run_id)
-        return found.run
+        return found
 
     async def forget(self, client_mac: str, *, is_forced: bool = False) -> list[str]:
         """Clear what is retained of a client that is away, or of any if forced; return the tasks it was known in.
@@ -119,11 +120,11 @@ class Orders:
             if active is not None:
                 self._replace(active, word, run_id)
                 return
-            if await self._desk.journal.call(self._desk.journal.find_run, run_id) is not None:
+            if await self._desk.journal.reader.call(self._desk.journal.reader.find_run, run_id) is not None:
                 return  # it was closed here, whatever its server believes
             order = RunOrder(task_id=word.task_id, num_rounds=word.num_rounds or None)
             spec = self._spec(order, config, run_id=run_id, is_adopted=True)
-            await self._begin(spec, b"")
+            await self._begin(spec, b"", config)
             self._desk.inbox.put(run_id, word)
             logger.info("adopted a server", extra={"task_id": word.task_id, "run_id": run_id})
 
@@ -137,10 +138,13 @@ class Orders:
         else:
             logger.warning("a foreign server speaks for a task", extra={"run_id": active.run_id, "foreign": run_id})
 
-    async def _begin(self, spec: RunSpec, secret: bytes) -> Run:
+    async def _begin(self, spec: RunSpec, secret: bytes, config: TaskConfig) -> Run:
         run = Run(spec=spec, created_at=self._desk.clock.now())
-        await self._desk.journal.call(self._desk.journal.add_run, run, secret)
-        self._desk.ledger.add(run, secret)
+        # What a relaunch needs days later: the tasks file and the manager's settings may say anything else by then.
+        limits = TaskLimits.model_validate(self._desk.limits(config).model_dump())
+        journaled = JournaledRun(run=run, secret=secret, task=config.model_copy(update={"limits": limits}))
+        await self._desk.journal.call(self._desk.journal.add_run, journaled)
+        self._desk.ledger.add(journaled)
         self._desk.events.tell_run(run)
         self._desk.inbox.wake()
         logger.info("run begins", extra={"run_id": run.run_id, "task_id": spec.task_id})
@@ -155,6 +159,7 @@ class Orders:
         )
         if clients is not None and len(clients) < min_clients:
             raise TooFewClientsError(min_clients, len(clients))
+        limits = self._desk.limits(config)
         return RunSpec(
             run_id=run_id or _new_run_id(order.task_id),
             task_id=order.task_id,
@@ -163,12 +168,8 @@ class Orders:
             clients=clients,
             join=order.join or config.join,
             is_adopted=is_adopted,
-            limits=self._core_limits(order.task_id),
+            limits=CoreLimits(**{each.name: getattr(limits, each.name) for each in fields(CoreLimits)}),
         )
-
-    def _core_limits(self, task_id: str) -> CoreLimits:
-        limits = self._desk.limits(task_id)
-        return CoreLimits(**{each.name: getattr(limits, each.name) for each in fields(CoreLimits)})
 
 
 def _new_run_id(task_id: str) -> str:

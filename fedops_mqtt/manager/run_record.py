@@ -1,5 +1,6 @@
 """A run as text and back, exactly: `load(dump(run)) == run`. Members are rows of their own, one changes at a time."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -27,6 +28,11 @@ def load_run(state: str, members: Mapping[str, str]) -> Run:
     """Return the run of a `dump_run` and its `dump_member`s by MAC."""
     loaded = {mac: _MEMBER.validate_json(text) for mac, text in members.items()}
     return replace(_RUN.validate_json(state), members=MappingProxyType(loaded))
+
+
+def count_members(run: Run) -> dict[str, int]:
+    """Return how many of a run's members have which status."""
+    return Counter(member.status.value for member in run.members.values())
 
 
 def changed_members(before: Run | None, after: Run) -> dict[str, Member]:

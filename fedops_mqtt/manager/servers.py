@@ -81,11 +81,11 @@ class Servers:
         """How many servers run, as far as is known."""
         return len(self._processes)
 
-    def launch(self, run: Run, launch: int, secret: bytes, config: TaskConfig, folder: Path) -> None:
+    def launch(self, run: Run, launch: int, secret: bytes, task: TaskConfig) -> None:
         """Start a run's server; an earlier launch of it is ended first."""
         self._wanted[run.run_id] = True
         self._task_ids[run.run_id] = run.spec.task_id
-        order = self._order(run, launch, config, folder)
+        order = self._order(run, launch, task)
         self._occupy(run.run_id, self._launch(order, secret, after=self._busy.get(run.run_id)))
 
     def resume(self, run: Run, launches: list[Launch]) -> None:
@@ -127,6 +127,7 @@ class Servers:
         """A run is over and archived: remove its secret."""
         self._secret_file(run_id).unlink(missing_ok=True)
         self._wanted.pop(run_id, None)
+        self._busy.pop(run_id, None)
         self._task_ids.pop(run_id, None)
         self._probed_at.pop(run_id, None)
 
@@ -229,7 +230,7 @@ class Servers:
             self._report(run_id, word)
         return word is not None
 
-    def _order(self, run: Run, launch: int, config: TaskConfig, folder: Path) -> LaunchOrder:
+    def _order(self, run: Run, launch: int, task: TaskConfig) -> LaunchOrder:
         spec = run.spec
         own = {
             **self._said,
@@ -239,22 +240,20 @@ class Servers:
             "run_secret_file": self._secret_file(run.run_id),
             "last_word_file": self._last_word_file(run.run_id, launch),
             "join": spec.join,
-            "listen": config.listen if config.config is None or "listen" in config.model_fields_set else None,
-            "advertise": config.advertise,
+            "listen": task.listen if task.config is None or "listen" in task.model_fields_set else None,
+            "advertise": task.advertise,
             "num_rounds": spec.num_rounds,
             "min_clients": spec.min_clients,
             "join_limit_s": spec.limits.join_s,
             "run_limit_s": spec.limits.run_s,
-            "round_limit_s": config.limits.round_s or self._said["round_limit_s"],
+            "round_limit_s": task.limits.round_s or self._said["round_limit_s"],
         }
         return LaunchOrder(
             run_id=run.run_id,
             launch=launch,
-            command=(*launcher.command_of(config.command, config.module), *config.args),
-            cwd=folder / (config.cwd or ""),
-            environment=launcher.child_environment(
-                self._inherited, own, config.env, settings_file=folder / config.config if config.config else None
-            ),
+            command=(*launcher.command_of(task.command, task.module), *task.args),
+            cwd=task.cwd or Path.cwd(),
+            environment=launcher.child_environment(self._inherited, own, task.env, settings_file=task.config),
             log_path=self._log_folder(run.run_id) / f"server-{launch}.log",
         )
 

@@ -15,12 +15,16 @@ from sqlalchemy import (
     Text,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     1: (
         "CREATE INDEX ix_events_client ON events (client_mac, id)",
         "CREATE INDEX ix_client_metrics_client ON client_metrics (client_mac, id)",
+    ),
+    2: (
+        "ALTER TABLE runs ADD COLUMN task_config TEXT",
+        "ALTER TABLE runs ADD COLUMN member_counts JSON",
     ),
 }
 """SQL that leads from version n to n + 1, by n."""
@@ -45,6 +49,8 @@ runs = Table(
     Column("task_id", _ID, nullable=False, index=True),
     Column("state", Text, nullable=False),
     Column("secret", String(128), nullable=False),
+    Column("task_config", Text),
+    Column("member_counts", JSON(none_as_null=True)),
     Column("created_at", Float, nullable=False, index=True),
     Column("ended_at", Float),
     Column("outcome", String(16)),

@@ -50,8 +50,8 @@ class TaskConfig(_Table):
 
     `command` is a list of arguments, `module` is run with the manager's own Python; with neither the server is started
     by somebody else, and `adopt` says that its announcement begins a run. `join` is `open` where clients that come
-    later join a run that goes on. `cwd` and `config` are relative to the tasks file. `config` is the server's own
-    settings file, its bundle: with it the server gets none of the manager's credentials.
+    later join a run that goes on. `cwd` and `config` are relative to the tasks file; `Tasks` makes them absolute.
+    `config` is the server's own settings file, its bundle: with it the server gets none of the manager's credentials.
     """
 
     command: tuple[str, ...] | None = None
@@ -131,18 +131,20 @@ class Tasks:
         """Every task."""
         return self._tasks
 
-    @property
-    def folder(self) -> Path:
-        """What relative paths in the file are relative to."""
-        return self.path.resolve().parent if self.path else Path.cwd()
-
 
 def _parse(path: Path) -> Mapping[str, TaskConfig]:
     try:
         content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-        return _TasksFile.model_validate(content).tasks
+        tasks = _TasksFile.model_validate(content).tasks
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TasksFileError(str(path), f"not TOML: {error}") from error
     except ValidationError as error:
         problems = (f"{'.'.join(map(str, each['loc'])) or 'file'}: {each['msg']}" for each in error.errors())
         raise TasksFileError(str(path), "; ".join(problems)) from error
+    folder = path.resolve().parent
+    return {
+        task_id: task.model_copy(
+            update={"cwd": folder / (task.cwd or ""), "config": task.config and folder / task.config}
+        )
+        for task_id, task in tasks.items()
+    }

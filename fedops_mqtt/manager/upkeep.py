@@ -28,7 +28,7 @@ class Upkeep:
         self._desk = desk
         self._servers = servers
         self._executor = executor
-        self._told_at: dict[str, float] = {}
+        self._told_at: dict[tuple[str, str], float] = {}
         self._pruned_at = float("-inf")
 
     async def run(self) -> None:
@@ -37,44 +37,42 @@ class Upkeep:
             await asyncio.sleep(EVERY_S)
             now = self._desk.clock.now()
             await self._tell_stragglers(now)
-            await self._clear_orphans()
             await self._archive(now)
+            await self._clear_orphans()
             await self._prune(now)
 
     async def _tell_stragglers(self, now: float) -> None:
         """A client whose snapshot names a run that is closed is told to stop, as often as it takes."""
-        stragglers = self._desk.watch.stragglers
-        for mac, seen in list(stragglers.items()):
-            view = self._desk.watch.fleet.client(seen.status.task_id, mac)
-            hand = view.status.run if view is not None and not view.is_out else None
-            if hand is None or not await self._is_closed(hand.run_id):
-                stragglers.pop(mac, None)
-                self._told_at.pop(mac, None)
-            elif now - self._told_at.get(mac, float("-inf")) >= STRAGGLER_RETRY_S:
-                self._told_at[mac] = now
-                stop = StopClient(mac, hand.attempt, "the run is closed")
-                self._executor.stop(seen.status.task_id, hand.run_id, stop)
-
-    async def _is_closed(self, run_id: str) -> bool:
-        if run_id in self._desk.ledger:
-            return False  # the loop cares for it
-        found = await self._desk.journal.call(self._desk.journal.find_run, run_id)
-        return found is not None and found.run.has_ended
+        stragglers, reader = self._desk.watch.stragglers, self._desk.journal.reader
+        seen = dict(stragglers)
+        views = {key: self._desk.watch.fleet.client(*key) for key in seen}
+        hands = {key: view.status.run for key, view in views.items() if view is not None and not view.is_out}
+        closed = await reader.call(reader.ended_runs, {hand.run_id for hand in hands.values() if hand}) if seen else ()
+        for key, view in seen.items():
+            hand = hands.get(key)
+            if hand is None or hand.run_id not in closed or hand.run_id in self._desk.ledger:
+                if stragglers.get(key) is view:  # else it was heard meanwhile, of another run perhaps
+                    del stragglers[key]
+                    self._told_at.pop(key, None)
+            elif now - self._told_at.get(key, float("-inf")) >= STRAGGLER_RETRY_S:
+                self._told_at[key] = now
+                task_id, mac = key
+                self._executor.stop(task_id, hand.run_id, StopClient(mac, hand.attempt, "the run is closed"))
 
     async def _clear_orphans(self) -> None:
         for run_id, topic in list(self._desk.watch.orphans.items()):
             if run_id in self._desk.ledger or await self._clear(topic):
                 self._desk.watch.orphans.pop(run_id, None)
-                logger.info("cleared a run that nobody drives", extra={"run_id": run_id})
+                logger.info("cleared a run from the bus", extra={"run_id": run_id})
 
     async def _archive(self, now: float) -> None:
         for run in self._desk.ledger:
             if not self._may_archive(run, now):
                 continue
-            if not await self._clear(topics.run_status(run.spec.task_id, run.run_id)):
-                return
             await self._desk.journal.call(self._desk.journal.archive, run.run_id)
             self._desk.ledger.drop(run.run_id)
+            # Cleared only now, and again until the broker has it: the board cannot say the run once more after that.
+            self._desk.watch.orphans[run.run_id] = topics.run_status(run.spec.task_id, run.run_id)
             self._desk.watch.note_stragglers(run)
             self._servers.forget(run.run_id)
             logger.info("archived a run", extra={"run_id": run.run_id})

@@ -40,7 +40,7 @@ class Watch:
         losses: what the broker dropped on the way.
         orphans: topics of retained runs that nobody drives any more; whoever clears one takes it out.
         strangers: the last word of servers whose run is not in the ledger, by task.
-        stragglers: clients that say they train a run which is not in the ledger, by MAC.
+        stragglers: clients that say they train a run which is not in the ledger, by task and MAC.
         num_malformed: messages that were none.
         num_reconnects: how often the connection came back.
         num_client_reconnects: how often a client spoke with a new epoch.
@@ -54,7 +54,7 @@ class Watch:
         self._told_at: int | None = None
         self.orphans: dict[str, Topic] = {}
         self.strangers: dict[str, ServerStatus] = {}
-        self.stragglers: dict[str, View[ClientStatus]] = {}
+        self.stragglers: dict[tuple[str, str], View[ClientStatus]] = {}
         self._expired_at = float("-inf")
         self.num_malformed = 0
         self.num_reconnects = -1
@@ -111,7 +111,7 @@ class Watch:
         """A run leaves the ledger: whoever still trains it is one."""
         for view in self.fleet.of_task(run.spec.task_id):
             if view.status.run is not None and view.status.run.run_id == run.run_id:
-                self.stragglers[view.status.client_mac] = view
+                self.stragglers[view.status.task_id, view.status.client_mac] = view
 
     def take_changed(self) -> set[tuple[str, str]]:
         """Return the clients, by task and MAC, of whom something was heard since the last time."""
@@ -163,7 +163,7 @@ class Watch:
             if mac in run.members:
                 self._news[run.run_id].append(view)
         if hand is not None and hand.run_id not in self._ledger:
-            self.stragglers[mac] = view
+            self.stragglers[view.status.task_id, mac] = view
 
     def _expire(self, now: float) -> None:
         """Judge the leases, not at every message: it is a look at everybody."""

@@ -137,7 +137,7 @@ class Manager:
 
     def _lead(self) -> None:
         self.kernel.note(f"manager leads, term {self.term}")
-        self.ledger = Ledger(JournaledRun(run=run, secret=b"") for run in self.db.load())
+        self.ledger = Ledger([JournaledRun(run=run, secret=b"") for run in self.db.load()])
         self.watch = Watch(Fleet(default_heartbeat_s=READER_HEARTBEAT_S), self.ledger)
         disk = self.world.manager_disk
         instance = new_instance(
@@ -334,11 +334,11 @@ class Manager:
                     self.report(run.run_id, ServerUnreachable(run.launch))
 
     def _tell_stragglers(self, now: float) -> None:
-        for mac, seen in list(self.watch.stragglers.items()):
-            view = self.fleet.client(seen.status.task_id, mac)
+        for key in list(self.watch.stragglers):
+            view, mac = self.fleet.client(*key), key[1]
             hand = view.status.run if view is not None and not view.is_out else None
             if hand is None or hand.run_id in self.ledger or hand.run_id not in self.db.runs:
-                self.watch.stragglers.pop(mac)
+                self.watch.stragglers.pop(key)
             elif now - self._told_at.get(mac, float("-inf")) >= STRAGGLER_RETRY_S:
                 self._told_at[mac] = now
                 self._stop(hand.run_id, mac, hand.attempt, "the run is closed")

@@ -16,6 +16,7 @@ from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.core.fleet import Fleet, Presence
 from fedops_mqtt.core.run import Run, RunLimits, RunSpec
 from fedops_mqtt.core.run_events import ServerExited, StopRequested
+from fedops_mqtt.manager.journal import JournaledRun
 from fedops_mqtt.protocol import (
     ClientCondition,
     ClientStatus,
@@ -170,7 +171,7 @@ class World:
         spec = RunSpec(run_id=run_id, task_id=TASK, num_rounds=num_rounds, min_clients=wanted, limits=LIMITS)
         run = Run(spec=spec, created_at=self.kernel.now)
         self.database.write(leader.term, self.kernel.now, run)
-        leader.ledger.add(run, b"")
+        leader.ledger.add(JournaledRun(run=run, secret=b""))
         self.kernel.note(f"run {run_id} begins, {wanted} clients wanted")
         return run_id
 

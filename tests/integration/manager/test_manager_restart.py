@@ -13,7 +13,7 @@ from fedops_mqtt.core.exit_codes import ExitCode
 from fedops_mqtt.core.run import Run, RunSpec, apply
 from fedops_mqtt.core.run_events import ServerLaunched
 from fedops_mqtt.manager import run_manager, tables
-from fedops_mqtt.manager.journal import Batch, Journal
+from fedops_mqtt.manager.journal import Batch, Journal, JournaledRun
 from fedops_mqtt.protocol import ManagerCondition, ManagerStatus, topics
 
 
@@ -68,6 +68,22 @@ async def test_a_server_that_died_while_no_manager_was_there_is_launched_again(h
             assert a.starts[1].term > a.starts[0].term
 
 
+async def test_a_run_keeps_its_task_when_the_tasks_file_loses_it_and_over_a_restart(house: House) -> None:
+    async with house.device(A), house.device(B):
+        async with manager_process(house) as first, api_at(first.url) as api:
+            run_id = await api.start(house.task_id)
+            await api.training(run_id)
+            house.tasks_file.write_text("[tasks.other]\nmodule = 'm'")
+            assert [each["task_id"] for each in (await api.get("/tasks"))["items"]] == ["other"]
+            house.server().kill()
+            await api.run_when(run_id, lambda run: run["launch"] == 2 and run["status"] == "running")
+            first.kill()
+            await first.gone()
+        house.server().kill()
+        async with manager_process(house) as second, api_at(second.url) as api:
+            await api.run_when(run_id, lambda run: run["launch"] == 3 and run["status"] == "running")
+
+
 async def test_a_manager_that_is_told_to_end_says_goodbye_and_leaves_its_runs_alone(house: House) -> None:
     topic = topics.manager_status()
     async with house.device(A), house.device(B), Connection(house.broker.url, subscriptions=[str(topic)]) as reader:
@@ -114,28 +130,12 @@ async def test_a_manager_that_waits_can_be_told_to_end(house: House) -> None:
         assert await second.gone() == 0
 
 
-async def test_a_run_whose_server_could_not_be_started_goes_on_when_the_tasks_file_is_mended(house: House) -> None:
-    async with house.device(A), house.device(B):
-        house.write_tasks('command = ["/no/such/program"]', "min_clients = 2", limits="max_launches = 2")
-        async with manager_process(house) as first, api_at(first.url) as api:
-            run_id = await api.start(house.task_id)
-            await until(lambda: api.events(run_id, "ServerLaunched"), "the launch")
-            first.kill()
-            await first.gone()
-        house.write_tasks("min_clients = 2")
-        async with manager_process(house) as second, api_at(second.url) as api:
-            run = await api.training(run_id)
-            assert run["launch"] == 2
-            await api.http.post(f"/api/v1/runs/{run_id}/stop")
-            await api.ended(run_id)
-
-
 async def test_a_launch_that_was_written_down_and_never_happened_is_done_again(house: House) -> None:
     """The manager died between writing the launch down and starting the process."""
     run = Run(spec=RunSpec(run_id="run-1", task_id=house.task_id, num_rounds=1, min_clients=2), created_at=time.time())
     (house.folder / "state").mkdir()
     with journal_of(house) as journal:
-        journal.add_run(run, b"s" * 32)
+        journal.add_run(JournaledRun(run=run, secret=b"s" * 32))
         journal.write(Batch(runs={"run-1": (run, apply(run, ServerLaunched(1), time.time()))}))
     async with house.managed() as api, house.device(A), house.device(B):
         assert (await api.training("run-1"))["launch"] == 2

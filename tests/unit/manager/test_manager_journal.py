@@ -1,4 +1,6 @@
+import asyncio
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -21,8 +23,9 @@ from fedops_mqtt.core.run_events import (
     TriggerFired,
 )
 from fedops_mqtt.manager.errors import JournalUrlError, JournalVersionError
-from fedops_mqtt.manager.journal import Batch, Journal, JournalEvent, Launch
+from fedops_mqtt.manager.journal import Batch, Journal, JournaledRun, JournalEvent, Launch
 from fedops_mqtt.manager.ledger import Ledger
+from fedops_mqtt.manager.tasks import TaskConfig, TaskLimits
 from fedops_mqtt.protocol import (
     ClientMetrics,
     MemberCondition,
@@ -85,7 +88,7 @@ def test_a_run_is_read_as_it_was_written_whatever_happened_to_it(
     path = tmp_path_factory.mktemp("journal") / "manager.db"
     with Journal(f"sqlite:///{path}") as journal:
         run = new_run(limits=RunLimits(join_s=0.1))
-        journal.add_run(run, SECRET)
+        journal.add_run(JournaledRun(run=run, secret=SECRET))
         ledger = Ledger(journal.open_runs())
         for number, turn in enumerate(turns):
             ledger.apply(run.run_id, turn, now + number / 7)
@@ -103,7 +106,7 @@ def apply_in_turns(run: Run, turns: list[list[RunEvent]], now: float) -> Run:
 
 def test_what_was_written_is_there_for_the_next_process(url: str) -> None:
     with Journal(url) as first:
-        first.add_run(new_run(), SECRET)
+        first.add_run(JournaledRun(run=new_run(), secret=SECRET))
         first.write_epoch("manager", 7)
     with Journal(url) as second:
         assert second.open_runs()[0].run == new_run()
@@ -119,7 +122,7 @@ def test_writes_survive_a_power_cut_as_far_as_sqlite_can_promise(journal: Journa
 
 def test_a_turn_is_written_whole_or_not_at_all(journal: Journal) -> None:
     run = new_run()
-    journal.add_run(run, SECRET)
+    journal.add_run(JournaledRun(run=run, secret=SECRET))
     later = apply_all(run, [ServerLaunched(1)], 1001.0)
     bad_event = JournalEvent(at=1.0, kind="Odd", detail={"value": object()})
     with pytest.raises(Exception, match="not JSON serializable"):
@@ -129,20 +132,83 @@ def test_a_turn_is_written_whole_or_not_at_all(journal: Journal) -> None:
 
 def test_an_archived_run_is_found_and_listed_but_no_longer_open(journal: Journal) -> None:
     for number in range(3):
-        journal.add_run(replace(new_run(f"run-{number}"), created_at=1000.0 + number), SECRET)
+        journal.add_run(JournaledRun(run=replace(new_run(f"run-{number}"), created_at=1000.0 + number), secret=SECRET))
     journal.archive("run-1")
     assert [each.run.run_id for each in journal.open_runs()] == ["run-0", "run-2"]
-    runs, total = journal.list_runs(limit=2)
-    assert ([run.run_id for run in runs], total) == (["run-2", "run-1"], 3)
-    assert journal.list_runs(task_id="other") == ([], 0)
-    found = journal.find_run("run-1")
+    runs, total = journal.reader.list_runs(limit=2)
+    assert ([run.run_id for run, _ in runs], total) == (["run-2", "run-1"], 3)
+    assert journal.reader.list_runs(task_id="other") == ([], 0)
+    found = journal.reader.find_run("run-1")
     assert found is not None
-    assert found.run.run_id == "run-1"
-    assert journal.find_run("run-9") is None
+    assert found.run_id == "run-1"
+    assert journal.reader.find_run("run-9") is None
+
+
+def test_a_run_keeps_its_task_as_it_was_with_what_was_left_out_left_out(journal: Journal) -> None:
+    task = TaskConfig(module="m", config=Path("/bundle/s.toml"), env={"A": "b"}, limits=TaskLimits(server_lost_s=3))
+    journal.add_run(JournaledRun(run=new_run(), secret=SECRET, task=task))
+    (found,) = journal.open_runs()
+    assert found.task == task
+    assert found.task is not None
+    assert "listen" not in found.task.model_fields_set, "a default is no wish"
+
+
+def test_a_list_of_runs_counts_their_clients_without_reading_them(journal: Journal) -> None:
+    run = new_run()
+    journal.add_run(JournaledRun(run=run, secret=SECRET))
+    later = apply_all(run, [ClientChosen(A), ClientChosen(B), MemberGaveUp(B, MemberCondition.FAILED, "why")], 1.0)
+    journal.write(Batch(runs={run.run_id: (run, later)}))
+    for counted in (True, False):
+        ((found, counts),), total = journal.reader.list_runs()
+        assert (found.run_id, counts, total) == ("run-1", {"chosen": 1, "failed": 1}, 1)
+        if counted:  # a program before this one did not count
+            with journal.engine.begin() as connection:
+                connection.execute(text("UPDATE runs SET member_counts = NULL"))
+
+
+def test_what_came_of_a_run_that_was_deleted_meanwhile_is_dropped_and_the_rest_is_written(journal: Journal) -> None:
+    for run_id in ("old", "open"):
+        journal.add_run(JournaledRun(run=new_run(run_id), secret=SECRET))
+    ledger = Ledger(journal.open_runs())
+    for run_id in ("old", "open"):
+        ledger.apply(run_id, [ClientChosen(A), RunClosed(RunOutcome.FAILED, "why")], 2000.0)
+        ledger.note_round(ServerMetrics(task_id="digits", run_id=run_id, round=1, at=utc_now()), 2000.0)
+    journal.write(Batch(runs={"old": (new_run("old"), ledger["old"])}))
+    journal.archive("old")
+    assert journal.prune(runs_before=2001.0, events_before=0.0) == ["old"]
+    journal.write(ledger.take_batch())
+    assert journal.reader.find_run("old") is None
+    assert journal.reader.find_run("open") == ledger["open"]
+    assert [row["round"] for row in journal.reader.list_rounds("open")] == [1]
+
+
+def test_a_journal_of_an_earlier_program_is_brought_up_to_date(journal: Journal, url: str) -> None:
+    journal.add_run(JournaledRun(run=new_run(), secret=SECRET))
+    with journal.engine.begin() as connection:  # as version 2 left it
+        for column in ("task_config", "member_counts"):
+            connection.execute(text(f"ALTER TABLE runs DROP COLUMN {column}"))
+        connection.execute(text("UPDATE schema_version SET version = 2"))
+    with Journal(url) as newer:
+        assert newer.open_runs() == [JournaledRun(run=new_run(), secret=SECRET, task=None)]
+
+
+async def test_a_read_that_takes_long_holds_up_no_write(journal: Journal) -> None:
+    began, go_on = threading.Event(), threading.Event()
+
+    def look() -> bool:
+        began.set()
+        return go_on.wait(60)
+
+    reading = asyncio.ensure_future(journal.reader.call(look))
+    await asyncio.to_thread(began.wait, 60)
+    await journal.call(journal.add_run, JournaledRun(run=new_run(), secret=SECRET))
+    assert not reading.done()
+    go_on.set()
+    assert await reading
 
 
 def test_a_round_that_is_delivered_twice_is_one_row_and_the_last_launch_is_believed(journal: Journal) -> None:
-    journal.add_run(new_run(), SECRET)
+    journal.add_run(JournaledRun(run=new_run(), secret=SECRET))
     ledger = Ledger(journal.open_runs())
     for launch, loss in ((1, 0.5), (1, 0.5), (2, 0.4)):
         said = ServerMetrics(
@@ -150,7 +216,7 @@ def test_a_round_that_is_delivered_twice_is_one_row_and_the_last_launch_is_belie
         )
         ledger.note_round(said, 1.0)
     journal.write(ledger.take_batch())
-    assert [row["metrics"] for row in journal.list_rounds("run-1")] == [{"loss": 0.4}]
+    assert [row["metrics"] for row in journal.reader.list_rounds("run-1")] == [{"loss": 0.4}]
 
 
 def test_the_rounds_of_a_run_that_is_not_ours_are_not_written(journal: Journal) -> None:
@@ -162,7 +228,7 @@ def test_the_rounds_of_a_run_that_is_not_ours_are_not_written(journal: Journal) 
 def test_history_is_pruned_by_age_and_open_runs_never(journal: Journal) -> None:
     for run_id, is_over in (("old", True), ("open", False)):
         run = new_run(run_id)
-        journal.add_run(run, SECRET)
+        journal.add_run(JournaledRun(run=run, secret=SECRET))
         if is_over:
             closed = apply_all(run, [ClientChosen(A), RunClosed(RunOutcome.FAILED, "why")], 2000.0)
             journal.write(Batch(runs={run_id: (run, closed)}))
@@ -181,9 +247,9 @@ def test_history_is_pruned_by_age_and_open_runs_never(journal: Journal) -> None:
     journal.write(ledger.take_batch())
     assert journal.prune(runs_before=1999.0, events_before=0.0) == []
     assert journal.prune(runs_before=2001.0, events_before=1500.0) == ["old"]
-    assert [run.run_id for run in journal.list_runs()[0]] == ["open"]
-    assert journal.list_events() == []
-    assert [row["values"] for row in journal.list_client_metrics("open", client_mac=A)] == [{"x": 1}]
+    assert [run.run_id for run, _ in journal.reader.list_runs()[0]] == ["open"]
+    assert journal.reader.list_events() == []
+    assert [row["values"] for row in journal.reader.list_client_metrics("open", client_mac=A)] == [{"x": 1}]
 
 
 def test_the_last_time_written_down_is_where_the_next_clock_goes_on(journal: Journal) -> None:
@@ -193,7 +259,7 @@ def test_the_last_time_written_down_is_where_the_next_clock_goes_on(journal: Jou
 
 
 def test_a_launch_is_known_before_its_process_and_with_its_end(journal: Journal) -> None:
-    journal.add_run(new_run(), SECRET)
+    journal.add_run(JournaledRun(run=new_run(), secret=SECRET))
     row = Launch(run_id="run-1", launch=1, log_path="/log", secret_file="/secret")
     journal.add_launch(row)
     journal.add_launch(row)

@@ -1,4 +1,5 @@
 import asyncio
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ import pytest
 
 from fedops_mqtt.core.run import Run, RunSpec
 from fedops_mqtt.manager.errors import LeaseLostError
-from fedops_mqtt.manager.journal import Batch, Journal, Launch
+from fedops_mqtt.manager.journal import Batch, Journal, JournaledRun, Launch
 from fedops_mqtt.manager.lease import ROW_LEASE_S, FileLease, RowLease, wait_for_lease
 
 
@@ -95,12 +96,12 @@ def test_a_leader_that_was_frozen_while_another_took_over_writes_nothing_more(jo
     with Journal(url) as other:
         frozen, next_one = (RowLease(each.engine, name, clock) for each, name in ((journal, "old"), (other, "new")))
         journal.lead(frozen.try_take() or 0)
-        journal.add_run(a_run("run-1"), b"")
+        journal.add_run(JournaledRun(run=a_run("run-1"), secret=b""))
         clock.now += ROW_LEASE_S + 1
         other.lead(next_one.try_take() or 0)
         before, after = a_run("run-1"), replace(a_run("run-1"), launch=1)
         for write in (
-            lambda: journal.add_run(a_run("run-2"), b""),
+            lambda: journal.add_run(JournaledRun(run=a_run("run-2"), secret=b"")),
             lambda: journal.write(Batch(runs={"run-1": (before, after)})),
             lambda: journal.add_launch(Launch(run_id="run-1", launch=1, log_path="log", secret_file="secret")),
         ):
@@ -115,14 +116,55 @@ def a_run(run_id: str) -> Run:
     return Run(spec=RunSpec(run_id=run_id, task_id="digits", num_rounds=1, min_clients=1), created_at=1.0)
 
 
+def test_a_file_lease_whose_row_cannot_be_taken_is_free_for_the_next_try(journal: Journal, tmp_path: Path) -> None:
+    class Broken(Hands):
+        is_broken = True
+
+        def __call__(self) -> float:
+            if self.is_broken:
+                raise OSError("the database is away")
+            return self.now
+
+    clock = Broken()
+    with FileLease(tmp_path / "lock", journal.engine, "me", clock) as lease:
+        with pytest.raises(OSError, match="is away"):
+            lease.try_take()
+        clock.is_broken = False
+        assert lease.try_take() == 1000
+
+
+async def test_who_waits_looks_outside_the_loop_and_can_be_stopped(journal: Journal, tmp_path: Path) -> None:
+    stop, threads = asyncio.Event(), set[str]()
+
+    class Watched(FileLease):
+        def try_take(self) -> int | None:
+            threads.add(threading.current_thread().name)
+            return super().try_take()
+
+    path = tmp_path / "lock"
+    with FileLease(path, journal.engine, "pid 1") as first, Watched(path, journal.engine, "pid 2") as second:
+        first.try_take()
+        said = asyncio.Event()
+        waiting = asyncio.ensure_future(
+            wait_for_lease(second, call=journal.call, stop=stop, say=lambda sentence: said.set())
+        )
+        async with asyncio.timeout(60):
+            await said.wait()
+            stop.set()
+            assert await waiting is None
+    assert threading.main_thread().name not in threads
+
+
 async def test_who_waits_says_so_once_and_leads_when_the_lease_is_free(journal: Journal, tmp_path: Path) -> None:
     path = tmp_path / "lock"
     said: asyncio.Queue[str] = asyncio.Queue()
     with FileLease(path, journal.engine, "pid 1") as first, FileLease(path, journal.engine, "pid 2") as second:
         first.try_take()
         async with asyncio.timeout(10), asyncio.TaskGroup() as group:
-            waiting = group.create_task(wait_for_lease(second, say=said.put_nowait))
+            waiting = group.create_task(
+                wait_for_lease(second, call=journal.call, stop=asyncio.Event(), say=said.put_nowait)
+            )
             assert "another manager leads (pid 1)" in await said.get()
             first.release()
-        assert waiting.result() > 1
+        assert (waiting.result() or 0) > 1
         assert said.empty()

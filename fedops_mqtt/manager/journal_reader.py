@@ -1,0 +1,129 @@
+"""Reads of the journal for people: the API, exports, the page. They have connections and threads of their own.
+
+The manager's own turns never wait for one: with SQLite in WAL mode, as with PostgreSQL, a reader holds up no writer.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
+
+from sqlalchemy import JSON, Connection, Engine, Row, Select, Table, func, select, true
+
+from fedops_mqtt.core.run import Run
+from fedops_mqtt.manager import tables
+from fedops_mqtt.manager.run_record import count_members, load_run
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+NUM_READERS = 4
+"""Reads at a time; more wait. Each takes one connection of the engine's pool."""
+
+
+class JournalReader:
+    """Only `call` may be used from the event loop; every other method blocks.
+
+    Raises:
+        SQLAlchemyError: from every method, when the database cannot be read.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._threads = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="journal-read")
+
+    def close(self) -> None:
+        """Wait for the reads under way, and take no more."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    async def call(self, method: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a method, or anything else that blocks for somebody who only looks, on one of the readers' threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: method(*args, **kwargs))
+
+    def find_run(self, run_id: str) -> Run | None:
+        """Return one run, archived or not."""
+        with self._engine.connect() as connection:
+            state = connection.execute(select(tables.runs.c.state).where(tables.runs.c.run_id == run_id)).scalar()
+            return None if state is None else load_run(state, members_of(connection, [run_id]).get(run_id, {}))
+
+    def ended_runs(self, run_ids: Collection[str]) -> set[str]:
+        """Return which of these runs are known here and have ended."""
+        ended = tables.runs.c.run_id.in_(list(run_ids)) & tables.runs.c.outcome.is_not(None)
+        return {row.run_id for row in self._rows(select(tables.runs.c.run_id).where(ended))}
+
+    def list_runs(
+        self, *, task_id: str | None = None, limit: int = 50, offset: int = 0
+    ) -> tuple[list[tuple[Run, dict[str, int]]], int]:
+        """Return a page of runs, newest first, and how many there are; of members only how many have which status."""
+        table = tables.runs
+        where = table.c.task_id == task_id if task_id else true()
+        newest = select(table.c.run_id, table.c.state, table.c.member_counts).where(where)
+        newest = newest.order_by(table.c.created_at.desc()).limit(limit).offset(offset)
+        with self._engine.connect() as connection:
+            total = connection.execute(select(func.count()).select_from(table).where(where)).scalar_one()
+            rows = connection.execute(newest).all()
+            # Of runs that a program wrote which did not count them.
+            members = members_of(connection, [row.run_id for row in rows if row.member_counts is None])
+        runs = [(load_run(row.state, members.get(row.run_id, {})), row.member_counts) for row in rows]
+        return [(run, count_members(run) if counts is None else counts) for run, counts in runs], int(total)
+
+    def list_events(self, *, run_id: str | None = None, after_id: int = 0, limit: int = 1000) -> list[dict[str, Any]]:
+        """Return events after an id, oldest first."""
+        table = tables.events
+        query = select(table).where(table.c.id > after_id).order_by(table.c.id).limit(limit)
+        return self._dicts(query.where(table.c.run_id == run_id) if run_id else query)
+
+    def newest_of_client(self, name: str, client_mac: str, *, limit: int = 1000) -> list[dict[str, Any]]:
+        """Return the newest rows of `events` or `client_metrics` about a client, the oldest of them first."""
+        table = {"events": tables.events, "client_metrics": tables.client_metrics}[name]
+        query = select(table).where(table.c.client_mac == client_mac).order_by(table.c.id.desc()).limit(limit)
+        return self._dicts(query)[::-1]
+
+    def list_rounds(self, run_id: str) -> list[dict[str, Any]]:
+        """Return a run's rounds, each as the last launch that came to it saw it."""
+        query = select(tables.rounds).where(tables.rounds.c.run_id == run_id)
+        rows = self._dicts(query.order_by(tables.rounds.c.round, tables.rounds.c.launch))
+        return list({row["round"]: row for row in rows}.values())
+
+    def list_client_metrics(
+        self, run_id: str, *, client_mac: str | None = None, after_id: int = 0, limit: int = 1000
+    ) -> list[dict[str, Any]]:
+        """Return what a run's clients measured, oldest first."""
+        table = tables.client_metrics
+        query = select(table).where(table.c.run_id == run_id, table.c.id > after_id).order_by(table.c.id).limit(limit)
+        return self._dicts(query.where(table.c.client_mac == client_mac) if client_mac else query)
+
+    def export_columns(self, table: Table, run_id: str) -> tuple[list[str], int]:
+        """Return the columns that a run's rows of `events` or `client_metrics` take, and the last id among them.
+
+        A JSON column takes one for each name that is in it, found by the database: a million rows are not carried here
+        for that.
+        """
+        names = []
+        with self._engine.connect() as connection:
+            last = connection.execute(select(func.max(table.c.id)).where(table.c.run_id == run_id)).scalar()
+            for column in table.c:
+                if not isinstance(column.type, JSON):
+                    names.append(column.name)
+                    continue
+                inner = func.json_each(column).table_valued("key")
+                found = select(inner.c.key).select_from(table).join(inner, true()).where(table.c.run_id == run_id)
+                keys = connection.execute(found.distinct().order_by(inner.c.key)).scalars()
+                names += [f"{column.name}.{key}" for key in keys]
+        return names, int(last or 0)
+
+    def _rows(self, query: Select[Any]) -> Sequence[Row[Any]]:
+        with self._engine.connect() as connection:
+            return connection.execute(query).all()
+
+    def _dicts(self, query: Select[Any]) -> list[dict[str, Any]]:
+        return [dict(row._mapping) for row in self._rows(query)]
+
+
+def members_of(connection: Connection, run_ids: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return the states of the members of some runs, by run and MAC, in one query."""
+    table = tables.members
+    found: dict[str, dict[str, str]] = {}
+    for row in connection.execute(select(table).where(table.c.run_id.in_(run_ids))):
+        found.setdefault(row.run_id, {})[row.client_mac] = row.state
+    return found

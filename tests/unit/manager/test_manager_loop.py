@@ -1,0 +1,115 @@
+"""The loop and what runs beside it, on a real journal: nothing that goes on meanwhile ends a turn, nothing is kept."""
+
+import asyncio
+import gc
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fedops_mqtt.bus import Connected, Connection, Received
+from fedops_mqtt.core.fleet import Fleet
+from fedops_mqtt.core.run import Run, RunSpec, apply_all
+from fedops_mqtt.core.run_events import ClientChosen, RunClosed, RunEvent, ServerExited, ServerLaunched, TriggerFired
+from fedops_mqtt.manager.actions import Executor
+from fedops_mqtt.manager.board import Board
+from fedops_mqtt.manager.clock import Clock
+from fedops_mqtt.manager.desk import Desk
+from fedops_mqtt.manager.events import Events
+from fedops_mqtt.manager.inbox import Inbox
+from fedops_mqtt.manager.journal import Journal, JournaledRun
+from fedops_mqtt.manager.ledger import Ledger
+from fedops_mqtt.manager.manager import Manager
+from fedops_mqtt.manager.metrics import Meters
+from fedops_mqtt.manager.orders import Orders
+from fedops_mqtt.manager.servers import Servers
+from fedops_mqtt.manager.speaker import Speaker
+from fedops_mqtt.manager.tasks import TaskConfig, Tasks
+from fedops_mqtt.manager.watch import Watch
+from fedops_mqtt.protocol import ClientStatus, Phase, RunInHand, RunOutcome, topics, utc_now
+from fedops_mqtt.settings import ManagerSettings
+
+A = "02:00:00:00:00:01"
+PATIENCE_S = 60
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    with Journal(f"sqlite:///{tmp_path / 'manager.db'}") as opened:
+        yield opened
+
+
+def a_run(run_id: str = "run-1", task_id: str = "digits") -> Run:
+    return Run(spec=RunSpec(run_id=run_id, task_id=task_id, num_rounds=1, min_clients=1), created_at=1.0)
+
+
+def trains(task_id: str, run_id: str) -> Received:
+    status = ClientStatus(
+        instance="i", epoch=1, seq=1, at=utc_now(), status="train-started", task_id=task_id, client_mac=A,
+        run=RunInHand(run_id=run_id, attempt=1, launch=1, phase=Phase.TRAINING),
+    )  # fmt: skip
+    return Received(topics.client_status(task_id, A), status, is_retained=False)
+
+
+async def test_a_run_that_is_archived_while_a_turn_is_written_ends_nobody(journal: Journal, tmp_path: Path) -> None:
+    run = a_run()
+    journal.add_run(JournaledRun(run=run, secret=b"s"))
+    desk, manager = parts(journal, tmp_path)
+    over = [ClientChosen(A), TriggerFired(A, 1, "i", 1), ServerLaunched(1), RunClosed(RunOutcome.FAILED, "why")]
+    desk.ledger.apply(run.run_id, over, 2.0)
+    desk.watch.take([Connected(protocol_version=5, at_mono=0.0), trains("digits", "run-1")], desk.clock.now())
+    go_on = threading.Event()
+    busy = asyncio.ensure_future(journal.call(go_on.wait, PATIENCE_S))
+    turn = asyncio.ensure_future(manager.turn(0))
+    async with asyncio.timeout(PATIENCE_S):
+        while desk.ledger["run-1"].members[A].stop_said_at is None:  # noqa: ASYNC110 - planned, and not yet written
+            await asyncio.sleep(0)
+    desk.ledger.drop(run.run_id)
+    go_on.set()
+    assert await busy
+    await turn
+    assert journal.reader.find_run("run-1") is not None
+
+
+def test_one_address_in_two_tasks_is_two_stragglers() -> None:
+    watch = Watch(Fleet(), Ledger([]))
+    watch.take(
+        [Connected(protocol_version=5, at_mono=0.0), trains("digits", "closed-1"), trains("letters", "closed-2")], 1.0
+    )
+    assert set(watch.stragglers) == {("digits", A), ("letters", A)}
+
+
+async def test_nothing_of_a_server_is_kept_when_its_run_is_archived(journal: Journal, tmp_path: Path) -> None:
+    exits: asyncio.Queue[RunEvent] = asyncio.Queue()
+    servers = Servers(
+        journal=journal, report=lambda _, event: exits.put_nowait(event), folder=tmp_path, inherited={},
+        said={"round_limit_s": 1}, grace_s=1.0,
+    )  # fmt: skip
+    async with servers.tending(), asyncio.timeout(PATIENCE_S):
+        for number in range(3):
+            run = apply_all(a_run(f"run-{number}"), [ServerLaunched(1)], 2.0)
+            journal.add_run(JournaledRun(run=run, secret=b"s"))
+            servers.launch(run, 1, b"s", TaskConfig(command=("true",), cwd=tmp_path))
+            assert isinstance(await exits.get(), ServerExited)
+            servers.forget(run.run_id)
+        await asyncio.sleep(0)
+        gc.collect()
+        kept = [each.get_name() for each in gc.get_objects() if isinstance(each, asyncio.Task)]
+        assert [name for name in kept if name.startswith("server-")] == []
+
+
+def parts(journal: Journal, folder: Path) -> tuple[Desk, Manager]:
+    """A manager's loop and what it needs, with a broker that it never reaches."""
+    settings = ManagerSettings(broker="mqtt://127.0.0.1:1", state_dir=folder)
+    ledger = Ledger(journal.open_runs())
+    watch, connection = Watch(Fleet(), ledger), Connection(settings.broker)
+    desk = Desk(
+        settings=settings, term=1, clock=Clock(), journal=journal, tasks=Tasks(None), ledger=ledger, watch=watch,
+        inbox=Inbox(), connection=connection, events=Events(),
+        meters=Meters(watch=watch, ledger=ledger, connection=connection),
+    )  # fmt: skip
+    servers = Servers(journal=journal, report=desk.inbox.put, folder=folder, inherited={}, said={}, grace_s=1.0)
+    executor = Executor(desk, servers=servers, speaker=Speaker(connection))
+    board, orders = Board(ledger, term=1), Orders(desk)
+    return desk, Manager(desk, board=board, servers=servers, executor=executor, orders=orders)
