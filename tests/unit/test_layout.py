@@ -21,6 +21,7 @@ ORDER = (
     "core",
     "bus",
     "door",
+    "http_server",
     "listening",
     "service",
     "line",
