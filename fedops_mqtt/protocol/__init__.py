@@ -1,6 +1,6 @@
 """What is said on the bus: topics, messages and their errors, as pure data; it imports nothing of ours."""
 
-from fedops_mqtt.protocol import topics
+from fedops_mqtt.protocol import roster, topics
 from fedops_mqtt.protocol.errors import (
     IdentityError,
     MalformedMessageError,
@@ -106,6 +106,7 @@ __all__ = [
     "mac_to_level",
     "normalise_mac",
     "parse_topic",
+    "roster",
     "topics",
     "utc_now",
 ]

@@ -21,6 +21,10 @@ from fedops_mqtt.protocol.identity import Reason, Text
 MAX_MEMBERS = 20_000
 """Clients of one run that a message lists."""
 
+MAX_BRACKETS = 10 * MAX_MEMBERS
+"""Objects and lists, counted where they open, of the largest roster whose reasons have some too. Without this bound
+4 MiB of `[]` take a second to be made into lists."""
+
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 LAST_SEQ = 2**53 - 1

@@ -12,6 +12,7 @@ from fedops_mqtt.protocol import (
     ServerCondition,
     ServerStatus,
     Transport,
+    roster,
     utc_now,
 )
 
@@ -58,7 +59,7 @@ class ServerSnapshot:
             gl_model=self.gl_model,
             metrics=dict(self.metrics),
             model_path=self.model_path,
-            clients=dict(self.clients),
+            clients=roster.fit(self.clients),
             agent=dict(self.agent),
         )
 
