@@ -24,7 +24,7 @@ from fedops_mqtt.client.live_task import LIVE, LiveFile, pack
 from fedops_mqtt.client.pipe import MetricsReport
 from fedops_mqtt.client.trainer import Trainer
 from fedops_mqtt.core.exit_codes import ExitCode
-from fedops_mqtt.protocol import MetricsKind, Outcome, TaskId
+from fedops_mqtt.protocol import MetricsCutter, MetricsKind, Outcome, TaskId
 from fedops_mqtt.settings import ClientSettings
 
 logger = logging.getLogger(__name__)
@@ -123,6 +123,7 @@ class DaemonSpeaker:
         self._daemon = daemon
         self._trainer = trainer
         self._loop = loop
+        self._cutter = MetricsCutter(logger.warning)
 
     @property
     def gl_model(self) -> int:
@@ -136,7 +137,8 @@ class DaemonSpeaker:
 
     def tell(self, kind: MetricsKind, round_: int, values: dict[str, Scalar]) -> None:
         """Publish one metrics message."""
-        self._loop.call_soon_threadsafe(self._daemon.tell, MetricsReport(kind=kind, round=round_, values=values))
+        report = MetricsReport(kind=kind, round=round_, values=self._cutter.cut(values))
+        self._loop.call_soon_threadsafe(self._daemon.tell, report)
 
     def end_training(self, outcome: Outcome, reason: str | None) -> None:
         """End the training in hand, with this result."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from fedops_mqtt.client.configuration import Scalar, flatten
 from fedops_mqtt.client.voices import Voices
-from fedops_mqtt.protocol import MetricsKind, Outcome
+from fedops_mqtt.protocol import MetricsKind, Outcome, count_of
 
 
 class NobodySpeaksError(RuntimeError):
@@ -133,5 +133,4 @@ def _tell(kind: MetricsKind, said: str | Mapping[str, Any]) -> None:
     result = json.loads(said) if isinstance(said, str | bytes) else said
     if not isinstance(result, Mapping):
         raise ValueError(f"a result is one JSON object, not {type(result).__name__}")
-    round_ = result.get("round", 0)
-    current_speaker().tell(kind, round_ if isinstance(round_, int) and round_ >= 0 else 0, flatten(result))
+    current_speaker().tell(kind, count_of(result.get("round")), flatten(result))

@@ -26,6 +26,7 @@ from fedops_mqtt.client.live_task import unpack
 from fedops_mqtt.client.pipe import Job
 from fedops_mqtt.line.codec import EncodedContent, encode_content, encode_message, read_message
 from fedops_mqtt.line.errors import LineError
+from fedops_mqtt.protocol import describe_error, name_error
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +42,14 @@ _NOBODY = 0
 
 
 class AppError(Exception):
-    """The user's app cannot be loaded."""
+    """The user's app cannot be loaded; `reason` also has the traceback of what the user's code `raised`."""
 
-    def __init__(self, spec: str, problem: str) -> None:
+    def __init__(self, spec: str, problem: str, raised: BaseException | None = None) -> None:
         self.spec = spec
-        self.problem = problem
-        super().__init__(f"cannot load app {spec!r}: {problem}")
+        self.problem = problem if raised is None else f"{problem} {name_error(raised)}"
+        message = f"cannot load app {spec!r}: {self.problem}"
+        self.reason = message if raised is None else describe_error(raised, message)
+        super().__init__(message)
 
 
 def load_app(job: Job) -> ClientApp:
@@ -78,8 +81,8 @@ def _unpack(descriptor: int) -> tuple[Any, Any]:
         return unpack(descriptor)
     except Exception as error:  # what the user's objects do when they come to life again
         logger.exception("fl_task could not be read")
-        problem = f"the objects could not be made again: {type(error).__name__}: {error}"
-        raise AppError("fl_task", f"{problem}. Pass an import path instead, such as 'my_task:make_fl_task'") from error
+        advice = "pass an import path instead, such as 'my_task:make_fl_task'"
+        raise AppError("fl_task", f"the objects could not be made again ({advice}):", error) from error
 
 
 def _register_for(job: Job, cfg: Any) -> Register:
@@ -113,7 +116,7 @@ def _import(spec: str, module_name: str) -> Any:
         raise AppError(spec, f"it imports {error.name!r}, which is not installed") from error
     except (Exception, SystemExit) as error:
         logger.exception("the app's module raised")
-        raise AppError(spec, f"importing it raised {type(error).__name__}: {error}") from error
+        raise AppError(spec, "importing it raised", error) from error
 
 
 def _attribute(spec: str, found: Any, name: str) -> Any:
@@ -123,7 +126,7 @@ def _attribute(spec: str, found: Any, name: str) -> Any:
         raise AppError(spec, f"{getattr(found, '__name__', found)!r} has no {name!r}") from error
     except Exception as error:  # a module's __getattr__ is the user's code too
         logger.exception("the app's module raised")
-        raise AppError(spec, f"looking up {name!r} raised {type(error).__name__}: {error}") from error
+        raise AppError(spec, f"looking up {name!r} raised", error) from error
 
 
 def _as_client_app(spec: str, found: Any, register: Register) -> ClientApp:
@@ -168,7 +171,7 @@ def _make(spec: str, factory: Callable[[], Any]) -> Any:
         return factory()
     except (Exception, SystemExit) as error:
         logger.exception("the app's factory raised")
-        raise AppError(spec, f"calling it raised {type(error).__name__}: {error}") from error
+        raise AppError(spec, "calling it raised", error) from error
 
 
 def _app_of_client(client: NumPyClient | Client, *, is_registered: bool = False) -> ClientApp:
@@ -289,7 +292,7 @@ class Keeping:
         try:
             reply = self._app(message, context)
         except (Exception, SystemExit) as error:
-            self.failure = f"{type(error).__name__}: {error}"
+            self.failure = describe_error(error)
             raise
         self._kept.save(context.state)
         return reply

@@ -12,6 +12,8 @@ from flwr.clientapp import ClientApp
 from flwr.common import EvaluateIns, FitIns, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.common.typing import Code, Parameters, Status
 
+from fedops_mqtt.protocol import number_of
+
 _CLASSIC = ("fitins.parameters", "evaluateins.parameters")
 """Records that a classic strategy's message has (flwr 1.41 recorddict_compat)."""
 
@@ -72,11 +74,8 @@ def _config_in(content: RecordDict) -> dict[str, Any]:
 
 def _numbers(metrics: dict[str, Any] | None) -> dict[str, Any]:
     """Return what a MetricRecord can hold; texts are for classic strategies."""
-    return {
-        name: float(value) if isinstance(value, bool) else value
-        for name, value in (metrics or {}).items()
-        if isinstance(value, bool | int | float)
-    }
+    numbers = {name: number_of(value) for name, value in (metrics or {}).items()}
+    return {name: float(n) if isinstance(n, bool) else n for name, n in numbers.items() if n is not None}
 
 
 def _check(status: Status) -> None:

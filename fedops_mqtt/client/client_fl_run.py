@@ -23,7 +23,7 @@ from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.keeper import RunEnd
 from fedops_mqtt.line.probe import Answers, probe
 from fedops_mqtt.line.runner import Answered, Joined, LineRunner, Progress, make_context
-from fedops_mqtt.protocol import MetricsKind, Outcome, Phase, Transport
+from fedops_mqtt.protocol import MetricsCutter, MetricsKind, Outcome, Phase, Transport, clip
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,8 @@ _WANDB_CLOSE_S = 5.0
 _PROBE_S = 1.0
 """A server that is there answers sooner; one that is busy is asked again."""
 _PROBE_RETRY_S = 0.2
+_NUM_OWN_METRICS = 8
+"""Added to what the app measured: stage, seconds, the four parts of `PhaseClock`, bytes_in, bytes_out."""
 
 
 class Training:
@@ -54,6 +56,7 @@ class Training:
         self._began = time.monotonic()
         self._is_registered = False
         self._clock = PhaseClock(self._tell_uploaded)
+        self._cutter = MetricsCutter(logger.warning)
 
     def run(self) -> EndedReport:
         """Train until the run is over for this client and say how that was."""
@@ -63,7 +66,7 @@ class Training:
             self._run_config = run_config_of(self._job)
             self._is_registered = isinstance(app, AnyServerApp) and app.is_registered
         except AppError as error:
-            return failed(str(error))
+            return failed(error.reason)
         try:
             runner = self._take_runner()
         except (LineConfigError, OSError) as error:  # an address or a CA file that cannot be used
@@ -105,7 +108,7 @@ class Training:
 
     def tell(self, kind: MetricsKind, round_: int, values: dict[str, Scalar]) -> None:
         """Publish what the app says by FedOps' `client_api`."""
-        self._reporter.metrics(MetricsReport(kind=kind, round=round_, values=values))
+        self._reporter.metrics(MetricsReport(kind=kind, round=round_, values=self._cutter.cut(values)))
 
     def end_training(self, outcome: Outcome, reason: str | None) -> None:
         """The app says by itself how it ended."""
@@ -190,7 +193,8 @@ class Training:
         )
 
     def _answered(self, answered: Answered) -> None:
-        values = {**answered.metrics, "stage": answered.kind, "seconds": round(answered.seconds, 6)}
+        measured = self._cutter.cut(answered.metrics, num_more=_NUM_OWN_METRICS)
+        values = {**measured, "stage": clip(answered.kind), "seconds": round(answered.seconds, 6)}
         self._clock.hold(MetricsReport(kind=MetricsKind.ROUND, round=answered.round or 0, values=values))
         self._last, self._last_began = answered, time.monotonic() - answered.seconds
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedops_mqtt.protocol import number_of
+
 Scalar = bool | int | float | str | None
 
 _MAX_DEPTH = 8
@@ -113,6 +115,8 @@ def _scalars(cfg: Any, prefix: str, depth: int) -> Iterator[tuple[str, Scalar]]:
     for name, value in _items(cfg):
         if value is None or isinstance(value, bool | int | float | str):
             yield f"{prefix}{name}", value
+        elif (number := number_of(value)) is not None:
+            yield f"{prefix}{name}", number
         elif not isinstance(value, Sequence | bytes) and not callable(value):
             yield from _scalars(value, f"{prefix}{name}.", depth + 1)
 

@@ -5,7 +5,7 @@ import logging
 from collections import deque
 
 from fedops_mqtt.bus import BusError, Connection, NotConnectedError
-from fedops_mqtt.protocol import ClientMetrics, topics
+from fedops_mqtt.protocol import ClientMetrics, ProtocolError, topics
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class MetricsSender:
                 await bus.publish(topics.client_metrics(metrics.task_id, metrics.client_mac), metrics)
             except NotConnectedError:
                 return
-            except BusError as error:
+            except (BusError, ProtocolError) as error:
                 logger.warning("metrics were not taken", extra={"problem": str(error)})
             if self._waiting and self._waiting[0] is metrics:
                 self._waiting.popleft()

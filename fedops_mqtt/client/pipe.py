@@ -7,10 +7,10 @@ never in arguments or environment, where other users of the machine could read i
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
-from fedops_mqtt.protocol import MetricsKind, Outcome, Phase, Transport
-from fedops_mqtt.protocol.values import Scalars
+from fedops_mqtt.protocol import MetricsKind, Outcome, Phase, Transport, clip
+from fedops_mqtt.protocol.values import Count, Scalars
 
 MAX_LINE_BYTES = 64 * 1024
 """A report longer than this is not one of ours and is dropped; the bus would not take it either."""
@@ -87,11 +87,11 @@ class PhaseReport(_Line):
 
     report: Literal["phase"] = "phase"
     phase: Phase
-    round: int = 0
-    gl_model: int | None = None
+    round: Count = 0
+    gl_model: Count | None = None
     run_id: str | None = None
-    bytes_in: int = 0
-    bytes_out: int = 0
+    bytes_in: Count = 0
+    bytes_out: Count = 0
 
 
 class MetricsReport(_Line):
@@ -99,7 +99,7 @@ class MetricsReport(_Line):
 
     report: Literal["metrics"] = "metrics"
     kind: MetricsKind
-    round: int = 0
+    round: Count = 0
     values: Scalars
 
 
@@ -108,7 +108,8 @@ class EndedReport(_Line):
 
     report: Literal["ended"] = "ended"
     outcome: Outcome | None
-    reason: str | None = None
+    reason: Annotated[str | None, BeforeValidator(clip)] = None
+    """Clipped to what a status takes: whatever an exception says, the report of it arrives."""
 
 
 Report = PhaseReport | MetricsReport | EndedReport

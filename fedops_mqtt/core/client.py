@@ -23,7 +23,6 @@ from fedops_mqtt.core.client_events import (
 from fedops_mqtt.core.client_facts import Answered, Ending, Facts, InHand, bury, find, is_stopped, remember
 from fedops_mqtt.core.reasons import BUSY, INTERRUPTED, SHUTTING_DOWN, STOPPED
 from fedops_mqtt.protocol import (
-    MAX_REASON_CHARS,
     Answer,
     ClientCondition,
     LastRun,
@@ -33,10 +32,8 @@ from fedops_mqtt.protocol import (
     RunInHand,
     StartTrigger,
     StopTrigger,
+    clip,
 )
-
-_HEAD_CHARS = 256
-_TAIL_CHARS = 3800
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,13 +105,6 @@ def restore(identity: Identity, facts: Facts) -> Client:
     """Return a new daemon's client; a training that was in hand when the last daemon died is interrupted."""
     client = _interrupted(Client(identity=identity, facts=facts))
     return replace(client, condition=ClientCondition.ONLINE, reason=None)
-
-
-def _clip(reason: str | None) -> str | None:
-    """Return a reason that fits a status; a long one loses its middle, the end of a traceback says most."""
-    if reason is None or len(reason) <= MAX_REASON_CHARS:
-        return reason
-    return f"{reason[:_HEAD_CHARS]} … {reason[-_TAIL_CHARS:]}"
 
 
 # Starts
@@ -353,14 +343,14 @@ def _end(client: Client, event: TrainingEnded) -> Client:
         return client
     client = replace(client, phase=Phase.STARTING, round=0)
     if event.outcome is None and mine.ending is None:
-        return _end_unjoined(client, mine, _clip(event.reason))
+        return _end_unjoined(client, mine, clip(event.reason))
     ending = mine.ending if mine.ending and event.outcome is not Outcome.FINISHED else None
     outcome = ending.outcome if ending else event.outcome or Outcome.FAILED
     last_run = LastRun(
         run_id=mine.run_id,
         attempt=mine.attempt,
         outcome=outcome,
-        reason=_clip(ending.detail if ending else event.reason),
+        reason=clip(ending.detail if ending else event.reason),
     )
     facts = replace(client.facts, in_hand=None, last_run=last_run)
     known = find(facts, mine.run_id, mine.attempt)

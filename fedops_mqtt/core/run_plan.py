@@ -15,6 +15,8 @@ from fedops_mqtt.protocol import (
     RunOutcome,
     ServerCondition,
     ServerStatus,
+    clip,
+    first_line,
 )
 
 EXIT_WORD_GRACE_S = 2.0
@@ -183,18 +185,13 @@ def _quorum_reason(run: Run, fleet: Fleet, num_here: int) -> str:
 
 def _standing(members: Mapping[str, Member]) -> list[str]:
     return [
-        f"{mac} ({member.status}{': ' + _last_line(member.reason) if member.reason else ''})"
+        f"{mac} ({member.status}{': ' + clip(first_line(member.reason), MAX_NAMED_REASON) if member.reason else ''})"
         for mac, member in sorted(members.items())
     ]
 
 
 def _named(who: list[str]) -> str:
     return ", ".join(who[:MAX_NAMED] + ([f"{len(who) - MAX_NAMED} more"] if len(who) > MAX_NAMED else []))
-
-
-def _last_line(reason: str) -> str:
-    """A traceback says what happened in its last line."""
-    return reason.strip().rpartition("\n")[2][:MAX_NAMED_REASON]
 
 
 def _absence(run: Run, fleet: Fleet, mac: str) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fedops_mqtt.line import wire
 from fedops_mqtt.line.connection import BROKEN, Connector, LineConnection
 from fedops_mqtt.line.errors import FrameError, RefusedError
-from fedops_mqtt.protocol import MAX_REASON_CHARS, Outcome, RunOutcome
+from fedops_mqtt.protocol import Outcome, RunOutcome, clip
 
 _log = logging.getLogger(__name__)
 
@@ -315,7 +315,7 @@ class SessionKeeper:
     def _leave(self, session: Session, end: RunEnd) -> None:
         """Tell the server how it ended, before the control request closes and looks like a death."""
         connection = session.connector.connection()
-        body = wire.encode_body(wire.LeaveRequest(outcome=end.outcome, reason=end.reason[:MAX_REASON_CHARS]))
+        body = wire.encode_body(wire.LeaveRequest(outcome=end.outcome, reason=clip(end.reason)))
         try:
             connection.ask("POST", wire.LEAVE_PATH, headers=session.headers, body=body, timeout_s=_ASK_S)
         except (*BROKEN, RefusedError) as error:  # it is gone, or has heard it before: nothing is left to be done

@@ -28,7 +28,7 @@ class ChangeKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One client in the run; `outcome` is None while it may still take part, `bytes_*` are as the server counts."""
+    """One client in the run; `outcome` is None while it may still take part, `bytes_*` of all its attempts."""
 
     mac: str
     node_id: int
@@ -95,8 +95,15 @@ class Members:
         if known is not None and known.attempt == attempt:
             self._by_mac[mac] = replace(known, session=session, is_present=False)
             return None
-        node_id = node_id_of(mac)
-        self._by_mac[mac] = Member(mac=mac, node_id=node_id, instance=instance, attempt=attempt, session=session)
+        self._by_mac[mac] = Member(
+            mac=mac,
+            node_id=node_id_of(mac),
+            instance=instance,
+            attempt=attempt,
+            session=session,
+            bytes_in=known.bytes_in if known is not None else 0,
+            bytes_out=known.bytes_out if known is not None else 0,
+        )
         return known
 
     def attach(self, session: str) -> list[MemberChange]:

@@ -3,24 +3,27 @@
 Message strategies put `server-round` into a config record, classic ones use the group id; nobody has to say it at all.
 """
 
-from typing import TypeGuard
-
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+
+from fedops_mqtt.protocol import count_of, number_of
 
 ROUND_KEY = "server-round"
 """Set by every strategy of flwr.serverapp (Flower 1.41 FedAvg.configure_train)."""
 
+_MAX_DIGITS = 18
+"""Of a round: a count has 63 bits."""
+
 
 def round_of(message: Message) -> int | None:
-    """Return the round, or None where the message does not say."""
+    """Return the round, or None where the message does not say one that is a count."""
     group_id = message.metadata.group_id
-    if group_id.isascii() and group_id.isdigit():
+    if group_id.isascii() and group_id.isdigit() and len(group_id) <= _MAX_DIGITS:
         return int(group_id)
     if not message.has_content():
         return None
     for record in message.content.values():  # not `.config_records`: its view is a reference cycle around the arrays
-        if isinstance(record, ConfigRecord) and isinstance(value := record.get(ROUND_KEY), int):
-            return value
+        if isinstance(record, ConfigRecord) and (round_ := count_of(record.get(ROUND_KEY), -1)) >= 0:
+            return round_
     return None
 
 
@@ -33,9 +36,6 @@ def metrics_of(content: RecordDict) -> dict[str, float]:
     for kind in (ConfigRecord, MetricRecord):
         for record in content.values():
             if isinstance(record, kind):
-                metrics.update({name: float(value) for name, value in record.items() if _is_number(value)})
+                numbers = ((name, number_of(value)) for name, value in record.items() if not isinstance(value, bool))
+                metrics.update({name: float(value) for name, value in numbers if value is not None})
     return metrics
-
-
-def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)

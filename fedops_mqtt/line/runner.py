@@ -26,7 +26,7 @@ from fedops_mqtt.line.identity import flower_run_id_of
 from fedops_mqtt.line.keeper import EndedError, Identity, RunEnd, Session, SessionKeeper, end_of_refusal
 from fedops_mqtt.line.limits import LineCompression
 from fedops_mqtt.line.rounds import metrics_of, round_of
-from fedops_mqtt.protocol import Outcome, Phase
+from fedops_mqtt.protocol import Outcome, Phase, describe_error, name_error
 
 _log = logging.getLogger(__name__)
 
@@ -147,6 +147,9 @@ class LineRunner:
             self._work(app, context_factory)
         except EndedError as ended:
             return ended.end
+        except BaseException as error:  # a fault of this package, or of the machine; reported before it goes on
+            self._keeper.end(RunEnd(outcome=Outcome.FAILED, reason=describe_error(error)))
+            raise
         finally:
             self._keeper.stop("training process ended")  # nothing happens if it ended before
             self._keeper.close(wait_s=_GOODBYE_S)
@@ -347,7 +350,7 @@ def _call(app: ClientApp, message: Message, context: Context) -> tuple[Message, 
             raise TypeError(f"ClientApp returned {type(reply).__name__}, not a Message")
     except (Exception, SystemExit) as error:
         _log.exception("ClientApp raised")
-        reason = f"{type(error).__name__}: {error}"
+        reason = name_error(error)
         failure = Error(flwr_private.CLIENT_APP_RAISED, reason)
         return Message(failure, reply_to=message), RunEnd(outcome=Outcome.FAILED, reason=reason)
     return reply, None

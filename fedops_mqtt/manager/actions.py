@@ -24,11 +24,10 @@ from fedops_mqtt.core.run_plan import (
     StopClient,
 )
 from fedops_mqtt.line.token import make_token
-from fedops_mqtt.manager.board import clip
 from fedops_mqtt.manager.desk import Desk
 from fedops_mqtt.manager.servers import Servers
 from fedops_mqtt.manager.speaker import Speaker
-from fedops_mqtt.protocol import StartTrigger, StopTrigger, utc_now
+from fedops_mqtt.protocol import StartTrigger, StopTrigger, clip, utc_now
 
 
 def event_of(action: Action) -> RunEvent | None:

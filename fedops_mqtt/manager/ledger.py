@@ -84,16 +84,25 @@ class Ledger:
         self._batch.events.append(event)
 
     def note_round(self, said: ServerMetrics, now: float) -> None:
-        """Remember a round's numbers, if the run is ours."""
-        if said.run_id in self._runs:
+        """Remember a round's numbers, if the run is ours and of the task whose server it is."""
+        run = self._runs.get(said.run_id)
+        if run is not None and run.spec.task_id == said.task_id:
             row = said.model_dump(
                 include={"run_id", "launch", "round", "metrics", "duration_s", "bytes_in", "bytes_out"}
             )
             self._batch.rounds.append({**row, "gl_model": said.gl_model, "at": now})
 
     def note_metrics(self, said: ClientMetrics, now: float) -> None:
-        """Remember a client's numbers."""
-        row = said.model_dump(include={"run_id", "task_id", "client_mac", "round", "values"})
+        """Remember a client's numbers, under a run only where the client is a member of it.
+
+        Those of a training without a manager's run are the client's own; a client that names a run of others is not
+        believed.
+        """
+        run = self._runs.get(said.run_id or "")
+        if run is not None and (run.spec.task_id != said.task_id or said.client_mac not in run.members):
+            return
+        row = said.model_dump(include={"task_id", "client_mac", "round", "values"})
+        row["run_id"] = run.run_id if run is not None else None
         self._batch.client_metrics.append({**row, "kind": said.kind.value, "at": now})
 
     def take_batch(self) -> Batch:

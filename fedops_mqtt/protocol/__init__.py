@@ -1,6 +1,6 @@
 """What is said on the bus: topics, messages and their errors, as pure data; it imports nothing of ours."""
 
-from fedops_mqtt.protocol import roster, topics
+from fedops_mqtt.protocol import topics
 from fedops_mqtt.protocol.errors import (
     IdentityError,
     MalformedMessageError,
@@ -11,6 +11,7 @@ from fedops_mqtt.protocol.errors import (
 )
 from fedops_mqtt.protocol.identity import (
     MAX_REASON_CHARS,
+    MAX_TEXT_CHARS,
     AnyMacAddress,
     MacAddress,
     RunId,
@@ -21,6 +22,7 @@ from fedops_mqtt.protocol.identity import (
     mac_to_level,
     normalise_mac,
 )
+from fedops_mqtt.protocol.measured import MAX_METRICS, MEASURED, MetricsCutter, count_of, number_of
 from fedops_mqtt.protocol.messages import (
     Answer,
     ClientCondition,
@@ -50,13 +52,17 @@ from fedops_mqtt.protocol.messages import (
     StopTrigger,
     Transport,
 )
+from fedops_mqtt.protocol.text import clip, describe_error, first_line, name_error, visible
 from fedops_mqtt.protocol.topics import Channel, Topic, filter_for, parse_topic
 from fedops_mqtt.protocol.values import LAST_SEQ, utc_now
 from fedops_mqtt.protocol.wire import MESSAGE_OF_CHANNEL, decode, encode
 
 __all__ = [
     "LAST_SEQ",
+    "MAX_METRICS",
     "MAX_REASON_CHARS",
+    "MAX_TEXT_CHARS",
+    "MEASURED",
     "MESSAGE_OF_CHANNEL",
     "Answer",
     "AnyMacAddress",
@@ -73,6 +79,7 @@ __all__ = [
     "ManagerStatus",
     "MemberCondition",
     "Message",
+    "MetricsCutter",
     "MetricsKind",
     "MismatchedMessageError",
     "Outcome",
@@ -99,14 +106,20 @@ __all__ = [
     "Transport",
     "check_run_id",
     "check_task_id",
+    "clip",
+    "count_of",
     "decode",
+    "describe_error",
     "encode",
     "filter_for",
+    "first_line",
     "level_to_mac",
     "mac_to_level",
+    "name_error",
     "normalise_mac",
+    "number_of",
     "parse_topic",
-    "roster",
     "topics",
     "utc_now",
+    "visible",
 ]

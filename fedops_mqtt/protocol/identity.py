@@ -70,7 +70,7 @@ def _check_name(kind: str, value: str) -> str:
     return value
 
 
-_MAX_TEXT = 256
+MAX_TEXT_CHARS = 256
 """Characters of a name or address; long enough for any host name (RFC 1035: 253)."""
 
 MAX_REASON_CHARS = 4096
@@ -82,5 +82,5 @@ MacAddress = Annotated[str, StringConstraints(pattern=f"^{_MAC.pattern}$")]
 """A MAC as payloads spell it; other spellings are refused, so that one client has one name."""
 AnyMacAddress = Annotated[str, BeforeValidator(normalise_mac)]
 """A MAC as people type it, normalised: for settings and HTTP bodies."""
-Text = Annotated[str, StringConstraints(max_length=_MAX_TEXT)]
+Text = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS)]
 Reason = Annotated[str, StringConstraints(max_length=MAX_REASON_CHARS)]

@@ -6,15 +6,17 @@ What we send has no unknown fields; what we receive may have them (a newer speak
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from fedops_mqtt.protocol.identity import MacAddress, Reason, RunId, TaskId, Text
+from fedops_mqtt.protocol.measured import MEASURED
 from fedops_mqtt.protocol.values import (
     LAST_SEQ,
     MAX_MEMBERS,
     Address,
     Count,
     Metrics,
+    Number,
     Scalars,
     Seq,
     Timestamp,
@@ -239,6 +241,14 @@ class ClientMetrics(WireModel):
     values: Scalars = {}
     at: Timestamp
 
+    @field_validator("values")
+    @classmethod
+    def _check_numbers(cls, values: dict[str, object]) -> dict[str, object]:
+        for name in MEASURED & values.keys():
+            if isinstance(values[name], str):
+                raise ValueError(f"{name} is a text, expected a number or null")
+        return values
+
 
 class ServerClient(WireModel):
     """What the FL server says of one client in its run."""
@@ -277,7 +287,7 @@ class ServerMetrics(WireModel):
     launch: Count = 0
     round: Count
     metrics: Metrics = {}
-    duration_s: float | None = None
+    duration_s: Number = None
     bytes_in: Count = 0
     bytes_out: Count = 0
     gl_model: Count = 0
@@ -310,8 +320,6 @@ class RunStatus(OwnedStatus):
     metrics: Metrics = {}
     model_path: Text | None = None
     clients: Annotated[dict[MacAddress, RunMember], Field(max_length=MAX_MEMBERS), bounded(MAX_MEMBERS)] = {}
-    clients_by_status: dict[MemberCondition, Count] = {}
-    """How many of them stand where, those included whom `clients` has no room for."""
     created_at: Timestamp
     ended_at: Timestamp | None = None
 

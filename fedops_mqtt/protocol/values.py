@@ -17,15 +17,12 @@ from pydantic import (
 )
 
 from fedops_mqtt.protocol.identity import Reason, Text
+from fedops_mqtt.protocol.measured import MAX_COUNT, MAX_METRICS
 
 MAX_MEMBERS = 20_000
 """Clients of one run that a message lists."""
 
-MAX_BRACKETS = 10 * MAX_MEMBERS
-"""Objects and lists, counted where they open, of the largest roster whose reasons have some too. Without this bound
-4 MiB of `[]` take a second to be made into lists."""
-
-Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 
 LAST_SEQ = 2**53 - 1
 """The `seq` of a last will, above every other of its connection: the largest integer that a double holds exactly.
@@ -68,8 +65,8 @@ def bounded(max_length: int) -> WrapValidator:
     return WrapValidator(validate)
 
 
-Scalars = Annotated[dict[Text, Scalar], Field(max_length=256), bounded(256)]
-Metrics = Annotated[dict[Text, Number], Field(max_length=256), bounded(256)]
+Scalars = Annotated[dict[Text, Scalar], Field(max_length=MAX_METRICS), bounded(MAX_METRICS)]
+Metrics = Annotated[dict[Text, Number], Field(max_length=MAX_METRICS), bounded(MAX_METRICS)]
 Address = Annotated[str, StringConstraints(max_length=300, pattern=r"^\S+:\d{1,5}$")]
 """`host:port`; an IPv6 host stands in brackets."""
 

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
@@ -32,6 +33,7 @@ from fedops_mqtt.protocol import (
     ClientStatus,
     LastRun,
     Outcome,
+    ProtocolError,
     ServerClient,
     ServerMetrics,
     ServerStatus,
@@ -44,6 +46,8 @@ _log = logging.getLogger(__name__)
 
 _CALM_S = 0.2
 """Clients' phases are said together, at most this often; a round of a small model has a dozen of them in 20 ms."""
+_MARGIN_S = 5.0
+"""Beyond a flush's own time-out, for the thread that does it."""
 _MAX_METRICS = 1000
 """Kept while the broker is away; the oldest go first."""
 _LAST_OF_ITS_OWN = LAST_SEQ - 1
@@ -137,20 +141,25 @@ class Announcer:
         self._plan_update(True)
         if self._is_replaced or not self._thread.is_alive():
             return False
-        said = asyncio.run_coroutine_threadsafe(self._flush(timeout_s), self._loop)
+        flush = self._flush(timeout_s)
         try:
-            return said.result()
-        except CancelledError:  # another process has the topic by now, and the bus was left to it
+            flushing = asyncio.run_coroutine_threadsafe(flush, self._loop)
+        except RuntimeError:  # the bus's thread has ended meanwhile, and its loop is closed
+            flush.close()
+            return False
+        try:
+            return flushing.result(timeout_s + _MARGIN_S)
+        except (CancelledError, TimeoutError):  # another process has the topic by now, and the bus was left to it
             return False
 
     def _run(self) -> None:
         try:
             asyncio.run(self._live())
-        except (BusError, OSError) as error:
+        except BaseException as error:  # whatever it is: `__enter__` waits for it, and a run outlives its bus
             if not self._started.done():
                 self._started.set_exception(error)
                 return
-            _log.error("the bus is lost to this server", extra={"problem": str(error)})
+            _log.exception("the bus is lost to this server, its run goes on without")
 
     async def _live(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -185,7 +194,8 @@ class Announcer:
 
     def _call(self, function: Callable[..., object], *args: object) -> None:
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(function, *args)
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                self._loop.call_soon_threadsafe(function, *args)
 
     def _plan_update(self, is_urgent: bool) -> None:
         """Wake the bus's thread no more than needed: small rounds change phases a thousand times a second."""
@@ -273,7 +283,7 @@ class Announcer:
             await connection.publish(topics.server_metrics(metrics.task_id), metrics)
         except NotConnectedError:
             return False
-        except BusError as error:
+        except (BusError, ProtocolError) as error:
             _log.warning("metrics were not taken", extra={"problem": str(error)})
         if self._metrics and self._metrics[0] is metrics:
             self._metrics.popleft()

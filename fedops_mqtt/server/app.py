@@ -20,7 +20,7 @@ from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.grid import LineGrid, RunOverError
 from fedops_mqtt.line.members import Member, MemberChange
 from fedops_mqtt.line.server import LineServer, LineTls
-from fedops_mqtt.protocol import LastRun, RunOutcome, ServerCondition
+from fedops_mqtt.protocol import LastRun, RunOutcome, ServerCondition, describe_error
 from fedops_mqtt.server.announcer import Ears
 from fedops_mqtt.server.app_strategy import (
     AnyStrategy,
@@ -257,7 +257,7 @@ class FLServer:
             return RunOutcome.STOPPED, requested.reason if requested else "interrupted"
         except Exception as error:
             _log.exception("run failed")
-            return RunOutcome.FAILED, f"{type(error).__name__}: {error}"
+            return RunOutcome.FAILED, describe_error(error)
         if self._server_app is None and not rounds.num_aggregated:
             return RunOutcome.FAILED, f"no round gave a model: {'; '.join(rounds.failures) or 'no client answered'}"
         return RunOutcome.COMPLETED, "all rounds done"

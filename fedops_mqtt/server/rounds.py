@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedops_mqtt.protocol import number_of
 from fedops_mqtt.server.tensor_file import Arrays
 
 _log = logging.getLogger(__name__)
@@ -119,8 +120,6 @@ def numbers_in(metrics: Mapping[str, Any] | None) -> list[tuple[str, float]]:
     """Return what is one number each; lists and texts stay with the strategy. A diverged loss is kept as it is."""
     found = []
     for name, value in (metrics or {}).items():
-        if hasattr(value, "item") and getattr(value, "size", 1) == 1:
-            value = value.item()
-        if isinstance(value, bool | int | float):
-            found.append((str(name), float(value)))
+        if (number := number_of(value)) is not None:
+            found.append((str(name), float(number)))
     return found

@@ -4,13 +4,15 @@ Numbers keep the names that the caller gives them; texts and lists have no place
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 from fedops_mqtt.client.voices import Voices
-from fedops_mqtt.protocol import ServerCondition, ServerMetrics, utc_now
-from fedops_mqtt.server.rounds import numbers_in
+from fedops_mqtt.protocol import MetricsCutter, ServerCondition, ServerMetrics, count_of, number_of, utc_now
 from fedops_mqtt.server.snapshot import ServerSnapshot
+
+_log = logging.getLogger(__name__)
 
 
 class Voice(Protocol):
@@ -55,6 +57,7 @@ class ServerAPI:
     def __init__(self, task_id: str, voice: Voice | None = None) -> None:
         self.task_id = task_id
         self._voice = voice or _voices.current()
+        self._cutter = MetricsCutter(_log.warning)
 
     def put_server_status(self, server_status_json: str | Mapping[str, Any]) -> None:
         """Say the server's status; of FedOps' fields `FLSeReady` and `GL_Model_V` have a meaning here.
@@ -64,7 +67,7 @@ class ServerAPI:
         said = _mapping(server_status_json)
         changes: dict[str, Any] = {}
         if "GL_Model_V" in said:
-            changes["gl_model"] = int(said["GL_Model_V"])
+            changes["gl_model"] = count_of(said["GL_Model_V"])
         if "FLSeReady" in said:
             changes["status"] = ServerCondition.READY if said["FLSeReady"] else ServerCondition.FAILED
         self._voice.say(**changes)
@@ -72,7 +75,8 @@ class ServerAPI:
     def put_gl_model_evaluation(self, gl_model_evaluation_json: str | Mapping[str, Any]) -> None:
         """Publish the evaluation of one round (`round`, `gl_loss`, `gl_accuracy`, `run_time_by_round`, …)."""
         said = _mapping(gl_model_evaluation_json)
-        self._tell(said, duration_s=said.get("run_time_by_round"))
+        duration_s = number_of(said.get("run_time_by_round"))
+        self._tell(said, duration_s=None if duration_s is None else float(duration_s))
 
     def put_server_time_result(self, server_time_result_json: str | Mapping[str, Any]) -> None:
         """Publish how long the whole run took (`server_operation_time`, s)."""
@@ -89,10 +93,10 @@ class ServerAPI:
                 task_id=self.task_id,
                 run_id=now.run_id,
                 launch=now.launch,
-                round=int(said.get("round", now.round)),
-                metrics={name: value for name, value in numbers_in(said) if name != "round"},
+                round=count_of(said.get("round"), count_of(now.round)),
+                metrics=self._cutter.cut_numbers({name: value for name, value in said.items() if name != "round"}),
                 duration_s=duration_s,
-                gl_model=int(said.get("gl_model_v", now.gl_model)),
+                gl_model=count_of(said.get("gl_model_v"), count_of(now.gl_model)),
                 at=utc_now(),
             )
         )

@@ -1,20 +1,25 @@
 """What the FL server would say of itself right now, as one immutable value; every status on the bus is made from it."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedops_mqtt.line.members import Member
 from fedops_mqtt.protocol import (
-    MAX_REASON_CHARS,
+    MAX_TEXT_CHARS,
     MemberCondition,
+    MetricsCutter,
     Outcome,
     ServerClient,
     ServerCondition,
     ServerStatus,
     Transport,
-    roster,
+    clip,
+    count_of,
     utc_now,
 )
+
+_log = logging.getLogger(__name__)
 
 _MAX_CLIENT_REASON = 200
 """Of a client's: a run may have thousands, and each client's own status has the whole of it."""
@@ -47,19 +52,19 @@ class ServerSnapshot:
     clients: Mapping[str, ServerClient] = field(default_factory=dict)
 
     def to_status(self, epoch: int, seq: int) -> ServerStatus:
-        """Return the status as it goes on the bus."""
+        """Return the status as it goes on the bus; what strategies and programs put here is cut to what it takes."""
         return ServerStatus(
             **self._who(epoch, seq),
             status=self.status,
-            reason=shorten(self.reason, MAX_REASON_CHARS),
+            reason=clip(self.reason),
             server_ip=self.server_ip,
             transport=Transport.LINE,
-            round=self.round,
-            num_rounds=self.num_rounds,
-            gl_model=self.gl_model,
-            metrics=dict(self.metrics),
-            model_path=self.model_path,
-            clients=roster.fit(self.clients),
+            round=count_of(self.round),
+            num_rounds=count_of(self.num_rounds),
+            gl_model=count_of(self.gl_model),
+            metrics=MetricsCutter(_log.debug).cut_numbers(self.metrics),
+            model_path=clip(self.model_path, MAX_TEXT_CHARS),
+            clients=dict(self.clients),
             agent=dict(self.agent),
         )
 
@@ -91,10 +96,5 @@ def client_of(member: Member) -> ServerClient:
         attempt=member.attempt,
         phase=member.phase if member.outcome is None else None,
         round=member.round or 0,
-        reason=shorten(member.reason, _MAX_CLIENT_REASON),
+        reason=clip(member.reason, _MAX_CLIENT_REASON),
     )
-
-
-def shorten(text: str | None, max_chars: int) -> str | None:
-    """Return a text's end within `max_chars`: of a traceback the last lines say what happened."""
-    return text if text is None or len(text) <= max_chars else f"…{text[1 - max_chars :]}"

@@ -1,9 +1,11 @@
 """What a simulation and its worker processes say to each other: one line down, a line for each client up."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from fedops_mqtt.client.pipe import Job
-from fedops_mqtt.protocol import Outcome
+from fedops_mqtt.protocol import Outcome, clip
 
 
 class Work(BaseModel):
@@ -22,4 +24,4 @@ class Result(BaseModel):
 
     client_mac: str
     outcome: Outcome
-    reason: str
+    reason: Annotated[str, BeforeValidator(clip)]

@@ -53,7 +53,7 @@ def _play(job: Job, turn: threading.Lock) -> Result:
         with turn:
             app = load_app(job)
     except AppError as error:
-        return result(Outcome.FAILED, str(error))
+        return result(Outcome.FAILED, error.reason)
     kept = KeptState(job.state_folder / "context.bin")
     keeping = Keeping(_in_turn(app, turn), kept)
     end = _run(job, keeping, kept)

@@ -86,6 +86,31 @@ def _busy(message: Message, context: Context) -> Message:
     return _reply(message, MetricRecord({"num-examples": 1}))
 
 
+def _shouting(message: Message, context: Context) -> Message:
+    print("a print of the app")
+    print("an error of the app", file=sys.stderr)
+    raise RuntimeError("beginning \ud800 " + "x" * 200_000 + " end")
+
+
+def _many(number: type = float) -> dict:
+    return {f"m{index}": number(index) for index in range(300)} | {"n" * 300: 1.0, "\x1b[2J": float("nan")}
+
+
+def _measuring(message: Message, context: Context) -> Message:
+    return _reply(message, MetricRecord({**_many(), "num-examples": 1, "several": [1.0, 2.0]}))
+
+
+class MeasuringClient(AddOne):
+    """Measures what no message of Flower's strategies takes, and more of it than the bus does."""
+
+    def fit(self, parameters, config):
+        measured = {**_many(np.float32), "huge": 10**400, "text": "x", "bytes": b"x", "list": [1]}
+        return [array + 1 for array in parameters], 1, measured
+
+
+measuring_client = MeasuringClient()
+
+
 def _app(train) -> ClientApp:
     app = ClientApp()
     app.train()(train)
@@ -94,4 +119,5 @@ def _app(train) -> ClientApp:
 
 
 raising, dying, endless, busy = _app(_raising), _app(_dying), _app(_endless), _app(_busy)
+shouting, measuring = _app(_shouting), _app(_measuring)
 not_an_app = 42

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from fedops_mqtt.client.pipe import EndedReport, Job, MetricsReport, PhaseReport, to_line
+from fedops_mqtt.client.streams import OUTPUT_FOLDER, find_outputs, read_output
 from fedops_mqtt.client.training import MODULE, Training, TrainingOptions
-from fedops_mqtt.protocol import Outcome, Phase
+from fedops_mqtt.protocol import MAX_METRICS, Outcome, Phase
 
 from client_testbed import SECRET, MakeJob, ServeFl  # isort: skip
 
@@ -145,6 +146,42 @@ async def test_code_that_raises_is_a_failure_with_its_text(serve_fl: ServeFl, ma
     ended = await Trial(make_job(app="fl_apps:raising", server_ip=server_ip)).run()
     assert ended.outcome is Outcome.FAILED
     assert "ValueError: boom in training" in (ended.reason or "")
+
+
+async def test_an_exception_is_told_with_its_traceback_and_all_output_is_kept(
+    serve_fl: ServeFl, make_job: MakeJob
+) -> None:
+    server_ip = await serve_fl("line", "r1", SECRET.hex(), "1")
+    job = make_job(app="fl_apps:shouting", server_ip=server_ip)
+    ended = await Trial(job).run()
+    assert ended.outcome is Outcome.FAILED
+    said, *traceback = (ended.reason or "").splitlines()
+    assert said.startswith("RuntimeError: beginning ")
+    assert said.endswith(" end")
+    assert "raise RuntimeError" in traceback[-1]
+    (output,) = find_outputs(job.state_folder / OUTPUT_FOLDER)
+    assert output.stem == "r1-1"
+    kept = b"".join(read_output(output))
+    assert b"a print of the app\n" in kept
+    assert b"an error of the app\n" in kept
+    assert kept.count(b"x" * 200_000) >= 1
+
+
+@pytest.mark.parametrize("app", ["measuring", "measuring_client"])
+async def test_whatever_an_app_measures_its_training_goes_on(serve_fl: ServeFl, make_job: MakeJob, app: str) -> None:
+    server_ip = await serve_fl("line", "r1", SECRET.hex(), "2")
+    job = make_job(app=f"fl_apps:{app}", server_ip=server_ip)
+    trial = Trial(job)
+    ended = await trial.run()
+    assert ended.outcome is Outcome.FINISHED, ended
+    trained = [report for report in trial.metrics if report.values["stage"] == "train"]
+    assert [report.round for report in trained] == [1, 2]
+    assert all(len(report.values) == MAX_METRICS for report in trained)
+    assert all(report.values["compute_s"] is not None for report in trained)
+    (output,) = find_outputs(job.state_folder / OUTPUT_FOLDER)
+    warnings = [line for line in read_output(output) if line.startswith(b"WARNING") and b"cut to what" in line]
+    assert len(warnings) == 1
+    assert str(MAX_METRICS - 8).encode() in warnings[0]
 
 
 async def test_code_that_crashes_is_a_failure_with_the_signal_and_the_last_lines(

@@ -13,6 +13,8 @@ from line_parts import WAIT_S, Gate, Lines, a_metric, ask, ask_in_thread, echo_a
 
 from fedops_mqtt.line.grid import RunOverError, TooFewClientsError
 from fedops_mqtt.line.identity import node_id_of
+from fedops_mqtt.line.keeper import RunEnd
+from fedops_mqtt.line.runner import Joined, LineRunner
 from fedops_mqtt.line.token import make_token
 from fedops_mqtt.protocol import Outcome, RunOutcome
 
@@ -113,6 +115,20 @@ def test_whatever_an_app_does_wrong_becomes_its_failure(lines: Lines, raised: Ba
     (reply,) = ask(server)
     assert reply.error.reason == f"{type(raised).__name__}: {raised}"
     assert client.end().reason == reply.error.reason
+
+
+def test_a_fault_outside_of_the_app_is_reported_as_what_it_is(lines: Lines) -> None:
+    def fail(joined: Joined) -> Context:
+        raise MemoryError("no room for a context")
+
+    server, ends = lines.serve(), list[RunEnd]()
+    runner = LineRunner(server_ip=server.address, client_mac=mac_of(1), instance="i1", attempt=1, on_end=ends.append)
+    with pytest.raises(MemoryError):
+        runner.run(echo_app(), fail)
+    (end,) = ends
+    told = lines.changes.wait("failed").member
+    assert (end.outcome, told.outcome) == (Outcome.FAILED, Outcome.FAILED)
+    assert end.reason.splitlines()[0] == (told.reason or "").splitlines()[0] == "MemoryError: no room for a context"
 
 
 def test_a_dropped_client_is_answered_for_and_told_to_stop(lines: Lines) -> None:

@@ -199,7 +199,10 @@ async def test_what_the_users_evaluation_raises_is_the_runs_reason(house: House)
         result = await house.start(house.make(evaluate_fn=evaluate))
         last = await bus.final()
     assert (result.outcome, last.status) == (RunOutcome.FAILED, ServerCondition.FAILED)
-    assert result.reason == last.reason == "KeyError: 'accuracy of the moon'"
+    assert result.reason == last.reason
+    said, *traceback = result.reason.splitlines()
+    assert said == "KeyError: 'accuracy of the moon'"
+    assert any("in evaluate" in line for line in traceback)
 
 
 async def test_a_broker_that_restarts_in_a_round_costs_the_run_nothing(house: House, broker: Mosquitto) -> None:

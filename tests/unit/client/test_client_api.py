@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from client_tape import Tape
 
@@ -98,3 +99,13 @@ def test_the_last_that_began_speaks_and_without_any_it_is_said() -> None:
         assert current_speaker() is first
     with pytest.raises(NobodySpeaksError, match="through an FLClientTask"):
         ClientServerAPI("t").get_port()
+
+
+def test_numbers_of_numpy_are_numbers_wherever_they_stand(tape: Tape) -> None:
+    ClientServerAPI("t").put_train_result({"loss": np.float32(0.5), "by": {"n": np.int64(3)}, "all": np.ones(2)})
+    assert tape.told[0][2] == {"loss": 0.5, "by.n": 3}
+
+
+def test_a_round_beyond_a_count_is_said_as_none(tape: Tape) -> None:
+    ClientServerAPI("t").put_train_result({"round": 2**70})
+    assert tape.told[0][1] == 0

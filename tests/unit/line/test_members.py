@@ -86,3 +86,10 @@ def test_a_phase_is_told_once_and_keeps_the_round(members: Members) -> None:
 
 def test_the_outcome_of_nobody_is_no_news() -> None:
     assert Members().end(MAC, Outcome.FAILED, "?") == []
+
+
+def test_the_bytes_of_a_client_never_fall_whichever_attempt_it_is(members: Members) -> None:
+    members.count(MAC, bytes_in=100, bytes_out=1000)
+    members.join(MAC, "i2", 2, "s2")
+    members.count(MAC, bytes_in=5)
+    assert (members.by_mac[MAC].bytes_in, members.by_mac[MAC].bytes_out) == (105, 1000)

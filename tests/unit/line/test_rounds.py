@@ -20,6 +20,22 @@ def test_a_round_is_read_from_the_group_or_the_config() -> None:
     assert round_of(Message(RecordDict(), 7, "train", group_id="warm up")) is None
 
 
+@pytest.mark.parametrize("group_id", ["9" * 30, "9" * 5000])
+def test_a_round_beyond_a_count_is_none(group_id: str) -> None:
+    assert round_of(Message(RecordDict(), 7, "train", group_id=group_id)) is None
+
+
+@pytest.mark.parametrize("value", [-1, 2**70, 1.5, "2"])
+def test_a_round_in_the_config_that_is_no_count_is_none(value: int | float | str) -> None:
+    config = RecordDict({"config": ConfigRecord({"server-round": value})})
+    assert round_of(Message(config, 7, "train")) is None
+
+
+def test_a_number_beyond_every_float_is_told_as_infinite() -> None:
+    content = RecordDict({"config": ConfigRecord({"huge": 10**400})})
+    assert metrics_of(content) == {"huge": float("inf")}
+
+
 def test_metrics_are_the_single_numbers_of_a_reply() -> None:
     content = RecordDict(
         {

@@ -225,6 +225,42 @@ def test_the_rounds_of_a_run_that_is_not_ours_are_not_written(journal: Journal) 
     assert not ledger.take_batch()
 
 
+def numbers(**changes: object) -> ClientMetrics:
+    known = ClientMetrics(
+        kind=MetricsKind.ROUND, task_id="digits", client_mac=A, instance="i", run_id="run-1", values={}, at=utc_now()
+    )
+    return known.model_copy(update=changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "run_ids"),
+    [
+        ({}, ["run-1"]),
+        ({"client_mac": B}, []),
+        ({"task_id": "other"}, []),
+        ({"run_id": "local-1"}, [None]),
+        ({"run_id": None}, [None]),
+    ],
+)
+def test_numbers_are_a_runs_only_when_its_own_member_tells_them(
+    journal: Journal, changes: dict[str, object], run_ids: list[str | None]
+) -> None:
+    journal.add_run(JournaledRun(run=new_run(), secret=SECRET))
+    ledger = Ledger(journal.open_runs())
+    ledger.apply("run-1", [ClientChosen(A)], 1.0)
+    ledger.take_batch()
+    ledger.note_metrics(numbers(**changes), 2.0)
+    assert [row["run_id"] for row in ledger.take_batch().client_metrics] == run_ids
+
+
+def test_a_server_of_another_task_tells_no_round_of_a_run(journal: Journal) -> None:
+    journal.add_run(JournaledRun(run=new_run(), secret=SECRET))
+    ledger = Ledger(journal.open_runs())
+    for task_id in ("digits", "other"):
+        ledger.note_round(ServerMetrics(task_id=task_id, run_id="run-1", round=1, at=utc_now()), 1.0)
+    assert len(ledger.take_batch().rounds) == 1
+
+
 def test_history_is_pruned_by_age_and_open_runs_never(journal: Journal) -> None:
     for run_id, is_over in (("old", True), ("open", False)):
         run = new_run(run_id)
@@ -234,6 +270,7 @@ def test_history_is_pruned_by_age_and_open_runs_never(journal: Journal) -> None:
             journal.write(Batch(runs={run_id: (run, closed)}))
             journal.archive(run_id)
     ledger = Ledger(journal.open_runs())
+    ledger.apply("open", [ClientChosen(A)], 1400.0)
     said = ClientMetrics(
         kind=MetricsKind.ROUND,
         task_id="digits",

@@ -20,7 +20,6 @@ from fedops_mqtt.protocol import (
     ClientMetrics,
     ClientStatus,
     MalformedMessageError,
-    MemberCondition,
     Message,
     MismatchedMessageError,
     PayloadTooLargeError,
@@ -62,7 +61,6 @@ MAYBE = {
     "metrics": st.dictionaries(texts, st.none() | numbers, max_size=5),
     "values": st.dictionaries(texts, st.none() | numbers | st.integers(-(2**63), 2**63) | st.booleans() | texts),
     "agent": st.dictionaries(texts, texts, max_size=5),
-    "clients_by_status": st.dictionaries(st.sampled_from(MemberCondition), counts),
 }
 
 

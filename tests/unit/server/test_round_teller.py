@@ -5,6 +5,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import pytest
+
 from fedops_mqtt.server.pipe_announcer import PipeAnnouncer
 from fedops_mqtt.server.plan import make_plan
 from fedops_mqtt.server.round_teller import RoundTeller
@@ -38,6 +41,33 @@ def test_a_rounds_numbers_are_the_same_on_the_bus_and_on_wandb() -> None:
     assert told[-1]["metrics"] == METRICS
     assert (told[-1]["duration_s"], told[-1]["bytes_in"], told[-1]["bytes_out"]) == (1.5, 30, 700)
     assert (status.round, status.end_by_round) == (2, 1.5)
+
+
+def test_whatever_a_strategy_measures_is_told_and_nothing_raises(caplog: pytest.LogCaptureFixture) -> None:
+    counters = iter([(12_000, 500), (221, 10), (0, 0), (0, 0)])  # falling, as nothing but a fault of ours could be
+    heard, said = os.pipe()
+    metrics: dict[str, Any] = {f"m{number}": number for number in range(300)}
+    metrics |= {"x" * 300: 1.0, "nan": float("nan"), "huge": 10**400, "text": "x", "\ud800": 1, "scalar": np.float32(2)}
+    with PipeAnnouncer(snapshot(), descriptor=said, on_gone=lambda reason: None) as voice:
+        teller = RoundTeller(
+            plan=make_plan(ServerSettings(task_id="digits", run_id="r1"), None),
+            status=FLServerStatus(),
+            voice=voice,
+            show=lambda values, step: None,
+            count_bytes=lambda: next(counters),
+        )
+        teller.begin(np.int64(2))  # type: ignore[arg-type]
+        teller.report(RoundReport(round=2, metrics=metrics, duration_s=float("inf")))
+        teller.begin(-3)
+        teller.report(RoundReport(round=-3, metrics=dict(reversed(metrics.items()))))
+        voice.finish(1, metrics=metrics, model_path="/" + "x" * 1000, reason="\ud800" * 10_000, round=2**70)
+    with os.fdopen(heard) as lines:
+        told = [json.loads(line) for line in lines]
+    rounds = [each for each in told if "seq" not in each]
+    assert [(len(each["metrics"]), each.get("round")) for each in rounds] == [(256, 2), (256, 0)]
+    assert rounds[1]["metrics"]["scalar"] == 2
+    assert told[-1]["model_path"].startswith("/x")
+    assert len([record for record in caplog.records if "256" in record.getMessage()]) == 1
 
 
 def snapshot() -> ServerSnapshot:

@@ -7,7 +7,7 @@ import pytest
 from fedops_mqtt.line.members import Member
 from fedops_mqtt.protocol import MemberCondition, Outcome, Phase, ServerCondition, ServerMetrics, decode, encode, topics
 from fedops_mqtt.server.server_api import NoServerSpeaksError, ServerAPI, speaking
-from fedops_mqtt.server.snapshot import ServerSnapshot, client_of, shorten
+from fedops_mqtt.server.snapshot import ServerSnapshot, client_of
 
 SNAPSHOT = ServerSnapshot(
     task_id="t", run_id="r", launch=2, instance="i", heartbeat_s=60.0, agent={"flwr": "1.41"}, round=3, gl_model=4
@@ -99,7 +99,12 @@ def test_where_a_member_stands_is_said(facts: dict[str, Any], status: MemberCond
     assert said.phase == (None if "outcome" in facts else Phase.TRAINING)
 
 
-def test_a_long_reason_keeps_its_end() -> None:
-    assert shorten("abcdef", 4) == "…def"
-    assert shorten("abcd", 4) == "abcd"
-    assert shorten(None, 4) is None
+def test_whatever_a_program_says_by_fedops_calls_is_told_and_nothing_raises() -> None:
+    tape = Tape()
+    api = ServerAPI("t", tape)
+    api.put_gl_model_evaluation({"round": -1, "gl_loss": 10**400, "run_time_by_round": "fast", "gl_model_v": "x"})
+    api.put_gl_model_evaluation({**{f"m{number}": 1 for number in range(500)}, "round": 2**70})
+    api.put_server_status({"GL_Model_V": -5})
+    assert [(each.round, each.duration_s, each.gl_model) for each in tape.told] == [(3, None, 4), (3, None, 4)]
+    assert len(tape.told[1].metrics) == 256
+    assert tape.snapshot.gl_model == 0

@@ -1,0 +1,61 @@
+"""The thread that publishes for an FL server: whatever happens to it, the run neither waits for ever nor ends by it."""
+
+import dataclasses
+import logging
+
+import pytest
+
+from fedops_mqtt.bus import BusOptions
+from fedops_mqtt.protocol import IdentityError, ServerCondition, ServerMetrics, ServerStatus, utc_now
+from fedops_mqtt.server.announcer import Announcer, Ears
+from fedops_mqtt.server.snapshot import ServerSnapshot
+
+SNAPSHOT = ServerSnapshot(task_id="digits", run_id="r1", launch=1, instance="i1", heartbeat_s=60, agent={})
+NOBODY_THERE = "mqtt://127.0.0.1:1"
+
+
+class Epochs:
+    """Keeps epochs on a disk that fails in a way that nobody has foreseen, or does not fail."""
+
+    def __init__(self, *, is_broken: bool) -> None:
+        self._is_broken = is_broken
+
+    def load(self) -> int:
+        if self._is_broken:
+            raise RuntimeError("unforeseen")
+        return 0
+
+    def save(self, epoch: int) -> None:
+        pass
+
+
+def announcer(snapshot: ServerSnapshot, kept: list[ServerStatus], *, is_broken: bool = False) -> Announcer:
+    return Announcer(
+        snapshot,
+        url=NOBODY_THERE,
+        options=BusOptions(),
+        epochs=Epochs(is_broken=is_broken),
+        ears=Ears(on_client_ended=lambda mac, last: None, on_replaced=lambda reason: None),
+        keep_last_word=kept.append,
+    )
+
+
+def test_an_error_of_any_kind_at_its_start_reaches_whoever_waits_for_it() -> None:
+    with pytest.raises(IdentityError), announcer(dataclasses.replace(SNAPSHOT, task_id="no task"), []):
+        pass
+
+
+@pytest.mark.parametrize("is_broken", [True, False])
+def test_a_run_goes_on_and_ends_whatever_becomes_of_its_bus(
+    caplog: pytest.LogCaptureFixture, *, is_broken: bool
+) -> None:
+    kept: list[ServerStatus] = []
+    with announcer(SNAPSHOT, kept, is_broken=is_broken) as voice:
+        if is_broken:
+            voice._thread.join()
+        voice.say(status=ServerCondition.RUNNING, metrics={f"m{number}": float(number) for number in range(300)})
+        voice.tell(ServerMetrics(task_id="digits", run_id="r1", round=1, at=utc_now()))
+        assert voice.finish(0.2, status=ServerCondition.FINISHED, reason="\ud800" * 9000, model_path="/" * 999) is False
+    assert (kept[0].status, len(kept[0].metrics)) == (ServerCondition.FINISHED, 256)
+    lost = [record for record in caplog.records if record.levelno >= logging.ERROR and "lost" in record.getMessage()]
+    assert len(lost) == is_broken
