@@ -11,6 +11,7 @@ import typer
 from fedops_mqtt.cli import bridge, demo, doctor, fleet, history, roles, simulate, steer, watch
 from fedops_mqtt.cli.fatal import explain, known_errors
 from fedops_mqtt.core.exit_codes import ExitCode
+from fedops_mqtt.protocol import visible
 
 VERBS: dict[str, Callable[..., None]] = {
     "demo": demo.demo,
@@ -69,7 +70,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return ExitCode.OK
     except known_errors() as error:
         message, code = explain(error)
-        print(f"fedops-mqtt: {message}", file=sys.stderr)
+        print("fedops-mqtt:", visible(message, keep="\n"), file=sys.stderr)
         return code
 
 

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fedops_mqtt.cli.output import as_line, as_text
+from fedops_mqtt.cli.output import as_line, as_text, in_a_cell
 from fedops_mqtt.cli.picture import RECENT, Picture, client_record, run_record
 from fedops_mqtt.core.fleet import ClientView, Presence, View
 from fedops_mqtt.core.measures import ACCURACY, measure
@@ -44,7 +44,7 @@ def _say_connection(picture: Picture) -> Text:
     manager = picture.fleet.manager
     if manager is None or manager.is_out:
         return Text("connected; no manager", style="yellow")
-    return Text(f"connected; manager {manager.status.url or 'online'}", style="green")
+    return Text(f"connected; manager {as_text(manager.status.url or 'online')}", style="green")
 
 
 def _draw_clients(picture: Picture, now: float, max_rows: int) -> RenderableType:
@@ -62,7 +62,7 @@ def _client_cells(picture: Picture, view: ClientView, now: float) -> list[Render
     record = client_record(picture, view)
     name = record["client_name"] or record["client_mac"]
     return [
-        Text(name),
+        Text(as_text(name)),
         Text(record["task_id"]),
         Text(_say_presence(view), style=_PRESENCE_STYLE[view.presence]),
         Text(record["status"], style=_STATUS_STYLE.get(view.status.status, "")),
@@ -74,13 +74,13 @@ def _client_cells(picture: Picture, view: ClientView, now: float) -> list[Render
 
 
 def _say_presence(view: ClientView) -> str:
-    return f"{view.presence} ({view.out_reason})" if view.is_out else str(view.presence)
+    return f"{view.presence} ({as_text(view.out_reason)})" if view.is_out else str(view.presence)
 
 
 def say_metrics(metrics: Mapping[str, Any]) -> str:
     """Return the numbers that say how the model does, or the first few where none is called so."""
     measures = [name for name in metrics if name.endswith(("loss", "accuracy"))] or list(metrics)
-    return "  ".join(f"{name} {as_text(metrics[name])}" for name in measures[:_SHOWN_METRICS])
+    return "  ".join(f"{as_text(name)} {as_text(metrics[name])}" for name in measures[:_SHOWN_METRICS])
 
 
 def _draw_runs(picture: Picture) -> RenderableType:
@@ -101,7 +101,7 @@ def _draw_recent(picture: Picture) -> RenderableType:
 
 def _run_cells(picture: Picture, view: View[RunStatus]) -> list[RenderableType]:
     record = run_record(view.status)
-    rounds = picture.history.get(view.status.run_id, [])
+    rounds = picture.history.get((view.status.task_id, view.status.run_id), [])
     said = record["outcome"] or record["status"]
     return [
         Text(record["run_id"]),
@@ -111,14 +111,14 @@ def _run_cells(picture: Picture, view: View[RunStatus]) -> list[RenderableType]:
         Text(as_text(measure(record["metrics"], ACCURACY))),
         Text(sparkline([value for each in rounds if (value := measure(each.metrics, ACCURACY)) is not None])),
         Text(as_text(record["clients"])),
-        Text(as_text(record["why"])),
+        Text(in_a_cell(record["why"])),
     ]
 
 
 def sparkline(values: Sequence[float]) -> str:
     """Return values between 0 and 1 as a row of bars."""
     top = len(_BARS) - 1
-    return "".join(_BARS[min(top, max(0, int(value * (top + 1))))] for value in values)
+    return "".join(_BARS[min(top, int(min(1.0, max(0.0, value)) * (top + 1)))] for value in values)
 
 
 def _run_style(status: RunStatus) -> str:

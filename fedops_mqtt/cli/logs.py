@@ -8,6 +8,8 @@ import sys
 
 from pydantic_settings import BaseSettings
 
+from fedops_mqtt.protocol import visible
+
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 """What every record has; anything else came in `extra`."""
 
@@ -27,7 +29,12 @@ class FactsFormatter(logging.Formatter):
         """Return the line, with a traceback below it where there is one."""
         facts = " ".join(f"{name}={_quote(value)}" for name, value in vars(record).items() if name not in _STANDARD)
         first, mark, rest = super().format(record).partition("\n")
-        return f"{first}{' ' if facts else ''}{facts}{mark}{rest}"
+        return visible(f"{first}{' ' if facts else ''}{facts}{mark}{rest}", keep="\n\t")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return the line without facts; a newline in the sentence would look like a second event."""
+        record.message = visible(record.message)
+        return super().formatMessage(record)
 
 
 def start_logging(level: str) -> None:

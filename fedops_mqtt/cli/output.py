@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from fedops_mqtt.protocol import first_line, visible
+
 Row = Mapping[str, Any]
 
 
@@ -55,9 +57,20 @@ def as_text(value: Any) -> str:
         case float():
             return f"{value:.4g}"
         case dict():
-            return " ".join(f"{name}={as_text(each)}" for name, each in value.items()) or "-"
+            return " ".join(f"{as_text(name)}={as_text(each)}" for name, each in value.items()) or "-"
         case _:
-            return " ".join(str(value).split())
+            return visible(" ".join(str(value).split()))
+
+
+def in_a_cell(value: Any) -> str:
+    """Return what a cell has room for: below its first line a reason may have a traceback."""
+    shown = as_text(first_line(value) if isinstance(value, str) else value)
+    return f"{shown} …" if isinstance(value, str) and "\n" in value.strip() else shown
+
+
+def readable(text: str) -> str:
+    """Return a text of many lines with its control characters shown: a terminal must not obey what others wrote."""
+    return visible(text, keep="\n\t")
 
 
 def as_line(record: Row) -> str:
@@ -78,5 +91,5 @@ def _print_table(records: Sequence[Row], columns: Sequence[str]) -> None:
 
     table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
     for row in records:
-        table.add_row(*(Text(as_text(row.get(name))) for name in columns))
+        table.add_row(*(Text(in_a_cell(row.get(name))) for name in columns))
     Console().print(table)

@@ -3,7 +3,7 @@
 A `Picture` has no clock, screen or socket; whoever owns it feeds it events and the time they came.
 """
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,8 +42,8 @@ class Picture:
     fleet: Fleet = field(default_factory=Fleet)
     metrics: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     """Newest numbers by `(task_id, client_mac)`."""
-    history: dict[str, list[ServerMetrics]] = field(default_factory=dict)
-    """The rounds of a run, oldest first, by `run_id`."""
+    history: dict[tuple[str, str], list[ServerMetrics]] = field(default_factory=dict)
+    """The rounds of a run, oldest first, by `(task_id, run_id)`: a server tells of its own task's runs only."""
     losses: Losses = field(default_factory=Losses)
     """What the broker kept from us."""
     is_connected: bool | None = None
@@ -142,7 +142,7 @@ class Picture:
                 return manager_record(self.fleet.manager or View(status=message, heard_at=0, since=0))
 
     def _note_round(self, message: ServerMetrics) -> Record:
-        rounds = self.history.setdefault(message.run_id, [])
+        rounds = self.history.setdefault((message.task_id, message.run_id), [])
         rounds[:] = [known for known in rounds if known.round < message.round]
         rounds.append(message)
         return {
@@ -166,7 +166,7 @@ class Picture:
         self.fleet.forget(topic)
         if topic.channel is Channel.CLIENT_STATUS:
             self.losses.forget(topic.task_id or "", topic.client_mac or "")
-        self.history.pop(topic.run_id or "", None)
+        self.history.pop((topic.task_id or "", topic.run_id or ""), None)
         name = _NAME_OF_CHANNEL.get(topic.channel)
         if name is None:
             return None
@@ -223,7 +223,9 @@ def server_record(view: ServerView) -> Record:
 
 def run_record(status: RunStatus) -> Record:
     """Return a run as a flat record; `clients` counts its members by where they stand."""
-    counts = status.clients_by_status or Counter(member.status for member in status.clients.values())
+    counts = {str(condition): 0 for condition in MemberCondition}
+    for member in status.clients.values():
+        counts[str(member.status)] += 1
     return {
         "kind": "run",
         "run_id": status.run_id,
@@ -235,7 +237,7 @@ def run_record(status: RunStatus) -> Record:
         "num_rounds": status.num_rounds,
         "gl_model": status.gl_model,
         "metrics": dict(status.metrics),
-        "clients": {str(status): counts[status] for status in MemberCondition if counts.get(status)},
+        "clients": {name: count for name, count in counts.items() if count},
         "model_path": status.model_path,
     }
 

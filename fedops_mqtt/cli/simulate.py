@@ -27,6 +27,7 @@ def simulate(
 
     Each client has a `partition-id` in its node_config, and the number of them all; what it trains goes over the line.
     """
+    from fedops_mqtt.cli.output import readable
     from fedops_mqtt.core.exit_codes import ExitCode
     from fedops_mqtt.protocol import ServerMetrics
     from fedops_mqtt.simulation import run
@@ -45,7 +46,7 @@ def simulate(
     def show(metrics: ServerMetrics) -> None:
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in metrics.metrics.items() if value is not None)
         if not json:
-            print(f"round {metrics.round}: {numbers}", flush=True)
+            print(readable(f"round {metrics.round}: {numbers}"), flush=True)
 
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -57,7 +58,8 @@ def simulate(
         fields = {name: getattr(result, name) for name in result.__slots__}
         print(jsons.dumps(fields))
     else:
-        print(f"{result.outcome}: {result.reason}; {result.rounds} rounds in {result.seconds:g} s; {result.model_path}")
+        how = f"{result.outcome}: {result.reason}; {result.rounds} rounds in {result.seconds:g} s; {result.model_path}"
+        print(readable(how))
     for client_mac, reason in result.failed_clients.items():
-        typer.echo(f"{client_mac}: {reason}", err=True)
+        typer.echo(f"{client_mac}: {readable(reason)}", err=True)
     raise SystemExit(ExitCode.OK if result.outcome == "completed" else ExitCode.FAILED)

@@ -4,7 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fedops_mqtt.dashboard.words import first_line, moment
+from fedops_mqtt.dashboard.words import amount, moment, readable, short_reason
+from fedops_mqtt.protocol import number_of
 
 Record = Mapping[str, Any]
 Options = dict[str, Any]
@@ -24,6 +25,8 @@ LANE = {
 _UNNAMED_PX = 24
 """Below a chart whose axis says by itself what it is."""
 _AROUND_MS = 30_000
+_AS_TEXT = "(p) => { const text = document.createElement('span'); text.textContent = p.name || ''; return text; }"
+"""A text from a formatter would be taken for HTML, and names have reasons in them that devices wrote."""
 _DRAW_BAR = """(params, api) => {
   const start = api.coord([api.value(1), api.value(0)]), end = api.coord([api.value(2), api.value(0)]);
   const height = Math.min(18, api.size([0, 1])[1] * 0.7);
@@ -40,8 +43,8 @@ def by_round(rounds: Sequence[Record], ending: str) -> list[tuple[str, list[list
     found: dict[str, list[list[float]]] = defaultdict(list)
     for row in rounds:
         for name, value in row["metrics"].items():
-            if name.endswith(ending) and value is not None:
-                found[name].append([row["round"], value])
+            if name.endswith(ending) and (value := number_of(value)) is not None:
+                found[readable(name)].append([row["round"], value])
     return sorted(found.items(), key=lambda each: len(each[0]))
 
 
@@ -123,8 +126,8 @@ def _mean_split(metrics: Sequence[Record]) -> dict[int, tuple[float, float]]:
     spent: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(lambda: [0.0, 0.0]))
     for row in _messages(metrics):
         values, sums = row["values"], spent[row["round"]][row["client_mac"]]
-        sums[0] += values.get("compute_s") or 0.0
-        sums[1] += (values.get("download_s") or 0.0) + (values.get("upload_s") or 0.0)
+        sums[0] += amount(values, "compute_s")
+        sums[1] += amount(values, "download_s") + amount(values, "upload_s")
     return {
         number: (sum(each[0] for each in of.values()) / len(of), sum(each[1] for each in of.values()) / len(of))
         for number, of in spent.items()
@@ -167,7 +170,7 @@ def lanes(run: Record, metrics: Sequence[Record], events: Sequence[Record]) -> t
     )
     options["legend"] = {"show": False}
     options["grid"] |= {"left": 130, "top": 6, "bottom": _UNNAMED_PX}
-    options["tooltip"] = {"trigger": "item", ":formatter": "(p) => p.name || ''", "confine": True}
+    options["tooltip"] = {"trigger": "item", ":formatter": _AS_TEXT, "confine": True}
     return options, len(lane)
 
 
@@ -178,8 +181,8 @@ def _parts(row: Record) -> Iterable[tuple[str, float, float, int]]:
     """Yield what a client did for one message, backwards from the moment it was told."""
     end, values = _ms(row["at"]), row["values"]
     for name in ("upload_s", "compute_s", "download_s"):
-        spent = 1000 * (values.get(name) or 0.0)
-        label = str(values.get("stage")) if name == "compute_s" else name
+        spent = 1000 * amount(values, name)
+        label = readable(values.get("stage")) if name == "compute_s" else name
         yield label, end - spent, end, row["round"]
         end -= spent
 
@@ -208,7 +211,7 @@ def _mark_colour(event: Record) -> str | None:
 def _mark_text(event: Record) -> str:
     detail = event["detail"] or {}
     status = "triggered" if event["kind"] == "TriggerFired" else detail.get("status")
-    return f"{status}: {first_line(detail.get('reason'))}".removesuffix(": ")
+    return f"{status}: {short_reason(detail.get('reason'))}".removesuffix(": ")
 
 
 def _ms(iso: str) -> float:

@@ -19,7 +19,7 @@ from fedops_mqtt.dashboard.parts import (
     table,
 )
 from fedops_mqtt.dashboard.view import View, subscription
-from fedops_mqtt.dashboard.words import WHY, clock, tell, why_of, word_of
+from fedops_mqtt.dashboard.words import WHY, amount, clock, readable, tell, why_of, word_of
 from fedops_mqtt.manager.api_models import ClientRecord
 from fedops_mqtt.manager.errors import UnknownClientError
 from fedops_mqtt.manager.events import NewsKind
@@ -44,7 +44,7 @@ def build(view: View) -> Callable[[str, str], Awaitable[None]]:
             with view.frame("No such client"):
                 hint(f"{error}.", "fedops-mqtt client --task-id TASK --app MODULE:ATTRIBUTE")
             return
-        with view.frame(record.client_name or record.client_mac):
+        with view.frame(readable(record.client_name or record.client_mac)):
             await ClientPage(view, record).draw()
 
     return client
@@ -104,7 +104,7 @@ class ClientPage:
             with ui.element("div").classes("fed-row"):
                 chip(word_of(record).value)
                 why = why_of(record)
-                ui.label(f"{why}: {WHY[why]}" if why in WHY else why).classes("fed-soft")
+                ui.label(f"{why}: {WHY[why]}" if why in WHY else readable(why)).classes("fed-soft")
                 if run:
                     ui.label(f"{run['phase']}, round {run['round']}")
                     ui.link(run["run_id"], f"/runs/{run['run_id']}")
@@ -135,7 +135,7 @@ class ClientPage:
         self._error.set_visibility(bool(reason))
         clear_section(self._error)
         with self._error:
-            ui.label(reason or "").classes("fed-code fed-pre").props('tabindex="0"')
+            ui.label(readable(reason or "", keep="\n\t")).classes("fed-code fed-pre").props('tabindex="0"')
 
     def _draw_story(self, events: list[Record]) -> None:
         clear_section(self._story)
@@ -154,7 +154,7 @@ class ClientPage:
 
 def _series(loads: list[Record], names: tuple[tuple[str, str], ...], *, per: float = 1) -> list[tuple[str, list[Any]]]:
     return [
-        (label, [[row["at"], round((row["values"].get(name) or 0) / per, 3)] for row in loads])
+        (label, [[row["at"], round(amount(row["values"], name) / per, 3)] for row in loads])
         for name, label in names
         if loads
     ]

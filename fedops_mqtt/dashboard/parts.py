@@ -5,6 +5,8 @@ from typing import Any
 
 from nicegui import ui
 
+from fedops_mqtt.dashboard.words import readable
+
 Record = Mapping[str, Any]
 
 
@@ -23,9 +25,9 @@ def facts(pairs: list[tuple[str, Any]]) -> dict[str, ui.label]:
         for name, value in pairs:
             with ui.element("div"):
                 with ui.element("dt"):
-                    ui.label(name)
+                    ui.label(readable(name))
                 with ui.element("dd"):
-                    labels[name] = ui.label(str(value))
+                    labels[name] = ui.label(readable(value))
     return labels
 
 
@@ -53,7 +55,7 @@ def _draw_legend(colours: Mapping[str, str], remark: str) -> None:
 def hint(text: str, command: str | None = None) -> None:
     """Draw what to do where there is nothing to show."""
     with ui.column().classes("fed-hint"):
-        ui.label(text)
+        ui.label(readable(text))
         if command:
             ui.label(command).classes("fed-code")
 
@@ -93,7 +95,7 @@ def cells(*values: Any, words: str | None = None) -> None:
     """Draw cells of the row that is entered; `words` is the last one, and the only one that may break into lines."""
     for value in values:
         with ui.element("td"):
-            ui.label(str(value))
+            ui.label(readable(value))
     if words is not None:
         with ui.element("td").classes("fed-words"):
-            ui.label(words)
+            ui.label(readable(words))

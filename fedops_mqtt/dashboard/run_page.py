@@ -23,7 +23,7 @@ from fedops_mqtt.dashboard.parts import (
 )
 from fedops_mqtt.dashboard.stopping import stop_button
 from fedops_mqtt.dashboard.view import View, subscription
-from fedops_mqtt.dashboard.words import clock, duration, first_line, moment, number, run_word, size, tell
+from fedops_mqtt.dashboard.words import clock, duration, moment, number, readable, run_word, short_reason, size, tell
 from fedops_mqtt.manager.api_history import MAX_HISTORY
 from fedops_mqtt.manager.api_models import ModelRecord, RunRecord
 from fedops_mqtt.manager.errors import UnknownRunError
@@ -138,7 +138,7 @@ class RunPage:
         with self._head:
             with ui.element("div").classes("fed-row"):
                 chip(word)
-                ui.label(first_line(reason) or _NOW.get(word, "")).classes("fed-soft")
+                ui.label(short_reason(reason) or _NOW.get(word, "")).classes("fed-soft")
                 ui.space()
                 if run["outcome"] is None:
                     stop_button(self._view, self._run_id, self._dialogs).set_enabled(not run["is_stopping"])
@@ -170,7 +170,7 @@ class RunPage:
                     with ui.element("div").classes("fed-row"):
                         ui.label(self._name_of(who)).classes("fed-heading")
                         chip(status)
-                    ui.label(reason).classes("fed-code fed-pre")
+                    ui.label(readable(reason, keep="\n\t")).classes("fed-code fed-pre")
             if len(troubles) > 50:
                 ui.label(f"… and {len(troubles) - 50} more; clients.csv has them all").classes("fed-soft")
 
@@ -225,7 +225,7 @@ class RunPage:
 
     def _name_of(self, who: str) -> str:
         known = self._view.desk.watch.fleet.client(self._record["task_id"], who)
-        return (known.status.client_name if known else "") or who
+        return readable((known.status.client_name if known else "") or who)
 
 
 def _counted(counts: Counter[str]) -> str:

@@ -24,7 +24,7 @@ from fedops_mqtt.dashboard.parts import (
 )
 from fedops_mqtt.dashboard.stopping import stop_button
 from fedops_mqtt.dashboard.view import View, subscription
-from fedops_mqtt.dashboard.words import clock, duration, moment, number, run_word
+from fedops_mqtt.dashboard.words import clock, duration, moment, number, readable, run_word
 from fedops_mqtt.manager.api_models import RunRequest, RunSummary, TaskRecord
 from fedops_mqtt.manager.errors import TasksFileError
 from fedops_mqtt.manager.events import NewsKind
@@ -150,7 +150,7 @@ class TaskPage:
     def _choices(self) -> dict[str, str]:
         views = self._view.desk.watch.fleet.of_task(self._task_id)
         return {
-            view.status.client_mac: f"{view.status.client_name or view.status.client_mac}"
+            view.status.client_mac: readable(view.status.client_name or view.status.client_mac)
             for view in views
             if not view.is_out
         }
@@ -232,4 +232,4 @@ def _draw_run(record: RunSummary, colour: str | None) -> None:
             chip(run_word(run))
         measures = (number(measure(run["metrics"], ending)) for ending in (ACCURACY, LOSS))
         rounds = f"{run['round']}/{run['num_rounds']}"
-        cells(*measures, rounds, sum(run["clients_by_status"].values()), took, clock(run["created_at"]))
+        cells(*measures, rounds, sum(run["num_clients"].values()), took, clock(run["created_at"]))

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+from fedops_mqtt.protocol import first_line, number_of, visible
+
 Record = Mapping[str, Any]
 
 
@@ -45,7 +47,7 @@ def why_of(client: Record) -> str:
     if client["presence"] == "unconfirmed":
         return "retained status only"
     last = client["last_run"] or {}
-    return first_line(last.get("reason")) if client["run"] is None and last.get("outcome") == "failed" else ""
+    return short_reason(last.get("reason")) if client["run"] is None and last.get("outcome") == "failed" else ""
 
 
 def row_of(client: Record, load: Record | None = None) -> dict[str, Any]:
@@ -54,33 +56,40 @@ def row_of(client: Record, load: Record | None = None) -> dict[str, Any]:
     run = (client["run"] or {}) if word is Word.TRAINING else {}
     return {
         "id": f"{client['task_id']}/{client['client_mac']}",
-        "name": client["client_name"] or client["client_mac"],
+        "name": readable(client["client_name"] or client["client_mac"]),
         "mac": client["client_mac"],
         "task": client["task_id"],
         "state": word.value,
-        "why": why_of(client),
+        "why": readable(why_of(client)),
         "since": client["since"],
         "phase": run.get("phase") or "",
         "round": run.get("round"),
         "last": last.get("outcome") or "",
-        "version": client["agent"].get("fedops-mqtt", ""),
+        "version": readable(client["agent"].get("fedops-mqtt", "")),
         "load": load_text(load) if word is Word.TRAINING else "",
     }
 
 
 def load_text(load: Record | None) -> str:
     """Return a client's load in a few characters."""
-    if not load or load.get("cpu") is None:
+    if not load or number_of(load.get("cpu")) is None:
         return ""
-    return f"CPU {load['cpu']:.0f} %, mem {load.get('memory') or 0:.0f} %"
+    return f"CPU {amount(load, 'cpu'):.0f} %, mem {amount(load, 'memory'):.0f} %"
 
 
-def first_line(text: str | None) -> str:
-    """Return the line of a text that says most: of a traceback the last, of anything else the first."""
-    lines = [line for line in (text or "").splitlines() if line.strip()]
-    if not lines:
-        return ""
-    return lines[-1] if lines[0].startswith("Traceback") else lines[0]
+def amount(values: Record, name: str) -> float:
+    """Return a number that a client measured; 0 for what is not one, as in rows that older versions wrote."""
+    return float(number_of(values.get(name)) or 0)
+
+
+def readable(text: Any, keep: str = "") -> str:
+    """Return a text for people, its control characters shown: devices choose their names and reasons."""
+    return visible(str(text), keep=keep)
+
+
+def short_reason(text: str | None) -> str:
+    """Return a reason in one line."""
+    return readable(first_line(text))
 
 
 def run_word(run: Record) -> str:
@@ -147,8 +156,8 @@ STORY = {
 def tell(event: Record) -> str:
     """Return an event as a sentence of a few words."""
     detail = dict(event["detail"])
-    facts = [str(detail.pop(name)) for name in ("status", "outcome") if detail.get(name)]
+    facts = [readable(detail.pop(name)) for name in ("status", "outcome") if detail.get(name)]
     if detail.get("reason"):
-        facts.append(first_line(str(detail["reason"])))
+        facts.append(short_reason(str(detail["reason"])))
     facts += [f"{name} {detail[name]}" for name in ("attempt", "launch") if detail.get(name)]
     return f"{STORY.get(event['kind'], event['kind'])}: {', '.join(facts)}".removesuffix(": ")

@@ -21,6 +21,7 @@ import httpx
 
 from fedops_mqtt.bus import BusError, BusOptions, connect
 from fedops_mqtt.bus.tasks import alongside
+from fedops_mqtt.cli.output import readable
 from fedops_mqtt.cli.picture import Picture, Record
 from fedops_mqtt.cli.watch import feed
 from fedops_mqtt.core.exit_codes import ExitCode
@@ -222,7 +223,7 @@ class Demo:
 
     def _say_result(self, run: Record, result: Record, what_next: str) -> None:
         if run["outcome"] != RunOutcome.COMPLETED:
-            print(f"fedops-mqtt demo: the run ended as {run['outcome']}: {run['reason']}", file=sys.stderr)
+            print(readable(f"fedops-mqtt demo: the run ended as {run['outcome']}: {run['reason']}"), file=sys.stderr)
         if self.options.is_json:
             print(json.dumps(result), flush=True)
             return

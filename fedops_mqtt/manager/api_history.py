@@ -30,7 +30,7 @@ from fedops_mqtt.manager.desk import Desk
 from fedops_mqtt.manager.errors import UnknownClientError, UnknownModelError, UnknownRunError
 from fedops_mqtt.manager.files import find_model, list_models, read_log
 from fedops_mqtt.manager.journal_reader import JournalReader
-from fedops_mqtt.protocol import TaskId, normalise_mac
+from fedops_mqtt.protocol import TaskId, normalise_mac, visible
 
 MAX_HISTORY = 10_000
 EXPORT_PAGE = 1000
@@ -220,7 +220,7 @@ def _csv(columns: Sequence[str], pages: Iterable[Sequence[Row]]) -> Iterator[str
     """Yield pages of rows as CSV (RFC 4180) with a head; a dictionary becomes a column for each of its names."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\r\n")
-    writer.writeheader()
+    writer.writerow({name: _safe(name) for name in columns})
     for page in pages:
         writer.writerows({name: _safe(value) for name, value in _flatten(row)} for row in page)
         yield text.getvalue()
@@ -244,12 +244,19 @@ def _flatten(row: Row) -> Iterable[tuple[str, Any]]:
 
 
 def _safe(value: Any) -> Any:
-    """A text that a spreadsheet would take for a formula is quoted: devices choose their own words."""
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return "'" + value
+    """A text that a spreadsheet would take for a formula is quoted, control characters are shown: devices choose both.
+
+    A spreadsheet skips blanks before a formula, and takes the wide forms of its signs for the signs.
+    """
+    if isinstance(value, str):
+        text = visible(value, keep="\n\t")
+        return f"'{text}" if text.lstrip().startswith(_FORMULA_SIGNS) else text
     if isinstance(value, list | dict):
         return json.dumps(value)
     return value.isoformat() if isinstance(value, datetime) else value
+
+
+_FORMULA_SIGNS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 
 
 def _member_row(mac: str, member: MemberRecord) -> Row:

@@ -25,6 +25,8 @@ from fedops_mqtt.protocol import (
     RunInHand,
     RunOutcome,
     TaskId,
+    count_of,
+    number_of,
 )
 
 MAX_NAMED_CLIENTS = 20_000
@@ -144,7 +146,7 @@ class _RunFacts(Record):
     gl_model: int
     metrics: dict[str, float | None]
     model_path: str | None
-    clients_by_status: dict[MemberCondition, int]
+    num_clients: dict[MemberCondition, int]
     """How many of its clients stand where."""
 
     @staticmethod
@@ -179,9 +181,9 @@ class RunSummary(_RunFacts):
     model_config = _shown(examples.RUN_SUMMARY)
 
     @classmethod
-    def of(cls, run: Run, clients_by_status: Mapping[str, int]) -> "RunSummary":
+    def of(cls, run: Run, num_clients: Mapping[str, int]) -> "RunSummary":
         """Return what is said of a run that came without its members."""
-        return cls(**cls.facts(run), clients_by_status=clients_by_status)
+        return cls(**cls.facts(run), num_clients=num_clients)
 
 
 class RunRecord(_RunFacts):
@@ -197,7 +199,7 @@ class RunRecord(_RunFacts):
         """Return what is said of a run."""
         return cls(
             **cls.facts(run),
-            clients_by_status=count_members(run),
+            num_clients=count_members(run),
             trigger_to_training_ms=trigger_to_training(run),
             clients={mac: MemberRecord.of(member) for mac, member in sorted(run.members.items())},
         )
@@ -316,8 +318,8 @@ class ModelRecord(Record):
             size_bytes=file.size_bytes,
             saved_at=to_utc(file.saved_at),
             run_id=facts.get("run_id"),
-            round=facts.get("round") or 0,
-            metrics=facts.get("metrics") or {},
+            round=count_of(facts.get("round")),
+            metrics={name: number_of(value) for name, value in dict(facts.get("metrics") or {}).items()},
         )
 
 

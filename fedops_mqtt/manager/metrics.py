@@ -17,7 +17,7 @@ from fedops_mqtt.core.run import Run
 from fedops_mqtt.manager.journal import Batch
 from fedops_mqtt.manager.ledger import Ledger
 from fedops_mqtt.manager.watch import Watch
-from fedops_mqtt.protocol import MemberCondition, RunOutcome
+from fedops_mqtt.protocol import MemberCondition, RunOutcome, visible
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -143,7 +143,8 @@ class Meters:
         for task_id, run in newest.items():
             active.add_metric([task_id], float(self._ledger.active(task_id) is not None))
             round_.add_metric([task_id], run.server.round if run.server else 0)
-            for name, value in (run.server.metrics if run.server else {}).items():
+            named = {visible(name): value for name, value in (run.server.metrics if run.server else {}).items()}
+            for name, value in named.items():
                 if value is not None:
                     model.add_metric([task_id, name], value)
         yield from (active, round_, model)

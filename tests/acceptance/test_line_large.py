@@ -57,7 +57,7 @@ async def test_a_model_of_64_mib_adds_up_within_its_memory_and_its_bytes_are_tol
     print("peak memory in models:", {name: round(models, 1) for name, models in peaks.items()})
     assert peaks["server"] < CLIENTS + 2 + OWN_OF_SERVER + OWN_OF_PROCESS
     assert max(peaks[FIRST], peaks[SECOND]) < 3 + OWN_OF_APP + OWN_OF_PROCESS
-    by_server = [each for each in site.observer.picture.history[run_id] if each.round]
+    by_server = [each for each in site.observer.picture.history[site.task_id, run_id] if each.round]
     assert [each.round for each in by_server] == [1, 2]
     assert all(each.bytes_out >= 2 * CLIENTS * MODEL_BYTES for each in by_server), "to train and to evaluate"
     assert all(each.bytes_in >= CLIENTS * MODEL_BYTES for each in by_server)

@@ -1,12 +1,16 @@
 """What a watcher knows and draws: folding, changes worth a line, records, the table."""
 
+import io
+import logging
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from fedops_mqtt.bus import Cleared, Connected, Disconnected, Received
 from fedops_mqtt.cli.live import draw, sparkline
-from fedops_mqtt.cli.output import as_line, as_text, pad_lines
+from fedops_mqtt.cli.logs import FactsFormatter
+from fedops_mqtt.cli.output import as_line, as_text, in_a_cell, pad_lines, print_records, print_records_as_lines
 from fedops_mqtt.cli.picture import Picture, Record
 from fedops_mqtt.core.fencing import LAST_SEQ
 from fedops_mqtt.protocol import (
@@ -90,7 +94,7 @@ def test_a_round_that_is_done_again_replaces_what_followed_it() -> None:
     picture = Picture()
     for round_, accuracy in ((0, 0.1), (1, 0.8), (2, 0.9), (1, 0.7)):
         hear(picture, metrics(round_, accuracy))
-    assert [(each.round, each.metrics["accuracy"]) for each in picture.history["r1"]] == [(0, 0.1), (1, 0.7)]
+    assert [(each.round, each.metrics["accuracy"]) for each in picture.history[TASK, "r1"]] == [(0, 0.1), (1, 0.7)]
 
 
 def test_the_screen_shows_clients_runs_and_accuracy() -> None:
@@ -147,3 +151,39 @@ def test_a_line_keeps_one_record_on_one_line() -> None:
 def test_columns_are_aligned_and_nothing_is_cut() -> None:
     assert pad_lines([["a", "bb"], ["a" * 50, "c"]]) == ["a" + " " * 51 + "bb", "a" * 50 + "  c"]
     assert as_text({"accuracy": 0.12345678}) == "accuracy=0.1235"
+
+
+def test_nothing_that_others_chose_reaches_the_terminal_as_a_control_character(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    evil = "a\x1b]0;owned\x07\x9b31m\rb\u202e"
+    picture = Picture()
+    hear(picture, client(1, client_name=evil, reason=evil))
+    hear(picture, client(2, ClientCondition.CLIENT_OUT, client_name=evil, reason=evil))
+    said = ClientMetrics(
+        kind=MetricsKind.ROUND, task_id=TASK, client_mac=MAC, instance="i", values={evil: 1.0}, at=utc_now()
+    )
+    hear(picture, said)
+    hear(picture, run(1, reason=evil))
+    hear(picture, ServerMetrics(task_id=TASK, run_id="r1", round=1, metrics={evil: 1e300}, at=utc_now()))
+    screen = io.StringIO()
+    Console(file=screen, width=200, force_terminal=False).print(draw(picture, now=1.0, height=40))
+    print_records(list(picture.records()), ("client_name", "why", "metrics"), is_json=False)
+    print_records_as_lines(picture.records(), is_json=False)
+    print_records_as_lines(picture.records(), is_json=True)
+    record = logging.LogRecord("x", logging.INFO, "f", 1, f"{evil}\nforged line", None, None)
+    record.reason = evil
+    shown = screen.getvalue() + capsys.readouterr().out + FactsFormatter().format(record)
+    assert shown.replace("\n", "").isprintable()
+    assert "forged line" in shown
+    assert "\nforged" not in shown
+
+
+def test_accuracies_that_are_none_are_drawn_too() -> None:
+    assert len(sparkline([1e308, -1e308, 0.5])) == 3
+
+
+def test_a_cell_of_a_table_has_the_first_line_of_a_reason() -> None:
+    assert in_a_cell("KeyError: 'x'\n  File a\n") == "KeyError: 'x' …"
+    assert in_a_cell("KeyError: 'x'\n") == "KeyError: 'x'"
+    assert in_a_cell(None) == "-"

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from fedops_mqtt.dashboard import charts
-from fedops_mqtt.dashboard.words import Word, duration, first_line, load_text, row_of, size, tell, why_of, word_of
+from fedops_mqtt.dashboard.words import Word, duration, load_text, row_of, short_reason, size, tell, why_of, word_of
 from fedops_mqtt.manager.api_examples import CLIENT
 
 AT = "2026-11-24T10:15:30+00:00"
@@ -45,7 +45,7 @@ def test_numbers_are_written_as_people_write_them() -> None:
     assert [size(each) for each in (12, 1500, 2_500_000)] == ["12 B", "1.5 kB", "2.5 MB"]
     assert [duration(each) for each in (0.42, 75, 3700, 90_000)] == ["0.4 s", "1 min 15 s", "1 h 1 min", "1 d 1 h"]
     assert load_text(None) == ""
-    assert first_line("") == ""
+    assert short_reason("") == ""
 
 
 def test_an_event_is_a_short_sentence() -> None:
@@ -105,3 +105,30 @@ def test_runs_are_compared_by_one_measure_each_and_keep_their_places() -> None:
 def test_a_metric_that_diverged_leaves_a_gap() -> None:
     rounds = [{"round": 1, "metrics": {"loss": None, "accuracy": 0.5}}, {"round": 2, "metrics": {"loss": 0.25}}]
     assert charts.by_round(rounds, "loss") == [("loss", [[2, 0.25]])]
+
+
+@pytest.mark.parametrize("value", ["a lot", None, True, [1], {"x": 1}, 1e308, -5.0])
+def test_a_page_draws_what_it_can_of_rows_that_hold_anything(value: Any) -> None:
+    values = {"stage": value, "compute_s": value, "download_s": value, "upload_s": value, "cpu": value, "memory": value}
+    row = {**message(1), "values": values}
+    rounds = [{"round": 1, "metrics": {"accuracy": value, "loss": 0.5}, "duration_s": 2.0}]
+    run = {"clients": {CLIENT["client_mac"]: {"status": "training"}}}
+    charts.round_times(rounds, [row, message(1, compute_s=1.0)])
+    options, num_lanes = charts.lanes(run, [row], [])
+    assert num_lanes == 1
+    assert len(options["series"][0]["data"]) == 3
+    charts.lines(charts.by_round(rounds, "accuracy"), is_share=True)
+    assert charts.by_round(rounds, "loss") == [("loss", [[1, 0.5]])]
+    load_text(values)
+
+
+def test_nothing_that_a_device_chose_is_obeyed_by_who_reads_the_page() -> None:
+    evil = "a\x1b[31m\u202eb<img src=x>"
+    row = row_of(client(client_name=evil, run=None, last_run={"outcome": "failed", "reason": evil}, agent={}))
+    event = {"kind": "MemberSaid", "detail": {"status": "failed", "reason": evil}}
+    rounds = [{"round": 1, "metrics": {evil + "loss": 1.0}, "duration_s": 1.0}]
+    for shown in (row["name"], row["why"], tell(event), charts.by_round(rounds, "loss")[0][0]):
+        assert "\\x1b[31m\\u202eb" in shown
+        assert shown.isprintable()
+    options, _ = charts.lanes({"clients": {}}, [], [])
+    assert "textContent" in options["tooltip"][":formatter"], "a text would be taken for HTML"

@@ -67,3 +67,14 @@ def test_a_run_without_numbers_is_a_head_without_rows(journal: Journal) -> None:
     journal.add_run(JournaledRun(run=a_run("run-1"), secret=b""))
     text = "".join(table_parts(journal.reader, a_run("run-1"), Export.METRICS))
     assert text == "id,at,run_id,task_id,client_mac,kind,round\r\n"
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@a", " =1", "\n=1", "\t=1", "\r=1", "＝1", "\x1b]0;owned\x07=1"])
+def test_a_formula_is_quoted_and_control_characters_are_shown_in_cells_and_heads(journal: Journal, text: str) -> None:
+    journal.add_run(JournaledRun(run=a_run("run-1"), secret=b""))
+    journal.write(Batch(client_metrics=[measured("run-1", 0, **{text: text})]))
+    export = "".join(table_parts(journal.reader, a_run("run-1"), Export.METRICS))
+    head, cells = csv.reader(io.StringIO(export))
+    assert not cells[-1].lstrip().startswith(("=", "+", "-", "@", "＝"))
+    for cell in (head[-1], cells[-1]):
+        assert cell.replace("\n", "").replace("\t", "").isprintable()
