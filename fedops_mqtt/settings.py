@@ -184,12 +184,8 @@ class ClientSettings(BusSettings, DoorSettings):
         Field(description="FL servers' host, for FedOps managers that have one built in; FEDOPS_AGGREGATION_HOST"),
     ] = Field(default_factory=lambda: os.environ.get("FEDOPS_AGGREGATION_HOST"))
     server_ip_allow: Annotated[
-        str,
-        Field(description="FL servers that POST /start may name: hosts, networks, host:port; else our managers' hosts"),
+        str, Field(description="FL servers that POST /start may name: hosts, networks, host:port, comma between")
     ] = ""
-    http_get_start: Annotated[
-        bool, Field(description="GET /start/HOST:PORT starts too, for FedOps' first managers")
-    ] = False
     state_dir: Annotated[Path, Field(description="where the journal is kept")] = Field(
         default_factory=default_state_dir
     )
@@ -312,6 +308,14 @@ class CliSettings(_Settings):
     manager_cert_file: Annotated[Path | None, Field(description="our certificate, where the manager wants one")] = None
     manager_key_file: Annotated[Path | None, Field(description="the key of our certificate")] = None
     request_timeout_s: Annotated[float, Field(gt=0, description="wait for an answer of the manager")] = 10.0
+
+
+class LogsSettings(CliSettings):
+    """The verb `logs`, which also reads what this machine's own trainings have printed."""
+
+    state_dir: Annotated[Path, Field(description="with --training: the state folder of this machine's clients")] = (
+        Field(default_factory=default_state_dir)
+    )
 
 
 class BrokerSettings(_Settings):

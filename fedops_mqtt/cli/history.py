@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from click import UsageError
 
 from fedops_mqtt.cli.examples import shows
+from fedops_mqtt.cli.fatal import FatalError
 from fedops_mqtt.cli.options import takes_settings
-from fedops_mqtt.settings import CliSettings
+from fedops_mqtt.core.exit_codes import ExitCode
+from fedops_mqtt.settings import CliSettings, LogsSettings
 
 if TYPE_CHECKING:
     from fedops_mqtt.cli.manager_api import ManagerApi, Record
@@ -56,22 +59,35 @@ def show(settings: CliSettings, run: RunId, json: Json = False) -> None:
         print_records_as_lines(_as_records(found, rounds), is_json=False)
 
 
-@shows("fedops-mqtt logs RUN_ID --follow", "fedops-mqtt logs RUN_ID --client 02:00:00:00:00:01", model=CliSettings)
-@takes_settings(CliSettings)
+@shows(
+    "fedops-mqtt logs RUN_ID --follow",
+    "fedops-mqtt logs RUN_ID --client 02:00:00:00:00:01",
+    "fedops-mqtt logs --training",
+    model=LogsSettings,
+)
+@takes_settings(LogsSettings)
 def logs(
-    settings: CliSettings,
-    run: RunId,
+    settings: LogsSettings,
+    run: Annotated[str | None, typer.Argument(hidden=True)] = None,
     client: Annotated[str | None, typer.Option(metavar="MAC", help="What this client said, not the server.")] = None,
     launch: Annotated[int | None, typer.Option(min=1, help="An earlier launch of the server. [default: last]")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
+    training: Annotated[
+        bool, typer.Option("--training", help="What a training on this machine printed. [default: the newest]")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Print the log of a run's FL server, or what one client said in it.
+    """Print the log of a run's FL server, or what one client said in it, or what a training on this machine printed.
 
-    RUN is its id. A client's own log stays on its device; what it told is here, its last error whole.
+    RUN is its id. What a training printed stays on its device, in the state folder; its last error is here too.
     """
     from fedops_mqtt.cli.manager_api import ManagerApi
 
+    if training:
+        _print_output(settings, run, client, is_json=json)
+        return
+    if run is None:
+        raise UsageError("say which run: `fedops-mqtt runs` lists them; --training needs none")
     with ManagerApi(settings) as manager:
         if client is not None:
             for event in _events_of(manager, run, client, follows=follow):
@@ -151,7 +167,7 @@ def _events_of(manager: "ManagerApi", run: str, client: str, *, follows: bool) -
 
 
 def _print_event(event: "Record", *, is_json: bool) -> None:
-    from fedops_mqtt.cli.output import as_line, print_records_as_lines
+    from fedops_mqtt.cli.output import as_line, print_records_as_lines, readable
 
     if is_json:
         print_records_as_lines([event], is_json=True)
@@ -162,17 +178,40 @@ def _print_event(event: "Record", *, is_json: bool) -> None:
     facts = detail if is_long else {**detail, "reason": reason}
     print(event["at"], as_line({"kind": event["kind"], **facts}), flush=True)
     if is_long:
-        print("\n".join(f"    {line}" for line in reason.splitlines()), flush=True)
+        print("\n".join(f"    {readable(line)}" for line in reason.splitlines()), flush=True)
 
 
 def _print_log(part: "Record", *, is_json: bool) -> None:
-    from fedops_mqtt.cli.output import print_records_as_lines
+    from fedops_mqtt.cli.output import print_records_as_lines, readable
 
     if not is_json:
-        print(part["text"], end="", flush=True)
+        print(readable(part["text"]), end="", flush=True)
         return
     lines = ({"run_id": part["run_id"], "launch": part["launch"], "line": line} for line in part["text"].splitlines())
     print_records_as_lines(lines, is_json=True)
+
+
+def _print_output(settings: LogsSettings, run: str | None, client: str | None, *, is_json: bool) -> None:
+    """Print the newest output of a training, of this run and client where they are given."""
+    from fedops_mqtt.cli.output import print_records_as_lines, readable
+    from fedops_mqtt.client.streams import OUTPUT_FOLDER, find_outputs, read_output
+    from fedops_mqtt.protocol import mac_to_level
+
+    folders = (settings.state_dir / "clients").glob(f"{mac_to_level(client) if client else '*'}/*/{OUTPUT_FOLDER}")
+    found = [path for folder in folders for path in find_outputs(folder)]
+    found = [path for path in found if run in (None, path.stem, path.stem.rpartition("-")[0])]
+    if not found:
+        which = "no training" if run is None else f"no training of run {run}"
+        where = f"{settings.state_dir} has the output of {which}; --state-dir says where the client keeps its state"
+        raise FatalError(where, ExitCode.FAILED)
+    newest = max(found, key=lambda path: path.stat().st_mtime)
+    lines = (line.decode(errors="replace") for line in read_output(newest))
+    if is_json:
+        print_records_as_lines(({"output": str(newest), "line": line.rstrip("\n")} for line in lines), is_json=True)
+        return
+    print(f"{newest}:", file=sys.stderr)
+    for line in lines:
+        print(readable(line), end="", flush=True)
 
 
 def _as_records(run: "Record", rounds: "list[Record]") -> "Iterator[Record]":

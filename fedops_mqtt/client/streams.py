@@ -1,6 +1,18 @@
-"""What is kept of an untrusted stream: whole lines up to a length, or its last lines; memory stays bounded."""
+"""What is kept of an untrusted stream: whole lines up to a length, its last lines, a file; all of it bounded."""
 
+import logging
 from collections.abc import Iterator
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+OUTPUT_FOLDER = "trainings"
+"""In the folder of an identity: what its trainings have printed, a file each."""
+MAX_OUTPUT_BYTES = 8 * 1024 * 1024
+"""Of one file; a full one is moved to `….log.1`, so the last 8 MiB at least are there."""
+_MAX_LINE_BYTES = 64 * 1024
+MAX_OUTPUTS = 10
+"""Trainings whose output is kept."""
 
 
 class LineSplitter:
@@ -52,3 +64,60 @@ class Tail:
         lines = self._kept.decode(errors="replace").replace("\r", "\n").splitlines()
         kept = [line for line in lines if line.strip()][-self._max_lines :]
         return "\n".join("".join(char for char in line if char.isprintable() or char == "\t") for line in kept)
+
+
+class OutputFile:
+    """The output of one training in a file of its own; the oldest trainings' files are deleted.
+
+    A disk that is full, or a folder that cannot be written, costs the output and one warning, not the training.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.path = folder / OUTPUT_FOLDER / f"{name}.log"
+        self._has_failed = False
+
+    def begin(self) -> None:
+        """Make room: the folder, and no more than `MAX_OUTPUTS` files with this one."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for old in find_outputs(self.path.parent)[MAX_OUTPUTS - 1 :]:
+                old.unlink()
+                _before(old).unlink(missing_ok=True)
+            self.path.touch(mode=0o600)
+        except OSError as error:
+            self._fail(error)
+
+    def write(self, chunk: bytes) -> None:
+        """Append a chunk; a file that has become too large is rotated."""
+        try:
+            with self.path.open("ab") as file:
+                file.write(chunk)
+                is_full = file.tell() >= MAX_OUTPUT_BYTES
+            if is_full:
+                self.path.replace(_before(self.path))
+                self.path.touch(mode=0o600)
+        except OSError as error:
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        if not self._has_failed:
+            self._has_failed = True
+            logger.warning("output of a training is not kept", extra={"path": str(self.path), "problem": str(error)})
+
+
+def find_outputs(folder: Path) -> list[Path]:
+    """Return the outputs of trainings in a folder, the newest first."""
+    return sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def read_output(path: Path) -> Iterator[bytes]:
+    """Yield a training's output line by line (of a line without end, parts), what was rotated before what is new."""
+    for part in (_before(path), path):
+        if part.exists():
+            with part.open("rb") as file:
+                while line := file.readline(_MAX_LINE_BYTES):
+                    yield line
+
+
+def _before(path: Path) -> Path:
+    return path.with_name(f"{path.name}.1")

@@ -29,7 +29,7 @@ from fedops_mqtt.client.pipe import (
     to_line,
 )
 from fedops_mqtt.client.strays import MARK, kill_group, sweep
-from fedops_mqtt.client.streams import LineSplitter, Tail
+from fedops_mqtt.client.streams import LineSplitter, OutputFile, Tail
 from fedops_mqtt.protocol import Outcome
 from fedops_mqtt.settings import ENV_PREFIX
 
@@ -67,6 +67,7 @@ class Training:
         self._on_report = on_report
         self._live_task = () if job.live_task is None else (job.live_task,)
         self._tail = Tail(max_lines=options.stderr_lines, max_bytes=_MAX_TAIL_BYTES)
+        self._output = OutputFile(options.state_folder, f"{job.run_id}-{job.attempt}")
         self._commands: asyncio.WriteTransport | None = None
         self._ended: EndedReport | None = None
         self._stop_reason: str | None = None
@@ -76,6 +77,14 @@ class Training:
 
     async def run(self) -> EndedReport:
         """Train to the end and return how it ended; being cancelled kills the process."""
+        await asyncio.to_thread(self._output.begin)
+        facts = {"run_id": self._job.run_id, "attempt": self._job.attempt, "output": str(self._output.path)}
+        ended = await self._run(facts)
+        if ended.outcome is Outcome.FAILED:
+            logger.error("training failed", extra={**facts, "reason": ended.reason})
+        return ended
+
+    async def _run(self, facts: dict[str, object]) -> EndedReport:
         with ExitStack() as closing:
             mark = mark_of(self._options.state_folder) + uuid.uuid4().hex
             ends = _Ends(closing)
@@ -84,8 +93,7 @@ class Training:
             except OSError as error:
                 return _failed(f"training process could not be started: {error}")
             self.pid = process.pid
-            facts = {"run_id": self._job.run_id, "attempt": self._job.attempt, "pid": process.pid}
-            logger.info("a training process begins", extra=facts)
+            logger.info("a training process begins", extra={**facts, "pid": process.pid})
             try:
                 return await self._attend(process, ends, mark)
             finally:
@@ -184,6 +192,7 @@ class Training:
     async def _read_stderr(self, stream: asyncio.StreamReader) -> None:
         while chunk := await stream.read(_CHUNK_BYTES):
             self._tail.feed(chunk)
+            await asyncio.to_thread(self._output.write, chunk)
 
     def _verdict(self, returncode: int | None, *, is_late: bool) -> EndedReport:
         if self._ended is not None:

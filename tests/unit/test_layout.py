@@ -21,7 +21,6 @@ ORDER = (
     "core",
     "bus",
     "door",
-    "http_server",
     "listening",
     "service",
     "line",

@@ -1,9 +1,14 @@
 """Streams of a process that nobody vouches for."""
 
+import os
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedops_mqtt.client.streams import LineSplitter, Tail
+from fedops_mqtt.client import streams
+from fedops_mqtt.client.streams import MAX_OUTPUTS, LineSplitter, OutputFile, Tail, find_outputs, read_output
 
 
 @given(st.binary(max_size=300), st.lists(st.integers(0, 300), max_size=5))
@@ -39,3 +44,34 @@ def test_a_tail_is_text_without_control_characters() -> None:
     tail = Tail(max_lines=3, max_bytes=100)
     tail.feed(b"\x1b[31mred\x1b[0m \xff\x00end")
     assert tail.text == "[31mred[0m \N{REPLACEMENT CHARACTER}end"
+
+
+def test_output_is_kept_whole_in_a_file_that_is_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "MAX_OUTPUT_BYTES", 100)
+    output = OutputFile(tmp_path, "r1-1")
+    output.begin()
+    for number in range(100):
+        output.write(b"line %d\n" % number)
+    lines = b"".join(read_output(output.path)).split()
+    assert lines[-2:] == [b"line", b"99"]
+    assert 100 <= sum(path.stat().st_size for path in output.path.parent.iterdir()) <= 220
+    assert output.path.stat().st_mode & 0o077 == 0
+
+
+def test_the_output_of_the_newest_trainings_is_kept(tmp_path: Path) -> None:
+    for number in range(MAX_OUTPUTS + 3):
+        output = OutputFile(tmp_path, f"r{number}-1")
+        output.begin()
+        output.write(b"x")
+        os.utime(output.path, (number, number))
+    found = find_outputs(output.path.parent)
+    assert [path.stem for path in found] == [f"r{number}-1" for number in range(MAX_OUTPUTS + 2, 2, -1)]
+
+
+def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "trainings").write_text("a file in its place")
+    output = OutputFile(tmp_path, "r1-1")
+    output.begin()
+    for _ in range(3):
+        output.write(b"x")
+    assert len(caplog.records) == 1
