@@ -137,6 +137,9 @@ class BusSettings(_Settings):
     keepalive_s: Annotated[int, Field(ge=1, le=65535, description="MQTT keep alive; a silent death shows in 1.5x")] = 20
     connect_timeout_s: Annotated[float, Field(gt=0, description="wait for the broker to take a connection")] = 10.0
     publish_timeout_s: Annotated[float, Field(gt=0, description="wait for the broker's acknowledgement")] = 10.0
+    subscribe_qos: Annotated[
+        int, Field(ge=0, le=1, description="MQTT QoS of subscriptions; 0 is enough, and cheaper on a cluster")
+    ] = 1
     backoff_initial_s: Annotated[float, Field(gt=0, description="first upper bound of the jittered wait")] = 0.5
     backoff_max_s: Annotated[float, Field(gt=0, description="last upper bound of the jittered wait")] = 30.0
     heartbeat_s: Annotated[

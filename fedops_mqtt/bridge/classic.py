@@ -23,6 +23,7 @@ from fedops_mqtt.bus import (
     EpochFile,
     RivalError,
     StatusOwner,
+    client_id_of,
     new_instance,
 )
 from fedops_mqtt.bus.tasks import alongside
@@ -203,7 +204,7 @@ class ClassicServer:
     @asynccontextmanager
     async def _speaking(self) -> AsyncIterator[Connection]:
         url, options = self._options.reach(self._run.task_id)
-        async with self._owner.on_bus(url, client_id=options.user, options=options) as bus:
+        async with self._owner.on_bus(url, client_id=client_id_of(options.user), options=options) as bus:
             yield bus
 
     async def _tell_metrics(self, bus: Connection) -> None:

@@ -18,7 +18,7 @@ from fedops_mqtt.bridge.call import BridgeLimits
 from fedops_mqtt.bridge.link import Link
 from fedops_mqtt.bridge.old_client import OldClient, OldClientError, OnlineAnswer
 from fedops_mqtt.bridge.trainer import HttpTrainer
-from fedops_mqtt.bus import EpochFileError, RivalError
+from fedops_mqtt.bus import BrokerUrlError, EpochFileError, RivalError
 from fedops_mqtt.bus.tasks import alongside
 from fedops_mqtt.client.daemon import Daemon
 from fedops_mqtt.client.journal import DaemonRunningError
@@ -64,7 +64,14 @@ class Presence:
             except RivalError:
                 logger.warning("this client speaks for itself on the bus now; left to it", extra=self._facts())
                 return
-            except (DaemonRunningError, EpochFileError, SettingsFileError, ValidationError, OSError) as error:
+            except (
+                BrokerUrlError,
+                DaemonRunningError,
+                EpochFileError,
+                SettingsFileError,
+                ValidationError,
+                OSError,
+            ) as error:
                 problem = str(error).splitlines()[0]
                 logger.error("cannot speak for a FedOps client", extra=self._facts() | {"problem": problem})
                 await asyncio.sleep(_RETRY_S)

@@ -3,12 +3,13 @@
 Bytes and topic strings end here: above the bus there are only messages.
 """
 
-from fedops_mqtt.bus.address import BrokerAddress, BusOptions, parse_broker_url
+from fedops_mqtt.bus.address import BrokerAddress, BusOptions, client_id_of, parse_broker_url
 from fedops_mqtt.bus.connection import Connection, Publication
 from fedops_mqtt.bus.epochs import EpochFile, EpochStore, MemoryEpochs
 from fedops_mqtt.bus.errors import (
     BrokerUrlError,
     BusError,
+    ClientIdError,
     ConnectError,
     ConnectTimeoutError,
     CredentialsError,
@@ -33,6 +34,7 @@ __all__ = [
     "BusEvent",
     "BusOptions",
     "Cleared",
+    "ClientIdError",
     "ConnectError",
     "ConnectTimeoutError",
     "Connected",
@@ -55,6 +57,7 @@ __all__ = [
     "RivalError",
     "StatusOwner",
     "VersionError",
+    "client_id_of",
     "connect",
     "new_instance",
     "parse_broker_url",

@@ -3,7 +3,9 @@
 A URL's user and password stay out of every log and `repr`.
 """
 
+import hashlib
 import random
+import re
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +16,8 @@ from fedops_mqtt.settings import BusSettings
 
 _DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
 _MAX_PORT = 65535
+_PLAIN_ID = re.compile(r"[A-Za-z0-9_-]+")
+_NOT_PLAIN = re.compile(r"[^A-Za-z0-9_-]")
 
 MAX_INFLIGHT_PUBLISHES = 64
 """Publishes under way at a time; more does not make a broker faster."""
@@ -35,6 +39,7 @@ class BusOptions:
     backoff_max_s: float = 30.0
     is_mqtt5_tried: bool = True
     """False: speak MQTT 3.1.1 from the start, for a broker that is known to hang on 5."""
+    subscribe_qos: int = 1
     max_inflight_publishes: int = MAX_INFLIGHT_PUBLISHES
 
     @classmethod
@@ -50,6 +55,7 @@ class BusOptions:
             keepalive_s=settings.keepalive_s,
             connect_timeout_s=settings.connect_timeout_s,
             publish_timeout_s=settings.publish_timeout_s,
+            subscribe_qos=settings.subscribe_qos,
             backoff_initial_s=settings.backoff_initial_s,
             backoff_max_s=settings.backoff_max_s,
         )
@@ -108,6 +114,17 @@ def _find_problem(scheme: str, host: str | None, port: int | None, rest: str) ->
 def _without_password(url: str) -> str:
     scheme, mark, rest = url.partition("://")
     return scheme + mark + rest.rpartition("@")[2]
+
+
+def client_id_of(name: str | None) -> str | None:
+    """Return the MQTT client id of a user or process: its name, if every broker takes it, else one that is as unique.
+
+    Letters, digits, `-` and `_`: NATS from 2.14 on refuses a dot, and MQTT 3.1.1 promises no more than letters and
+    digits (3.1.3.1). Without a name the broker chooses.
+    """
+    if name is None or _PLAIN_ID.fullmatch(name):
+        return name
+    return f"{_NOT_PLAIN.sub('_', name)}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
 def make_tls_context(address: BrokerAddress, options: BusOptions) -> ssl.SSLContext | None:

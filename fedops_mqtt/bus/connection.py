@@ -17,6 +17,8 @@ from typing import Self
 from fedops_mqtt.bus.address import Backoff, BusOptions, VersionChoice, make_tls_context, parse_broker_url
 from fedops_mqtt.bus.errors import (
     BrokerUrlError,
+    BusError,
+    ClientIdError,
     ConnectError,
     ConnectTimeoutError,
     CredentialsError,
@@ -35,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 STABLE_AFTER_S = 10.0
 """A connection that lasted this long was a good one: back-off starts anew. Two that evict each other last shorter."""
+
+REFUSED_FOR_S = 20.0
+"""How long a broker is given to grant a subscription again: NATS that lost a node refuses for 5 to 16 s."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +60,7 @@ class Connection:
     Args:
         url: `mqtt://` or `mqtts://`, see `parse_broker_url`.
         client_id: MQTT client id; None lets the broker choose.
-        subscriptions: topic filters, subscribed at QoS 1 after every connect.
+        subscriptions: topic filters, subscribed after every connect.
         make_will: asked for the last will before every CONNECT; it must be fresh, its epoch belongs to the connection.
         options: time-outs, credentials, TLS files, back-off.
         hears_drops: also ask for the broker's count of dropped messages (`Dropped`), where it tells.
@@ -66,6 +71,7 @@ class Connection:
 
     Raises:
         BrokerUrlError: the URL or a TLS file cannot be used.
+        ClientIdError: while the block runs: the broker does not take the client id.
     """
 
     def __init__(
@@ -84,6 +90,7 @@ class Connection:
         self._tls = make_tls_context(self._address, self._options)
         self._client_id = client_id
         self._filters = list(dict.fromkeys(subscriptions))
+        self._added: list[str] = []
         self._make_will = make_will
         self._hears_drops = hears_drops
         self._observers = list(observers)
@@ -187,13 +194,16 @@ class Connection:
 
         Raises:
             NotConnectedError: there is no connection now; it subscribes to them as soon as there is.
-            RefusedError: the broker does not grant one of them.
+            RefusedError: the broker does not grant one of them; it is not asked for that one again.
         """
-        self._filters += [each for each in dict.fromkeys(filters) if each not in self._filters]
+        fresh = [each for each in dict.fromkeys(filters) if each not in (*self._filters, *self._added)]
+        self._added += fresh
         if self._session is None:
             raise NotConnectedError(self.broker)
         refusals = await self._session.subscribe(list(filters))
         if refusals:
+            refused = {refusal.topic for refusal in refusals}
+            self._added = [each for each in self._added if each not in refused.intersection(fresh)]
             raise refusals[0]
 
     async def _stay_connected(self) -> None:
@@ -206,6 +216,9 @@ class Connection:
                 if self._version.failed(is_version_doubtful=is_doubtful):
                     continue
                 self._note_failure(error)
+            except ClientIdError as error:
+                self._fail_first_try(error)
+                raise
             await asyncio.sleep(self._backoff.next_wait_s())
 
     async def _connect_once(self) -> None:
@@ -271,14 +284,20 @@ class Connection:
         self._hears_drops = not await session.subscribe([DROPPED_TOPIC])
 
     async def _subscribe_all(self, session: Session) -> None:
-        """Subscribe until everything is granted: a broker that lost a node refuses for a while, and then grants."""
-        granted: set[str] = set()
-        while missing := [each for each in self._filters if each not in granted]:
+        """Subscribe until everything is granted: a broker that lost a node refuses for a while, and then grants.
+
+        What was added later is given up for this connection after a while: its refusal must not take the rest away.
+        """
+        missing, given_up_at = [*self._filters, *self._added], time.monotonic() + REFUSED_FOR_S
+        while missing:
             refusals = await session.subscribe(missing)
-            granted.update(set(missing) - {refusal.topic for refusal in refusals})
-            if refusals:
-                self._note_failure(refusals[0])
-                await asyncio.sleep(self._backoff.next_wait_s())
+            missing = [refusal.topic for refusal in refusals]
+            if not refusals:
+                return
+            self._note_failure(refusals[0])
+            if time.monotonic() >= given_up_at and not set(missing).intersection(self._filters):
+                return
+            await asyncio.sleep(self._backoff.next_wait_s())
 
     def _take_in(self, topic: str, payload: bytes, is_retained: bool) -> None:
         event = self._intake.read(topic, payload, is_retained=is_retained)
@@ -304,13 +323,17 @@ class Connection:
 
     def _note_failure(self, error: ConnectError | RefusedError) -> None:
         """Say what is wrong once an outage: that the broker is away, that it refuses us, that it refuses a topic."""
-        if isinstance(error, ConnectError) and self._first_try and not self._first_try.done():
-            self._first_try.set_exception(error)
-            self._first_try.exception()
+        if isinstance(error, ConnectError):
+            self._fail_first_try(error)
         kind = type(error) if isinstance(error, CredentialsError | RefusedError) else ConnectError
         if kind.__name__ not in self._told:
             self._told.add(kind.__name__)
             logger.error("cannot use the broker, trying again until it works", extra={"problem": str(error)})
+
+    def _fail_first_try(self, error: BusError) -> None:
+        if self._first_try and not self._first_try.done():
+            self._first_try.set_exception(error)
+            self._first_try.exception()
 
     def _note_success(self, session: Session) -> None:
         if self._first_try and not self._first_try.done():

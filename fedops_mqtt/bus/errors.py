@@ -14,6 +14,20 @@ class BrokerUrlError(BusError, ValueError):
         super().__init__(f"broker URL {url!r}: {problem} (expected mqtt://[user:password@]host[:port] or mqtts://)")
 
 
+class ClientIdError(BrokerUrlError):
+    """The broker refuses our client id; it will refuse it again."""
+
+    def __init__(self, broker: str, client_id: str | None, problem: str) -> None:
+        self.broker = broker
+        self.client_id = client_id
+        self.problem = problem
+        Exception.__init__(
+            self,
+            f"the broker at {broker} refuses the client id {client_id!r} ({problem}); it is our user name, or task "
+            "and MAC: take another name, or let the broker take ids of letters, digits, - and _",
+        )
+
+
 class ConnectError(BusError):
     """The broker was not reached, or it did not take us."""
 

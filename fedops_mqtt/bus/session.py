@@ -29,6 +29,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from fedops_mqtt.bus.address import BrokerAddress, BusOptions
 from fedops_mqtt.bus.errors import (
+    ClientIdError,
     ConnectError,
     ConnectTimeoutError,
     CredentialsError,
@@ -44,6 +45,9 @@ _REFUSED_FROM = 128
 
 _VERSION_REFUSED = frozenset({1, 132})
 """CONNACK: unacceptable protocol version, in 3.1.1 (3.2.2.3) and in 5 (3.2.2.2)."""
+
+_CLIENT_ID_REFUSED = frozenset({2, 133})
+"""CONNACK: identifier rejected (3.1.1), client identifier not valid (5)."""
 
 _CREDENTIALS_REFUSED = frozenset({4, 5, 134, 135, 140})
 """CONNACK: bad user name or password, not authorized (3.1.1 and 5), bad authentication method (5)."""
@@ -141,12 +145,13 @@ class Session:
             raise RefusedError(topic, reason.value, str(reason))
 
     async def subscribe(self, filters: Sequence[str]) -> list[RefusedError]:
-        """Subscribe at QoS 1 and return the refusals, one for each filter that the broker did not grant.
+        """Subscribe and return the refusals, one for each filter that the broker did not grant.
 
         Raises:
             NotConnectedError: the connection went, or the broker did not answer in time.
         """
-        wanted: Any = [(each, SubscribeOptions(qos=1) if self.is_mqtt5 else 1) for each in filters]
+        qos = self._options.subscribe_qos
+        wanted: Any = [(each, SubscribeOptions(qos=qos) if self.is_mqtt5 else qos) for each in filters]
         try:
             with _swallowed_cancellation():
                 granted = await self._client.subscribe(wanted, timeout=self._options.publish_timeout_s)
@@ -184,6 +189,7 @@ async def open_session(
         ConnectTimeoutError: nobody answered in time.
         VersionError: the broker does not speak this version of MQTT.
         CredentialsError: it does not know us.
+        ClientIdError: it does not take our client id.
         ConnectError: anything else: not reached, TLS failed, refused for another reason.
     """
     client = _make_client(address, options, client_id, is_mqtt5=is_mqtt5, tls=tls, will=will, on_message=on_message)
@@ -306,6 +312,8 @@ async def _connect(client: aiomqtt.Client, address: BrokerAddress, options: BusO
         with _swallowed_cancellation():
             await client.__aenter__()
     except MqttConnectError as error:
+        if _code_of(error.rc) in _CLIENT_ID_REFUSED:
+            raise ClientIdError(str(address), client.identifier, str(error)) from error
         raise _refusal(error, address, options) from error
     except aiomqtt.MqttError as error:
         if "timed out" in str(error):

@@ -11,6 +11,7 @@ overtaken (a last will that comes after its client is back) never appears.
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -49,12 +50,17 @@ def connect(
         user: user name, where the URL has none.
         password: its password.
         client_id: MQTT client id; a broker lets only one connection have it. None: the broker chooses.
-        options: time-outs and TLS files; `user` and `password` are then taken from here.
+        options: time-outs and TLS files, and user and password where they are not given here.
 
     Raises:
         BrokerUrlError: the URL or a TLS file cannot be used.
     """
-    chosen = options or BusOptions(user=user, password=password)
+    chosen = options or BusOptions()
+    chosen = replace(
+        chosen,
+        user=chosen.user if user is None else user,
+        password=chosen.password if password is None else password,
+    )
     return Bus(Connection(url, client_id=client_id, options=chosen, hears_drops=True))
 
 

@@ -13,7 +13,16 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from fedops_mqtt.bus import BusError, BusOptions, ConnectError, CredentialsError, RefusedError, VersionError
+from fedops_mqtt.bus import (
+    BusError,
+    BusOptions,
+    ClientIdError,
+    ConnectError,
+    CredentialsError,
+    RefusedError,
+    VersionError,
+    client_id_of,
+)
 from fedops_mqtt.bus.address import BrokerAddress, make_tls_context, parse_broker_url
 from fedops_mqtt.bus.intake import DROPPED_TOPIC
 from fedops_mqtt.bus.session import Session, open_session
@@ -60,6 +69,8 @@ async def look_at_bus(settings: DoctorSettings, role: Role) -> list[Finding]:
         )
     except CredentialsError as error:
         findings.append(problem("credentials", str(error), "enrol this identity again, or copy its bundle here again"))
+    except ClientIdError as error:
+        findings.append(problem("credentials", str(error), "see the broker's log for what it takes"))
     except ConnectError as error:
         findings.append(problem("credentials", error.problem, _advise(error.problem)))
     except BusError as error:
@@ -71,7 +82,7 @@ def _session(address: BrokerAddress, options: BusOptions, heard: _Heard) -> Abst
     return open_session(
         address,
         options,
-        client_id=options.user or address.user,
+        client_id=client_id_of(options.user or address.user),
         is_mqtt5=True,
         tls=make_tls_context(address, options),
         will=None,

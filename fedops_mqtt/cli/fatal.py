@@ -34,7 +34,7 @@ def explain(error: Exception) -> tuple[str, ExitCode]:
     match error:
         case FatalError():
             return str(error), error.code
-        case SettingsFileError() | EnrolmentError() | IdentityError():
+        case SettingsFileError() | EnrolmentError() | IdentityError() | bus.ClientIdError():
             return str(error), ExitCode.CONFIG
         case bus.CredentialsError():
             return f"{error}. Set FEDOPS_MQTT_BROKER_USER and FEDOPS_MQTT_BROKER_PASSWORD.", ExitCode.NO_PERMISSION

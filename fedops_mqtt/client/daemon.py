@@ -21,6 +21,7 @@ from fedops_mqtt.bus import (
     EpochFile,
     Received,
     StatusOwner,
+    client_id_of,
     new_instance,
     parse_broker_url,
 )
@@ -387,7 +388,7 @@ def _identity_of(settings: ClientSettings) -> tuple[Identity, Path, EpochFile]:
     return identity, folder, epochs
 
 
-def _client_id_of(settings: ClientSettings, identity: Identity) -> str:
+def _client_id_of(settings: ClientSettings, identity: Identity) -> str | None:
     """Return the MQTT client id: the user name where there is one (the broker may insist), else task and MAC."""
     user = settings.broker_user or parse_broker_url(settings.broker).user
-    return user or f"{identity.task_id}.{mac_to_level(identity.client_mac)}"
+    return client_id_of(user or f"{identity.task_id}-{mac_to_level(identity.client_mac)}")

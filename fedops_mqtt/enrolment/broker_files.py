@@ -71,8 +71,12 @@ def render_dynamic_security_config(config: str, register: Register) -> str:
     _, _, tail = rest.partition(_ACCESS_BLOCK_END)
     if not mark or not tail:
         raise EnrolmentError(f"{CONFIG_FILE} was changed beyond what is known here: put the plugin in by hand")
-    plugin = next((path for path in map(Path, _PLUGIN_PATHS) if path.exists()), Path(_PLUGIN_PATHS[0]))
-    return f"{head}{_PLUGIN_LINES.format(plugin=plugin, folder=register.broker_dir.rstrip('/'))}{tail}"
+    return f"{head}{_PLUGIN_LINES.format(plugin=find_plugin(), folder=register.broker_dir.rstrip('/'))}{tail}"
+
+
+def find_plugin() -> Path:
+    """Return where the dynamic-security plugin is on this machine, or would be on Debian."""
+    return next((path for path in map(Path, _PLUGIN_PATHS) if path.exists()), Path(_PLUGIN_PATHS[0]))
 
 
 def write_access(folder: Path, identities: Iterable[Identity]) -> None:

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 from starlette.types import ASGIApp
 
-from fedops_mqtt.bus import BusOptions, Connection, StatusOwner
+from fedops_mqtt.bus import BusOptions, Connection, StatusOwner, client_id_of
 from fedops_mqtt.bus.tasks import alongside
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.core.fleet import Fleet
@@ -175,7 +175,7 @@ def _say_how_to_have_a_page() -> PlainTextResponse:
 def _on_bus(settings: ManagerSettings, owner: StatusOwner) -> AbstractAsyncContextManager[Connection]:
     return owner.on_bus(
         settings.broker,
-        client_id=settings.broker_user,
+        client_id=client_id_of(settings.broker_user),
         subscriptions=[filter_for(channel) for channel in _READ],
         options=BusOptions.from_settings(settings),
         hears_drops=True,
@@ -205,6 +205,7 @@ def _said_to_servers(settings: ManagerSettings) -> dict[str, object]:
         "broker_key_file": settings.broker_key_file,
         "keepalive_s": settings.keepalive_s,
         "heartbeat_s": settings.heartbeat_s,
+        "subscribe_qos": settings.subscribe_qos,
         "store": settings.store if "://" in settings.store else Path(settings.store).expanduser(),
         "state_dir": settings.state_dir,
         "round_limit_s": settings.limits.round_s,

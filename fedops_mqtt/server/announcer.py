@@ -26,6 +26,7 @@ from fedops_mqtt.bus import (
     Received,
     RivalError,
     StatusOwner,
+    client_id_of,
 )
 from fedops_mqtt.core.fencing import LAST_SEQ
 from fedops_mqtt.protocol import (
@@ -178,7 +179,7 @@ class Announcer:
         )
         connection = self._connection = Connection(
             self._url,
-            client_id=self._options.user or f"fl-server-{who.task_id}-{who.instance}",
+            client_id=client_id_of(self._options.user or f"fl-server-{who.task_id}-{who.instance}"),
             subscriptions=[str(self._topic), filter_for(Channel.CLIENT_STATUS, who.task_id)],
             make_will=self._owner.will,
             options=self._options,

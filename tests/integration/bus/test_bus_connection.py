@@ -13,6 +13,7 @@ from bus_helpers import MAC, PATIENCE_S, QUICK, next_event, next_status, reader_
 
 from fedops_mqtt.bus import (
     Cleared,
+    ClientIdError,
     Connected,
     ConnectError,
     Connection,
@@ -24,6 +25,7 @@ from fedops_mqtt.bus import (
     PublishTimeoutError,
     Received,
     RefusedError,
+    connect,
     parse_broker_url,
 )
 from fedops_mqtt.bus.mosquitto import free_port
@@ -363,6 +365,44 @@ async def test_a_broker_without_mqtt_5_is_spoken_to_in_311(broker: Mosquitto, an
     options = replace(QUICK, connect_timeout_s=0.5)
     async with without_mqtt5(broker, answer) as url, Connection(url, options=options) as connection:
         assert (await next_event(connection, Connected)).protocol_version == "3.1.1"
+
+
+async def refuse_client_id(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(bytes([0x20, 3, 0, 133, 0]))
+    await writer.drain()
+
+
+async def test_a_refused_client_id_ends_the_connection_with_the_reason(broker: Mosquitto) -> None:
+    async with without_mqtt5(broker, refuse_client_id) as url:
+        with pytest.raises(ClientIdError, match=r"'some\.id'.*letters, digits"):
+            async with asyncio.timeout(PATIENCE_S), Connection(url, client_id="some.id", options=QUICK) as connection:
+                await connection.drain()
+        with pytest.raises(ClientIdError):
+            async with asyncio.timeout(PATIENCE_S), connect(url, client_id="some.id", options=QUICK):
+                pass
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+async def test_subscribe_qos_is_the_qos_of_what_comes(broker: Mosquitto, task_id: str, qos: int) -> None:
+    """A message of a higher QoS is delivered at the subscription's (MQTT 5, 3.8.4), and needs no answer at 0."""
+    topic = topics.client_status(task_id, MAC)
+    taken: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    async with reader_of(broker, str(topic), options=replace(QUICK, subscribe_qos=qos)) as reader:
+        assert reader._session is not None
+        reader._session._paho.on_message = lambda _client, _userdata, message: taken.set_result(message.qos)
+        await reader.publish(topic, status(task_id))
+        assert await asyncio.wait_for(taken, PATIENCE_S) == qos
+
+
+async def test_user_and_password_count_beside_options(tmp_path: Path) -> None:
+    async with broker_with_password(tmp_path) as broker:
+        async with connect(broker.url, user="alice", password="right", options=QUICK) as bus:
+            assert bus.is_connected
+        async with connect(broker.url, options=replace(QUICK, user="alice", password="right")) as bus:
+            assert bus.is_connected
+        with pytest.raises(CredentialsError):
+            async with connect(broker.url, options=QUICK):
+                pass
 
 
 async def refusal_of(call: Awaitable[None]) -> Exception | None:

@@ -1,5 +1,6 @@
 """Broker URLs, back-off and the choice of MQTT version."""
 
+import re
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedops_mqtt.bus.address import Backoff, BusOptions, VersionChoice, make_tls_context, parse_broker_url
+from fedops_mqtt.bus.address import Backoff, BusOptions, VersionChoice, client_id_of, make_tls_context, parse_broker_url
 from fedops_mqtt.bus.errors import BrokerUrlError
 from fedops_mqtt.settings import BusSettings
 
@@ -105,3 +106,20 @@ def test_311_from_the_start_stays_311() -> None:
     choice = VersionChoice(is_mqtt5_tried=False)
     assert not choice.failed(is_version_doubtful=True)
     assert not choice.is_mqtt5
+
+
+@pytest.mark.parametrize("name", ["aa-bb-cc-dd-ee-ff", "digits-02-00-00-00-00-01", "Lab_7", "x" * 100])
+def test_a_plain_name_is_its_own_client_id(name: str) -> None:
+    assert client_id_of(name) == name
+
+
+@given(st.text(min_size=1), st.text(min_size=1))
+def test_a_client_id_has_letters_digits_hyphens_and_underscores_and_is_as_unique_as_its_name(a: str, b: str) -> None:
+    ids = [client_id_of(a), client_id_of(b)]
+    assert all(re.fullmatch("[A-Za-z0-9_-]+", each or "") for each in ids)
+    assert (a == b) == (ids[0] == ids[1])
+    assert client_id_of("task.a") != client_id_of("task_a")
+
+
+def test_no_name_leaves_the_client_id_to_the_broker() -> None:
+    assert client_id_of(None) is None
