@@ -59,13 +59,13 @@ test: setup  ## what a change can break, in minutes: make test ARGS="-k will"
 test-all: test $(LONG_RING)  ## make test, then the long ring, step by step
 
 test-acceptance: setup systemd-analyze prometheus  ## large fleets, large models, many processes
-	$(BIN)/python -m pytest -m long tests/unit tests/integration tests/acceptance $(ARGS)
+	$(BIN)/python -m pytest -m long tests/integration tests/acceptance $(ARGS)
 
-test-mutants: setup  ## rules broken on purpose: the model finds each of them
+test-mutants: setup  ## the model: more schedules, and rules broken on purpose that it must find
 	$(BIN)/python -m pytest -m long tests/model $(ARGS)
 
-test-fuzz: setup  ## hostile requests against everything that listens
-	$(BIN)/python -m pytest -m long tests/fuzz $(ARGS)
+test-fuzz: setup  ## every property with many examples, hostile requests against everything that listens
+	$(BIN)/python -m pytest -m "hypothesis or long" --hypothesis-profile=long tests/fuzz tests/unit $(ARGS)
 
 test-chaos: setup  ## a short chaos over the whole system
 	$(BIN)/python -m pytest -m long tests/chaos $(ARGS)

@@ -17,10 +17,10 @@ PROGRAM = "line_program"
 FIRST, SECOND, THIRD = (f"02:00:00:00:01:0{number}" for number in (1, 2, 3))
 
 
-async def start_with_all(site: Site, orders: Orders, clients: Iterable[str], *options: str) -> str:
+async def start_with_all(site: Site, orders: Orders, clients: Iterable[str], **fields: object) -> str:
     """Start a run in whose first round all devices take part, and compute until they are told more."""
     orders.write({STARTER: 0})
-    run_id = await site.start_run(*options)
+    run_id = await site.start_run(**fields)
     await site.observer.until(lambda: all(member_status(site, mac) is MemberCondition.TRAINING for mac in clients))
     orders.write(dict.fromkeys(clients, 0))
     for mac in clients:

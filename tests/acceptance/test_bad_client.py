@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import aiomqtt
 import httpx
+import pytest
 from yard import Site
 
 from fedops_mqtt.bus.tasks import alongside, raise_if_cancelled
@@ -75,13 +76,14 @@ async def knock(line: str, others: list[str]) -> AsyncIterator[int]:
                 yield answer.status_code
 
 
+@pytest.mark.long
 async def test_one_bad_client_costs_the_others_nothing(site: Site) -> None:
     clients = await site.start_clients(3)
     others = list(clients)
     manager = await site.start_manager(more="min_clients = 3\nnum_rounds = 5", server_args=["--epochs", "40"])
     async with alongside(misbehave(site.broker, site.task_id, others), name="bad client"):
         await site.observer.until_client(BAD, ClientCondition.ONLINE)
-        run_id = await site.start_run("--clients", ",".join(others))
+        run_id = await site.start_run(clients=list(others))
         ready = await site.observer.until_run(run_id, lambda run: run.server_ip is not None)
         async with asyncio.timeout(60), aclosing(knock(str(ready.server_ip), others)) as answers:
             assert [await anext(answers) for _ in range(20)] == [401] * 20

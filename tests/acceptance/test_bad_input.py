@@ -56,10 +56,10 @@ async def _throw(site: Site) -> None:
 
 
 async def test_garbage_on_every_topic_disturbs_no_run(site: Site) -> None:
-    clients = await site.start_clients(2)
-    manager = await site.start_manager()
+    clients = await site.start_clients(2, "steered:app")
+    manager = await site.start_manager(module="line_program")
     await _throw(site)
-    run_id = await site.start_run("--rounds", "3", "--min-clients", "2")
+    run_id = await site.start_run(num_rounds=3, min_clients=2)
     await site.observer.until_client(MAC, ClientCondition.TRAIN_STARTED)
     await _throw(site)
     run = await site.observer.until_ended(run_id)
@@ -104,26 +104,6 @@ async def test_a_task_id_that_is_none_is_refused_before_anything_starts(yard: Ya
     assert "--task-id" in client.stderr
     assert "1 to 64 of A-Z a-z 0-9" in client.stderr
     assert not (yard.folder / "c").exists()
-
-
-@pytest.mark.parametrize(
-    ("app", "problem"),
-    [
-        ("no_such_module:app", "no module named 'no_such_module'"),
-        ("yard_apps:no_such_app", "no_such_app"),
-        ("yard_apps:FLAT_OUT_S", "float"),
-    ],
-)
-async def test_an_app_that_cannot_be_had_fails_the_training_with_the_reason(site: Site, app: str, problem: str) -> None:
-    client = await site.start_client(MAC, app)
-    await site.observer.until_client(MAC, ClientCondition.ONLINE)
-    await site.start_manager()
-    run_id = await site.start_run("--rounds", "1", "--min-clients", "1")
-    failed = await site.observer.until_client(MAC, ClientCondition.TRAIN_FAILED)
-    assert "cannot load app" in (failed.status.reason or "")
-    assert problem in (failed.status.reason or "")
-    assert (await site.observer.until_ended(run_id)).outcome is RunOutcome.FAILED
-    assert client.process.returncode is None
 
 
 @contextmanager

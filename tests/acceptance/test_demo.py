@@ -14,6 +14,7 @@ from yard import HERE, Installed, Yard
 from fedops_mqtt.demo.keeper import MARK
 
 
+@pytest.mark.long
 async def test_the_demo_completes_and_says_so_in_its_last_line(yard: Yard, tmp_path: Path) -> None:
     demo = await yard.run("demo", "--json", "--folder", str(tmp_path / "models"), timeout_s=150)
     assert demo.process.returncode == 0, demo.stderr + demo.stdout
@@ -40,7 +41,13 @@ async def test_options_reach_the_run_and_a_pipe_gets_plain_lines(yard: Yard, tmp
 
 @pytest.mark.parametrize(
     "moment",
-    ["^starting", "^bus status=connected", "^client .*status=online", "^server .*status=ready", "^round .*round=1"],
+    [
+        "^starting",
+        pytest.param("^bus status=connected", marks=pytest.mark.long),
+        pytest.param("^client .*status=online", marks=pytest.mark.long),
+        "^server .*status=ready",
+        pytest.param("^round .*round=1", marks=pytest.mark.long),
+    ],
 )
 async def test_ctrl_c_at_any_moment_leaves_nothing_behind(moment: str, yard: Yard, tmp_path: Path) -> None:
     demo = await _start_demo(yard, tmp_path)
@@ -50,6 +57,7 @@ async def test_ctrl_c_at_any_moment_leaves_nothing_behind(moment: str, yard: Yar
     _assert_nothing_is_left(traces, tmp_path)
 
 
+@pytest.mark.long
 async def test_a_second_ctrl_c_leaves_nothing_behind_either(yard: Yard, tmp_path: Path) -> None:
     demo = await _start_demo(yard, tmp_path)
     await demo.until_said("^server .*status=ready")
@@ -68,6 +76,7 @@ async def test_a_killed_demo_takes_its_processes_and_files_with_it(yard: Yard, t
     _assert_nothing_is_left(traces, tmp_path)
 
 
+@pytest.mark.long
 async def test_a_kept_demo_leaves_its_fleet_running_until_it_is_ended(yard: Yard, tmp_path: Path) -> None:
     folder = tmp_path / "models"
     demo = await yard.start("demo", "--clients", "2", "--rounds", "1", "--keep", "--folder", str(folder))

@@ -8,13 +8,15 @@ import os
 import pty
 import re
 
+import pytest
 from yard import COMMAND, TIMEOUT_S, Site
 
 
 async def test_a_run_can_be_read_in_a_pipe_at_a_terminal_and_as_json(site: Site) -> None:
-    await site.start_manager()
-    mac, *_ = await site.start_clients(2)
-    run_id = await site.start_run("--rounds", "2", "--min-clients", "2", "--wait")
+    await site.start_manager(module="line_program")
+    mac, *_ = await site.start_clients(2, "steered:app")
+    run_id = await site.start_run(num_rounds=2, min_clients=2)
+    await site.observer.until_ended(run_id)
     await shows_the_run(site, run_id, mac)
     await shows_logs(site, run_id, mac)
     numbers = await site.yard.run("metrics", run_id, "--csv", "--manager", site.manager_url)
@@ -39,6 +41,7 @@ VERBS = {
 """The verbs that ask a manager; `watch` asks the broker (test_watch)."""
 
 
+@pytest.mark.long
 async def test_each_verb_speaks_to_people_to_pipes_and_to_programs(site: Site) -> None:
     await site.start_manager()
     mac, broken = "02:00:00:00:01:01", "02:00:00:00:01:02"

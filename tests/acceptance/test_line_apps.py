@@ -17,6 +17,7 @@ EXACT = {"FedAvg", "FedProx", "FedMedian", "Krum", "FedTrimmedAvg"}
 """These keep a model that all clients agree on; the others move to it at a pace of their own."""
 
 
+@pytest.mark.long
 async def test_message_strategies_mods_state_and_configuration_as_flower_has_them(site: Site) -> None:
     await start(site, "adding.client_app:app")
     found = await run_all(site, "app")
@@ -33,6 +34,7 @@ async def test_message_strategies_mods_state_and_configuration_as_flower_has_the
     assert again["FedAvg"]["first"] == ROUNDS
 
 
+@pytest.mark.long
 async def test_classic_strategies_and_numpy_clients_as_flower_has_them(site: Site) -> None:
     await start(site, "adding.client_app:classic", node_config='place="up stairs"')
     found = await run_all(site, "classic")
@@ -51,7 +53,7 @@ async def start(site: Site, app: str, **settings: object) -> None:
 async def run_all(site: Site, *args: str) -> dict[str, dict[str, Any]]:
     """Run the program once and return what it said of each strategy."""
     site.write_tasks(module=PROGRAM, args=args, program_cwd=PROJECT)
-    run = await site.observer.until_ended(await site.start_run("--min-clients", "2"), timeout_s=120)
+    run = await site.observer.until_ended(await site.start_run(min_clients=2), timeout_s=120)
     assert run.outcome is RunOutcome.COMPLETED, run
     for mac in run.clients:
         await site.observer.until_client(mac, ClientCondition.TRAIN_FINISHED)

@@ -3,6 +3,7 @@
 import sys
 
 import httpx
+import pytest
 from line_site import FIRST
 from yard import TIMEOUT_S, Installed, Site
 
@@ -14,6 +15,7 @@ from fedops_mqtt.protocol import ClientCondition, Outcome, Phase, StartTrigger, 
 ROUNDS = 2
 
 
+@pytest.mark.long
 async def test_a_classic_server_is_joined_by_a_bare_start_and_by_a_trigger_even_before_it_is_up(site: Site) -> None:
     client = await site.start_client(FIRST, "classic_app:AddOne", http="127.0.0.1:0")
     born = await site.observer.until_client(FIRST, ClientCondition.ONLINE)

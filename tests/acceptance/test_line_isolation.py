@@ -33,6 +33,7 @@ def little_memory(site: Site) -> Iterator[Path | None]:
         yield group
 
 
+@pytest.mark.long
 async def test_whatever_goes_wrong_is_told_and_leaves_a_daemon_that_is_ready(
     site: Site, orders: Orders, little_memory: Path | None
 ) -> None:
@@ -42,7 +43,7 @@ async def test_whatever_goes_wrong_is_told_and_leaves_a_daemon_that_is_ready(
     await site.start_manager(module=PROGRAM, max_message_bytes=MEGABYTE)
     for fault, words in FAULTS.items():
         orders.write({FIRST: fault})
-        run_id = await site.start_run("--rounds", "1", "--min-clients", "1")
+        run_id = await site.start_run(num_rounds=1, min_clients=1)
         run = await site.observer.until_ended(run_id)
         assert run.outcome is RunOutcome.FAILED, (fault, run)
         await site.observer.until(lambda: last_run(site) == run_id)  # noqa: B023 - called here only
@@ -56,7 +57,7 @@ async def test_whatever_goes_wrong_is_told_and_leaves_a_daemon_that_is_ready(
     print("out of memory in a control group of its own:", little_memory)
     assert little_memory is None or kills_in(little_memory) == 1
     orders.write({})
-    run = await site.observer.until_ended(await site.start_run("--rounds", "1", "--min-clients", "1"))
+    run = await site.observer.until_ended(await site.start_run(num_rounds=1, min_clients=1))
     assert run.outcome is RunOutcome.COMPLETED
     finished = await site.observer.until_client(FIRST, ClientCondition.TRAIN_FINISHED)
     assert finished.status.instance == born.status.instance
@@ -68,7 +69,7 @@ async def test_training_that_is_deaf_dies_with_its_daemon_and_so_do_its_children
     await site.observer.until_client(FIRST, ClientCondition.ONLINE)
     await site.start_manager(module=PROGRAM)
     orders.write({FIRST: "deaf"})
-    await site.start_run("--rounds", "1", "--min-clients", "1")
+    await site.start_run(num_rounds=1, min_clients=1)
     await eventually(lambda: len(descendants(daemon)) == 2)
     daemon.process.kill()
     await eventually(lambda: not left_of(site))

@@ -41,7 +41,7 @@ async def test_a_model_of_64_mib_adds_up_within_its_memory_and_its_bytes_are_tol
     await site.start_manager(module=PROGRAM, server_args=["--numbers", str(NUMBERS)])
     noted: list[ClientMetrics] = []
     async with fedops_mqtt.connect(site.broker) as bus, alongside(note_rounds(bus, site.task_id, noted), name="notes"):
-        run_id = await start_with_all(site, orders, clients, "--rounds", str(ROUNDS), "--min-clients", "2")
+        run_id = await start_with_all(site, orders, clients, num_rounds=ROUNDS, min_clients=2)
         (server,) = (each.pid for each in marked(site.yard.mark, MARK) if PROGRAM in each.cmdline())
         processes = {"server": server, FIRST: trainings(clients[FIRST])[0], SECOND: trainings(clients[SECOND])[0]}
         orders.write({evaluation_of(mac): 1 for mac in clients})

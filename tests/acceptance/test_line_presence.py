@@ -5,6 +5,7 @@ import signal
 
 import numpy as np
 import psutil
+import pytest
 from line_site import (
     APP,
     FIRST,
@@ -35,7 +36,7 @@ async def test_killed_clients_leave_their_round_at_once_and_one_that_comes_back_
 ) -> None:
     clients = await site.start_clients(3, APP)
     await site.start_manager(module=PROGRAM, server_args=["--numbers", "3"], line_ping_s=NEVER_S)
-    run_id = await start_with_all(site, orders, clients, "--rounds", "3", "--min-clients", "1")
+    run_id = await start_with_all(site, orders, clients, num_rounds=3, min_clients=1)
 
     (training,) = trainings(clients[FIRST])
     await kill_until_gone(site, FIRST, training)
@@ -64,12 +65,13 @@ async def test_killed_clients_leave_their_round_at_once_and_one_that_comes_back_
     assert third > second
 
 
+@pytest.mark.long
 async def test_a_host_that_vanishes_is_lost_within_three_pings_and_rejoins_when_it_is_back(
     site: Site, orders: Orders
 ) -> None:
     clients = await site.start_clients(2, APP)
     await site.start_manager(module=PROGRAM, line_ping_s=PING_S)
-    run_id = await start_with_all(site, orders, clients, "--rounds", "4", "--min-clients", "1")
+    run_id = await start_with_all(site, orders, clients, num_rounds=4, min_clients=1)
 
     (training,) = trainings(clients[FIRST])
     frozen = [psutil.Process(training), psutil.Process(clients[FIRST].process.pid)]
@@ -91,13 +93,14 @@ async def test_a_host_that_vanishes_is_lost_within_three_pings_and_rejoins_when_
     assert 0 < model_of(run)[0] < model_of(run)[1]
 
 
+@pytest.mark.long
 async def test_a_broker_restarted_in_a_round_costs_the_round_nothing(
     site: Site, orders: Orders, broker: Mosquitto
 ) -> None:
     clients = await site.start_clients(2, APP)
     await site.start_manager(module=PROGRAM)
     orders.write(dict.fromkeys(clients, 1))
-    run_id = await site.start_run("--rounds", "3", "--min-clients", "2")
+    run_id = await site.start_run(num_rounds=3, min_clients=2)
     for mac in clients:
         await until_training(site, mac, 2)
     before = {mac: trainings(client) for mac, client in clients.items()}
@@ -111,12 +114,13 @@ async def test_a_broker_restarted_in_a_round_costs_the_round_nothing(
     np.testing.assert_array_equal(model_of(run), 3)
 
 
+@pytest.mark.long
 async def test_training_that_hangs_is_dropped_after_the_round_limit_and_reported_failed(
     site: Site, orders: Orders
 ) -> None:
     clients = await site.start_clients(2, APP)
     await site.start_manager(module=PROGRAM, more="limits = {round_s = 3}")
-    run_id = await start_with_all(site, orders, clients, "--rounds", "2", "--min-clients", "1")
+    run_id = await start_with_all(site, orders, clients, num_rounds=2, min_clients=1)
     orders.write({FIRST: 0})
     failed = await site.observer.until_client(FIRST, ClientCondition.TRAIN_FAILED)
     assert "no reply within the round limit of 3 s" in (failed.status.reason or "")
@@ -127,13 +131,14 @@ async def test_training_that_hangs_is_dropped_after_the_round_limit_and_reported
     assert model_of(run)[1] > 0
 
 
+@pytest.mark.long
 async def test_fewer_clients_than_the_minimum_end_the_run_as_failed_with_their_names(
     site: Site, orders: Orders
 ) -> None:
     clients = await site.start_clients(2, APP)
     await site.start_manager(module=PROGRAM, server_args=["--min-clients", "2"], more=f"limits = {{join_s = {JOIN_S}}}")
     orders.write(dict.fromkeys(clients, 1))
-    run_id = await site.start_run("--rounds", "5", "--min-clients", "2")
+    run_id = await site.start_run(num_rounds=5, min_clients=2)
     for mac in clients:
         await until_training(site, mac, 2)
     await clients[FIRST].end(signal.SIGKILL)
@@ -147,12 +152,13 @@ async def test_fewer_clients_than_the_minimum_end_the_run_as_failed_with_their_n
     assert left.status.last_run.outcome is Outcome.STOPPED
 
 
+@pytest.mark.long
 async def test_a_client_that_comes_online_during_an_open_run_joins_it(site: Site, orders: Orders) -> None:
     await site.start_client(FIRST, APP, partition_id=0, num_partitions=2)
     await site.observer.until_client(FIRST, ClientCondition.ONLINE)
     await site.start_manager(module=PROGRAM, more='join = "open"')
     orders.write({FIRST: 1})
-    run_id = await site.start_run("--rounds", "5", "--min-clients", "1")
+    run_id = await site.start_run(num_rounds=5, min_clients=1)
     await until_training(site, FIRST, 2)
     late = await site.start_client(SECOND, APP, partition_id=1, num_partitions=2)
     await site.observer.until(lambda: member_status(site, SECOND) is MemberCondition.TRAINING)

@@ -1,5 +1,6 @@
 """What a person who watches a run sees of it over a slow network: every phase, as a status on the bus."""
 
+import pytest
 from fault_proxy import FaultProxy
 from line_site import APP, FIRST, PROGRAM, until_phase
 from orders import SERVER, Orders, evaluation_of
@@ -14,6 +15,7 @@ SLOWNESS_S = 0.02
 """For each 64 KiB: a transfer of the model takes five seconds."""
 
 
+@pytest.mark.long
 async def test_every_phase_of_a_client_is_seen_on_the_bus(site: Site, orders: Orders) -> None:
     await site.start_client(FIRST, APP, partition_id=0, num_partitions=1)
     await site.observer.until_client(FIRST, ClientCondition.ONLINE)
@@ -23,7 +25,7 @@ async def test_every_phase_of_a_client_is_seen_on_the_bus(site: Site, orders: Or
         await site.start_manager(module=PROGRAM, server_args=["--numbers", str(NUMBERS)], more=addresses)
         orders.write({SERVER: 0})
         network.stall()
-        run_id = await site.start_run("--rounds", "1", "--min-clients", "1")
+        run_id = await site.start_run(num_rounds=1, min_clients=1)
         await until_phase(site, FIRST, Phase.JOINING)
         network.heal()
         await until_phase(site, FIRST, Phase.WAITING)

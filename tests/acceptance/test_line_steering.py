@@ -16,12 +16,13 @@ from fedops_mqtt.protocol import ClientCondition, MemberCondition, Outcome, RunO
 GRACE_S = 1.0
 
 
+@pytest.mark.long
 async def test_stop_ends_deaf_training_on_all_clients_and_keeps_the_last_whole_model(
     site: Site, orders: Orders
 ) -> None:
     clients = await site.start_clients(2, APP, stop_grace_s=GRACE_S)
     await site.start_manager(module=PROGRAM)
-    run_id = await start_with_all(site, orders, clients, "--rounds", "50", "--min-clients", "2")
+    run_id = await start_with_all(site, orders, clients, num_rounds=50, min_clients=2)
     orders.write({FIRST: 2, SECOND: 2})
     for mac in clients:
         await until_training(site, mac, 3)
@@ -44,7 +45,11 @@ async def test_stop_ends_deaf_training_on_all_clients_and_keeps_the_last_whole_m
 
 @pytest.mark.parametrize(
     ("program", "app"),
-    [((), APP), (("--strategy", "classic.FedAvg"), "steered:classic"), (("--server-app",), APP)],
+    [
+        ((), APP),
+        pytest.param(("--strategy", "classic.FedAvg"), "steered:classic", marks=pytest.mark.long),
+        pytest.param(("--server-app",), APP, marks=pytest.mark.long),
+    ],
     ids=["strategy", "classic-strategy", "server-app"],
 )
 async def test_a_killed_server_is_launched_again_and_goes_on_with_the_same_training_processes(
@@ -52,7 +57,7 @@ async def test_a_killed_server_is_launched_again_and_goes_on_with_the_same_train
 ) -> None:
     clients = await site.start_clients(2, app)
     await site.start_manager(module=PROGRAM, server_args=program)
-    run_id = await start_with_all(site, orders, clients, "--rounds", "5", "--min-clients", "2")
+    run_id = await start_with_all(site, orders, clients, num_rounds=5, min_clients=2)
     orders.write(dict.fromkeys(clients, 2))
     for mac in clients:
         await until_training(site, mac, 3)

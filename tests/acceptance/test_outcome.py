@@ -41,7 +41,7 @@ async def test_the_outcome_survives_a_daemon_that_is_killed_between_its_journal_
         daemon = await site.start_client(FIRST, APP, broker=proxy.url, partition_id=0, num_partitions=1)
         await site.observer.until_client(FIRST, ClientCondition.ONLINE)
         manager = await site.start_manager(module=PROGRAM)
-        run_id = await start_with_all(site, orders, [FIRST], "--rounds", "1", "--min-clients", "1")
+        run_id = await start_with_all(site, orders, [FIRST], num_rounds=1, min_clients=1)
         if is_manager_away:
             await manager.end(signal.SIGKILL)
         executioner.condemned = daemon

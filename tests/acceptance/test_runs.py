@@ -5,14 +5,15 @@ import json
 import signal
 import sys
 from pathlib import Path
-from statistics import median
 
 import httpx
 import numpy as np
 import psutil
 import pytest
 from fault_proxy import FaultProxy
-from yard import HERE, TIMEOUT_S, Installed, Site, eventually
+from line_site import APP, PROGRAM, start_with_all
+from orders import Orders
+from yard import TIMEOUT_S, Installed, Site, eventually
 
 from fedops_mqtt.demo.keeper import marked
 from fedops_mqtt.protocol import ClientCondition, Outcome, RunOutcome, ServerCondition
@@ -34,11 +35,11 @@ async def test_presence_follows_birth_and_kill(site: Site) -> None:
 
 
 async def test_a_trigger_leads_to_training_and_to_finished_and_then_again(site: Site) -> None:
-    clients = await site.start_clients(2)
-    await site.start_manager()
+    clients = await site.start_clients(2, APP)
+    await site.start_manager(module=PROGRAM)
     instances = {mac: _instance(site, mac) for mac in clients}
     for version in (1, 2):
-        run_id = await site.start_run("--rounds", "1", "--min-clients", "2")
+        run_id = await site.start_run(num_rounds=1, min_clients=2)
         for mac in clients:
             started = await site.observer.until_client(mac, ClientCondition.TRAIN_STARTED)
             assert started.status.run is not None
@@ -54,12 +55,13 @@ async def test_a_trigger_leads_to_training_and_to_finished_and_then_again(site: 
     assert instances == {mac: _instance(site, mac) for mac in clients}
 
 
+@pytest.mark.long
 async def test_training_that_raises_is_told_with_its_text_and_the_daemon_lives_on(site: Site) -> None:
     client = await site.start_client(MAC, "yard_apps:raising")
     await site.observer.until_client(MAC, ClientCondition.ONLINE)
     await site.start_manager()
     for _ in range(2):
-        run_id = await site.start_run("--rounds", "1", "--min-clients", "1")
+        run_id = await site.start_run(num_rounds=1, min_clients=1)
         await site.observer.until_client(MAC, ClientCondition.TRAIN_STARTED)
         failed = await site.observer.until_client(MAC, ClientCondition.TRAIN_FAILED)
         assert "ValueError: the disk with the training data is gone" in (failed.status.reason or "")
@@ -69,6 +71,7 @@ async def test_training_that_raises_is_told_with_its_text_and_the_daemon_lives_o
     assert client.process.returncode is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task_id", ["digits"])
 async def test_a_start_by_http_gives_the_same_model_as_a_trigger(site: Site, tmp_path: Path) -> None:
     client = await site.start_client(MAC, http="127.0.0.1:0", partition_id=0, num_partitions=3)
@@ -76,7 +79,7 @@ async def test_a_start_by_http_gives_the_same_model_as_a_trigger(site: Site, tmp
     shim = (await client.until_said(r"HTTP shim listens address=(\S+)")).group(1)
 
     manager = await site.start_manager()
-    by_trigger = await site.observer.until_ended(await site.start_run("--rounds", "5", "--min-clients", "1"))
+    by_trigger = await site.observer.until_ended(await site.start_run(num_rounds=5, min_clients=1))
     await manager.end()
     first = await site.observer.until_client(MAC, ClientCondition.TRAIN_FINISHED)
 
@@ -99,37 +102,14 @@ async def test_a_start_by_http_gives_the_same_model_as_a_trigger(site: Site, tmp
         np.testing.assert_array_equal(array, by_http[name])
 
 
-async def test_a_users_coroutine_keeps_its_beat_while_training_runs_flat_out(site: Site) -> None:
-    device = await site.yard.start(
-        str(HERE / "beating_device.py"),
-        command=sys.executable,
-        broker=site.broker,
-        task_id=site.task_id,
-        mac=MAC,
-        state_dir=site.yard.folder / "device",
-    )
-    await site.observer.until_client(MAC, ClientCondition.ONLINE)
-    await site.start_manager()
-    run = await site.observer.until_ended(await site.start_run("--rounds", "1", "--min-clients", "1"))
-    assert run.outcome is RunOutcome.COMPLETED
-    await site.observer.until_client(MAC, ClientCondition.TRAIN_FINISHED)
-    await device.end()
-    lateness_s = json.loads(device.stdout.splitlines()[-1])
-    print(
-        f"{len(lateness_s)} beats, median {median(lateness_s) * 1000:.1f} ms late, latest {max(lateness_s) * 1000:.0f}"
-    )
-    assert len(lateness_s) > 20
-    assert median(lateness_s) < 0.05
-    assert sum(late > 0.05 for late in lateness_s) < len(lateness_s) / 10
-
-
+@pytest.mark.long
 async def test_a_completed_run_stays_so_when_its_servers_last_word_is_lost_on_the_way(site: Site) -> None:
     host, port = site.broker.removeprefix("mqtt://").split(":")
     async with FaultProxy(host, int(port)).running() as proxy:
         proxy.swallows = lambda packet: b'"reason":"all rounds done"' in packet
         await site.start_clients(2)
         await site.start_manager(more=f'env = {{ FEDOPS_MQTT_BROKER = "{proxy.url}" }}', max_launches=1)
-        run_id = await site.start_run("--rounds", "2", "--min-clients", "2")
+        run_id = await site.start_run(num_rounds=2, min_clients=2)
         folder = site.yard.folder / "manager/manager/runs" / run_id
         await eventually((folder / "server-1.last-word.json").exists)
         (server,) = marked(run_id, "FEDOPS_MQTT_RUN_ID")
@@ -140,17 +120,18 @@ async def test_a_completed_run_stays_so_when_its_servers_last_word_is_lost_on_th
     assert await asyncio.to_thread(Path(run.model_path).exists)
 
 
-async def test_a_manager_killed_during_a_run_finishes_it_after_its_restart(site: Site) -> None:
-    clients = await site.start_clients(2)
-    manager = await site.start_manager()
-    run_id = await site.start_run("--rounds", "40", "--min-clients", "2")
-    server = (await site.observer.until_run(run_id, lambda run: run.round >= 2)).server_ip
+async def test_a_manager_killed_during_a_run_finishes_it_after_its_restart(site: Site, orders: Orders) -> None:
+    clients = await site.start_clients(2, APP)
+    manager = await site.start_manager(module=PROGRAM)
+    run_id = await start_with_all(site, orders, clients, num_rounds=2, min_clients=2)
+    server = (await site.observer.until_run(run_id, lambda run: run.server_ip is not None)).server_ip
     await manager.end(signal.SIGKILL)
     await site.observer.until(lambda: (view := site.observer.picture.fleet.manager) is not None and view.is_out)
-    await site.start_manager()
+    await site.start_manager(module=PROGRAM)
+    orders.write({})
     run = await site.observer.until_ended(run_id)
     assert run.outcome is RunOutcome.COMPLETED
-    assert run.round == 40
+    assert run.round == 2
     story = await site.ask(f"/runs/{run_id}")
     assert (story["launch"], story["server_ip"] or server) == (1, server)
     for mac in clients:
@@ -159,10 +140,11 @@ async def test_a_manager_killed_during_a_run_finishes_it_after_its_restart(site:
         assert finished.status.last_run.attempt == 1
 
 
+@pytest.mark.long
 async def test_stop_ends_a_run_and_its_clients_are_ready_for_another(site: Site) -> None:
     clients = await site.start_clients(2)
     await site.start_manager()
-    run_id = await site.start_run("--rounds", "1000", "--min-clients", "2")
+    run_id = await site.start_run(num_rounds=1000, min_clients=2)
     await site.observer.until_run(run_id, lambda run: run.round >= 1)
     stopped = await site.yard.run("stop", run_id, "--wait", "--json", "--manager", site.manager_url)
     assert json.loads(stopped.stdout)["outcome"] == "stopped"
@@ -175,11 +157,12 @@ async def test_stop_ends_a_run_and_its_clients_are_ready_for_another(site: Site)
     assert json.loads(again.stdout)["outcome"] == "completed"
 
 
+@pytest.mark.long
 async def test_a_daemon_that_is_killed_takes_its_training_with_it(site: Site) -> None:
     client = await site.start_client(MAC, "yard_apps:flat_out")
     await site.observer.until_client(MAC, ClientCondition.ONLINE)
     await site.start_manager()
-    await site.start_run("--rounds", "50", "--min-clients", "1")
+    await site.start_run(num_rounds=50, min_clients=1)
     await site.observer.until_client(MAC, ClientCondition.TRAIN_STARTED)
     training = await _children(client)
     await client.end(signal.SIGKILL)

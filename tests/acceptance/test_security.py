@@ -300,6 +300,7 @@ async def test_a_hundred_megabytes_cost_the_broker_nothing(site: SecureSite) -> 
     assert broker.memory_info().rss - before < 10 * MEGABYTE
 
 
+@pytest.mark.long
 async def test_a_flood_of_connections_from_one_identity_harms_only_itself(site: SecureSite) -> None:
     start = str(topics.client_start(TASK, A))
     broker = psutil.Process(site.broker.pid)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 from yard import Site
 
 from fedops_mqtt.protocol import RunOutcome
@@ -45,6 +46,7 @@ async def slow_wandb() -> AsyncIterator[tuple[Slow, str]]:
         server.close()
 
 
+@pytest.mark.long
 async def test_a_wandb_that_never_answers_delays_no_round_of_the_server(site: Site) -> None:
     async with slow_wandb() as (slow, url):
         told = {"WANDB_BASE_URL": url, "WANDB_DIR": str(site.yard.folder), "FEDOPS_MQTT_WANDB_PROJECT": "digits",
@@ -52,7 +54,7 @@ async def test_a_wandb_that_never_answers_delays_no_round_of_the_server(site: Si
         pairs = ", ".join(f'{name} = "{value}"' for name, value in told.items())
         await site.start_manager(more=f"env = {{{pairs}}}")
         await site.start_clients(2)
-        run_id = await site.start_run("--rounds", "3", "--min-clients", "2")
+        run_id = await site.start_run(num_rounds=3, min_clients=2)
         run = await site.observer.until_ended(run_id)
         assert (run.outcome, run.round) == (RunOutcome.COMPLETED, 3)
         assert slow.num_asked, "wandb was never asked"

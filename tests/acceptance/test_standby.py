@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import psutil
+import pytest
 from line_site import APP, PROGRAM, start_with_all
 from orders import Orders
 from yard import HERE, Installed, Site, eventually
@@ -44,7 +45,7 @@ async def counting_firings(site: Site) -> AsyncIterator[Firings]:
 
 async def start_run(site: Site, orders: Orders, clients: dict[str, Installed]) -> str:
     """Start a run whose clients compute in its first round until they are told more."""
-    return await start_with_all(site, orders, clients, "--rounds", str(ROUNDS), "--min-clients", "2")
+    return await start_with_all(site, orders, clients, num_rounds=ROUNDS, min_clients=2)
 
 
 async def until_standby(second: Installed, first: Installed) -> None:
@@ -81,6 +82,7 @@ async def test_a_standby_leads_when_the_leader_is_killed_and_fires_nothing_again
         assert firings == Counter({(mac, 1): 1 for mac in clients})
 
 
+@pytest.mark.long
 async def test_a_leader_that_was_frozen_beside_its_journal_still_leads_when_it_goes_on(
     site: Site, orders: Orders
 ) -> None:
@@ -99,6 +101,7 @@ async def test_a_leader_that_was_frozen_beside_its_journal_still_leads_when_it_g
         assert firings == Counter({(mac, 1): 1 for mac in clients})
 
 
+@pytest.mark.long
 async def test_a_leader_that_was_frozen_until_another_took_over_ends_when_it_goes_on_and_does_nothing(
     site: Site, orders: Orders
 ) -> None:

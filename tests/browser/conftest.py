@@ -16,7 +16,7 @@ async def site(tmp_path: Path, broker: Mosquitto, task_id: str) -> AsyncIterator
     yard = Yard(tmp_path)
     try:
         async with observing(broker.url, task_id) as observer:
-            yield Site(yard, broker.url, task_id, observer)
+            yield Site(yard, broker.url, task_id, observer, has_page=True)
     finally:
         await yard.clear_up()
 

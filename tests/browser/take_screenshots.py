@@ -32,7 +32,7 @@ async def main(folder: Path) -> None:
         yard = Yard(Path(scratch))
         try:
             async with Mosquitto() as broker, observing(broker.url, "digits") as observer:
-                await show(Site(yard, broker.url, "digits", observer), folder)
+                await show(Site(yard, broker.url, "digits", observer, has_page=True), folder)
             await show_losses(yard, folder)
         finally:
             await yard.clear_up()
@@ -57,7 +57,7 @@ async def show(site: Site, folder: Path) -> None:
         await site.start_client(mac, app, client_name=f"greenhouse-{mac[-1]}", system_interval_s=0.5)
     chosen = ",".join([*busy, *broken])
     await site.observer.until(lambda: all(site.observer.client(mac) for mac in chosen.split(",")))
-    running = await site.start_run("--rounds", "60", "--min-clients", "2", "--clients", chosen)
+    running = await site.start_run(num_rounds=60, min_clients=2, clients=chosen.split(","))
     await site.observer.until_run(running, lambda run: run.round >= 2, timeout_s=120)
     level = "02-00-00-00-02-01"
     views = {
@@ -71,7 +71,7 @@ async def show(site: Site, folder: Path) -> None:
 
 
 async def finish(site: Site, rounds: str) -> str:
-    run_id = await site.start_run("--rounds", rounds, "--min-clients", "5")
+    run_id = await site.start_run(num_rounds=int(rounds), min_clients=5)
     await site.observer.until_ended(run_id)
     return run_id
 
@@ -81,7 +81,7 @@ async def show_losses(yard: Yard, folder: Path) -> None:
     async with Mosquitto(changes=CRAMPED) as broker, observing(broker.url, "nobody") as observer:
         async with a_fleet_of(NUM_CRAMPED, broker.url):
             pass  # what everybody said is retained
-        site = Site(yard, broker.url, "digits", observer)
+        site = Site(yard, broker.url, "digits", observer, has_page=True)
         manager = await site.start_manager()
         await manager.until_said("messages are lost at the broker")
         await shoot(site, folder, {"dropping": "/"})

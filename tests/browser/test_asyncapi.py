@@ -50,11 +50,11 @@ async def test_every_message_of_a_run_is_as_the_document_says(site: Site) -> Non
         async with alongside(listen(client, heard), name="listener"):
             await site.start_manager()
             clients = await site.start_clients(2, system_interval_s=0.2)
-            run_id = await site.start_run("--rounds", "2", "--min-clients", "2")
+            run_id = await site.start_run(num_rounds=2, min_clients=2)
             await site.observer.until_ended(run_id)
             busy = await site.start_client("02:00:00:00:02:01", "yard_apps:flat_out", system_interval_s=0.2)
             await site.observer.until(lambda: site.observer.client("02:00:00:00:02:01") is not None)
-            run_id = await site.start_run("--rounds", "9", "--min-clients", "1", "--clients", "02:00:00:00:02:01")
+            run_id = await site.start_run(num_rounds=9, min_clients=1, clients=["02:00:00:00:02:01"])
             await site.observer.until_run(run_id, lambda run: run.round >= 1)
             await site.yard.run("stop", run_id, "--manager", site.manager_url, "--wait")
             for process in (busy, *clients.values()):

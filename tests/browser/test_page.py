@@ -125,7 +125,7 @@ async def test_a_broker_that_is_gone_is_said_and_a_refusal_is_shown(
 ) -> None:
     await site.start_manager()
     visitor.url = site.manager_url
-    await site.start_run("--rounds", "1", "--min-clients", "2")
+    await site.start_run(num_rounds=1, min_clients=2)
     await open_task(site, visitor)
     await visitor.page.get_by_role("button", name="Start").click()
     await visitor.sees("has an active run")

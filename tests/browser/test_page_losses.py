@@ -18,7 +18,7 @@ async def test_a_broker_that_drops_is_said_on_the_page(tmp_path: Path, visitor: 
         async with Mosquitto(changes=CRAMPED) as broker, observing(broker.url, "nobody") as observer:
             async with a_fleet_of(NUM_CRAMPED, broker.url):
                 pass  # what everybody said is retained
-            site = Site(yard, broker.url, "digits", observer)
+            site = Site(yard, broker.url, "digits", observer, has_page=True)
             await site.start_manager()
             visitor.url = site.manager_url
             for path in ("/", "/tasks"):

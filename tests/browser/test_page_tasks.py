@@ -46,7 +46,7 @@ async def test_runs_are_compared_and_their_results_are_carried_away(site: Site, 
     await site.start_clients(2)
     runs = []
     for rounds in ("1", "3"):
-        runs.insert(0, await site.start_run("--rounds", rounds, "--min-clients", "2"))
+        runs.insert(0, await site.start_run(num_rounds=int(rounds), min_clients=2))
         await site.observer.until_ended(runs[0])
     visitor.url = site.manager_url
     page = await visitor.open(f"/tasks/{site.task_id}")
@@ -69,7 +69,7 @@ async def test_runs_are_compared_and_their_results_are_carried_away(site: Site, 
 async def test_on_a_phone_nothing_has_to_be_scrolled_sideways(site: Site, visitor: Visitor) -> None:
     await site.start_manager()
     mac = next(iter(await site.start_clients(2)))
-    run_id = await site.start_run("--rounds", "2", "--min-clients", "2")
+    run_id = await site.start_run(num_rounds=2, min_clients=2)
     await site.observer.until_ended(run_id)
     visitor.url = site.manager_url
     await visitor.page.set_viewport_size(PHONE)

@@ -83,7 +83,7 @@ async def test_fedops_clients_train_with_our_server(fedops: FedOps) -> None:
     fleet = crossing.site.observer.picture.fleet
     await crossing.site.observer.until(lambda: len(list(fleet.of_task(crossing.site.task_id))) == 2, timeout_s=SLOW_S)
 
-    run_id = await crossing.site.start_run("--rounds", "3")
+    run_id = await crossing.site.start_run(num_rounds=3)
     run = await ended(crossing)
     assert (run.run_id, run.outcome, run.round) == (run_id, RunOutcome.COMPLETED, 3)
     assert (run.metrics["eval_accuracy"] or 0) > MIN_ACCURACY

@@ -10,7 +10,7 @@ _HEARTBEATS = 12
 """Seconds, by the heartbeat that the test sets: more than a client may take to come."""
 
 
-@pytest.mark.parametrize("generation", [1, 2, 3])
+@pytest.mark.parametrize("generation", [1, *(pytest.param(later, marks=pytest.mark.long) for later in (2, 3))])
 async def test_a_client_manager_of_each_generation_drives_our_daemon(crossing: Crossing, generation: int) -> None:
     server = await crossing.start_open_server()
     port, at = free_port(), free_port()
@@ -25,6 +25,7 @@ async def test_a_client_manager_of_each_generation_drives_our_daemon(crossing: C
     assert manager.process.stdout.count("started") == 1
 
 
+@pytest.mark.long
 async def test_a_device_with_its_own_client_manager_is_spoken_for_too(crossing: Crossing) -> None:
     await crossing.start_manager()
     await crossing.start_bridge(come_limit_s=8, heartbeat_s=1)

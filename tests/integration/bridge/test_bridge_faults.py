@@ -3,6 +3,7 @@
 import signal
 
 import httpx
+import pytest
 from bridge_parts import MACS, NEW, Crossing, OldDevice, free_port
 
 from fedops_mqtt.protocol import ClientCondition, MemberCondition, Outcome, RunOutcome
@@ -25,6 +26,7 @@ async def two_old_devices(crossing: Crossing, *flags_of_second: str) -> list[Old
     return devices
 
 
+@pytest.mark.long
 async def test_one_failure_is_one_clients_failure(crossing: Crossing) -> None:
     await two_old_devices(crossing, "--raises")
     run_id = await crossing.site.start_run()
@@ -38,6 +40,7 @@ async def test_one_failure_is_one_clients_failure(crossing: Crossing) -> None:
     assert run.clients[MACS[0]].status is not MemberCondition.FAILED
 
 
+@pytest.mark.long
 async def test_a_killed_client_leaves_its_round_at_once_and_is_asked_again_when_it_is_back(crossing: Crossing) -> None:
     devices = await two_old_devices(crossing, "--holds")
     run_id = await crossing.site.start_run()
@@ -63,6 +66,7 @@ async def test_a_killed_client_leaves_its_round_at_once_and_is_asked_again_when_
     assert (finished.status.last_run.run_id, finished.status.last_run.outcome) == (run_id, Outcome.FINISHED)
 
 
+@pytest.mark.long
 async def test_a_stopped_run_ends_an_old_client_too(crossing: Crossing) -> None:
     devices = await two_old_devices(crossing, "--holds")
     run_id = await crossing.site.start_run()
@@ -81,6 +85,7 @@ async def test_a_stopped_run_ends_an_old_client_too(crossing: Crossing) -> None:
     assert left.out_reason == "shutdown"
 
 
+@pytest.mark.long
 async def test_a_device_that_moves_to_mqtt_is_left_to_itself(crossing: Crossing) -> None:
     port = free_port()
     bridge = await crossing.start_bridge(f"{NEW}=http://127.0.0.1:{port}")
@@ -96,6 +101,7 @@ async def test_a_device_that_moves_to_mqtt_is_left_to_itself(crossing: Crossing)
     assert new.status.instance != old.status.instance
 
 
+@pytest.mark.long
 async def test_a_fedops_server_that_is_killed_fails_its_run(crossing: Crossing) -> None:
     await crossing.start_manager(adopt=True)
     port, at = free_port(), free_port()

@@ -1,12 +1,14 @@
 """FedOps clients that know HTTP and gRPC only take part in runs over the line, as the fleet sees it."""
 
 import numpy as np
+import pytest
 from bridge_parts import MACS, NEW, Crossing, free_port
 
 from fedops_mqtt.protocol import ClientCondition, Outcome, RunOutcome
 from fedops_mqtt.server.tensor_file import read_tensors
 
 
+@pytest.mark.long
 async def test_an_old_client_trains_over_the_line_and_is_seen_finished(crossing: Crossing) -> None:
     await crossing.start_manager()
     port = free_port()

@@ -69,7 +69,9 @@ async def test_state_is_kept_between_rounds_and_runs(serve_fl: ServeFl, make_job
     assert counts == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("app", ["AddOne", "an_object", "client_fn", "make_app"])
+@pytest.mark.parametrize(
+    "app", ["AddOne", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("an_object", "client_fn", "make_app"))]
+)
 async def test_classic_grpc_trains_whatever_kind_of_app(serve_fl: ServeFl, make_job: MakeJob, app: str) -> None:
     address = f"127.0.0.1:{free_port()}"
     await serve_fl("grpc", address, "1")

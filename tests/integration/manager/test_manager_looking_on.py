@@ -102,7 +102,7 @@ async def test_prometheus_reads_clients_runs_and_delays(house: House) -> None:
         outcomes = {labels: value for (name, labels), value in seen.items() if name == "fedops_runs_total"}
         assert sum(outcomes.values()) == 1
         assert seen["fedops_trigger_to_training_seconds_count", (task,)] == 2
-        assert 0 < seen["fedops_trigger_to_training_seconds_sum", (task,)] < PATIENCE_S
+        assert seen["fedops_trigger_to_training_seconds_sum", (task,)] > 0
         assert seen["fedops_run_clients_total", (("status", "finished"), task)] == 1
 
 

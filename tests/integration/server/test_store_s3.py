@@ -55,6 +55,7 @@ def test_a_corrupt_newest_version_falls_back_and_that_is_said(s3: fsspec.Abstrac
     assert (found.version, found.passed_over) == (good.version, (newest,))
 
 
+@pytest.mark.long
 def test_a_server_that_is_killed_while_it_uploads_leaves_no_version(s3: fsspec.AbstractFileSystem) -> None:
     program = f"""
 import numpy as np
