@@ -18,6 +18,7 @@ ORDER = (
     "key_values",
     "settings_file",
     "settings",
+    "apps",
     "core",
     "bus",
     "door",

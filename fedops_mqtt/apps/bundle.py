@@ -1,0 +1,244 @@
+"""A Flower app bundle (FAB) as `flwr build` makes it: read, and checked whole, before a byte of it is written anywhere.
+
+A bundle is a zip with `pyproject.toml`, the app's files, and `.info/CONTENT`: one line a file,
+`path,sha256,bits` with the size in bits (Flower 1.41, `flwr.cli.build`).
+Bundles come over the network: each number in them is the sender's claim.
+"""
+
+import hashlib
+import re
+import stat
+import tomllib
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import PurePosixPath
+from typing import Any
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.version import InvalidVersion, Version
+
+from fedops_mqtt.apps.errors import AppRefusedError, RefusalCode
+from fedops_mqtt.key_values import Plain, flatten
+
+MANIFEST = ".info/CONTENT"
+PROJECT = "pyproject.toml"
+_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+_ENCRYPTED = 0x1
+_NAME_BYTES = 255
+"""The longest file name that Linux file systems take."""
+_PATH_BYTES = 1024
+_COMPONENT = re.compile(r"[^\x00-\x1f\x7f/\\:]+")
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleLimits:
+    """How large a bundle may be; Flower's own limit is 10 MiB packed."""
+
+    packed_bytes: int = 10 * _MIB
+    unpacked_bytes: int = 100 * _MIB
+    num_files: int = 5000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundledFile:
+    """One file of a bundle, as its manifest lists it; `size` is in bytes."""
+
+    path: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppBundle:
+    """A bundle that was read whole and found to be what it says."""
+
+    digest: str
+    """SHA-256 of the bundle, 64 hexadecimal digits."""
+    size: int
+    """Bytes of the bundle as it travels."""
+    publisher: str
+    name: str
+    version: str
+    """The project's version as PEP 440 writes it."""
+    client_app: str | None
+    """`MODULE:ATTRIBUTE` from `[tool.flwr.app.components]`."""
+    server_app: str | None
+    requires: tuple[str, ...]
+    """`[project] dependencies`, one requirement (PEP 508) each."""
+    config: Mapping[str, Plain]
+    """`[tool.flwr.app.config]` with dotted keys."""
+    files: tuple[BundledFile, ...]
+
+    @property
+    def title(self) -> str:
+        """Return `publisher/name version`, for people."""
+        return f"{self.publisher}/{self.name} {self.version}"
+
+
+def read_bundle(data: bytes, *, digest: str | None = None, limits: BundleLimits | None = None) -> AppBundle:
+    """Check a bundle whole and return what it holds; nothing is written and nothing of it runs.
+
+    `digest` is the SHA-256 that the bundle must have, where it is known.
+
+    Raises:
+        AppRefusedError: it is too large, has another digest, or is no bundle that `flwr build` makes.
+    """
+    limits = limits or BundleLimits()
+    if len(data) > limits.packed_bytes:
+        raise AppRefusedError(RefusalCode.TOO_LARGE, f"{len(data):,} bytes, at most {limits.packed_bytes:,} are taken")
+    found = hashlib.sha256(data).hexdigest()
+    if digest is not None and found != digest:
+        raise AppRefusedError(RefusalCode.DIGEST_MISMATCH, f"its SHA-256 is {found}, not {digest}")
+    files = tuple(_check_file(each, content) for each, content in _contents(data, limits))
+    return _describe(dict(iter_contents(data, files, only={PROJECT}))[PROJECT], found, len(data), files)
+
+
+def iter_contents(
+    data: bytes, files: tuple[BundledFile, ...], only: set[str] | None = None
+) -> Iterator[tuple[str, bytes]]:
+    """Give path and content of the files of a bundle that `read_bundle` has checked."""
+    with zipfile.ZipFile(BytesIO(data)) as archive:
+        for each in files:
+            if only is None or each.path in only:
+                yield each.path, _read(archive, archive.getinfo(each.path), each.size)
+
+
+def _contents(data: bytes, limits: BundleLimits) -> Iterator[tuple[BundledFile, bytes]]:
+    """Give each file that the manifest lists with its content; refuse what the manifest and the zip differ in."""
+    try:
+        with zipfile.ZipFile(BytesIO(data)) as archive:
+            entries = _check_entries(archive.infolist(), limits)
+            manifest = _read(archive, entries.pop(MANIFEST), limits.num_files * (_PATH_BYTES + 100))
+            listed = _parse_manifest(manifest)
+            if listed.keys() != entries.keys():
+                odd = sorted(listed.keys() ^ entries.keys())
+                raise _malformed(f"{MANIFEST} and the zip list different files: {', '.join(odd[:3])}")
+            for path, each in listed.items():
+                yield each, _read(archive, entries[path], each.size)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError, OverflowError) as error:
+        raise _malformed(f"it cannot be unpacked: {error}") from error
+
+
+def _check_entries(infos: list[zipfile.ZipInfo], limits: BundleLimits) -> dict[str, zipfile.ZipInfo]:
+    if len(infos) > limits.num_files:
+        raise AppRefusedError(RefusalCode.TOO_LARGE, f"{len(infos):,} files, at most {limits.num_files:,} are taken")
+    total = sum(info.file_size for info in infos)
+    if total > limits.unpacked_bytes:
+        problem = f"{total:,} bytes unpacked, at most {limits.unpacked_bytes:,} are taken"
+        raise AppRefusedError(RefusalCode.TOO_LARGE, problem)
+    entries: dict[str, zipfile.ZipInfo] = {}
+    folded: dict[str, str] = {}
+    for info in infos:
+        _check_entry(info)
+        # Two names that one file system takes for the same would overwrite each other.
+        same = folded.setdefault(unicodedata.normalize("NFC", info.filename).casefold(), info.filename)
+        if info.filename in entries or same != info.filename:
+            raise _malformed(f"it holds {info.filename!r} twice")
+        entries[info.filename] = info
+    for needed in (MANIFEST, PROJECT):
+        if needed not in entries:
+            raise _malformed(f"{needed} is missing; make it with `flwr build`")
+    parents = {str(parent) for path in entries for parent in PurePosixPath(path).parents}
+    if clash := sorted(parents & entries.keys()):
+        raise _malformed(f"{clash[0]!r} is both a file and a folder")
+    return entries
+
+
+def _check_entry(info: zipfile.ZipInfo) -> None:
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG):
+        raise _malformed(f"{info.filename!r} is a link, a folder or a device, not a file")
+    if info.flag_bits & _ENCRYPTED or info.compress_type not in _METHODS:
+        raise _malformed(f"{info.filename!r} is encrypted, or packed in another way than `flwr build` does")
+    # zipfile cuts a name at its first NUL: what is left must be what the zip says.
+    if info.orig_filename != info.filename:
+        raise _malformed(f"{info.orig_filename!r} is no file name")
+    _check_path(info.filename)
+
+
+def _check_path(path: str) -> None:
+    parts = path.split("/")
+    plain = all(_COMPONENT.fullmatch(part) and part not in (".", "..") for part in parts)
+    try:
+        sizes = [len(part.encode()) for part in parts]
+    except UnicodeEncodeError:
+        sizes = [_PATH_BYTES + 1]
+    if not plain or max(sizes) > _NAME_BYTES or sum(sizes) + len(sizes) > _PATH_BYTES:
+        raise _malformed(f"{path[:200]!r} is no path of a file below the app's folder")
+
+
+def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: int) -> bytes:
+    """Read at most `size` bytes and one: what the zip says of its sizes need not be so."""
+    with archive.open(info) as file:
+        content = file.read(size + 1)
+        if len(content) <= size:
+            content += file.read(1)  # the end of the file is where zipfile compares the checksum
+    if len(content) > size:
+        raise _malformed(f"{info.filename!r} is larger than it says")
+    return content
+
+
+def _parse_manifest(raw: bytes) -> dict[str, BundledFile]:
+    listed: dict[str, BundledFile] = {}
+    try:
+        lines = raw.decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise _malformed(f"{MANIFEST} is not UTF-8") from error
+    for line in filter(None, lines):
+        match = re.fullmatch(r"(.+),([0-9a-f]{64}),(0|[1-9][0-9]{0,15})", line)
+        if match is None or int(match[3]) % 8 or match[1] in listed:
+            raise _malformed(f"{MANIFEST} has a line that is not `path,sha256,bits`, or a path twice: {line[:200]!r}")
+        listed[match[1]] = BundledFile(path=match[1], sha256=match[2], size=int(match[3]) // 8)
+    return listed
+
+
+def _check_file(listed: BundledFile, content: bytes) -> BundledFile:
+    if len(content) != listed.size or hashlib.sha256(content).hexdigest() != listed.sha256:
+        raise _malformed(f"{listed.path!r} is not the file that {MANIFEST} lists")
+    return listed
+
+
+def _describe(project: bytes, digest: str, size: int, files: tuple[BundledFile, ...]) -> AppBundle:
+    try:
+        read: dict[str, Any] = tomllib.loads(project.decode("utf-8"))
+        about, app = read["project"], read["tool"]["flwr"]["app"]
+        components = app.get("components", {})
+        return AppBundle(
+            digest=digest,
+            size=size,
+            publisher=_text(app["publisher"]),
+            name=_text(about["name"]),
+            version=str(Version(_text(about["version"]))),
+            client_app=_reference(components.get("clientapp")),
+            server_app=_reference(components.get("serverapp")),
+            requires=tuple(str(Requirement(_text(each))) for each in about.get("dependencies", [])),
+            config=flatten(app.get("config", {})),
+            files=files,
+        )
+    except KeyError as error:
+        raise _malformed(f"{PROJECT} has no {error}") from error
+    except (ValueError, TypeError, AttributeError, RecursionError, InvalidVersion, InvalidRequirement) as error:
+        raise _malformed(f"{PROJECT}: {error}") from error
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip() or len(value) > _PATH_BYTES or not value.isprintable():
+        raise ValueError(f"{str(value)[:100]!r} is not a printable text")
+    return value
+
+
+def _reference(value: object) -> str | None:
+    if value is None:
+        return None
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", text := _text(value)):
+        raise ValueError(f"{text!r} is not MODULE:ATTRIBUTE")
+    return text
+
+
+def _malformed(problem: str) -> AppRefusedError:
+    return AppRefusedError(RefusalCode.MALFORMED, problem)

@@ -1,0 +1,169 @@
+"""The apps that a device keeps: one read-only folder a digest, whole or not there at all.
+
+A transfer that breaks goes on from its partial file. What is being written has a name that begins with `.new-`; it
+becomes the app by one rename, so a power cut leaves the app or nothing, never half of it.
+"""
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedops_mqtt.apps.bundle import AppBundle, iter_contents
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_NEW = ".new-"
+_PARTIAL = ".part"
+_DAY_S = 24 * 3600.0
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepLimits:
+    """How much of what was delivered stays: at most so many apps, so many bytes, and none unused for longer."""
+
+    num_apps: int = 5
+    size_bytes: int = 500 * _MIB
+    age_s: float = 90 * _DAY_S
+
+
+class AppLibrary:
+    """A folder of delivered apps; one daemon writes it at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def find(self, digest: str) -> Path | None:
+        """Return the folder of an installed app, or None."""
+        path = self._path(digest)
+        return path if path.is_dir() else None
+
+    def installed(self) -> list[str]:
+        """Return the digests of the installed apps, the last used first."""
+        return [path.name for path in sorted(self._apps(), key=_used_at, reverse=True)]
+
+    def partial(self, digest: str) -> Path:
+        """Return the file that a transfer appends to; a broken one goes on at its end."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self._path(digest).with_suffix(_PARTIAL)
+
+    def install(self, data: bytes, bundle: AppBundle) -> Path:
+        """Write a checked bundle's files and return their folder; an app that is there already is left as it is.
+
+        Raises:
+            OSError: the disk is full or cannot be written; nothing of the app is left.
+        """
+        target = self._path(bundle.digest)
+        if target.is_dir():
+            return target
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._remove_leftovers()
+        fresh = self.folder / f"{_NEW}{bundle.digest[:16]}-{secrets.token_hex(4)}"
+        try:
+            fresh.mkdir(mode=0o700)
+            for path, content in iter_contents(data, bundle.files):
+                _write(fresh / path, content)
+            _seal(fresh)
+            fresh.rename(target)
+            _sync(self.folder)
+        except BaseException:
+            _remove(fresh)
+            raise
+        self.partial(bundle.digest).unlink(missing_ok=True)
+        return target
+
+    def note_use(self, digest: str) -> None:
+        """Remember that a run uses this app now; `prune` removes those first that were used longest ago."""
+        os.utime(self._path(digest))
+
+    def approve(self, digest: str) -> None:
+        """Write down that this device's owner allows the app of this digest."""
+        self._approval(digest).parent.mkdir(parents=True, exist_ok=True)
+        self._approval(digest).touch()
+        _sync(self._approval(digest).parent)
+
+    def is_approved(self, digest: str) -> bool:
+        """Tell whether the owner has allowed this digest."""
+        return self._approval(digest).exists()
+
+    def prune(self, limits: KeepLimits, *, keep: frozenset[str] = frozenset()) -> list[str]:
+        """Remove what is beyond the limits, the last used stays longest, and return the digests that went.
+
+        `keep` names apps in use. Partial transfers and unfinished folders older than a day go as well.
+        """
+        self._remove_leftovers()
+        total, gone = 0, []
+        for number, digest in enumerate(self.installed()):
+            path = self._path(digest)
+            total += sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
+            is_old = time.time() - _used_at(path) > limits.age_s
+            if digest not in keep and (is_old or number >= limits.num_apps or total > limits.size_bytes):
+                # Renamed first: a power cut in the middle of a removal must not leave half an app under its digest.
+                _remove(path.rename(self.folder / f"{_NEW}{digest[:16]}-removed-{secrets.token_hex(4)}"))
+                gone.append(digest)
+        return gone
+
+    def _path(self, digest: str) -> Path:
+        if not _DIGEST.fullmatch(digest):
+            raise ValueError(f"{digest[:100]!r} is no SHA-256 digest")
+        return self.folder / digest
+
+    def _approval(self, digest: str) -> Path:
+        return self.folder / "approved" / self._path(digest).name
+
+    def _apps(self) -> Iterator[Path]:
+        with contextlib.suppress(FileNotFoundError):
+            yield from (Path(entry) for entry in os.scandir(self.folder) if _DIGEST.fullmatch(entry.name))
+
+    def _remove_leftovers(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            for entry in os.scandir(self.folder):
+                is_old = time.time() - entry.stat(follow_symlinks=False).st_mtime > _DAY_S
+                if entry.name.startswith(_NEW):  # one daemon writes here: whoever made it is dead
+                    _remove(Path(entry))
+                elif entry.name.endswith(_PARTIAL) and is_old:
+                    os.unlink(entry)
+
+
+def _used_at(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # O_EXCL and O_NOFOLLOW: a bundle was checked to name each file once, and there are no links in a fresh folder.
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fchmod(file.fileno(), 0o444)
+        os.fsync(file.fileno())
+
+
+def _seal(folder: Path) -> None:
+    """Make every folder read-only and its entries durable, the inner ones first."""
+    inner = [Path(root) for root, _, _ in os.walk(folder)]
+    for path in reversed(inner):
+        path.chmod(0o555)
+        _sync(path)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a sealed folder; what cannot be removed now goes with the next clean-up."""
+    for root, _, _ in os.walk(folder):
+        with contextlib.suppress(OSError):
+            os.chmod(root, 0o700)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,148 @@
+"""Signatures of apps: Ed25519 (RFC 8032) over digest, task and version, so that a signed app is good for one task only.
+
+The private key stays in the fleet's folder. A device knows the public keys of whoever may sign for it from its own
+settings; nothing that comes over the network adds one.
+"""
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Iterable
+from typing import Annotated
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+from packaging.version import InvalidVersion, Version
+from pydantic import BaseModel, ConfigDict, Field
+
+from fedops_mqtt.apps.errors import AppRefusedError, RefusalCode
+
+PREFIX = "ed25519:"
+_PURPOSE = "fedops-mqtt app v1"
+
+
+class AppSignature(BaseModel):
+    """Who signed an app, and the signature; public."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    key_id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    """The first 16 hexadecimal digits of the public key's SHA-256."""
+    signature: Annotated[str, Field(max_length=88)]
+    """64 bytes as base64."""
+
+
+class AppSigner:
+    """Signs apps with a private key; made from the PEM that `make_signing_key` returned."""
+
+    def __init__(self, pem: bytes) -> None:
+        """Read the key.
+
+        Raises:
+            ValueError: the text is no Ed25519 private key.
+        """
+        try:
+            key = load_pem_private_key(pem, password=None)
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            raise ValueError(f"no private key: {error}") from error
+        if not isinstance(key, Ed25519PrivateKey):
+            raise ValueError("the key is not an Ed25519 key")
+        self._key = key
+
+    @property
+    def public_key(self) -> str:
+        """Return the public key as devices have it in `app_signers`: `ed25519:` and base64."""
+        return PREFIX + base64.b64encode(_raw(self._key.public_key())).decode()
+
+    def sign(self, *, digest: str, task_id: str, version: str) -> AppSignature:
+        """Return the signature of one version of a task's app."""
+        signature = self._key.sign(_statement(digest=digest, task_id=task_id, version=version))
+        return AppSignature(key_id=key_id_of(self._key.public_key()), signature=base64.b64encode(signature).decode())
+
+
+def make_signing_key() -> bytes:
+    """Return a new private key as PEM (PKCS #8); who has it can run code on the fleet's devices."""
+    return Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def parse_public_key(text: str) -> Ed25519PublicKey:
+    """Return the public key that `ed25519:BASE64` names.
+
+    Raises:
+        ValueError: the text is no such key.
+    """
+    try:
+        raw = base64.b64decode(text.removeprefix(PREFIX), validate=True)
+        if not text.startswith(PREFIX):
+            raise ValueError(f"it does not begin with {PREFIX!r}")
+        return Ed25519PublicKey.from_public_bytes(raw)
+    except (ValueError, binascii.Error) as error:
+        raise ValueError(f"{text[:100]!r} is no public key of an app signer: {error}") from error
+
+
+def key_id_of(key: Ed25519PublicKey) -> str:
+    """Return the name of a public key in signatures and messages."""
+    return hashlib.sha256(_raw(key)).hexdigest()[:16]
+
+
+def check_signature(
+    signature: AppSignature | None,
+    *,
+    digest: str,
+    task_id: str,
+    version: str,
+    signers: Iterable[str],
+    min_version: str | None = None,
+) -> None:
+    """Accept an app that one of `signers` (public keys) has signed for this task, and that is not too old.
+
+    Raises:
+        AppRefusedError: it is unsigned, signed by somebody else, for another digest, task or version, or older than
+            `min_version`.
+    """
+    if signature is None:
+        raise AppRefusedError(RefusalCode.UNSIGNED, "it is not signed; publish it with the fleet's key")
+    known = {key_id_of(key): key for key in map(parse_public_key, signers)}
+    key = known.get(signature.key_id)
+    if key is None:
+        problem = f"signed with key {signature.key_id}, which is not among this device's app_signers"
+        raise AppRefusedError(RefusalCode.UNKNOWN_SIGNER, problem)
+    try:
+        raw = base64.b64decode(signature.signature, validate=True)
+        key.verify(raw, _statement(digest=digest, task_id=task_id, version=version))
+    except (InvalidSignature, binascii.Error, ValueError) as error:
+        problem = f"the signature is not one of this digest for task {task_id!r} and version {version!r}"
+        raise AppRefusedError(RefusalCode.BAD_SIGNATURE, problem) from error
+    check_version(version, min_version)
+
+
+def check_version(version: str, min_version: str | None) -> None:
+    """Refuse a version below the one that the device's owner has pinned, however well it is signed.
+
+    Raises:
+        AppRefusedError: it is older, or no version at all.
+    """
+    try:
+        is_older = min_version is not None and Version(version) < Version(min_version)
+    except InvalidVersion as error:
+        raise AppRefusedError(RefusalCode.MALFORMED, f"{version[:100]!r} is no version (PEP 440)") from error
+    if is_older:
+        raise AppRefusedError(RefusalCode.TOO_OLD, f"version {version} is older than the pinned {min_version}")
+
+
+def _statement(*, digest: str, task_id: str, version: str) -> bytes:
+    # Lines cannot run into each other: no part may hold a line break.
+    if any("\n" in part for part in (digest, task_id, version)):
+        raise ValueError("digest, task and version are one line each")
+    return "\n".join((_PURPOSE, digest, task_id, version)).encode()
+
+
+def _raw(key: Ed25519PublicKey) -> bytes:
+    return key.public_bytes(Encoding.Raw, PublicFormat.Raw)

@@ -1,0 +1,113 @@
+"""An app is on the device whole or not at all, whenever the power goes."""
+
+import os
+import signal
+import stat
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from bundles import CODE, PROJECT, zipped
+
+from fedops_mqtt.apps import AppLibrary, KeepLimits, read_bundle
+
+FILES = {"pyproject.toml": PROJECT.encode(), **{f"digits/{name}.py": CODE.encode() for name in ("a", "b", "sub/c")}}
+DATA = zipped(FILES)
+BUNDLE = read_bundle(DATA)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def another(number: int) -> bytes:
+    return zipped({**FILES, "number.py": str(number).encode()})
+
+
+def test_an_app_is_installed_once_and_read_only(tmp_path: Path) -> None:
+    library = AppLibrary(tmp_path / "apps")
+    assert library.find(BUNDLE.digest) is None
+    folder = library.install(DATA, BUNDLE)
+    assert contents(folder) == FILES
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in [folder, *folder.rglob("*")]}
+    assert modes == {0o555, 0o444}
+    assert library.install(DATA, BUNDLE) == folder == AppLibrary(tmp_path / "apps").find(BUNDLE.digest)
+    assert library.installed() == [BUNDLE.digest]
+
+
+@pytest.mark.parametrize("digest", ["", "..", "../" + "a" * 61, "A" * 64, "a" * 63])
+def test_what_is_no_digest_names_no_folder(tmp_path: Path, digest: str) -> None:
+    with pytest.raises(ValueError, match="digest"):
+        AppLibrary(tmp_path).find(digest)
+
+
+def test_approval_is_kept_for_a_digest(tmp_path: Path) -> None:
+    library = AppLibrary(tmp_path / "apps")
+    assert not library.is_approved(BUNDLE.digest)
+    library.approve(BUNDLE.digest)
+    assert AppLibrary(tmp_path / "apps").is_approved(BUNDLE.digest)
+    assert not library.is_approved("b" * 64)
+
+
+def test_the_last_used_apps_stay_and_those_in_use(tmp_path: Path) -> None:
+    library = AppLibrary(tmp_path / "apps")
+    digests = []
+    for number in range(4):
+        data = another(number)
+        bundle = read_bundle(data)
+        library.install(data, bundle)
+        os.utime(library.folder / bundle.digest, (number + 1, time.time() - 100 + number))
+        digests.append(bundle.digest)
+    assert library.installed() == digests[::-1]
+    assert library.prune(KeepLimits(num_apps=2), keep=frozenset(digests[:1])) == [digests[1]]
+    assert set(library.installed()) == {digests[0], *digests[2:]}
+    library.note_use(digests[0])
+    assert library.installed()[0] == digests[0]
+    assert set(library.prune(KeepLimits(size_bytes=1))) == {digests[0], *digests[2:]}
+    assert [path.name for path in library.folder.iterdir()] == []
+
+
+STEPS = ("open", "os.mkdir", "os.rename", "os.chmod", "os.remove", "os.rmdir", "os.utime")
+
+
+def killed_at(step: int, folder: Path) -> bool:
+    """Install, use and remove the app in a child process that is killed at its `step`th access to the folder."""
+    child = os.fork()
+    if child == 0:
+        left = step
+
+        def count(event: str, args: tuple[object, ...]) -> None:
+            nonlocal left
+            if event in STEPS and str(folder) in str(args[0]):
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(count)
+        library = AppLibrary(folder)
+        library.install(DATA, BUNDLE)
+        library.note_use(BUNDLE.digest)
+        library.prune(KeepLimits(num_apps=0))
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status)
+
+
+def test_a_power_cut_at_any_step_leaves_the_whole_app_or_nothing(tmp_path: Path) -> None:
+    seen: set[bool] = set()
+    for step in range(1, 500):
+        folder = tmp_path / f"apps-{step}"
+        was_killed = killed_at(step, folder)
+        library = AppLibrary(folder)
+        found = library.find(BUNDLE.digest)
+        assert found is None or contents(found) == FILES, step
+        seen.add(found is not None)
+        if not was_killed:
+            break
+        assert contents(library.install(DATA, BUNDLE)) == FILES, step
+        assert [path.name for path in folder.iterdir()] == [BUNDLE.digest], step
+    else:
+        pytest.fail("it never came to its end")
+    assert seen == {True, False}
+    assert step > 20
