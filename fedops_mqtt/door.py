@@ -3,9 +3,14 @@
 On loopback it is open to this machine; beyond it opens only with a bearer token or a client certificate. What is let
 in has a bounded body. No web page elsewhere gets in through a visitor's browser: requests and WebSockets of other
 origins are refused unless they are set (RFC 6454; a plain POST and a WebSocket need no CORS), and without a token only
-requests that name this machine by address or `localhost` (a foreign name is DNS rebinding).
+requests that name this machine as `localhost` or by a loopback address (a foreign name is DNS rebinding; browsers hold
+`0.0.0.0` for a public address and say nothing of the page that asks). A body that was cut off is never obeyed.
 """
 
+import asyncio
+import base64
+import binascii
+import contextlib
 import hmac
 import ipaddress
 import ssl
@@ -17,10 +22,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY_BYTES = 1024 * 1024
 """20,000 named clients are 400 kB."""
+
+BODY_S = 60.0
+"""A request's whole body arrives within this."""
+
+IS_ABSOLUTE = "is_target_absolute"
+"""In a request's state: its target is a whole URL, which programs send to a proxy, and browsers to nobody else."""
 
 _POLICY_VIOLATION = 1008
 """WebSocket close code (RFC 6455, 7.4.1)."""
@@ -50,6 +62,8 @@ class DoorRules:
     client_ca_file: Path | None = None
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = MAX_BODY_BYTES
+    is_for_fedops: bool = False
+    """The token is the password of a URL (basic authentication), and programs may have us as their `http_proxy`."""
 
     @property
     def is_tls(self) -> bool:
@@ -89,7 +103,7 @@ class Door:
             )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request in, or answer 401, 403, 413 or 421."""
+        """Let a request in, or answer 401, 403, 408, 413 or 421."""
         await self._within(scope, receive, send)
 
     async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,23 +111,39 @@ class Door:
             await self._app(scope, receive, send)
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
-        refusal = self._judge(headers)
+        refusal = self._judge(scope, headers)
         if scope["type"] == "websocket":
             await (_hang_up if refusal else self._app)(scope, receive, send)
         elif refusal is not None:
             await refusal(scope, receive, send)
-        elif (body := await self._read_body(headers, receive)) is None:
-            await self._too_large()(scope, receive, send)
+        else:
+            await self._take_in(scope, receive, send)
+
+    async def _take_in(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout(BODY_S):
+                body = await self._read_body(scope, receive)
+        except ClientDisconnect:
+            return
+        except TimeoutError:
+            await self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"the body took over {BODY_S:g} s", {})(scope, receive, send)
+        except _TooLargeError:
+            limit = f"the body is over {self._rules.max_body_bytes} bytes"
+            await self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, limit, {})(scope, receive, send)
         else:
             await self._app(scope, _replay(body, receive), send)
 
-    def _judge(self, headers: Mapping[bytes, bytes]) -> ASGIApp | None:
+    def _judge(self, scope: Scope, headers: Mapping[bytes, bytes]) -> ASGIApp | None:
         if not self._may_come_from(headers):
             return self._refuse(HTTPStatus.FORBIDDEN, "a page of another origin may not ask here", {})
-        if self._rules.token is not None and not self._has_token(headers.get(b"authorization", b"")):
-            how = {"WWW-Authenticate": "Bearer"}
-            return self._refuse(HTTPStatus.UNAUTHORIZED, "this API needs its bearer token", how)
-        if not self._rules.is_guarded and not _names_this_machine(headers.get(b"host", b"").decode("latin-1")):
+        if self._rules.token is not None and not self._has_token(headers):
+            return self._refuse(HTTPStatus.UNAUTHORIZED, *self._asked_for)
+        is_proxied = self._rules.is_for_fedops and scope.get(IS_ABSOLUTE, False)
+        if (
+            not self._rules.is_guarded
+            and not is_proxied
+            and not _names_this_machine(headers.get(b"host", b"").decode("latin-1"))
+        ):
             why = "without a token this is only for this machine: ask for it as 127.0.0.1 or localhost"
             return self._refuse(HTTPStatus.MISDIRECTED_REQUEST, why, {})
         return None
@@ -125,29 +155,51 @@ class Door:
             return True
         return _host_in(origin.decode("latin-1")) == headers.get(b"host", b"").decode("latin-1")
 
-    def _has_token(self, authorization: bytes) -> bool:
-        scheme, _, given = authorization.decode("latin-1").partition(" ")
+    @property
+    def _asked_for(self) -> tuple[str, Mapping[str, str]]:
+        if self._rules.is_for_fedops:
+            how = {"WWW-Authenticate": 'Basic realm="fedops-mqtt bridge"'}
+            return "the URL needs the token: http://MAC:TOKEN@host:port", how
+        return "this API needs its bearer token", {"WWW-Authenticate": "Bearer"}
+
+    def _has_token(self, headers: Mapping[bytes, bytes]) -> bool:
         wanted = (self._rules.token or "").encode()
+        if self._rules.is_for_fedops:
+            return hmac.compare_digest(credentials_in(headers)[1].encode(), wanted)
+        scheme, _, given = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         return hmac.compare_digest(given.strip().encode(), wanted) and scheme.lower() == "bearer"
 
-    def _too_large(self) -> ASGIApp:
-        limit = f"the body is over {self._rules.max_body_bytes} bytes"
-        return self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, limit, {})
-
-    async def _read_body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes | None:
-        """Return the whole body, or None as soon as it is too large."""
-        declared = headers.get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self._rules.max_body_bytes:
-            return None
+    async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if declared.isdigit() and int(declared[:20]) > self._rules.max_body_bytes:
+            raise _TooLargeError
         body = bytearray()
         is_more = True
         while is_more:
             part = await receive()
+            if part["type"] == "http.disconnect":
+                raise ClientDisconnect
             body += part.get("body", b"")
             is_more = part.get("more_body", False)
             if len(body) > self._rules.max_body_bytes:
-                return None
+                raise _TooLargeError
         return bytes(body)
+
+
+class _TooLargeError(Exception):
+    pass
+
+
+def credentials_in(headers: Mapping[bytes, bytes]) -> tuple[str, str]:
+    """Return user name and password of a request or of its proxy's address; empty where there are none."""
+    given = headers.get(b"authorization") or headers.get(b"proxy-authorization") or b""
+    scheme, _, encoded = given.partition(b" ")
+    if scheme.lower() != b"basic":
+        return "", ""
+    with contextlib.suppress(binascii.Error, UnicodeDecodeError):
+        user, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
+        return user, password
+    return "", ""
 
 
 def check_address(host: str, address: str, rules: DoorRules, *, what: str, setting: str) -> None:
@@ -169,13 +221,14 @@ def is_loopback(host: str) -> bool:
 
 
 def _names_this_machine(host: str) -> bool:
-    """Return whether a Host header holds an address or `localhost`; HTTP/1.0 has none, and no browser speaks it."""
+    """Return whether a Host header holds `localhost` or a loopback address; HTTP/1.0 has none, no browser speaks it."""
     name = host.rpartition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
     try:
-        ipaddress.ip_address(name)
+        address = ipaddress.ip_address(name)
     except ValueError:
         return name.lower() in ("", "localhost")
-    return True
+    # Not `::ffff:127.0.0.1`, which is not what we listen on, and which newer Pythons call loopback.
+    return address.is_loopback and getattr(address, "ipv4_mapped", None) is None
 
 
 def _host_in(origin: str) -> str | None:

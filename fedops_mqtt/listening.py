@@ -1,21 +1,23 @@
-"""An HTTP address of ours while it is served: the client's shim, the manager's API and the bridge listen alike.
+"""An HTTP address while it is served: the client's shim, the manager's API, the bridge and the line listen alike.
 
-uvicorn serves in the caller's event loop and leaves signals alone: when a process ends is its own to say.
+uvicorn serves in the caller's event loop and leaves signals alone.
 """
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Literal
 
-import uvicorn
 from starlette.types import ASGIApp
 
 from fedops_mqtt.door import DoorRules, check_address
+from fedops_mqtt.http_server import HttpServer
 
-BACKLOG = 100
-"""Connections that wait to be taken; a page opens six at once, a FedOps fleet polls one device at a time."""
+BACKLOG = 4096
+"""Connections that the kernel keeps until they are accepted; fewer, and a fleet that comes back at once is refused."""
+MAX_CONNECTIONS = 4096
+"""Of one address, unless its caller says another number."""
 
 WebSockets = Literal["none", "websockets-sansio"]
 
@@ -40,8 +42,22 @@ def listen(address: str, rules: DoorRules, *, what: str, setting: str, default_h
     """
     host, port = split_address(address, default_host=default_host)
     check_address(host, address, rules, what=what, setting=setting)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    return open_socket(host, port)
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises:
+        OSError: the address is taken, or none of this machine's.
+        OverflowError: there is no such port.
+    """
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG
+        )
+    except UnicodeError as error:
+        raise OSError(f"{host!r} is no host name: {error}") from error
 
 
 def url_of(listening: socket.socket, rules: DoorRules) -> str:
@@ -59,35 +75,24 @@ async def serving(
     name: str,
     shutdown_s: int,
     websockets: WebSockets = "none",
+    max_connections: int = MAX_CONNECTIONS,
 ) -> AsyncIterator[None]:
     """Serve an application while the block runs; requests still open `shutdown_s` after its end are cut.
 
     `rules` say whether it speaks TLS; whom they let in is for `Door` to check. The socket is closed at the end.
     """
-    config = uvicorn.Config(
+    server = HttpServer(
         app,
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        lifespan="off",
-        loop="none",
+        listening,
+        max_connections=max_connections,
+        shutdown_s=shutdown_s,
         ws=websockets,
-        server_header=False,
-        timeout_graceful_shutdown=shutdown_s,
         **rules.for_uvicorn(),
     )
-    server = _Server(config)
     with listening:
         async with asyncio.TaskGroup() as group:
-            group.create_task(server.serve(sockets=[listening]), name=name)
+            group.create_task(server.serve(), name=name)
             try:
                 yield
             finally:
                 server.should_exit = True
-
-
-class _Server(uvicorn.Server):
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave signals to whoever serves."""
-        yield

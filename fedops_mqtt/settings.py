@@ -187,8 +187,12 @@ class ClientSettings(BusSettings, DoorSettings):
         Field(description="FL servers' host, for FedOps managers that have one built in; FEDOPS_AGGREGATION_HOST"),
     ] = Field(default_factory=lambda: os.environ.get("FEDOPS_AGGREGATION_HOST"))
     server_ip_allow: Annotated[
-        str, Field(description="FL servers that POST /start may name: hosts, networks, host:port, comma between")
+        str,
+        Field(description="FL servers that POST /start may name: hosts, networks, host:port; else our managers' hosts"),
     ] = ""
+    http_get_start: Annotated[
+        bool, Field(description="GET /start/HOST:PORT starts too, for FedOps' first managers")
+    ] = False
     state_dir: Annotated[Path, Field(description="where the journal is kept")] = Field(
         default_factory=default_state_dir
     )

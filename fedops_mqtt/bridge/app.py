@@ -14,7 +14,7 @@ from fedops_mqtt import __version__
 from fedops_mqtt.bridge.api import make_api
 from fedops_mqtt.bridge.classic import ClassicOptions
 from fedops_mqtt.bridge.desk import Desk
-from fedops_mqtt.bridge.http import Guard
+from fedops_mqtt.bridge.http import guarded
 from fedops_mqtt.bridge.link import Link
 from fedops_mqtt.bridge.old_client import OldClient
 from fedops_mqtt.bridge.presence import Presence, own_identity
@@ -88,7 +88,7 @@ class Bridge:
             BrokerUrlError: the broker's URL is none.
         """
         token = self.settings.bridge_token.get_secret_value() if self.settings.bridge_token else None
-        rules = DoorRules(token=token)
+        rules = DoorRules(token=token, is_for_fedops=True)
         listening = listen(
             self.settings.http,
             rules,
@@ -96,7 +96,7 @@ class Bridge:
             setting="FEDOPS_MQTT_BRIDGE_TOKEN",
             default_host="127.0.0.1",
         )
-        app = Guard(make_api(self._desk), token)
+        app = guarded(make_api(self._desk), rules)
         async with (
             httpx.AsyncClient(trust_env=False) as http,
             serving(app, listening, rules, name="bridge-http", shutdown_s=_SHUTDOWN_S),

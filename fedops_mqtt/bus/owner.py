@@ -29,7 +29,7 @@ from fedops_mqtt.core import ownership
 from fedops_mqtt.core.fencing import LAST_SEQ, Stamp
 from fedops_mqtt.core.fleet import says_out
 from fedops_mqtt.core.ownership import Adopt, Decision, Ignore, Ownership, Repair, SeenWord, Yield
-from fedops_mqtt.protocol import StatusMessage, Topic
+from fedops_mqtt.protocol import ProtocolError, StatusMessage, Topic
 
 logger = logging.getLogger(__name__)
 
@@ -232,15 +232,15 @@ class StatusOwner:
         except PublishTimeoutError as error:
             logger.warning("status was not acknowledged, saying it again", extra={"problem": str(error)})
             self._due_at = min(self._due_at, time.monotonic())
-        except RefusedError as error:
+        except (RefusedError, ProtocolError) as error:
             self._note_refusal(error)
         else:
             self._is_refused = False
             if self._due_at == _NEVER:
                 self._said.set()
 
-    def _note_refusal(self, error: RefusedError) -> None:
-        """Say so once a connection; the heartbeat tries again."""
+    def _note_refusal(self, error: BusError | ProtocolError) -> None:
+        """The broker does not take our status, or no message holds it: say so once; each heartbeat tries again."""
         if not self._is_refused:
             logger.error("nobody sees our status", extra={"problem": str(error)})
         self._is_refused = True
@@ -262,7 +262,7 @@ class StatusOwner:
                 if self._due_at != _NEVER:
                     await connection.publish(self.topic, self._make_snapshot(self.next_stamp()))
                 await connection.publish(self.topic, self._make_goodbye(self.next_stamp(), reason))
-        except (BusError, TimeoutError) as error:
+        except (BusError, ProtocolError, TimeoutError) as error:
             logger.warning("left without a goodbye", extra={"topic": str(self.topic), "problem": str(error)})
 
     def _take_epoch(self) -> int:

@@ -3,7 +3,7 @@
 A `Picture` has no clock, screen or socket; whoever owns it feeds it events and the time they came.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -223,9 +223,7 @@ def server_record(view: ServerView) -> Record:
 
 def run_record(status: RunStatus) -> Record:
     """Return a run as a flat record; `clients` counts its members by where they stand."""
-    counts = {str(condition): 0 for condition in MemberCondition}
-    for member in status.clients.values():
-        counts[str(member.status)] += 1
+    counts = status.clients_by_status or Counter(member.status for member in status.clients.values())
     return {
         "kind": "run",
         "run_id": status.run_id,
@@ -237,7 +235,7 @@ def run_record(status: RunStatus) -> Record:
         "num_rounds": status.num_rounds,
         "gl_model": status.gl_model,
         "metrics": dict(status.metrics),
-        "clients": {name: count for name, count in counts.items() if count},
+        "clients": {str(status): counts[status] for status in MemberCondition if counts.get(status)},
         "model_path": status.model_path,
     }
 

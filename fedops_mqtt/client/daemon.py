@@ -239,8 +239,9 @@ class Daemon:
         shim = make_shim(
             view=lambda: view_of(self._client),
             start=self.start,
-            may_start_at=allowed_servers(self.settings.http, self.settings.server_ip_allow),
+            may_start_at=allowed_servers(self.settings),
             find_server=self._old_managers.find_server,
+            starts_by_get=self.settings.http_get_start,
         )
         async with serving(shim, self.settings.http, door_rules(self.settings)) as address:
             self.http_address = address

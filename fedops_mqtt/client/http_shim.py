@@ -10,18 +10,20 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, HTTPException, Request, status
 from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from starlette.types import ASGIApp
 
+from fedops_mqtt.bus import parse_broker_url
 from fedops_mqtt.client.client_utils import FLClientStatus
 from fedops_mqtt.client.errors import ShimAddressError, ShimExposedError
 from fedops_mqtt.client.old_manager import NoPortError
 from fedops_mqtt.core.client_events import LocalStart, Verdict
-from fedops_mqtt.door import Door, DoorRules, ExposedError, is_loopback
-from fedops_mqtt.listening import listen, split_address
+from fedops_mqtt.door import Door, DoorRules, ExposedError
+from fedops_mqtt.listening import listen
 from fedops_mqtt.listening import serving as serve
 from fedops_mqtt.protocol import Answer, AnyMacAddress
 from fedops_mqtt.settings import ClientSettings
@@ -30,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 _SHUTDOWN_S = 1
 """An open request is given this long when the daemon ends."""
+_MAX_CONNECTIONS = 64
+"""A FedOps manager has one, a page six."""
 _DEFAULT_HOST = "127.0.0.1"
 _MAX_BODY_BYTES = 64 * 1024
 """A start has a hundred; a small device must not be filled up by a large one."""
@@ -75,10 +79,12 @@ def make_shim(
     start: Callable[[LocalStart], Awaitable[Verdict]],
     may_start_at: Callable[[str], bool] = lambda server_ip: True,
     find_server: Callable[[str], Awaitable[str]] = _as_it_is,
+    starts_by_get: bool = False,
 ) -> FastAPI:
     """Return the HTTP app over a daemon.
 
     `may_start_at` says which FL servers a start may name, `find_server` completes an address that has no port.
+    Only with `starts_by_get` does a GET start anything: in a browser a link or an image is enough for one.
     """
     app = FastAPI(title="fedops-mqtt client", docs_url=None, redoc_url=None, responses={"4XX": {"model": Refused}})
 
@@ -95,7 +101,7 @@ def make_shim(
         except NoPortError as error:
             raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, str(error)) from error
         if not may_start_at(server_ip):
-            why = f"server_ip {server_ip} is not in this client's server_ip_allow"
+            why = f"server_ip {server_ip} is not allowed here: add it to FEDOPS_MQTT_SERVER_IP_ALLOW"
             raise HTTPException(status.HTTP_403_FORBIDDEN, why)
         verdict = await start(LocalStart(server_ip=server_ip, client_mac=request.client_mac))
         if verdict.answer is Answer.REJECTED:
@@ -104,9 +110,8 @@ def make_shim(
 
     @app.get("/start/{server_ip}", responses=_START_REFUSALS)
     async def start_of_first_managers(server_ip: str, request: Request) -> View:
-        """Start training as FedOps' first client managers ask for it; a browser may not, a link would do there."""
-        if any(name in request.headers for name in _SAID_BY_BROWSERS):
-            raise HTTPException(status.HTTP_403_FORBIDDEN, "not for web pages")
+        """Start training as FedOps' first client managers ask for it, where a setting allows that."""
+        _check_get(request, is_allowed=starts_by_get)
         try:
             asked = StartRequest(server_ip=server_ip, client_mac=view().client_mac)
         except ValidationError as error:
@@ -119,6 +124,14 @@ def make_shim(
         return JSONResponse({"detail": "the body is no JSON"}, status.HTTP_422_UNPROCESSABLE_CONTENT)
 
     return app
+
+
+def _check_get(request: Request, *, is_allowed: bool) -> None:
+    if not is_allowed:
+        why = "GET starts nothing here: POST /start, or set FEDOPS_MQTT_HTTP_GET_START=true"
+        raise HTTPException(status.HTTP_403_FORBIDDEN, why)
+    if any(name in request.headers for name in _SAID_BY_BROWSERS):
+        raise HTTPException(status.HTTP_403_FORBIDDEN, "not for web pages")
 
 
 _START_REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -139,14 +152,20 @@ def door_rules(settings: ClientSettings) -> DoorRules:
     )
 
 
-def allowed_servers(address: str, allow: str) -> Callable[[str], bool]:
-    """Return which FL servers a start over HTTP may name, for a shim at `address`.
+def allowed_servers(settings: ClientSettings) -> Callable[[str], bool]:
+    """Return which FL servers a start over HTTP may name.
 
-    Beyond loopback none without a list: else anyone on the network could send devices to a server of their own.
+    Without a list: those on this machine and on the hosts that the settings name (broker, FedOps' server manager,
+    aggregation host). Else whoever reaches the shim could send the device to a server of their own.
     """
-    words = _words(allow)
-    if not words and is_loopback(split_address(address, default_host=_DEFAULT_HOST)[0]):
-        return lambda server_ip: True
+    words = _words(settings.server_ip_allow) or [
+        "127.0.0.0/8",
+        "::1",
+        "localhost",
+        parse_broker_url(settings.broker).host,
+        urlsplit(settings.server_manager_url or "").hostname or "",
+        settings.aggregation_host or "",
+    ]
     return lambda server_ip: any(_matches(server_ip, word) for word in words)
 
 
@@ -161,7 +180,9 @@ async def serving(app: FastAPI, address: str, rules: DoorRules | None = None) ->
     listening = _listen(address, rules)
     host, port = listening.getsockname()[:2]
     door = Door(app, rules, refuse=_refuse)
-    async with serve(door, listening, rules, name="http-shim", shutdown_s=_SHUTDOWN_S):
+    async with serve(
+        door, listening, rules, name="http-shim", shutdown_s=_SHUTDOWN_S, max_connections=_MAX_CONNECTIONS
+    ):
         logger.info("HTTP shim listens", extra={"address": f"{host}:{port}"})
         yield f"{host}:{port}"
 

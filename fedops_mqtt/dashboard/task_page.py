@@ -232,4 +232,4 @@ def _draw_run(record: RunSummary, colour: str | None) -> None:
             chip(run_word(run))
         measures = (number(measure(run["metrics"], ending)) for ending in (ACCURACY, LOSS))
         rounds = f"{run['round']}/{run['num_rounds']}"
-        cells(*measures, rounds, sum(run["num_clients"].values()), took, clock(run["created_at"]))
+        cells(*measures, rounds, sum(run["clients_by_status"].values()), took, clock(run["created_at"]))

@@ -288,11 +288,23 @@ class _Request:
                     return
 
     async def small_body(self) -> bytes:
-        body = b""
-        async for chunk in self.chunks():
-            body += chunk
-            if len(body) > wire.MAX_BODY_BYTES:
-                raise MessageTooLargeError(len(body), wire.MAX_BODY_BYTES)
+        """Return the whole body.
+
+        Raises:
+            FrameError: it did not come whole, or not in time.
+        """
+        body, is_more = b"", True
+        try:
+            async with asyncio.timeout(self._stall_s):
+                while is_more:
+                    event = await self._receive()
+                    if event["type"] == "http.disconnect":
+                        raise FrameError("the body was cut off")
+                    body, is_more = body + event["body"], event["more_body"]
+                    if len(body) > wire.MAX_BODY_BYTES:
+                        raise MessageTooLargeError(len(body), wire.MAX_BODY_BYTES)
+        except TimeoutError:
+            raise FrameError(f"the body took over {self._stall_s:g} s") from None
         return body
 
     async def wait_for_disconnect(self) -> None:

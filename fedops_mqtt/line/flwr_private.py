@@ -11,11 +11,12 @@ Used here, the same in flwr 1.41 and 1.42:
 - `flwr.compat.client.app.start_client_internal`: `flwr.client.start_client` takes no ClientApp, this does.
 - `flwr.common.constant`: `ErrorCode`, `SUPERLINK_NODE_ID`, `SType`; `flwr.common.Code`, a classic result's status.
 - `flwr.compat.common.recorddict_compat`: what classic strategies say in a record, and classic clients in a message.
-- `flwr.server.superlink.fleet.grpc_bidi.grpc_server.start_grpc_server`: the gRPC half of `start_server` without its
-  rounds; `bound_address` of what it returns says the port. `grpc_bridge.GrpcBridgeClosed`: its client has gone.
+- `flwr.server.superlink.fleet.grpc_bidi.flower_service_servicer.FlowerServiceServicer`: the gRPC half of `start_server`
+  without its rounds. `grpc_bridge.GrpcBridgeClosed`: its client has gone.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -54,6 +55,20 @@ CLASSIC_OK = Code.OK
 
 _CLASSIC_KEEPALIVE_MS = 10_000
 """A host that vanished is noticed within half a minute; Flower's default is three and a half."""
+
+_CLASSIC_CONNECTIONS = 16
+"""One client is served; the others are strangers and clients that come again before their old connection is gone."""
+_CLASSIC_OPTIONS = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.keepalive_time_ms", _CLASSIC_KEEPALIVE_MS),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_allowed_incoming_connections", _CLASSIC_CONNECTIONS),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 20_000),
+)
+"""Who connects and asks nothing is disconnected, and cannot use up the process's descriptors."""
 
 _TASK_ID = 1
 """What `start_grid` uses for callers outside SuperLink."""
@@ -112,12 +127,15 @@ def serve_classic(*, client_manager: Any, address: str) -> tuple[Any, int]:
     Raises:
         OSError: the address is taken, or none of this machine's.
     """
-    from flwr.server.superlink.fleet.grpc_bidi.grpc_server import start_grpc_server
+    import grpc  # type: ignore[import-untyped]
+    from flwr.proto.transport_pb2_grpc import add_FlowerServiceServicer_to_server
+    from flwr.server.superlink.fleet.grpc_bidi.flower_service_servicer import FlowerServiceServicer
 
+    server = grpc.server(ThreadPoolExecutor(_CLASSIC_CONNECTIONS), options=_CLASSIC_OPTIONS)
+    add_FlowerServiceServicer_to_server(FlowerServiceServicer(client_manager), server)
     try:
-        server = start_grpc_server(
-            client_manager=client_manager, server_address=address, keepalive_time_ms=_CLASSIC_KEEPALIVE_MS
-        )
-    except (SystemExit, RuntimeError) as error:  # flwr exits where the port is taken, gRPC raises where it cannot bind
-        raise OSError(f"cannot listen for classic clients on {address}") from error
-    return server, int(str(server.bound_address).rpartition(":")[2])
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise OSError(f"cannot listen for classic clients on {address}: {error}") from error
+    server.start()
+    return server, int(port)

@@ -6,7 +6,6 @@ hands the change on (to a queue, or to another loop by `call_soon_threadsafe`).
 
 import asyncio
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,9 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-import uvicorn
 import uvloop
 
+from fedops_mqtt.http_server import HttpServer
 from fedops_mqtt.line.access import Access
 from fedops_mqtt.line.endpoints import LineApp
 from fedops_mqtt.line.errors import LineConfigError
@@ -26,13 +25,15 @@ from fedops_mqtt.line.hub import Hub
 from fedops_mqtt.line.limits import LineCompression, LineLimits
 from fedops_mqtt.line.members import Member, MemberChange
 from fedops_mqtt.line.sessions import Gone
+from fedops_mqtt.listening import open_socket
 from fedops_mqtt.protocol import Outcome, RunOutcome, name_error
 
 _log = logging.getLogger(__name__)
 
 _KEEP_ALIVE_S = 600
 """An idle connection of a training client is kept this long; it opens a new one by itself after that."""
-_BACKLOG = 4096
+_MAX_CONNECTIONS = 65_536
+"""A client has two; `ulimit -n` may allow fewer."""
 _SHUTDOWN_S = 2
 """Requests still open when the server ends are cut after this."""
 _START_S = 10.0
@@ -81,8 +82,8 @@ class LineServer:
         self._app = LineApp(
             hub=self._hub, access=access, run_id=run_id, launch=launch, limits=limits, compression=compression
         )
-        self._config = _make_config(self._app, tls)
-        self._socket = _listen(host, port)
+        self._socket = open_socket(host, port)
+        self._server = self._make_server(tls)
         self.address = _advertised(host, self._socket.getsockname()[1], advertise)
         self.grid = LineGrid(
             hub=self._hub,
@@ -92,7 +93,6 @@ class LineServer:
             compression=compression,
             on_round=on_round,
         )
-        self._server: uvicorn.Server | None = None
         self._serving = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="line", daemon=True)
         self._is_closed = False
@@ -158,10 +158,28 @@ class LineServer:
             self.close(RunOutcome.FAILED, name_error(error))
 
     def _stop_serving(self) -> None:
-        if self._server is not None:
-            self._server.should_exit = True
+        self._server.should_exit = True
+        if self._thread.is_alive():
             self._thread.join()
         self._socket.close()
+
+    def _make_server(self, tls: LineTls | None) -> HttpServer:
+        try:
+            return HttpServer(
+                self._app,
+                self._socket,
+                max_connections=_MAX_CONNECTIONS,
+                shutdown_s=_SHUTDOWN_S,
+                ws="none",
+                date_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+                ssl_certfile=tls.cert_file if tls else None,
+                ssl_keyfile=tls.key_file if tls else None,
+            )
+        except OSError as error:
+            self._socket.close()
+            raise LineConfigError(f"certificate or key of the line: {error}") from error
 
     def _serve(self) -> None:
         # uvloop gathers what is written to a connection in a turn: head and frame are one write, the client wakes once.
@@ -170,9 +188,8 @@ class LineServer:
 
     async def _serve_here(self) -> None:
         self._hub.bind(asyncio.get_running_loop())
-        self._server = uvicorn.Server(self._config)
         self._serving.set()
-        await self._server.serve(sockets=[self._socket])
+        await self._server.serve()
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -187,47 +204,7 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol is named because asyncio sets TCP_NODELAY only then (socket.create_server leaves it 0): without it
-    # each small answer waits 40 ms for a delayed acknowledgement.
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((host, port))
-        sock.listen(_BACKLOG)
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
 def _advertised(host: str, port: int, advertise: str | None) -> str:
     if advertise is None:
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return advertise if advertise.rpartition(":")[2].isdigit() and ":" in advertise else f"{advertise}:{port}"
-
-
-def _make_config(app: LineApp, tls: LineTls | None) -> uvicorn.Config:
-    config = uvicorn.Config(
-        app,
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        interface="asgi3",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        proxy_headers=False,
-        backlog=_BACKLOG,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=_SHUTDOWN_S,
-        ssl_certfile=tls.cert_file if tls else None,
-        ssl_keyfile=tls.key_file if tls else None,
-    )
-    try:
-        config.load()  # here, and not in the line's thread: a wrong certificate is said to whoever starts the server
-    except OSError as error:
-        raise LineConfigError(f"certificate or key of the line: {error}") from error
-    return config

@@ -176,7 +176,7 @@ class Api:
         """List the runs, newest first, each without its clients: `GET /runs/{run_id}` has them."""
         reader = self._desk.journal.reader
         runs, total = await reader.call(reader.list_runs, task_id=task_id, limit=limit, offset=offset)
-        return RunPage(items=[RunSummary.of(run, num_clients) for run, num_clients in runs], total=total)
+        return RunPage(items=[RunSummary.of(run, clients_by_status) for run, clients_by_status in runs], total=total)
 
     async def start_run(self, request: RunRequest) -> RunRecord:
         """Begin a run: its server is launched and its clients are triggered as soon as there are enough."""

@@ -43,7 +43,7 @@ RUN: dict[str, Any] = {
     "gl_model": 3,
     "metrics": {"accuracy": 0.91, "loss": 0.34},
     "model_path": None,
-    "num_clients": {"training": 1},
+    "clients_by_status": {"training": 1},
     "trigger_to_training_ms": {"p50": 912.4, "max": 1320.0},
     "clients": {
         _MAC: {

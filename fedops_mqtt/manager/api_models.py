@@ -146,7 +146,7 @@ class _RunFacts(Record):
     gl_model: int
     metrics: dict[str, float | None]
     model_path: str | None
-    num_clients: dict[MemberCondition, int]
+    clients_by_status: dict[MemberCondition, int]
     """How many of its clients stand where."""
 
     @staticmethod
@@ -181,9 +181,9 @@ class RunSummary(_RunFacts):
     model_config = _shown(examples.RUN_SUMMARY)
 
     @classmethod
-    def of(cls, run: Run, num_clients: Mapping[str, int]) -> "RunSummary":
+    def of(cls, run: Run, clients_by_status: Mapping[str, int]) -> "RunSummary":
         """Return what is said of a run that came without its members."""
-        return cls(**cls.facts(run), num_clients=num_clients)
+        return cls(**cls.facts(run), clients_by_status=clients_by_status)
 
 
 class RunRecord(_RunFacts):
@@ -199,7 +199,7 @@ class RunRecord(_RunFacts):
         """Return what is said of a run."""
         return cls(
             **cls.facts(run),
-            num_clients=count_members(run),
+            clients_by_status=count_members(run),
             trigger_to_training_ms=trigger_to_training(run),
             clients={mac: MemberRecord.of(member) for mac, member in sorted(run.members.items())},
         )

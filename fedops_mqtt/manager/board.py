@@ -9,7 +9,8 @@ from fedops_mqtt.bus import BusError, Connection, StatusOwner
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.core.run_member import Member
 from fedops_mqtt.manager.ledger import Ledger
-from fedops_mqtt.protocol import ProtocolError, RunMember, RunStatus, clip, topics, utc_now
+from fedops_mqtt.manager.run_record import count_members
+from fedops_mqtt.protocol import ProtocolError, RunMember, RunStatus, clip, roster, topics, utc_now
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,9 @@ class Board:
             try:
                 status = self.describe(run, owner)
                 await connection.publish(topics.run_status(status.task_id, run_id), status)
-            except (BusError, ProtocolError) as error:
+            except ProtocolError as error:  # said again when it has changed, and fits perhaps
+                logger.error("a run's status fits no message", extra={"run_id": run_id, "problem": str(error)})
+            except BusError as error:
                 logger.warning("could not say a run's status", extra={"run_id": run_id, "problem": str(error)})
                 self.changed(run_id)
         return not self._changed
@@ -97,7 +100,8 @@ class Board:
             gl_model=word.gl_model if word else 0,
             metrics=word.metrics if word else {},
             model_path=word.model_path if word else None,
-            clients={mac: _member(member) for mac, member in run.members.items()},
+            clients=roster.fit({mac: _member(member) for mac, member in run.members.items()}),
+            clients_by_status=count_members(run),
             created_at=_utc(run.created_at),
             ended_at=_utc(run.ended_at) if run.ended_at is not None else None,
         )

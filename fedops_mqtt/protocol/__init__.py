@@ -1,6 +1,6 @@
 """What is said on the bus: topics, messages and their errors, as pure data; it imports nothing of ours."""
 
-from fedops_mqtt.protocol import topics
+from fedops_mqtt.protocol import roster, topics
 from fedops_mqtt.protocol.errors import (
     IdentityError,
     MalformedMessageError,
@@ -119,6 +119,7 @@ __all__ = [
     "normalise_mac",
     "number_of",
     "parse_topic",
+    "roster",
     "topics",
     "utc_now",
     "visible",

@@ -320,6 +320,8 @@ class RunStatus(OwnedStatus):
     metrics: Metrics = {}
     model_path: Text | None = None
     clients: Annotated[dict[MacAddress, RunMember], Field(max_length=MAX_MEMBERS), bounded(MAX_MEMBERS)] = {}
+    clients_by_status: dict[MemberCondition, Count] = {}
+    """How many of them stand where, those included whom `clients` has no room for."""
     created_at: Timestamp
     ended_at: Timestamp | None = None
 

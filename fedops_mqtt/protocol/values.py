@@ -22,6 +22,10 @@ from fedops_mqtt.protocol.measured import MAX_COUNT, MAX_METRICS
 MAX_MEMBERS = 20_000
 """Clients of one run that a message lists."""
 
+MAX_BRACKETS = 10 * MAX_MEMBERS
+"""Objects and lists, counted where they open, of the largest roster whose reasons have some too. Without this bound
+4 MiB of `[]` take a second to be made into lists."""
+
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 
 LAST_SEQ = 2**53 - 1

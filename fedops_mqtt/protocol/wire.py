@@ -22,7 +22,7 @@ from fedops_mqtt.protocol.messages import (
     StopTrigger,
 )
 from fedops_mqtt.protocol.topics import Channel, Topic
-from fedops_mqtt.protocol.values import LAST_SEQ, MAX_MEMBERS
+from fedops_mqtt.protocol.values import LAST_SEQ, MAX_BRACKETS
 
 MESSAGE_OF_CHANNEL: dict[Channel, type[Message]] = {
     Channel.CLIENT_STATUS: ClientStatus,
@@ -34,10 +34,6 @@ MESSAGE_OF_CHANNEL: dict[Channel, type[Message]] = {
     Channel.RUN_STATUS: RunStatus,
     Channel.MANAGER_STATUS: ManagerStatus,
 }
-
-_MAX_BRACKETS = 10 * MAX_MEMBERS
-"""Objects and lists, counted where they open, of the largest roster whose reasons have some too. Without this bound
-4 MiB of `[]` take a second to be made into lists."""
 
 _OUT = frozenset({ClientCondition.CLIENT_OUT, ServerCondition.SERVER_OUT, ManagerCondition.MANAGER_OUT})
 
@@ -67,8 +63,8 @@ def decode(topic: Topic, payload: bytes) -> Message:
         MismatchedMessageError: it names another task, client or run than the topic.
     """
     _check_size(payload, topic.channel)
-    if payload.count(b"{") + payload.count(b"[") > _MAX_BRACKETS:
-        raise MalformedMessageError(str(topic), f"more than {_MAX_BRACKETS} brackets")
+    if payload.count(b"{") + payload.count(b"[") > MAX_BRACKETS:
+        raise MalformedMessageError(str(topic), f"more than {MAX_BRACKETS} brackets")
     try:
         message = MESSAGE_OF_CHANNEL[topic.channel].model_validate(orjson.loads(payload), extra="ignore")
     except orjson.JSONDecodeError as error:

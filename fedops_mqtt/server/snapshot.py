@@ -16,6 +16,7 @@ from fedops_mqtt.protocol import (
     Transport,
     clip,
     count_of,
+    roster,
     utc_now,
 )
 
@@ -64,7 +65,7 @@ class ServerSnapshot:
             gl_model=count_of(self.gl_model),
             metrics=MetricsCutter(_log.debug).cut_numbers(self.metrics),
             model_path=clip(self.model_path, MAX_TEXT_CHARS),
-            clients=dict(self.clients),
+            clients=roster.fit(self.clients),
             agent=dict(self.agent),
         )
 

@@ -84,12 +84,12 @@ class Visitor:
 
 
 @asynccontextmanager
-async def visiting(**context: Any) -> AsyncIterator[Visitor]:
+async def visiting(*, flags: tuple[str, ...] = (), **context: Any) -> AsyncIterator[Visitor]:
     """A fresh browser; nothing of it is kept."""
     chromium = shutil.which("chromium")
     assert chromium is not None, "make test-browser installs chromium (tests/browser/install-tools.sh)"
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
+        browser = await playwright.chromium.launch(executable_path=chromium, args=[*FLAGS, *flags])
         try:
             opened = await browser.new_context(**{"viewport": WIDE, "service_workers": "block", **context})
             yield Visitor(browser, await opened.new_page())

@@ -22,6 +22,7 @@ ORDER = (
     "core",
     "bus",
     "door",
+    "http_server",
     "listening",
     "service",
     "line",

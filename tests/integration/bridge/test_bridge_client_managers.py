@@ -17,7 +17,8 @@ async def test_a_client_manager_of_each_generation_drives_our_daemon(crossing: C
     about = {"port": port, "ready": server, "task": crossing.site.task_id}
     manager = await crossing.start_old_manager(generation, f"http://127.0.0.1:{at}", NEW, **about)
     managers = {"client_manager_url": manager.url, "server_manager_url": manager.url}
-    await crossing.start_new(http=f"127.0.0.1:{at}", aggregation_host="127.0.0.1", **managers)
+    by_get = {"http_get_start": True} if generation == 1 else {}
+    await crossing.start_new(http=f"127.0.0.1:{at}", aggregation_host="127.0.0.1", **managers, **by_get)
     finished = await crossing.site.observer.until_client(NEW, ClientCondition.TRAIN_FINISHED)
     assert finished.status.last_run is not None
     assert (finished.status.last_run.run_id, finished.status.last_run.outcome) == ("by-hand", Outcome.FINISHED)

@@ -46,6 +46,7 @@ class Daemon:
     def __init__(self, task_id: str, *, epochs: EpochStore | None = None, heartbeat_s: float = 600.0) -> None:
         self.task_id = task_id
         self.name = "first"
+        self.agent: dict[str, str] = {}
         self.instance = new_instance()
         self.topic = topics.client_status(task_id, MAC)
         self.owner = StatusOwner(
@@ -71,7 +72,7 @@ class Daemon:
         return status(
             self.task_id, condition, instance=self.instance, epoch=stamp.epoch, seq=stamp.seq, reason=reason,
             name=self.name,
-        )  # fmt: skip
+        ).model_copy(update={"agent": self.agent})  # fmt: skip
 
 
 @asynccontextmanager

@@ -99,6 +99,24 @@ async def test_a_changed_snapshot_is_said_and_echoes_are_not_answered(broker: Mo
     assert [(each.client_name, each.seq) for each in said] == [("first", 1), ("second", 2), ("third", 3), ("fourth", 4)]
 
 
+async def test_a_snapshot_that_fits_no_message_ends_no_owner_and_the_next_that_fits_is_said(
+    broker: Mosquitto, task_id: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    daemon = Daemon(task_id)
+    async with reader_of(broker, STATUSES) as reader:
+        async with daemon.on(broker.url):
+            await next_status(reader, lambda said: said.client_name == "first")
+            daemon.agent = {"libraries": "x" * 70_000}
+            daemon.rename("too large")
+            async with asyncio.timeout(PATIENCE_S):
+                while not any("bytes" in getattr(record, "problem", "") for record in caplog.records):  # noqa: ASYNC110 - what is not said can only be read in the log
+                    await asyncio.sleep(0.01)
+            daemon.agent = {}
+            daemon.rename("fits again")
+            await next_status(reader, lambda said: said.client_name == "fits again")
+        await next_status(reader, lambda said: said.status is OUT)
+
+
 async def test_a_heartbeat_repeats_the_status(broker: Mosquitto, task_id: str) -> None:
     daemon = Daemon(task_id, heartbeat_s=0.05)
     async with reader_of(broker, STATUSES) as reader, daemon.on(broker.url):

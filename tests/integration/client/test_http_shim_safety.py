@@ -1,5 +1,7 @@
 """Who may come in at the shim: this machine, a bearer token, a client certificate; nobody else."""
 
+import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -18,7 +20,8 @@ from fedops_mqtt.settings import ClientSettings
 
 EVERYWHERE = "0.0.0.0:0"
 TOKEN = "a-token-of-this-test"
-START = {"server_ip": "10.0.0.7:9000", "client_mac": "02:00:00:00:00:01"}
+ELSEWHERE = "10.0.0.7:9000"
+START = {"server_ip": ELSEWHERE, "client_mac": "02:00:00:00:00:01"}
 
 Starts = list[LocalStart]
 
@@ -34,7 +37,8 @@ async def shim(address: str, starts: Starts | None = None, **settings: object) -
     app = make_shim(
         view=lambda: FLClientStatus(client_mac=START["client_mac"]),
         start=start,
-        may_start_at=allowed_servers(address, made.server_ip_allow),
+        may_start_at=allowed_servers(made),
+        starts_by_get=made.http_get_start,
     )
     async with serving(app, address, door_rules(made)) as where:
         port = where.rpartition(":")[2]
@@ -77,17 +81,44 @@ async def test_with_a_token_only_its_bearer_comes_in() -> None:
         assert (await client.get("/online", headers={"Authorization": f"Bearer {TOKEN}"})).status_code == 200
 
 
-async def test_a_start_from_the_network_names_only_allowed_servers() -> None:
+@pytest.mark.parametrize("address", ["127.0.0.1:0", EVERYWHERE])
+async def test_a_start_names_only_allowed_servers_on_loopback_too(address: str) -> None:
     starts: Starts = []
-    async with shim(EVERYWHERE, starts, http_token=TOKEN) as client:
+    async with shim(address, starts, http_token=TOKEN) as client:
         client.headers["Authorization"] = f"Bearer {TOKEN}"
         refused = await client.post("/start", json=START)
     assert (refused.status_code, starts) == (403, [])
-    async with shim(EVERYWHERE, starts, http_token=TOKEN, server_ip_allow="fl.example.org, 10.0.0.0/24") as client:
+    async with shim(address, starts, http_token=TOKEN, server_ip_allow="fl.example.org, 10.0.0.0/24") as client:
         client.headers["Authorization"] = f"Bearer {TOKEN}"
         assert (await client.post("/start", json=START)).status_code == 200
         assert (await client.post("/start", json=START | {"server_ip": "10.0.1.7:9000"})).status_code == 403
-    assert [start.server_ip for start in starts] == ["10.0.0.7:9000"]
+    assert [start.server_ip for start in starts] == [ELSEWHERE]
+
+
+@pytest.mark.parametrize(
+    ("server_ip", "is_allowed"),
+    [
+        ("127.0.0.1:9000", True),
+        ("[::1]:9000", True),
+        ("localhost:9000", True),
+        ("broker.example.org:9000", True),
+        ("manager.example.org:9000", True),
+        ("fl.example.org:9000", True),
+        ("evil.example.org:9000", False),
+        (":9000", False),
+        ("0.0.0.0:9000", False),
+    ],
+)
+def test_without_a_list_servers_are_here_or_on_the_hosts_that_the_settings_name(
+    server_ip: str, is_allowed: bool
+) -> None:
+    settings = ClientSettings(
+        broker="mqtts://device:secret@broker.example.org",
+        server_manager_url="http://manager.example.org:8000",
+        aggregation_host="fl.example.org",
+    )
+    assert allowed_servers(settings)(server_ip) is is_allowed
+    assert allowed_servers(ClientSettings())("evil.example.org:9000") is False
 
 
 @pytest.mark.parametrize(
@@ -104,15 +135,55 @@ async def test_a_start_from_the_network_names_only_allowed_servers() -> None:
     ],
 )
 def test_the_list_of_allowed_servers_means_what_it_says(server_ip: str, allow: str, is_allowed: bool) -> None:
-    assert allowed_servers(EVERYWHERE, allow)(server_ip) is is_allowed
+    assert allowed_servers(ClientSettings(server_ip_allow=allow))(server_ip) is is_allowed
 
 
-async def test_a_web_page_elsewhere_gets_nothing_by_a_name_that_points_here() -> None:
-    async with shim("127.0.0.1:0") as client:
-        answer = await client.get("/online", headers={"Host": "evil.example.org"})
-        assert answer.status_code == 421
-        for host in ("localhost", "localhost:8003", "127.0.0.1", "[::1]:8003"):
+async def test_a_web_page_elsewhere_gets_nothing_by_a_name_or_address_that_points_here() -> None:
+    starts: Starts = []
+    async with shim("127.0.0.1:0", starts, http_get_start=True) as client:
+        for host in (
+            *("evil.example.org", "0.0.0.0", "0.0.0.0:8003", "[::ffff:127.0.0.1]:8003", "[::ffff:7f00:1]", "[::]:8003"),
+            *("10.0.0.7", "localhost.evil.example.org", "127.0.0.1.evil.example.org", "0", "2130706433"),
+        ):
+            answer = await client.get("/start/127.0.0.1:9000", headers={"Host": host})
+            assert (host, answer.status_code) == (host, 421)
+        for host in ("localhost", "LOCALHOST:8003", "127.0.0.1", "127.0.0.2", "[::1]:8003"):
             assert (await client.get("/online", headers={"Host": host})).status_code == 200
+    assert starts == []
+
+
+async def test_a_get_starts_nothing_unless_a_setting_asks_for_fedops_first_generation() -> None:
+    starts: Starts = []
+    async with shim("127.0.0.1:0", starts) as client:
+        assert (await client.get("/start/127.0.0.1:9000")).status_code == 403
+        assert (await client.head("/start/127.0.0.1:9000")).status_code == 405
+    assert starts == []
+    async with shim("127.0.0.1:0", starts, http_get_start=True) as client:
+        assert (await client.get(f"/start/{ELSEWHERE}")).status_code == 403
+        assert (await client.get("/start/127.0.0.1:9000", headers={"Sec-Fetch-Site": "none"})).status_code == 403
+        assert starts == []
+        assert (await client.get("/start/127.0.0.1:9000")).status_code == 200
+    assert [start.server_ip for start in starts] == ["127.0.0.1:9000"]
+
+
+@pytest.mark.parametrize(
+    "head", ["Content-Length: {more}", "Content-Length: {more}\r\nExpect: 100-continue", "Transfer-Encoding: chunked"]
+)
+async def test_a_body_that_was_cut_off_is_never_obeyed(head: str) -> None:
+    starts: Starts = []
+    body = json.dumps(START | {"server_ip": "127.0.0.1:9000"}).encode()
+    async with shim("127.0.0.1:0", starts) as client:
+        part = body if "Length" in head else b"%x\r\n%b\r\n" % (len(body), body)
+        reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+        fields = head.format(more=len(body) + 1)
+        writer.write(f"POST /start HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n\r\n".encode() + part)
+        await writer.drain()
+        while (await client.get("/online")).status_code != 200:
+            pass
+        writer.close()
+        assert b" 200 " not in await reader.read()
+        assert (await client.get("/online")).status_code == 200
+    assert starts == []
 
 
 async def test_no_other_origin_may_ask_unless_it_is_set() -> None:

@@ -1,14 +1,18 @@
 """If one of these fails, flwr has moved: mend fedops_mqtt/line/flwr_private.py (and its list), nothing else."""
 
 import re
+import socket
 import subprocess
 import sys
 import tomllib
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
 import flwr.server.compat.app_utils as classic
+import pytest
 from flwr.app import Error, Message, RecordDict
+from flwr.server import SimpleClientManager
 from flwr.serverapp import Grid
 from packaging.requirements import Requirement
 
@@ -98,3 +102,28 @@ def test_flwr_is_told_to_be_quiet_before_it_is_imported() -> None:
         "assert os.environ['FLWR_TELEMETRY_ENABLED'] == '0' and os.environ['FLWR_DISABLE_UPDATE_CHECK'] == '1'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env={"PATH": ""})
+
+
+def test_strangers_cannot_use_up_the_process_that_listens_for_a_classic_client() -> None:
+    server, port = flwr_private.serve_classic(client_manager=SimpleClientManager(), address="127.0.0.1:0")
+    try:
+        with pytest.raises(OSError, match=str(port)):
+            flwr_private.serve_classic(client_manager=SimpleClientManager(), address=f"127.0.0.1:{port}")
+        with ExitStack() as stack:
+            strangers = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(60)]
+            refused = [stranger for stranger in strangers[20:] if _is_refused(stranger)]
+            assert len(refused) == 40
+    finally:
+        server.stop(0)
+
+
+def _is_refused(stranger: socket.socket) -> bool:
+    stranger.settimeout(30)
+    try:
+        while data := stranger.recv(1024):  # HTTP/2 settings of those who were let in
+            assert data
+    except ConnectionError:
+        pass
+    except TimeoutError:
+        return False
+    return True

@@ -20,6 +20,7 @@ from fedops_mqtt.protocol import (
     ClientMetrics,
     ClientStatus,
     MalformedMessageError,
+    MemberCondition,
     Message,
     MismatchedMessageError,
     PayloadTooLargeError,
@@ -61,6 +62,7 @@ MAYBE = {
     "metrics": st.dictionaries(texts, st.none() | numbers, max_size=5),
     "values": st.dictionaries(texts, st.none() | numbers | st.integers(-(2**63), 2**63) | st.booleans() | texts),
     "agent": st.dictionaries(texts, texts, max_size=5),
+    "clients_by_status": st.dictionaries(st.sampled_from(MemberCondition), counts),
 }
 
 
