@@ -9,9 +9,11 @@ import math
 import operator
 import threading
 from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 import zstandard
+from numpy.typing import NDArray
 
 from fedops_mqtt.line.errors import FrameError
 from fedops_mqtt.line.limits import LineCompression
@@ -47,6 +49,17 @@ def check_npy(data: bytes, *, dtype: str, shape: tuple[int, ...]) -> None:
     Raises:
         FrameError: it is not.
     """
+    found = open_npy(data)
+    if dtype and (found.shape != shape or not _is_same_dtype(dtype, found.dtype)):
+        raise FrameError(f"npy array is {found.dtype}{found.shape}, its header says {dtype}{shape}")
+
+
+def open_npy(data: bytes) -> NDArray[Any]:
+    """Return the array that `data` holds in npy format, as a view of it.
+
+    Raises:
+        FrameError: it is none, an array of objects, or of another length.
+    """
     major = data[6] if len(data) > 8 and data.startswith(_NPY_MAGIC) else 0
     if major not in _NPY_PREFIX_BYTES:
         raise FrameError("array data is not in npy format 1 or 2")
@@ -54,11 +67,13 @@ def check_npy(data: bytes, *, dtype: str, shape: tuple[int, ...]) -> None:
     header_end = prefix + int.from_bytes(data[8:prefix], "little")
     if header_end > min(len(data), _MAX_NPY_HEADER_BYTES):
         raise FrameError("npy header is cut off or too long")
-    found_dtype, found_shape, body_bytes = _parse_npy_header(data[:header_end])
+    dtype, shape, order, body_bytes = _parse_npy_header(data[:header_end])
     if len(data) != header_end + body_bytes:
-        raise FrameError(f"npy array of shape {found_shape} has {len(data)} bytes, not {header_end + body_bytes}")
-    if dtype and (found_shape != shape or not _is_same_dtype(dtype, found_dtype)):
-        raise FrameError(f"npy array is {found_dtype}{found_shape}, its header says {dtype}{shape}")
+        raise FrameError(f"npy array of shape {shape} has {len(data)} bytes, not {header_end + body_bytes}")
+    try:
+        return np.ndarray(shape, dtype, data, header_end, order=order)
+    except ValueError as error:  # axes below 0, or too many of them
+        raise FrameError(f"npy array of shape {shape}: {error}") from error
 
 
 def compress(data: bytes, compression: LineCompression | None) -> bytes | None:
@@ -116,17 +131,18 @@ def decompress(data: bytes, num_bytes: int) -> bytes:
 
 
 @lru_cache(maxsize=4096)
-def _parse_npy_header(header: bytes) -> tuple[np.dtype, tuple[int, ...], int]:
+def _parse_npy_header(header: bytes) -> tuple[np.dtype, tuple[int, ...], Literal["C", "F"], int]:
     # Not numpy's own reader: it warns, and tokenizes, to mend headers that Python 2 wrote.
     try:
         fields = ast.literal_eval(header[_NPY_PREFIX_BYTES[header[6]] :].decode("latin-1"))
-        dtype, shape = np.lib.format.descr_to_dtype(fields["descr"]), fields["shape"]
-        num_items = math.prod(operator.index(axis) for axis in tuple(shape))
+        dtype = np.lib.format.descr_to_dtype(fields["descr"])
+        shape = tuple(operator.index(axis) for axis in fields["shape"])
+        order: Literal["C", "F"] = "F" if fields["fortran_order"] else "C"
     except (ValueError, TypeError, SyntaxError, LookupError, MemoryError, RecursionError) as error:
         raise FrameError(f"npy header: {error}") from error
     if dtype.hasobject:
         raise FrameError("npy arrays of objects would have to be unpickled")
-    return dtype, shape, num_items * dtype.itemsize
+    return dtype, shape, order, math.prod(shape) * dtype.itemsize
 
 
 @lru_cache(maxsize=256)

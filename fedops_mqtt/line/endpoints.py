@@ -19,8 +19,9 @@ from fedops_mqtt.line.errors import FrameError, MessageTooLargeError, RefusedErr
 from fedops_mqtt.line.hub import Hub
 from fedops_mqtt.line.limits import LineCompression, LineLimits
 from fedops_mqtt.line.mailbox import Letter
+from fedops_mqtt.line.reply_check import LIMIT_RULE
 from fedops_mqtt.line.sessions import Session, Upload
-from fedops_mqtt.protocol import Phase
+from fedops_mqtt.protocol import Outcome, Phase
 
 _log = logging.getLogger(__name__)
 
@@ -162,26 +163,48 @@ class LineApp:
     async def _take_reply(self, request: "_Request", session: Session, message_id: str) -> None:
         if self._hub.expects(session, message_id):
             self._hub.progress(session, Phase.UPLOADING)
-            upload = self._open_upload(request, message_id)
-            try:
-                if await self._feed(request, session, upload):
-                    self._hub.answer(session, message_id, _reply_of(session, message_id, upload))
-                    self._hub.forget_upload(message_id)
-                    self._hub.progress(session, Phase.WAITING)
-            except (FrameError, MessageTooLargeError):
-                self._hub.forget_upload(message_id)
-                raise
+            await self._receive_reply(request, session, message_id)
         state = self._reply_state(session, message_id)
         if state.is_done and request.header(wire.THEN_HEADER) == "next":
             await self._next(request, session)
         else:
             await request.answer(200, wire.encode_body(state))
 
-    def _open_upload(self, request: "_Request", message_id: str) -> Upload:
+    async def _receive_reply(self, request: "_Request", session: Session, message_id: str) -> None:
+        letter = self._hub.letter(message_id)
+        check = letter.check if letter is not None else None
+        try:
+            upload = self._open_upload(request, message_id, letter)
+            if not await self._feed(request, session, upload):
+                return
+            reply = _reply_of(session, message_id, upload)
+            problem = None
+            if letter is not None and check is not None:  # in a thread: it looks at every value
+                problem = await asyncio.to_thread(check.problem, letter.message, reply)
+            if problem is not None:
+                self._hub.refuse(session, problem)
+                raise RefusedError(status=410, code="ended", reason=problem, outcome=Outcome.FAILED)
+            self._hub.answer(session, message_id, reply)
+            self._hub.forget_upload(message_id)
+            self._hub.progress(session, Phase.WAITING)
+        except FrameError:
+            self._hub.forget_upload(message_id)
+            raise
+        except MessageTooLargeError as error:
+            self._hub.forget_upload(message_id)
+            if error.limit_bytes < self._limits.max_message_bytes:
+                error = MessageTooLargeError(error.size_bytes, error.limit_bytes, rule=LIMIT_RULE)
+                self._hub.refuse(session, str(error))
+            raise error from None
+
+    def _open_upload(self, request: "_Request", message_id: str, letter: Letter | None) -> Upload:
         num_bytes, offset = request.number(wire.LENGTH_HEADER), request.number(wire.OFFSET_HEADER)
         upload = self._hub.upload(message_id)
         if offset == 0:
-            reader = FrameReader(num_bytes=num_bytes, max_bytes=self._limits.max_message_bytes)
+            max_bytes = self._limits.max_message_bytes
+            if letter is not None and letter.check is not None:
+                max_bytes = letter.check.limit_bytes(letter.message, max_bytes)
+            reader = FrameReader(num_bytes=num_bytes, max_bytes=max_bytes)
             if upload is not None:
                 upload.turn += 1  # whoever still feeds it stops
             upload = Upload(reader=reader)

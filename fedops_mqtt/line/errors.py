@@ -14,12 +14,12 @@ class FrameError(LineError):
 
 
 class MessageTooLargeError(LineError):
-    """A message is larger than the line's limit; answered with 413."""
+    """A message is larger than the line's limit; answered with 413. `rule` says where the limit comes from."""
 
-    def __init__(self, size_bytes: int, limit_bytes: int) -> None:
+    def __init__(self, size_bytes: int, limit_bytes: int, *, rule: str = "max_message_bytes") -> None:
         self.size_bytes = size_bytes
         self.limit_bytes = limit_bytes
-        super().__init__(f"message of {size_bytes} bytes is over the line's limit of {limit_bytes} (max_message_bytes)")
+        super().__init__(f"message of {size_bytes} bytes is over the line's limit of {limit_bytes} ({rule})")
 
 
 class RefusedError(LineError):

@@ -23,6 +23,7 @@ from fedops_mqtt.line.hub import Hub
 from fedops_mqtt.line.identity import flower_run_id_of
 from fedops_mqtt.line.limits import LineCompression, LineLimits
 from fedops_mqtt.line.mailbox import Letter
+from fedops_mqtt.line.reply_check import ReplyCheck
 from fedops_mqtt.line.rounds import round_of
 from fedops_mqtt.protocol import Outcome, RunOutcome
 
@@ -71,6 +72,8 @@ class LineGrid(Grid):
         self._min_clients = min_clients
         self._compress = CompressOnce(compression)
         self._on_round = on_round
+        self.reply_check: ReplyCheck | None = None
+        """What the replies to messages from now on have to be; set by whoever runs a strategy."""
         self._prefix = secrets.token_hex(_PREFIX_BYTES)
         self._lock = threading.Lock()
         self._garbage = GarbageMeter()
@@ -191,6 +194,7 @@ class LineGrid(Grid):
                 frame=frame,
                 round=self._enter_round(round_of(message)),
                 posted_at=time.monotonic(),
+                check=self.reply_check,
             )
 
     def _encode_once(self, message: Message, encoded: dict[int, tuple[RecordDict, EncodedContent]]) -> EncodedContent:

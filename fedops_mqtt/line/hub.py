@@ -225,6 +225,18 @@ class Hub:
             self._check_open()
             return self._mailbox.head(session.node_id)
 
+    def letter(self, message_id: str) -> Letter | None:
+        """Return a letter that is outstanding."""
+        with self._changed:
+            return self._mailbox.letter(message_id)
+
+    def refuse(self, session: Session, reason: str) -> None:
+        """A client's reply does not fit: it is out as failed, unless another attempt has its place by now."""
+        with self._changed:
+            if not session.is_over:
+                _log.warning("reply refused", extra={"client_mac": session.mac, "reason": reason})
+                self.drop(session.mac, Outcome.FAILED, reason)
+
     def expects(self, session: Session, message_id: str) -> bool:
         """Tell whether a reply to this message would be taken."""
         with self._changed:

@@ -11,6 +11,7 @@ from flwr.app import Error, Message
 
 from fedops_mqtt.line import flwr_private
 from fedops_mqtt.line.codec import Frame
+from fedops_mqtt.line.reply_check import ReplyCheck
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,8 @@ class Letter:
     round: int | None = None
     posted_at: float = 0.0
     """Monotonic seconds."""
+    check: ReplyCheck | None = None
+    """What its reply has to be; None: whatever the line can carry."""
 
 
 class Mailbox:
@@ -44,6 +47,10 @@ class Mailbox:
         """Return the letter that a node has to answer next; it stays until it is answered."""
         queue = self._queues.get(node_id)
         return self._letters[queue[0]] if queue else None
+
+    def letter(self, message_id: str) -> Letter | None:
+        """Return a letter that is outstanding."""
+        return self._letters.get(message_id)
 
     def expects(self, node_id: int, message_id: str) -> bool:
         """Tell whether a node's reply to this message would be taken."""
