@@ -47,6 +47,10 @@ def default_store_url() -> str:
     return str(Path(platformdirs.user_data_dir("fedops-mqtt", appauthor=False)) / "models")
 
 
+StateDir = Annotated[Path, Field(default_factory=default_state_dir)]
+StoreUrl = Annotated[str, Field(default_factory=default_store_url, description="where FL servers keep global models")]
+
+
 def inherited_environment() -> dict[str, str]:
     """Return this process's environment, for the processes that it starts."""
     return dict(os.environ)
@@ -173,9 +177,7 @@ class ClientSettings(BusSettings, DoorSettings):
     mac: Annotated[AnyMacAddress | None, Field(description="this device's MAC; default: its network card's")] = None
     client_name: Annotated[str | None, Field(description="a name for people; default: the host name")] = None
     http: Annotated[HttpAddress | None, Field(description="where the FedOps HTTP shim listens; unset: no shim")] = None
-    http_token: Annotated[SecretStr | None, Field(description="bearer token of the shim; needed beyond loopback")] = (
-        None
-    )
+    http_token: Annotated[SecretStr | None, Field(description="token of the shim; needed beyond loopback")] = None
     client_manager_url: Annotated[
         str | None, Field(description="FedOps client manager before the shim; default: FEDOPS_CLIENT_MANAGER_URL")
     ] = Field(default_factory=lambda: os.environ.get("FEDOPS_CLIENT_MANAGER_URL"))
@@ -193,9 +195,7 @@ class ClientSettings(BusSettings, DoorSettings):
     http_get_start: Annotated[
         bool, Field(description="GET /start/HOST:PORT starts too, for FedOps' first managers")
     ] = False
-    state_dir: Annotated[Path, Field(description="where the journal is kept")] = Field(
-        default_factory=default_state_dir
-    )
+    state_dir: Annotated[StateDir, Field(description="where the journal is kept")]
     join_token: Annotated[SecretStr | None, Field(description="shared token of servers started by hand")] = None
     line_ca_file: Annotated[Path | None, Field(description="CA of the FL server; set: a plain line is refused")] = None
     join_limit_s: Annotated[float, Field(gt=0, description="training process waits this long for its server")] = 60.0
@@ -235,15 +235,9 @@ class ManagerSettings(BusSettings, DoorSettings):
     http: Annotated[HttpAddress, Field(description="where the manager's API and page listen")] = "127.0.0.1:8004"
     tasks_file: Annotated[Path | None, Field(description="tasks.toml: how to launch each task's FL server")] = None
     database_url: Annotated[str | None, Field(description="SQLAlchemy URL; default: SQLite in the state folder")] = None
-    state_dir: Annotated[Path, Field(description="where the journal and the logs of FL servers are kept")] = Field(
-        default_factory=default_state_dir
-    )
-    store: Annotated[str, Field(description="where FL servers keep global models")] = Field(
-        default_factory=default_store_url
-    )
-    manager_token: Annotated[SecretStr | None, Field(description="bearer token of the API; needed beyond loopback")] = (
-        None
-    )
+    state_dir: Annotated[StateDir, Field(description="where the journal and the logs of FL servers are kept")]
+    store: StoreUrl
+    manager_token: Annotated[SecretStr | None, Field(description="token of the API; needed beyond loopback")] = None
     home_assistant: Annotated[
         str | None, Field(description="topic prefix of Home Assistant discovery, mostly homeassistant; unset: off")
     ] = None
@@ -271,9 +265,9 @@ class ServerSettings(BusSettings):
     advertise: Annotated[str | None, Field(description="host[:port] that clients reach; default: listen")] = None
     num_rounds: Annotated[int | None, Field(ge=1)] = None
     min_clients: Annotated[int | None, Field(ge=1)] = None
-    store: str = Field(default_factory=default_store_url)
+    store: StoreUrl
     report_fd: Annotated[int | None, Field(ge=0, description="said on this descriptor in the place of a bus")] = None
-    state_dir: Path = Field(default_factory=default_state_dir)
+    state_dir: StateDir
     join_limit_s: Seconds = 120.0
     round_limit_s: Seconds = 3600.0
     run_limit_s: Seconds = 24 * 3600.0
@@ -282,6 +276,8 @@ class ServerSettings(BusSettings):
     line_cert_file: Path | None = None
     line_key_file: Path | None = None
     max_message_bytes: Annotated[int, Field(ge=1024, description="largest message on the line")] = 4 * 1024**3
+    accept_any_shape: Annotated[bool, Field(description="replies to training need not be the model")] = False
+    accept_nonfinite: Annotated[bool, Field(description="updates with NaN or infinities are averaged too")] = False
     compress_level: Annotated[int, Field(ge=0, le=22, description="zstd level for arrays; 0: off")] = 0
     compress_threshold_bytes: Annotated[int, Field(ge=0, description="smaller arrays are not compressed")] = 65536
     linger_s: Annotated[float, Field(gt=0, description="after the end, until every client has been told")] = 5.0
@@ -320,9 +316,7 @@ class CliSettings(_Settings):
 class LogsSettings(CliSettings):
     """The verb `logs`, which also reads what this machine's own trainings have printed."""
 
-    state_dir: Annotated[Path, Field(description="with --training: the state folder of this machine's clients")] = (
-        Field(default_factory=default_state_dir)
-    )
+    state_dir: Annotated[StateDir, Field(description="with --training: the state folder of this machine's clients")]
 
 
 class BrokerSettings(_Settings):
@@ -359,9 +353,7 @@ class BridgeSettings(BusSettings):
     come_limit_s: Annotated[float, Field(gt=0, description="from a client's start until it is at its server")] = 60.0
     word_limit_s: Annotated[float, Field(gt=0, description="from a run's end until its client says so")] = 30.0
     server_start_limit_s: Annotated[float, Field(gt=0, description="a FedOps server answers within this")] = 120.0
-    state_dir: Annotated[Path, Field(description="where the journals of its clients are kept")] = Field(
-        default_factory=default_state_dir
-    )
+    state_dir: Annotated[StateDir, Field(description="where the journals of its clients are kept")]
     join_token: Annotated[SecretStr | None, Field(description="shared token of servers started by hand")] = None
     line_ca_file: Annotated[Path | None, Field(description="CA of the FL server; set: a plain line is refused")] = None
     rejoin_limit_s: Annotated[float, Field(gt=0, description="after a lost line, before giving up")] = 120.0
@@ -373,6 +365,12 @@ class WatchSettings(BusSettings):
     """The dashboard in the terminal."""
 
     task_id: Annotated[TaskId | None, Field(description="watch only this task")] = None
+
+
+class ModelSettings(_Settings):
+    """The verbs about stored models."""
+
+    store: StoreUrl
 
 
 class FleetSettings(_Settings):
@@ -392,9 +390,7 @@ class DoctorSettings(BusSettings):
     ] = None
     http: Annotated[HttpAddress | None, Field(description="an address that must be free to listen on")] = None
     listen: Annotated[HttpAddress | None, Field(description="the same for an FL server's line")] = None
-    state_dir: Annotated[Path, Field(description="a folder that must be there to write to")] = Field(
-        default_factory=default_state_dir
-    )
+    state_dir: Annotated[StateDir, Field(description="a folder that must be there to write to")]
     line_ca_file: Annotated[Path | None, Field(description="CA of the FL server")] = None
     line_cert_file: Annotated[Path | None, Field(description="certificate of an FL server's line")] = None
     line_key_file: Annotated[Path | None, Field(description="the key of that certificate")] = None

@@ -8,7 +8,7 @@ from typing import Any
 import click
 import typer
 
-from fedops_mqtt.cli import bridge, demo, doctor, fleet, history, roles, simulate, steer, watch
+from fedops_mqtt.cli import bridge, demo, doctor, fleet, history, model, roles, simulate, steer, watch
 from fedops_mqtt.cli.fatal import explain, known_errors
 from fedops_mqtt.core.exit_codes import ExitCode
 from fedops_mqtt.protocol import visible
@@ -51,6 +51,7 @@ def make_app() -> typer.Typer:
     for name, verb in VERBS.items():
         app.command(name, epilog=verb.__dict__.get("epilog"))(verb)
     app.add_typer(history.make_run_app(), name="run")
+    app.add_typer(model.make_model_app(), name="model")
     app.add_typer(fleet.make_fleet_app(), name="fleet")
     return app
 

@@ -39,9 +39,11 @@ from fedops_mqtt.server.errors import ServerConfigError, ServerError
 from fedops_mqtt.server.evaluation import TestTorch, make_evaluate
 from fedops_mqtt.server.pipe_announcer import make_announcer
 from fedops_mqtt.server.plan import fit_config, make_compression, make_limits, make_plan
+from fedops_mqtt.server.replies import check_of
 from fedops_mqtt.server.round_teller import RoundTeller
 from fedops_mqtt.server.rounds import Evaluate, RoundHooks, Rounds
 from fedops_mqtt.server.run_result import RunResult
+from fedops_mqtt.server.saving import save_model
 from fedops_mqtt.server.server_api import ServerAPI, speaking
 from fedops_mqtt.server.server_app_run import run_server_app
 from fedops_mqtt.server.server_utils import FLServerStatus
@@ -188,7 +190,13 @@ class FLServer:
             return self._end(line, outcome, reason, rounds, beginning.saved)
 
     def _begin(self) -> Beginning:
-        beginning = find_beginning(self.plan, store=self._store, checkpoints=self._checkpoints, initial=self._initial)
+        beginning = find_beginning(
+            self.plan,
+            store=self._store,
+            checkpoints=self._checkpoints,
+            initial=self._initial,
+            accepts_nonfinite=check_of(self._strategy, self.settings).nonfinite,
+        )
         if self.plan.is_resumable:
             self._checkpoints.remove_others(self.plan.run_id)
         self.server.last_gl_model_v, self.server.gl_model_v = beginning.last_gl_model, beginning.gl_model
@@ -250,6 +258,8 @@ class FLServer:
         try:
             with self._ending.foreign_code(line):
                 self._run_rounds(line.grid, beginning, rounds)
+        except ServerError as error:
+            return RunOutcome.FAILED, str(error)
         except RunOverError as over:
             return over.outcome, over.reason
         except EndNowError:
@@ -271,10 +281,11 @@ class FLServer:
                 rounds=rounds,
                 checkpoint=beginning.checkpoint,
                 run_config={**project_config("__main__"), **own},
-                on_strategy=self._take_strategy,
+                on_strategy=partial(self._take_strategy, grid=grid, rounds=rounds),
             )
             return
         assert self._strategy is not None
+        self._take_strategy(self._strategy, grid, rounds)
         if beginning.checkpoint is not None:
             restore_state(self._strategy, beginning.checkpoint.strategy)
         run_strategy(
@@ -295,9 +306,10 @@ class FLServer:
         if requested is not None and requested.is_replaced:
             line.abandon()
             return self._result(RunOutcome.STOPPED, requested.reason, rounds, None)
-        if saved is None and rounds.arrays is not None:
-            saved, problem = self._save(rounds)
-            outcome, reason = (RunOutcome.FAILED, problem) if problem else (outcome, reason)
+        if saved is None:
+            saved, outcome, reason = save_model(
+                self._store, rounds, run_id=self.plan.run_id, outcome=outcome, reason=reason
+            )
         untold = line.close(outcome, reason, linger_s=self.settings.linger_s)
         if untold:
             _log.warning("clients could not be told the end", extra={"clients": untold})
@@ -305,18 +317,6 @@ class FLServer:
         if self.plan.is_resumable and saved is not None:
             self._checkpoints.remove(self.plan.run_id)
         return result
-
-    def _save(self, rounds: Rounds) -> tuple[StoredModel | None, str]:
-        assert rounds.arrays is not None
-        try:
-            saved = self._store.save(
-                rounds.arrays, run_id=self.plan.run_id, round=rounds.done, metrics=dict(rounds.metrics)
-            )
-        except (ServerError, OSError) as error:
-            _log.exception("global model was not saved")
-            return None, f"global model was not saved: {error}"
-        self.server.gl_model_v = saved.version
-        return saved, ""
 
     def _say_end(self, outcome: RunOutcome, reason: str, rounds: Rounds, saved: StoredModel | None) -> RunResult:
         result = self._result(outcome, reason, rounds, saved)
@@ -337,13 +337,15 @@ class FLServer:
         return result
 
     def _result(self, outcome: RunOutcome, reason: str, rounds: Rounds, saved: StoredModel | None) -> RunResult:
+        if saved is not None:
+            self.server.gl_model_v = saved.version or self.server.last_gl_model_v
         return RunResult(
             outcome=outcome,
             reason=reason,
             run_id=self.plan.run_id,
             round=rounds.done,
             metrics=dict(saved.metrics if saved and not rounds.metrics else rounds.metrics),
-            gl_model=saved.version if saved else self.server.gl_model_v,
+            gl_model=self.server.gl_model_v,
             model_path=saved.path if saved else None,
         )
 
@@ -354,9 +356,11 @@ class FLServer:
         about = partial(Checkpoint, run_id=plan.run_id, launch=plan.launch, round=round_, gl_model=gl_model)
         self._writer.save(about(arrays=arrays, strategy=state, metrics=dict(metrics)))
 
-    def _take_strategy(self, strategy: AnyStrategy) -> None:
-        """A ServerApp has started its strategy: that one's state is kept."""
+    def _take_strategy(self, strategy: AnyStrategy, grid: LineGrid, rounds: Rounds) -> None:
+        """This strategy is what runs: its state is kept, and its replies are checked."""
         self._strategy = strategy
+        grid.reply_check = check = check_of(strategy, self.settings)
+        rounds.accepts_nonfinite = check.nonfinite
 
     def _count_bytes(self) -> tuple[int, int]:
         return (self._line.bytes_in, self._line.bytes_out) if self._line is not None else (0, 0)

@@ -6,10 +6,11 @@ The later stands above the earlier: a checkpoint of this run, then the newest wh
 from dataclasses import dataclass
 
 from fedops_mqtt.server.checkpoint import Checkpoint, CheckpointStore
-from fedops_mqtt.server.model_arrays import check_same_shapes
+from fedops_mqtt.server.errors import NonFiniteModelError
+from fedops_mqtt.server.model_arrays import check_same_shapes, nonfinite_in
 from fedops_mqtt.server.plan import RunPlan
 from fedops_mqtt.server.store import ModelStore, StoredModel
-from fedops_mqtt.server.tensor_file import Arrays
+from fedops_mqtt.server.tensor_file import Arrays, check_storable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,20 +31,27 @@ class Beginning:
 
 
 def find_beginning(
-    plan: RunPlan, *, store: ModelStore, checkpoints: CheckpointStore, initial: Arrays | None
+    plan: RunPlan,
+    *,
+    store: ModelStore,
+    checkpoints: CheckpointStore,
+    initial: Arrays | None,
+    accepts_nonfinite: bool = False,
 ) -> Beginning:
-    """Return what this launch begins with.
+    """Return what this launch begins with, when its end can be stored as far as anybody knows now.
 
     Raises:
         ModelMismatchError: what is stored is of another model than `initial`.
-        OSError: the store cannot be read.
+        NonFiniteModelError: it has NaN in it, and that is not accepted.
+        UnsupportedArrayError: such a model cannot be stored.
+        OSError: the store cannot be read, or has no room for the model.
     """
     newest = store.newest()
     if newest is not None and initial is not None:
         check_same_shapes(newest.path, newest.arrays, initial)
     last_gl_model = newest.version if newest else 0
     checkpoint = checkpoints.load(plan.run_id) if plan.is_resumable else None
-    if newest is not None and plan.is_resumable and newest.run_id == plan.run_id:
+    if newest is not None and plan.is_resumable and newest.run_id == plan.run_id and newest.origin is None:
         return Beginning(
             arrays=newest.arrays,
             done=plan.num_rounds,
@@ -52,8 +60,18 @@ def find_beginning(
             checkpoint=checkpoint,
             saved=newest,
         )
+    arrays = checkpoint.arrays if checkpoint else newest.arrays if newest else initial
+    if arrays is not None:
+        check_storable(arrays)
+        problem = None if accepts_nonfinite else nonfinite_in(arrays, arrays)
+        if problem:
+            source = "the checkpoint" if checkpoint else newest.path if newest else "the program's model"
+            advice = "`fedops-mqtt model rollback` makes an earlier version the newest" if newest else "correct it"
+            raise NonFiniteModelError(source, problem, advice)
+    num_files = 2 if plan.is_resumable and checkpoint is None else 1  # checkpoint and version are there at a time
+    store.check_writable(num_files * sum(array.nbytes for array in (arrays or {}).values()))
     return Beginning(
-        arrays=checkpoint.arrays if checkpoint else newest.arrays if newest else initial,
+        arrays=arrays,
         done=checkpoint.round if checkpoint else 0,
         gl_model=store.next_version(),
         last_gl_model=last_gl_model,

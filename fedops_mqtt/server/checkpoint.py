@@ -72,20 +72,15 @@ class CheckpointStore:
         try:
             with self._folder.reading(name) as path:
                 arrays, facts = read_tensors(path, said=str(self._folder.locate(name)))
+            return _checkpoint(arrays, facts)
         except FileNotFoundError:
             return None
         except CorruptFileError as error:
             _log.warning("checkpoint passed over", extra={"path": error.path, "problem": error.problem})
-            return None
-        return Checkpoint(
-            run_id=facts["run_id"],
-            launch=facts["launch"],
-            round=facts["round"],
-            gl_model=facts["gl_model"],
-            arrays={name.removeprefix(_MODEL): array for name, array in arrays.items() if name.startswith(_MODEL)},
-            strategy=_unflatten(arrays, facts["strategy"]),
-            metrics=facts["metrics"],
-        )
+        except KeyError as error:  # whole, but another kind of file under this name
+            problem = f"it is no checkpoint, it has no {error}"
+            _log.warning("checkpoint passed over", extra={"path": str(self._folder.locate(name)), "problem": problem})
+        return None
 
     def remove(self, run_id: str) -> None:
         """Remove the run's checkpoint, if there is one."""
@@ -100,6 +95,18 @@ class CheckpointStore:
         for name in self._folder.names():
             if name.endswith(SUFFIX) and name != _name(run_id):
                 self._folder.remove(name)
+
+
+def _checkpoint(arrays: Arrays, facts: Mapping[str, Any]) -> Checkpoint:
+    return Checkpoint(
+        run_id=facts["run_id"],
+        launch=facts["launch"],
+        round=facts["round"],
+        gl_model=facts["gl_model"],
+        arrays={name.removeprefix(_MODEL): array for name, array in arrays.items() if name.startswith(_MODEL)},
+        strategy=_unflatten(arrays, facts["strategy"]),
+        metrics=facts["metrics"],
+    )
 
 
 def _name(run_id: str) -> str:

@@ -26,12 +26,21 @@ class StoreUrlError(ServerError, ValueError):
 
 
 class UnsupportedArrayError(ServerError, ValueError):
-    """An array cannot be stored without pickle (object, text or structured dtype)."""
+    """An array cannot be stored: complex, bfloat16, text, objects, or a name that is no text."""
 
-    def __init__(self, name: str, dtype: str) -> None:
+    def __init__(self, name: str, problem: str, advice: str) -> None:
         self.name = name
-        self.dtype = dtype
-        super().__init__(f"array {name!r} has dtype {dtype}, which safetensors cannot hold; use a plain numeric dtype")
+        self.problem = problem
+        super().__init__(f"array {name!r} {problem} that safetensors cannot hold; {advice}")
+
+
+class NonFiniteModelError(ServerError):
+    """A global model has values that are NaN or infinite: what is trained from it has them too."""
+
+    def __init__(self, source: str, problem: str, advice: str) -> None:
+        self.source = source
+        self.problem = problem
+        super().__init__(f"{source}: {problem}; {advice}")
 
 
 class ModelMismatchError(ServerError):

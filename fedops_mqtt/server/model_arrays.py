@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedops_mqtt.line.reply_check import count_nonfinite
 from fedops_mqtt.server.errors import ModelMismatchError, ModelTypeError
 from fedops_mqtt.server.tensor_file import Arrays
 
@@ -65,6 +66,14 @@ def check_same_shapes(source: str, found: Arrays, expected: Arrays) -> None:
         raise ModelMismatchError(source, differences)
 
 
+def nonfinite_in(arrays: Mapping[str, NDArray[Any]], begun: Mapping[str, NDArray[Any]]) -> str | None:
+    """Return which array has NaN, or infinities where `begun` has none (a mask of them is part of the model)."""
+    for name, array in arrays.items():
+        if count := count_nonfinite(array, begun.get(name)):
+            return f"array {name!r} has {count} values that are NaN or infinite"
+    return None
+
+
 def _differences(found: Arrays, expected: Arrays) -> Iterable[str]:
     for name in expected.keys() - found.keys():
         yield f"it has no {name!r}"
@@ -79,6 +88,8 @@ def _to_array(value: Any) -> NDArray[Any]:
     """Return a tensor's or Flower Array's values; a tensor that is trained is detached first."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
+        # NumPy has no bfloat16; float32 holds it without loss, and that is what devices send (adapters.torch_model)
+        value = value.float() if str(getattr(value, "dtype", "")) == "torch.bfloat16" else value
     if hasattr(value, "numpy"):
         value = value.numpy()
     return np.asarray(value)

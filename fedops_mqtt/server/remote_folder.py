@@ -9,11 +9,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from fedops_mqtt.server.errors import StoreUrlError
 
 _READ_ONLY = ("http://", "https://")
+_PROBE = ".writable"
+_BLOCK_BYTES = 64 * 1024
+"""Of a model's file the header is read, not the numbers."""
 _PARTS_AT_ONCE = 2
 """Of an upload to S3, each of 50 MiB and held in memory; s3fs takes ten, half a gigabyte, where nobody says."""
 _TAKEN = ("PreconditionFailed", "ConditionalRequestConflict", "pre-conditions")
@@ -69,6 +72,11 @@ class RemoteFolder:
                 self._fs.get_file(self._path(name), str(copy))
             yield copy
 
+    def open(self, name: str) -> BinaryIO:
+        """Open a file of which only a part is wanted: no more than that is fetched."""
+        with self._problems():
+            return cast(BinaryIO, self._fs.open(self._path(name), "rb", block_size=_BLOCK_BYTES))
+
     def create(self, name: str, write: Callable[[Path], object]) -> str:
         """Write a new file.
 
@@ -87,6 +95,16 @@ class RemoteFolder:
         """Remove a file; nothing happens where there is none."""
         with self._problems(), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(self._path(name))
+
+    def check_writable(self, num_bytes: int) -> None:
+        """Check that something can be written here; how much nobody can tell.
+
+        Raises:
+            OSError: it cannot; it says why.
+        """
+        self.replace(_PROBE, Path.touch)
+        with contextlib.suppress(OSError):  # who may write need not be allowed to remove
+            self.remove(_PROBE)
 
     def _put(self, name: str, write: Callable[[Path], object], **how: Any) -> None:
         with tempfile.TemporaryDirectory(prefix="fedops-mqtt-") as folder:

@@ -10,8 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedops_mqtt.line.reply_check import count_nonfinite
 from fedops_mqtt.protocol import number_of
-from fedops_mqtt.server.tensor_file import Arrays
+from fedops_mqtt.server.errors import NonFiniteModelError
+from fedops_mqtt.server.model_arrays import nonfinite_in
+from fedops_mqtt.server.tensor_file import Arrays, check_storable
 
 _log = logging.getLogger(__name__)
 
@@ -52,8 +55,12 @@ class Rounds:
     hooks: RoundHooks = field(default_factory=RoundHooks)
     num_aggregated: int = 0
     """Rounds of this launch that made a new model."""
+    accepts_nonfinite: bool = False
+    """A model with NaN or infinities ends no run."""
     failures: list[str] = field(default_factory=list)
     """What clients answered in the place of results, each text once; the first few."""
+    _begun: Arrays | None = None
+    """Of the first model of this launch, the arrays that hold infinities."""
     _current: int = -1
     _current_metrics: dict[str, float] = field(default_factory=dict)
     _started_at: float = field(default_factory=time.monotonic)
@@ -100,7 +107,16 @@ class Rounds:
         return dict(numbers_in(self.hooks.evaluate(round_, arrays)))
 
     def end(self, round_: int, arrays: Arrays, metrics: Mapping[str, Any] | None) -> None:
-        """A round is over (0: the model before training has been evaluated): checkpoint it, tell it."""
+        """A round is over (0: the model before training has been evaluated): checkpoint it, tell it.
+
+        Raises:
+            NonFiniteModelError: the round's model has NaN or new infinities, and that is not accepted.
+            UnsupportedArrayError: it could not be stored in the end.
+        """
+        check_storable(arrays)
+        if (problem := self.nonfinite_in(arrays)) and not self.accepts_nonfinite:
+            advice = "the model of the round before is kept; accept_nonfinite goes on all the same"
+            raise NonFiniteModelError(f"the global model of round {round_}", problem, advice)
         if round_ != self._current:
             self._enter(round_)
         self.metrics = self._current_metrics | dict(numbers_in(metrics))
@@ -111,6 +127,13 @@ class Rounds:
             self.arrays = arrays
             self.hooks.save(round_, arrays, self.metrics)
         self.hooks.on_report(RoundReport(round=round_, metrics=dict(self.metrics), duration_s=duration_s))
+
+    def nonfinite_in(self, arrays: Arrays) -> str | None:
+        """Return which array has NaN, or infinities that the model did not begin with."""
+        if self._begun is None:
+            first = self.arrays or arrays
+            self._begun = {name: array for name, array in first.items() if count_nonfinite(array)}
+        return nonfinite_in(arrays, self._begun)
 
     def _enter(self, round_: int) -> None:
         self._current, self._current_metrics, self._started_at = round_, {}, time.monotonic()

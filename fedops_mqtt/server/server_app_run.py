@@ -92,6 +92,7 @@ def _start(
         )
     finally:
         unfollow(strategy)
+        grid.reply_check = None  # what the app asks for afterwards is its own affair
     if not result.arrays:  # all rounds were done by the launch before
         result.arrays = initial
     for found in (result.train_metrics_clientapp, result.evaluate_metrics_clientapp, result.evaluate_metrics_serverapp):

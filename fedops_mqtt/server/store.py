@@ -11,12 +11,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fedops_mqtt.protocol import IdentityError, check_task_id
+from fedops_mqtt.protocol import IdentityError, check_run_id, check_task_id, utc_now
 from fedops_mqtt.server.errors import CorruptFileError
 from fedops_mqtt.server.folder import open_folder
-from fedops_mqtt.server.tensor_file import SUFFIX, Arrays, read_tensors, write_tensors
+from fedops_mqtt.server.tensor_file import SUFFIX, Arrays, read_facts, read_tensors, write_tensors
 
 _log = logging.getLogger(__name__)
+
+_FILE = re.compile(rf"(?P<name>.+)_gl_model_(?:V(?P<version>[1-9]\d{{0,17}})|failed_(?P<run>.+)){re.escape(SUFFIX)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +35,49 @@ class StoredModel:
     metrics: Mapping[str, float] = field(default_factory=dict)
     passed_over: tuple[str, ...] = ()
     """Paths of newer versions that are corrupt."""
+    origin: str | None = None
+    """The version or failed run that somebody made it of again (`fedops-mqtt model rollback`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFile:
+    """One file of a task's models, by its header; `version` is 0 and `run_id` set where it is a failed run's."""
+
+    model_name: str
+    version: int
+    run_id: str | None
+    path: str
+    facts: Mapping[str, Any]
+    problem: str | None = None
+    """Why the header cannot be read."""
+
+
+def list_model_files(url: str, task_id: str) -> list[ModelFile]:
+    """Return every model file of a task, by name and version; contents are not verified.
+
+    Raises:
+        OSError: the place cannot be read.
+    """
+    folder = open_folder(f"{url.rstrip('/')}/{check_task_id(task_id)}")
+    found = []
+    for match in filter(None, map(_FILE.fullmatch, folder.names())):
+        facts, problem = {}, None
+        try:
+            with folder.open(match[0]) as file:
+                facts = read_facts(file)
+        except ValueError as error:
+            problem = f"its header cannot be read: {error}"
+        found.append(
+            ModelFile(
+                model_name=match["name"],
+                version=int(match["version"] or 0),
+                run_id=match["run"] or facts.get("run_id"),
+                path=str(folder.locate(match[0])),
+                facts=facts,
+                problem=problem,
+            )
+        )
+    return sorted(found, key=lambda file: (file.model_name, file.version, file.run_id or ""))
 
 
 class ModelStore:
@@ -79,6 +124,33 @@ class ModelStore:
         """
         return self._read(version, ())
 
+    def check_writable(self, num_bytes: int) -> None:
+        """Check that a file of this size can be stored now.
+
+        Raises:
+            OSError: it cannot; it says why.
+        """
+        self._folder.check_writable(num_bytes)
+
+    def load_failed(self, run_id: str) -> StoredModel:
+        """Return a failed run's model, as version 0. Raises as `load`."""
+        return self._read(0, (), self._failed_name(run_id))
+
+    def save_failed(
+        self,
+        arrays: Mapping[str, NDArray[Any]],
+        *,
+        run_id: str,
+        round: int = 0,
+        metrics: Mapping[str, float] | None = None,
+    ) -> StoredModel:
+        """Keep a failed run's model beside the versions, as version 0: no run begins from it. Raises as `save`."""
+        about = {"model_name": self.model_name, "run_id": run_id, "round": round, "metrics": dict(metrics or {})}
+        about |= {"at": f"{utc_now():%Y-%m-%dT%H:%M:%SZ}"}
+        path = self._folder.replace(self._failed_name(run_id), lambda path: write_tensors(path, arrays, about))
+        _log.info("model of the failed run saved", extra={"path": str(path)})
+        return _stored(self.model_name, 0, str(path), dict(arrays), about, ())
+
     def save(
         self,
         arrays: Mapping[str, NDArray[Any]],
@@ -86,6 +158,7 @@ class ModelStore:
         run_id: str | None = None,
         round: int = 0,
         metrics: Mapping[str, float] | None = None,
+        origin: str | None = None,
     ) -> StoredModel:
         """Write the next version; where another server takes the number first, the one after it.
 
@@ -94,6 +167,7 @@ class ModelStore:
             OSError: the place cannot be written to.
         """
         facts = {"model_name": self.model_name, "run_id": run_id, "round": round, "metrics": dict(metrics or {})}
+        facts |= {"at": f"{utc_now():%Y-%m-%dT%H:%M:%SZ}"} | ({"origin": origin} if origin else {})
         version = self.next_version()
         while True:
             try:
@@ -104,14 +178,18 @@ class ModelStore:
             _log.info("global model saved", extra={"path": str(path), "version": version})
             return _stored(self.model_name, version, str(path), dict(arrays), facts, ())
 
-    def _read(self, version: int, passed_over: tuple[str, ...]) -> StoredModel:
-        path = self._folder.locate(self._name(version))
-        with self._folder.reading(self._name(version)) as copy:
+    def _read(self, version: int, passed_over: tuple[str, ...], name: str | None = None) -> StoredModel:
+        name = name or self._name(version)
+        path = self._folder.locate(name)
+        with self._folder.reading(name) as copy:
             arrays, facts = read_tensors(copy, said=str(path))
         return _stored(self.model_name, version, str(path), arrays, facts, passed_over)
 
     def _name(self, version: int) -> str:
         return f"{self.model_name}_gl_model_V{version}{SUFFIX}"
+
+    def _failed_name(self, run_id: str) -> str:
+        return f"{self.model_name}_gl_model_failed_{check_run_id(run_id)}{SUFFIX}"
 
 
 def check_model_name(model_name: str) -> str:
@@ -138,4 +216,5 @@ def _stored(
         round=facts.get("round", 0),
         metrics=facts.get("metrics", {}),
         passed_over=passed_over,
+        origin=facts.get("origin"),
     )

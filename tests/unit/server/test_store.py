@@ -1,4 +1,8 @@
+import errno
 import os
+import resource
+import signal
+import stat
 import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +17,8 @@ from safetensors.numpy import load_file
 
 from fedops_mqtt.protocol import IdentityError
 from fedops_mqtt.server.errors import CorruptFileError, StoreUrlError, UnsupportedArrayError
-from fedops_mqtt.server.store import ModelStore
+from fedops_mqtt.server.store import ModelStore, list_model_files
+from fedops_mqtt.server.tensor_file import check_storable
 
 WEIGHTS = {"z": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.array(7, np.int64), "m": np.zeros(0, np.float64)}
 
@@ -169,3 +174,101 @@ def test_a_file_url_is_a_path(tmp_path: Path) -> None:
 def test_a_store_that_is_not_supported_is_named(url: str) -> None:
     with pytest.raises(StoreUrlError, match="model store"):
         ModelStore(url, task_id="digits", model_name="net")
+
+
+def test_a_failed_runs_model_is_kept_beside_and_is_never_the_newest(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    store.save(WEIGHTS, run_id="good")
+    kept = store.save_failed({"w": np.ones(3)}, run_id="run-9", round=2, metrics={"accuracy": 0.1})
+    assert Path(kept.path).name == "net_gl_model_failed_run-9.safetensors"
+    assert (store.versions(), store.next_version()) == ([1], 2)
+    files = list_model_files(str(tmp_path), "digits")
+    assert [(file.model_name, file.version, file.run_id) for file in files] == [("net", 0, "run-9"), ("net", 1, "good")]
+    newest, found = store.newest(), store.load_failed("run-9")
+    assert newest is not None
+    assert newest.run_id == "good"
+    assert (found.version, found.run_id, found.round, found.metrics) == (0, "run-9", 2, {"accuracy": 0.1})
+    assert same(found.arrays, {"w": np.ones(3)})
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS])
+def test_a_file_system_without_hard_links_keeps_versions_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def no_links(source: object, target: object) -> None:
+        if os.path.exists(str(target)):
+            raise FileExistsError(target)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", no_links)
+    test_two_servers_at_once_each_get_a_version_of_their_own(tmp_path)
+    assert not [path for path in (tmp_path / "digits").iterdir() if path.suffix != ".safetensors"]
+
+
+def test_a_folder_that_cannot_be_synced_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = os.fsync
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        whole(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert open_store(tmp_path).save(WEIGHTS).version == 1
+
+
+def test_a_disk_that_is_full_is_an_os_error_that_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+    """The limit on a file's size fails a write in the middle, as a full disk does, and needs no disk."""
+    store = open_store(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)) as raised:
+            store.save({"w": np.zeros(1 << 20)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert raised.value.errno == errno.EFBIG
+    assert list((tmp_path / "digits").iterdir()) == []
+
+
+def test_room_is_looked_for_before_it_is_needed(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    store.check_writable(1000)
+    assert store.versions() == []
+    with pytest.raises(OSError, match="bytes are free") as raised:
+        store.check_writable(1 << 60)
+    assert raised.value.errno == errno.ENOSPC
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        open_store(tmp_path / "file").check_writable(1)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"w": np.zeros(2, np.complex64)},
+        {"w": np.zeros(2, np.longdouble)},
+        {"w": np.zeros(2, "V2")},  # what bfloat16 of other libraries looks like
+        {"w": np.array(["a"])},
+        {"__metadata__": np.zeros(2)},
+        {"\ud800": np.zeros(2)},
+    ],
+    ids=repr,
+)
+def test_what_cannot_be_stored_is_named_before_anything_is_written(tmp_path: Path, arrays: dict) -> None:
+    with pytest.raises(UnsupportedArrayError, match="cannot hold"):
+        check_storable(arrays)
+    with pytest.raises(UnsupportedArrayError):
+        open_store(tmp_path).save(arrays)
+
+
+def test_what_a_killed_safetensors_left_is_no_version_and_goes_away_in_time(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    store.save(WEIGHTS)
+    left = tmp_path / "digits" / ".tmpAbC123"
+    left.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    store.save(WEIGHTS)
+    assert not left.exists()
