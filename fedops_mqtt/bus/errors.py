@@ -76,6 +76,21 @@ class RefusedError(BusError):
         super().__init__(f"the broker refuses {topic!r}: {reason} (reason code {reason_code}); check its ACL")
 
 
+class PacketTooLargeError(RefusedError):
+    """A message is larger than the broker takes; sent all the same, it would cost us the connection."""
+
+    def __init__(self, topic: str, size_bytes: int, limit_bytes: int) -> None:
+        self.topic = topic
+        self.size_bytes = size_bytes
+        self.limit_bytes = limit_bytes
+        self.reason_code = 149
+        BusError.__init__(
+            self,
+            f"{size_bytes} bytes to {topic!r} are more than the broker takes ({limit_bytes}): raise its packet limit "
+            "(mosquitto: max_packet_size)",
+        )
+
+
 class PublishTimeoutError(BusError):
     """The broker did not acknowledge a publish in time; whether it took it is not known."""
 

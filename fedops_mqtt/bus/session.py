@@ -2,11 +2,10 @@
 
 A session is never used again: paho keeps unacknowledged publishes of a client object and would send them into the
 next connection, where they are stale. Seen with aiomqtt 2.5.1 and paho 2.2, private and hooked on purpose:
-`Client._client` (paho), because aiomqtt drops a PUBACK's reason code; `Client._connected` and `._disconnected`,
-because a connection closed before its CONNACK would be waited for until the time-out, and the end of one is told
-to readers of messages only; `paho.Client._sock_close`, because a failed or abandoned connect leaves the socket open;
-`Client._loop` and paho's `on_socket_register_write` (see `_writes_while_open`); `paho.Client._handle_publish` and
-`._in_packet` (see `_skip_properties`).
+`Client._client` (paho), because aiomqtt drops a PUBACK's reason code and a CONNACK's properties; `Client._connected`
+and `._disconnected`, because a connection closed before its CONNACK would be waited for until the time-out, and the
+end of one is told to readers of messages only; `paho.Client._sock_close`, because a failed or abandoned connect
+leaves the socket open; and what `paho_private` has.
 """
 
 import asyncio
@@ -21,9 +20,8 @@ from typing import Any, cast
 import aiomqtt
 import paho.mqtt.client as paho_client
 from aiomqtt.exceptions import MqttConnectError
-from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties, VariableByteIntegers
+from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
@@ -34,10 +32,12 @@ from fedops_mqtt.bus.errors import (
     ConnectTimeoutError,
     CredentialsError,
     NotConnectedError,
+    PacketTooLargeError,
     PublishTimeoutError,
     RefusedError,
     VersionError,
 )
+from fedops_mqtt.bus.paho_private import skip_properties, writes_while_open
 from fedops_mqtt.bus.tasks import raise_if_cancelled
 
 _REFUSED_FROM = 128
@@ -58,8 +58,12 @@ _DISCONNECT_TIMEOUT_S = 2.0
 _MAX_PACKET_BYTES = 4 * 1024 * 1024 + 64 * 1024
 """MQTT 5, 3.1.2.11.4: a broker keeps larger packets to itself; the largest message of protocol v1 fits."""
 
-_QOS_BITS = 0b110
-"""In the first byte of a PUBLISH (MQTT 5, 3.3.1); a packet identifier follows the topic where they are not 0."""
+_MAX_REMAINING_BYTES = 268_435_455
+"""MQTT 5, 1.5.5: no packet is longer."""
+
+_HEADER_BYTES = 16
+"""Of a PUBLISH beside topic and payload, at most: 5 of the fixed header, 2 for the topic's length, 2 of identifier, and
+what properties a broker may count."""
 
 _AT_ONCE = ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),)
 """Nagle's algorithm against delayed acknowledgements costs 40 ms for each 20 publishes: 450/s instead of thousands."""
@@ -92,8 +96,18 @@ class _Funnel(asyncio.Queue[aiomqtt.Message]):
 class Session:
     """A live connection; made by `open_session`."""
 
-    def __init__(self, client: aiomqtt.Client, address: BrokerAddress, options: BusOptions, *, is_mqtt5: bool) -> None:
+    def __init__(
+        self,
+        client: aiomqtt.Client,
+        address: BrokerAddress,
+        options: BusOptions,
+        *,
+        is_mqtt5: bool,
+        max_packet_bytes: int,
+    ) -> None:
         self.is_mqtt5 = is_mqtt5
+        self.max_packet_bytes = max_packet_bytes
+        """What the broker takes, as its CONNACK says."""
         self._client = client
         self._paho = client._client
         self._address = address
@@ -125,9 +139,12 @@ class Session:
 
         Raises:
             NotConnectedError: the connection is gone.
+            PacketTooLargeError: it is more than the broker said it takes (MQTT 5 only).
             RefusedError: the broker's reason code says no (MQTT 5 only; 3.1.1 has no such word).
             PublishTimeoutError: it said nothing in time.
         """
+        if len(payload) + len(topic) + _HEADER_BYTES > self.max_packet_bytes:
+            raise PacketTooLargeError(topic, len(payload), self.max_packet_bytes)
         info = self._paho.publish(topic, payload, qos, is_retained)
         if info.rc != paho_client.MQTT_ERR_SUCCESS or self._ended.done():
             raise NotConnectedError(str(self._address))
@@ -194,8 +211,8 @@ async def open_session(
     """
     client = _make_client(address, options, client_id, is_mqtt5=is_mqtt5, tls=tls, will=will, on_message=on_message)
     try:
-        await _connect(client, address, options)
-        session = Session(client, address, options, is_mqtt5=is_mqtt5)
+        max_packet_bytes = await _connect(client, address, options)
+        session = Session(client, address, options, is_mqtt5=is_mqtt5, max_packet_bytes=max_packet_bytes)
     except BaseException:
         _discard(client)
         raise
@@ -239,55 +256,10 @@ def _make_client(
         logger=_last_words(),
     )
     client._client.connect_timeout = options.connect_timeout_s
-    client._client.on_socket_register_write = _writes_while_open(client)
+    client._client.on_socket_register_write = writes_while_open(client)
     if is_mqtt5:
-        _skip_properties(client._client)
+        skip_properties(client._client)
     return client
-
-
-def _skip_properties(paho: paho_client.Client) -> None:
-    """Take the properties out of each PUBLISH before paho unpacks them; nobody here reads those of a message.
-
-    paho 2.2 copies the rest of the packet at each property: 273 KB of user properties, which any publisher may send and
-    the broker retains, hold the loop for 9 s.
-    """
-    take = paho._handle_publish
-
-    def take_without_properties() -> MQTTErrorCode:
-        packet = paho._in_packet["packet"]
-        is_numbered = bool(paho._in_packet["command"] & _QOS_BITS)
-        begin = 2 + int.from_bytes(packet[:2], "big") + 2 * is_numbered
-        if begin < len(packet) and packet[begin]:
-            num_bytes, num_length_bytes = VariableByteIntegers.decode(packet[begin : begin + 4])  # type: ignore[no-untyped-call]
-            packet[begin : begin + num_length_bytes + num_bytes] = b"\0"
-        return take()
-
-    paho._handle_publish = take_without_properties  # type: ignore[method-assign]
-
-
-def _writes_while_open(client: aiomqtt.Client) -> Callable[[Any, Any, Any], None]:
-    """Return what aiomqtt does when paho has something to write, but for a socket that was closed meanwhile.
-
-    aiomqtt 2.5.1 keeps the bare number for the loop's next turn: by then it is nobody's, which is an error that the
-    loop prints with a traceback, or another connection's, whose writer would spin for ever.
-    """
-    loop = client._loop
-
-    def write() -> None:
-        try:
-            client._client.loop_write()
-        except (OSError, ValueError) as error:
-            if not client._disconnected.done():
-                client._disconnected.set_exception(error)
-
-    def watch(sock: Any) -> None:
-        if sock.fileno() >= 0:
-            loop.add_writer(sock.fileno(), write)
-
-    def on_register_write(_client: object, _userdata: object, sock: Any) -> None:
-        loop.call_soon_threadsafe(watch, sock)  # paho connects in a thread of its own
-
-    return on_register_write
 
 
 class _Keeper(logging.Handler):
@@ -306,8 +278,17 @@ def _last_words() -> logging.Logger:
     return log
 
 
-async def _connect(client: aiomqtt.Client, address: BrokerAddress, options: BusOptions) -> None:
+async def _connect(client: aiomqtt.Client, address: BrokerAddress, options: BusOptions) -> int:
+    """Connect and return the largest packet that the broker takes."""
     _notice_early_close(client)
+    said: list[Properties | None] = []
+    take_connack = client._on_connect
+
+    def on_connect(*facts: Any) -> None:
+        said.append(facts[-1])
+        take_connack(*facts)
+
+    client._client.on_connect = on_connect
     try:
         with _swallowed_cancellation():
             await client.__aenter__()
@@ -321,6 +302,7 @@ async def _connect(client: aiomqtt.Client, address: BrokerAddress, options: BusO
         raise ConnectError(str(address), str(error)) from error
     except UnicodeError as error:
         raise ConnectError(str(address), f"not a host name ({error})") from error
+    return getattr(said[0], "MaximumPacketSize", _MAX_REMAINING_BYTES)
 
 
 @contextmanager

@@ -155,7 +155,7 @@ def look_at_broker_config(path: Path) -> Iterator[Finding]:
         yield problem("broker config", "there is no acl_file", "anybody may say anything: use broker-config/acl")
     if "max_packet_size" not in said:
         yield warning(
-            "broker config", "there is no max_packet_size", "set it to 4325376: one packet can fill the memory"
+            "broker config", "there is no max_packet_size", "set it to 393216: one packet can fill the memory"
         )
     yield from _look_at_listeners(lines)
 

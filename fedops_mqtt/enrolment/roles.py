@@ -1,6 +1,6 @@
 """What each role may say and hear on the bus, as topic filters; ACL file and dynamic-security roles are made from this.
 
-What is not listed is denied. The base file (`broker-config/acl`) says the same of devices in patterns, once for all.
+What is not listed is denied.
 """
 
 import re
@@ -89,11 +89,6 @@ def rules_of(role: Role, name: str, tasks: Sequence[str]) -> list[Rule]:
             return [rule for task in wanted for rule in _dashboard(task)] + [_read(Channel.MANAGER_STATUS.value)]
         case Role.MANAGER:
             return _manager()
-
-
-def device_extras(tasks: Sequence[str]) -> list[Rule]:
-    """Return what a device may do beyond the patterns of the base ACL: hear of its task's FL server."""
-    return [_read(_topic(Channel.SERVER_STATUS, task)) for task in tasks or ["+"]]
 
 
 def _device(task: str, level: str) -> Iterable[Rule]:

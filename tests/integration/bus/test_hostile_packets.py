@@ -8,7 +8,7 @@ from bus_helpers import MAC, next_status, reader_of, status
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from fedops_mqtt.bus import Mosquitto
+from fedops_mqtt.bus import Mosquitto, PacketTooLargeError
 from fedops_mqtt.protocol import encode, topics
 
 STATUSES = "fedops/v1/+/clients/+/status"
@@ -39,3 +39,13 @@ async def test_user_properties_of_a_retained_status_are_never_unpacked(
         await reader.publish(topics.client_status(task_id, MAC), said)
         assert await next_status(reader, lambda read: read.task_id == task_id) == said
     assert max(sizes) < 1_000
+
+
+async def test_a_message_above_the_brokers_packet_limit_is_an_error_and_the_connection_stays(task_id: str) -> None:
+    topic = topics.client_status(task_id, MAC)
+    async with Mosquitto(changes={"max_packet_size": "2000"}) as broker, reader_of(broker, STATUSES) as reader:
+        with pytest.raises(PacketTooLargeError, match=r"2000.*max_packet_size"):
+            await reader.publish(topic, status(task_id, reason="x" * 2000))
+        assert reader.is_connected
+        await reader.publish(topic, status(task_id))
+        await next_status(reader, lambda read: read.task_id == task_id)

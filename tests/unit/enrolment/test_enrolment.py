@@ -124,7 +124,7 @@ def test_a_revoked_device_can_be_enrolled_again_and_its_old_certificate_stays_ba
     bad = revoked_serials(fleet)
     fleet.enrol(device(tasks=["digits"]))
     assert revoked_serials(fleet) == bad
-    assert f"user {LEVEL}\ntopic read fedops/v1/digits/server/status" in broker_file(fleet, "acl")
+    assert f"user {LEVEL}\ntopic readwrite fedops/v1/digits/clients/{LEVEL}/status" in broker_file(fleet, "acl")
 
 
 def test_a_renewed_bundle_says_what_the_first_one_said(fleet: Fleet) -> None:
@@ -151,6 +151,17 @@ def test_rules_that_a_person_wrote_stay_in_the_acl(fleet: Fleet) -> None:
     fleet.enrol(device())
     assert acl.read_text().startswith("user backup\ntopic read #\n")
     assert acl.read_text().count(f"user {LEVEL}") == 1
+
+
+def test_a_device_has_the_topics_of_its_tasks_and_no_pattern_of_before_gives_it_others(fleet: Fleet) -> None:
+    acl = fleet.broker_folder / "acl"
+    before = "pattern write fedops/v1/+/clients/%u/status\npattern read fedops/v1/+/clients/%u/start\n"
+    acl.write_text(before + "pattern read site/%u/notes\n" + acl.read_text())
+    fleet.enrol(device(tasks=["digits", "faces"]))
+    assert acl.read_text().startswith("pattern read site/%u/notes\n")
+    own = acl.read_text().partition(f"user {LEVEL}\n")[2]
+    assert {line.split("/")[2] for line in own.splitlines() if line.startswith("topic")} == {"digits", "faces"}
+    assert not any(line.startswith("pattern") for line in acl.read_text().splitlines()[1:])
 
 
 def test_the_register_is_the_same_for_whoever_opens_it(fleet: Fleet) -> None:
