@@ -18,7 +18,7 @@ from fedops_mqtt.bridge.http import guarded
 from fedops_mqtt.bridge.link import Link
 from fedops_mqtt.bridge.old_client import OldClient
 from fedops_mqtt.bridge.presence import Presence, own_identity
-from fedops_mqtt.bus import BusOptions, parse_broker_url
+from fedops_mqtt.bus import BusOptions, parse_broker_url, without_password
 from fedops_mqtt.door import DoorRules
 from fedops_mqtt.listening import listen, serving, url_of
 from fedops_mqtt.protocol import IdentityError, normalise_mac
@@ -107,7 +107,7 @@ class Bridge:
                 peer = OldClient(
                     http, url, timeout_s=self.settings.online_timeout_s, start_s=self.settings.come_limit_s
                 )
-                self._desk.add(Link(name=url, peer=peer, client_mac=mac))
+                self._desk.add(Link(name=without_password(url), peer=peer, client_mac=mac))
             say(url_of(listening, rules))
             await self._told_to_leave.wait()
             self._desk.close()
@@ -132,9 +132,14 @@ def _client_in(word: str) -> tuple[str | None, str]:
     try:
         mac = normalise_mac(before) if is_named else None
     except IdentityError as error:
-        raise BridgeConfigError("clients", f"{word!r}: {error}") from error
-    if not url.startswith(("http://", "https://")) or not httpx.URL(url).host:
-        raise BridgeConfigError("clients", f"{word!r} is not [MAC=]URL, such as http://192.168.1.20:8003")
+        raise BridgeConfigError("clients", f"{before!r} before a URL: {error}") from error
+    try:
+        has_host = url.startswith(("http://", "https://")) and bool(httpx.URL(url).host)
+    except httpx.InvalidURL:
+        has_host = False
+    if not has_host:
+        shown = without_password(url)
+        raise BridgeConfigError("clients", f"{shown!r} is not [MAC=]URL, such as http://192.168.1.20:8003")
     return mac, url
 
 

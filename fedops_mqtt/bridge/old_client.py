@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self
 import httpx
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from fedops_mqtt.bus.address import without_password
 from fedops_mqtt.protocol import AnyMacAddress, TaskId
 
 
@@ -21,7 +22,7 @@ class OldClientError(Exception):
         """True when somebody is there who does not answer in time: a client that trains may do that."""
         self.is_absent = is_absent
         """True when nobody is there to answer, or whoever was died over it."""
-        super().__init__(f"FedOps client at {url}: {problem}")
+        super().__init__(f"FedOps client at {without_password(url)}: {problem}")
 
 
 def _names(new: str, first: str) -> Any:
@@ -97,11 +98,16 @@ class OldClient:
             raise OldClientError(self.url, f"no answer to {path} within {timeout_s:g} s", is_slow=True) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             is_absent = isinstance(error, _NOBODY_THERE)
-            problem = f"{path}: {str(error) or type(error).__name__}"
+            problem = f"{path}: {_text_of(error)}"
             raise OldClientError(self.url, problem, is_absent=is_absent) from error
         if response.status_code != httpx.codes.OK:
             raise OldClientError(self.url, f"answered {path} with HTTP {response.status_code}")
         return OnlineAnswer.parse(self.url, response.content)
+
+
+def _text_of(error: Exception) -> str:
+    """Return what went wrong; a malformed URL is not repeated, which may hold a password."""
+    return "the URL is malformed" if isinstance(error, httpx.InvalidURL) else str(error) or type(error).__name__
 
 
 _NOBODY_THERE = (httpx.ConnectTimeout, httpx.NetworkError, httpx.RemoteProtocolError)

@@ -18,7 +18,7 @@ from fedops_mqtt.bridge.call import BridgeLimits
 from fedops_mqtt.bridge.link import Link
 from fedops_mqtt.bridge.old_client import OldClient, OldClientError, OnlineAnswer
 from fedops_mqtt.bridge.trainer import HttpTrainer
-from fedops_mqtt.bus import BrokerUrlError, EpochFileError, RivalError
+from fedops_mqtt.bus import BrokerUrlError, EpochFileError, RivalError, without_password
 from fedops_mqtt.bus.tasks import alongside
 from fedops_mqtt.client.daemon import Daemon
 from fedops_mqtt.client.journal import DaemonRunningError
@@ -112,7 +112,10 @@ class Presence:
                     break
             except OldClientError as error:
                 if not is_told:
-                    logger.info("waiting for a FedOps client", extra={"url": peer.url, "problem": error.problem})
+                    logger.info(
+                        "waiting for a FedOps client",
+                        extra={"url": without_password(peer.url), "problem": error.problem},
+                    )
                 is_told = True
             await asyncio.sleep(self._settings.poll_s)
         self._identify(answer)

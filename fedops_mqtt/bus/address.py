@@ -85,11 +85,12 @@ def parse_broker_url(url: str) -> BrokerAddress:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError as error:
-        raise BrokerUrlError(_without_password(url), str(error)) from error
+    except ValueError:  # its text has a part of the URL in it, of the password perhaps
+        advice = "host or port cannot be read; in a name or password write %23 for #, %2F for /, %3F for ?, %40 for @"
+        raise BrokerUrlError(without_password(url), advice) from None
     problem = _find_problem(parts.scheme, parts.hostname, port, parts.path + parts.query + parts.fragment)
     if problem or parts.hostname is None:
-        raise BrokerUrlError(_without_password(url), problem or "no host")
+        raise BrokerUrlError(without_password(url), problem or "no host")
     return BrokerAddress(
         host=parts.hostname,
         port=port or _DEFAULT_PORTS[parts.scheme],
@@ -101,7 +102,7 @@ def parse_broker_url(url: str) -> BrokerAddress:
 
 def _find_problem(scheme: str, host: str | None, port: int | None, rest: str) -> str | None:
     if scheme not in _DEFAULT_PORTS:
-        return f"scheme {scheme!r} is not mqtt or mqtts"
+        return "its scheme is not mqtt or mqtts"
     if not host or any(len(label) not in range(1, 64) for label in host.rstrip(".").split(".")):
         return "no usable host"
     if port == 0:
@@ -111,9 +112,15 @@ def _find_problem(scheme: str, host: str | None, port: int | None, rest: str) ->
     return None
 
 
-def _without_password(url: str) -> str:
-    scheme, mark, rest = url.partition("://")
-    return scheme + mark + rest.rpartition("@")[2]
+def without_password(url: str) -> str:
+    """Return a URL as it may be shown: without user and password, nor what may be a part of one."""
+    scheme = re.match(r"([a-z][a-z0-9+.-]*://)?", url, re.IGNORECASE)
+    start = scheme.group() if scheme else ""
+    _, at, host = url.removeprefix(start).rpartition("@")
+    if at or host.startswith("["):
+        return start + host
+    name, _, port = host.partition(":")
+    return start + (host if re.fullmatch(r"\d*(/[^:]*)?", port) else f"{name}:…")
 
 
 def client_id_of(name: str | None) -> str | None:

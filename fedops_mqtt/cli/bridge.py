@@ -34,4 +34,6 @@ def bridge(settings: BridgeSettings) -> None:
     except (BridgeConfigError, ExposedError, BrokerUrlError) as error:
         raise FatalError(str(error), ExitCode.CONFIG) from error
     except OSError as error:
-        raise FatalError(f"the bridge cannot listen on {settings.http}: {error.strerror}", ExitCode.CONFIG) from error
+        raise FatalError(
+            f"the bridge cannot listen on {settings.http}: {error.strerror}", ExitCode.UNAVAILABLE
+        ) from error

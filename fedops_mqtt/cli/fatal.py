@@ -3,7 +3,7 @@
 Only what is listed here ends quietly; anything else is a defect of ours and shows its traceback.
 """
 
-from fedops_mqtt.core.exit_codes import ExitCode
+from fedops_mqtt.core.exit_codes import ExitCode, exit_code_of_disk
 
 
 class FatalError(Exception):
@@ -47,7 +47,7 @@ def explain(error: Exception) -> tuple[str, ExitCode]:
         case bus.RefusedError():
             return str(error), ExitCode.NO_PERMISSION
         case bus.EpochFileError():
-            return f"{error}. Choose a folder that can be written with --state-dir.", ExitCode.CONFIG
+            return f"{error}. Choose a folder that can be written with --state-dir.", exit_code_of_disk(error.__cause__)
         case bus.MosquittoError():
             return str(error), _UNAVAILABLE
         case _:

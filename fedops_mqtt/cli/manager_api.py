@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import httpx
 
+from fedops_mqtt.bus.address import without_password
 from fedops_mqtt.cli.fatal import FatalError
 from fedops_mqtt.core.exit_codes import ExitCode
 from fedops_mqtt.settings import CliSettings
@@ -50,7 +51,7 @@ class ManagerApi:
                 verify=_make_tls(settings),
             )
         except httpx.InvalidURL as error:
-            raise _wrong_url(self._url, str(error)) from error
+            raise _wrong_url(self._url, "it is malformed") from error
 
     def __enter__(self) -> Self:
         return self
@@ -94,13 +95,15 @@ class ManagerApi:
         try:
             return self._client.request(method, path, **given)
         except httpx.TimeoutException as error:
-            problem = f"the manager at {self._url} did not answer within {self._timeout_s:g} s"
+            problem = f"the manager at {without_password(self._url)} did not answer within {self._timeout_s:g} s"
             raise FatalError(f"{problem}. Is it busy? --request-timeout-s waits longer.", _UNAVAILABLE) from error
         except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
-            raise _wrong_url(self._url, str(error)) from error
+            raise _wrong_url(self._url, "it is not of this form") from error
         except httpx.TransportError as error:
             advice = "`fedops-mqtt manager` starts one; --manager says where another one is"
-            raise FatalError(f"no manager at {self._url} ({error}): {advice}.", _UNAVAILABLE) from error
+            raise FatalError(
+                f"no manager at {without_password(self._url)} ({error}): {advice}.", _UNAVAILABLE
+            ) from error
 
 
 def _read(answer: httpx.Response, url: str) -> Any:
@@ -124,7 +127,9 @@ def _problem(content: Any) -> str | None:
 
 
 def _wrong_url(url: str, problem: str) -> FatalError:
-    return FatalError(f"{url!r} is no manager's URL ({problem}). --manager wants http://host:port.", ExitCode.CONFIG)
+    return FatalError(
+        f"{without_password(url)!r} is no manager's URL ({problem}). --manager wants http://host:port.", ExitCode.CONFIG
+    )
 
 
 _UNAVAILABLE = ExitCode.UNAVAILABLE

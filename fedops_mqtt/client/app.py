@@ -18,12 +18,12 @@ from fedops_mqtt.client.client_api import speaking
 from fedops_mqtt.client.client_utils import FLClientStatus, NoMacAddressError, view_of
 from fedops_mqtt.client.configuration import Scalar, flatten, read_configuration
 from fedops_mqtt.client.daemon import Daemon
-from fedops_mqtt.client.errors import ClientConfigError, ShimAddressError
+from fedops_mqtt.client.errors import ClientConfigError, ShimAddressError, ShimExposedError
 from fedops_mqtt.client.journal import DaemonRunningError
 from fedops_mqtt.client.live_task import LIVE, LiveFile, pack
 from fedops_mqtt.client.pipe import MetricsReport
 from fedops_mqtt.client.trainer import Trainer
-from fedops_mqtt.core.exit_codes import ExitCode
+from fedops_mqtt.core.exit_codes import ExitCode, exit_code_of_disk
 from fedops_mqtt.protocol import MetricsCutter, MetricsKind, Outcome, TaskId
 from fedops_mqtt.settings import ClientSettings
 
@@ -170,12 +170,18 @@ async def _exit_code_of(serving: Any) -> ExitCode:
     except RivalError as error:
         logger.error("%s", error)
         return ExitCode.RIVAL
-    except (DaemonRunningError, ShimAddressError, EpochFileError, BrokerUrlError) as error:
+    except (DaemonRunningError, ShimExposedError, BrokerUrlError) as error:
         logger.error("%s", error)
         return ExitCode.CONFIG
+    except ShimAddressError as error:
+        logger.error("%s", error)
+        return ExitCode.UNAVAILABLE
+    except EpochFileError as error:
+        logger.error("%s", error)
+        return exit_code_of_disk(error.__cause__)
     except OSError as error:
         logger.error("the state folder cannot be used: %s", error)
-        return ExitCode.CONFIG
+        return exit_code_of_disk(error)
     return ExitCode.OK
 
 

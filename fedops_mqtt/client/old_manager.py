@@ -10,6 +10,7 @@ import logging
 import urllib.request
 from typing import Literal, Self
 
+from fedops_mqtt.bus import without_password
 from fedops_mqtt.settings import ClientSettings
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,9 @@ class OldManagers:
         try:
             await asyncio.to_thread(_get, url)
         except (OSError, ValueError) as error:
-            logger.warning("FedOps client manager was not told", extra={"url": url, "problem": str(error)})
+            logger.warning(
+                "FedOps client manager was not told", extra={"url": without_password(url), "problem": str(error)}
+            )
 
     async def find_server(self, server_ip: str) -> str:
         """Return `host:port` of an FL server; FedOps' client managers name the host only (`FLSe/getPort`).
@@ -83,11 +86,11 @@ class OldManagers:
             port = json.loads(await asyncio.to_thread(_get, url))["port"]
             return f"{self._aggregation_host or server_ip}:{int(port)}"
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise NoPortError(server_ip, f"{url}: {error!r}") from error
+            raise NoPortError(server_ip, f"{without_password(url)}: {error!r}") from error
 
 
 def _get(url: str) -> bytes:
     if not url.startswith(("http://", "https://")):
-        raise ValueError(f"{url!r} is no HTTP URL")
+        raise ValueError("it is no HTTP URL")
     with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:  # noqa: S310 - the scheme is checked above
         return bytes(answer.read(_MAX_ANSWER_BYTES))

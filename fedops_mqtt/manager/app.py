@@ -14,9 +14,9 @@ from contextlib import AbstractContextManager, contextmanager
 from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from fedops_mqtt.bus import BrokerUrlError, BusError, CredentialsError, RivalError
+from fedops_mqtt.bus import BrokerUrlError, BusError, CredentialsError, EpochFileError, RivalError
 from fedops_mqtt.bus.tasks import alongside
-from fedops_mqtt.core.exit_codes import ExitCode
+from fedops_mqtt.core.exit_codes import ExitCode, exit_code_of_disk
 from fedops_mqtt.door import DoorRules
 from fedops_mqtt.listening import url_of
 from fedops_mqtt.manager.errors import (
@@ -194,8 +194,10 @@ def _exit_code(error: Exception) -> ExitCode:
     match error:
         case RivalError():
             return ExitCode.RIVAL
-        case BrokerUrlError() | TasksFileError() | StateDirError() | ExposedApiError():
+        case BrokerUrlError() | TasksFileError() | ExposedApiError():
             return ExitCode.CONFIG
+        case StateDirError() | EpochFileError():
+            return exit_code_of_disk(error.__cause__)
         case JournalUrlError() | JournalVersionError():
             return ExitCode.CONFIG
         case CredentialsError():

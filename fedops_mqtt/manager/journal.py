@@ -109,6 +109,8 @@ class Journal:
             self._engine = _make_engine(url)
         except (ArgumentError, ImportError) as error:
             raise JournalUrlError(str(error)) from error
+        except ValueError:  # a port that is no number, which may be a part of a password
+            raise JournalUrlError("its port is not a number") from None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self.reader = JournalReader(self._engine)
         self._term: int | None = None

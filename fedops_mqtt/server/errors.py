@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from fedops_mqtt.bus.address import without_password
+
 
 class ServerError(Exception):
     """Something on the FL server failed."""
@@ -22,7 +24,7 @@ class StoreUrlError(ServerError, ValueError):
     def __init__(self, url: str, problem: str) -> None:
         self.url = url
         self.problem = problem
-        super().__init__(f"model store {url!r}: {problem}")
+        super().__init__(f"model store {without_password(url)!r}: {problem}")
 
 
 class UnsupportedArrayError(ServerError, ValueError):

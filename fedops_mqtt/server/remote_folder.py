@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
+from fedops_mqtt.bus.address import without_password
 from fedops_mqtt.server.errors import StoreUrlError
 
 _READ_ONLY = ("http://", "https://")
@@ -120,12 +121,12 @@ class RemoteFolder:
             yield
         except OSError as error:
             if _is_taken(error):
-                raise FileExistsError(f"{self._url}: {error}") from error
+                raise FileExistsError(f"{without_password(self._url)}: {error}") from error
             raise
         except Exception as error:
             if _is_taken(error):
-                raise FileExistsError(f"{self._url}: {error}") from error
-            raise OSError(f"model store {self._url}: {type(error).__name__}: {error}") from error
+                raise FileExistsError(f"{without_password(self._url)}: {error}") from error
+            raise OSError(f"model store {without_password(self._url)}: {type(error).__name__}: {error}") from error
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"

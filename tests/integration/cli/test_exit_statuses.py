@@ -1,6 +1,7 @@
 """Exit statuses: docs/operations.md names every verb of the command table, and each status of it is brought about."""
 
 import asyncio
+import errno
 import json
 import re
 import socket
@@ -16,11 +17,12 @@ from click import Group
 
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.cli.entry import make_app, run
-from fedops_mqtt.core.exit_codes import ExitCode
+from fedops_mqtt.core.exit_codes import ExitCode, exit_code_of_disk
 
 PAGE = (Path(__file__).parents[3] / "docs" / "operations.md").read_text(encoding="utf-8")
 NOBODY = "127.0.0.1:1"
 SHOWN_ELSEWHERE = {
+    ("client", ExitCode.UNAVAILABLE): "tests/integration/client/test_daemon_process.py",
     ("client", ExitCode.CONFIG): "tests/integration/client/test_daemon_process.py",
     ("client", ExitCode.RIVAL): "tests/integration/client/test_daemon_process.py",
     ("manager", ExitCode.FAILED): "tests/acceptance/test_standby.py",
@@ -114,7 +116,7 @@ def test_every_status_that_is_told_is_brought_about_somewhere() -> None:
     here |= {(verb, ExitCode.CONFIG) for verb in [*FLEET, "fleet init", "bridge", "manager", "watch"]}
     here |= {("watch", ExitCode.UNAVAILABLE), ("watch", ExitCode.NO_PERMISSION), ("doctor", ExitCode.FAILED)}
     here |= {("broker", ExitCode.UNAVAILABLE), ("manager", ExitCode.UNAVAILABLE), ("simulate", ExitCode.FAILED)}
-    here |= {("demo", ExitCode.FAILED)}
+    here |= {("demo", ExitCode.FAILED), ("bridge", ExitCode.UNAVAILABLE)}
     assert told() == here | set(SHOWN_ELSEWHERE)
     root = Path(__file__).parents[3]
     for (_, code), path in SHOWN_ELSEWHERE.items():
@@ -196,7 +198,7 @@ def test_a_bridge_that_cannot_begin(capsys: pytest.CaptureFixture[str]) -> None:
     seen(["bridge", "--clients", "x"], ExitCode.CONFIG, "such as http://", capsys)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        seen(["bridge", "--http", address], ExitCode.CONFIG, address, capsys)
+        seen(["bridge", "--http", address], ExitCode.UNAVAILABLE, address, capsys)
 
 
 def test_a_port_that_is_none_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,3 +221,13 @@ def test_a_simulation_whose_server_ends(tmp_path: Path, capsys: pytest.CaptureFi
     program.write_text("raise SystemExit(3)")
     arguments = ["simulate", "--app", "none:app", "--server", str(program), "--folder", str(tmp_path / "simulation")]
     seen(arguments, ExitCode.FAILED, "ended with status 3 before the run did", capsys)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ESTALE])
+def test_a_disk_that_may_be_mended_is_worth_another_start(number: int) -> None:
+    assert exit_code_of_disk(OSError(number, "no")) is ExitCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENOENT, errno.EEXIST])
+def test_a_path_that_is_wrong_is_not(number: int) -> None:
+    assert exit_code_of_disk(OSError(number, "no")) is ExitCode.CONFIG

@@ -1,6 +1,7 @@
 """Broker URLs, back-off and the choice of MQTT version."""
 
 import re
+import traceback
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -39,6 +40,20 @@ def test_a_password_is_never_shown() -> None:
     with pytest.raises(BrokerUrlError) as caught:
         parse_broker_url("http://alice:hush@host")
     assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["mqtt://", "mqtts://", "http://", "", "mqtt:", "mqtt:/"])
+@pytest.mark.parametrize(
+    "rest",
+    ["u:S3cr#et@h", "u:S3cr/et@h", "u:S3cr?et@h", "u:S3cr@#et@h:1", "u:#S3cret@h", "u:S3cr[et@h", "u:S3cr]et@h:x",
+     "u:S3cr\N{FULLWIDTH NUMBER SIGN}et@h", "S3cr#et@h", "u:S3cr://et@h:x", "u:S3cr#et", "u:S3cret@h:port"],
+)  # fmt: skip
+def test_no_part_of_a_password_is_in_an_error(scheme: str, rest: str) -> None:
+    with pytest.raises(BrokerUrlError) as caught:
+        parse_broker_url(scheme + rest)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert not re.search("S3cr|et@|et$|#et", str(caught.value))
+    assert "S3cr" not in shown
 
 
 @pytest.mark.parametrize(
