@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedops_mqtt.line import flwr_private
@@ -171,9 +171,22 @@ class LineGrid(Grid):
         self._check_running()
         if owed and round_deadline <= strategy_deadline:
             self._drop_overdue(owed)
-        replies = self._hub.collect(ids)
+        replies = self._drop_odd_ones(messages, self._hub.collect(ids))
         self._hub.withdraw(ids)
         return replies
+
+    def _drop_odd_ones(self, messages: list[Message], replies: list[Message]) -> list[Message]:
+        """Replies that would fail the strategy for everybody become errors, and their clients fail."""
+        odd = self.reply_check.odd_ones(messages, replies) if self.reply_check is not None else {}
+        asked = {message.metadata.message_id: message for message in messages} if odd else {}
+        macs = {member.node_id: member.mac for member in self._hub.members.values()} if odd else {}
+        kept = [reply for reply in replies if reply.metadata.reply_to_message_id not in odd]
+        for message_id, problem in odd.items():
+            mac = macs[asked[message_id].metadata.dst_node_id]
+            self._hub.drop(mac, Outcome.FAILED, problem)
+            error = Error(flwr_private.NODE_UNAVAILABLE, f"{mac} failed: {problem}")
+            kept.append(Message(error, reply_to=asked[message_id]))
+        return kept
 
     def _letters(self, messages: Iterable[Message]) -> Iterator[Letter]:
         encoded: dict[int, tuple[RecordDict, EncodedContent]] = {}

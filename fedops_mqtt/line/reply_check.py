@@ -5,7 +5,8 @@ model for good. So a reply is checked before the strategy gets it, and what does
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ LIMIT_RULE = f"twice the model that was sent and 64 MiB; {_HINT}"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplyCheck:
-    """What a strategy wants of the replies to its `train` messages."""
+    """What a strategy wants of the replies to its `train` and `evaluate` messages."""
 
     any_shape: bool = False
     """Replies need not be the model: nothing but values and weights is checked."""
@@ -36,8 +37,9 @@ class ReplyCheck:
     """NaN and infinities are taken too."""
     weight_key: str | None = None
     """The metric that replies are averaged by; None: the strategy does not say."""
-    is_averaged: bool = False
-    """Flower's own aggregation: it wants exactly one record of arrays and one of metrics, with `weight_key` in it."""
+    averaged: frozenset[str] = frozenset()
+    """Kinds of messages whose replies Flower's own aggregation takes. It raises, for everybody, where one reply has not
+    exactly one record of metrics with `weight_key` in it (and one of arrays, to `train`), or others than the rest."""
 
     def limit_bytes(self, sent: Message, max_bytes: int) -> int:
         """Return how large a reply may be once it is unpacked; `max_bytes` where no model was sent."""
@@ -47,18 +49,37 @@ class ReplyCheck:
 
     def problem(self, sent: Message, reply: Message) -> str | None:
         """Return what is wrong with a reply, or None. Reads every value: not for an event loop."""
-        if sent.metadata.message_type.partition(".")[0] != "train" or reply.has_error():
-            return None
-        content = reply.content
-        if _has_failed(content):  # the strategy gets it as a failure, with the client's own words
-            return None
+        kind = _kind_of(sent)
+        if kind not in ("train", "evaluate") or reply.has_error() or _has_failed(reply.content):
+            return None  # a failure in the client's own words is the strategy's business
+        problem = self._weight_problem(kind, reply.content)
         model = {name: record for name, record in _records(sent.content, ArrayRecord).items() if _is_numpy(record)}
-        if not model:
-            return self._weight_problem(content)
-        return self._weight_problem(content) or self._arrays_problem(model, _records(content, ArrayRecord))
+        if problem or kind != "train" or not model:
+            return problem
+        return self._arrays_problem(model, _records(reply.content, ArrayRecord))
+
+    def odd_ones(self, sent: Sequence[Message], replies: Sequence[Message]) -> dict[str, str]:
+        """Return which replies have other records or metrics than most, by what they answer, and what differs.
+
+        Where as many have the one as the other, those that were asked first decide.
+        """
+        kinds = {message.metadata.message_id: _kind_of(message) for message in sent}
+        forms = {
+            message_id: _form(reply.content)
+            for reply in replies
+            if kinds.get(message_id := reply.metadata.reply_to_message_id) in self.averaged and reply.has_content()
+        }
+        if len(set(forms.values())) < 2:
+            return {}
+        ((usual, _),) = Counter(forms[each] for each in kinds if each in forms).most_common(1)
+        return {
+            message_id: f"not what most clients answered: {_listed(form - usual)} more, {_listed(usual - form)} less"
+            for message_id, form in forms.items()
+            if form != usual
+        }
 
     def _arrays_problem(self, model: Mapping[str, ArrayRecord], replied: Mapping[str, ArrayRecord]) -> str | None:
-        if not self.any_shape and (not replied or (self.is_averaged and len(replied) != 1)):
+        if not self.any_shape and (not replied or ("train" in self.averaged and len(replied) != 1)):
             return f"{len(replied)} records of arrays, one is expected; {_HINT}"
         pairs = [(model[name], replied[name]) for name in model if name in replied]
         if not pairs and len(model) == len(replied) == 1:
@@ -74,12 +95,12 @@ class ReplyCheck:
                 return problem
         return None
 
-    def _weight_problem(self, content: RecordDict) -> str | None:
+    def _weight_problem(self, kind: str, content: RecordDict) -> str | None:
         metrics = _records(content, MetricRecord)
-        if self.is_averaged and len(metrics) != 1:
+        if kind in self.averaged and len(metrics) != 1:
             return f"{len(metrics)} records of metrics, one is expected"
         weights = [record[self.weight_key] for record in metrics.values() if self.weight_key in record]
-        if self.is_averaged and not weights:
+        if kind in self.averaged and not weights:
             return f"no {self.weight_key!r} among its metrics, and replies are averaged by that"
         for weight in weights:
             if isinstance(weight, list) or not math.isfinite(weight) or weight < 0:
@@ -111,9 +132,26 @@ def _is_numpy(record: ArrayRecord) -> bool:
     return bool(record) and all(array.stype == flwr_private.NUMPY_STYPE and array.data for array in record.values())
 
 
+def _kind_of(message: Message) -> str:
+    return message.metadata.message_type.partition(".")[0]
+
+
+def _form(content: RecordDict) -> frozenset[str]:
+    """Return what Flower's own aggregation wants to be the same in all replies: names of records and of metrics."""
+    arrays, metrics = _records(content, ArrayRecord), _records(content, MetricRecord)
+    return frozenset([*arrays, *(f"{name}.{key}" for name, record in metrics.items() for key in record)])
+
+
+def _listed(form: frozenset[str]) -> str:
+    names = sorted(form)
+    return (", ".join(map(_shown, names[:_MAX_SHOWN])) or "nothing") + (", …" if len(names) > _MAX_SHOWN else "")
+
+
 def _has_failed(content: RecordDict) -> bool:
-    status = content.get("fitres.status")
-    return isinstance(status, ConfigRecord) and status.get("code") != flwr_private.CLASSIC_OK.value
+    statuses = (content.get("fitres.status"), content.get("evaluateres.status"))
+    return any(
+        isinstance(status, ConfigRecord) and status.get("code") != flwr_private.CLASSIC_OK.value for status in statuses
+    )
 
 
 def _differences(model: ArrayRecord, found: ArrayRecord) -> Iterator[str]:

@@ -175,8 +175,9 @@ class FLServer:
         try:
             beginning = self._begin()
         except (ServerError, OSError) as error:
-            _log.error("run cannot begin", extra={"problem": str(error)})
-            return self._say_end(RunOutcome.FAILED, str(error), nothing, None)
+            problem = f"model store: {error}" if isinstance(error, OSError) else str(error)
+            _log.error("run cannot begin", extra={"problem": problem})
+            return self._say_end(RunOutcome.FAILED, problem, nothing, None)
         rounds = self._rounds(beginning)
         try:
             line = self._line = self._open_line()
@@ -337,8 +338,7 @@ class FLServer:
         return result
 
     def _result(self, outcome: RunOutcome, reason: str, rounds: Rounds, saved: StoredModel | None) -> RunResult:
-        if saved is not None:
-            self.server.gl_model_v = saved.version or self.server.last_gl_model_v
+        self.server.gl_model_v = (saved.version if saved else 0) or self.server.last_gl_model_v
         return RunResult(
             outcome=outcome,
             reason=reason,

@@ -22,14 +22,14 @@ def check_of(strategy: Strategy | ClassicStrategy | None, settings: ServerSettin
 
     is_classic = isinstance(innermost, ClassicStrategy)
     weight_key = "num_examples" if is_classic else getattr(innermost, "weighted_by_key", None)
-    aggregate = getattr(type(innermost), "aggregate_train", None)
     return ReplyCheck(
         any_shape=accepts("accept_any_shape"),
         nonfinite=accepts("accept_nonfinite"),
         weight_key=weight_key if isinstance(weight_key, str) else None,
-        is_averaged=weight_key is not None and not is_classic and _is_flowers(aggregate),
+        averaged=frozenset(kind for kind in ("train", "evaluate") if weight_key and _is_flowers(innermost, kind)),
     )
 
 
-def _is_flowers(method: object) -> bool:
-    return str(getattr(method, "__module__", "")).startswith("flwr.")
+def _is_flowers(strategy: object, kind: str) -> bool:
+    method = getattr(type(strategy), f"aggregate_{kind}", None)  # classic strategies have no aggregate_train
+    return isinstance(strategy, Strategy) and str(getattr(method, "__module__", "")).startswith("flwr.")

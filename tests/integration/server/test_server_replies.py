@@ -46,7 +46,8 @@ def message_app(kind: str) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         (array,) = message.content["arrays"].to_numpy_ndarrays()
         arrays = ArrayRecord({"w": ArrayRecord(spoiled([array], kind))["0"]})
-        return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
+        metrics = MetricRecord({"num-examples": 1, **({"loss": 0.5} if kind == "metrics" else {})})
+        return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
@@ -59,12 +60,18 @@ def classic_app(kind: str) -> ClientApp:
     return ClientApp(client_fn=lambda context: Classic(kind).to_client())
 
 
-@pytest.mark.parametrize("kind", ["nan", "shape"])
 @pytest.mark.parametrize(
-    ("strategy", "app"), [(FedAvg, message_app), (ClassicFedAvg, classic_app)], ids=["message", "classic"]
+    ("strategy", "app", "kind", "said"),
+    [
+        (FedAvg, message_app, "nan", "array 'w'"),
+        (FedAvg, message_app, "shape", "array 'w'"),
+        (FedAvg, message_app, "metrics", "'metrics.loss' more"),
+        (ClassicFedAvg, classic_app, "nan", "array '0'"),
+        (ClassicFedAvg, classic_app, "shape", "array '0'"),
+    ],
 )
 async def test_a_client_that_answers_with_no_update_of_the_model_is_out_and_the_run_goes_on(
-    house: House, strategy: Any, app: Any, kind: str
+    house: House, strategy: Any, app: Any, kind: str, said: str
 ) -> None:
     settings = house.settings(num_rounds=NUM_ROUNDS, min_clients=3)
     server = FLServer(None, {"w": np.zeros(2, "f4")}, "digits", strategy=strategy(), settings=settings)
@@ -75,13 +82,13 @@ async def test_a_client_that_answers_with_no_update_of_the_model_is_out_and_the_
         end = await bad.end()
         house.join(address, 3, app=app(""))
         result = await run
-        said = await bus.final()
+        final = await bus.final()
     assert (result.outcome, result.round) == (RunOutcome.COMPLETED, NUM_ROUNDS)
     saved = house.models().newest()
     assert saved is not None
     assert list(saved.arrays["w"]) == [NUM_ROUNDS, NUM_ROUNDS]
-    assert (end.outcome, "array" in end.reason) == (Outcome.FAILED, True)
-    member = said.clients[mac_of(0)]
+    assert (end.outcome, said in end.reason) == (Outcome.FAILED, True)
+    member = final.clients[mac_of(0)]
     assert (member.status, member.reason) == (MemberCondition.FAILED, end.reason)
 
 

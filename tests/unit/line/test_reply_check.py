@@ -12,7 +12,7 @@ from fedops_mqtt.line import flwr_private
 from fedops_mqtt.line.flwr_private import legacy_records
 from fedops_mqtt.line.reply_check import ReplyCheck, count_nonfinite
 
-FEDAVG = ReplyCheck(weight_key="num-examples", is_averaged=True)
+FEDAVG = ReplyCheck(weight_key="num-examples", averaged=frozenset({"train", "evaluate"}))
 CLASSIC = ReplyCheck(weight_key="num_examples")
 OWN = ReplyCheck()
 MIB = 1 << 20
@@ -157,11 +157,35 @@ def test_a_server_that_takes_any_shape_still_refuses_nan() -> None:
     assert problem({"w": np.array([np.nan])}, check) is not None
 
 
-def test_only_answers_to_training_are_looked_at() -> None:
+def test_of_evaluation_the_weight_is_looked_at_and_of_other_messages_nothing() -> None:
     sent = asked("evaluate", arrays=model(**SENT))
+    assert FEDAVG.problem(sent, answer(sent)) is None
+    assert FEDAVG.problem(sent, answer(sent, weight=-1)) is not None
+    assert FEDAVG.problem(sent, Message(RecordDict(), reply_to=sent)) is not None
+    sent = asked("query", arrays=model(**SENT))
     assert FEDAVG.problem(sent, answer(sent, weight=-1)) is None
+
+
+def test_an_error_is_the_strategys_own_business() -> None:
     sent = asked(arrays=model(**SENT))
     assert FEDAVG.problem(sent, Message(Error(1, "out of memory"), reply_to=sent)) is None
+
+
+def test_of_replies_that_do_not_agree_the_odd_ones_are_named() -> None:
+    sent = [asked(arrays=model(**SENT)) for _ in range(4)]
+    for number, message in enumerate(sent):
+        message.metadata.__dict__["_message_id"] = f"m-{number}"
+    same = [answer(each, arrays=model(**SENT)) for each in sent[:2]]
+    renamed = answer(sent[2], model=model(**SENT))
+    metrics = MetricRecord({"num-examples": 1, "loss": 0.5})
+    talkative = Message(RecordDict({"arrays": model(**SENT), "metrics": metrics}), reply_to=sent[3])
+    odd = FEDAVG.odd_ones(sent, [*same, renamed, talkative])
+    assert odd.keys() == {"m-2", "m-3"}
+    assert "'model' more, 'arrays' less" in odd["m-2"]
+    assert "'metrics.loss' more" in odd["m-3"]
+    assert FEDAVG.odd_ones(sent, same) == {}
+    assert OWN.odd_ones(sent, [*same, renamed]) == {}
+    assert FEDAVG.odd_ones(sent, [talkative, same[0]]).keys() == {"m-3"}, "of two, the first that was asked decides"
 
 
 def classic(weights: Any, *, sent: Parameters | None = None, code: Code = Code.OK, num_examples: Any = 1) -> str | None:
