@@ -138,7 +138,7 @@ class Door:
             return self._refuse(HTTPStatus.FORBIDDEN, "a page of another origin may not ask here", {})
         if self._rules.token is not None and not self._has_token(headers):
             return self._refuse(HTTPStatus.UNAUTHORIZED, *self._asked_for)
-        is_proxied = self._rules.is_for_fedops and scope.get(IS_ABSOLUTE, False)
+        is_proxied = self._rules.is_for_fedops and scope.get("state", {}).get(IS_ABSOLUTE, False)
         if (
             not self._rules.is_guarded
             and not is_proxied
