@@ -32,6 +32,7 @@ HttpAddress = Annotated[str, Field(pattern=r"^\S*:\d{1,5}$"), AfterValidator(_ch
 
 LogLevel = Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR")]
 
+_AGGREGATION = ("FEDOPS_AGGREGATION_SERVER", "FEDOPS_AGGREGATION_HOST")
 ENV_PREFIX = "FEDOPS_MQTT_"
 CONFIG_VARIABLE = "FEDOPS_MQTT_CONFIG"
 """Names the settings file; the option `--config` does the same."""
@@ -180,21 +181,20 @@ class ClientSettings(BusSettings, DoorSettings):
     http_token: Annotated[SecretStr | None, Field(description="token of the shim; needed beyond loopback")] = None
     client_manager_url: Annotated[
         str | None, Field(description="FedOps client manager before the shim; default: FEDOPS_CLIENT_MANAGER_URL")
-    ] = Field(default_factory=lambda: os.environ.get("FEDOPS_CLIENT_MANAGER_URL"))
+    ] = Field(default_factory=lambda: os.environ.get("FEDOPS_CLIENT_MANAGER_URL") or None)
     server_manager_url: Annotated[
         str | None, Field(description="FedOps server manager that knows ports; default: FEDOPS_SERVER_MANAGER_URL")
-    ] = Field(default_factory=lambda: os.environ.get("FEDOPS_SERVER_MANAGER_URL"))
+    ] = Field(default_factory=lambda: os.environ.get("FEDOPS_SERVER_MANAGER_URL") or None)
     aggregation_host: Annotated[
         str | None,
-        Field(description="FL servers' host, for FedOps managers that have one built in; FEDOPS_AGGREGATION_HOST"),
-    ] = Field(default_factory=lambda: os.environ.get("FEDOPS_AGGREGATION_HOST"))
+        Field(description="FL server's host[:port], for FedOps managers; FEDOPS_AGGREGATION_SERVER, …_HOST"),
+    ] = Field(default_factory=lambda: next(filter(None, map(os.environ.get, _AGGREGATION)), None))
+    http_any_mac: Annotated[bool, Field(description="take POST /start of a manager that has another MAC")] = False
     server_ip_allow: Annotated[
         str,
         Field(description="FL servers that POST /start may name: hosts, networks, host:port; else our managers' hosts"),
     ] = ""
-    http_get_start: Annotated[
-        bool, Field(description="GET /start/HOST:PORT starts too, for FedOps' first managers")
-    ] = False
+    http_get_start: Annotated[bool, Field(description="GET /start/HOST:PORT of FedOps' first managers starts")] = False
     state_dir: Annotated[StateDir, Field(description="where the journal is kept")]
     join_token: Annotated[SecretStr | None, Field(description="shared token of servers started by hand")] = None
     line_ca_file: Annotated[Path | None, Field(description="CA of the FL server; set: a plain line is refused")] = None
@@ -207,7 +207,7 @@ class ClientSettings(BusSettings, DoorSettings):
     num_partitions: Annotated[int | None, Field(ge=1, description="node_config num-partitions")] = None
     node_config: Annotated[KeyValues, Field(description="more of node_config: 'key=1 other=\"text\"'")] = ""
     run_config: Annotated[KeyValues, Field(description="run_config, above the project's own: 'key=1'")] = ""
-    system_interval_s: Annotated[float, Field(gt=0, description="system load is measured this often in a run")] = 5.0
+    system_interval_s: Annotated[float, Field(ge=0, description="system load is measured this often; 0: never")] = 5.0
     wandb_project: Annotated[str | None, Field(description="Weights & Biases project; unset: off")] = None
     wandb_key: Annotated[SecretStr | None, Field(description="its API key")] = None
     log_level: LogLevel = "INFO"

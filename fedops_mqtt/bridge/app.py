@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import platform
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -26,7 +25,8 @@ from fedops_mqtt.settings import BridgeSettings
 
 logger = logging.getLogger(__name__)
 
-_AGENT = {"fedops-mqtt": __version__, "python": platform.python_version(), "via": "http bridge"}
+_AGENT = {"fedops-mqtt": __version__, "via": "http bridge"}
+"""Nothing of this machine: it is not the device's."""
 _MAX_PORT = 65535
 _SHUTDOWN_S = 1
 """Requests still open when the bridge ends are cut after this."""

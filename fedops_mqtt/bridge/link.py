@@ -31,6 +31,7 @@ class Link:
     has_time_result: bool = False
     """It has reported how long its training took, which a FedOps client does only when that went well."""
     gl_model: int = 0
+    """Number of the global model of the last start, which it asks for in its own (`/info/`)."""
     is_here: bool = False
     is_training: bool = False
     """What it says of itself: `client_start`."""

@@ -167,7 +167,7 @@ class Presence:
             app=_APP,
             http=None,
             join_limit_s=settings.come_limit_s,
-            system_interval_s=_NEVER_S,
+            system_interval_s=0,  # the load of this machine is not that of the client's
         )
         limits = BridgeLimits(come_s=settings.come_limit_s, word_s=settings.word_limit_s)
         make_trainer = partial(HttpTrainer, link=link, doors=self._doors, turn=self._turn, limits=limits)
@@ -221,8 +221,6 @@ class Presence:
 _RETRY_S = 10.0
 """What stands in the way (another process, a disk) does not go away faster."""
 _MAX_NAME = 256
-_NEVER_S = 3e9
-"""The load of this machine is not that of the client's."""
 _APP = "fedops_mqtt.bridge.trainer:HttpTrainer"
 """Stands where a device names its app: the training is done elsewhere."""
 

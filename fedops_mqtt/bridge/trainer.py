@@ -55,6 +55,7 @@ class HttpTrainer:
     def start(self, start: StartTraining, group: asyncio.TaskGroup) -> None:
         """Have the old client train, as a task of `group`."""
         self._is_idle.clear()
+        self._link.gl_model = start.gl_model
         self._training = self._make(start)
         group.create_task(self._see_through(self._training), name=f"bridged-{start.run_id}-{start.attempt}")
 

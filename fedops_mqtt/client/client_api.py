@@ -66,12 +66,8 @@ class InfoAnswer:
         return {"GL_Model_V": self._gl_model}
 
 
-class ClientManagerAPI:
-    """What a client says to its manager (FedOps client_api.ClientMangerAPI)."""
-
-    def get_info(self) -> InfoAnswer:
-        """Return what the manager said last about the global model (`/info`)."""
-        return InfoAnswer(current_speaker().gl_model)
+class _Ends:
+    """What either API says of the training in hand, and of this client as a whole."""
 
     def get_client_out(self) -> None:
         """Leave (`/flclient_out`): what trains is interrupted, then client-out is said."""
@@ -86,11 +82,19 @@ class ClientManagerAPI:
         current_speaker().end_training(Outcome.FAILED, reason or "the client's program said so")
 
 
+class ClientManagerAPI(_Ends):
+    """What a client says to its manager (FedOps client_api.ClientMangerAPI)."""
+
+    def get_info(self) -> InfoAnswer:
+        """Return the global model's number as the last start or its client manager gave it (`/info`)."""
+        return InfoAnswer(current_speaker().gl_model)
+
+
 ClientMangerAPI = ClientManagerAPI
 """FedOps' own spelling."""
 
 
-class ClientServerAPI:
+class ClientServerAPI(_Ends):
     """What a client asks of FedOps' server manager and tells its performance server (FedOps client_api).
 
     A result is JSON text of one object, or a mapping; its fields keep their names. Nested ones are joined by dots.

@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 from fedops_mqtt.line import flwr_private
-from fedops_mqtt.line.identity import flower_run_id_of
+from fedops_mqtt.line.identity import flower_run_id_of, node_id_of
 from fedops_mqtt.line.keeper import RunEnd
 from fedops_mqtt.line.rounds import metrics_of, round_of
 from fedops_mqtt.line.runner import Answered, Joined, Progress
@@ -23,16 +23,19 @@ from fedops_mqtt.protocol import Outcome, Phase, name_error
 logger = logging.getLogger(__name__)
 
 _RETRY_S = 0.5
-_RUN_NAME = "classic"
-"""A classic server has no run id to tell."""
 
 
 class ClassicRunner:
-    """One client's part in a classic server's training; same use as `LineRunner`."""
+    """One client's part in a classic server's training; same use as `LineRunner`.
+
+    A classic server has no run id to give: `run_id` is what this client's start is called.
+    """
 
     def __init__(
         self,
         *,
+        run_id: str,
+        client_mac: str,
         server_ip: str,
         ca_file: Path | None,
         join_s: float,
@@ -40,6 +43,8 @@ class ClassicRunner:
         on_progress: Callable[[Progress], None],
         on_answered: Callable[[Answered], None],
     ) -> None:
+        self._run_id = run_id
+        self._client_mac = client_mac
         self._server_ip = server_ip
         self._ca = ca_file.read_bytes() if ca_file else None
         self._join_s = join_s
@@ -56,9 +61,9 @@ class ClassicRunner:
     def run(self, app: ClientApp, context_factory: Callable[[Joined], Context]) -> RunEnd:
         """Train until the server says that it is over; waits for it within the limits."""
         joined = Joined(
-            run_id=_RUN_NAME,
-            flower_run_id=flower_run_id_of(_RUN_NAME),
-            node_id=1,
+            run_id=self._run_id,
+            flower_run_id=flower_run_id_of(self._run_id),
+            node_id=node_id_of(self._client_mac),
             launch=0,
             server_ip=self._server_ip,
         )

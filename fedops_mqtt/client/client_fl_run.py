@@ -160,6 +160,8 @@ class Training:
 
     def _classic_runner(self, join_s: float) -> ClassicRunner:
         return ClassicRunner(
+            run_id=self._job.run_id,
+            client_mac=self._job.client_mac,
             server_ip=self._server_ip,
             ca_file=self._job.ca_file,
             join_s=join_s,

@@ -10,20 +10,21 @@ import socket
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from fedops_mqtt.client.client_api import ClientManagerAPI
 from fedops_mqtt.client.configuration import entry
 from fedops_mqtt.core.client import Client
-from fedops_mqtt.protocol import ClientCondition
+from fedops_mqtt.protocol import AnyMacAddress, ClientCondition
 
 logger = logging.getLogger(__name__)
 
 _LOCAL_MODELS = Path("local_model")
 """Below the folder that the client was started in (FedOps client_utils.local_model_directory)."""
 _LOCAL_MODEL = re.compile(r"(?P<name>.+)_local_model_V(?P<version>\d+)(?:\.(?P<ending>safetensors|pth))?")
+_MAX_PORT = 65535
 _MULTICAST_BIT = 1 << 40
 """Set by `uuid.getnode` in a number that it made up because it found no network card (RFC 4122, 4.5)."""
 
@@ -51,7 +52,10 @@ class FLClientStatus(BaseModel):
     gl_model: int = 0
 
     def with_first_names(self) -> dict[str, str | int | bool | None]:
-        """Return the same facts under today's names and under those of FedOps' first client managers."""
+        """Return the same facts under today's names and under those of FedOps' first client managers.
+
+        Those count the model that a training will make: the latest and one.
+        """
         return {
             "FL_task_id": self.task_id,
             "FL_client_num": self.client_num,
@@ -60,17 +64,30 @@ class FLClientStatus(BaseModel):
             "FL_client_start": self.client_start,
             "FL_client_fail": self.client_fail,
             "FL_server_IP": self.server_IP,
-            "FL_next_gl_model": self.gl_model,
+            "FL_next_gl_model": self.gl_model + 1,
             **self.model_dump(),
         }
 
 
+def _check_port(address: str) -> str:
+    if ":" in address and not 0 < int(address.rpartition(":")[2]) <= _MAX_PORT:
+        raise ValueError(f"port must be 1 to {_MAX_PORT}")
+    return address
+
+
 class ManagerData(BaseModel):
-    """What a FedOps client manager answers to `/info` (FedOps client_api.get_info)."""
+    """What `POST /start` takes: where to train, and whom the sender means; further fields are ignored.
 
-    model_config = ConfigDict(frozen=True)
+    Either may be missing: FedOps' own client takes no body at all, and asks its server manager where to train.
+    """
 
-    GL_Model_V: int = 0
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    server_ip: (
+        Annotated[str, Field(max_length=300, pattern=r"^(\S+:\d{1,5}|[^\s:]+)$"), AfterValidator(_check_port)] | None
+    ) = None
+    """`host:port`, or a host alone from FedOps' client managers, which leave the port to `getPort`."""
+    client_mac: AnyMacAddress | None = None
 
 
 def view_of(client: Client) -> FLClientStatus:

@@ -35,17 +35,18 @@ from fedops_mqtt.client.strays import sweep
 from fedops_mqtt.client.system_load import measure_load
 from fedops_mqtt.client.trainer import MakeTrainer, Scalar, Trainer
 from fedops_mqtt.client.training import mark_of
-from fedops_mqtt.client.words import ManagerWords, ServerWords
 from fedops_mqtt.core import client as core
 from fedops_mqtt.core.client import Client, Identity, Step
 from fedops_mqtt.core.client_events import (
     Event,
+    Leaving,
     Left,
     LocalStart,
     Progressed,
     Reaim,
     StartTraining,
     StopTraining,
+    TrainingEnded,
     Verdict,
 )
 from fedops_mqtt.core.client_facts import Facts
@@ -77,7 +78,8 @@ _PHASE_INTERVAL_S = 0.5
 class Daemon:
     """One client. `run` it once; `start` and `leave` may be called while it runs, in its loop.
 
-    `make_trainer` makes what trains, from `Trainer`'s arguments; `agent` is added to what the status says under it.
+    `make_trainer` makes what trains, from `Trainer`'s arguments; where another machine trains, `agent` is what the
+    status says under it, in the place of this process' own.
 
     Raises:
         ClientConfigError: a setting that a client needs is missing.
@@ -95,7 +97,7 @@ class Daemon:
         agent: Mapping[str, str] | None = None,
     ) -> None:
         self.settings = settings
-        self._agent = {**_AGENT, **(agent or {})}
+        self._agent = _AGENT if agent is None else agent
         self.identity, self._folder, epochs = _identity_of(settings)
         self._client = Client(identity=self.identity)
         self._client_id = _client_id_of(settings, self.identity)
@@ -107,8 +109,6 @@ class Daemon:
         self._training_news = asyncio.Event()
         self._metrics = MetricsSender()
         self._group: asyncio.TaskGroup | None = None
-        self.manager_api = ManagerWords(self, self.leave)
-        self.server_api = ServerWords(self, self.leave)
         self._old_managers = OldManagers.from_settings(settings, self.identity.task_id)
         self.http_address: str | None = None
         """Where the HTTP shim listens, once it does."""
@@ -239,9 +239,10 @@ class Daemon:
         shim = make_shim(
             view=lambda: view_of(self._client),
             start=self.start,
+            managers=self._old_managers,
             may_start_at=allowed_servers(self.settings),
-            find_server=self._old_managers.find_server,
             starts_by_get=self.settings.http_get_start,
+            takes_any_mac=self.settings.http_any_mac,
         )
         async with serving(shim, self.settings.http, door_rules(self.settings)) as address:
             self.http_address = address
@@ -254,10 +255,11 @@ class Daemon:
                 group.create_task(self._listen(bus), name="inbox"),
                 group.create_task(self._tell_phases(), name="phases"),
                 group.create_task(self._metrics.run(bus), name="metrics"),
-                group.create_task(self._measure_load(), name="system-load"),
             ]
+            if self.settings.system_interval_s:
+                tasks.append(group.create_task(self._measure_load(), name="system-load"))
             await self._told_to_leave.wait()
-            await self.manager_api.get_client_out()
+            await self.apply(Leaving())
             await self._trainer.wait_idle()
             for task in tasks:
                 task.cancel()
@@ -325,22 +327,18 @@ class Daemon:
     async def _take_phase(self) -> None:
         report, self._phase = self._phase, None
         if report is not None:
-            await self.apply(
-                Progressed(phase=report.phase, round=report.round, gl_model=report.gl_model, run_id=report.run_id)
-            )
+            await self.apply(Progressed(phase=report.phase, round=report.round, run_id=report.run_id))
 
     async def _say_ended(self, ended: EndedReport) -> None:
         await self._take_phase()
-        match ended.outcome:
-            case Outcome.FINISHED:
-                await self.manager_api.get_train_fin()
-            case Outcome.FAILED:
-                await self.manager_api.get_train_fail(ended.reason)
-            case Outcome.STOPPED:
-                await self.manager_api.get_train_stopped(ended.reason)
-            case None:
-                await self.manager_api.get_train_out(ended.reason)
-        await self._old_managers.tell("trainFin" if ended.outcome is Outcome.FINISHED else "trainFail")
+        mine = self._client.facts.in_hand
+        is_good = ended.outcome is Outcome.FINISHED
+        if mine is not None:
+            reason = None if is_good else ended.reason
+            await self.apply(
+                TrainingEnded(run_id=mine.run_id, attempt=mine.attempt, outcome=ended.outcome, reason=reason)
+            )
+        await self._old_managers.tell("trainFin" if is_good else "trainFail")
 
     def _snapshot(self, stamp: Stamp) -> ClientStatus:
         return snapshot(self._client, stamp, at=utc_now(), heartbeat_s=self.settings.heartbeat_s, agent=self._agent)

@@ -9,23 +9,23 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI, HTTPException, Request, status
 from fastapi.responses import JSONResponse
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.types import ASGIApp
 
 from fedops_mqtt.bus import parse_broker_url
-from fedops_mqtt.client.client_utils import FLClientStatus
+from fedops_mqtt.client.client_utils import FLClientStatus, ManagerData
 from fedops_mqtt.client.errors import ShimAddressError, ShimExposedError
-from fedops_mqtt.client.old_manager import NoPortError
+from fedops_mqtt.client.old_manager import NoServerError, OldManagers
 from fedops_mqtt.core.client_events import LocalStart, Verdict
 from fedops_mqtt.door import Door, DoorRules, ExposedError
 from fedops_mqtt.listening import listen
 from fedops_mqtt.listening import serving as serve
-from fedops_mqtt.protocol import Answer, AnyMacAddress
+from fedops_mqtt.protocol import Answer
 from fedops_mqtt.settings import ClientSettings
 
 logger = logging.getLogger(__name__)
@@ -37,25 +37,8 @@ _MAX_CONNECTIONS = 64
 _DEFAULT_HOST = "127.0.0.1"
 _MAX_BODY_BYTES = 64 * 1024
 """A start has a hundred; a small device must not be filled up by a large one."""
-_MAX_PORT = 65535
 
 View = dict[str, str | int | bool | None]
-
-
-def _check_port(address: str) -> str:
-    if ":" in address and not 0 < int(address.rpartition(":")[2]) <= _MAX_PORT:
-        raise ValueError(f"port must be 1 to {_MAX_PORT}")
-    return address
-
-
-class StartRequest(BaseModel):
-    """What `POST /start` takes; further fields are ignored."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    server_ip: Annotated[str, Field(max_length=300, pattern=r"^(\S+:\d{1,5}|[^\s:]+)$"), AfterValidator(_check_port)]
-    """`host:port`, or a host alone from FedOps' client managers, which leave the port to `getPort`."""
-    client_mac: AnyMacAddress
 
 
 class Refused(BaseModel):
@@ -67,43 +50,51 @@ class Refused(BaseModel):
 _SAID_BY_BROWSERS = ("origin", "referer", "sec-fetch-site", "sec-fetch-mode")
 
 
-async def _as_it_is(server_ip: str) -> str:
-    if ":" not in server_ip:
-        raise NoPortError(server_ip, "no server manager is set")
-    return server_ip
-
-
 def make_shim(
     *,
     view: Callable[[], FLClientStatus],
     start: Callable[[LocalStart], Awaitable[Verdict]],
+    managers: OldManagers,
     may_start_at: Callable[[str], bool] = lambda server_ip: True,
-    find_server: Callable[[str], Awaitable[str]] = _as_it_is,
     starts_by_get: bool = False,
+    takes_any_mac: bool = False,
 ) -> FastAPI:
     """Return the HTTP app over a daemon.
 
-    `may_start_at` says which FL servers a start may name, `find_server` completes an address that has no port.
+    `may_start_at` says which FL servers a start may name; `managers` are asked where to train at where it names none,
+    and for the global model's number. `takes_any_mac`: a start may be for another MAC, that of its sender's container.
     Only with `starts_by_get` does a GET start anything: in a browser a link or an image is enough for one.
     """
-    app = FastAPI(title="fedops-mqtt client", docs_url=None, redoc_url=None, responses={"4XX": {"model": Refused}})
+    app = FastAPI(
+        title="fedops-mqtt client",
+        docs_url=None,
+        redoc_url=None,
+        responses={"4XX": {"model": Refused}},
+        exception_handlers={ValidationError: _malformed, NoServerError: _no_server},
+    )
 
     @app.get("/online")
     async def online() -> View:
         """Tell this client's condition under FedOps' names, old and new."""
         return view().with_first_names()
 
-    @app.post("/start", responses=_START_REFUSALS)
-    async def start_training(request: StartRequest) -> View:
+    @app.post("/start", responses=_START_REFUSALS, openapi_extra=_START_BODY)
+    async def start_training(request: Request) -> View:
         """Start training at a server, in the background; the same request again starts nothing more."""
-        try:
-            server_ip = await find_server(request.server_ip)
-        except NoPortError as error:
-            raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, str(error)) from error
-        if not may_start_at(server_ip):
+        # Read by hand: FedOps' programs send no body, or JSON without saying that it is JSON.
+        return await start_at(ManagerData.model_validate_json(await request.body() or b"{}"))
+
+    async def start_at(asked: ManagerData) -> View:
+        mine = view().client_mac
+        if not takes_any_mac and asked.client_mac not in (None, mine):
+            how = f"if its manager is in another container, use --mac {asked.client_mac} or --http-any-mac"
+            why = f"client_mac is {asked.client_mac}, this client is {mine}; {how}"
+            raise HTTPException(status.HTTP_409_CONFLICT, why)
+        server_ip = await managers.find_server(asked.server_ip)
+        if asked.server_ip is not None and not may_start_at(server_ip):
             why = f"server_ip {server_ip} is not allowed here: add it to FEDOPS_MQTT_SERVER_IP_ALLOW"
             raise HTTPException(status.HTTP_403_FORBIDDEN, why)
-        verdict = await start(LocalStart(server_ip=server_ip, client_mac=request.client_mac))
+        verdict = await start(LocalStart(server_ip=server_ip, gl_model=await managers.find_gl_model()))
         if verdict.answer is Answer.REJECTED:
             raise HTTPException(status.HTTP_409_CONFLICT, verdict.reason)
         return view().with_first_names()
@@ -112,16 +103,7 @@ def make_shim(
     async def start_of_first_managers(server_ip: str, request: Request) -> View:
         """Start training as FedOps' first client managers ask for it, where a setting allows that."""
         _check_get(request, is_allowed=starts_by_get)
-        try:
-            asked = StartRequest(server_ip=server_ip, client_mac=view().client_mac)
-        except ValidationError as error:
-            raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, f"server_ip {server_ip!r}") from error
-        return await start_training(asked)
-
-    @app.exception_handler(status.HTTP_400_BAD_REQUEST)
-    async def malformed(request: Request, error: Exception) -> JSONResponse:
-        """Bytes that are no text are as malformed as text that is no JSON."""
-        return JSONResponse({"detail": "the body is no JSON"}, status.HTTP_422_UNPROCESSABLE_CONTENT)
+        return await start_at(ManagerData(server_ip=server_ip))
 
     return app
 
@@ -134,9 +116,21 @@ def _check_get(request: Request, *, is_allowed: bool) -> None:
         raise HTTPException(status.HTTP_403_FORBIDDEN, "not for web pages")
 
 
+async def _malformed(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ValidationError)
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    return JSONResponse({"detail": problems}, status.HTTP_422_UNPROCESSABLE_CONTENT)
+
+
+async def _no_server(request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, status.HTTP_422_UNPROCESSABLE_CONTENT)
+
+
+_START_BODY = {"requestBody": {"content": {"application/json": {"schema": ManagerData.model_json_schema()}}}}
 _START_REFUSALS: dict[int | str, dict[str, Any]] = {
     status.HTTP_403_FORBIDDEN: {"description": "this FL server is not allowed"},
     status.HTTP_409_CONFLICT: {"description": "not this client, or busy"},
+    status.HTTP_422_UNPROCESSABLE_CONTENT: {"description": "malformed, or nobody knows the FL server"},
 }
 
 
@@ -166,7 +160,7 @@ def allowed_servers(settings: ClientSettings) -> Callable[[str], bool]:
         urlsplit(settings.server_manager_url or "").hostname or "",
         settings.aggregation_host or "",
     ]
-    return lambda server_ip: any(_matches(server_ip, word) for word in words)
+    return lambda server_ip: any(_matches(server_ip, word) for word in words if word)
 
 
 @contextlib.asynccontextmanager

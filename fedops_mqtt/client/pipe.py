@@ -88,7 +88,6 @@ class PhaseReport(_Line):
     report: Literal["phase"] = "phase"
     phase: Phase
     round: Count = 0
-    gl_model: Count | None = None
     run_id: str | None = None
     bytes_in: Count = 0
     bytes_out: Count = 0

@@ -247,17 +247,17 @@ def _reaim(client: Client, trigger: StartTrigger) -> Step:
     mine = client.facts.in_hand
     assert mine is not None
     mine = replace(mine, attempt=trigger.attempt, launch=trigger.launch, server_ip=trigger.server_ip)
-    client = replace(client, facts=replace(client.facts, in_hand=mine), server_ip=trigger.server_ip)
+    facts = replace(client.facts, in_hand=mine, gl_model=trigger.gl_model)
+    client = replace(client, facts=facts, server_ip=trigger.server_ip)
     step = answer(client, trigger, Verdict(answer=Answer.ACCEPTED), is_remembered=True)
     return replace(step, action=Reaim(server_ip=trigger.server_ip, launch=trigger.launch))
 
 
 def _take_local_start(client: Client, start: LocalStart) -> Step:
-    misfit = _mismatch(client.identity, client.identity.task_id, start.client_mac)
     mine = client.facts.in_hand
-    if mine and not misfit and mine.server_ip == start.server_ip and mine.ending is None:
+    if mine and mine.server_ip == start.server_ip and mine.ending is None:
         return Step(client=client, verdict=Verdict(answer=Answer.ACCEPTED, reason="already training for this server"))
-    refusal = misfit or _busy(client)
+    refusal = _busy(client)
     if refusal:
         return Step(client=client, verdict=Verdict(answer=Answer.REJECTED, reason=refusal))
     return _accept_local(client, start)
@@ -266,7 +266,8 @@ def _take_local_start(client: Client, start: LocalStart) -> Step:
 def _accept_local(client: Client, start: LocalStart) -> Step:
     count = client.facts.local_starts + 1
     mine = InHand(run_id=f"local-{count}", attempt=count, launch=0, server_ip=start.server_ip, is_local=True)
-    facts = replace(client.facts, local_starts=count, in_hand=mine)
+    gl_model = client.facts.gl_model if start.gl_model is None else start.gl_model
+    facts = replace(client.facts, local_starts=count, in_hand=mine, gl_model=gl_model)
     return Step(
         client=_started(replace(client, facts=facts), start.server_ip),
         verdict=Verdict(answer=Answer.ACCEPTED),
@@ -277,7 +278,7 @@ def _accept_local(client: Client, start: LocalStart) -> Step:
             server_ip=start.server_ip,
             transport=None,
             token=None,
-            gl_model=facts.gl_model,
+            gl_model=gl_model,
             num_clients=0,
             is_local=True,
         ),
@@ -330,8 +331,6 @@ def _progress(client: Client, event: Progressed) -> Client:
     if mine is None:
         return client
     facts = client.facts
-    if event.gl_model is not None:
-        facts = replace(facts, gl_model=event.gl_model)
     if mine.is_local and event.run_id:
         facts = replace(facts, in_hand=replace(mine, run_id=event.run_id))
     return replace(client, facts=facts, phase=event.phase, round=event.round)

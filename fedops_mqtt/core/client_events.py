@@ -13,7 +13,8 @@ class LocalStart:
     """Somebody on this device asked for a training at a server (`POST /start`)."""
 
     server_ip: str
-    client_mac: str
+    gl_model: int | None = None
+    """Number of the global model as a FedOps client manager gives it; None: as the last start gave it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +23,6 @@ class Progressed:
 
     phase: Phase
     round: int
-    gl_model: int | None = None
     run_id: str | None = None
 
 

@@ -22,6 +22,7 @@ async def test_a_client_manager_of_each_generation_drives_our_daemon(crossing: C
     finished = await crossing.site.observer.until_client(NEW, ClientCondition.TRAIN_FINISHED)
     assert finished.status.last_run is not None
     assert (finished.status.last_run.run_id, finished.status.last_run.outcome) == ("by-hand", Outcome.FINISHED)
+    assert finished.status.gl_model == 7, "what its manager answers to /info/"
     await manager.process.until_said("^trainFin$")
     assert manager.process.stdout.count("started") == 1
 
@@ -44,6 +45,10 @@ async def test_a_device_with_its_own_client_manager_is_spoken_for_too(crossing: 
             await http.get(f"{client}/release")
         run = await crossing.site.observer.until_ended(run_id)
         assert run.outcome is RunOutcome.COMPLETED
+        told = await crossing.site.ask(f"/runs/{run_id}/metrics")
+        kinds = {row["kind"] for row in told["items"]}
+        assert "train-result" in kinds
+        assert "system" not in kinds, "the bridge's machine is not the device"
         finished = await crossing.site.observer.until_client(MACS[0], ClientCondition.TRAIN_FINISHED)
         assert finished.status.last_run is not None
         assert (finished.status.last_run.run_id, finished.status.last_run.outcome) == (run_id, Outcome.FINISHED)

@@ -1,5 +1,6 @@
 """FedOps clients that know HTTP and gRPC only take part in runs over the line, as the fleet sees it."""
 
+import httpx
 import numpy as np
 import pytest
 from bridge_parts import MACS, NEW, Crossing, free_port
@@ -15,6 +16,7 @@ async def test_an_old_client_trains_over_the_line_and_is_seen_finished(crossing:
     await crossing.start_bridge(f"http://127.0.0.1:{port}")
     await crossing.start_old(MACS[0], managers=crossing.url, port=port)
     online = await crossing.site.observer.until_client(MACS[0], ClientCondition.ONLINE)
+    assert set(online.status.agent) == {"fedops-mqtt", "via"}, "nothing of the bridge's machine"
     assert online.status.agent["via"] == "http bridge"
     assert online.status.client_name == "old-pi"
 
@@ -33,7 +35,7 @@ async def test_old_and_new_clients_train_together_at_a_fedops_server(crossing: C
     await crossing.start_manager(adopt=True, min_clients=2)
     port, at = free_port(), free_port()
     await crossing.start_bridge(f"http://127.0.0.1:{port}", fedops_server=f":{at}")
-    await crossing.start_old(MACS[0], managers=crossing.url, port=port)
+    old = await crossing.start_old(MACS[0], managers=crossing.url, port=port)
     await crossing.start_new()
     for mac in (MACS[0], NEW):
         await crossing.site.observer.until_client(mac, ClientCondition.ONLINE)
@@ -44,7 +46,10 @@ async def test_old_and_new_clients_train_together_at_a_fedops_server(crossing: C
     [run] = [view.status for view in runs.values()]
     assert (run.outcome, run.round, run.gl_model) == (RunOutcome.COMPLETED, 2, 4)
     assert run.metrics == {"gl_loss": 0.5, "gl_accuracy": 0.5}
+    async with httpx.AsyncClient(trust_env=False) as http:
+        assert (await http.get(f"{old.url}/online")).json()["gl_model"] == 4, "what the bridge answered to /info/"
     for mac in (MACS[0], NEW):
         view = await crossing.site.observer.until_client(mac, ClientCondition.TRAIN_FINISHED)
+        assert view.status.gl_model == 4
         assert view.status.last_run is not None
         assert (view.status.last_run.run_id, view.status.last_run.outcome) == (run.run_id, Outcome.FINISHED)

@@ -84,6 +84,7 @@ async def test_classic_grpc_trains_whatever_kind_of_app(serve_fl: ServeFl, make_
     assert ended.outcome is Outcome.FINISHED, ended
     train = next(report for report in trial.metrics if report.values["stage"] == "train")
     assert train.values["loss"] == 0.5
+    assert {report.run_id for report in trial.phases} <= {None, "r1"}, "the run that it was started as"
     assert trial.phases[-1].bytes_in > 0, "the parameters that came"
     assert trial.phases[-1].bytes_out > 0, "and those that went"
 

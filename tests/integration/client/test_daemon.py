@@ -7,9 +7,12 @@ from pathlib import Path
 
 import aiomqtt
 import pytest
-from client_testbed import SECRET, Operator, RunDaemon, ServeFl, fl_server
+from client_testbed import HERE, SECRET, Operator, RunDaemon, ServeFl, fl_server
 
 from fedops_mqtt.bus import Mosquitto
+from fedops_mqtt.bus.tasks import alongside
+from fedops_mqtt.client.app import FLClientTask
+from fedops_mqtt.client.client_api import ClientManagerAPI, ClientServerAPI
 from fedops_mqtt.client.daemon import Daemon
 from fedops_mqtt.client.journal import DaemonRunningError, identity_dir
 from fedops_mqtt.protocol import Answer, ClientCondition, ClientStatus, Outcome, Phase, topics
@@ -132,25 +135,31 @@ async def test_a_higher_launch_re_aims_the_training_that_runs(run_daemon: RunDae
     assert ClientCondition.TRAIN_FAILED not in statuses
 
 
-async def test_the_apis_of_fedops_say_things_on_the_bus(run_daemon: RunDaemon, operator: Operator) -> None:
-    daemon = await run_daemon(app="fl_apps:endless", join_limit_s=60)
-    await operator.until_condition(ClientCondition.ONLINE)
-    assert await daemon.server_api.get_port() is None
-    for call, condition in (
-        (daemon.manager_api.get_train_fail, ClientCondition.TRAIN_FAILED),
-        (daemon.server_api.get_train_fin, ClientCondition.TRAIN_FINISHED),
-    ):
-        await operator.trigger("127.0.0.1:1", run_id=condition.value, gl_model=3)
-        await operator.until_condition(ClientCondition.TRAIN_STARTED)
-        assert await daemon.server_api.get_port() == "127.0.0.1:1"
-        assert (await daemon.manager_api.get_info()).GL_Model_V == 3
-        await operator.stop(condition.value)
-        await operator.until(lambda status: status.run is None)
-        await call()  # nothing trains any more: nothing is said
-        assert daemon.client.facts.last_run is not None
-        assert daemon.client.facts.last_run.outcome is Outcome.STOPPED
-    await daemon.manager_api.get_client_out()
-    await operator.until_condition(ClientCondition.CLIENT_OUT, reason="shutdown")
+async def test_the_apis_of_fedops_say_things_on_the_bus(
+    broker: Mosquitto, operator: Operator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    fields = {"broker": broker.url, "mac": operator.mac, "app": "fl_apps:endless", "state_dir": tmp_path}
+    task = FLClientTask({"task_id": operator.task_id}, **fields)
+    server, manager = ClientServerAPI(operator.task_id), ClientManagerAPI()
+    async with alongside(task.fl_client_start(), name="client"):
+        await operator.until_condition(ClientCondition.ONLINE)
+        assert (server.get_port(), manager.get_info().json()) == (None, {"GL_Model_V": 0})
+        for run_id, end, condition in (
+            ("r1", server.get_train_fail, ClientCondition.TRAIN_FAILED),
+            ("r2", server.get_train_fin, ClientCondition.TRAIN_FINISHED),
+            ("r3", manager.get_train_fail, ClientCondition.TRAIN_FAILED),
+        ):
+            await operator.trigger("127.0.0.1:1", run_id=run_id, gl_model=3)
+            await operator.until(lambda status: status.run is not None)
+            assert (server.get_port(), manager.get_info().json()) == ("127.0.0.1:1", {"GL_Model_V": 3})
+            end()
+            ended = await operator.until_condition(condition)
+            assert ended.last_run is not None
+            assert ended.last_run.run_id == run_id
+            end()  # nothing trains any more: nothing is said
+        server.get_client_out()
+        await operator.until_condition(ClientCondition.CLIENT_OUT, reason="shutdown")
 
 
 async def test_a_start_that_cannot_be_written_down_is_refused(

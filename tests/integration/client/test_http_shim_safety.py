@@ -13,6 +13,7 @@ import pytest
 
 from fedops_mqtt.client.client_utils import FLClientStatus
 from fedops_mqtt.client.http_shim import ShimExposedError, allowed_servers, door_rules, make_shim, serving
+from fedops_mqtt.client.old_manager import OldManagers
 from fedops_mqtt.core.client_events import LocalStart, Verdict
 from fedops_mqtt.enrolment.authority import Credentials, issue, make_authority
 from fedops_mqtt.protocol import Answer
@@ -37,6 +38,7 @@ async def shim(address: str, starts: Starts | None = None, **settings: object) -
     app = make_shim(
         view=lambda: FLClientStatus(client_mac=START["client_mac"]),
         start=start,
+        managers=OldManagers.from_settings(made, "t"),
         may_start_at=allowed_servers(made),
         starts_by_get=made.http_get_start,
     )

@@ -71,9 +71,12 @@ def test_a_client_asks_for_its_model_and_server(tape: Tape) -> None:
     assert ClientServerAPI("t").get_port() == "10.0.0.1:8080"
 
 
-async def test_a_training_ends_and_a_client_leaves_by_fedops_calls(tape: Tape) -> None:
-    ClientManagerAPI().get_train_fin()
-    ClientManagerAPI().get_train_fail("no data")
+@pytest.mark.parametrize("api", [ClientManagerAPI(), ClientServerAPI("t")])
+async def test_a_training_ends_and_a_client_leaves_by_fedops_calls(
+    tape: Tape, api: ClientManagerAPI | ClientServerAPI
+) -> None:
+    api.get_train_fin()
+    api.get_train_fail("no data")
     assert (await notify_fin(), await notify_fail()) == (False, False)
     by_program = "the client's program said so"
     assert tape.ends == [
@@ -83,7 +86,7 @@ async def test_a_training_ends_and_a_client_leaves_by_fedops_calls(tape: Tape) -
         (Outcome.FAILED, by_program),
     ]
     assert not tape.has_left
-    ClientManagerAPI().get_client_out()
+    api.get_client_out()
     assert tape.has_left
 
 

@@ -3,10 +3,12 @@
 import subprocess
 import sys
 import uuid
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from fedops_mqtt.client.client_utils import NoMacAddressError, get_hostname, get_mac_address, view_of
+from fedops_mqtt.client.client_utils import ManagerData, NoMacAddressError, get_hostname, get_mac_address, view_of
 from fedops_mqtt.core.client import Client, Identity, apply
 from fedops_mqtt.core.client_events import Left, LocalStart, TrainingEnded
 from fedops_mqtt.protocol import Outcome, normalise_mac
@@ -18,17 +20,43 @@ CLIENT = Client(
 
 def test_a_view_follows_the_client() -> None:
     assert (view_of(CLIENT).client_online, view_of(CLIENT).client_start) == (True, False)
-    training = apply(CLIENT, LocalStart(server_ip="h:1", client_mac="02:00:00:00:00:01")).client
+    training = apply(CLIENT, LocalStart(server_ip="h:1")).client
     assert (view_of(training).client_start, view_of(training).server_IP) == (True, "h:1")
     failed = apply(training, TrainingEnded(run_id="local-1", attempt=1, outcome=Outcome.FAILED)).client
     assert (view_of(failed).client_start, view_of(failed).client_fail) == (False, True)
     assert view_of(apply(failed, Left(reason="shutdown")).client).client_online is False
 
 
-def test_the_first_names_say_the_same() -> None:
-    both = view_of(CLIENT).with_first_names()
-    for first, name in {"FL_task_id": "task_id", "FL_server_IP": "server_IP", "FL_next_gl_model": "gl_model"}.items():
+def test_the_first_names_say_the_same_and_the_model_that_is_made_next() -> None:
+    training = apply(CLIENT, LocalStart(server_ip="h:1", gl_model=7)).client
+    both = view_of(training).with_first_names()
+    for first, name in {"FL_task_id": "task_id", "FL_server_IP": "server_IP"}.items():
         assert both[first] == both[name]
+    assert (both["gl_model"], both["FL_next_gl_model"]) == (7, 8)
+
+
+def test_a_start_by_a_client_manager_keeps_what_it_is_given() -> None:
+    data = ManagerData(server_ip="10.0.0.1:8080", client_mac="02-00-00-00-00-0A")
+    assert (data.server_ip, data.client_mac) == ("10.0.0.1:8080", "02:00:00:00:00:0a")
+    assert ManagerData().model_dump() == {"server_ip": None, "client_mac": None}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"server_ip": "h:0"},
+        {"server_ip": "h:65536"},
+        {"server_ip": ""},
+        {"server_ip": "h p:1"},
+        {"server_ip": "x" * 301},
+        {"server_ip": 7},
+        {"client_mac": "me"},
+        {"client_mac": 7},
+    ],
+)
+def test_a_start_by_a_client_manager_is_checked(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        ManagerData(**fields)
 
 
 def test_this_machine_has_a_name_and_a_mac_or_says_that_it_has_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,8 @@ def test_a_finished_run_is_not_trained_again_but_a_failed_one_is_at_a_higher_att
 
 
 def test_a_higher_launch_of_the_run_in_hand_re_aims() -> None:
-    step = after(trigger(), trigger(launch=2, server_ip="127.0.0.1:10"))
+    step = after(trigger(gl_model=3), trigger(launch=2, server_ip="127.0.0.1:10", gl_model=4))
+    assert step.client.facts.gl_model == 4
     assert step.action == Reaim(server_ip="127.0.0.1:10", launch=2)
     assert step.client.run is not None
     assert step.client.run.launch == 2
@@ -189,7 +190,7 @@ def test_leaving_in_a_hurry_says_that_the_training_was_interrupted() -> None:
 
 
 def test_a_local_start_is_the_same_start_without_a_run_id() -> None:
-    start = LocalStart(server_ip="127.0.0.1:9", client_mac=MAC)
+    start = LocalStart(server_ip="127.0.0.1:9")
     step = after(start)
     assert isinstance(step.action, StartTraining)
     assert step.action.transport is None
@@ -205,11 +206,13 @@ def test_a_local_start_is_the_same_start_without_a_run_id() -> None:
     assert named.run.run_id == "r7"
 
 
-def test_a_local_start_for_another_mac_is_rejected() -> None:
-    step = after(LocalStart(server_ip="127.0.0.1:9", client_mac="02:00:00:00:00:02"))
-    assert step.action is None
-    assert step.verdict is not None
-    assert "client_mac" in (step.verdict.reason or "")
+@pytest.mark.parametrize(("said", "known"), [(7, 7), (0, 0), (None, 4)])
+def test_a_local_start_has_the_number_of_the_model_that_its_manager_gives_or_the_last_trigger(
+    said: int | None, known: int
+) -> None:
+    step = after(trigger(gl_model=4), ended(), LocalStart(server_ip="127.0.0.1:9", gl_model=said))
+    assert isinstance(step.action, StartTraining)
+    assert (step.action.gl_model, step.client.facts.gl_model) == (known, known)
 
 
 def test_memory_is_bounded_and_rejections_are_forgotten_first() -> None:
@@ -243,7 +246,7 @@ STOPS = st.builds(stop, run_id=RUNS, attempt=NUMBERS, term=NUMBERS)
 ENDS = st.builds(
     TrainingEnded, run_id=RUNS, attempt=NUMBERS, outcome=st.sampled_from([None, *Outcome]), reason=st.just("why")
 )
-LOCALS = st.builds(LocalStart, server_ip=st.sampled_from(["h:1", "h:2"]), client_mac=st.just(MAC))
+LOCALS = st.builds(LocalStart, server_ip=st.sampled_from(["h:1", "h:2"]))
 EVENTS = st.one_of(TRIGGERS, STOPS, ENDS, LOCALS)
 
 

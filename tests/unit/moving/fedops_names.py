@@ -67,11 +67,14 @@ NAMES: tuple[Name, ...] = (
         "client.client_api",
         ("ClientManagerAPI", "", "the same, as it was meant to be spelt"),
         ("ClientMangerAPI", "", "says things of this client on the bus"),
-        ("ClientMangerAPI.get_info", "", "`.json()['GL_Model_V']`, from the last start trigger"),
+        ("ClientMangerAPI.get_info", "", "`.json()['GL_Model_V']`, as the last start or `/info/` gave it"),
         ("ClientMangerAPI.get_client_out", "", "leaves: status `client-out`"),
         ("ClientMangerAPI.get_train_fin", "", "status `train-finished` (FedOps returns a URL to ask)"),
         ("ClientMangerAPI.get_train_fail", "", "status `train-failed` (FedOps returns a URL to ask)"),
         ("ClientServerAPI", "task_id", "numbers of this client, on the bus"),
+        ("ClientServerAPI.get_client_out", "", "the same as `ClientMangerAPI`'s"),
+        ("ClientServerAPI.get_train_fin", "", "the same as `ClientMangerAPI`'s"),
+        ("ClientServerAPI.get_train_fail", "", "the same as `ClientMangerAPI`'s"),
         ("ClientServerAPI.get_port", "", "`host:port` of the FL server, from the last start trigger"),
         ("ClientServerAPI.put_cluster_assign", "client_mac cluster_id", _METRICS + "`data`"),
         ("ClientServerAPI.put_train_result", "train_result_json", _METRICS + "`train-result`"),
@@ -93,6 +96,7 @@ NAMES: tuple[Name, ...] = (
     *_names(
         "client.client_utils",
         ("FLClientStatus", "", "a view of our status under FedOps' names"),
+        ("ManagerData", "server_ip client_mac", "what `POST /start` takes; either may be missing"),
         ("get_mac_address", "", "the same; no made-up one"),
         ("get_hostname", "", "the same"),
         ("local_model_directory", "task_id", "the same folders"),
@@ -209,7 +213,8 @@ WORDS: tuple[Word, ...] = (
             "FEDOPS_CLIENT_PERFORMANCE_URL": "of an unchanged FedOps client: the address of `fedops-mqtt bridge`",
             "FEDOPS_AGGREGATION_HOST": "the host at which an unchanged FedOps client "
             "finds an FL server; here `aggregation_host`, before an unchanged client manager",
-            "FEDOPS_AGGREGATION_SERVER": "of an unchanged FedOps client: not needed; with it the bridge is not asked",
+            "FEDOPS_AGGREGATION_SERVER": "of an unchanged FedOps client: not needed; with it the bridge is not asked; "
+            "here `aggregation_host`, which may have a port",
             "FEDOPS_CLIENT_PORT": "of an unchanged FedOps client, for the bridge's `--clients`; here `http`",
             "FEDOPS_REQUEST_TIMEOUT_SECONDS": "of an unchanged FedOps client",
             "FEDOPS_TASK_ID, FEDOPS_EVENT_FILE, FEDOPS_RELEASE_ID, FEDOPS_CLIENT_INSTANCE_ID": "not read: "
@@ -225,8 +230,9 @@ WORDS: tuple[Word, ...] = (
         Word(kind="endpoint", name=name, here=here)
         for name, here in {
             "GET /online": "the daemon's HTTP shim (`http`), both generations of field names",
-            "POST /start": "the daemon's HTTP shim; on the bus a `StartTrigger`",
-            "GET /info/": "the bridge, for unchanged clients; here the last start trigger",
+            "POST /start": "the daemon's HTTP shim, with or without a body; on the bus a `StartTrigger`",
+            "GET /info/": "the bridge, for unchanged clients; `gl_model` of the start trigger; our client asks its "
+            "client manager for it at `POST /start`",
             "GET /flclient_out": "the bridge; here status `client-out`",
             "GET /trainFin": "the bridge; here status `train-finished`",
             "GET /trainFail": "the bridge; here status `train-failed`",
@@ -253,7 +259,7 @@ WORDS: tuple[Word, ...] = (
             "client_start": "`run` is not null",
             "client_fail": "`status` is `train-failed`",
             "server_IP": "`server_ip`",
-            "gl_model": "`gl_model`",
+            "gl_model": "`gl_model`; `FL_next_gl_model` of the first generation is this and one",
         }.items()
     ),
     *(
