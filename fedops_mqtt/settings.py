@@ -259,6 +259,7 @@ class ServerSettings(BusSettings):
     launch: Annotated[int, Field(ge=0)] = 0
     run_secret_file: Annotated[Path | None, Field(description="0600; holds the run secret, hexadecimal")] = None
     last_word_file: Annotated[Path | None, Field(description="keeps how the run ended, before it is said")] = None
+    stop_reason_file: Annotated[Path | None, Field(description="says, at SIGTERM, why the run is stopped")] = None
     join: Literal["invited", "open"] = "invited"
     join_token: SecretStr | None = None
     listen: HttpAddress = "127.0.0.1:0"

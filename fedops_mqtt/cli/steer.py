@@ -86,6 +86,8 @@ def start(
         run = manager.post("/runs", {name: value for name, value in wanted.items() if value is not None})
         if not json:
             print(run["run_id"], flush=True)
+        if run["reason"] is not None:
+            typer.echo(f"run {run['run_id']} {run['reason']}", err=True)
         if wait:
             run = _wait_for_end(manager, run["run_id"])
         _say_run(run, is_json=json, is_over=wait)
@@ -131,7 +133,8 @@ def _stand_of(run: "Record") -> str:
     counts = Counter(member["status"] for member in run["clients"].values())
     word = "stopping" if run["is_stopping"] else run["status"]
     clients = [f"{count} {status}" for status, count in sorted(counts.items())] or ["no clients yet"]
-    return ", ".join([word, f"round {run['round']} of {run['num_rounds']}", *clients])
+    waits = [run["reason"]] if run["reason"] else []
+    return ", ".join([word, f"round {run['round']} of {run['num_rounds']}", *clients, *waits])
 
 
 def _say_run(run: "Record", *, is_json: bool, is_over: bool) -> None:

@@ -308,7 +308,9 @@ def _leave(client: Client) -> Step:
     return _end_by(client, mine, _INTERRUPTION)
 
 
-_INTERRUPTION = Ending(outcome=Outcome.FAILED, reason=INTERRUPTED, detail=INTERRUPTED)
+_INTERRUPTION = Ending(
+    outcome=Outcome.FAILED, reason=INTERRUPTED, detail=f"{INTERRUPTED}: the daemon was ended while it trained"
+)
 
 
 def _interrupted(client: Client) -> Client:

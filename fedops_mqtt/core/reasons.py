@@ -9,6 +9,9 @@ BUSY = "busy"
 SHUTTING_DOWN = "shutting down"
 """Of a daemon that is about to leave."""
 
+TOO_FEW = "too few clients"
+"""Of a run that its FL server ended for want of clients: who never came to it is named beside."""
+
 PASSING = (BUSY, SHUTTING_DOWN)
 """How the reason of a rejection begins that ends by itself: the client may be asked again."""
 

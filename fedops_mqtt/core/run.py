@@ -15,6 +15,7 @@ from fedops_mqtt.core.run_events import (
     MemberGaveUp,
     RunClosed,
     RunEvent,
+    RunWaits,
     ServerExited,
     ServerLaunched,
     ServerUnreachable,
@@ -23,6 +24,7 @@ from fedops_mqtt.core.run_events import (
     TriggerFired,
 )
 from fedops_mqtt.core.run_member import (
+    BAD_ENDS,
     SAID_BY_SERVERS,
     Member,
     fired,
@@ -85,6 +87,7 @@ class Run:
     status: RunCondition = RunCondition.PENDING
     outcome: RunOutcome | None = None
     reason: str | None = None
+    """Why it ended as it did; of an open run what it waits for."""
     launch: int = 0
     launched_at: float | None = None
     exited_at: float | None = None
@@ -146,11 +149,15 @@ def apply_all(run: Run, events: Iterable[RunEvent], now: float) -> Run:
 
 
 def _apply_to_run(
-    run: Run, event: ServerLaunched | ServerExited | ServerUnreachable | StopRequested | RunClosed, now: float
+    run: Run,
+    event: ServerLaunched | ServerExited | ServerUnreachable | RunWaits | StopRequested | RunClosed,
+    now: float,
 ) -> Run:
     match event:
         case ServerLaunched() | ServerExited() | ServerUnreachable():
             return _apply_process(run, event, now)
+        case RunWaits(reason=reason):
+            return run if run.has_ended else replace(run, reason=reason)
         case StopRequested(reason=reason):
             return run if run.has_ended or run.stop_reason else replace(run, stop_reason=reason)
         case RunClosed(outcome=outcome, reason=reason):
@@ -216,7 +223,8 @@ def _apply_server(run: Run, members: dict[str, Member], word: ServerStatus, now:
         run = replace(run, status=RunCondition.RUNNING, ready_at=run.ready_at if run.ready_at is not None else now)
     for mac, said in word.clients.items():
         if said.status in SAID_BY_SERVERS:
-            members[mac] = server_says(members.get(mac) or uninvited(said), said, now)
+            before = members.get(mac) or uninvited(said)
+            members[mac] = _after_the_end(run, before, server_says(before, said, now))
     return run
 
 
@@ -235,7 +243,26 @@ def _apply_client(run: Run, members: dict[str, Member], view: View[ClientStatus]
     mac = view.status.client_mac
     member = members.get(mac)
     if member is not None and view.status.task_id == run.spec.task_id and member.attempt > 0:
-        members[mac] = _client_says(run, member, view, now)
+        members[mac] = _after_the_end(run, member, _client_says(run, member, view, now))
+
+
+def _after_the_end(run: Run, before: Member, after: Member) -> Member:
+    """What becomes of a member when its run has ended is the run's doing: it came too late, or was told to stop.
+
+    Else a slow device that was left out would be called rejected, interrupted or lost, whichever word came first, and
+    who was stopped would give as its reason by which signal its server was.
+    """
+    if not run.has_ended or after is before or after.status not in BAD_ENDS | {MemberCondition.LOST}:
+        return after
+    is_own_failure = after.status is MemberCondition.FAILED and not is_interruption(after.reason)
+    if is_own_failure:
+        return after
+    if after.training_at is None:
+        why = f"left out: the run had {run.outcome} before it joined"
+        return replace(after, status=MemberCondition.STOPPED, reason=why)
+    if after.status is MemberCondition.STOPPED:
+        return replace(after, reason=f"run {run.outcome}: {run.reason}")
+    return after
 
 
 def _client_says(run: Run, member: Member, view: View[ClientStatus], now: float) -> Member:

@@ -62,6 +62,13 @@ class MemberGaveUp:
 
 
 @dataclass(frozen=True, slots=True)
+class RunWaits:
+    """What an open run waits for, in words for people; None: for nothing."""
+
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class StopRequested:
     """Somebody asked for the run's end."""
 
@@ -86,6 +93,7 @@ RunEvent = (
     | TriggerFired
     | StopSaid
     | MemberGaveUp
+    | RunWaits
     | StopRequested
     | RunClosed
 )

@@ -50,7 +50,7 @@ _ENDED = frozenset(
     {MemberCondition.FINISHED, MemberCondition.FAILED, MemberCondition.REJECTED, MemberCondition.STOPPED}
 )
 _UNCOUNTED = frozenset({MemberCondition.FAILED, MemberCondition.REJECTED})
-_BAD_ENDS = _UNCOUNTED | {MemberCondition.STOPPED}
+BAD_ENDS = _UNCOUNTED | {MemberCondition.STOPPED}
 
 
 def fired(member: Member, attempt: int, instance: str, launch: int, now: float) -> Member:
@@ -91,7 +91,7 @@ def server_says(member: Member, said: ServerClient, now: float) -> Member:
     if said.attempt != member.attempt or member.has_ended:
         return member
     interruption = next(filter(is_interruption, (member.reason, said.reason)), None)
-    if interruption is not None and said.status in _BAD_ENDS:
+    if interruption is not None and said.status in BAD_ENDS:
         return moved(member, MemberCondition.LOST, interruption, now)
     joined = replace(moved(member, said.status, said.reason, now), phase=said.phase, round=said.round)
     return seen_training(joined, now) if said.status is MemberCondition.TRAINING else joined

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fedops_mqtt.core.fleet import Fleet, View, is_idle
+from fedops_mqtt.core.reasons import TOO_FEW
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.core.run_member import Member
 from fedops_mqtt.protocol import (
@@ -99,6 +100,26 @@ def plan(run: Run, fleet: Fleet, now: float) -> list[Action]:
     return [*_about_server(run, fleet, now), *_about_members(run, fleet, now)]
 
 
+def waits_for(run: Run, fleet: Fleet) -> str | None:
+    """Return what an open run lacks of clients, for people; None where it lacks none, or nobody can know.
+
+    Said as soon as it is so, not when the join limit has passed.
+    """
+    lost = {mac: member for mac, member in run.members.items() if member.status is MemberCondition.LOST}
+    num_here = sum(member.may_count for member in run.members.values()) - len(lost)
+    others = list(_strangers(run, fleet))
+    num_idle = sum(is_idle(view) for view in others)
+    if fleet.listening_since is None or num_here + num_idle >= run.spec.min_clients:
+        return None
+    num_out = sum(view.is_out for view in others)
+    numbers = ((num_here, "in the run"), (num_out, "out"), (len(others) - num_idle - num_out, "training another run"))
+    known = {view.status.client_mac for view in others} | set(run.members)
+    more = [f"{number} {where}" for number, where in numbers if number] + _standing(lost)
+    more += [f"{mac} (never seen)" for mac in run.spec.clients or () if mac not in known]
+    said = f"waits for clients: {num_idle} idle, {run.spec.min_clients} needed"
+    return f"{said}; {_named(more)}" if more else said
+
+
 def _closing(run: Run, fleet: Fleet, now: float) -> CloseRun | None:
     limits = run.spec.limits
     if run.server is not None and run.server.launch == run.launch and run.server.status.is_final:
@@ -119,7 +140,7 @@ _OUTCOMES = {
     ServerCondition.STOPPED: RunOutcome.STOPPED,
 }
 _PLAIN_REASONS = {
-    ServerCondition.FINISHED: "all rounds done",
+    ServerCondition.FINISHED: "FL server finished",
     ServerCondition.FAILED: "FL server failed",
     ServerCondition.STOPPED: "FL server was stopped",
 }
@@ -128,10 +149,13 @@ _PLAIN_REASONS = {
 def _last_word(run: Run, server: ServerStatus) -> str:
     """What the server says; where it failed for want of clients, with those who never came, whom it cannot know."""
     reason = server.reason or _PLAIN_REASONS[server.status]
-    joined = [member for member in run.members.values() if member.training_at is not None]
-    if server.status is not ServerCondition.FAILED or len(joined) >= run.spec.min_clients:
+    if not reason.startswith(TOO_FEW):
         return reason
-    absent = {mac: member for mac, member in run.members.items() if member.training_at is None and mac not in reason}
+    absent = {
+        mac: member
+        for mac, member in run.members.items()
+        if member.training_at is None and mac not in server.clients and mac not in reason
+    }
     return f"{reason}; never joined: {_named(_standing(absent))}" if absent else reason
 
 
@@ -198,7 +222,9 @@ def _absence(run: Run, fleet: Fleet, mac: str) -> str:
     view = fleet.client(run.spec.task_id, mac)
     if view is None:
         return "never seen"
-    return view.out_reason or ("training another run" if view.status.run else "not chosen")
+    if view.is_out:
+        return f"out: {view.out_reason}"
+    return "training another run" if view.status.run else "idle"
 
 
 def _about_server(run: Run, fleet: Fleet, now: float) -> Iterator[Action]:
@@ -235,7 +261,7 @@ def _why_gone(run: Run) -> str:
         return run.exit_reason or "its process is gone"
     if run.is_unreachable:
         return "silent on the bus and its line does not answer"
-    return f"not ready within {run.spec.limits.server_start_s:g} s"
+    return f"not ready within {run.spec.limits.server_start_s:g} s; its log: fedops-mqtt logs {run.run_id}"
 
 
 def _about_members(run: Run, fleet: Fleet, now: float) -> Iterator[Action]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedops_mqtt.core.reasons import TOO_FEW
 from fedops_mqtt.line import flwr_private
 from fedops_mqtt.line.arrays import CompressOnce
 from fedops_mqtt.line.codec import EncodedContent, encode_content, encode_error, encode_message
@@ -48,9 +49,9 @@ class TooFewClientsError(RunOverError):
         self.present = present
         self.needed = needed
         self.missing = missing
-        wanted = "the strategy waits for more" if needed is None else f"{needed} are needed"
+        wanted = "the strategy waits for more" if needed is None else f"{needed} needed"
         gone = f"; gone: {', '.join(missing)}" if missing else ""
-        super().__init__(RunOutcome.FAILED, f"{present} clients after {limit_s:g} s, {wanted}{gone}")
+        super().__init__(RunOutcome.FAILED, f"{TOO_FEW}: {present} after {limit_s:g} s, {wanted}{gone}")
 
 
 class LineGrid(Grid):

@@ -345,6 +345,10 @@ def end_of_gone(outcome: RunOutcome, reason: str, *, has_joined: bool) -> RunEnd
     """Return what the end of the whole run means for one client: finished, stopped, or never let in."""
     if outcome is RunOutcome.COMPLETED and has_joined:
         return RunEnd(outcome=Outcome.FINISHED, reason=reason, run_outcome=outcome)
+    came = "" if has_joined else "came too late: "
     return RunEnd(
-        outcome=Outcome.STOPPED, reason=f"run {outcome}: {reason}", is_rejected=not has_joined, run_outcome=outcome
+        outcome=Outcome.STOPPED,
+        reason=f"{came}run {outcome}: {reason}",
+        is_rejected=not has_joined,
+        run_outcome=outcome,
     )

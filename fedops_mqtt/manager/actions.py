@@ -1,5 +1,6 @@
 """Carrying out a plan: each action becomes an event of its run, which is journaled, and then a deed."""
 
+import logging
 from typing import assert_never
 
 from fedops_mqtt.core.run import Run
@@ -27,7 +28,9 @@ from fedops_mqtt.line.token import make_token
 from fedops_mqtt.manager.desk import Desk
 from fedops_mqtt.manager.servers import Servers
 from fedops_mqtt.manager.speaker import Speaker
-from fedops_mqtt.protocol import StartTrigger, StopTrigger, clip, utc_now
+from fedops_mqtt.protocol import RunOutcome, StartTrigger, StopTrigger, clip, utc_now
+
+logger = logging.getLogger(__name__)
 
 
 def event_of(action: Action) -> RunEvent | None:
@@ -63,13 +66,17 @@ class Executor:
         match action:
             case LaunchServer():
                 self._launch(run, action)
-            case EndServer():
-                self._servers.end(run.run_id)
+            case EndServer(reason=reason):
+                self._servers.end(run.run_id, reason)
             case FireTrigger():
                 self._fire(run, action)
             case StopClient():
                 self.stop(run.spec.task_id, run.run_id, action)
-            case ChooseClient() | GiveUpMember() | CloseRun():
+            case CloseRun(outcome=outcome, reason=reason):
+                level = logging.INFO if outcome is RunOutcome.COMPLETED else logging.WARNING
+                facts = {"run_id": run.run_id, "task_id": run.spec.task_id, "outcome": str(outcome), "reason": reason}
+                logger.log(level, "run ended", extra=facts)
+            case ChooseClient() | GiveUpMember():
                 pass  # the journal is where these happen
             case _:
                 assert_never(action)

@@ -9,7 +9,8 @@ import time
 
 from fedops_mqtt.core.fleet import Fleet
 from fedops_mqtt.core.run import Run
-from fedops_mqtt.core.run_plan import Action, plan
+from fedops_mqtt.core.run_events import RunWaits
+from fedops_mqtt.core.run_plan import Action, plan, waits_for
 from fedops_mqtt.manager.actions import Executor, event_of
 from fedops_mqtt.manager.board import Board
 from fedops_mqtt.manager.desk import Desk
@@ -101,6 +102,9 @@ class Manager:
     async def _plan_and_act(self, now: float) -> None:
         """Plan to the end, write all of it down at once, and only then act."""
         self._desk.watch.settle(now)
+        for run in self._desk.ledger:
+            if not run.has_ended and (waits := waits_for(run, self.fleet)) != run.reason:
+                self._desk.ledger.apply(run.run_id, [RunWaits(waits)], now)
         planned: list[tuple[str, Action]] = []
         for _ in range(MAX_STEPS):
             plans = [(run, plan(run, self.fleet, now)) for run in self._desk.ledger]
@@ -109,9 +113,8 @@ class Manager:
                 break
         await self._write()
         for run_id, action in planned:
-            run = self._desk.ledger.get(run_id)
-            if run is not None:  # else it was archived meanwhile: who still trains it is told by the upkeep
-                self._executor.act(run, action)
+            if run_id in self._desk.ledger:  # else it was archived meanwhile: the upkeep tells who still trains it
+                self._executor.act(self._desk.ledger[run_id], action)
 
     def _note(self, plans: list[tuple[Run, list[Action]]], now: float) -> bool:
         """Enter what is about to be done; True when that calls for another plan."""

@@ -7,13 +7,14 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Literal
 
 from fedops_mqtt.core.run import Run, RunSpec
 from fedops_mqtt.core.run import RunLimits as CoreLimits
 from fedops_mqtt.core.run_events import ServerExited, StopRequested
+from fedops_mqtt.core.run_plan import waits_for
 from fedops_mqtt.manager.desk import Desk
 from fedops_mqtt.manager.errors import (
     ClientPresentError,
@@ -140,6 +141,7 @@ class Orders:
 
     async def _begin(self, spec: RunSpec, secret: bytes, config: TaskConfig) -> Run:
         run = Run(spec=spec, created_at=self._desk.clock.now())
+        run = replace(run, reason=waits_for(run, self._desk.watch.fleet))
         # What a relaunch needs days later: the tasks file and the manager's settings may say anything else by then.
         limits = TaskLimits.model_validate(self._desk.limits(config).model_dump())
         journaled = JournaledRun(run=run, secret=secret, task=config.model_copy(update={"limits": limits}))

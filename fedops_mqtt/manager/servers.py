@@ -98,13 +98,18 @@ class Servers:
         else:
             self._occupy(run.run_id, self._resume(known))
 
-    def end(self, run_id: str) -> None:
-        """End a run's server if there is one; asking again changes nothing."""
+    def end(self, run_id: str, reason: str) -> None:
+        """End a run's server if there is one, which tells its clients why; asking again changes nothing."""
         if not self._wanted.get(run_id, False):
             return
         self._wanted[run_id] = False
         process = self._processes.get(run_id)
         if process is not None:
+            try:
+                _stop_reason_file(process.log_path).write_text(reason, encoding="utf-8")
+            except OSError as error:
+                facts = {"run_id": run_id, "problem": str(error)}
+                logger.warning("an FL server cannot be told why it ends", extra=facts)
             self._end(run_id, process)
 
     def probe(self, run: Run, now: float, *, every_s: float) -> None:
@@ -231,7 +236,7 @@ class Servers:
         return word is not None
 
     def _order(self, run: Run, launch: int, task: TaskConfig) -> LaunchOrder:
-        spec = run.spec
+        spec, log_path = run.spec, self._log_folder(run.run_id) / f"server-{launch}.log"
         own = {
             **self._said,
             "task_id": spec.task_id,
@@ -239,6 +244,7 @@ class Servers:
             "launch": launch,
             "run_secret_file": self._secret_file(run.run_id),
             "last_word_file": self._last_word_file(run.run_id, launch),
+            "stop_reason_file": _stop_reason_file(log_path),
             "join": spec.join,
             "listen": task.listen if task.config is None or "listen" in task.model_fields_set else None,
             "advertise": task.advertise,
@@ -254,7 +260,7 @@ class Servers:
             command=(*launcher.command_of(task.command, task.module), *task.args),
             cwd=task.cwd or Path.cwd(),
             environment=launcher.child_environment(self._inherited, own, task.env, settings_file=task.config),
-            log_path=self._log_folder(run.run_id) / f"server-{launch}.log",
+            log_path=log_path,
         )
 
     def _secret_file(self, run_id: str) -> Path:
@@ -262,3 +268,8 @@ class Servers:
 
     def _last_word_file(self, run_id: str, launch: int) -> Path:
         return self._log_folder(run_id) / f"server-{launch}.last-word.json"
+
+
+def _stop_reason_file(log_path: Path) -> Path:
+    """Where one launch finds why it is ended; the next one has its own."""
+    return log_path.with_suffix(".stop-reason")

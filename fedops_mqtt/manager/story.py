@@ -5,7 +5,7 @@ from typing import Any
 
 from fedops_mqtt.core.fleet import View
 from fedops_mqtt.core.run import Run
-from fedops_mqtt.core.run_events import RunEvent
+from fedops_mqtt.core.run_events import RunEvent, RunWaits
 from fedops_mqtt.core.run_member import Member
 from fedops_mqtt.manager.journal import JournalEvent
 from fedops_mqtt.protocol import ClientStatus, ServerStatus
@@ -13,7 +13,7 @@ from fedops_mqtt.protocol import ClientStatus, ServerStatus
 
 def tell(before: Run, after: Run, events: Sequence[RunEvent], now: float) -> Iterator[JournalEvent]:
     """Yield what is worth remembering of the step from `before` to `after`."""
-    ours = [event for event in events if not isinstance(event, ServerStatus | View)]
+    ours = [event for event in events if not isinstance(event, ServerStatus | View | RunWaits)]
     for event in ours:
         detail = {name: getattr(event, name) for name in event.__slots__}
         mac = detail.pop("client_mac", None)

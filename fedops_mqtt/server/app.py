@@ -121,7 +121,7 @@ class FLServer:
         self._store = ModelStore(self.settings.store, task_id=self.plan.task_id, model_name=model_name)
         self._checkpoints = CheckpointStore(self.settings.store, task_id=self.plan.task_id)
         self._writer = CheckpointWriter(self._checkpoints)
-        self._ending = Ending(grace_s=self.settings.stop_grace_s)
+        self._ending = Ending(grace_s=self.settings.stop_grace_s, reason_file=self.settings.stop_reason_file)
         self._line: LineServer | None = None
 
     @property

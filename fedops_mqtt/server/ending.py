@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
@@ -44,9 +45,10 @@ class EndRequest:
 class Ending:
     """The end of one run as it is asked for. `request` may be called from any thread and from signal handlers."""
 
-    def __init__(self, *, grace_s: float) -> None:
+    def __init__(self, *, grace_s: float, reason_file: Path | None = None) -> None:
         self.requested: EndRequest | None = None
         self._grace_s = grace_s
+        self._reason_file = reason_file
         self._lock = threading.RLock()
         self._line: Interruptible | None = None
         self._is_in_foreign_code = False
@@ -101,9 +103,17 @@ class Ending:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.requested is None:
-            self.request(EndRequest(outcome=RunOutcome.STOPPED, reason=signal.Signals(number).name))
+            self.request(EndRequest(outcome=RunOutcome.STOPPED, reason=self._why(number)))
         elif self._is_in_foreign_code:
             raise EndNowError
+
+    def _why(self, number: int) -> str:
+        """Return what whoever sent the signal wrote down, else which it was: a manager ends a server for a reason."""
+        try:
+            said = self._reason_file.read_text(encoding="utf-8").strip() if self._reason_file else ""
+        except (OSError, UnicodeDecodeError):
+            said = ""
+        return said or f"the FL server was ended by {signal.Signals(number).name}"
 
     def _interrupt(self) -> None:
         if self._line is not None and self.requested is not None:

@@ -15,6 +15,7 @@ from fedops_mqtt.client.app import FLClientTask
 from fedops_mqtt.client.client_api import ClientManagerAPI, ClientServerAPI
 from fedops_mqtt.client.daemon import Daemon
 from fedops_mqtt.client.journal import DaemonRunningError, identity_dir
+from fedops_mqtt.core.reasons import is_interruption
 from fedops_mqtt.protocol import Answer, ClientCondition, ClientStatus, Outcome, Phase, topics
 
 
@@ -188,7 +189,7 @@ async def test_leaving_while_training_says_interrupted_and_client_out(
     daemon.leave()
     out = await operator.until_condition(ClientCondition.CLIENT_OUT, reason="shutdown")
     assert out.last_run is not None
-    assert (out.last_run.outcome, out.last_run.reason) == (Outcome.FAILED, "interrupted")
+    assert (out.last_run.outcome, is_interruption(out.last_run.reason)) == (Outcome.FAILED, True)
     assert out.run is None
 
 

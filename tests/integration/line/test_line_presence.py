@@ -201,7 +201,7 @@ def test_too_few_clients_end_the_run_with_the_names_of_those_who_left(lines: Lin
 
 def test_nobody_at_all_ends_the_run_after_the_join_limit(lines: Lines) -> None:
     server = lines.serve(limits={"join_s": 0.2})
-    with pytest.raises(TooFewClientsError, match=r"0 clients after 0.2 s, 1 are needed"):
+    with pytest.raises(TooFewClientsError, match=r"too few clients: 0 after 0.2 s, 1 needed"):
         server.grid.get_node_ids()
 
 

@@ -168,6 +168,16 @@ async def test_a_client_that_does_not_answer_is_not_waited_for_for_ever(house: H
         assert f"{B} (failed: after 3 attempts: no answer to its trigger)" in run["reason"]
 
 
+async def test_a_run_that_asks_for_more_than_there_are_says_so_at_once_and_as_they_come(house: House) -> None:
+    async with house.managed() as api:
+        run_id = await api.start(house.task_id, min_clients=2)
+        await api.run_when(run_id, lambda run: "0 idle, 2 needed" in (run["reason"] or ""))
+        async with house.device(A):
+            await api.run_when(run_id, lambda run: "1 idle, 2 needed" in (run["reason"] or ""))
+            async with house.device(B):
+                assert (await api.training(run_id))["reason"] is None
+
+
 async def test_a_run_for_named_clients_leaves_the_others_alone(house: House) -> None:
     async with house.managed() as api, house.device(A) as a, house.device(B) as b, house.device(C) as c:
         run_id = await api.start(house.task_id, clients=[A.upper().replace(":", "-"), C])

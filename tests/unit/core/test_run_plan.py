@@ -236,7 +236,7 @@ def test_a_server_that_is_not_ready_in_time_is_ended_and_launched_again_until_th
     assert launches == [1, 2, 3]
     assert (world.run.outcome, world.run.reason) == (
         RunOutcome.FAILED,
-        "FL server ended 3 times: not ready within 60 s",
+        f"FL server ended 3 times: not ready within 60 s; its log: fedops-mqtt logs {world.run.run_id}",
     )
 
 
@@ -282,7 +282,7 @@ def test_a_run_without_enough_clients_fails_after_the_join_limit_and_says_who_wa
     world.waits(LIMITS.join_s)
     assert closing(world) is None
     world.waits(0.1)
-    reason = f"0 of at least 3 clients; missing: {A} (not chosen), {B} (shutdown)"
+    reason = f"0 of at least 3 clients; missing: {A} (idle), {B} (out: shutdown)"
     assert closing(world) == CloseRun(RunOutcome.FAILED, reason)
 
 
@@ -301,11 +301,11 @@ def test_whom_the_server_stopped_as_it_ended_is_not_the_one_that_was_missing() -
     world.says(server())
     world.acts()
     world.says(trains(A))
-    ending = "run failed: 1 clients after 3 s, 2 are needed"
+    ending = "run failed: too few clients: 1 after 3 s, 2 needed"
     world.says(client(A, last_run=ended(Outcome.STOPPED, reason=ending)))  # another topic: it may come first
     assert closing(world) is None
-    world.says(server(ServerCondition.FAILED, reason="1 clients after 3 s, 2 are needed"))
-    reason = f"1 clients after 3 s, 2 are needed; never joined: {B} (triggered)"
+    world.says(server(ServerCondition.FAILED, reason="too few clients: 1 after 3 s, 2 needed"))
+    reason = f"too few clients: 1 after 3 s, 2 needed; never joined: {B} (triggered)"
     assert closing(world) == CloseRun(RunOutcome.FAILED, reason)
 
 

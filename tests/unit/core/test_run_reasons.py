@@ -1,0 +1,134 @@
+"""Reasons are what happened, and name whom it happened to: what a run waits for, why it failed, who was left out."""
+
+import pytest
+from run_words import LIMITS, TASK, A, B, C, World, answer, client, ended, hand, server, trains, will
+
+from fedops_mqtt.core.run_events import RunClosed, RunWaits, StopRequested
+from fedops_mqtt.core.run_plan import CloseRun, waits_for
+from fedops_mqtt.protocol import (
+    Answer,
+    ClientStatus,
+    MemberCondition,
+    Outcome,
+    Phase,
+    RunOutcome,
+    ServerClient,
+    ServerCondition,
+)
+
+TOO_FEW = "too few clients: 0 after 3 s, 2 needed"
+
+
+def waiting(world: World) -> str:
+    said = waits_for(world.run, world.fleet)
+    assert said is not None
+    return said
+
+
+def reason_of(world: World) -> str:
+    closed = [each.reason for each in world.acts() if isinstance(each, CloseRun)]
+    return closed[0]
+
+
+def test_ten_asked_of_three_is_said_at_once_and_who_else_there_is() -> None:
+    world = World.at_start(min_clients=10)
+    world.says(client(A), client(B), client(C))
+    assert waiting(world) == "waits for clients: 3 idle, 10 needed"
+    world.says(will(C), client(B, hand=hand(run_id="another")))
+    assert waiting(world) == "waits for clients: 1 idle, 10 needed; 1 out, 1 training another run"
+
+
+def test_a_run_that_has_enough_waits_for_nobody_and_says_again_when_one_is_lost() -> None:
+    world = World.at_start()
+    world.says(client(A), client(B))
+    assert waits_for(world.run, world.fleet) is None
+    world.reaches_training(A, B)
+    assert waits_for(world.run, world.fleet) is None
+    world.says(server(clients={A: ServerClient(status=MemberCondition.LOST, attempt=1, reason="line")}))
+    assert waiting(world) == f"waits for clients: 0 idle, 2 needed; 1 in the run, {A} (lost: line)"
+
+
+def test_a_named_client_that_nobody_has_seen_is_named() -> None:
+    world = World.at_start(clients=(A, B))
+    world.says(client(A))
+    assert waiting(world) == f"waits for clients: 1 idle, 2 needed; {B} (never seen)"
+
+
+def test_nothing_is_said_by_who_cannot_hear_the_bus() -> None:
+    world = World.at_start(min_clients=10)
+    world.fleet.pause()
+    assert waits_for(world.run, world.fleet) is None
+
+
+def test_what_a_run_waits_for_is_its_reason_until_it_ends() -> None:
+    world = World.at_start()
+    world.happens(RunWaits("for clients"))
+    assert world.run.reason == "for clients"
+    world.happens(RunWaits(None))
+    assert world.run.reason is None
+    world.happens(RunClosed(RunOutcome.FAILED, "why"), RunWaits("for clients"))
+    assert world.run.reason == "why"
+
+
+def a_run_of_two() -> World:
+    world = World.at_start()
+    world.says(client(A), client(B))
+    world.acts()
+    world.says(server())
+    world.acts()
+    return world
+
+
+@pytest.mark.parametrize("said", [MemberCondition.FINISHED, MemberCondition.TRAINING, MemberCondition.FAILED])
+def test_whom_the_server_has_had_is_not_called_one_that_never_joined(said: MemberCondition) -> None:
+    world = a_run_of_two()
+    seen = {A: ServerClient(status=said, attempt=1, phase=Phase.EVALUATING)}
+    world.says(server(ServerCondition.FAILED, reason=TOO_FEW, clients=seen))
+    assert reason_of(world) == f"{TOO_FEW}; never joined: {B} (triggered)"
+
+
+def test_a_servers_own_crash_names_nobody_else() -> None:
+    world = a_run_of_two()
+    world.says(server(ServerCondition.FAILED, reason="ZeroDivisionError: division by zero"))
+    assert reason_of(world) == "ZeroDivisionError: division by zero"
+
+
+LATE = [
+    client(B, answer=answer(1, Answer.REJECTED, "came too late: run completed: all rounds done")),
+    client(B, answer=answer(1, Answer.REJECTED, "stopped")),
+    client(B, last_run=ended(Outcome.STOPPED, reason="run completed: all rounds done")),
+    client(B, last_run=ended(Outcome.FAILED, reason="interrupted: the daemon was ended while it trained")),
+    will(B, epoch=5),
+]
+
+
+@pytest.mark.parametrize("word", LATE)
+def test_a_slow_device_is_left_out_of_a_short_run_whatever_it_says_first(word: ClientStatus) -> None:
+    world = a_run_of_two()
+    world.says(trains(A), client(B, hand=hand(phase=Phase.STARTING), answer=answer()))
+    world.happens(RunClosed(RunOutcome.COMPLETED, "all rounds done"))
+    world.says(word)
+    left_out = world.run.members[B]
+    assert (left_out.status, left_out.reason) == (
+        MemberCondition.STOPPED,
+        "left out: the run had completed before it joined",
+    )
+
+
+def test_a_training_that_failed_by_itself_after_the_runs_end_keeps_its_reason() -> None:
+    world = a_run_of_two()
+    world.happens(RunClosed(RunOutcome.COMPLETED, "all rounds done"))
+    world.says(client(B, last_run=ended(Outcome.FAILED, reason="ImportError: torch")))
+    assert (world.run.members[B].status, world.run.members[B].reason) == (MemberCondition.FAILED, "ImportError: torch")
+
+
+def test_who_was_told_to_stop_says_why_the_run_was_stopped_and_not_by_which_signal() -> None:
+    world = a_run_of_two()
+    world.says(trains(A), trains(B))
+    world.happens(StopRequested("seen enough"))
+    world.acts()
+    said = {A: ServerClient(status=MemberCondition.STOPPED, attempt=1, reason="run stopped: SIGTERM")}
+    world.says(server(ServerCondition.STOPPED, reason="SIGTERM", clients=said))
+    world.says(client(B, last_run=ended(Outcome.STOPPED, reason="run stopped: SIGTERM")))
+    assert {member.reason for member in world.run.members.values()} == {"run stopped: seen enough"}
+    assert (world.run.reason, world.run.spec.task_id, world.run.spec.limits) == ("seen enough", TASK, LIMITS)
