@@ -5,6 +5,7 @@ Flower's own server asks each client in a thread of its own; this one asks all o
 """
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -69,13 +70,36 @@ class GridClientManager(SimpleClientManager):
 class GridServer(Server):
     """Flower's classic server (Flower 1.41 Server), its rounds by one call of the Grid; answers come in order asked.
 
+    `rounds_done` rounds were done before: strategy, clients and history see the numbers that follow.
+
     Raises (in a round):
         RunOverError: as for `LineGrid.send_and_receive`.
     """
 
-    def __init__(self, *, grid: LineGrid, strategy: Strategy) -> None:
+    def __init__(self, *, grid: LineGrid, strategy: Strategy, rounds_done: int = 0) -> None:
         super().__init__(client_manager=GridClientManager(grid), strategy=strategy)
         self._grid = grid
+        self._rounds_done = rounds_done
+
+    def fit(self, num_rounds: int, timeout: float | None) -> tuple[History, float]:
+        """Do `num_rounds` rounds more (Flower 1.41 Server.fit); return their history and how many seconds it took."""
+        history, started = History(), time.monotonic()
+        self.parameters = self._get_initial_parameters(server_round=0, timeout=timeout)
+        if not self._rounds_done:
+            self._add_centralized(history, 0)
+        for round_ in range(self._rounds_done + 1, self._rounds_done + num_rounds + 1):
+            if (fitted := self.fit_round(round_, timeout)) is not None:
+                self.parameters = fitted[0] or self.parameters
+                history.add_metrics_distributed_fit(server_round=round_, metrics=fitted[1])
+            self._add_centralized(history, round_)
+            if (evaluated := self.evaluate_round(round_, timeout)) is not None and evaluated[0] is not None:
+                history.add_loss_distributed(server_round=round_, loss=evaluated[0])
+                history.add_metrics_distributed(server_round=round_, metrics=evaluated[1])
+        return history, time.monotonic() - started
+
+    def evaluate_model(self, server_round: int) -> tuple[float, Metrics] | None:
+        """Evaluate the global model on the server (0: before the first round); None where there is no evaluation."""
+        return self.strategy.evaluate(server_round, self.parameters)
 
     def fit_round(self, server_round: int, timeout: float | None) -> tuple[Any, Metrics, Answers] | None:
         """Have the strategy's choice of clients train, and aggregate; None where it chose nobody."""
@@ -99,6 +123,14 @@ class GridServer(Server):
         loss, metrics = self.strategy.aggregate_evaluate(server_round, results, failures)
         return loss, metrics, (results, failures)
 
+    def take_failures(self, message_type: str, failures: list[Any]) -> None:
+        """Called with each round's failures, before the strategy gets them."""
+
+    def _add_centralized(self, history: History, round_: int) -> None:
+        if (found := self.evaluate_model(round_)) is not None:
+            history.add_loss_centralized(server_round=round_, loss=found[0])
+            history.add_metrics_centralized(server_round=round_, metrics=found[1])
+
     def _ask(self, kind: _Kind, asked: Asked, round_: int, timeout: float | None) -> Answers:
         messages = _messages(kind, asked, round_, timeout)
         replies = {reply.metadata.reply_to_message_id: reply for reply in self._grid.send_and_receive(messages)}
@@ -112,19 +144,25 @@ class GridServer(Server):
             answers[0 if result.status.code is CLASSIC_OK else 1].append((client, result))
         facts = {"round": round_, "kind": kind.message_type, "results": len(answers[0]), "failures": len(answers[1])}
         _log.info("clients have answered", extra=facts)
+        self.take_failures(kind.message_type, answers[1])
         return answers
 
 
 def start_classic(
-    *, grid: LineGrid, strategy: Strategy, num_rounds: int, round_timeout_s: float | None = None
+    *,
+    grid: LineGrid,
+    strategy: Strategy,
+    num_rounds: int,
+    round_timeout_s: float | None = None,
+    server: GridServer | None = None,
 ) -> History:
-    """Run a classic strategy over the line and return Flower's history.
+    """Run a classic strategy over the line and return Flower's history; `server` replaces the plain GridServer.
 
     Raises:
         RunOverError: the run was interrupted, is over a limit, or short of clients.
     """
     config = ServerConfig(num_rounds=num_rounds, round_timeout=round_timeout_s)
-    return start_grid(grid=grid, server=GridServer(grid=grid, strategy=strategy), config=config)
+    return start_grid(grid=grid, server=server or GridServer(grid=grid, strategy=strategy), config=config)
 
 
 def _messages(kind: _Kind, asked: Asked, round_: int, timeout: float | None) -> list[Message]:

@@ -13,6 +13,8 @@ Used here, the same in flwr 1.41 and 1.42:
 - `flwr.compat.common.recorddict_compat`: what classic strategies say in a record, and classic clients in a message.
 - `flwr.server.superlink.fleet.grpc_bidi.flower_service_servicer.FlowerServiceServicer`: the gRPC half of `start_server`
   without its rounds. `grpc_bridge.GrpcBridgeClosed`: its client has gone.
+- `flwr.client.message_handler.message_handler.handle_legacy_message_from_msgtype`: what it and `ClientApp.__call__`
+  raise themselves means that a message has no function in the app.
 """
 
 from collections.abc import Callable
@@ -21,6 +23,8 @@ from typing import Any, cast
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.metadata import Metadata
+from flwr.client.message_handler.message_handler import handle_legacy_message_from_msgtype as handle_classic_message
+from flwr.clientapp import ClientApp
 from flwr.common import Code
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode, SType
 from flwr.compat.common import recorddict_compat as legacy_records
@@ -38,6 +42,7 @@ __all__ = [
     "Metadata",
     "Run",
     "RunNotRunningException",
+    "is_unhandled",
     "legacy_records",
     "make_message",
     "make_run",
@@ -70,6 +75,9 @@ _CLASSIC_OPTIONS = (
 )
 """Who connects and asks nothing is disconnected, and cannot use up the process's descriptors."""
 
+_DISPATCHERS = (ClientApp.__call__.__code__, handle_classic_message.__code__)
+"""What looks for a message's function, and raises itself where there is none."""
+
 _TASK_ID = 1
 """What `start_grid` uses for callers outside SuperLink."""
 
@@ -98,6 +106,14 @@ def make_message(metadata: Metadata, *, content: RecordDict | None = None, error
     """Build a message around metadata that came over the line; exactly one of `content` and `error` is given."""
     build = cast(Any, Message)
     return cast(Message, build(metadata=metadata, content=content, error=error))
+
+
+def is_unhandled(error: BaseException) -> bool:
+    """Tell whether a ClientApp raised this because it has no function for a message's type."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and traceback.tb_frame.f_code in _DISPATCHERS
 
 
 def run_classic_client(*, app: Callable[[Message, Context], Message], server_address: str, ca: bytes | None) -> None:

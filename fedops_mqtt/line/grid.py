@@ -5,13 +5,14 @@ clients for longer than the join limit end the run with an error from `get_node_
 as Flower's own end of a run is, so that no strategy's `except Exception` takes them for a failed client.
 """
 
+import hashlib
 import logging
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedops_mqtt.core.reasons import TOO_FEW
@@ -29,6 +30,7 @@ from fedops_mqtt.line.rounds import round_of
 from fedops_mqtt.protocol import Outcome, RunOutcome
 
 _log = logging.getLogger(__name__)
+_MAX_FAILURES = 5
 _PREFIX_BYTES = 4
 """Message ids start with a random word: a relaunched server never takes a reply to its predecessor's message."""
 
@@ -52,6 +54,63 @@ class TooFewClientsError(RunOverError):
         wanted = "the strategy waits for more" if needed is None else f"{needed} needed"
         gone = f"; gone: {', '.join(missing)}" if missing else ""
         super().__init__(RunOutcome.FAILED, f"{TOO_FEW}: {present} after {limit_s:g} s, {wanted}{gone}")
+
+
+class TrainingSeen:
+    """What a run's training messages came to, whoever sent them: a strategy of either family, a loop of its own."""
+
+    def __init__(self) -> None:
+        self.num_sent = 0
+        self.num_answered = 0
+        """Replies that are no errors."""
+        self.has_arrays = False
+        """A reply had arrays in it: a stage of secure aggregation has none."""
+        self.round = 0
+        """The last round with such a reply; messages that name no round count as one more each time all are over."""
+        self.wants_model = False
+        self.first_model: bytes | None = None
+        """Where it is wanted, the digest (`digest_of`) of the first model that was sent."""
+        self.failures: list[str] = []
+        """What was answered in the place of results, each text once; the first few."""
+        self._rounds: dict[str, int] = {}
+        self._unnumbered = 0
+
+    def sent(self, letters: Iterable[Letter]) -> None:
+        """Messages go out."""
+        mine = [letter for letter in letters if letter.message.metadata.message_type.partition(".")[0] == "train"]
+        if mine and not self._rounds and mine[0].round is None:
+            self._unnumbered += 1
+        for letter in mine:
+            self.num_sent += 1
+            self._rounds[letter.message_id] = self._unnumbered if letter.round is None else letter.round
+            if self.wants_model and self.first_model is None:
+                records = letter.message.content.values()  # not `.array_records`: a reference cycle around the arrays
+                self.first_model = next((digest_of(each) for each in records if isinstance(each, ArrayRecord)), None)
+
+    def over(self, message_ids: Iterable[str], replies: Iterable[Message]) -> None:
+        """Nobody waits for replies to these any longer; these are the replies that came."""
+        for reply in replies:
+            round_ = self._rounds.get(reply.metadata.reply_to_message_id)
+            if round_ is None:
+                continue
+            if reply.has_error():
+                reason = reply.error.reason or f"error {reply.error.code} without a reason"
+                if reason not in self.failures and len(self.failures) < _MAX_FAILURES:
+                    self.failures.append(reason)
+            else:
+                self.num_answered += 1
+                self.has_arrays |= any(isinstance(record, ArrayRecord) for record in reply.content.values())
+                self.round = max(self.round, round_)
+        for message_id in message_ids:
+            self._rounds.pop(message_id, None)
+
+
+def digest_of(record: ArrayRecord) -> bytes:
+    """Return what is the same for two models of the same arrays in the same order, whatever their names."""
+    digest = hashlib.blake2b()
+    for array in record.values():
+        digest.update(hashlib.blake2b(array.data).digest())
+    return digest.digest()
 
 
 class LineGrid(Grid):
@@ -84,6 +143,7 @@ class LineGrid(Grid):
         self._short_since: float | None = None
         self._asked_since: float | None = None
         self._owner = threading.get_ident()
+        self.training = TrainingSeen()
         flwr_private.set_identity(run_id=self._run.run_id, node_id=flwr_private.SERVER_NODE_ID)
 
     def set_run(self, run: flwr_private.Run) -> None:
@@ -138,6 +198,8 @@ class LineGrid(Grid):
         """
         self._check_running()
         letters = list(self._letters(messages))
+        with self._lock:
+            self.training.sent(letters)
         self._hub.post(letters)
         self._asked_since = None
         return [letter.message_id for letter in letters]
@@ -151,7 +213,10 @@ class LineGrid(Grid):
         self._check_running()
         ids = list(message_ids)
         self._drop_overdue([x for x in self._hub.owing(ids) if time.monotonic() >= self._round_deadline(x)])
-        return self._hub.collect(ids)
+        replies = self._hub.collect(ids)
+        with self._lock:
+            self.training.over([reply.metadata.reply_to_message_id for reply in replies], replies)
+        return replies
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Hand out messages and wait for the replies (Flower 1.41 Grid.send_and_receive).
@@ -174,6 +239,8 @@ class LineGrid(Grid):
             self._drop_overdue(owed)
         replies = self._drop_odd_ones(messages, self._hub.collect(ids))
         self._hub.withdraw(ids)
+        with self._lock:
+            self.training.over(ids, replies)
         return replies
 
     def _drop_odd_ones(self, messages: list[Message], replies: list[Message]) -> list[Message]:

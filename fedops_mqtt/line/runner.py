@@ -13,7 +13,7 @@ from http.client import HTTPResponse
 from pathlib import Path
 from typing import NoReturn
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
 
@@ -266,7 +266,7 @@ class LineRunner:
         )
         frame, problem = _encode(reply, session)
         if problem is not None:
-            end = RunEnd(outcome=Outcome.FAILED, reason=problem)
+            end = RunEnd(outcome=Outcome.FAILED, reason=problem) if _is_training(message) else None
             frame = encode_message(Message(Error(flwr_private.CLIENT_APP_RAISED, problem), reply_to=message))
         return _Outgoing(message_id=message_id, frame=frame, end=end)
 
@@ -342,17 +342,30 @@ def _poll_timeout_s(session: Session) -> float:
     return session.answer.poll_s + _POLL_MARGIN_S
 
 
+def _is_training(message: Message) -> bool:
+    return message.metadata.message_type.partition(".")[0] == MessageType.TRAIN
+
+
 def _call(app: ClientApp, message: Message, context: Context) -> tuple[Message, RunEnd | None]:
-    """Run foreign code; what it raises becomes a Flower Error for the strategy and the end of this client's part."""
+    """Run foreign code; what it raises becomes a Flower Error for the strategy.
+
+    Where training raised, this client's part ends too. Everything else fails one message, as in Flower: an evaluation,
+    a query, a message that the app has no function for.
+    """
     try:
         reply = app(message, context)
         if not isinstance(reply, Message):
             raise TypeError(f"ClientApp returned {type(reply).__name__}, not a Message")
     except (Exception, SystemExit) as error:
-        _log.exception("ClientApp raised")
+        _log.exception("ClientApp raised", extra={"message_type": message.metadata.message_type})
         reason = name_error(error)
-        failure = Error(flwr_private.CLIENT_APP_RAISED, reason)
-        return Message(failure, reply_to=message), RunEnd(outcome=Outcome.FAILED, reason=reason)
+        failure = Message(Error(flwr_private.CLIENT_APP_RAISED, reason), reply_to=message)
+        has_ended = _is_training(message) and not flwr_private.is_unhandled(error)
+        return failure, RunEnd(outcome=Outcome.FAILED, reason=reason) if has_ended else None
+    if reply.metadata.reply_to_message_id != message.metadata.message_id:
+        # Flower's mods answer the app's own reply where that is not what they expect (1.41 LocalDpMod).
+        told = reply.error if reply.has_error() else reply.content
+        reply = Message(told, reply_to=message)
     return reply, None
 
 
