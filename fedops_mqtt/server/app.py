@@ -6,7 +6,6 @@ The strategy has the thread that calls `start`; the line and the bus have thread
 import logging
 import platform
 from collections.abc import Mapping
-from functools import partial
 from importlib.metadata import version as version_of
 from typing import Any
 
@@ -15,24 +14,15 @@ from flwr.serverapp import ServerApp
 from fedops_mqtt import __version__
 from fedops_mqtt.bus import new_instance
 from fedops_mqtt.client.configuration import read_configuration
-from fedops_mqtt.client.flower_project import project_config
 from fedops_mqtt.line.errors import LineConfigError
-from fedops_mqtt.line.grid import LineGrid, RunOverError
+from fedops_mqtt.line.grid import RunOverError
 from fedops_mqtt.line.members import Member, MemberChange
 from fedops_mqtt.line.server import LineServer, LineTls
 from fedops_mqtt.protocol import LastRun, RunOutcome, ServerCondition, describe_error
 from fedops_mqtt.server.announcer import Ears
-from fedops_mqtt.server.app_strategy import (
-    AnyStrategy,
-    Config,
-    capture_state,
-    make_fedavg,
-    own_minimum,
-    restore_state,
-    run_strategy,
-)
+from fedops_mqtt.server.app_strategy import Config, make_fedavg, own_minimum
 from fedops_mqtt.server.beginning import Beginning, find_beginning
-from fedops_mqtt.server.checkpoint import Checkpoint, CheckpointStore
+from fedops_mqtt.server.checkpoint import CheckpointStore
 from fedops_mqtt.server.checkpoint_writer import CheckpointWriter
 from fedops_mqtt.server.ending import Ending, EndNowError, EndRequest
 from fedops_mqtt.server.errors import ServerConfigError, ServerError
@@ -43,14 +33,15 @@ from fedops_mqtt.server.replies import check_of
 from fedops_mqtt.server.round_teller import RoundTeller
 from fedops_mqtt.server.rounds import Evaluate, RoundHooks, Rounds
 from fedops_mqtt.server.run_result import RunResult
+from fedops_mqtt.server.run_training import RunTraining
 from fedops_mqtt.server.saving import save_model
 from fedops_mqtt.server.server_api import ServerAPI, speaking
-from fedops_mqtt.server.server_app_run import run_server_app
 from fedops_mqtt.server.server_utils import FLServerStatus
 from fedops_mqtt.server.server_wandb import shown_on_wandb
 from fedops_mqtt.server.snapshot import ServerSnapshot, client_of
 from fedops_mqtt.server.store import ModelStore, StoredModel
 from fedops_mqtt.server.strategy_config import strategy_of
+from fedops_mqtt.server.strategy_state import AnyStrategy, check_strategy
 from fedops_mqtt.server.tensor_file import Arrays
 from fedops_mqtt.server.typed_model import loader_of, shared_arrays
 from fedops_mqtt.settings import ServerSettings
@@ -179,6 +170,16 @@ class FLServer:
             _log.error("run cannot begin", extra={"problem": problem})
             return self._say_end(RunOutcome.FAILED, problem, nothing, None)
         rounds = self._rounds(beginning)
+        training = self._training = RunTraining(
+            plan=self.plan,
+            beginning=beginning,
+            rounds=rounds,
+            strategy=self._strategy,
+            server_app=self._server_app,
+            initial=self._initial,
+            train_config=self._train_config,
+            settings=self.settings,
+        )
         try:
             line = self._line = self._open_line()
         except (LineConfigError, OSError) as error:
@@ -187,10 +188,12 @@ class FLServer:
         with line:
             self._announcer.say(status=ServerCondition.READY, server_ip=line.address)
             _log.info("server is ready", extra={"run_id": self.plan.run_id, "server_ip": line.address})
-            outcome, reason = self._train(line, beginning, rounds)
-            return self._end(line, outcome, reason, rounds, beginning.saved)
+            outcome, reason = self._train(line, beginning, training)
+            return self._end(line, outcome, reason, training, beginning)
 
     def _begin(self) -> Beginning:
+        if self._strategy is not None:
+            check_strategy(self._strategy)
         beginning = find_beginning(
             self.plan,
             store=self._store,
@@ -199,7 +202,8 @@ class FLServer:
             accepts_nonfinite=check_of(self._strategy, self.settings).nonfinite,
         )
         if self.plan.is_resumable:
-            self._checkpoints.remove_others(self.plan.run_id)
+            previous = [beginning.previous.run_id] if beginning.previous is not None else []
+            self._checkpoints.remove_others(self.plan.run_id, *previous)
         self.server.last_gl_model_v, self.server.gl_model_v = beginning.last_gl_model, beginning.gl_model
         self._announcer.say(gl_model=beginning.gl_model, round=beginning.done)
         return beginning
@@ -252,62 +256,38 @@ class FLServer:
             hooks=hooks,
         )
 
-    def _train(self, line: LineServer, beginning: Beginning, rounds: Rounds) -> tuple[RunOutcome, str]:
+    def _train(self, line: LineServer, beginning: Beginning, training: RunTraining) -> tuple[RunOutcome, str]:
         """Run foreign code: the strategy, the ServerApp, the evaluation; whatever it raises fails the run."""
-        if beginning.saved is not None or (rounds.num_left == 0 and self._server_app is None):
+        if beginning.saved is not None or (training.rounds.num_left == 0 and self._server_app is None):
             return RunOutcome.COMPLETED, "all rounds were done by an earlier launch"
         try:
             with self._ending.foreign_code(line):
-                self._run_rounds(line.grid, beginning, rounds)
-        except ServerError as error:
-            return RunOutcome.FAILED, str(error)
+                training.run(line.grid)
         except RunOverError as over:
             return over.outcome, over.reason
         except EndNowError:
             requested = self._ending.requested
             return RunOutcome.STOPPED, requested.reason if requested else "interrupted"
+        except ServerError as error:  # the strategy is unfit for the model, or the model cannot be gone on with
+            _log.error("run failed", extra={"problem": str(error)})
+            return RunOutcome.FAILED, str(error)
         except Exception as error:
             _log.exception("run failed")
             return RunOutcome.FAILED, describe_error(error)
-        if self._server_app is None and not rounds.num_aggregated:
-            return RunOutcome.FAILED, f"no round gave a model: {'; '.join(rounds.failures) or 'no client answered'}"
-        return RunOutcome.COMPLETED, "all rounds done"
-
-    def _run_rounds(self, grid: LineGrid, beginning: Beginning, rounds: Rounds) -> None:
-        if self._server_app is not None:
-            own: dict[str, Any] = {"num-server-rounds": self.plan.num_rounds, **self._train_config}
-            rounds.arrays = run_server_app(
-                self._server_app,
-                grid=grid,
-                rounds=rounds,
-                checkpoint=beginning.checkpoint,
-                run_config={**project_config("__main__"), **own},
-                on_strategy=partial(self._take_strategy, grid=grid, rounds=rounds),
-            )
-            return
-        assert self._strategy is not None
-        self._take_strategy(self._strategy, grid, rounds)
-        if beginning.checkpoint is not None:
-            restore_state(self._strategy, beginning.checkpoint.strategy)
-        run_strategy(
-            self._strategy,
-            grid=grid,
-            rounds=rounds,
-            initial=beginning.arrays,
-            round_limit_s=self.settings.round_limit_s,
-            train_config=self._train_config,
-        )
+        return training.verdict()
 
     def _end(
-        self, line: LineServer, outcome: RunOutcome, reason: str, rounds: Rounds, saved: StoredModel | None
+        self, line: LineServer, outcome: RunOutcome, reason: str, training: RunTraining, beginning: Beginning
     ) -> RunResult:
         """Save the last whole round's model, tell the clients, say the last word, forget the checkpoint."""
         self._writer.close()
+        rounds, saved = training.rounds, beginning.saved
         requested = self._ending.requested
         if requested is not None and requested.is_replaced:
             line.abandon()
             return self._result(RunOutcome.STOPPED, requested.reason, rounds, None)
         if saved is None:
+            rounds.arrays = training.model()
             saved, outcome, reason = save_model(
                 self._store, rounds, run_id=self.plan.run_id, outcome=outcome, reason=reason
             )
@@ -315,9 +295,22 @@ class FLServer:
         if untold:
             _log.warning("clients could not be told the end", extra={"clients": untold})
         result = self._say_end(outcome, reason, rounds, saved)
-        if self.plan.is_resumable and saved is not None:
-            self._checkpoints.remove(self.plan.run_id)
+        if saved is not None:
+            self._forget(training, beginning, is_version=saved.version > 0)
         return result
+
+    def _forget(self, training: RunTraining, beginning: Beginning, *, is_version: bool) -> None:
+        """Remove the run's checkpoint, but for a strategy's state that the next run is to begin with."""
+        last = training.last
+        try:
+            if not is_version or last is None or not last.strategy:
+                self._checkpoints.remove(self.plan.run_id)
+            elif not self.plan.is_resumable:
+                self._checkpoints.save(last)
+            if is_version and beginning.previous is not None:
+                self._checkpoints.remove(beginning.previous.run_id)
+        except (ServerError, OSError) as error:  # the model itself is saved
+            _log.warning("strategy's state was not kept for the next run", extra={"problem": str(error)})
 
     def _say_end(self, outcome: RunOutcome, reason: str, rounds: Rounds, saved: StoredModel | None) -> RunResult:
         result = self._result(outcome, reason, rounds, saved)
@@ -350,17 +343,9 @@ class FLServer:
         )
 
     def _save_checkpoint(self, round_: int, arrays: Arrays, metrics: Mapping[str, float]) -> None:
-        if not self.plan.is_resumable:
-            return
-        plan, gl_model, state = self.plan, self.server.gl_model_v, capture_state(self._strategy)
-        about = partial(Checkpoint, run_id=plan.run_id, launch=plan.launch, round=round_, gl_model=gl_model)
-        self._writer.save(about(arrays=arrays, strategy=state, metrics=dict(metrics)))
-
-    def _take_strategy(self, strategy: AnyStrategy, grid: LineGrid, rounds: Rounds) -> None:
-        """This strategy is what runs: its state is kept, and its replies are checked."""
-        self._strategy = strategy
-        grid.reply_check = check = check_of(strategy, self.settings)
-        rounds.accepts_nonfinite = check.nonfinite
+        checkpoint = self._training.checkpoint(round_, arrays, metrics)
+        if self.plan.is_resumable:
+            self._writer.save(checkpoint)
 
     def _count_bytes(self) -> tuple[int, int]:
         return (self._line.bytes_in, self._line.bytes_out) if self._line is not None else (0, 0)

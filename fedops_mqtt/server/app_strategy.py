@@ -1,35 +1,23 @@
-"""Flower strategies of both families, run over the line with the run's own round numbers.
+"""Flower strategies of both families, run over the line with the run's own round numbers."""
 
-A strategy counts from 1 each time it is started. So the methods that Flower calls once a round are wrapped on the
-strategy object itself (its class stays as it is, and a `start` of its own keeps working): they see the real number.
-"""
-
-import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.app import ConfigRecord, MessageType
+from flwr.common import Parameters
 from flwr.server.strategy import Strategy as ClassicStrategy
 from flwr.serverapp.strategy import FedAvg, Strategy
 
-from fedops_mqtt.line.classic import start_classic
+from fedops_mqtt.line.classic import Answers, GridServer, start_classic
 from fedops_mqtt.line.grid import LineGrid
-from fedops_mqtt.server.checkpoint import StateValue
+from fedops_mqtt.server.follow import Follower, wrap_round
 from fedops_mqtt.server.rounds import Rounds
+from fedops_mqtt.server.strategy_state import AnyStrategy, first_models, parts, record_of, to_arrays, to_parameters
 from fedops_mqtt.server.tensor_file import Arrays
 
-_log = logging.getLogger(__name__)
-
-AnyStrategy = Strategy | ClassicStrategy
 Config = Mapping[str, bool | int | float | str]
-EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
-
-_KEPT_NUMBERS = ("clipping_norm",)
-"""Numbers that a strategy changes as it goes (adaptive clipping); other numbers are its configuration."""
-_RECORD, _BYTES = ":record", ":bytes"
-"""Endings of names whose values were an ArrayRecord or bytes (Flower's XGBoost strategies)."""
+Prepare = Callable[[Arrays, list[Arrays]], None]
+_AGGREGATE = ("aggregate_train", "aggregate_fit")
 
 
 def make_fedavg(min_clients: int) -> Strategy:
@@ -46,224 +34,150 @@ def own_minimum(strategy: AnyStrategy | None) -> int:
     return 1
 
 
-def run_strategy(
-    strategy: AnyStrategy,
+def run_messages(
+    strategy: Strategy,
+    *,
+    grid: LineGrid,
+    follower: Follower,
+    initial: Arrays | None,
+    num_rounds: int,
+    round_limit_s: float,
+    train_config: Config,
+) -> None:
+    """Run a message strategy's rounds; what they give is in the follower's `rounds`.
+
+    Raises:
+        RunOverError: the line ended the run.
+        ValueError: there is no model to begin with.
+    """
+    if initial is None:
+        raise ValueError(f"{type(strategy).__name__} needs a model to begin with: give FLServer one")
+    with follower.watching():
+        strategy.start(
+            grid=grid,
+            initial_arrays=record_of(initial),
+            num_rounds=num_rounds,
+            timeout=round_limit_s,
+            train_config=ConfigRecord(dict(train_config)),
+            evaluate_config=ConfigRecord(dict(train_config)),
+        )
+
+
+def run_classic(
+    strategy: ClassicStrategy,
     *,
     grid: LineGrid,
     rounds: Rounds,
     initial: Arrays | None,
+    prepare: Prepare,
     round_limit_s: float,
-    train_config: Config,
 ) -> None:
-    """Run the rounds that are left; what they give is in `rounds`.
+    """Run the rounds that are left of a classic strategy; what they give is in `rounds`.
+
+    `prepare` is called once the strategy has initialized its parameters, with the model to begin with and those that
+    the strategy would have begun with; where `initial` is None, the model is the strategy's own, or a client's.
 
     Raises:
         RunOverError: the line ended the run.
-        ValueError: a message strategy has no model to begin with.
     """
-    if isinstance(strategy, ClassicStrategy):
-        _run_classic(strategy, grid=grid, rounds=rounds, initial=initial, round_limit_s=round_limit_s)
-        return
-    if initial is None:
-        raise ValueError(f"{type(strategy).__name__} needs a model to begin with: give FLServer one")
-    _run_messages(strategy, grid, rounds, initial, round_limit_s, train_config)
+    server = _RoundsServer(grid=grid, strategy=strategy, rounds=rounds, initial=initial, prepare=prepare)
+    try:
+        start_classic(
+            grid=grid, strategy=strategy, num_rounds=rounds.num_left, round_timeout_s=round_limit_s, server=server
+        )
+    finally:
+        vars(strategy).pop("evaluate", None)
 
 
-def record_of(arrays: Arrays) -> ArrayRecord:
-    """Return the arrays as Flower's messages carry them."""
-    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
+def count_on(strategy: AnyStrategy, rounds_before: int) -> Callable[[], None]:
+    """Let Flower's own aggregation count on from the rounds that the strategy's state has seen; returns the undoing.
 
-
-def arrays_in(record: ArrayRecord) -> Arrays:
-    """Return copies of a record's arrays."""
-    return {name: array.numpy() for name, array in record.items()}
-
-
-def capture_state(strategy: object) -> dict[str, StateValue]:
-    """Return what a strategy remembers from round to round.
-
-    A strategy with `save_state() -> dict` (arrays, lists and dicts of arrays, numbers) and `load_state(dict)` says it
-    itself. Of the others every attribute that holds arrays is taken (momenta of FedAdam, FedYogi, FedAvgM, and so on).
+    FedAdam corrects its moments by the round, classic FedAvgM forgets its momentum in round 1. Aggregation of one's own
+    sees the run's round, and so do clients and configurations.
     """
-    if callable(save := getattr(strategy, "save_state", None)):
-        return dict(save())
-    state: dict[str, StateValue] = {}
-    for name, value in vars(strategy).items():
-        if isinstance(value, Strategy | ClassicStrategy):  # a wrapper, such as differential privacy
-            state |= {f"{name}.{inner}": kept for inner, kept in capture_state(value).items()}
-        elif (kept := _keep(name, value)) is not None:
-            state[kept[0]] = kept[1]
-    return state
+    wrapped: list[tuple[AnyStrategy, str]] = []
+    for _, owner in parts(strategy):
+        is_wrapper = len(list(parts(owner))) > 1
+        for name in _AGGREGATE:
+            method = getattr(owner, name, None)
+            if rounds_before and not is_wrapper and method is not None and method.__module__.startswith("flwr."):
+                wrap_round(owner, name, lambda round_: round_ + rounds_before)
+                wrapped.append((owner, name))
+
+    def undo() -> None:
+        for owner, name in wrapped:
+            vars(owner).pop(name, None)
+
+    return undo
 
 
-def restore_state(strategy: object, state: Mapping[str, StateValue]) -> None:
-    """Give a strategy of the same kind back what `capture_state` took."""
-    if callable(load := getattr(strategy, "load_state", None)):
-        load(dict(state))
-        return
-    for key, value in state.items():
-        owner, (*path, name) = strategy, key.split(".")
-        for part in path:
-            owner = getattr(owner, part)
-        if name.endswith(_RECORD) and isinstance(value, dict):
-            setattr(owner, name.removesuffix(_RECORD), record_of(value))
-        elif name.endswith(_BYTES) and isinstance(value, np.ndarray):
-            setattr(owner, name.removesuffix(_BYTES), value.tobytes())
-        else:
-            setattr(owner, name, value)
+class _RoundsServer(GridServer):
+    """Reports a classic strategy's rounds to `rounds`, and begins with the model that it should begin with."""
 
+    def __init__(
+        self,
+        *,
+        grid: LineGrid,
+        strategy: ClassicStrategy,
+        rounds: Rounds,
+        initial: Arrays | None,
+        prepare: Prepare,
+    ) -> None:
+        super().__init__(grid=grid, strategy=strategy, rounds_done=rounds.done)
+        self._rounds = rounds
+        self._initial = initial
+        self._prepare = prepare
+        self._own_evaluate = strategy.evaluate
+        vars(strategy)["evaluate"] = self._evaluate  # QFedAvg asks for it itself
 
-def follow(
-    strategy: Strategy, *, grid: LineGrid, rounds: Rounds, theirs: EvaluateFn | None = None
-) -> Callable[[int, ArrayRecord], MetricRecord | None]:
-    """Listen to a message strategy's rounds; return the `evaluate_fn` to start it with, which asks `theirs` too."""
-    offset = rounds.done
+    def evaluate_model(self, server_round: int) -> tuple[float, dict[str, Any]] | None:
+        """Evaluate the global model as the strategy and as the server do, and end the round with that."""
+        found = self._evaluate(server_round, self.parameters)
+        self._rounds.end(server_round, self._arrays(self.parameters), found[1] if found else None)
+        return found
 
-    def evaluate(server_round: int, record: ArrayRecord) -> MetricRecord | None:
-        if server_round == 0 and offset:  # the launch before has evaluated this model
-            return None
-        round_, arrays = server_round + offset, arrays_in(record)
-        metrics: dict[str, Any] = dict(theirs(round_, record) or {}) if theirs is not None else {}
-        metrics |= rounds.evaluate(round_, arrays)
-        rounds.end(round_, arrays, metrics)
-        return MetricRecord(metrics) if metrics else None
+    def fit_round(self, server_round: int, timeout: float | None) -> tuple[Any, dict[str, Any], Answers] | None:
+        """Have clients train; a round begins when enough clients are there, not when the strategy waits for them."""
+        self._grid.get_node_ids()
+        self._rounds.start(server_round)
+        fitted = super().fit_round(server_round, timeout)
+        if fitted is not None:
+            self._rounds.aggregated(fitted[0] is not None)
+            self._rounds.add(server_round, fitted[1], prefix="train")
+        return fitted
 
-    def on_replies(round_: int, replies: Iterable[Message]) -> None:
-        for reply in replies:
-            if reply.has_error():
-                rounds.take_failure(reply.error.reason or "error without a reason")
+    def evaluate_round(
+        self, server_round: int, timeout: float | None
+    ) -> tuple[float | None, dict[str, Any], Answers] | None:
+        """Have clients evaluate."""
+        evaluated = super().evaluate_round(server_round, timeout)
+        if evaluated is not None:
+            self._rounds.add(server_round, {"loss": evaluated[0], **evaluated[1]}, prefix="eval")
+        return evaluated
 
-    def on_train(round_: int, result: tuple[ArrayRecord | None, MetricRecord | None]) -> None:
-        rounds.aggregated(result[0] is not None)
-        rounds.add(round_, result[1], prefix="train")
+    def take_failures(self, message_type: str, failures: list[Any]) -> None:
+        """Keep what clients answered in the place of results."""
+        take = self._rounds.take_failure if message_type == MessageType.TRAIN else self._rounds.take_evaluation_failure
+        for failure in failures:
+            take(str(failure if isinstance(failure, BaseException) else failure[1].status.message))
 
-    _wrap(strategy, "configure_train", offset, before=lambda round_, *_, **__: _begin_round(grid, rounds, round_))
-    _wrap(strategy, "aggregate_train", offset, before=on_replies, after=on_train)
-    _wrap(strategy, "configure_evaluate", offset)
-    _wrap(
-        strategy, "aggregate_evaluate", offset, after=lambda round_, result: rounds.add(round_, result, prefix="eval")
-    )
-    return evaluate
+    def _get_initial_parameters(self, server_round: int, timeout: float | None) -> Parameters:
+        if self._initial is None:
+            parameters = super()._get_initial_parameters(server_round, timeout)
+            self._prepare(self._arrays(parameters), [])
+            return parameters
+        own = first_models(self.strategy)
+        made = self.strategy.initialize_parameters(self._client_manager)  # one of their own may do more than make them
+        self._prepare(self._initial, own if made is None else [*own, to_arrays(made)])
+        return to_parameters(self._initial, self.strategy)
 
-
-def unfollow(strategy: Strategy) -> None:
-    """Listen no longer: its methods are those of its class again."""
-    for name in ("configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate"):
-        vars(strategy).pop(name, None)
-
-
-def _run_messages(
-    strategy: Strategy, grid: LineGrid, rounds: Rounds, initial: Arrays, round_limit_s: float, train_config: Config
-) -> None:
-    strategy.start(
-        grid=grid,
-        initial_arrays=record_of(initial),
-        num_rounds=rounds.num_left,
-        timeout=round_limit_s,
-        train_config=ConfigRecord(dict(train_config)),
-        evaluate_config=ConfigRecord(dict(train_config)),
-        evaluate_fn=follow(strategy, grid=grid, rounds=rounds),
-    )
-
-
-def _run_classic(
-    strategy: ClassicStrategy, *, grid: LineGrid, rounds: Rounds, initial: Arrays | None, round_limit_s: float
-) -> None:
-    offset, names = rounds.done, list(initial or ())
-    own_evaluate = strategy.evaluate
-
-    def to_arrays(parameters: Any) -> Arrays:
-        values = parameters_to_ndarrays(parameters)
-        known = names if len(names) == len(values) else [str(at) for at in range(len(values))]
-        return dict(zip(known, values, strict=True))
-
-    def evaluate(server_round: int, parameters: Any) -> tuple[float, dict[str, Any]] | None:
-        if server_round == 0 and offset:
-            return None
-        round_, arrays = server_round + offset, to_arrays(parameters)
-        theirs = own_evaluate(round_, parameters)
-        metrics: dict[str, Any] = dict(rounds.evaluate(round_, arrays))
+    def _evaluate(self, server_round: int, parameters: Parameters) -> tuple[float, dict[str, Any]] | None:
+        server_round = self._rounds.in_hand or server_round  # a strategy that asks itself may count on: `count_on`
+        theirs = self._own_evaluate(server_round, parameters)
+        metrics: dict[str, Any] = dict(self._rounds.evaluate(server_round, self._arrays(parameters)))
         if theirs is not None:
             metrics = {"loss": theirs[0], **theirs[1], **metrics}
-        rounds.end(round_, arrays, metrics)
-        return (metrics.get("loss", 0.0), dict(metrics)) if metrics else None
+        return (metrics.get("loss", 0.0), metrics) if metrics else None
 
-    def on_results(round_: int, results: Any, failures: Iterable[Any]) -> None:
-        for failure in failures:
-            rounds.take_failure(str(failure if isinstance(failure, BaseException) else failure[1].status.message))
-
-    def on_fit(round_: int, result: tuple[Any, Mapping[str, Any]]) -> None:
-        rounds.aggregated(result[0] is not None)
-        rounds.add(round_, result[1], prefix="train")
-
-    def on_evaluate(round_: int, result: tuple[float | None, Mapping[str, Any]]) -> None:
-        rounds.add(round_, {"loss": result[0], **result[1]}, prefix="eval")
-
-    _wrap(strategy, "configure_fit", offset, before=lambda round_, *_, **__: _begin_round(grid, rounds, round_))
-    _wrap(strategy, "aggregate_fit", offset, before=on_results, after=on_fit)
-    _wrap(strategy, "configure_evaluate", offset)
-    _wrap(strategy, "aggregate_evaluate", offset, after=on_evaluate)
-    vars(strategy)["evaluate"] = evaluate
-    if initial is not None:
-        _begin_with(strategy, list(initial.values()), is_new=not offset)
-    start_classic(grid=grid, strategy=strategy, num_rounds=rounds.num_left, round_timeout_s=round_limit_s)
-
-
-def _begin_round(grid: LineGrid, rounds: Rounds, round_: int) -> None:
-    """A round begins when enough clients are there, not when the strategy begins to wait for them."""
-    grid.get_node_ids()
-    rounds.start(round_)
-
-
-def _begin_with(strategy: ClassicStrategy, weights: list[np.ndarray[Any, Any]], *, is_new: bool) -> None:
-    """Make a classic strategy begin with these weights, whatever it was built with."""
-    parameters = ndarrays_to_parameters(weights)
-    vars(strategy)["initialize_parameters"] = lambda client_manager: parameters
-    if is_new and hasattr(strategy, "current_weights"):  # FedOpt keeps a copy of what it was built with
-        strategy.current_weights = weights
-
-
-def _wrap(
-    strategy: AnyStrategy,
-    name: str,
-    offset: int,
-    *,
-    before: Callable[..., None] | None = None,
-    after: Callable[[int, Any], None] | None = None,
-) -> None:
-    """Shift the round that a method is called with (its first argument, or `server_round`), and listen in.
-
-    `before` gets all arguments, `after` the round and the result.
-    """
-    original = getattr(strategy, name)
-
-    def shifted(*args: Any, **kwargs: Any) -> Any:
-        number = kwargs.pop("server_round", None)
-        if number is None:
-            number, *args = args  # type: ignore[assignment]
-        round_ = number + offset
-        if before is not None:
-            before(round_, *args, **kwargs)
-        result = original(round_, *args, **kwargs)
-        if after is not None:
-            after(round_, result)
-        return result
-
-    vars(strategy)[name] = shifted
-
-
-def _keep(name: str, value: object) -> tuple[str, StateValue] | None:
-    """Return the name and form that an attribute is kept under; None for what is no state."""
-    if isinstance(value, ArrayRecord):
-        return name + _RECORD, arrays_in(value)
-    if isinstance(value, bytes):
-        return name + _BYTES, np.frombuffer(value, np.uint8)
-    if isinstance(value, np.ndarray):
-        return name, value
-    if isinstance(value, list) and value and all(isinstance(item, np.ndarray) for item in value):
-        return name, value
-    if isinstance(value, dict) and value and all(isinstance(item, np.ndarray) for item in value.values()):
-        return name, value
-    if name in _KEPT_NUMBERS and isinstance(value, int | float):
-        return name, value
-    return None
+    def _arrays(self, parameters: Parameters) -> Arrays:
+        return to_arrays(parameters, list(self._initial or ()))

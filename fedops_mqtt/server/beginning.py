@@ -3,11 +3,11 @@
 The later stands above the earlier: a checkpoint of this run, then the newest whole version, then the program's model.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedops_mqtt.server.checkpoint import Checkpoint, CheckpointStore
 from fedops_mqtt.server.errors import NonFiniteModelError
-from fedops_mqtt.server.model_arrays import check_same_shapes, nonfinite_in
+from fedops_mqtt.server.model_arrays import are_equal, check_same_shapes, nonfinite_in
 from fedops_mqtt.server.plan import RunPlan
 from fedops_mqtt.server.store import ModelStore, StoredModel
 from fedops_mqtt.server.tensor_file import Arrays, check_storable
@@ -25,9 +25,13 @@ class Beginning:
     """The version that this run is saved as."""
     last_gl_model: int
     """The newest version there is; 0 where there is none."""
+    first: Arrays | None
+    """The model that the run itself began with: the newest version, else the program's."""
     checkpoint: Checkpoint | None = None
     saved: StoredModel | None = None
     """This very run's model: the launch before died between saving it and saying so."""
+    previous: Checkpoint | None = None
+    """What the run that made `first` left of its strategy."""
 
 
 def find_beginning(
@@ -59,6 +63,7 @@ def find_beginning(
             last_gl_model=last_gl_model,
             checkpoint=checkpoint,
             saved=newest,
+            first=newest.arrays,
         )
     arrays = checkpoint.arrays if checkpoint else newest.arrays if newest else initial
     if arrays is not None:
@@ -76,4 +81,16 @@ def find_beginning(
         gl_model=store.next_version(),
         last_gl_model=last_gl_model,
         checkpoint=checkpoint,
+        first=newest.arrays if newest else initial,
+        previous=_left_by(newest, checkpoints),
     )
+
+
+def _left_by(newest: StoredModel | None, checkpoints: CheckpointStore) -> Checkpoint | None:
+    """Return what the run that made this version left, if it ended with this very model."""
+    if newest is None or newest.run_id is None:
+        return None
+    left = checkpoints.load(newest.run_id)
+    if left is None or not are_equal(left.arrays, newest.arrays):
+        return None
+    return replace(left, arrays=newest.arrays)  # one model in memory, not two

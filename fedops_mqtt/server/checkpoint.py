@@ -1,7 +1,7 @@
 """What a relaunched server needs to go on with its run after the last whole round: model, round, strategy's state.
 
-One file a run, replaced at every round and removed when the run has ended, by its server or by the next run's; nothing
-in it is pickled.
+One file a run, replaced at every round. At the run's end it is removed, unless it holds state of a strategy: the next
+run begins with that, and removes it when it has saved its own. Nothing in it is pickled.
 """
 
 import logging
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedops_mqtt.protocol import check_run_id, check_task_id
-from fedops_mqtt.server.errors import CorruptFileError
+from fedops_mqtt.server.errors import CorruptFileError, UnsupportedStateError
 from fedops_mqtt.server.folder import open_folder
 from fedops_mqtt.server.tensor_file import SUFFIX, Arrays, read_tensors, write_tensors
 
@@ -23,8 +23,8 @@ _FOLDER = ".checkpoints"
 _MODEL = "model/"
 _STATE = "strategy/"
 
-StateValue = NDArray[Any] | list[NDArray[Any]] | dict[str, NDArray[Any]] | bool | int | float
-"""What can be kept of a strategy: arrays by themselves, in a list or by name, and numbers."""
+StateValue = NDArray[Any] | list[NDArray[Any]] | dict[str, NDArray[Any]] | bool | int | float | str | None
+"""What can be kept of a strategy: arrays by themselves, in a list or by name, numbers and texts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +38,10 @@ class Checkpoint:
     """The version that the run is going to be saved as."""
     arrays: Arrays
     strategy: Mapping[str, StateValue] = field(default_factory=dict)
+    strategy_class: str = ""
+    """Whose state that is (`StrategyState.class_names`)."""
+    strategy_rounds: int = 0
+    """Rounds that the state has seen, those of the task's earlier runs among them."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The last round's."""
 
@@ -62,6 +66,8 @@ class CheckpointStore:
             "round": checkpoint.round,
             "gl_model": checkpoint.gl_model,
             "strategy": layout,
+            "strategy_class": checkpoint.strategy_class,
+            "strategy_rounds": checkpoint.strategy_rounds,
             "metrics": dict(checkpoint.metrics),
         }
         self._folder.replace(_name(checkpoint.run_id), lambda path: write_tensors(path, arrays, facts))
@@ -86,14 +92,15 @@ class CheckpointStore:
         """Remove the run's checkpoint, if there is one."""
         self._folder.remove(_name(run_id))
 
-    def remove_others(self, run_id: str) -> None:
-        """Remove what other runs left: a task has one run at a time, so those were closed without their servers.
+    def remove_others(self, *run_ids: str) -> None:
+        """Remove what runs but these left: a task has one run at a time, so they were closed without their servers.
 
         Raises:
             OSError: the place cannot be read or written to.
         """
+        kept = {_name(run_id) for run_id in run_ids}
         for name in self._folder.names():
-            if name.endswith(SUFFIX) and name != _name(run_id):
+            if name.endswith(SUFFIX) and name not in kept:
                 self._folder.remove(name)
 
 
@@ -105,6 +112,8 @@ def _checkpoint(arrays: Arrays, facts: Mapping[str, Any]) -> Checkpoint:
         gl_model=facts["gl_model"],
         arrays={name.removeprefix(_MODEL): array for name, array in arrays.items() if name.startswith(_MODEL)},
         strategy=_unflatten(arrays, facts["strategy"]),
+        strategy_class=facts.get("strategy_class", ""),
+        strategy_rounds=facts.get("strategy_rounds", facts["round"]),
         metrics=facts["metrics"],
     )
 
@@ -129,8 +138,10 @@ def _flatten(state: Mapping[str, StateValue]) -> tuple[Arrays, dict[str, Any]]:
             case np.ndarray():
                 layout[key] = {"kind": "array", "at": at}
                 arrays[f"{prefix}0"] = value
-            case _:
+            case bool() | int() | float() | str() | None:
                 layout[key] = {"kind": "number", "value": value}
+            case _:  # a strategy's own `save_state` may return anything
+                raise UnsupportedStateError(key, type(value).__name__)
     return arrays, layout
 
 
@@ -140,8 +151,8 @@ def _unflatten(arrays: Arrays, layout: Mapping[str, Any]) -> dict[str, StateValu
 
 def _value(arrays: Arrays, entry: Mapping[str, Any]) -> StateValue:
     if entry["kind"] == "number":
-        number: float = entry["value"]
-        return number
+        plain: StateValue = entry["value"]
+        return plain
     prefix = f"{_STATE}{entry['at']}/"
     match entry["kind"]:
         case "dict":

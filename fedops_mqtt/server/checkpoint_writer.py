@@ -5,11 +5,8 @@ So a server that is killed has lost at most the round in hand and the one whose 
 
 import logging
 import threading
-from dataclasses import replace
 
-import numpy as np
-
-from fedops_mqtt.server.checkpoint import Checkpoint, CheckpointStore, StateValue
+from fedops_mqtt.server.checkpoint import Checkpoint, CheckpointStore
 from fedops_mqtt.server.errors import ServerError
 
 _log = logging.getLogger(__name__)
@@ -23,11 +20,9 @@ class CheckpointWriter:
         self._writing: threading.Thread | None = None
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Begin to write; its arrays stay as they are from now on, what the strategy keeps is copied."""
+        """Begin to write; what is in it stays as it is from now on."""
         self.close()
-        state = {name: _copied(value) for name, value in checkpoint.strategy.items()}
-        frozen = replace(checkpoint, strategy=state)
-        self._writing = threading.Thread(target=self._write, args=(frozen,), name="checkpoint", daemon=True)
+        self._writing = threading.Thread(target=self._write, args=(checkpoint,), name="checkpoint", daemon=True)
         self._writing.start()
 
     def close(self) -> None:
@@ -41,15 +36,3 @@ class CheckpointWriter:
             self._store.save(checkpoint)
         except (ServerError, OSError) as error:  # a full disk: the run itself is not worse off
             _log.error("checkpoint was not saved", extra={"round": checkpoint.round, "problem": str(error)})
-
-
-def _copied(value: StateValue) -> StateValue:
-    """A strategy may change its arrays in place while they are written."""
-    match value:
-        case np.ndarray():
-            return value.copy()
-        case list():
-            return [array.copy() for array in value]
-        case dict():
-            return {name: array.copy() for name, array in value.items()}
-    return value

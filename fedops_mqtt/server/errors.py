@@ -45,6 +45,17 @@ class NonFiniteModelError(ServerError):
         super().__init__(f"{source}: {problem}; {advice}")
 
 
+class UnsupportedStateError(ServerError, ValueError):
+    """A strategy's `save_state` returned what cannot be kept."""
+
+    def __init__(self, name: str, kind: str) -> None:
+        self.name = name
+        self.kind = kind
+        super().__init__(
+            f"save_state gave {kind} for {name!r}: give arrays, lists or dicts of arrays, numbers or texts"
+        )
+
+
 class ModelMismatchError(ServerError):
     """The stored model and the program's model are not the same shape."""
 
@@ -65,6 +76,15 @@ class ModelTypeError(ServerError, TypeError):
             f"cannot take arrays from a {type(model).__name__}: give a list or dict of numpy arrays, an ArrayRecord,"
             " or an object with state_dict(), get_weights() or get_parameters()"
         )
+
+
+class UnfitStrategyError(ServerError, ValueError):
+    """The strategy cannot do this run: over the line, or from the model that the run begins with."""
+
+    def __init__(self, strategy: str, problem: str) -> None:
+        self.strategy = strategy
+        self.problem = problem
+        super().__init__(f"strategy {strategy} cannot be used: {problem}")
 
 
 _MAX_SHOWN = 3

@@ -58,18 +58,32 @@ class Rounds:
     accepts_nonfinite: bool = False
     """A model with NaN or infinities ends no run."""
     failures: list[str] = field(default_factory=list)
-    """What clients answered in the place of results, each text once; the first few."""
+    """What clients answered in the place of results of training, each text once; the first few."""
+    evaluation_failures: list[str] = field(default_factory=list)
+    """The same of evaluation; the run does not depend on it."""
+    num_fruitless: int = 0
+    """Rounds of this launch that made no new model."""
     _begun: Arrays | None = None
     """Of the first model of this launch, the arrays that hold infinities."""
     _current: int = -1
     _current_metrics: dict[str, float] = field(default_factory=dict)
     _started_at: float = field(default_factory=time.monotonic)
+    _duration_s: float | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def num_left(self) -> int:
         """Rounds that are still to be done."""
         return max(0, self.num_rounds - self.done)
+
+    @property
+    def in_hand(self) -> int | None:
+        """The round that has begun and not ended; None between rounds."""
+        return self._current if self._current > self.done else None
+
+    def restart(self) -> None:
+        """Begin again with round 1: what earlier launches did is not gone on with."""
+        self.done, self.arrays, self.metrics, self.num_aggregated, self.num_fruitless = 0, None, {}, 0, 0
 
     def start(self, round_: int) -> None:
         """A round begins; saying it again changes nothing."""
@@ -86,18 +100,24 @@ class Rounds:
             self._current_metrics |= named
         elif round_ == self.done and named:
             self.metrics |= named
-            self.hooks.on_report(RoundReport(round=round_, metrics=dict(self.metrics)))
+            self._duration_s = time.monotonic() - self._started_at
+            self._report(round_)
 
     def take_failure(self, reason: str) -> None:
-        """A client answered with an error."""
-        if reason not in self.failures and len(self.failures) < _MAX_FAILURES:
-            self.failures.append(reason)
+        """A client answered a training with an error."""
+        _note(self.failures, reason)
+
+    def take_evaluation_failure(self, reason: str) -> None:
+        """A client answered an evaluation with an error."""
+        _log.warning("client's evaluation failed", extra={"round": self._current, "reason": reason})
+        _note(self.evaluation_failures, reason)
 
     def aggregated(self, is_new: bool) -> None:
         """The strategy has aggregated a round's training; without any result the model stays as it was."""
         if is_new:
             self.num_aggregated += 1
         else:
+            self.num_fruitless += 1
             _log.warning("round gave no new model", extra={"round": self._current})
 
     def evaluate(self, round_: int, arrays: Arrays) -> dict[str, float]:
@@ -120,13 +140,16 @@ class Rounds:
         if round_ != self._current:
             self._enter(round_)
         self.metrics = self._current_metrics | dict(numbers_in(metrics))
-        duration_s = time.monotonic() - self._started_at if round_ else None
+        self._duration_s = time.monotonic() - self._started_at if round_ else None
         if round_:
             self.done = round_
         if round_ and (self.num_aggregated or self.arrays is not None):
             self.arrays = arrays
             self.hooks.save(round_, arrays, self.metrics)
-        self.hooks.on_report(RoundReport(round=round_, metrics=dict(self.metrics), duration_s=duration_s))
+        self._report(round_)
+
+    def _report(self, round_: int) -> None:
+        self.hooks.on_report(RoundReport(round=round_, metrics=dict(self.metrics), duration_s=self._duration_s))
 
     def nonfinite_in(self, arrays: Arrays) -> str | None:
         """Return which array has NaN, or infinities that the model did not begin with."""
@@ -137,6 +160,11 @@ class Rounds:
 
     def _enter(self, round_: int) -> None:
         self._current, self._current_metrics, self._started_at = round_, {}, time.monotonic()
+
+
+def _note(reasons: list[str], reason: str) -> None:
+    if reason not in reasons and len(reasons) < _MAX_FAILURES:
+        reasons.append(reason)
 
 
 def numbers_in(metrics: Mapping[str, Any] | None) -> list[tuple[str, float]]:
