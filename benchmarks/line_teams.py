@@ -161,7 +161,7 @@ class Ours(Team):
         return process.pid
 
     def _job(self, number: int) -> bytes:
-        from fedops_mqtt.client.pipe import Job, to_line
+        from fedops_mqtt.training.pipe import Job, to_line
 
         state = self.folder / f"state-{number}"
         state.mkdir()

@@ -22,7 +22,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
 from fedops_mqtt.apps.errors import AppRefusedError, RefusalCode
-from fedops_mqtt.key_values import Plain, flatten
+from fedops_mqtt.runtime.key_values import Plain, flatten
 
 MANIFEST = ".info/CONTENT"
 PROJECT = "pyproject.toml"

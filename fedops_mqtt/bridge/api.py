@@ -13,10 +13,10 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fedops_mqtt.bridge import numbers
-from fedops_mqtt.bridge.desk import Desk
-from fedops_mqtt.bridge.link import Link
-from fedops_mqtt.bridge.links import Caller
-from fedops_mqtt.bridge.old_client import OnlineAnswer
+from fedops_mqtt.bridge.fedops_http_client import OnlineAnswer
+from fedops_mqtt.bridge.peer_registry import Desk
+from fedops_mqtt.bridge.peer_state import Link
+from fedops_mqtt.bridge.peers import Caller
 from fedops_mqtt.protocol import Outcome, TaskId
 
 logger = logging.getLogger(__name__)

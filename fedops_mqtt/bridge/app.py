@@ -12,16 +12,16 @@ import httpx
 from fedops_mqtt import __version__
 from fedops_mqtt.bridge.api import make_api
 from fedops_mqtt.bridge.classic import ClassicOptions
-from fedops_mqtt.bridge.desk import Desk
+from fedops_mqtt.bridge.client_proxy import Presence, own_identity
+from fedops_mqtt.bridge.fedops_http_client import OldClient
 from fedops_mqtt.bridge.http import guarded
-from fedops_mqtt.bridge.link import Link
-from fedops_mqtt.bridge.old_client import OldClient
-from fedops_mqtt.bridge.presence import Presence, own_identity
+from fedops_mqtt.bridge.peer_registry import Desk
+from fedops_mqtt.bridge.peer_state import Link
 from fedops_mqtt.bus import BusOptions, parse_broker_url, without_password
-from fedops_mqtt.door import DoorRules
-from fedops_mqtt.listening import listen, serving, url_of
 from fedops_mqtt.protocol import IdentityError, normalise_mac
-from fedops_mqtt.settings import BridgeSettings
+from fedops_mqtt.runtime.http_access import DoorRules
+from fedops_mqtt.runtime.http_listener import listen, serving, url_of
+from fedops_mqtt.runtime.settings import BridgeSettings
 
 logger = logging.getLogger(__name__)
 

@@ -26,10 +26,10 @@ from fedops_mqtt.bus import (
     client_id_of,
     new_instance,
 )
-from fedops_mqtt.bus.tasks import alongside
-from fedops_mqtt.client.journal import write_atomically
 from fedops_mqtt.core.fencing import Stamp
+from fedops_mqtt.device.journal import write_atomically
 from fedops_mqtt.protocol import RunId, ServerCondition, ServerMetrics, ServerStatus, TaskId, Transport, topics, utc_now
+from fedops_mqtt.runtime.background import alongside
 
 logger = logging.getLogger(__name__)
 

@@ -2,12 +2,12 @@
 
 import asyncio
 
-from fedops_mqtt.bridge.call import WORDS, Call, OnReport, failed_to_start
-from fedops_mqtt.bridge.old_client import OldClientError
-from fedops_mqtt.client.pipe import EndedReport, PhaseReport
+from fedops_mqtt.bridge.fedops_http_client import OldClientError
+from fedops_mqtt.bridge.start_call import WORDS, Call, OnReport, failed_to_start
 from fedops_mqtt.core.client_events import StartTraining
 from fedops_mqtt.protocol import Outcome, Phase
-from fedops_mqtt.settings import ClientSettings
+from fedops_mqtt.runtime.settings import ClientSettings
+from fedops_mqtt.training.pipe import EndedReport, PhaseReport
 
 _CANNOT_STOP = "a FedOps client cannot be told to stop; it trains on by itself"
 

@@ -10,8 +10,8 @@ from http import HTTPStatus
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from fedops_mqtt.door import Door, DoorRules, credentials_in
 from fedops_mqtt.protocol import IdentityError, normalise_mac
+from fedops_mqtt.runtime.http_access import Door, DoorRules, credentials_in
 
 _SAID_BY_BROWSERS = (b"origin", b"sec-fetch-site")
 

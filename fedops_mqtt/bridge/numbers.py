@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-from fedops_mqtt.client.pipe import MetricsReport
 from fedops_mqtt.protocol import MetricsKind
+from fedops_mqtt.training.pipe import MetricsReport
 
 CLIENT_KINDS = {
     "train_result": MetricsKind.TRAIN_RESULT,

@@ -11,18 +11,18 @@ from typing import Any, cast
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 
-from fedops_mqtt.bridge.call import WORDS, Call, OnReport, failed_to_start
-from fedops_mqtt.bridge.door import Door
-from fedops_mqtt.bridge.old_client import OldClientError
-from fedops_mqtt.client.pipe import EndedReport, MetricsReport, PhaseReport
+from fedops_mqtt.bridge.fedops_http_client import OldClientError
+from fedops_mqtt.bridge.grpc_gateway import Door
+from fedops_mqtt.bridge.start_call import WORDS, Call, OnReport, failed_to_start
 from fedops_mqtt.core.client import Identity
 from fedops_mqtt.core.client_events import StartTraining
 from fedops_mqtt.core.reasons import INTERRUPTED
+from fedops_mqtt.line.client_session import RunEnd
 from fedops_mqtt.line.errors import LineConfigError
-from fedops_mqtt.line.keeper import RunEnd
 from fedops_mqtt.line.runner import Answered, Joined, LineRunner, Progress, make_context
 from fedops_mqtt.protocol import MetricsKind, Outcome
-from fedops_mqtt.settings import ClientSettings
+from fedops_mqtt.runtime.settings import ClientSettings
+from fedops_mqtt.training.pipe import EndedReport, MetricsReport, PhaseReport
 
 _DISMISS_S = 5.0
 """A client that was told that it is over answers at once; one that computes for nobody is not waited for."""

@@ -7,15 +7,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
-from fedops_mqtt.bridge.call import BridgeLimits, Call, OnReport, Training
 from fedops_mqtt.bridge.direct import DirectTraining
-from fedops_mqtt.bridge.link import Link
-from fedops_mqtt.client.pipe import EndedReport
-from fedops_mqtt.client.trainer import Scalar
+from fedops_mqtt.bridge.peer_state import Link
+from fedops_mqtt.bridge.start_call import BridgeLimits, Call, OnReport, Training
 from fedops_mqtt.core.client import Identity
 from fedops_mqtt.core.client_events import Reaim, StartTraining, StopTraining
+from fedops_mqtt.device.trainer import Scalar
 from fedops_mqtt.protocol import Transport
-from fedops_mqtt.settings import ClientSettings
+from fedops_mqtt.runtime.settings import ClientSettings
+from fedops_mqtt.training.pipe import EndedReport
 
 
 class HttpTrainer:

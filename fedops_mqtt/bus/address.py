@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from fedops_mqtt.bus.errors import BrokerUrlError
-from fedops_mqtt.settings import BusSettings
+from fedops_mqtt.runtime.settings import BusSettings
 
 _DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
 _MAX_PORT = 65535

@@ -26,12 +26,12 @@ from fedops_mqtt.bus.errors import (
     RefusedError,
     VersionError,
 )
+from fedops_mqtt.bus.event_buffer import Inbox
 from fedops_mqtt.bus.events import BusEvent, Connected, Disconnected, Dropped
-from fedops_mqtt.bus.inbox import Inbox
 from fedops_mqtt.bus.intake import DROPPED_TOPIC, Intake
 from fedops_mqtt.bus.session import Session, WillPacket, open_session
-from fedops_mqtt.bus.tasks import alongside, raise_if_cancelled
 from fedops_mqtt.protocol import Message, Topic, encode
+from fedops_mqtt.runtime.background import alongside, raise_if_cancelled
 
 logger = logging.getLogger(__name__)
 

@@ -24,12 +24,12 @@ from fedops_mqtt.bus.errors import (
     RivalError,
 )
 from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Disconnected, Malformed, Received
-from fedops_mqtt.bus.tasks import alongside
 from fedops_mqtt.core import ownership
 from fedops_mqtt.core.fencing import LAST_SEQ, Stamp
 from fedops_mqtt.core.fleet import says_out
 from fedops_mqtt.core.ownership import Adopt, Decision, Ignore, Ownership, Repair, SeenWord, Yield
 from fedops_mqtt.protocol import ProtocolError, StatusMessage, Topic
+from fedops_mqtt.runtime.background import alongside
 
 logger = logging.getLogger(__name__)
 

@@ -38,7 +38,7 @@ from fedops_mqtt.bus.errors import (
     VersionError,
 )
 from fedops_mqtt.bus.paho_private import skip_properties, writes_while_open
-from fedops_mqtt.bus.tasks import raise_if_cancelled
+from fedops_mqtt.runtime.background import raise_if_cancelled
 
 _REFUSED_FROM = 128
 """MQTT 5, 4.13: reason codes from 0x80 say no."""

@@ -18,11 +18,11 @@ from typing import Self
 from fedops_mqtt.bus.address import BusOptions
 from fedops_mqtt.bus.connection import Connection
 from fedops_mqtt.bus.errors import NotConnectedError
+from fedops_mqtt.bus.event_buffer import Inbox
 from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Malformed, Received
-from fedops_mqtt.bus.inbox import Inbox
-from fedops_mqtt.bus.tasks import alongside
 from fedops_mqtt.core.fencing import Stamp, stamp_of
 from fedops_mqtt.protocol import Channel, Message, StatusMessage, Topic, filter_for
+from fedops_mqtt.runtime.background import alongside
 
 WATCHED_CHANNELS = (
     Channel.CLIENT_STATUS,

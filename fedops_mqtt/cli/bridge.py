@@ -6,8 +6,8 @@ from fedops_mqtt.cli.examples import shows
 from fedops_mqtt.cli.fatal import FatalError
 from fedops_mqtt.cli.logs import start_logging, warn_of_exposed_files
 from fedops_mqtt.cli.options import takes_settings
-from fedops_mqtt.core.exit_codes import ExitCode
-from fedops_mqtt.settings import BridgeSettings
+from fedops_mqtt.runtime.exit_codes import ExitCode
+from fedops_mqtt.runtime.settings import BridgeSettings
 
 
 @shows(
@@ -27,7 +27,7 @@ def bridge(settings: BridgeSettings) -> None:
     warn_of_exposed_files(settings)
     from fedops_mqtt.bridge.app import BridgeConfigError, run_bridge
     from fedops_mqtt.bus import BrokerUrlError
-    from fedops_mqtt.door import ExposedError
+    from fedops_mqtt.runtime.http_access import ExposedError
 
     try:
         asyncio.run(run_bridge(settings, say=lambda sentence: print(sentence, flush=True)))

@@ -8,8 +8,8 @@ import typer
 
 from fedops_mqtt.cli.examples import shows
 from fedops_mqtt.cli.options import takes_settings
-from fedops_mqtt.core.exit_codes import ExitCode
-from fedops_mqtt.settings import DoctorSettings
+from fedops_mqtt.runtime.exit_codes import ExitCode
+from fedops_mqtt.runtime.settings import DoctorSettings
 
 _COLUMNS = ("level", "check", "found", "advice")
 

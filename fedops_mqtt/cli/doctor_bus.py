@@ -28,10 +28,10 @@ from fedops_mqtt.bus.intake import DROPPED_TOPIC
 from fedops_mqtt.bus.session import Session, open_session
 from fedops_mqtt.cli.doctor_local import WARN_DAYS
 from fedops_mqtt.cli.findings import Finding, Level, ok, problem, unknown, warning
-from fedops_mqtt.core.losses import ADVICE
+from fedops_mqtt.core.dropped_messages import ADVICE
 from fedops_mqtt.enrolment.roles import BROKER_STATISTICS, Role, Rule, rules_of
 from fedops_mqtt.protocol import mac_to_level, topics
-from fedops_mqtt.settings import DoctorSettings
+from fedops_mqtt.runtime.settings import DoctorSettings
 
 PROBE_TASK = "doctor-probe"
 PROBE_MAC = "02:d0:c7:04:00:01"

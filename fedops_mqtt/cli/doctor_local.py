@@ -10,8 +10,8 @@ from pathlib import Path
 from fedops_mqtt.cli.findings import Finding, ok, problem, unknown, warning
 from fedops_mqtt.enrolment.inspection import is_issued_by, is_pair, read_certificate
 from fedops_mqtt.enrolment.roles import Role
-from fedops_mqtt.settings import BridgeSettings, DoctorSettings, ManagerSettings, config_file
-from fedops_mqtt.settings_file import exposed_files
+from fedops_mqtt.runtime.settings import BridgeSettings, DoctorSettings, ManagerSettings, config_file
+from fedops_mqtt.runtime.settings_file import exposed_files
 
 WARN_DAYS = 30
 """A certificate that expires within this is pointed out; renewing leaves the old one good, so nobody need wait."""

@@ -10,8 +10,8 @@ import typer
 
 from fedops_mqtt.cli import bridge, demo, doctor, fleet, history, model, roles, simulate, steer, watch
 from fedops_mqtt.cli.fatal import explain, known_errors
-from fedops_mqtt.core.exit_codes import ExitCode
 from fedops_mqtt.protocol import visible
+from fedops_mqtt.runtime.exit_codes import ExitCode
 
 VERBS: dict[str, Callable[..., None]] = {
     "demo": demo.demo,

@@ -3,7 +3,7 @@
 Only what is listed here ends quietly; anything else is a defect of ours and shows its traceback.
 """
 
-from fedops_mqtt.core.exit_codes import ExitCode, exit_code_of_disk
+from fedops_mqtt.runtime.exit_codes import ExitCode, exit_code_of_disk
 
 
 class FatalError(Exception):
@@ -19,7 +19,7 @@ def known_errors() -> tuple[type[Exception], ...]:
     from fedops_mqtt.bus import BusError
     from fedops_mqtt.enrolment.errors import EnrolmentError
     from fedops_mqtt.protocol import IdentityError
-    from fedops_mqtt.settings_file import SettingsFileError
+    from fedops_mqtt.runtime.settings_file import SettingsFileError
 
     return (FatalError, BusError, SettingsFileError, EnrolmentError, IdentityError)
 
@@ -29,7 +29,7 @@ def explain(error: Exception) -> tuple[str, ExitCode]:
     from fedops_mqtt import bus
     from fedops_mqtt.enrolment.errors import EnrolmentError
     from fedops_mqtt.protocol import IdentityError
-    from fedops_mqtt.settings_file import SettingsFileError
+    from fedops_mqtt.runtime.settings_file import SettingsFileError
 
     match error:
         case FatalError():

@@ -12,7 +12,7 @@ from click import UsageError
 
 from fedops_mqtt.cli.examples import shows
 from fedops_mqtt.cli.options import takes_settings
-from fedops_mqtt.settings import FleetSettings
+from fedops_mqtt.runtime.settings import FleetSettings
 
 if TYPE_CHECKING:
     from fedops_mqtt.enrolment import Fleet, Identity

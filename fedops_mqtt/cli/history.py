@@ -11,8 +11,8 @@ from click import UsageError
 from fedops_mqtt.cli.examples import shows
 from fedops_mqtt.cli.fatal import FatalError
 from fedops_mqtt.cli.options import takes_settings
-from fedops_mqtt.core.exit_codes import ExitCode
-from fedops_mqtt.settings import CliSettings, LogsSettings
+from fedops_mqtt.runtime.exit_codes import ExitCode
+from fedops_mqtt.runtime.settings import CliSettings, LogsSettings
 
 if TYPE_CHECKING:
     from fedops_mqtt.cli.manager_api import ManagerApi, Record
@@ -194,8 +194,8 @@ def _print_log(part: "Record", *, is_json: bool) -> None:
 def _print_output(settings: LogsSettings, run: str | None, client: str | None, *, is_json: bool) -> None:
     """Print the newest output of a training, of this run and client where they are given."""
     from fedops_mqtt.cli.output import print_records_as_lines, readable
-    from fedops_mqtt.client.streams import OUTPUT_FOLDER, find_outputs, read_output
     from fedops_mqtt.protocol import mac_to_level
+    from fedops_mqtt.runtime.streams import OUTPUT_FOLDER, find_outputs, read_output
 
     folders = (settings.state_dir / "clients").glob(f"{mac_to_level(client) if client else '*'}/*/{OUTPUT_FOLDER}")
     found = [path for folder in folders for path in find_outputs(folder)]

@@ -11,8 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fedops_mqtt.cli.fleet_view import RECENT, Picture, client_record, run_record
 from fedops_mqtt.cli.output import as_line, as_text, in_a_cell
-from fedops_mqtt.cli.picture import RECENT, Picture, client_record, run_record
 from fedops_mqtt.core.fleet import ClientView, Presence, View
 from fedops_mqtt.core.measures import ACCURACY, measure
 from fedops_mqtt.protocol import ClientCondition, RunCondition, RunOutcome, RunStatus

@@ -48,8 +48,8 @@ def start_logging(level: str) -> None:
 
 def warn_of_exposed_files(settings: BaseSettings) -> None:
     """Point out secret files that others on this machine can read; call it once logging has started."""
-    from fedops_mqtt.settings import config_file
-    from fedops_mqtt.settings_file import exposed_files
+    from fedops_mqtt.runtime.settings import config_file
+    from fedops_mqtt.runtime.settings_file import exposed_files
 
     for path in exposed_files(settings, config_file()):
         logging.getLogger(__name__).warning("a secret file can be read by others: chmod 600", extra={"file": str(path)})

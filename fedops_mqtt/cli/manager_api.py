@@ -9,8 +9,8 @@ import httpx
 
 from fedops_mqtt.bus.address import without_password
 from fedops_mqtt.cli.fatal import FatalError
-from fedops_mqtt.core.exit_codes import ExitCode
-from fedops_mqtt.settings import CliSettings
+from fedops_mqtt.runtime.exit_codes import ExitCode
+from fedops_mqtt.runtime.settings import CliSettings
 
 _ROOT = "/api/v1"
 _PAGE = 500

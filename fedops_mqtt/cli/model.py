@@ -13,11 +13,11 @@ from click import UsageError
 from fedops_mqtt.cli.examples import shows
 from fedops_mqtt.cli.fatal import FatalError
 from fedops_mqtt.cli.options import takes_settings
-from fedops_mqtt.core.exit_codes import ExitCode
-from fedops_mqtt.settings import ModelSettings
+from fedops_mqtt.runtime.exit_codes import ExitCode
+from fedops_mqtt.runtime.settings import ModelSettings
 
 if TYPE_CHECKING:
-    from fedops_mqtt.server.store import ModelFile, ModelStore, StoredModel
+    from fedops_mqtt.store.versions import ModelFile, ModelStore, StoredModel
 
 _COLUMNS = ("model", "version", "status", "run_id", "round", "metrics", "saved_at", "origin")
 
@@ -92,7 +92,7 @@ def rollback(
     It is stored again under the next number; nothing is removed or changed. End a run in progress first: it has begun
     from another model, and stores its own after this one.
     """
-    from fedops_mqtt.server.model_arrays import nonfinite_in
+    from fedops_mqtt.aggregation.model_arrays import nonfinite_in
 
     if (to is None) == (run is None):
         raise UsageError("say what to go back to: --to VERSION, or --run RUN")
@@ -115,7 +115,7 @@ _FAILED = ExitCode.FAILED
 
 
 def _files(settings: ModelSettings, task: str) -> "list[ModelFile]":
-    from fedops_mqtt.server.store import list_model_files
+    from fedops_mqtt.store.versions import list_model_files
 
     with _explained():
         files = list_model_files(settings.store, task)
@@ -140,7 +140,7 @@ def _row(file: "ModelFile", newest: int) -> dict[str, Any]:
 
 
 def _store(settings: ModelSettings, task: str, name: str | None) -> "ModelStore":
-    from fedops_mqtt.server.store import ModelStore
+    from fedops_mqtt.store.versions import ModelStore
 
     names = sorted({file.model_name for file in _files(settings, task)})
     if name is None and len(names) > 1:
@@ -163,7 +163,7 @@ def _load(store: "ModelStore", version: int | None, run: str | None) -> "StoredM
 @contextmanager
 def _explained() -> Iterator[None]:
     """A store that cannot be read or written to, and a file that is corrupt, are a sentence each."""
-    from fedops_mqtt.server.errors import ServerError
+    from fedops_mqtt.aggregation.errors import ServerError
 
     try:
         yield

@@ -17,8 +17,8 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
 from fedops_mqtt.cli.fatal import FatalError
-from fedops_mqtt.core.exit_codes import ExitCode
-from fedops_mqtt.settings import CONFIG_VARIABLE, origin_of, use_config_file
+from fedops_mqtt.runtime.exit_codes import ExitCode
+from fedops_mqtt.runtime.settings import CONFIG_VARIABLE, origin_of, use_config_file
 
 Settings = TypeVar("Settings", bound=BaseSettings)
 

@@ -28,8 +28,8 @@ def simulate(
     Each client has a `partition-id` in its node_config, and the number of them all; what it trains goes over the line.
     """
     from fedops_mqtt.cli.output import readable
-    from fedops_mqtt.core.exit_codes import ExitCode
     from fedops_mqtt.protocol import ServerMetrics
+    from fedops_mqtt.runtime.exit_codes import ExitCode
     from fedops_mqtt.simulation import run
 
     options = run.SimulationOptions(

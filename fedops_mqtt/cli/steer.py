@@ -9,8 +9,8 @@ import typer
 from fedops_mqtt.cli.examples import shows
 from fedops_mqtt.cli.fatal import FatalError
 from fedops_mqtt.cli.options import takes_settings
-from fedops_mqtt.core.exit_codes import ExitCode
-from fedops_mqtt.settings import CliSettings
+from fedops_mqtt.runtime.exit_codes import ExitCode
+from fedops_mqtt.runtime.settings import CliSettings
 
 if TYPE_CHECKING:
     from fedops_mqtt.cli.manager_api import ManagerApi, Record

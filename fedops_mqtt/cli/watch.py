@@ -15,11 +15,11 @@ import typer
 from fedops_mqtt.cli.examples import shows
 from fedops_mqtt.cli.logs import mute_logging
 from fedops_mqtt.cli.options import takes_settings
-from fedops_mqtt.settings import WatchSettings
+from fedops_mqtt.runtime.settings import WatchSettings
 
 if TYPE_CHECKING:
     from fedops_mqtt.bus.watch import Bus
-    from fedops_mqtt.cli.picture import Picture, Record
+    from fedops_mqtt.cli.fleet_view import Picture, Record
 
 DRAW_S = 0.25
 """Between two pictures: fast enough for the eye, slow enough for a link over ssh."""
@@ -104,8 +104,8 @@ async def _show_live(settings: WatchSettings) -> None:
 @asynccontextmanager
 async def _following(settings: WatchSettings, on_event: "Callable[[Record | None], None]") -> "AsyncIterator[Picture]":
     from fedops_mqtt.bus import BusOptions, connect
-    from fedops_mqtt.bus.tasks import alongside
-    from fedops_mqtt.cli.picture import Picture
+    from fedops_mqtt.cli.fleet_view import Picture
+    from fedops_mqtt.runtime.background import alongside
 
     picture = Picture()
     async with (

@@ -16,16 +16,16 @@ from typing import Any
 from fedops_mqtt.bus import BrokerUrlError, EpochFileError, RivalError
 from fedops_mqtt.client.client_api import speaking
 from fedops_mqtt.client.client_utils import FLClientStatus, NoMacAddressError, view_of
-from fedops_mqtt.client.configuration import Scalar, flatten, read_configuration
-from fedops_mqtt.client.daemon import Daemon
-from fedops_mqtt.client.errors import ClientConfigError, ShimAddressError, ShimExposedError
-from fedops_mqtt.client.journal import DaemonRunningError
-from fedops_mqtt.client.live_task import LIVE, LiveFile, pack
-from fedops_mqtt.client.pipe import MetricsReport
-from fedops_mqtt.client.trainer import Trainer
-from fedops_mqtt.core.exit_codes import ExitCode, exit_code_of_disk
+from fedops_mqtt.device.daemon import Daemon
+from fedops_mqtt.device.errors import ClientConfigError, ShimAddressError, ShimExposedError
+from fedops_mqtt.device.journal import DaemonRunningError
+from fedops_mqtt.device.trainer import Trainer
 from fedops_mqtt.protocol import MetricsCutter, MetricsKind, Outcome, TaskId
-from fedops_mqtt.settings import ClientSettings
+from fedops_mqtt.runtime.exit_codes import ExitCode, exit_code_of_disk
+from fedops_mqtt.runtime.settings import ClientSettings
+from fedops_mqtt.runtime.task_config import Scalar, flatten, read_configuration
+from fedops_mqtt.training.live_task import LIVE, LiveFile, pack
+from fedops_mqtt.training.pipe import MetricsReport
 
 logger = logging.getLogger(__name__)
 

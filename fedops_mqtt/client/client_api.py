@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from fedops_mqtt.client.configuration import Scalar, flatten
-from fedops_mqtt.client.voices import Voices
+from fedops_mqtt.client.backend import Voices
 from fedops_mqtt.protocol import MetricsKind, Outcome, count_of
+from fedops_mqtt.runtime.task_config import Scalar, flatten
 
 
 class NobodySpeaksError(RuntimeError):

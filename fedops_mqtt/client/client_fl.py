@@ -14,8 +14,8 @@ import sys
 import threading
 from typing import IO, Protocol
 
-from fedops_mqtt.client.client_fl_report import Reporter
-from fedops_mqtt.client.pipe import Aim, Job, Stop, parse_command
+from fedops_mqtt.training.pipe import Aim, Job, Stop, parse_command
+from fedops_mqtt.training.report import Reporter
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def __getattr__(name: str) -> object:
     """FedOps' names of this module; they need flwr, which the daemon never imports."""
     if name not in ("FLClient", "flower_client_start"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("fedops_mqtt.client.client_fl_client"), name)
+    return getattr(importlib.import_module("fedops_mqtt.client.fl_client"), name)
 
 
 def main() -> int:
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def _do(job: Job, commands: IO[bytes], reporter: Reporter) -> int:
-    from fedops_mqtt.client.client_fl_run import Training  # here flwr is imported
+    from fedops_mqtt.training.run import Training  # here flwr is imported
 
     training = Training(job=job, reporter=reporter)
     threading.Thread(target=_obey, args=(commands, training), name="commands", daemon=True).start()

@@ -15,9 +15,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from fedops_mqtt.client.client_api import ClientManagerAPI
-from fedops_mqtt.client.configuration import entry
 from fedops_mqtt.core.client import Client
 from fedops_mqtt.protocol import AnyMacAddress, ClientCondition
+from fedops_mqtt.runtime.task_config import entry
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ def download_local_model(model_type: str, task_id: str, listdir: Iterable[str], 
         logger.info("no local model yet", extra={"task_id": task_id})
         return model
     newest = max(found, key=lambda match: int(match["version"]))
-    from fedops_mqtt.client.adapters.local_models import load_local_model
+    from fedops_mqtt.model_types.local_models import load_local_model
 
     return load_local_model(model_type, _LOCAL_MODELS / task_id / newest[0], model)
 
@@ -166,28 +166,28 @@ async def notify_fail() -> bool:
 
 def set_parameters_for_llm(model: Any, parameters: list[Any]) -> None:
     """Put arrays into a PEFT model's adapter, in its own order."""
-    from fedops_mqtt.client.adapters import peft_model
+    from fedops_mqtt.model_types import peft_model
 
     peft_model.load_arrays(model, dict(zip(peft_model.shared_arrays(model), parameters, strict=True)))
 
 
 def get_parameters_for_llm(model: Any) -> list[Any]:
     """Return the arrays of a PEFT model's adapter."""
-    from fedops_mqtt.client.adapters import peft_model
+    from fedops_mqtt.model_types import peft_model
 
     return list(peft_model.shared_arrays(model).values())
 
 
 def load_model(model_name: str, quantization: int, gradient_checkpointing: bool, peft_config: Any) -> Any:
     """Return a causal language model with a PEFT adapter, in 4 or 8 bits where `quantization` says so."""
-    from fedops_mqtt.client.adapters import llm
+    from fedops_mqtt.model_types import llm
 
     return llm.load_model(model_name, quantization, gradient_checkpointing, peft_config)
 
 
 def gen_parameter_shape(cfg: Any) -> None:
     """Write the shapes of a LoRA adapter to `cfg.save_filename` (`parameter_shapes.json`), for the FL server."""
-    from fedops_mqtt.client.adapters import llm
+    from fedops_mqtt.model_types import llm
 
     path = Path(entry(cfg, "save_filename", "parameter_shapes.json"))
     shapes = llm.parameter_shapes(

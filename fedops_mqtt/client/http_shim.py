@@ -18,15 +18,15 @@ from pydantic import BaseModel, ValidationError
 from starlette.types import ASGIApp
 
 from fedops_mqtt.bus import parse_broker_url
+from fedops_mqtt.client.client_managers import NoServerError, OldManagers
 from fedops_mqtt.client.client_utils import FLClientStatus, ManagerData
-from fedops_mqtt.client.errors import ShimAddressError, ShimExposedError
-from fedops_mqtt.client.old_manager import NoServerError, OldManagers
 from fedops_mqtt.core.client_events import LocalStart, Verdict
-from fedops_mqtt.door import Door, DoorRules, ExposedError
-from fedops_mqtt.listening import listen
-from fedops_mqtt.listening import serving as serve
+from fedops_mqtt.device.errors import ShimAddressError, ShimExposedError
 from fedops_mqtt.protocol import Answer
-from fedops_mqtt.settings import ClientSettings
+from fedops_mqtt.runtime.http_access import Door, DoorRules, ExposedError
+from fedops_mqtt.runtime.http_listener import listen
+from fedops_mqtt.runtime.http_listener import serving as serve
+from fedops_mqtt.runtime.settings import ClientSettings
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from fedops_mqtt.core.client_events import (
     TrainingEnded,
     Verdict,
 )
-from fedops_mqtt.core.client_facts import Answered, Ending, Facts, InHand, bury, find, is_stopped, remember
+from fedops_mqtt.core.client_state import Answered, Ending, Facts, InHand, bury, find, is_stopped, remember
 from fedops_mqtt.core.reasons import BUSY, INTERRUPTED, SHUTTING_DOWN, STOPPED
 from fedops_mqtt.protocol import (
     Answer,

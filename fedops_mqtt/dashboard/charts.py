@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fedops_mqtt.dashboard.words import amount, moment, readable, short_reason
+from fedops_mqtt.dashboard.texts import amount, moment, readable, short_reason
 from fedops_mqtt.protocol import number_of
 
 Record = Mapping[str, Any]

@@ -18,9 +18,9 @@ from fedops_mqtt.dashboard.parts import (
     set_chart,
     table,
 )
+from fedops_mqtt.dashboard.texts import WHY, amount, clock, readable, tell, why_of, word_of
 from fedops_mqtt.dashboard.view import View, subscription
-from fedops_mqtt.dashboard.words import WHY, amount, clock, readable, tell, why_of, word_of
-from fedops_mqtt.manager.api_models import ClientRecord
+from fedops_mqtt.manager.api.models import ClientRecord
 from fedops_mqtt.manager.errors import UnknownClientError
 from fedops_mqtt.manager.events import NewsKind
 from fedops_mqtt.protocol import IdentityError, MetricsKind

@@ -9,8 +9,8 @@ from nicegui import events, ui
 
 from fedops_mqtt.dashboard.parts import hint
 from fedops_mqtt.dashboard.rows import Row
+from fedops_mqtt.dashboard.texts import Word
 from fedops_mqtt.dashboard.view import TICK_S, View
-from fedops_mqtt.dashboard.words import Word
 from fedops_mqtt.manager.events import ClientKey
 
 ALL = "All"

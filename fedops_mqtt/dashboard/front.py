@@ -11,11 +11,11 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from fedops_mqtt.bus.tasks import alongside
-from fedops_mqtt.dashboard.entrance import Entrance
-from fedops_mqtt.manager.api import Api
-from fedops_mqtt.manager.desk import Desk
-from fedops_mqtt.manager.http import door_rules
+from fedops_mqtt.dashboard.sign_in import Entrance
+from fedops_mqtt.manager.api.app import Api
+from fedops_mqtt.manager.api.http import door_rules
+from fedops_mqtt.manager.context import Desk
+from fedops_mqtt.runtime.background import alongside
 
 BUILD_S = 20.0
 """A page may take this long to be built; with thousands of clients on a busy machine it is more than NiceGUI's 3 s."""

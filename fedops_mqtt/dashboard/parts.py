@@ -5,7 +5,7 @@ from typing import Any
 
 from nicegui import ui
 
-from fedops_mqtt.dashboard.words import readable
+from fedops_mqtt.dashboard.texts import readable
 
 Record = Mapping[str, Any]
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fedops_mqtt.core.fleet import ClientView
-from fedops_mqtt.dashboard.words import row_of
-from fedops_mqtt.manager.api_models import ClientRecord
+from fedops_mqtt.dashboard.texts import row_of
+from fedops_mqtt.manager.api.models import ClientRecord
+from fedops_mqtt.manager.bus_reader import Watch
 from fedops_mqtt.manager.events import ClientKey, News, NewsKind, Subscription
-from fedops_mqtt.manager.watch import Watch
 from fedops_mqtt.protocol import MetricsKind
 
 Row = Mapping[str, Any]

@@ -22,10 +22,10 @@ from fedops_mqtt.dashboard.parts import (
     table,
 )
 from fedops_mqtt.dashboard.stopping import stop_button
+from fedops_mqtt.dashboard.texts import clock, duration, moment, number, readable, run_word, short_reason, size, tell
 from fedops_mqtt.dashboard.view import View, subscription
-from fedops_mqtt.dashboard.words import clock, duration, moment, number, readable, run_word, short_reason, size, tell
-from fedops_mqtt.manager.api_history import MAX_HISTORY
-from fedops_mqtt.manager.api_models import ModelRecord, RunRecord
+from fedops_mqtt.manager.api.history import MAX_HISTORY
+from fedops_mqtt.manager.api.models import ModelRecord, RunRecord
 from fedops_mqtt.manager.errors import UnknownRunError
 from fedops_mqtt.manager.events import NewsKind
 

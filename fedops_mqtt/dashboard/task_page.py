@@ -23,9 +23,9 @@ from fedops_mqtt.dashboard.parts import (
     table,
 )
 from fedops_mqtt.dashboard.stopping import stop_button
+from fedops_mqtt.dashboard.texts import clock, duration, moment, number, readable, run_word
 from fedops_mqtt.dashboard.view import View, subscription
-from fedops_mqtt.dashboard.words import clock, duration, moment, number, readable, run_word
-from fedops_mqtt.manager.api_models import RunRequest, RunSummary, TaskRecord
+from fedops_mqtt.manager.api.models import RunRequest, RunSummary, TaskRecord
 from fedops_mqtt.manager.errors import TasksFileError
 from fedops_mqtt.manager.events import NewsKind
 

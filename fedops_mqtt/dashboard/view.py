@@ -8,8 +8,8 @@ from nicegui import ui
 from fedops_mqtt.bus import BusError
 from fedops_mqtt.dashboard.rows import FleetRows
 from fedops_mqtt.dashboard.style import CSS
-from fedops_mqtt.manager.api import Api
-from fedops_mqtt.manager.desk import Desk
+from fedops_mqtt.manager.api.app import Api
+from fedops_mqtt.manager.context import Desk
 from fedops_mqtt.manager.errors import ManagerError
 from fedops_mqtt.manager.events import Subscription
 from fedops_mqtt.protocol import IdentityError

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from fedops_mqtt.demo.keeper import KEEP, MARK
-from fedops_mqtt.settings import ENV_PREFIX, inherited_environment
+from fedops_mqtt.demo.reaper import KEEP, MARK
+from fedops_mqtt.runtime.settings import ENV_PREFIX, inherited_environment
 
 _LOG_TAIL_LINES = 15
 
@@ -49,7 +49,7 @@ class Processes:
 
     async def __aenter__(self) -> Self:
         # The keeper comes first, so that there is nothing that nobody would clear up.
-        command = (sys.executable, "-m", "fedops_mqtt.demo.keeper", self._mark, str(self.folder), str(self.models))
+        command = (sys.executable, "-m", "fedops_mqtt.demo.reaper", self._mark, str(self.folder), str(self.models))
         self._keeper = await asyncio.create_subprocess_exec(
             *command, stdin=asyncio.subprocess.PIPE, start_new_session=True
         )

@@ -20,15 +20,15 @@ from typing import Any
 import httpx
 
 from fedops_mqtt.bus import BusError, BusOptions, connect
-from fedops_mqtt.bus.tasks import alongside
+from fedops_mqtt.cli.fleet_view import Picture, Record
 from fedops_mqtt.cli.output import readable
-from fedops_mqtt.cli.picture import Picture, Record
 from fedops_mqtt.cli.watch import feed
-from fedops_mqtt.core.exit_codes import ExitCode
 from fedops_mqtt.core.measures import ACCURACY, measure
 from fedops_mqtt.demo.processes import DemoError, Processes
 from fedops_mqtt.demo.screen import Screen
 from fedops_mqtt.protocol import RunCondition, RunOutcome
+from fedops_mqtt.runtime.background import alongside
+from fedops_mqtt.runtime.exit_codes import ExitCode
 
 TASK_ID = "digits"
 

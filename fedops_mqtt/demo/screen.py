@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from fedops_mqtt.bus.tasks import alongside
+from fedops_mqtt.cli.fleet_view import Picture, Record
 from fedops_mqtt.cli.output import as_line
-from fedops_mqtt.cli.picture import Picture, Record
 from fedops_mqtt.cli.watch import DRAW_S
+from fedops_mqtt.runtime.background import alongside
 
 if TYPE_CHECKING:
     from rich.live import Live

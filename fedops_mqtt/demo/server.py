@@ -8,14 +8,14 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 
+from fedops_mqtt.aggregation.rounds import Evaluate
 from fedops_mqtt.cli.logs import start_logging
 from fedops_mqtt.demo import digits
 from fedops_mqtt.demo.client import DEFAULT_EPOCHS, DEFAULT_LEARNING_RATE
 from fedops_mqtt.protocol import RunOutcome
+from fedops_mqtt.runtime.settings import ServerSettings
 from fedops_mqtt.server.app import FLServer
-from fedops_mqtt.server.rounds import Evaluate
-from fedops_mqtt.server.tensor_file import Arrays
-from fedops_mqtt.settings import ServerSettings
+from fedops_mqtt.store.tensor_file import Arrays
 
 _CFG = {"task_id": "digits", "num_rounds": 5}
 MODEL_NAME = "digits"

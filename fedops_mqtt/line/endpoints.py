@@ -16,10 +16,10 @@ from fedops_mqtt.line import wire
 from fedops_mqtt.line.access import Access
 from fedops_mqtt.line.codec import Frame, FrameReader
 from fedops_mqtt.line.errors import FrameError, MessageTooLargeError, RefusedError
-from fedops_mqtt.line.hub import Hub
 from fedops_mqtt.line.limits import LineCompression, LineLimits
-from fedops_mqtt.line.mailbox import Letter
+from fedops_mqtt.line.message_queue import Letter
 from fedops_mqtt.line.reply_check import LIMIT_RULE
+from fedops_mqtt.line.run_state import Hub
 from fedops_mqtt.line.sessions import Session, Upload
 from fedops_mqtt.protocol import Outcome, Phase
 

@@ -19,14 +19,14 @@ from fedops_mqtt.core.reasons import TOO_FEW
 from fedops_mqtt.line import flwr_private
 from fedops_mqtt.line.arrays import CompressOnce
 from fedops_mqtt.line.codec import EncodedContent, encode_content, encode_error, encode_message
+from fedops_mqtt.line.cycle_collector import GarbageMeter
 from fedops_mqtt.line.errors import MessageTooLargeError
-from fedops_mqtt.line.garbage import GarbageMeter
-from fedops_mqtt.line.hub import Hub
 from fedops_mqtt.line.identity import flower_run_id_of
 from fedops_mqtt.line.limits import LineCompression, LineLimits
-from fedops_mqtt.line.mailbox import Letter
+from fedops_mqtt.line.message_queue import Letter
 from fedops_mqtt.line.reply_check import ReplyCheck
 from fedops_mqtt.line.rounds import round_of
+from fedops_mqtt.line.run_state import Hub
 from fedops_mqtt.protocol import Outcome, RunOutcome
 
 _log = logging.getLogger(__name__)

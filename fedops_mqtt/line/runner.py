@@ -18,12 +18,12 @@ from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
 
 from fedops_mqtt.line import flwr_private, wire
+from fedops_mqtt.line.client_session import EndedError, Identity, RunEnd, Session, SessionKeeper, end_of_refusal
 from fedops_mqtt.line.codec import Frame, compress_with, encode_content, encode_message, read_message
 from fedops_mqtt.line.connection import BROKEN, Connector, LineConnection
+from fedops_mqtt.line.cycle_collector import GarbageMeter
 from fedops_mqtt.line.errors import FrameError, LineError, MessageTooLargeError, RefusedError
-from fedops_mqtt.line.garbage import GarbageMeter
 from fedops_mqtt.line.identity import flower_run_id_of
-from fedops_mqtt.line.keeper import EndedError, Identity, RunEnd, Session, SessionKeeper, end_of_refusal
 from fedops_mqtt.line.limits import LineCompression
 from fedops_mqtt.line.rounds import metrics_of, round_of
 from fedops_mqtt.protocol import Outcome, Phase, describe_error, name_error

@@ -16,17 +16,17 @@ from typing import Literal, Self
 
 import uvloop
 
-from fedops_mqtt.http_server import HttpServer
 from fedops_mqtt.line.access import Access
 from fedops_mqtt.line.endpoints import LineApp
 from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.grid import LineGrid
-from fedops_mqtt.line.hub import Hub
 from fedops_mqtt.line.limits import LineCompression, LineLimits
 from fedops_mqtt.line.members import Member, MemberChange
+from fedops_mqtt.line.run_state import Hub
 from fedops_mqtt.line.sessions import Gone
-from fedops_mqtt.listening import open_socket
 from fedops_mqtt.protocol import Outcome, RunOutcome, name_error
+from fedops_mqtt.runtime.http_listener import open_socket
+from fedops_mqtt.runtime.http_server import HttpServer
 
 _log = logging.getLogger(__name__)
 

@@ -25,9 +25,9 @@ from fedops_mqtt.core.run_plan import (
     StopClient,
 )
 from fedops_mqtt.line.token import make_token
-from fedops_mqtt.manager.desk import Desk
+from fedops_mqtt.manager.context import Desk
 from fedops_mqtt.manager.servers import Servers
-from fedops_mqtt.manager.speaker import Speaker
+from fedops_mqtt.manager.trigger_publisher import Speaker
 from fedops_mqtt.protocol import RunOutcome, StartTrigger, StopTrigger, clip, utc_now
 
 logger = logging.getLogger(__name__)

@@ -15,10 +15,8 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from fedops_mqtt.bus import BrokerUrlError, BusError, CredentialsError, EpochFileError, RivalError
-from fedops_mqtt.bus.tasks import alongside
-from fedops_mqtt.core.exit_codes import ExitCode, exit_code_of_disk
-from fedops_mqtt.door import DoorRules
-from fedops_mqtt.listening import url_of
+from fedops_mqtt.manager.api.http import door_rules, listen
+from fedops_mqtt.manager.api.standby import standing_by
 from fedops_mqtt.manager.errors import (
     ApiAddressError,
     ExposedApiError,
@@ -29,13 +27,15 @@ from fedops_mqtt.manager.errors import (
     StateDirError,
     TasksFileError,
 )
-from fedops_mqtt.manager.http import door_rules, listen
 from fedops_mqtt.manager.journal import Journal
 from fedops_mqtt.manager.leader import Front, leading
 from fedops_mqtt.manager.lease import ROW_LEASE_S, FileLease, Lease, RowLease, wait_for_lease
-from fedops_mqtt.manager.standby import standing_by
-from fedops_mqtt.service import supervised
-from fedops_mqtt.settings import ManagerSettings
+from fedops_mqtt.runtime.background import alongside
+from fedops_mqtt.runtime.exit_codes import ExitCode, exit_code_of_disk
+from fedops_mqtt.runtime.http_access import DoorRules
+from fedops_mqtt.runtime.http_listener import url_of
+from fedops_mqtt.runtime.settings import ManagerSettings
+from fedops_mqtt.runtime.systemd import supervised
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from fedops_mqtt.core.fleet import ClientView, Fleet
 from fedops_mqtt.core.run import Run
-from fedops_mqtt.manager.api_models import ClientRecord, RunRecord, to_utc
+from fedops_mqtt.manager.api.models import ClientRecord, RunRecord, to_utc
 from fedops_mqtt.manager.journal import Batch, JournalEvent
 
 MAX_WAITING = 20_000

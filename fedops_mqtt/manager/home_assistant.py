@@ -13,7 +13,7 @@ from typing import Any
 from fedops_mqtt import __version__
 from fedops_mqtt.bus import BusError, RefusedError
 from fedops_mqtt.core.fleet import DEFAULT_HEARTBEAT_S, LEASE_HEARTBEATS
-from fedops_mqtt.manager.desk import Desk
+from fedops_mqtt.manager.context import Desk
 from fedops_mqtt.manager.events import ClientKey, NewsKind
 from fedops_mqtt.protocol import mac_to_level, topics
 

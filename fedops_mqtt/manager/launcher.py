@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from fedops_mqtt.settings import CONFIG_VARIABLE, ENV_PREFIX
+from fedops_mqtt.runtime.settings import CONFIG_VARIABLE, ENV_PREFIX
 
 logger = logging.getLogger(__name__)
 

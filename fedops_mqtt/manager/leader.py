@@ -18,34 +18,34 @@ from fastapi.responses import PlainTextResponse
 from starlette.types import ASGIApp
 
 from fedops_mqtt.bus import BusOptions, Connection, StatusOwner, client_id_of
-from fedops_mqtt.bus.tasks import alongside
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.core.fleet import Fleet
 from fedops_mqtt.core.ownership import new_instance
 from fedops_mqtt.core.run_events import StopRequested
 from fedops_mqtt.core.term import start_of
-from fedops_mqtt.listening import serving, url_of
 from fedops_mqtt.manager.actions import Executor
-from fedops_mqtt.manager.api import Api
-from fedops_mqtt.manager.board import Board
+from fedops_mqtt.manager.api.app import Api
+from fedops_mqtt.manager.api.http import door_rules, guarded
+from fedops_mqtt.manager.api.prometheus import Meters
+from fedops_mqtt.manager.bus_reader import Watch
 from fedops_mqtt.manager.clock import Clock
-from fedops_mqtt.manager.desk import Desk
+from fedops_mqtt.manager.context import Desk
 from fedops_mqtt.manager.events import Events
 from fedops_mqtt.manager.home_assistant import HomeAssistant
-from fedops_mqtt.manager.http import door_rules, guarded
-from fedops_mqtt.manager.inbox import Inbox
+from fedops_mqtt.manager.housekeeping import Upkeep
 from fedops_mqtt.manager.journal import Journal
-from fedops_mqtt.manager.ledger import Ledger
-from fedops_mqtt.manager.manager import Manager
-from fedops_mqtt.manager.metrics import Meters
-from fedops_mqtt.manager.orders import Orders
+from fedops_mqtt.manager.loop import Manager
+from fedops_mqtt.manager.open_runs import Ledger
+from fedops_mqtt.manager.run_event_queue import Inbox
+from fedops_mqtt.manager.run_service import Orders
+from fedops_mqtt.manager.run_status_publisher import Board
 from fedops_mqtt.manager.servers import Servers
-from fedops_mqtt.manager.speaker import Speaker
 from fedops_mqtt.manager.tasks import Tasks
-from fedops_mqtt.manager.upkeep import Upkeep
-from fedops_mqtt.manager.watch import Watch
+from fedops_mqtt.manager.trigger_publisher import Speaker
 from fedops_mqtt.protocol import Channel, ManagerCondition, ManagerStatus, filter_for, topics, utc_now
-from fedops_mqtt.settings import ManagerSettings, inherited_environment
+from fedops_mqtt.runtime.background import alongside
+from fedops_mqtt.runtime.http_listener import serving, url_of
+from fedops_mqtt.runtime.settings import ManagerSettings, inherited_environment
 
 logger = logging.getLogger(__name__)
 

@@ -10,16 +10,16 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from fedops_mqtt.bus.tasks import bare_error
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.core.run_events import RunEvent, ServerExited, ServerUnreachable
 from fedops_mqtt.manager import launcher
+from fedops_mqtt.manager.final_status import read_last_word
 from fedops_mqtt.manager.journal import Journal, Launch
-from fedops_mqtt.manager.last_word import read_last_word
 from fedops_mqtt.manager.launcher import LaunchOrder, ServerProcess
 from fedops_mqtt.manager.probe import line_answers
 from fedops_mqtt.manager.tasks import TaskConfig
 from fedops_mqtt.protocol import check_run_id
+from fedops_mqtt.runtime.background import bare_error
 
 logger = logging.getLogger(__name__)
 

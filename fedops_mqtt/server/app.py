@@ -12,39 +12,39 @@ from typing import Any
 from flwr.serverapp import ServerApp
 
 from fedops_mqtt import __version__
+from fedops_mqtt.aggregation.checkpoint import CheckpointStore
+from fedops_mqtt.aggregation.checkpoint_writer import CheckpointWriter
+from fedops_mqtt.aggregation.errors import ServerConfigError, ServerError
+from fedops_mqtt.aggregation.pipe_publisher import make_announcer
+from fedops_mqtt.aggregation.replies import check_of
+from fedops_mqtt.aggregation.round_reporter import RoundTeller
+from fedops_mqtt.aggregation.rounds import Evaluate, RoundHooks, Rounds
+from fedops_mqtt.aggregation.run_result import RunResult
+from fedops_mqtt.aggregation.run_settings import fit_config, make_compression, make_limits, make_plan
+from fedops_mqtt.aggregation.run_training import RunTraining
+from fedops_mqtt.aggregation.saving import save_model
+from fedops_mqtt.aggregation.snapshot import ServerSnapshot, client_of
+from fedops_mqtt.aggregation.starting_point import Beginning, find_beginning
+from fedops_mqtt.aggregation.status_publisher import Ears
+from fedops_mqtt.aggregation.stop_control import Ending, EndNowError, EndRequest
+from fedops_mqtt.aggregation.strategy import Config, make_fedavg, own_minimum
+from fedops_mqtt.aggregation.strategy_state import AnyStrategy, check_strategy
 from fedops_mqtt.bus import new_instance
-from fedops_mqtt.client.configuration import read_configuration
 from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.grid import RunOverError
 from fedops_mqtt.line.members import Member, MemberChange
 from fedops_mqtt.line.server import LineServer, LineTls
 from fedops_mqtt.protocol import LastRun, RunOutcome, ServerCondition, describe_error
-from fedops_mqtt.server.announcer import Ears
-from fedops_mqtt.server.app_strategy import Config, make_fedavg, own_minimum
-from fedops_mqtt.server.beginning import Beginning, find_beginning
-from fedops_mqtt.server.checkpoint import CheckpointStore
-from fedops_mqtt.server.checkpoint_writer import CheckpointWriter
-from fedops_mqtt.server.ending import Ending, EndNowError, EndRequest
-from fedops_mqtt.server.errors import ServerConfigError, ServerError
+from fedops_mqtt.runtime.settings import ServerSettings
+from fedops_mqtt.runtime.task_config import read_configuration
 from fedops_mqtt.server.evaluation import TestTorch, make_evaluate
-from fedops_mqtt.server.pipe_announcer import make_announcer
-from fedops_mqtt.server.plan import fit_config, make_compression, make_limits, make_plan
-from fedops_mqtt.server.replies import check_of
-from fedops_mqtt.server.round_teller import RoundTeller
-from fedops_mqtt.server.rounds import Evaluate, RoundHooks, Rounds
-from fedops_mqtt.server.run_result import RunResult
-from fedops_mqtt.server.run_training import RunTraining
-from fedops_mqtt.server.saving import save_model
 from fedops_mqtt.server.server_api import ServerAPI, speaking
 from fedops_mqtt.server.server_utils import FLServerStatus
 from fedops_mqtt.server.server_wandb import shown_on_wandb
-from fedops_mqtt.server.snapshot import ServerSnapshot, client_of
-from fedops_mqtt.server.store import ModelStore, StoredModel
 from fedops_mqtt.server.strategy_config import strategy_of
-from fedops_mqtt.server.strategy_state import AnyStrategy, check_strategy
-from fedops_mqtt.server.tensor_file import Arrays
 from fedops_mqtt.server.typed_model import loader_of, shared_arrays
-from fedops_mqtt.settings import ServerSettings
+from fedops_mqtt.store.tensor_file import Arrays
+from fedops_mqtt.store.versions import ModelStore, StoredModel
 
 _log = logging.getLogger(__name__)
 

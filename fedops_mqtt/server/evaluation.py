@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fedops_mqtt.server.model_arrays import load_into
-from fedops_mqtt.server.rounds import Evaluate
-from fedops_mqtt.server.tensor_file import Arrays
+from fedops_mqtt.aggregation.model_arrays import load_into
+from fedops_mqtt.aggregation.rounds import Evaluate
+from fedops_mqtt.store.tensor_file import Arrays
 
 TestTorch = Callable[[Any, Any, Any], tuple[float, float, Mapping[str, Any] | None]]
 """FedOps' `test_torch(model, gl_val_loader, cfg) -> (loss, accuracy, metrics)`."""
@@ -60,6 +60,6 @@ def _by_own_method(model: Any, x: Any, y: Any) -> tuple[float, float]:
 
 
 def _by_score(model: Any, x: Any, y: Any) -> tuple[float, float]:
-    from fedops_mqtt.client.adapters.sklearn_model import loss_and_score
+    from fedops_mqtt.model_types.sklearn_model import loss_and_score
 
     return loss_and_score(model, x, y)

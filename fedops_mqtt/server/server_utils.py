@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedops_mqtt.client.adapters.local_models import load_local_model
+from fedops_mqtt.model_types.local_models import load_local_model
 from fedops_mqtt.protocol import check_task_id
-from fedops_mqtt.server.folder import Folder, LocalFolder
-from fedops_mqtt.server.remote_folder import RemoteFolder
-from fedops_mqtt.settings import FedOpsSettings
+from fedops_mqtt.runtime.settings import FedOpsSettings
+from fedops_mqtt.store.folder import Folder, LocalFolder
+from fedops_mqtt.store.remote_folder import RemoteFolder
 
 _log = logging.getLogger(__name__)
 

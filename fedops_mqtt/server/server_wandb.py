@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from fedops_mqtt.client.client_wandb import WandbLog, start_wandb
-from fedops_mqtt.settings import ServerSettings
+from fedops_mqtt.runtime.settings import ServerSettings
 
 _log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from flwr.common import ndarrays_to_parameters
 from flwr.server.strategy import Strategy as ClassicStrategy
 from flwr.serverapp.strategy import Strategy
 
-from fedops_mqtt.client.configuration import entry
-from fedops_mqtt.server.errors import ServerConfigError
-from fedops_mqtt.server.tensor_file import Arrays
+from fedops_mqtt.aggregation.errors import ServerConfigError
+from fedops_mqtt.runtime.task_config import entry
+from fedops_mqtt.store.tensor_file import Arrays
 
 _TARGET, _PARTIAL, _ARGUMENTS = "_target_", "_partial_", "_args_"
 _HYDRAS_OWN = {_TARGET, _PARTIAL, _ARGUMENTS, "_convert_", "_recursive_"}

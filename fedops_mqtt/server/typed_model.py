@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from fedops_mqtt.client.configuration import entry
-from fedops_mqtt.server.model_arrays import arrays_of, load_into
+from fedops_mqtt.aggregation.model_arrays import arrays_of, load_into
+from fedops_mqtt.runtime.task_config import entry
 from fedops_mqtt.server.server_utils import load_initial_parameters_from_shape
-from fedops_mqtt.server.tensor_file import Arrays
+from fedops_mqtt.store.tensor_file import Arrays
 
 PARAMETER_SHAPES = Path("parameter_shapes.json")
 """What FedOps' server of a Hugging Face task has in the place of the model (FedOps server.app)."""
@@ -36,15 +36,15 @@ def shared_arrays(
         return None
     match model_type:
         case "Pytorch" if hasattr(model, "state_dict"):
-            from fedops_mqtt.client.adapters import torch_model
+            from fedops_mqtt.model_types import torch_model
 
             return torch_model.shared_arrays(model)
         case "Huggingface":
-            from fedops_mqtt.client.adapters import peft_model
+            from fedops_mqtt.model_types import peft_model
 
             return peft_model.shared_arrays(model)
         case "Tensorflow" | "Keras":  # on torch a Keras model has a state_dict too, with other arrays
-            from fedops_mqtt.client.adapters import keras_model
+            from fedops_mqtt.model_types import keras_model
 
             return keras_model.shared_arrays(model)
         case "Sklearn":
@@ -67,7 +67,7 @@ def loader_of(model_type: str) -> Load:
 
 
 def _learned(model: Any, cfg: Any, x_val: Any, y_val: Any) -> Arrays:
-    from fedops_mqtt.client.adapters import sklearn_model
+    from fedops_mqtt.model_types import sklearn_model
 
     if x_val is not None:
         num_classes = entry(cfg, "model.output_size") if cfg is not None else None
@@ -79,7 +79,7 @@ def _learned(model: Any, cfg: Any, x_val: Any, y_val: Any) -> Arrays:
 def _load_torch(model: Any, arrays: Arrays) -> Any:
     if not hasattr(model, "state_dict"):
         return load_into(model, arrays)
-    from fedops_mqtt.client.adapters import torch_model
+    from fedops_mqtt.model_types import torch_model
 
     torch_model.load_arrays(model, arrays)
     return model
@@ -88,7 +88,7 @@ def _load_torch(model: Any, arrays: Arrays) -> Any:
 def _load_peft(model: Any, arrays: Arrays) -> Any:
     if not hasattr(model, "peft_config"):
         return load_into(model, arrays)
-    from fedops_mqtt.client.adapters import peft_model
+    from fedops_mqtt.model_types import peft_model
 
     peft_model.load_arrays(model, arrays)
     return model
@@ -100,7 +100,7 @@ def _load_keras(model: Any, arrays: Arrays) -> Any:
 
 
 def _load_sklearn(model: Any, arrays: Arrays) -> Any:
-    from fedops_mqtt.client.adapters import sklearn_model
+    from fedops_mqtt.model_types import sklearn_model
 
     sklearn_model.load_arrays(model, arrays)
     return model

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedops_mqtt.client.configuration import flatten, read_configuration
-from fedops_mqtt.client.pipe import Job
 from fedops_mqtt.protocol import Outcome, ServerCondition, ServerMetrics, ServerStatus, decode, topics
 from fedops_mqtt.protocol.topics import Topic
-from fedops_mqtt.settings import ENV_PREFIX, inherited_environment
-from fedops_mqtt.simulation.words import Result, Work
+from fedops_mqtt.runtime.settings import ENV_PREFIX, inherited_environment
+from fedops_mqtt.runtime.task_config import flatten, read_configuration
+from fedops_mqtt.simulation.messages import Result, Work
+from fedops_mqtt.training.pipe import Job
 
 _GRACE_S = 5.0
 """For a last word, before what is left is killed."""

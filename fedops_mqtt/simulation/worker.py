@@ -12,12 +12,12 @@ from collections.abc import Callable
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedops_mqtt.client.client_fl_app import AppError, Keeping, KeptState, load_app, make_node_config, make_run_config
-from fedops_mqtt.client.pipe import Job
-from fedops_mqtt.line.keeper import RunEnd
+from fedops_mqtt.line.client_session import RunEnd
 from fedops_mqtt.line.runner import Joined, LineRunner, make_context
 from fedops_mqtt.protocol import Outcome
-from fedops_mqtt.simulation.words import Result, Work
+from fedops_mqtt.simulation.messages import Result, Work
+from fedops_mqtt.training.app_loading import AppError, Keeping, KeptState, load_app, make_node_config, make_run_config
+from fedops_mqtt.training.pipe import Job
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from orders import Orders
 from yard import Installed, Site
 
 from fedops_mqtt.protocol import MemberCondition, Phase, RunStatus
-from fedops_mqtt.server.tensor_file import read_tensors
+from fedops_mqtt.store.tensor_file import read_tensors
 
 APP = "steered:app"
 PROGRAM = "line_program"

@@ -12,7 +12,6 @@ import httpx
 import pytest
 from yard import Site
 
-from fedops_mqtt.bus.tasks import alongside, raise_if_cancelled
 from fedops_mqtt.protocol import (
     ClientCondition,
     ClientStatus,
@@ -23,6 +22,7 @@ from fedops_mqtt.protocol import (
     topics,
     utc_now,
 )
+from fedops_mqtt.runtime.background import alongside, raise_if_cancelled
 
 BAD = "02:00:00:00:0b:ad"
 FLOOD_PER_TURN = 200

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from yard import HERE, Installed, Yard
 
-from fedops_mqtt.demo.keeper import MARK
+from fedops_mqtt.demo.reaper import MARK
 
 
 @pytest.mark.long

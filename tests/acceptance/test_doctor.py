@@ -10,9 +10,9 @@ from secure_site import MANAGER, SCREEN, SERVER, STANDBY, TASK, A, B, SecureSite
 from yard import Yard
 
 from fedops_mqtt.bus import Mosquitto
-from fedops_mqtt.core.exit_codes import ExitCode
 from fedops_mqtt.enrolment import Role, Wish
 from fedops_mqtt.protocol import topics
+from fedops_mqtt.runtime.exit_codes import ExitCode
 
 Findings = list[dict[str, str]]
 

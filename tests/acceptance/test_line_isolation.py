@@ -10,9 +10,9 @@ from memory_group import kills_in, memory_group
 from orders import Orders
 from yard import MARK, Installed, Site, eventually
 
-from fedops_mqtt.client.strays import MARK as TRAINING
-from fedops_mqtt.demo.keeper import marked
+from fedops_mqtt.demo.reaper import marked
 from fedops_mqtt.protocol import ClientCondition, Outcome, RunOutcome
+from fedops_mqtt.runtime.orphans import MARK as TRAINING
 
 MEGABYTE = 1024**2
 FAULTS = {

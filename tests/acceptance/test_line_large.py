@@ -10,9 +10,9 @@ from yard import MARK, Site
 
 import fedops_mqtt
 from fedops_mqtt.bus import Bus
-from fedops_mqtt.bus.tasks import alongside
-from fedops_mqtt.demo.keeper import marked
+from fedops_mqtt.demo.reaper import marked
 from fedops_mqtt.protocol import ClientMetrics, MetricsKind, RunOutcome
+from fedops_mqtt.runtime.background import alongside
 
 pytestmark = pytest.mark.long
 

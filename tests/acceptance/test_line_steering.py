@@ -10,7 +10,7 @@ from line_site import APP, FIRST, PROGRAM, SECOND, member_status, model_of, star
 from orders import Orders
 from yard import MARK, Installed, Site, eventually
 
-from fedops_mqtt.demo.keeper import marked
+from fedops_mqtt.demo.reaper import marked
 from fedops_mqtt.protocol import ClientCondition, MemberCondition, Outcome, RunOutcome
 
 GRACE_S = 1.0

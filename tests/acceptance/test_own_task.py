@@ -10,7 +10,7 @@ from yard import TIMEOUT_S, Yard, observing
 
 from fedops_mqtt.bus.mosquitto import free_port
 from fedops_mqtt.protocol import ClientCondition
-from fedops_mqtt.server.tensor_file import read_tensors
+from fedops_mqtt.store.tensor_file import read_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "own_task"

@@ -15,9 +15,9 @@ from line_site import APP, PROGRAM, start_with_all
 from orders import Orders
 from yard import TIMEOUT_S, Installed, Site, eventually
 
-from fedops_mqtt.demo.keeper import marked
+from fedops_mqtt.demo.reaper import marked
 from fedops_mqtt.protocol import ClientCondition, Outcome, RunOutcome, ServerCondition
-from fedops_mqtt.server.tensor_file import read_tensors
+from fedops_mqtt.store.tensor_file import read_tensors
 
 MAC = "02:00:00:00:01:01"
 

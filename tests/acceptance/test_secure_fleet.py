@@ -15,10 +15,10 @@ from secure_site import BY_PASSWORD, MANAGER, PROBE, SERVER, STANDBY, TASK, A, B
 from yard import MARK, Installed, Yard
 
 from fedops_mqtt.bus import Mosquitto
-from fedops_mqtt.core.exit_codes import ExitCode
-from fedops_mqtt.demo.keeper import marked
+from fedops_mqtt.demo.reaper import marked
 from fedops_mqtt.enrolment import Role, Wish
 from fedops_mqtt.protocol import mac_to_level, topics
+from fedops_mqtt.runtime.exit_codes import ExitCode
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from secure_site import MANAGER, STANDBY, TASK, A, B, SecureSite, make_fleet, ne
 from yard import Yard
 
 from fedops_mqtt.bus import Connection, Malformed, Mosquitto, Received
-from fedops_mqtt.client.journal import identity_dir
 from fedops_mqtt.core.fencing import LAST_SEQ
+from fedops_mqtt.device.journal import identity_dir
 from fedops_mqtt.line import wire
 from fedops_mqtt.line.codec import encode_message, read_message
 from fedops_mqtt.line.errors import FrameError
@@ -39,7 +39,7 @@ from fedops_mqtt.protocol import (
     topics,
     utc_now,
 )
-from fedops_mqtt.server.store import ModelStore
+from fedops_mqtt.store.versions import ModelStore
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = b"a run's secret of 32 random bytes"

@@ -18,12 +18,12 @@ import psutil
 from orders import FOLDER
 
 import fedops_mqtt
-from fedops_mqtt.bus.tasks import alongside
-from fedops_mqtt.cli.picture import Picture
+from fedops_mqtt.cli.fleet_view import Picture
 from fedops_mqtt.cli.watch import feed
 from fedops_mqtt.core.fleet import ClientView
-from fedops_mqtt.demo.keeper import end_marked, marked
+from fedops_mqtt.demo.reaper import end_marked, marked
 from fedops_mqtt.protocol import ClientCondition, RunStatus
+from fedops_mqtt.runtime.background import alongside
 
 HERE = Path(__file__).parent
 COMMAND = Path(sys.executable).with_name("fedops-mqtt")
@@ -137,7 +137,7 @@ class Yard:
             if started.process.returncode is None:
                 started.process.kill()
                 await started.wait()
-        keepers = [each for each in marked(self.mark, MARK) if "fedops_mqtt.demo.keeper" in each.cmdline()]
+        keepers = [each for each in marked(self.mark, MARK) if "fedops_mqtt.demo.reaper" in each.cmdline()]
         await asyncio.to_thread(psutil.wait_procs, keepers, TIMEOUT_S)
         await asyncio.to_thread(end_marked, self.mark, is_hurried=lambda: True, name=MARK)
         assert not list(marked(self.mark, MARK))

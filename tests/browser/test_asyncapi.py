@@ -12,9 +12,9 @@ from browsing import ROOT
 from jsonschema import Draft7Validator
 from yard import Site
 
-from fedops_mqtt.bus.tasks import alongside
 from fedops_mqtt.protocol import asyncapi, parse_topic
 from fedops_mqtt.protocol.topics import Channel
+from fedops_mqtt.runtime.background import alongside
 
 FILE = ROOT / "docs/asyncapi.json"
 HERE = Path(__file__).parent

@@ -10,12 +10,12 @@ from chaos_journals import ManagerJournal, read_manager_journal
 from chaos_world import TASK, World
 from yard import Installed, Observer, observing
 
-from fedops_mqtt.client.journal import Journal, identity_dir
-from fedops_mqtt.core.client_facts import Facts
+from fedops_mqtt.core.client_state import Facts
 from fedops_mqtt.core.fleet import Presence
 from fedops_mqtt.core.run import Run
+from fedops_mqtt.device.journal import Journal, identity_dir
 from fedops_mqtt.protocol import ClientStatus, Outcome, RunStatus
-from fedops_mqtt.server.store import ModelStore
+from fedops_mqtt.store.versions import ModelStore
 
 COMEBACK_S = 120.0
 """A connection that was half open to the last is found out by its keepalive (2 s here) and made anew."""

@@ -9,12 +9,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from fedops_mqtt.core.client_facts import Answered, Facts
+from fedops_mqtt.core.client_state import Answered, Facts
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.core.run_member import Member
 from fedops_mqtt.manager.run_record import load_run
 from fedops_mqtt.protocol import Answer, Outcome, RunOutcome
-from fedops_mqtt.server.store import ModelStore
+from fedops_mqtt.store.versions import ModelStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,8 +21,8 @@ from yard import Installed, Yard
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.bus.epochs import EpochFile
 from fedops_mqtt.bus.mosquitto import free_port
-from fedops_mqtt.client.journal import identity_dir
-from fedops_mqtt.demo.keeper import marked
+from fedops_mqtt.demo.reaper import marked
+from fedops_mqtt.device.journal import identity_dir
 
 TASK = "chaos"
 NUM_ROUNDS = 10

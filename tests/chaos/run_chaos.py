@@ -15,7 +15,7 @@ import httpx
 from chaos_invariants import broken_invariants
 from chaos_world import LIMITS, TASK, Fault, World, living, make_schedule
 
-from fedops_mqtt.bus.tasks import alongside
+from fedops_mqtt.runtime.background import alongside
 
 POLL_S = 0.25
 SETTLE_S = 600.0

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 import aiomqtt
 
-from fedops_mqtt.bus.tasks import alongside
 from fedops_mqtt.protocol import ProtocolError, mac_to_level, parse_topic
+from fedops_mqtt.runtime.background import alongside
 
 _MAX_HEARD = 3000
 _RETRY_S = 0.5

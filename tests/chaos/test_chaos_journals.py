@@ -14,7 +14,7 @@ from chaos_journals import (
     runs_without_end,
 )
 
-from fedops_mqtt.core.client_facts import Answered, Facts
+from fedops_mqtt.core.client_state import Answered, Facts
 from fedops_mqtt.core.run import Run, RunSpec
 from fedops_mqtt.core.run_member import Member
 from fedops_mqtt.protocol import Answer, MemberCondition, Outcome, RunOutcome

@@ -11,7 +11,7 @@ from examples_run import EXAMPLES
 from yard import Yard
 
 from fedops_mqtt.bus import Mosquitto
-from fedops_mqtt.server.store import ModelStore
+from fedops_mqtt.store.versions import ModelStore
 
 pytestmark = pytest.mark.long
 

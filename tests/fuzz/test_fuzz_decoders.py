@@ -15,17 +15,17 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fedops_mqtt.aggregation.errors import CorruptFileError
 from fedops_mqtt.bus import EpochFile
-from fedops_mqtt.client.journal import Journal
-from fedops_mqtt.client.pipe import parse_command, parse_report
-from fedops_mqtt.client.streams import LineSplitter, Tail
-from fedops_mqtt.core.client_facts import Facts
+from fedops_mqtt.core.client_state import Facts
 from fedops_mqtt.core.ownership import latest_epoch
+from fedops_mqtt.device.journal import Journal
 from fedops_mqtt.line import codec, flwr_private, wire
 from fedops_mqtt.line.errors import FrameError, MessageTooLargeError
 from fedops_mqtt.protocol import ProtocolError, parse_topic
-from fedops_mqtt.server.errors import CorruptFileError
-from fedops_mqtt.server.tensor_file import read_tensors, write_tensors
+from fedops_mqtt.runtime.streams import LineSplitter, Tail
+from fedops_mqtt.store.tensor_file import read_tensors, write_tensors
+from fedops_mqtt.training.pipe import parse_command, parse_report
 
 MAX_FRAME_BYTES = 1 << 20
 ONE_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -24,7 +24,7 @@ from fedops_mqtt.core.client_events import (
     StopTraining,
     TrainingEnded,
 )
-from fedops_mqtt.core.client_facts import Facts
+from fedops_mqtt.core.client_state import Facts
 from fedops_mqtt.core.client_status import last_will, snapshot
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.core.ownership import new_instance

@@ -24,10 +24,10 @@ from fedops_mqtt.core.run_events import ServerExited, ServerUnreachable, StopReq
 from fedops_mqtt.core.run_plan import Action, EndServer, FireTrigger, LaunchServer, StopClient, plan
 from fedops_mqtt.core.term import next_term, start_of
 from fedops_mqtt.manager.actions import event_of
+from fedops_mqtt.manager.bus_reader import Watch, needs_watching
 from fedops_mqtt.manager.journal import JournaledRun
-from fedops_mqtt.manager.ledger import Ledger
+from fedops_mqtt.manager.open_runs import Ledger
 from fedops_mqtt.manager.run_record import dump_member, dump_run, load_run
-from fedops_mqtt.manager.watch import Watch, needs_watching
 from fedops_mqtt.protocol import (
     Channel,
     ManagerCondition,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedops_mqtt import settings
+from fedops_mqtt.runtime import settings
 
 ROOT = Path(__file__).parents[2]
 TABLES = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedops_mqtt.key_values import flatten, parse_pairs
+from fedops_mqtt.runtime.key_values import flatten, parse_pairs
 
 
 def test_pairs_are_read_as_flowers_commands_take_them() -> None:

@@ -172,7 +172,7 @@ def test_the_environment_is_read_in_one_place() -> None:
 
 ENVIRONMENT_PASSED_ON = {
     "bus/mosquitto.py": "PATH, to find mosquitto as a shell would",
-    "client/training.py": "a training process inherits it",
+    "device/training_process.py": "a training process inherits it",
     "line/__init__.py": "flwr reads its switches from there",
 }
 """Modules that hand the environment on to somebody else, and read no setting from it."""

@@ -15,10 +15,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
-from fedops_mqtt import http_server
-from fedops_mqtt.door import DoorRules
-from fedops_mqtt.http_server import connections_within
-from fedops_mqtt.listening import open_socket, serving
+from fedops_mqtt.runtime import http_server
+from fedops_mqtt.runtime.http_access import DoorRules
+from fedops_mqtt.runtime.http_listener import open_socket, serving
+from fedops_mqtt.runtime.http_server import connections_within
 
 HALF = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 WHOLE = HALF + b"\r\n"

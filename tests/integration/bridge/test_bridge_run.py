@@ -6,7 +6,7 @@ import pytest
 from bridge_parts import MACS, NEW, Crossing, free_port
 
 from fedops_mqtt.protocol import ClientCondition, Outcome, RunOutcome
-from fedops_mqtt.server.tensor_file import read_tensors
+from fedops_mqtt.store.tensor_file import read_tensors
 
 
 @pytest.mark.long

@@ -8,9 +8,9 @@ import pytest
 from bus_helpers import PATIENCE_S, status
 
 from fedops_mqtt.bus import BusOptions, Connected, Connection, MemoryEpochs, Mosquitto, StatusOwner, new_instance
-from fedops_mqtt.bus.tasks import alongside
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.protocol import ClientCondition, ClientStatus, topics
+from fedops_mqtt.runtime.background import alongside
 
 SIZE = 100
 SPREAD_S = 4.0

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fedops_mqtt.bus import Connection, Received
-from fedops_mqtt.client.daemon import Daemon
-from fedops_mqtt.client.pipe import Job
+from fedops_mqtt.device.daemon import Daemon
 from fedops_mqtt.line.token import make_token
 from fedops_mqtt.protocol import (
     ClientCondition,
@@ -20,6 +19,7 @@ from fedops_mqtt.protocol import (
     topics,
     utc_now,
 )
+from fedops_mqtt.training.pipe import Job
 
 HERE = Path(__file__).parent
 SECRET = b"0123456789abcdef"

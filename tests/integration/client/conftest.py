@@ -9,14 +9,14 @@ import pytest
 from client_testbed import HERE, SECRET, MakeJob, Operator, RunDaemon, ServeFl, fl_server
 
 from fedops_mqtt.bus import Connection, Mosquitto
-from fedops_mqtt.client.daemon import Daemon
-from fedops_mqtt.client.pipe import Job
+from fedops_mqtt.device.daemon import Daemon
 from fedops_mqtt.line.token import make_token
 from fedops_mqtt.protocol import (
     Channel,
     filter_for,
 )
-from fedops_mqtt.settings import ClientSettings
+from fedops_mqtt.runtime.settings import ClientSettings
+from fedops_mqtt.training.pipe import Job
 
 
 @pytest.fixture

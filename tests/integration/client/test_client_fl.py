@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from fedops_mqtt.client.pipe import EndedReport, Job, MetricsReport, PhaseReport, to_line
-from fedops_mqtt.client.streams import OUTPUT_FOLDER, find_outputs, read_output
-from fedops_mqtt.client.training import MODULE, Training, TrainingOptions
+from fedops_mqtt.device.training_process import MODULE, Training, TrainingOptions
 from fedops_mqtt.protocol import MAX_METRICS, Outcome, Phase
+from fedops_mqtt.runtime.streams import OUTPUT_FOLDER, find_outputs, read_output
+from fedops_mqtt.training.pipe import EndedReport, Job, MetricsReport, PhaseReport, to_line
 
 from client_testbed import SECRET, MakeJob, ServeFl  # isort: skip
 

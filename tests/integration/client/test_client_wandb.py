@@ -14,8 +14,8 @@ from client_testbed import SECRET, MakeJob, ServeFl
 from test_client_fl import Trial
 
 from fedops_mqtt.client.client_wandb import WandbLog
-from fedops_mqtt.client.pipe import WandbOptions
 from fedops_mqtt.protocol import Outcome
+from fedops_mqtt.training.pipe import WandbOptions
 
 
 class Run:

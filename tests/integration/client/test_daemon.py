@@ -10,13 +10,13 @@ import pytest
 from client_testbed import HERE, SECRET, Operator, RunDaemon, ServeFl, fl_server
 
 from fedops_mqtt.bus import Mosquitto
-from fedops_mqtt.bus.tasks import alongside
 from fedops_mqtt.client.app import FLClientTask
 from fedops_mqtt.client.client_api import ClientManagerAPI, ClientServerAPI
-from fedops_mqtt.client.daemon import Daemon
-from fedops_mqtt.client.journal import DaemonRunningError, identity_dir
 from fedops_mqtt.core.reasons import is_interruption
+from fedops_mqtt.device.daemon import Daemon
+from fedops_mqtt.device.journal import DaemonRunningError, identity_dir
 from fedops_mqtt.protocol import Answer, ClientCondition, ClientStatus, Outcome, Phase, topics
+from fedops_mqtt.runtime.background import alongside
 
 
 async def test_a_trigger_leads_to_training_and_its_end_is_told(

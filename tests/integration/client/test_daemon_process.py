@@ -13,9 +13,9 @@ import pytest
 from client_testbed import HERE, SECRET, Operator, ServeFl
 
 from fedops_mqtt.bus import Mosquitto
-from fedops_mqtt.core.exit_codes import ExitCode
 from fedops_mqtt.core.reasons import is_interruption
 from fedops_mqtt.protocol import ClientCondition, Outcome, Phase
+from fedops_mqtt.runtime.exit_codes import ExitCode
 
 MAX_IDLE_MB = 55
 """MB of 2**20 bytes, as all memory figures of the project."""

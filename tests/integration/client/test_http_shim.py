@@ -4,8 +4,8 @@ import httpx
 import pytest
 from client_testbed import SECRET, Operator, RunDaemon, ServeFl
 
-from fedops_mqtt.client.daemon import Daemon
 from fedops_mqtt.client.http_shim import ShimAddressError
+from fedops_mqtt.device.daemon import Daemon
 from fedops_mqtt.protocol import ClientCondition, Outcome, Phase
 
 FIRST_NAMES = "FL_task_id FL_client_num FL_client_mac FL_client_online FL_client_start FL_client_fail FL_server_IP"

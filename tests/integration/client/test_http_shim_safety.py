@@ -11,13 +11,13 @@ from ssl import SSLContext, create_default_context
 import httpx
 import pytest
 
+from fedops_mqtt.client.client_managers import OldManagers
 from fedops_mqtt.client.client_utils import FLClientStatus
 from fedops_mqtt.client.http_shim import ShimExposedError, allowed_servers, door_rules, make_shim, serving
-from fedops_mqtt.client.old_manager import OldManagers
 from fedops_mqtt.core.client_events import LocalStart, Verdict
 from fedops_mqtt.enrolment.authority import Credentials, issue, make_authority
 from fedops_mqtt.protocol import Answer
-from fedops_mqtt.settings import ClientSettings
+from fedops_mqtt.runtime.settings import ClientSettings
 
 EVERYWHERE = "0.0.0.0:0"
 TOKEN = "a-token-of-this-test"

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from fedops_mqtt.client.pipe import EndedReport, Job, MetricsReport, PhaseReport
-from fedops_mqtt.client.strays import MARK, sweep
-from fedops_mqtt.client.training import Training, TrainingOptions, mark_of
+from fedops_mqtt.device.training_process import Training, TrainingOptions, mark_of
 from fedops_mqtt.protocol import Outcome, Phase
+from fedops_mqtt.runtime.orphans import MARK, sweep
+from fedops_mqtt.training.pipe import EndedReport, Job, MetricsReport, PhaseReport
 
 PREAMBLE = """
 import json, os, signal, sys, time

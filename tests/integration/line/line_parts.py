@@ -13,7 +13,7 @@ from typing import Any
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedops_mqtt.line.keeper import RunEnd
+from fedops_mqtt.line.client_session import RunEnd
 from fedops_mqtt.line.limits import LineLimits
 from fedops_mqtt.line.members import MemberChange
 from fedops_mqtt.line.runner import LineRunner

@@ -14,14 +14,14 @@ import httpx
 import psutil
 
 from fedops_mqtt.bus import BusOptions, Connection, MemoryEpochs, Mosquitto, Received, StatusOwner, new_instance
-from fedops_mqtt.bus.tasks import alongside
 from fedops_mqtt.core.client import Client, Identity, apply
 from fedops_mqtt.core.client_events import Event, Left, Progressed, TrainingEnded
 from fedops_mqtt.core.client_status import last_will, snapshot
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.manager import run_manager
 from fedops_mqtt.protocol import ClientStatus, Outcome, Phase, StartTrigger, StopTrigger, topics, utc_now
-from fedops_mqtt.settings import ManagerSettings
+from fedops_mqtt.runtime.background import alongside
+from fedops_mqtt.runtime.settings import ManagerSettings
 
 PATIENCE_S = 60.0
 """How long a test waits for what must come; generous, since a passing test never uses it up."""

@@ -5,7 +5,7 @@ import logging
 import sys
 
 from fedops_mqtt.manager import run_manager
-from fedops_mqtt.settings import ManagerSettings
+from fedops_mqtt.runtime.settings import ManagerSettings
 
 
 def say(sentence: str) -> None:

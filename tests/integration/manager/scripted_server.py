@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedops_mqtt.aggregation.final_status import keep_last_word
 from fedops_mqtt.bus import BusOptions, Connection, MemoryEpochs, NotConnectedError, StatusOwner, new_instance
 from fedops_mqtt.core.fencing import LAST_SEQ, Stamp
 from fedops_mqtt.protocol import (
@@ -26,8 +27,7 @@ from fedops_mqtt.protocol import (
     topics,
     utc_now,
 )
-from fedops_mqtt.server.last_word import keep_last_word
-from fedops_mqtt.settings import ServerSettings
+from fedops_mqtt.runtime.settings import ServerSettings
 
 
 @dataclass

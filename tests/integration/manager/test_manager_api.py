@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from manager_parts import A, B, House, api_at, until
 
-from fedops_mqtt.core.exit_codes import ExitCode
-from fedops_mqtt.door import MAX_BODY_BYTES
 from fedops_mqtt.manager import run_manager
 from fedops_mqtt.protocol import ClientCondition
+from fedops_mqtt.runtime.exit_codes import ExitCode
+from fedops_mqtt.runtime.http_access import MAX_BODY_BYTES
 
 MEDIA_TYPE = "application/problem+json"
 

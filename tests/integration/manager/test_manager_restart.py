@@ -9,12 +9,12 @@ from manager_parts import A, B, House, api_at, hear, manager_process, run_that_e
 from sqlalchemy import update
 
 from fedops_mqtt.bus import Connection, Received
-from fedops_mqtt.core.exit_codes import ExitCode
 from fedops_mqtt.core.run import Run, RunSpec, apply
 from fedops_mqtt.core.run_events import ServerLaunched
 from fedops_mqtt.manager import run_manager, tables
 from fedops_mqtt.manager.journal import Batch, Journal, JournaledRun
 from fedops_mqtt.protocol import ManagerCondition, ManagerStatus, topics
+from fedops_mqtt.runtime.exit_codes import ExitCode
 
 
 async def test_a_manager_killed_during_a_run_finishes_it_when_it_is_started_again(house: House) -> None:

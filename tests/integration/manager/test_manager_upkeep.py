@@ -9,7 +9,7 @@ from manager_parts import HERE, PATIENCE_S, A, B, House, until
 
 from fedops_mqtt.bus import Cleared, Connected, Connection, Received
 from fedops_mqtt.protocol import RunCondition, RunStatus, topics
-from fedops_mqtt.settings import inherited_environment
+from fedops_mqtt.runtime.settings import inherited_environment
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedops_mqtt.server.store import ModelStore
+from fedops_mqtt.store.versions import ModelStore
 
 MIB = 2**20
 

@@ -18,12 +18,12 @@ from flwr.clientapp import ClientApp
 from fedops_mqtt.bus import Connection, Mosquitto, Received
 from fedops_mqtt.demo import digits
 from fedops_mqtt.demo.client import client_app
-from fedops_mqtt.line.keeper import RunEnd
+from fedops_mqtt.line.client_session import RunEnd
 from fedops_mqtt.line.runner import LineRunner, make_context
 from fedops_mqtt.protocol import Channel, ServerMetrics, ServerStatus, filter_for
+from fedops_mqtt.runtime.settings import ServerSettings
 from fedops_mqtt.server.app import FLServer, RunResult
-from fedops_mqtt.server.store import ModelStore
-from fedops_mqtt.settings import ServerSettings
+from fedops_mqtt.store.versions import ModelStore
 
 WAIT_S = 60.0
 

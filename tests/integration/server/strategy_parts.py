@@ -12,11 +12,11 @@ import numpy as np
 from flwr.clientapp import ClientApp
 from line_parts import ThreadClient, mac_of
 
+from fedops_mqtt.aggregation.checkpoint import CheckpointStore
 from fedops_mqtt.protocol import ServerStatus
+from fedops_mqtt.runtime.settings import ServerSettings
 from fedops_mqtt.server.app import FLServer, RunResult
-from fedops_mqtt.server.checkpoint import CheckpointStore
-from fedops_mqtt.server.store import ModelStore
-from fedops_mqtt.settings import ServerSettings
+from fedops_mqtt.store.versions import ModelStore
 
 WAIT_S = 60.0
 NUM_CLIENTS = 3

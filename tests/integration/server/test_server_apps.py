@@ -21,7 +21,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, FedXgbBagging, Result
 from strategy_parts import Task
 
-from fedops_mqtt.line.keeper import RunEnd
+from fedops_mqtt.line.client_session import RunEnd
 from fedops_mqtt.protocol import Outcome, RunOutcome
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

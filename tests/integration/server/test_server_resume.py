@@ -10,10 +10,10 @@ import pytest
 from flwr.serverapp.strategy import FedAdam
 from server_parts import WAIT_S, Bus, Client, Gate, House, gated_app
 
+from fedops_mqtt.aggregation.checkpoint import Checkpoint, CheckpointStore
 from fedops_mqtt.demo import digits
 from fedops_mqtt.protocol import RunOutcome, ServerCondition, ServerStatus
-from fedops_mqtt.server.checkpoint import Checkpoint, CheckpointStore
-from fedops_mqtt.server.tensor_file import Arrays
+from fedops_mqtt.store.tensor_file import Arrays
 
 NUM_ROUNDS = 5
 POLL_S = 0.01

@@ -15,12 +15,12 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from server_parts import House, mac_of
 
+from fedops_mqtt.aggregation.errors import ServerConfigError
 from fedops_mqtt.bus.mosquitto import free_port
 from fedops_mqtt.demo import digits
 from fedops_mqtt.line.token import make_token
 from fedops_mqtt.protocol import MemberCondition, RunOutcome, ServerCondition, ServerMetrics
 from fedops_mqtt.server.app import FLServer, RunResult
-from fedops_mqtt.server.errors import ServerConfigError
 
 
 async def test_a_run_is_said_from_ready_to_finished_and_its_model_is_kept(house: House) -> None:

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from server_parts import BUCKET
 
-from fedops_mqtt.server.checkpoint import Checkpoint, CheckpointStore
-from fedops_mqtt.server.errors import StoreUrlError
-from fedops_mqtt.server.folder import open_folder
+from fedops_mqtt.aggregation.checkpoint import Checkpoint, CheckpointStore
+from fedops_mqtt.aggregation.errors import StoreUrlError
 from fedops_mqtt.server.server_utils import aws_session, model_download_s3, upload_model_to_bucket
-from fedops_mqtt.server.store import ModelStore
+from fedops_mqtt.store.folder import open_folder
+from fedops_mqtt.store.versions import ModelStore
 
 
 def store_at(name: str = "net") -> ModelStore:
@@ -59,7 +59,7 @@ def test_a_corrupt_newest_version_falls_back_and_that_is_said(s3: fsspec.Abstrac
 def test_a_server_that_is_killed_while_it_uploads_leaves_no_version(s3: fsspec.AbstractFileSystem) -> None:
     program = f"""
 import numpy as np
-from fedops_mqtt.server.store import ModelStore
+from fedops_mqtt.store.versions import ModelStore
 store = ModelStore("s3://{BUCKET}/fl", task_id="digits", model_name="net")
 store.save({{"w": np.zeros({LARGE_BYTES} // 8)}})
 """

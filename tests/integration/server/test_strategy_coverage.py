@@ -31,8 +31,8 @@ from flwr.common import (
 )
 from strategy_parts import KilledError, Task
 
+from fedops_mqtt.aggregation.strategy_state import REFUSED
 from fedops_mqtt.protocol import RunOutcome
-from fedops_mqtt.server.strategy_state import REFUSED
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

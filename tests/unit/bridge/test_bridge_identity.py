@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fedops_mqtt.bridge.presence import own_identity
+from fedops_mqtt.bridge.client_proxy import own_identity
 from fedops_mqtt.bus.mosquitto import find_config
 from fedops_mqtt.enrolment import Role, Wish, init_fleet
 

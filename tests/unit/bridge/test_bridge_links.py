@@ -2,8 +2,8 @@
 
 import pytest
 
-from fedops_mqtt.bridge.link import Link
-from fedops_mqtt.bridge.links import Caller, Links
+from fedops_mqtt.bridge.peer_state import Link
+from fedops_mqtt.bridge.peers import Caller, Links
 
 ONE, TWO, ALIAS = "02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:03"
 

@@ -5,10 +5,10 @@ import base64
 import pytest
 
 from fedops_mqtt.bridge.app import BridgeConfigError, clients_in, doors_of
+from fedops_mqtt.bridge.fedops_http_client import OldClientError, OnlineAnswer
 from fedops_mqtt.bridge.numbers import ReportError, client_report, count_in, parse_report, server_numbers
-from fedops_mqtt.bridge.old_client import OldClientError, OnlineAnswer
-from fedops_mqtt.door import credentials_in
 from fedops_mqtt.protocol import MetricsKind
+from fedops_mqtt.runtime.http_access import credentials_in
 
 MAC = "02:00:00:00:00:01"
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedops_mqtt.bus.address import Backoff, BusOptions, VersionChoice, client_id_of, make_tls_context, parse_broker_url
 from fedops_mqtt.bus.errors import BrokerUrlError
-from fedops_mqtt.settings import BusSettings
+from fedops_mqtt.runtime.settings import BusSettings
 
 
 @pytest.mark.parametrize(

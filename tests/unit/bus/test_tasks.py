@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from fedops_mqtt.bus.tasks import bare_error
+from fedops_mqtt.runtime.background import bare_error
 
 
 @pytest.mark.parametrize("errors", [[KeyError("a")], [KeyError("a"), KeyError("b")]])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fedops_mqtt.cli.entry import run
-from fedops_mqtt.core.exit_codes import ExitCode
-from fedops_mqtt.server.store import ModelStore
+from fedops_mqtt.runtime.exit_codes import ExitCode
+from fedops_mqtt.store.versions import ModelStore
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedops_mqtt.client.app import AppPathError, FLClientTask, import_path_of
-from fedops_mqtt.client.configuration import flatten
-from fedops_mqtt.client.errors import ClientConfigError
+from fedops_mqtt.device.errors import ClientConfigError
+from fedops_mqtt.runtime.task_config import flatten
 
 MAC = "02:00:00:00:00:01"
 an_app = SimpleNamespace()

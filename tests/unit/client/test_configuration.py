@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fedops_mqtt.client.configuration import ConfigurationError, entry, flatten, nest, read_configuration
+from fedops_mqtt.runtime.task_config import ConfigurationError, entry, flatten, nest, read_configuration
 
 
 def test_a_yaml_file_and_a_dict_are_read_by_attribute(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedops_mqtt.client.flower_project import ProjectError, project_config
+from fedops_mqtt.runtime.flower_project import ProjectError, project_config
 
 
 @pytest.fixture

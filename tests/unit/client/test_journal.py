@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedops_mqtt.client.journal import DaemonRunningError, Journal, identity_dir, identity_lock
-from fedops_mqtt.core.client_facts import Facts, InHand
+from fedops_mqtt.core.client_state import Facts, InHand
+from fedops_mqtt.device.journal import DaemonRunningError, Journal, identity_dir, identity_lock
 from fedops_mqtt.protocol import IdentityError
 
 MAC = "02:00:00:00:00:01"
@@ -71,7 +71,7 @@ def test_no_task_id_leads_out_of_the_state_folder(task_id: str) -> None:
 
 def test_two_daemons_of_one_identity_on_a_machine_are_told_apart(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from fedops_mqtt.client.journal import identity_lock\n"
+        "import sys; from pathlib import Path; from fedops_mqtt.device.journal import identity_lock\n"
         f"with identity_lock(Path({str(tmp_path)!r}), task_id='t', client_mac={MAC!r}):\n"
         "    print('held', flush=True); sys.stdin.read()"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedops_mqtt.client.app import FLClientTask
-from fedops_mqtt.client.live_task import LIVE, LiveTaskError, pack, unpack
+from fedops_mqtt.training.live_task import LIVE, LiveTaskError, pack, unpack
 
 MAC = "02:00:00:00:00:01"
 

@@ -2,12 +2,12 @@
 
 import asyncio
 
-from fedops_mqtt.bus.tasks import alongside
-from fedops_mqtt.client.client_fl_clock import PhaseClock
-from fedops_mqtt.client.load_meter import LoadMeter
-from fedops_mqtt.client.pipe import MetricsReport
-from fedops_mqtt.client.system_load import measure_load
+from fedops_mqtt.device.load_meter import LoadMeter
+from fedops_mqtt.device.system_load import measure_load
 from fedops_mqtt.protocol import MetricsKind, Phase, RunInHand
+from fedops_mqtt.runtime.background import alongside
+from fedops_mqtt.training.message_clock import PhaseClock
+from fedops_mqtt.training.pipe import MetricsReport
 
 IN_HAND = RunInHand(run_id="r", attempt=1, launch=1, phase=Phase.TRAINING, round=3)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedops_mqtt.client.adapters.adapter import save_arrays
 from fedops_mqtt.client.client_utils import download_local_model, local_model_directory, local_model_stem
+from fedops_mqtt.model_types.model_type import save_arrays
 
 
 @pytest.fixture(autouse=True)

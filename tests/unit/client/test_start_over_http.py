@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
+from fedops_mqtt.client.client_managers import OldManagers
 from fedops_mqtt.client.client_utils import FLClientStatus
 from fedops_mqtt.client.http_shim import make_shim
-from fedops_mqtt.client.old_manager import OldManagers
 from fedops_mqtt.core.client_events import LocalStart, Verdict
 from fedops_mqtt.protocol import Answer
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedops_mqtt.client import streams
-from fedops_mqtt.client.streams import MAX_OUTPUTS, LineSplitter, OutputFile, Tail, find_outputs, read_output
+from fedops_mqtt.runtime import streams
+from fedops_mqtt.runtime.streams import MAX_OUTPUTS, LineSplitter, OutputFile, Tail, find_outputs, read_output
 
 
 @given(st.binary(max_size=300), st.lists(st.integers(0, 300), max_size=5))

@@ -21,7 +21,7 @@ from fedops_mqtt.core.client_events import (
     StopTraining,
     TrainingEnded,
 )
-from fedops_mqtt.core.client_facts import MAX_ANSWERS, Facts
+from fedops_mqtt.core.client_state import MAX_ANSWERS, Facts
 from fedops_mqtt.core.client_status import last_will, snapshot
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.core.reasons import is_interruption

@@ -5,9 +5,9 @@ from typing import Any
 from fedops_mqtt.bus import Connected, Received
 from fedops_mqtt.core.fleet import Fleet
 from fedops_mqtt.dashboard.rows import TOLD, FleetRows
+from fedops_mqtt.manager.bus_reader import Watch
 from fedops_mqtt.manager.events import News, NewsKind, Subscription
-from fedops_mqtt.manager.ledger import Ledger
-from fedops_mqtt.manager.watch import Watch
+from fedops_mqtt.manager.open_runs import Ledger
 from fedops_mqtt.protocol import ClientCondition, ClientStatus, Phase, RunInHand, topics, utc_now
 
 TASK = "digits"

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from fedops_mqtt.dashboard import charts
-from fedops_mqtt.dashboard.words import Word, duration, load_text, row_of, short_reason, size, tell, why_of, word_of
-from fedops_mqtt.manager.api_examples import CLIENT
+from fedops_mqtt.dashboard.texts import Word, duration, load_text, row_of, short_reason, size, tell, why_of, word_of
+from fedops_mqtt.manager.api.examples import CLIENT
 
 AT = "2026-11-24T10:15:30+00:00"
 

@@ -27,7 +27,7 @@ from fedops_mqtt.enrolment import (
     rules_of,
 )
 from fedops_mqtt.protocol import IdentityError
-from fedops_mqtt.settings import ClientSettings
+from fedops_mqtt.runtime.settings import ClientSettings
 
 SHIPPED = find_config("mosquitto.conf").parent
 MAC = "02:00:00:00:00:01"

@@ -3,7 +3,7 @@ from flwr.app import Message, MetricRecord, RecordDict
 
 from fedops_mqtt.line import flwr_private
 from fedops_mqtt.line.codec import encode_message
-from fedops_mqtt.line.mailbox import Letter, Mailbox
+from fedops_mqtt.line.message_queue import Letter, Mailbox
 
 
 def letter(message_id: str, node_id: int = 7) -> Letter:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fedops_mqtt.core.run import Run, RunSpec
-from fedops_mqtt.manager import api_history
-from fedops_mqtt.manager.api_history import Export, table_parts
+from fedops_mqtt.manager.api import history as api_history
+from fedops_mqtt.manager.api.history import Export, table_parts
 from fedops_mqtt.manager.journal import Batch, Journal, JournaledRun
 
 A = "02:00:00:00:00:01"

@@ -24,7 +24,7 @@ from fedops_mqtt.core.run_events import (
 )
 from fedops_mqtt.manager.errors import JournalUrlError, JournalVersionError
 from fedops_mqtt.manager.journal import Batch, Journal, JournaledRun, JournalEvent, Launch
-from fedops_mqtt.manager.ledger import Ledger
+from fedops_mqtt.manager.open_runs import Ledger
 from fedops_mqtt.manager.tasks import TaskConfig, TaskLimits
 from fedops_mqtt.protocol import (
     ClientMetrics,

@@ -13,22 +13,22 @@ from fedops_mqtt.core.fleet import Fleet
 from fedops_mqtt.core.run import Run, RunSpec, apply_all
 from fedops_mqtt.core.run_events import ClientChosen, RunClosed, RunEvent, ServerExited, ServerLaunched, TriggerFired
 from fedops_mqtt.manager.actions import Executor
-from fedops_mqtt.manager.board import Board
+from fedops_mqtt.manager.api.prometheus import Meters
+from fedops_mqtt.manager.bus_reader import Watch
 from fedops_mqtt.manager.clock import Clock
-from fedops_mqtt.manager.desk import Desk
+from fedops_mqtt.manager.context import Desk
 from fedops_mqtt.manager.events import Events
-from fedops_mqtt.manager.inbox import Inbox
 from fedops_mqtt.manager.journal import Journal, JournaledRun
-from fedops_mqtt.manager.ledger import Ledger
-from fedops_mqtt.manager.manager import Manager
-from fedops_mqtt.manager.metrics import Meters
-from fedops_mqtt.manager.orders import Orders
+from fedops_mqtt.manager.loop import Manager
+from fedops_mqtt.manager.open_runs import Ledger
+from fedops_mqtt.manager.run_event_queue import Inbox
+from fedops_mqtt.manager.run_service import Orders
+from fedops_mqtt.manager.run_status_publisher import Board
 from fedops_mqtt.manager.servers import Servers
-from fedops_mqtt.manager.speaker import Speaker
 from fedops_mqtt.manager.tasks import TaskConfig, Tasks
-from fedops_mqtt.manager.watch import Watch
+from fedops_mqtt.manager.trigger_publisher import Speaker
 from fedops_mqtt.protocol import ClientStatus, Phase, RunInHand, RunOutcome, topics, utc_now
-from fedops_mqtt.settings import ManagerSettings
+from fedops_mqtt.runtime.settings import ManagerSettings
 
 A = "02:00:00:00:00:01"
 PATIENCE_S = 60

@@ -12,12 +12,12 @@ from fastapi import FastAPI
 from fedops_names import REPORTS, WORDS
 
 from fedops_mqtt.bridge.api import make_api
-from fedops_mqtt.bridge.desk import Desk
 from fedops_mqtt.bridge.numbers import CLIENT_KINDS
+from fedops_mqtt.bridge.peer_registry import Desk
 from fedops_mqtt.client.client_api import ClientServerAPI, speaking
-from fedops_mqtt.client.client_fl_client import FLClient
 from fedops_mqtt.client.client_utils import FLClientStatus
 from fedops_mqtt.client.client_wandb import SYSTEM_FIELDS, client_system_wandb
+from fedops_mqtt.client.fl_client import FLClient
 from fedops_mqtt.client.http_shim import make_shim
 from fedops_mqtt.protocol import MetricsKind
 

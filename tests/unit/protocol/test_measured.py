@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fedops_mqtt.client.pipe import MAX_LINE_BYTES, MetricsReport, parse_report, to_line
 from fedops_mqtt.protocol import (
     MAX_METRICS,
     ClientMetrics,
@@ -25,6 +24,7 @@ from fedops_mqtt.protocol import (
     topics,
     utc_now,
 )
+from fedops_mqtt.training.pipe import MAX_LINE_BYTES, MetricsReport, parse_report, to_line
 
 MAC = "02:00:00:00:00:01"
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=300)

@@ -5,10 +5,10 @@ import logging
 
 import pytest
 
+from fedops_mqtt.aggregation.snapshot import ServerSnapshot
+from fedops_mqtt.aggregation.status_publisher import Announcer, Ears
 from fedops_mqtt.bus import BusOptions
 from fedops_mqtt.protocol import IdentityError, ServerCondition, ServerMetrics, ServerStatus, utc_now
-from fedops_mqtt.server.announcer import Announcer, Ears
-from fedops_mqtt.server.snapshot import ServerSnapshot
 
 SNAPSHOT = ServerSnapshot(task_id="digits", run_id="r1", launch=1, instance="i1", heartbeat_s=60, agent={})
 NOBODY_THERE = "mqtt://127.0.0.1:1"

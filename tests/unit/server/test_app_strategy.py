@@ -4,8 +4,8 @@ import pytest
 from flwr.server import strategy as classic
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAdam, FedAvg
 
-from fedops_mqtt.server.app_strategy import count_on, make_fedavg, own_minimum
-from fedops_mqtt.server.follow import wrap_round
+from fedops_mqtt.aggregation.follow import wrap_round
+from fedops_mqtt.aggregation.strategy import count_on, make_fedavg, own_minimum
 
 
 @pytest.mark.parametrize("is_keyword", [True, False])

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedops_mqtt.aggregation.checkpoint import CheckpointStore
+from fedops_mqtt.aggregation.errors import NonFiniteModelError, UnsupportedArrayError
+from fedops_mqtt.aggregation.rounds import Rounds
+from fedops_mqtt.aggregation.run_settings import RunPlan
+from fedops_mqtt.aggregation.saving import save_model
+from fedops_mqtt.aggregation.starting_point import Beginning, find_beginning
 from fedops_mqtt.protocol import RunOutcome
-from fedops_mqtt.server.beginning import Beginning, find_beginning
-from fedops_mqtt.server.checkpoint import CheckpointStore
-from fedops_mqtt.server.errors import NonFiniteModelError, UnsupportedArrayError
-from fedops_mqtt.server.plan import RunPlan
-from fedops_mqtt.server.rounds import Rounds
-from fedops_mqtt.server.saving import save_model
-from fedops_mqtt.server.store import ModelStore
+from fedops_mqtt.store.versions import ModelStore
 
 NAN = {"w": np.array([1, np.nan])}
 GOOD = {"w": np.array([1.0, 2.0])}

@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedops_mqtt.aggregation.checkpoint import Checkpoint, CheckpointStore
 from fedops_mqtt.protocol import IdentityError
-from fedops_mqtt.server.checkpoint import Checkpoint, CheckpointStore
 
 
 def make_checkpoint(round: int = 2, run_id: str = "run-1") -> Checkpoint:

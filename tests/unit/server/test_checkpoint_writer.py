@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedops_mqtt.server.checkpoint import Checkpoint, CheckpointStore
-from fedops_mqtt.server.checkpoint_writer import CheckpointWriter
+from fedops_mqtt.aggregation.checkpoint import Checkpoint, CheckpointStore
+from fedops_mqtt.aggregation.checkpoint_writer import CheckpointWriter
 
 
 def checkpoint(round_: int) -> Checkpoint:

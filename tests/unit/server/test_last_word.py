@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from fedops_mqtt.manager.last_word import read_last_word
+from fedops_mqtt.aggregation.final_status import keep_last_word
+from fedops_mqtt.manager.final_status import read_last_word
 from fedops_mqtt.protocol import Channel, ServerCondition, ServerStatus, encode, utc_now
-from fedops_mqtt.server.last_word import keep_last_word
 
 
 def word(**changes: object) -> ServerStatus:

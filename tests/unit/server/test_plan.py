@@ -3,10 +3,10 @@ from typing import Any
 
 import pytest
 
+from fedops_mqtt.aggregation.errors import ServerConfigError
+from fedops_mqtt.aggregation.run_settings import fit_config, make_compression, make_limits, make_plan
 from fedops_mqtt.protocol import IdentityError, check_run_id
-from fedops_mqtt.server.errors import ServerConfigError
-from fedops_mqtt.server.plan import fit_config, make_compression, make_limits, make_plan
-from fedops_mqtt.settings import ServerSettings
+from fedops_mqtt.runtime.settings import ServerSettings
 
 CFG = {"task_id": "cfg", "num_rounds": 7, "batch_size": 32, "num_epochs": 2}
 

@@ -7,9 +7,9 @@ from flwr.server.strategy import DifferentialPrivacyServerSideFixedClipping as C
 from flwr.server.strategy import FedAvg as ClassicFedAvg
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg, FedXgbBagging, Krum
 
+from fedops_mqtt.aggregation.replies import check_of
 from fedops_mqtt.line.reply_check import ReplyCheck
-from fedops_mqtt.server.replies import check_of
-from fedops_mqtt.settings import ServerSettings
+from fedops_mqtt.runtime.settings import ServerSettings
 
 BOTH = frozenset({"train", "evaluate"})
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedops_mqtt.server.pipe_announcer import PipeAnnouncer
-from fedops_mqtt.server.plan import make_plan
-from fedops_mqtt.server.round_teller import RoundTeller
-from fedops_mqtt.server.rounds import RoundReport
+from fedops_mqtt.aggregation.pipe_publisher import PipeAnnouncer
+from fedops_mqtt.aggregation.round_reporter import RoundTeller
+from fedops_mqtt.aggregation.rounds import RoundReport
+from fedops_mqtt.aggregation.run_settings import make_plan
+from fedops_mqtt.aggregation.snapshot import ServerSnapshot
+from fedops_mqtt.runtime.settings import ServerSettings
 from fedops_mqtt.server.server_utils import FLServerStatus
-from fedops_mqtt.server.snapshot import ServerSnapshot
-from fedops_mqtt.settings import ServerSettings
 
 METRICS = {"loss": 0.5, "accuracy": 0.75}
 

@@ -2,7 +2,7 @@ from typing import Any
 
 import numpy as np
 
-from fedops_mqtt.server.rounds import RoundHooks, RoundReport, Rounds
+from fedops_mqtt.aggregation.rounds import RoundHooks, RoundReport, Rounds
 
 MODEL = {"w": np.ones(1)}
 

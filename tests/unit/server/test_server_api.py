@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from fedops_mqtt.aggregation.snapshot import ServerSnapshot, client_of
 from fedops_mqtt.line.members import Member
 from fedops_mqtt.protocol import MemberCondition, Outcome, Phase, ServerCondition, ServerMetrics, decode, encode, topics
 from fedops_mqtt.server.server_api import NoServerSpeaksError, ServerAPI, speaking
-from fedops_mqtt.server.snapshot import ServerSnapshot, client_of
 
 SNAPSHOT = ServerSnapshot(
     task_id="t", run_id="r", launch=2, instance="i", heartbeat_s=60.0, agent={"flwr": "1.41"}, round=3, gl_model=4

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from safetensors.numpy import load_file
 
+from fedops_mqtt.aggregation.errors import CorruptFileError, StoreUrlError, UnsupportedArrayError
 from fedops_mqtt.protocol import IdentityError
-from fedops_mqtt.server.errors import CorruptFileError, StoreUrlError, UnsupportedArrayError
-from fedops_mqtt.server.store import ModelStore, list_model_files
-from fedops_mqtt.server.tensor_file import check_storable
+from fedops_mqtt.store.tensor_file import check_storable
+from fedops_mqtt.store.versions import ModelStore, list_model_files
 
 WEIGHTS = {"z": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.array(7, np.int64), "m": np.zeros(0, np.float64)}
 

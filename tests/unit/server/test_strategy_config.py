@@ -9,10 +9,10 @@ from flwr.server.strategy import DifferentialPrivacyServerSideFixedClipping, Fed
 from flwr.serverapp import strategy as messages
 from omegaconf import OmegaConf
 
+from fedops_mqtt.aggregation.errors import ServerConfigError
+from fedops_mqtt.runtime.settings import ServerSettings
 from fedops_mqtt.server.app import FLServer
-from fedops_mqtt.server.errors import ServerConfigError
 from fedops_mqtt.server.strategy_config import instantiate, strategy_of
-from fedops_mqtt.settings import ServerSettings
 
 CLASSIC = "flwr.server.strategy"
 

@@ -11,8 +11,8 @@ from flwr.server import strategy as classic
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideAdaptiveClipping as AdaptiveClipping
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 
-from fedops_mqtt.server.errors import UnfitStrategyError
-from fedops_mqtt.server.strategy_state import (
+from fedops_mqtt.aggregation.errors import UnfitStrategyError
+from fedops_mqtt.aggregation.strategy_state import (
     StrategyState,
     arrays_in,
     begin_from,

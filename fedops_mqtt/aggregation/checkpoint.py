@@ -1,0 +1,162 @@
+"""What a relaunched server needs to go on with its run after the last whole round: model, round, strategy's state.
+
+One file a run, replaced at every round. At the run's end it is removed, unless it holds state of a strategy: the next
+run begins with that, and removes it when it has saved its own. Nothing in it is pickled.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedops_mqtt.aggregation.errors import CorruptFileError, UnsupportedStateError
+from fedops_mqtt.protocol import check_run_id, check_task_id
+from fedops_mqtt.store.folder import open_folder
+from fedops_mqtt.store.tensor_file import SUFFIX, Arrays, read_tensors, write_tensors
+
+_log = logging.getLogger(__name__)
+
+_FOLDER = ".checkpoints"
+_MODEL = "model/"
+_STATE = "strategy/"
+
+StateValue = NDArray[Any] | list[NDArray[Any]] | dict[str, NDArray[Any]] | bool | int | float | str | None
+"""What can be kept of a strategy: arrays by themselves, in a list or by name, numbers and texts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A run after `round` whole rounds."""
+
+    run_id: str
+    launch: int
+    round: int
+    gl_model: int
+    """The version that the run is going to be saved as."""
+    arrays: Arrays
+    strategy: Mapping[str, StateValue] = field(default_factory=dict)
+    strategy_class: str = ""
+    """Whose state that is (`StrategyState.class_names`)."""
+    strategy_rounds: int = 0
+    """Rounds that the state has seen, those of the task's earlier runs among them."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """The last round's."""
+
+
+class CheckpointStore:
+    """The checkpoints of one task's runs, next to its models."""
+
+    def __init__(self, url: str, *, task_id: str) -> None:
+        self._folder = open_folder(f"{url.rstrip('/')}/{check_task_id(task_id)}/{_FOLDER}")
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Keep this checkpoint in the place of the run's last one.
+
+        Raises:
+            OSError: the place cannot be written to; the last one is still whole.
+        """
+        arrays, layout = _flatten(checkpoint.strategy)
+        arrays |= {_MODEL + name: array for name, array in checkpoint.arrays.items()}
+        facts = {
+            "run_id": checkpoint.run_id,
+            "launch": checkpoint.launch,
+            "round": checkpoint.round,
+            "gl_model": checkpoint.gl_model,
+            "strategy": layout,
+            "strategy_class": checkpoint.strategy_class,
+            "strategy_rounds": checkpoint.strategy_rounds,
+            "metrics": dict(checkpoint.metrics),
+        }
+        self._folder.replace(_name(checkpoint.run_id), lambda path: write_tensors(path, arrays, facts))
+
+    def load(self, run_id: str) -> Checkpoint | None:
+        """Return the run's last checkpoint; None where there is none, or (logged) where it is corrupt."""
+        name = _name(run_id)
+        try:
+            with self._folder.reading(name) as path:
+                arrays, facts = read_tensors(path, said=str(self._folder.locate(name)))
+            return _checkpoint(arrays, facts)
+        except FileNotFoundError:
+            return None
+        except CorruptFileError as error:
+            _log.warning("checkpoint passed over", extra={"path": error.path, "problem": error.problem})
+        except KeyError as error:  # whole, but another kind of file under this name
+            problem = f"it is no checkpoint, it has no {error}"
+            _log.warning("checkpoint passed over", extra={"path": str(self._folder.locate(name)), "problem": problem})
+        return None
+
+    def remove(self, run_id: str) -> None:
+        """Remove the run's checkpoint, if there is one."""
+        self._folder.remove(_name(run_id))
+
+    def remove_others(self, *run_ids: str) -> None:
+        """Remove what runs but these left: a task has one run at a time, so they were closed without their servers.
+
+        Raises:
+            OSError: the place cannot be read or written to.
+        """
+        kept = {_name(run_id) for run_id in run_ids}
+        for name in self._folder.names():
+            if name.endswith(SUFFIX) and name not in kept:
+                self._folder.remove(name)
+
+
+def _checkpoint(arrays: Arrays, facts: Mapping[str, Any]) -> Checkpoint:
+    return Checkpoint(
+        run_id=facts["run_id"],
+        launch=facts["launch"],
+        round=facts["round"],
+        gl_model=facts["gl_model"],
+        arrays={name.removeprefix(_MODEL): array for name, array in arrays.items() if name.startswith(_MODEL)},
+        strategy=_unflatten(arrays, facts["strategy"]),
+        strategy_class=facts.get("strategy_class", ""),
+        strategy_rounds=facts.get("strategy_rounds", facts["round"]),
+        metrics=facts["metrics"],
+    )
+
+
+def _name(run_id: str) -> str:
+    return check_run_id(run_id) + SUFFIX
+
+
+def _flatten(state: Mapping[str, StateValue]) -> tuple[Arrays, dict[str, Any]]:
+    """Return the state's arrays under names of their own, and the JSON that says how to put them together."""
+    arrays: Arrays = {}
+    layout: dict[str, Any] = {}
+    for at, (key, value) in enumerate(state.items()):
+        prefix = f"{_STATE}{at}/"
+        match value:
+            case dict():
+                layout[key] = {"kind": "dict", "at": at, "names": list(value)}
+                arrays |= {f"{prefix}{i}": array for i, array in enumerate(value.values())}
+            case list():
+                layout[key] = {"kind": "list", "at": at, "length": len(value)}
+                arrays |= {f"{prefix}{i}": array for i, array in enumerate(value)}
+            case np.ndarray():
+                layout[key] = {"kind": "array", "at": at}
+                arrays[f"{prefix}0"] = value
+            case bool() | int() | float() | str() | None:
+                layout[key] = {"kind": "number", "value": value}
+            case _:  # a strategy's own `save_state` may return anything
+                raise UnsupportedStateError(key, type(value).__name__)
+    return arrays, layout
+
+
+def _unflatten(arrays: Arrays, layout: Mapping[str, Any]) -> dict[str, StateValue]:
+    return {key: _value(arrays, entry) for key, entry in layout.items()}
+
+
+def _value(arrays: Arrays, entry: Mapping[str, Any]) -> StateValue:
+    if entry["kind"] == "number":
+        plain: StateValue = entry["value"]
+        return plain
+    prefix = f"{_STATE}{entry['at']}/"
+    match entry["kind"]:
+        case "dict":
+            return {name: arrays[f"{prefix}{i}"] for i, name in enumerate(entry["names"])}
+        case "list":
+            return [arrays[f"{prefix}{i}"] for i in range(entry["length"])]
+    return arrays[f"{prefix}0"]

@@ -1,0 +1,96 @@
+"""The FL server's voice where there is no bus: one JSON line a status or metrics message, on a descriptor it was given.
+
+Whoever reads them is the run's only reason: when the reader is gone, the run is stopped.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+from fedops_mqtt.aggregation.final_status import keep_last_word
+from fedops_mqtt.aggregation.snapshot import ServerSnapshot
+from fedops_mqtt.aggregation.status_publisher import Announcer, Ears
+from fedops_mqtt.bus import BusOptions, EpochFile
+from fedops_mqtt.protocol import ServerClient, ServerMetrics, encode
+from fedops_mqtt.runtime.settings import ServerSettings
+
+
+def make_announcer(settings: ServerSettings, snapshot: ServerSnapshot, ears: Ears) -> "Announcer | PipeAnnouncer":
+    """Return what speaks for this server: on the bus, or on the descriptor that `report_fd` names.
+
+    Raises (on entry):
+        BrokerUrlError: the broker's URL or a TLS file cannot be used.
+    """
+    if settings.report_fd is not None:
+        return PipeAnnouncer(snapshot, descriptor=settings.report_fd, on_gone=ears.on_replaced)
+    return Announcer(
+        snapshot,
+        url=settings.broker,
+        options=BusOptions.from_settings(settings),
+        epochs=EpochFile(settings.state_dir / "server" / f"{snapshot.task_id}.epoch"),
+        ears=ears,
+        keep_last_word=partial(keep_last_word, settings.last_word_file),
+    )
+
+
+class PipeAnnouncer:
+    """Says one FL server's status and metrics on a pipe; same use as `Announcer`."""
+
+    def __init__(self, snapshot: ServerSnapshot, *, descriptor: int, on_gone: Callable[[str], None]) -> None:
+        self._snapshot = snapshot
+        self._descriptor = descriptor
+        self._on_gone = on_gone
+        self._clients: dict[str, ServerClient] = {}
+        self._seq = 0
+        self._lock = threading.Lock()
+
+    @property
+    def snapshot(self) -> ServerSnapshot:
+        """What would be said right now."""
+        with self._lock:
+            return replace(self._snapshot, clients=dict(self._clients))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        os.close(self._descriptor)
+
+    def say(self, *, is_urgent: bool = True, **changes: Any) -> None:
+        """Change the snapshot and say it."""
+        with self._lock:
+            self._snapshot = replace(self._snapshot, **changes)
+        self._say_status()
+
+    def say_client(self, client_mac: str, client: ServerClient) -> None:
+        """Change what is said of one client, with the next status."""
+        with self._lock:
+            self._clients[client_mac] = client
+
+    def tell(self, metrics: ServerMetrics) -> None:
+        """Say metrics."""
+        self._write(encode(metrics))
+
+    def finish(self, timeout_s: float, **changes: Any) -> bool:
+        """Say the last word."""
+        self.say(**changes)
+        return True
+
+    def _say_status(self) -> None:
+        with self._lock:
+            self._seq += 1
+            seq = self._seq
+        self._write(encode(self.snapshot.to_status(0, seq)))
+
+    def _write(self, line: bytes) -> None:
+        try:
+            with self._lock:
+                os.write(self._descriptor, line + b"\n")
+        except BrokenPipeError:
+            self._on_gone("nobody reads what this server says")

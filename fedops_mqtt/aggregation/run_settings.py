@@ -1,0 +1,127 @@
+"""What this FL server is asked to do, from its settings and FedOps' cfg.
+
+Whoever launched it has the last word: settings with a run id outrank cfg; a server started by hand follows cfg.
+"""
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from fedops_mqtt.aggregation.errors import ServerConfigError
+from fedops_mqtt.line.limits import LineCompression, LineLimits
+from fedops_mqtt.protocol import check_task_id
+from fedops_mqtt.runtime.settings import FedOpsSettings, ServerSettings
+
+DEFAULT_NUM_ROUNDS = 3
+"""Flower's own default (Flower 1.41 Strategy.start)."""
+_MAX_TASK_PART = 40
+"""Characters of the task id in a run id of our own making; a run id has 64 at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """One run, as this launch of its server has to do it."""
+
+    task_id: str
+    run_id: str
+    launch: int
+    num_rounds: int
+    min_clients: int | None
+    """None: nobody said, the strategy's own minimum counts."""
+    join: Literal["invited", "open"]
+    run_secret: bytes | None
+    is_resumable: bool
+    """Somebody else named the run, so it can be launched again."""
+
+
+def make_plan(settings: ServerSettings, cfg: Any) -> RunPlan:
+    """Return the plan.
+
+    Raises:
+        ServerConfigError: no task id, or a value that cannot be used.
+        IdentityError: the task id has another form.
+    """
+    is_launched = settings.run_id is not None
+
+    def choose(said: Any, name: str) -> Any:
+        configured = read_cfg(cfg, name)
+        first, second = (said, configured) if is_launched else (configured, said)
+        return second if first is None else first
+
+    task_id = choose(settings.task_id or FedOpsSettings().task_id, "task_id")
+    if task_id is None:
+        raise ServerConfigError("no task id: set FEDOPS_MQTT_TASK_ID, or task_id in cfg")
+    run_secret = _read_secret(settings)
+    return RunPlan(
+        task_id=check_task_id(str(task_id)),
+        run_id=settings.run_id or _new_run_id(str(task_id)),
+        launch=settings.launch,
+        num_rounds=_positive("num_rounds", choose(settings.num_rounds, "num_rounds") or DEFAULT_NUM_ROUNDS),
+        min_clients=_positive("min_clients", choose(settings.min_clients, "min_clients")),
+        join=settings.join if run_secret else "open",
+        run_secret=run_secret,
+        is_resumable=is_launched,
+    )
+
+
+def make_limits(settings: ServerSettings) -> LineLimits:
+    """Return the line's limits."""
+    return LineLimits(
+        join_s=settings.join_limit_s,
+        round_s=settings.round_limit_s,
+        run_s=settings.run_limit_s,
+        rejoin_s=settings.rejoin_limit_s,
+        ping_s=settings.line_ping_s,
+        max_message_bytes=settings.max_message_bytes,
+    )
+
+
+def make_compression(settings: ServerSettings) -> LineCompression | None:
+    """Return the line's compression; None where it is off."""
+    if settings.compress_level == 0:
+        return None
+    return LineCompression(level=settings.compress_level, threshold_bytes=settings.compress_threshold_bytes)
+
+
+def fit_config(cfg: Any, num_rounds: int) -> dict[str, bool | int | float | str]:
+    """Return what FedOps tells its clients each round (server.app.FLServer.fit_config); empty without its cfg."""
+    known = {"batch_size": read_cfg(cfg, "batch_size"), "local_epochs": read_cfg(cfg, "num_epochs")}
+    config: dict[str, bool | int | float | str] = {name: int(value) for name, value in known.items() if value}
+    return {**config, "num_rounds": num_rounds} if config else {}
+
+
+def read_cfg(cfg: Any, name: str, default: Any = None) -> Any:
+    """Return an entry of a mapping, an OmegaConf node or any object with attributes; `default` where it is not set."""
+    if cfg is None:
+        return default
+    found = cfg.get(name) if isinstance(cfg, Mapping) or hasattr(cfg, "get") else getattr(cfg, name, None)
+    return default if found is None else found
+
+
+def _read_secret(settings: ServerSettings) -> bytes | None:
+    path = settings.run_secret_file
+    if path is None:
+        return None
+    try:
+        return bytes.fromhex(path.read_text(encoding="ascii").strip()) or None
+    except (OSError, ValueError) as error:
+        raise ServerConfigError(f"run secret file {path} cannot be used: {type(error).__name__}") from error
+
+
+def _positive(name: str, value: Any) -> Any:
+    """Return a whole number above 0, or None as it is."""
+    if value is None:
+        return None
+    try:
+        number = int(value)
+    except (TypeError, ValueError) as error:
+        raise ServerConfigError(f"{name} is {value!r}, not a whole number") from error
+    if number < 1:
+        raise ServerConfigError(f"{name} is {number}, must be 1 or more")
+    return number
+
+
+def _new_run_id(task_id: str) -> str:
+    return f"{task_id[:_MAX_TASK_PART]}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"

@@ -1,0 +1,32 @@
+"""What becomes of the model that a run ends with: the next version, or, of a failed run, a file beside the versions."""
+
+import logging
+
+from fedops_mqtt.aggregation.errors import ServerError
+from fedops_mqtt.aggregation.rounds import Rounds
+from fedops_mqtt.protocol import RunOutcome
+from fedops_mqtt.store.versions import ModelStore, StoredModel
+
+_log = logging.getLogger(__name__)
+
+
+def save_model(
+    store: ModelStore, rounds: Rounds, *, run_id: str, outcome: RunOutcome, reason: str
+) -> tuple[StoredModel | None, RunOutcome, str]:
+    """Store the model of the last whole round; return it, and how the run ended with that.
+
+    A model that is not finite, or of a failed run, never becomes a version: the next run would begin from it.
+    """
+    if rounds.arrays is None:
+        return None, outcome, reason
+    if problem := rounds.nonfinite_in(rounds.arrays):
+        said = f"the global model of round {rounds.done} is not finite: {problem}"
+        outcome, reason = RunOutcome.FAILED, reason if outcome is RunOutcome.FAILED else said
+    try:
+        save = store.save_failed if outcome is RunOutcome.FAILED else store.save
+        saved = save(rounds.arrays, run_id=run_id, round=rounds.done, metrics=rounds.metrics)
+    except (ServerError, OSError) as error:
+        _log.error("global model was not saved", extra={"problem": str(error)})
+        said = f"global model was not saved: {error}"
+        return None, RunOutcome.FAILED, f"{reason}; {said}" if outcome is RunOutcome.FAILED else said
+    return saved, outcome, reason

@@ -1,0 +1,291 @@
+"""The FL server's voice and ear on the bus: a thread with an event loop, beside the strategy that has the main thread.
+
+Nothing here ever waits for the broker, except `finish`: training goes on without one, and what counts is said later.
+"""
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Self
+
+from fedops_mqtt.aggregation.snapshot import ServerSnapshot
+from fedops_mqtt.bus import (
+    BusError,
+    BusEvent,
+    BusOptions,
+    Connected,
+    ConnectError,
+    Connection,
+    EpochStore,
+    NotConnectedError,
+    Received,
+    RivalError,
+    StatusOwner,
+    client_id_of,
+)
+from fedops_mqtt.core.fencing import LAST_SEQ
+from fedops_mqtt.protocol import (
+    Channel,
+    ClientStatus,
+    LastRun,
+    Outcome,
+    ProtocolError,
+    ServerClient,
+    ServerMetrics,
+    ServerStatus,
+    filter_for,
+    topics,
+)
+
+_log = logging.getLogger(__name__)
+
+_CALM_S = 0.2
+"""Clients' phases are said together, at most this often; a round of a small model has a dozen of them in 20 ms."""
+_MARGIN_S = 5.0
+"""Beyond a flush's own time-out, for the thread that does it."""
+_MAX_METRICS = 1000
+"""Kept while the broker is away; the oldest go first."""
+_LAST_OF_ITS_OWN = LAST_SEQ - 1
+"""The `seq` of the word that is kept: above all that is said on this connection, below its last will."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ears:
+    """Who hears what the bus says; called in the bus's thread, must not block."""
+
+    on_client_ended: Callable[[str, LastRun], None]
+    """A client's own word that its training in this run has failed or was stopped."""
+    on_replaced: Callable[[str], None]
+    """Another process is this task's FL server now; the reason says which."""
+
+
+class Announcer:
+    """Says one FL server's status and metrics, and hears its clients. Every method may be called from any thread.
+
+    Raises (on entry):
+        BrokerUrlError: the broker's URL or a TLS file cannot be used.
+    """
+
+    def __init__(
+        self,
+        snapshot: ServerSnapshot,
+        *,
+        url: str,
+        options: BusOptions,
+        epochs: EpochStore,
+        ears: Ears,
+        keep_last_word: Callable[[ServerStatus], None],
+    ) -> None:
+        self._snapshot = snapshot
+        self._url = url
+        self._options = options
+        self._epochs = epochs
+        self._ears = ears
+        self._keep_last_word = keep_last_word
+        self._lock = threading.Lock()
+        self._clients: dict[str, ServerClient] = {}
+        self._metrics: deque[ServerMetrics] = deque(maxlen=_MAX_METRICS)
+        self._is_update_planned = False
+        self._was_connected = False
+        self._is_replaced = False
+        self._stranger: ServerStatus | None = None
+        self._started: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, name="bus", daemon=True)
+
+    @property
+    def snapshot(self) -> ServerSnapshot:
+        """What would be said right now."""
+        with self._lock:
+            return replace(self._snapshot, clients=dict(self._clients))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._started.result()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._call(self._leaving.set)
+        self._thread.join()
+
+    def say(self, *, is_urgent: bool = True, **changes: Any) -> None:
+        """Change the snapshot and say it: a new status at once, all else with what changes in the next moment."""
+        with self._lock:
+            before, self._snapshot = self._snapshot, replace(self._snapshot, **changes)
+        self._plan_update(is_urgent and self._snapshot.status is not before.status)
+
+    def say_client(self, client_mac: str, client: ServerClient) -> None:
+        """Change what is said of one client."""
+        with self._lock:
+            self._clients[client_mac] = client
+        self._plan_update(False)
+
+    def tell(self, metrics: ServerMetrics) -> None:
+        """Publish metrics, now or when the broker is back."""
+        self._metrics.append(metrics)
+        self._call(self._has_metrics.set)
+
+    def finish(self, timeout_s: float, **changes: Any) -> bool:
+        """Keep the last word, say it and wait until the broker has it; False when it was not in time.
+
+        A server whose broker was not there from the first try on does not wait.
+        """
+        self._keep_last_word(replace(self.snapshot, **changes).to_status(self._owner.epoch, _LAST_OF_ITS_OWN))
+        self.say(**changes)
+        self._plan_update(True)
+        if self._is_replaced or not self._thread.is_alive():
+            return False
+        flush = self._flush(timeout_s)
+        try:
+            flushing = asyncio.run_coroutine_threadsafe(flush, self._loop)
+        except RuntimeError:  # the bus's thread has ended meanwhile, and its loop is closed
+            flush.close()
+            return False
+        try:
+            return flushing.result(timeout_s + _MARGIN_S)
+        except (CancelledError, TimeoutError):  # another process has the topic by now, and the bus was left to it
+            return False
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._live())
+        except BaseException as error:  # whatever it is: `__enter__` waits for it, and a run outlives its bus
+            if not self._started.done():
+                self._started.set_exception(error)
+                return
+            _log.exception("the bus is lost to this server, its run goes on without")
+
+    async def _live(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._leaving, self._has_metrics, self._has_told_all = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        who = self._snapshot
+        self._topic = topics.server_status(who.task_id)
+        self._owner = StatusOwner(
+            topic=self._topic,
+            instance=who.instance,
+            make_snapshot=lambda stamp: self.snapshot.to_status(*stamp),
+            make_will=lambda stamp: self.snapshot.to_will(*stamp),
+            make_goodbye=None,
+            epochs=self._epochs,
+            heartbeat_s=who.heartbeat_s,
+            on_rival=self._meet_rival,
+        )
+        connection = self._connection = Connection(
+            self._url,
+            client_id=client_id_of(self._options.user or f"fl-server-{who.task_id}-{who.instance}"),
+            subscriptions=[str(self._topic), filter_for(Channel.CLIENT_STATUS, who.task_id)],
+            make_will=self._owner.will,
+            options=self._options,
+            observers=[self._look, self._owner.take],
+        )
+        async with connection, self._owner.speaking(connection), asyncio.TaskGroup() as group:
+            hearing = group.create_task(self._hear(connection), name="hear-clients")
+            telling = group.create_task(self._tell_metrics(connection), name="tell-metrics")
+            self._started.set_result(None)
+            await self._leaving.wait()
+            hearing.cancel()
+            telling.cancel()
+
+    def _call(self, function: Callable[..., object], *args: object) -> None:
+        if self._thread.is_alive():
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                self._loop.call_soon_threadsafe(function, *args)
+
+    def _plan_update(self, is_urgent: bool) -> None:
+        """Wake the bus's thread no more than needed: small rounds change phases a thousand times a second."""
+        if is_urgent:
+            self._call(self._update_now)
+        elif not self._is_update_planned and self._thread.is_alive():
+            self._is_update_planned = True
+            self._call(self._update_soon)
+
+    def _update_now(self) -> None:
+        self._owner.update()
+
+    def _update_soon(self) -> None:
+        self._loop.call_later(_CALM_S, self._update_as_planned)
+
+    def _update_as_planned(self) -> None:
+        self._is_update_planned = False
+        self._owner.update()
+
+    async def _flush(self, timeout_s: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout_s):
+                if not self._was_connected:
+                    await self._connection.wait_first_try()
+                self._has_told_all.clear()  # what was told before says nothing of what came since
+                self._has_metrics.set()
+                await self._has_told_all.wait()
+                return await self._owner.flush(timeout_s)
+        except (TimeoutError, ConnectError):
+            return False
+
+    def _look(self, event: BusEvent) -> None:
+        """See every event before the owner of the topic does."""
+        match event:
+            case Connected():
+                self._was_connected = True
+                self._has_metrics.set()
+            case Received(topic, ServerStatus() as status, _) if topic == self._topic:
+                self._look_at_server(status)
+
+    def _look_at_server(self, status: ServerStatus) -> None:
+        who = self._snapshot
+        if status.instance == who.instance:
+            return
+        self._stranger = status
+        if status.run_id == who.run_id and status.launch > who.launch:
+            self._be_replaced(f"launch {status.launch} of this run has taken over")
+
+    def _meet_rival(self, rival: RivalError) -> None:
+        """A newer process speaks here; an earlier launch of this run is none, whatever its clock says."""
+        other, who = self._stranger, self._snapshot
+        if other is None or other.run_id != who.run_id or other.launch >= who.launch:
+            self._be_replaced(str(rival))
+
+    def _be_replaced(self, reason: str) -> None:
+        if not self._is_replaced:
+            self._is_replaced = True
+            self._ears.on_replaced(reason)
+            self._leaving.set()
+
+    async def _hear(self, connection: Connection) -> None:
+        async for event in connection.events():
+            if isinstance(event, Received) and isinstance(event.message, ClientStatus):
+                self._hear_client(event.message)
+
+    def _hear_client(self, status: ClientStatus) -> None:
+        """An attempt ends once: the word that it has is true whenever it is heard, a retained one too."""
+        last = status.last_run
+        if last is not None and last.run_id == self._snapshot.run_id and last.outcome is not Outcome.FINISHED:
+            self._ears.on_client_ended(status.client_mac, last)
+
+    async def _tell_metrics(self, connection: Connection) -> None:
+        while True:
+            await self._has_metrics.wait()
+            self._has_metrics.clear()
+            self._has_told_all.clear()
+            while self._metrics and await self._tell_oldest(connection, self._metrics[0]):
+                pass
+            if not self._metrics:
+                self._has_told_all.set()
+
+    async def _tell_oldest(self, connection: Connection, metrics: ServerMetrics) -> bool:
+        """Publish metrics; False, and they are kept, where there is no connection (the next one wakes us)."""
+        try:
+            await connection.publish(topics.server_metrics(metrics.task_id), metrics)
+        except NotConnectedError:
+            return False
+        except (BusError, ProtocolError) as error:
+            _log.warning("metrics were not taken", extra={"problem": str(error)})
+        if self._metrics and self._metrics[0] is metrics:
+            self._metrics.popleft()
+        return True

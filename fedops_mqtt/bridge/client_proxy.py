@@ -1,0 +1,253 @@
+"""One FedOps client's presence: found, spoken for with a daemon of its own on the bus, and let go when it is gone.
+
+A client that speaks for itself, because its device has moved to MQTT, is left to itself for good.
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import ValidationError
+
+from fedops_mqtt.bridge.fedops_http_client import OldClient, OldClientError, OnlineAnswer
+from fedops_mqtt.bridge.peer_state import Link
+from fedops_mqtt.bridge.start_call import BridgeLimits
+from fedops_mqtt.bridge.trainer import HttpTrainer
+from fedops_mqtt.bus import BrokerUrlError, EpochFileError, RivalError, without_password
+from fedops_mqtt.device.daemon import Daemon
+from fedops_mqtt.device.journal import DaemonRunningError
+from fedops_mqtt.protocol import mac_to_level
+from fedops_mqtt.runtime.background import alongside
+from fedops_mqtt.runtime.settings import BridgeSettings, ClientSettings, broker_of
+from fedops_mqtt.runtime.settings_file import SettingsFileError
+
+logger = logging.getLogger(__name__)
+
+LOST = "lost"
+_MISSES = 3
+"""Polls in a row without an answer until a client counts as gone."""
+_REGISTRATION_LEASE_S = 30.0
+"""A FedOps client manager registers its client every six and a half seconds while it does not train."""
+
+
+class Presence:
+    """Finds one FedOps client, and speaks for it as long as it is there. `run` it as a task, for ever."""
+
+    def __init__(
+        self, link: Link, *, settings: BridgeSettings, doors: str, turn: asyncio.Lock, agent: Mapping[str, str]
+    ) -> None:
+        self._link = link
+        self._settings = settings
+        self._doors = doors
+        self._turn = turn
+        self._agent = agent
+        self._daemon: Daemon | None = None
+        self._registered = asyncio.Event()
+        self._is_closing = False
+
+    @property
+    def link(self) -> Link:
+        """What is known of the client."""
+        return self._link
+
+    async def run(self) -> None:
+        """Speak for the client whenever it is there, until it speaks for itself."""
+        while not self._is_closing:
+            identity = await self._until_here()
+            try:
+                await self._speak(identity)
+            except RivalError:
+                logger.warning("this client speaks for itself on the bus now; left to it", extra=self._facts())
+                return
+            except (
+                BrokerUrlError,
+                DaemonRunningError,
+                EpochFileError,
+                SettingsFileError,
+                ValidationError,
+                OSError,
+            ) as error:
+                problem = str(error).splitlines()[0]
+                logger.error("cannot speak for a FedOps client", extra=self._facts() | {"problem": problem})
+                await asyncio.sleep(_RETRY_S)
+
+    def leave(self) -> None:
+        """It says that it leaves (`/flclient_out`); it is found again when it comes back."""
+        if self._daemon is not None:
+            self._daemon.leave()
+
+    def close(self) -> bool:
+        """Leave for good; returns whether there is a goodbye to wait for."""
+        self._is_closing = True
+        self.leave()
+        return self._daemon is not None
+
+    async def register(self, answer: OnlineAnswer) -> None:
+        """Its client manager has told how it is (`RegisterFLTask`)."""
+        await self._link.note_registration(answer)
+        if answer.is_online:
+            self._identify(answer)
+            self._registered.set()
+        else:
+            self.leave()
+
+    async def _until_here(self) -> OnlineAnswer:
+        peer = self._link.peer
+        if peer is None:
+            await self._registered.wait()
+            return self._as_answer()
+        return await self._until_online(peer)
+
+    async def _until_online(self, peer: OldClient) -> OnlineAnswer:
+        is_told = False
+        while True:
+            try:
+                answer = await peer.online()
+                if answer.is_online:
+                    break
+            except OldClientError as error:
+                if not is_told:
+                    logger.info(
+                        "waiting for a FedOps client",
+                        extra={"url": without_password(peer.url), "problem": error.problem},
+                    )
+                is_told = True
+            await asyncio.sleep(self._settings.poll_s)
+        self._identify(answer)
+        self._link.hosts = await _addresses_of(peer.url)
+        await self._link.note_online(answer)
+        return answer
+
+    def _identify(self, answer: OnlineAnswer) -> None:
+        link = self._link
+        link.own_mac, link.task_id = answer.client_mac, answer.task_id
+        link.client_mac = link.client_mac or answer.client_mac
+        link.client_name = answer.client_name
+
+    def _as_answer(self) -> OnlineAnswer:
+        link = self._link
+        return OnlineAnswer.model_validate(
+            {
+                "task_id": link.task_id,
+                "client_mac": link.own_mac,
+                "client_name": link.client_name,
+                "client_online": True,
+                "client_start": link.is_training,
+            }
+        )
+
+    async def _speak(self, identity: OnlineAnswer) -> None:
+        self._daemon = daemon = self._make_daemon()
+        logger.info("speaks for a FedOps client", extra=self._facts() | {"task_id": identity.task_id})
+        watch = self._watch_registrations if self._link.peer is None else partial(self._poll, self._link.peer, identity)
+        try:
+            async with alongside(_leaving_after(watch, daemon), name=f"presence-{self._link.name}"):
+                await daemon.run()
+        finally:
+            self._daemon = None
+            self._registered.clear()
+            await self._link.note_gone()
+        logger.info("FedOps client is gone", extra=self._facts())
+
+    def _make_daemon(self) -> Daemon:
+        link, settings = self._link, self._settings
+        said = {name: getattr(settings, name) for name in type(settings).model_fields if name in _PASSED_ON}
+        if link.client_mac is not None:
+            said |= own_identity(settings.bundles, mac_to_level(link.client_mac))
+        client = ClientSettings(
+            **said,
+            task_id=link.task_id,
+            mac=link.client_mac,
+            client_name=link.client_name or link.name[:_MAX_NAME],
+            app=_APP,
+            http=None,
+            join_limit_s=settings.come_limit_s,
+            system_interval_s=0,  # the load of this machine is not that of the client's
+        )
+        limits = BridgeLimits(come_s=settings.come_limit_s, word_s=settings.word_limit_s)
+        make_trainer = partial(HttpTrainer, link=link, doors=self._doors, turn=self._turn, limits=limits)
+        return Daemon(client, make_trainer=make_trainer, agent=self._agent)
+
+    async def _poll(self, peer: OldClient, identity: OnlineAnswer) -> str:
+        """Ask how it is, until it is not there any more or is somebody else; returns why to leave."""
+        misses = 0
+        while misses < _MISSES:
+            is_hurried = await self._pause()
+            try:
+                answer = await peer.online()
+            except OldClientError as error:
+                is_busy = error.is_slow and self._link.wanted is not None
+                misses += 0 if is_busy else _MISSES if is_hurried else 1
+                continue
+            misses = 0
+            if not answer.is_online:
+                return "shutdown"
+            if (answer.client_mac, answer.task_id) != (identity.client_mac, identity.task_id):
+                return f"is {answer.client_mac} of task {answer.task_id} now"
+            await self._link.note_online(answer)
+        await self._link.note_lost()
+        return LOST
+
+    async def _pause(self) -> bool:
+        """Wait until it is time to ask again; True where somebody has reason to think that it is gone."""
+        try:
+            async with asyncio.timeout(self._settings.poll_s):
+                await self._link.hurry.wait()
+        except TimeoutError:
+            return False
+        self._link.hurry.clear()
+        return True
+
+    async def _watch_registrations(self) -> str:
+        """Its client manager falls silent while it trains, and for good when it is gone; returns why to leave."""
+        while True:
+            self._registered.clear()
+            try:
+                async with asyncio.timeout(_REGISTRATION_LEASE_S):
+                    await self._registered.wait()
+            except TimeoutError:
+                if self._link.wanted is None:
+                    return LOST
+
+    def _facts(self) -> dict[str, str | None]:
+        return {"client": self._link.name, "client_mac": self._link.client_mac}
+
+
+_RETRY_S = 10.0
+"""What stands in the way (another process, a disk) does not go away faster."""
+_MAX_NAME = 256
+_APP = "fedops_mqtt.bridge.trainer:HttpTrainer"
+"""Stands where a device names its app: the training is done elsewhere."""
+
+_PASSED_ON = frozenset(ClientSettings.model_fields) - {"http", "app", "task_id", "mac", "client_name", "join_limit_s"}
+
+
+def own_identity(bundles: Path | None, name: str) -> dict[str, Any]:
+    """Return how somebody the bridge speaks for reaches the broker; nothing where there is no bundle of this name.
+
+    A secured broker lets one name have one connection, and a last will needs a connection of its own.
+
+    Raises:
+        SettingsFileError: the bundle cannot be used.
+    """
+    bundle = bundles / name / "bundle.toml" if bundles else None
+    return broker_of(bundle) if bundle and bundle.is_file() else {}
+
+
+async def _leaving_after(watch: Callable[[], Awaitable[str]], daemon: Daemon) -> None:
+    daemon.leave(await watch())
+
+
+async def _addresses_of(url: str) -> frozenset[str]:
+    """Return the addresses that requests from the host in a URL may come from."""
+    host = urlsplit(url).hostname or ""
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return frozenset({host})
+    return frozenset(str(each[4][0]) for each in found)

@@ -1,0 +1,177 @@
+"""What the bridge's endpoints can ask and say: who calls, which port is told, what a FedOps server has said."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fedops_mqtt.bridge import numbers
+from fedops_mqtt.bridge.classic import ClassicOptions, ClassicRun, ClassicServer, load_runs, new_run_id
+from fedops_mqtt.bridge.client_proxy import Presence
+from fedops_mqtt.bridge.fedops_http_client import OnlineAnswer
+from fedops_mqtt.bridge.peer_state import Link
+from fedops_mqtt.bridge.peers import Caller, Links
+
+logger = logging.getLogger(__name__)
+
+MakePresence = Callable[[Link], Presence]
+
+
+class Desk:
+    """Everything that the bridge speaks for. `open` it within the task group whose tasks it starts.
+
+    `server_at` is `host:port` of FedOps' servers; an empty host means wherever a server's call comes from.
+    """
+
+    def __init__(self, *, classic: ClassicOptions, server_at: str, make_presence: MakePresence) -> None:
+        self.links = Links()
+        self._classic = classic
+        self._server_at = server_at
+        self._make_presence = make_presence
+        self._presences: dict[Presence, asyncio.Task[None]] = {}
+        self._servers: dict[str, ClassicServer] = {}
+        self._group: asyncio.TaskGroup | None = None
+
+    def open(self, group: asyncio.TaskGroup) -> None:
+        """Start what is known already: runs of FedOps servers that an earlier bridge spoke for."""
+        self._group = group
+        for run in load_runs(self._classic.state_dir):
+            self._speak_for_server(run)
+
+    def close(self) -> None:
+        """Let everything go; the tasks end by themselves when everybody's goodbye is said."""
+        for presence, task in self._presences.items():
+            if not presence.close():
+                task.cancel()
+        for server in self._servers.values():
+            server.leave()
+
+    def add(self, link: Link) -> Presence:
+        """Speak for one more FedOps client."""
+        assert self._group is not None
+        presence = self._make_presence(link)
+        self.links.add(link)
+        self._presences[presence] = self._group.create_task(presence.run(), name=f"client-{link.name}")
+        return presence
+
+    # Clients
+
+    def find(self, caller: Caller, *, expected: Callable[[Link], bool]) -> Link | None:
+        """Return who calls."""
+        return self.links.find(caller, expected=expected)
+
+    def client_out(self, link: Link) -> None:
+        """A client leaves."""
+        self._presence_of(link).leave()
+
+    async def register(self, answer: OnlineAnswer, *, host: str | None) -> None:
+        """A client manager tells how its client is; one that the bridge polls itself needs no telling."""
+        link = self.links.of_mac(answer.client_mac)
+        if link is None:
+            logger.info("a FedOps client manager registered its client", extra={"client_mac": answer.client_mac})
+            link = Link(name=answer.client_mac, peer=None)
+            self.add(link)
+        if link.peer is None:
+            link.hosts = frozenset({host}) if host else link.hosts
+            await self._presence_of(link).register(answer)
+
+    async def port_for(self, caller: Caller) -> int | None:
+        """Return the port that a client shall train at."""
+        link = self.find(caller, expected=lambda link: link.has_start_pending)
+        server = self._servers.get(caller.task_id or "")
+        wanted = link.wanted if link is not None else None
+        if link is not None and wanted is not None:
+            await link.note_asked()
+        elif server is not None:
+            wanted = server.known.server_ip
+        return int(wanted.rpartition(":")[2]) if wanted else None
+
+    def _presence_of(self, link: Link) -> Presence:
+        return next(presence for presence in self._presences if presence.link is link)
+
+    # FedOps' FL servers
+
+    async def server_ready(self, task_id: str, *, host: str, gl_model: int) -> None:
+        """A FedOps server has been started for a run of this task."""
+        known = self._servers.get(task_id)
+        if known is not None and not known.is_over:
+            known.note_problem("another FedOps server was started for this task")
+            known.note_end()
+            await known.gone.wait()
+        where, _, port = self._server_at.rpartition(":")
+        server_ip = f"{where or (f'[{host}]' if ':' in host else host)}:{port}"
+        self._speak_for_server(ClassicRun(task_id=task_id, run_id=new_run_id(), server_ip=server_ip, gl_model=gl_model))
+
+    def server_problem(self, task_id: str) -> None:
+        """A FedOps server has said that it is not ready any more, which it says of an error."""
+        server = self._servers.get(task_id)
+        if server is not None:
+            server.note_problem("the FedOps server said that it has an error (FLSeReady false); its log has it")
+
+    def server_round(self, task_id: str, fields: Mapping[str, Any]) -> bool:
+        """A FedOps server has evaluated a round."""
+        server = self._servers.get(task_id)
+        if server is None or server.is_over:
+            return False
+        took = fields.get("run_time_by_round")
+        server.note_evaluation(
+            round_=numbers.count_in(fields, "round"),
+            metrics=numbers.server_numbers(fields),
+            duration_s=float(took) if numbers.is_number(took) else None,
+        )
+        return True
+
+    def server_rounds_done(self, task_id: str) -> bool:
+        """A FedOps server has done its last round."""
+        server = self._servers.get(task_id)
+        if server is None or server.is_over:
+            return False
+        server.note_rounds_done()
+        return True
+
+    def server_ends(self, task_id: str) -> None:
+        """A FedOps server ends."""
+        server = self._servers.get(task_id)
+        if server is not None and not server.is_over:
+            server.note_end()
+
+    def server_view(self, task_id: str, own_mac: str | None) -> dict[str, Any]:
+        """Return FedOps' `ServerStatus`: for a device, ready means that this device shall start."""
+        link = self._device(task_id, own_mac)
+        server = self._servers.get(task_id)
+        if own_mac is None:
+            is_ready = server is not None and not server.is_over
+            gl_model = server.known.gl_model if server is not None else 0
+        else:
+            is_ready = link is not None and link.has_start_pending
+            gl_model = link.gl_model if link is not None else 0
+        return {
+            "S3_bucket": "",
+            "Last_GL_Model": "",
+            "Latest_GL_Model": "",
+            "FLServer_start": "",
+            "Server_manager_start": "",
+            "FLSeReady": is_ready,
+            "GL_Model_V": gl_model,
+            "Task_status": _task_status(link) if link is not None else None,
+        }
+
+    def _device(self, task_id: str, own_mac: str | None) -> Link | None:
+        link = self.links.of_mac(own_mac) if own_mac is not None else None
+        return link if link is not None and link.task_id == task_id else None
+
+    def _speak_for_server(self, run: ClassicRun) -> None:
+        assert self._group is not None
+        logger.info("speaks for a FedOps server", extra={"task_id": run.task_id, "server_ip": run.server_ip})
+        self._servers[run.task_id] = server = ClassicServer(run, self._classic)
+        self._group.create_task(server.run(), name=f"server-{run.task_id}")
+
+
+def _task_status(link: Link) -> dict[str, Any]:
+    return {
+        "FL_task_ID": link.task_id,
+        "Device_mac": link.own_mac,
+        "Device_hostname": link.client_name,
+        "Device_online": link.is_here,
+        "Device_training": link.is_training,
+    }

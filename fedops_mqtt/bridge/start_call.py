@@ -1,0 +1,108 @@
+"""How one FedOps client is brought to an FL server, and what every way of training through it has in common."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from fedops_mqtt.bridge.fedops_http_client import OldClient, OldClientError
+from fedops_mqtt.bridge.peer_state import Link
+from fedops_mqtt.core.reasons import INTERRUPTED
+from fedops_mqtt.protocol import Outcome
+from fedops_mqtt.training.pipe import EndedReport, MetricsReport, PhaseReport
+
+logger = logging.getLogger(__name__)
+
+OnReport = Callable[[PhaseReport | MetricsReport], None]
+
+WORDS = {
+    Outcome.FINISHED: "the FedOps client said trainFin",
+    Outcome.FAILED: "the FedOps client said trainFail",
+    Outcome.STOPPED: "stopped",
+}
+
+
+def failed_to_start(error: OldClientError) -> EndedReport:
+    """Return how a training ended that could not begin; a client that is just not there may be asked again."""
+    reason = f"{INTERRUPTED}: {error}" if error.is_absent else str(error)
+    return EndedReport(outcome=Outcome.FAILED, reason=reason)
+
+
+class Training(Protocol):
+    """One training through a FedOps client."""
+
+    async def run(self) -> EndedReport:
+        """See it through to its end."""
+        ...
+
+    def aim(self, server_ip: str, launch: int) -> None:
+        """The FL server is somewhere else now."""
+        ...
+
+    def stop(self, reason: str) -> None:
+        """End it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeLimits:
+    """How long a FedOps client may take, s."""
+
+    come_s: float
+    """From its start until it is at the FL server."""
+    word_s: float
+    """From the end of the run until it has said so itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """Gets one FedOps client to a server."""
+
+    link: Link
+    client_mac: str
+    turn: asyncio.Lock
+    limits: BridgeLimits
+
+    async def to(self, server_ip: str, *, may_be_there: bool = False) -> None:
+        """Start the client, or let its client manager do so; returns when it says that it trains.
+
+        `may_be_there`: one that trains at this server already, since before this bridge was started, is left to it.
+
+        Raises:
+            OldClientError: it cannot be started, or did not in time.
+        """
+        if may_be_there and self.link.is_at(server_ip):
+            await self.link.want(server_ip)
+            return
+        try:
+            async with asyncio.timeout(self.limits.come_s):
+                await self.link.until_idle()
+        except TimeoutError as error:
+            raise OldClientError(
+                self.link.name, f"still trains something else after {self.limits.come_s:g} s"
+            ) from error
+        if self.link.peer is None:
+            await self._be_fetched(server_ip)
+            return
+        async with self.turn:
+            await self.link.want(server_ip)
+            await self._start(self.link.peer, server_ip)
+
+    async def _be_fetched(self, server_ip: str) -> None:
+        """Its client manager asks every ten seconds whether there is something to do."""
+        await self.link.want(server_ip)
+        try:
+            async with asyncio.timeout(self.limits.come_s):
+                await self.link.until_training()
+        except TimeoutError as error:
+            problem = f"its client manager did not start it within {self.limits.come_s:g} s"
+            raise OldClientError(self.link.name, problem) from error
+
+    async def _start(self, peer: OldClient, server_ip: str) -> None:
+        answer = await peer.start(server_ip=server_ip, client_mac=self.client_mac)
+        await self.link.note_online(answer)
+        if not answer.is_training:
+            raise OldClientError(self.link.name, "was told to start and says that it does not train")
+        if answer.server_ip not in (None, server_ip):
+            logger.info("FedOps client uses another address", extra={"told": server_ip, "uses": answer.server_ip})

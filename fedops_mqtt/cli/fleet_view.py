@@ -1,0 +1,274 @@
+"""What a watcher knows, folded from the bus alone: clients, servers, runs and their newest numbers, as flat records.
+
+A `Picture` has no clock, screen or socket; whoever owns it feeds it events and the time they came.
+"""
+
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedops_mqtt.bus import BusEvent, Cleared, Connected, Disconnected, Dropped, Received
+from fedops_mqtt.core.dropped_messages import Losses
+from fedops_mqtt.core.fleet import ClientView, Fleet, ServerView, View
+from fedops_mqtt.protocol import (
+    Channel,
+    ClientMetrics,
+    ClientStatus,
+    ManagerStatus,
+    MemberCondition,
+    Message,
+    MetricsKind,
+    RunStatus,
+    ServerMetrics,
+    ServerStatus,
+    StatusMessage,
+    Topic,
+)
+
+Record = dict[str, Any]
+"""One client, server, run or manager as flat JSON; `kind` says which."""
+
+Key = tuple[str, ...]
+
+RECENT = 5
+"""Changes that a screen shows."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Picture:
+    """Everything that a task's topics have said so far."""
+
+    fleet: Fleet = field(default_factory=Fleet)
+    metrics: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    """Newest numbers by `(task_id, client_mac)`."""
+    history: dict[tuple[str, str], list[ServerMetrics]] = field(default_factory=dict)
+    """The rounds of a run, oldest first, by `(task_id, run_id)`: a server tells of its own task's runs only."""
+    losses: Losses = field(default_factory=Losses)
+    """What the broker kept from us."""
+    is_connected: bool | None = None
+    """None before the first connection."""
+    recent: deque[Record] = field(default_factory=lambda: deque(maxlen=RECENT))
+    """The last changes, the newest last."""
+    _told: dict[Key, Record] = field(default_factory=dict)
+
+    def take(self, event: BusEvent, now: float) -> Record | None:
+        """Fold one event in; return what changed of whom, None when nothing that is worth a line did."""
+        change = self._take(event, now)
+        if change is not None:
+            self.recent.append(change)
+        return change
+
+    def problem(self) -> Record | None:
+        """Return what is wrong with the bus when it has not been told in these words."""
+        problem = self.losses.problem
+        if problem is None:
+            return None
+        return self._changed({"kind": "bus", "status": "dropping", "why": problem})
+
+    def _take(self, event: BusEvent, now: float) -> Record | None:
+        match event:
+            case Connected():
+                self.is_connected = True
+                self.fleet.listen(now)
+                self.losses.listen()
+                return {"kind": "bus", "status": "connected"}
+            case Disconnected(reason):
+                self.is_connected = False
+                self.fleet.pause()
+                return {"kind": "bus", "status": "lost", "why": reason}
+            case Cleared(topic):
+                return self._forget(topic)
+            case Dropped(num_messages):
+                self.losses.count(num_messages)
+            case Received(_, message, is_retained):
+                return self._fold(message, now, is_retained=is_retained)
+            case _:
+                pass
+        return None
+
+    def expire(self, now: float) -> list[Record]:
+        """Take owners whose lease has ended as out; return what changed."""
+        views = self.fleet.expire(now)
+        changes = [change for view in views if (change := self._changed(client_record(self, view)))]
+        self.recent.extend(changes)
+        return changes
+
+    def records(self) -> Iterator[Record]:
+        """Yield everybody as they are now: manager, servers, runs, clients."""
+        if self.fleet.manager is not None:
+            yield manager_record(self.fleet.manager)
+        yield from (server_record(self.fleet.servers[task_id]) for task_id in sorted(self.fleet.servers))
+        yield from (run_record(view.status) for view in self.runs())
+        yield from (client_record(self, view) for view in self.clients())
+
+    def clients(self) -> list[ClientView]:
+        """Return the clients by task and MAC."""
+        return [self.fleet.clients[key] for key in sorted(self.fleet.clients)]
+
+    def runs(self) -> list[View[RunStatus]]:
+        """Return the runs, the newest first."""
+        return sorted(self.fleet.runs.values(), key=lambda view: view.status.created_at, reverse=True)
+
+    def _fold(self, message: Message, now: float, *, is_retained: bool) -> Record | None:
+        match message:
+            case ClientStatus() | ServerStatus() | RunStatus() | ManagerStatus():
+                self._note_losses(message, is_retained=is_retained)
+                is_news = self.fleet.apply(message, now=now, is_retained=is_retained)
+                return self._changed(self._record_of(message)) if is_news else None
+            case ClientMetrics() if message.kind is not MetricsKind.SYSTEM:
+                key = (message.task_id, message.client_mac)
+                self.metrics[key] = {**self.metrics.get(key, {}), **_measures(message.values)}
+            case ServerMetrics():
+                return self._note_round(message)
+            case _:
+                pass
+        return None
+
+    def _note_losses(self, message: StatusMessage, *, is_retained: bool) -> None:
+        if isinstance(message, ClientStatus):
+            is_known = self.fleet.client(message.task_id, message.client_mac) is not None
+            self.losses.note(message, is_known=is_known, is_retained=is_retained)
+
+    def _record_of(self, message: ClientStatus | ServerStatus | RunStatus | ManagerStatus) -> Record:
+        match message:
+            case ClientStatus():
+                return client_record(self, self.fleet.clients[(message.task_id, message.client_mac)])
+            case ServerStatus():
+                return server_record(self.fleet.servers[message.task_id])
+            case RunStatus():
+                return run_record(message)
+            case ManagerStatus():
+                return manager_record(self.fleet.manager or View(status=message, heard_at=0, since=0))
+
+    def _note_round(self, message: ServerMetrics) -> Record:
+        rounds = self.history.setdefault((message.task_id, message.run_id), [])
+        rounds[:] = [known for known in rounds if known.round < message.round]
+        rounds.append(message)
+        return {
+            "kind": "round",
+            "task_id": message.task_id,
+            "run_id": message.run_id,
+            "round": message.round,
+            "metrics": dict(message.metrics),
+            "duration_s": message.duration_s,
+        }
+
+    def _changed(self, record: Record) -> Record | None:
+        """A heartbeat repeats a status as it is; that is no change."""
+        key = _key_of(record)
+        if self._told.get(key) == record:
+            return None
+        self._told[key] = record
+        return record
+
+    def _forget(self, topic: Topic) -> Record | None:
+        self.fleet.forget(topic)
+        if topic.channel is Channel.CLIENT_STATUS:
+            self.losses.forget(topic.task_id or "", topic.client_mac or "")
+        self.history.pop((topic.task_id or "", topic.run_id or ""), None)
+        name = _NAME_OF_CHANNEL.get(topic.channel)
+        if name is None:
+            return None
+        facts = {"task_id": topic.task_id, "client_mac": topic.client_mac, "run_id": topic.run_id}
+        gone = {"kind": name, **{fact: value for fact, value in facts.items() if value}, "status": "forgotten"}
+        self._told.pop(_key_of(gone), None)
+        return gone
+
+
+_NAME_OF_CHANNEL = {
+    Channel.CLIENT_STATUS: "client",
+    Channel.SERVER_STATUS: "server",
+    Channel.RUN_STATUS: "run",
+    Channel.MANAGER_STATUS: "manager",
+}
+
+
+def client_record(picture: Picture, view: ClientView) -> Record:
+    """Return a client as a flat record; `why` is the reason that its presence or its last training has."""
+    status = view.status
+    return {
+        "kind": "client",
+        "task_id": status.task_id,
+        "client_mac": status.client_mac,
+        "client_name": status.client_name,
+        "presence": str(view.presence),
+        "status": str(status.status),
+        "why": view.out_reason or status.reason,
+        "run_id": status.run.run_id if status.run else None,
+        "phase": str(status.run.phase) if status.run else None,
+        "round": status.run.round if status.run else None,
+        "last_outcome": str(status.last_run.outcome) if status.last_run else None,
+        "gl_model": status.gl_model,
+        "metrics": picture.metrics.get((status.task_id, status.client_mac), {}),
+    }
+
+
+def server_record(view: ServerView) -> Record:
+    """Return an FL server as a flat record."""
+    status = view.status
+    return {
+        "kind": "server",
+        "task_id": status.task_id,
+        "presence": str(view.presence),
+        "status": str(status.status),
+        "why": view.out_reason or status.reason,
+        "run_id": status.run_id,
+        "server_ip": status.server_ip,
+        "round": status.round,
+        "num_rounds": status.num_rounds,
+        "gl_model": status.gl_model,
+    }
+
+
+def run_record(status: RunStatus) -> Record:
+    """Return a run as a flat record; `clients` counts its members by where they stand."""
+    counts = status.clients_by_status or Counter(member.status for member in status.clients.values())
+    return {
+        "kind": "run",
+        "run_id": status.run_id,
+        "task_id": status.task_id,
+        "status": str(status.status),
+        "outcome": str(status.outcome) if status.outcome else None,
+        "why": status.reason,
+        "round": status.round,
+        "num_rounds": status.num_rounds,
+        "gl_model": status.gl_model,
+        "metrics": dict(status.metrics),
+        "clients": {str(status): counts[status] for status in MemberCondition if counts.get(status)},
+        "model_path": status.model_path,
+    }
+
+
+def manager_record(view: View[ManagerStatus]) -> Record:
+    """Return the manager as a flat record."""
+    status = view.status
+    return {
+        "kind": "manager",
+        "presence": str(view.presence),
+        "status": str(status.status),
+        "why": view.out_reason,
+        "url": status.url,
+    }
+
+
+def _key_of(record: Record) -> Key:
+    return (record["kind"], *(str(record.get(name)) for name in _NAMES_OF_KIND[record["kind"]]))
+
+
+_NAMES_OF_KIND = {
+    "client": ("task_id", "client_mac"),
+    "server": ("task_id",),
+    "run": ("run_id",),
+    "manager": (),
+    "bus": (),
+}
+
+
+def _measures(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers that say how the training goes; where its time went is for other views."""
+    numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+    return {name: value for name, value in numbers.items() if name not in _ABOUT_TIME}
+
+
+_ABOUT_TIME = frozenset({"seconds", "wait_s", "download_s", "compute_s", "upload_s", "bytes_in", "bytes_out"})

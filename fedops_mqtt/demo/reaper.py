@@ -1,0 +1,101 @@
+"""The demo's keeper: a process that outlives the demo by a moment and leaves nothing of it behind.
+
+It waits for the end of its stdin, which comes however the demo ends, `kill -9` included. Then it ends every process
+that carries the demo's mark in its environment, and nothing else, and removes the demo's folders.
+
+    python -m fedops_mqtt.demo.reaper MARK TEMPORARY_FOLDER MODEL_FOLDER
+
+A line `keep` on stdin says that the model folder stays. SIGTERM says that there is no time for goodbyes.
+"""
+
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+
+MARK = "FEDOPS_DEMO"
+"""Environment variable that every process of a demo inherits; not one of our settings, which end at each process."""
+
+KEEP = b"keep\n"
+
+_GRACE_S = 8.0
+"""For goodbyes on the bus and for ending a training, before what is left is killed."""
+_KILL_S = 5.0
+"""A killed process is gone within this, unless the kernel holds it."""
+_LOOK_S = 0.1
+
+
+def main(mark: str, temporary: Path, models: Path) -> None:
+    """Wait for the demo's end, then clear up."""
+    hurry = _Hurry()
+    signal.signal(signal.SIGTERM, hurry)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    is_kept = KEEP in sys.stdin.buffer.readlines()
+    end_marked(mark, is_hurried=hurry.is_asked)
+    shutil.rmtree(temporary, ignore_errors=True)
+    if not is_kept:
+        shutil.rmtree(models, ignore_errors=True)
+        _remove_if_empty(models.parent)
+
+
+def end_marked(mark: str, *, is_hurried: Callable[[], bool], name: str = MARK, grace_s: float = _GRACE_S) -> None:
+    """Ask every marked process to end, and kill those that do not; also those that are born meanwhile."""
+    asked: set[int] = set()
+    deadline = time.monotonic() + grace_s
+    while (left := list(marked(mark, name))) and time.monotonic() < deadline and not is_hurried():
+        for process in left:
+            if process.pid not in asked:
+                asked.add(process.pid)
+                _signal(process, signal.SIGTERM)
+        time.sleep(_LOOK_S)
+    deadline = time.monotonic() + _KILL_S
+    while (left := list(marked(mark, name))) and time.monotonic() < deadline:
+        for process in left:
+            _signal(process, signal.SIGKILL)
+        time.sleep(_LOOK_S)
+
+
+def marked(mark: str, name: str = MARK) -> Iterator[psutil.Process]:
+    """Yield the living processes that carry a mark in the variable `name`."""
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(name) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                yield process
+        except (psutil.Error, OSError):
+            continue  # gone meanwhile, or another user's
+
+
+class _Hurry:
+    """A signal handler that remembers having been called."""
+
+    def __init__(self) -> None:
+        self._is_asked = False
+
+    def __call__(self, number: int, frame: object) -> None:
+        self._is_asked = True
+
+    def is_asked(self) -> bool:
+        return self._is_asked
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.Error:
+        return
+
+
+def _remove_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:
+        return
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

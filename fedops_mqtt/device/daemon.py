@@ -1,0 +1,393 @@
+"""The daemon of a device: it says how this client is, takes starts and stops, and has one training process at a time.
+
+Every event goes through `apply`: facts are on disk before anything is done, and done before it is said. Neither flwr
+nor torch, wandb or numpy is ever imported here: an idle daemon stays small.
+"""
+
+import asyncio
+import logging
+import platform
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import assert_never
+
+from fedops_mqtt import __version__
+from fedops_mqtt.bus import (
+    BusEvent,
+    BusOptions,
+    Connected,
+    Connection,
+    EpochFile,
+    Received,
+    StatusOwner,
+    client_id_of,
+    new_instance,
+    parse_broker_url,
+)
+from fedops_mqtt.client.client_managers import OldManagers
+from fedops_mqtt.client.client_utils import get_hostname, get_mac_address, view_of
+from fedops_mqtt.core import client as core
+from fedops_mqtt.core.client import Client, Identity, Step
+from fedops_mqtt.core.client_events import (
+    Event,
+    Leaving,
+    Left,
+    LocalStart,
+    Progressed,
+    Reaim,
+    StartTraining,
+    StopTraining,
+    TrainingEnded,
+    Verdict,
+)
+from fedops_mqtt.core.client_state import Facts
+from fedops_mqtt.core.client_status import last_will, snapshot
+from fedops_mqtt.core.fencing import Stamp
+from fedops_mqtt.device.errors import ClientConfigError
+from fedops_mqtt.device.journal import Journal, identity_dir, identity_lock
+from fedops_mqtt.device.metrics import MetricsSender
+from fedops_mqtt.device.system_load import measure_load
+from fedops_mqtt.device.trainer import MakeTrainer, Scalar, Trainer
+from fedops_mqtt.device.training_process import mark_of
+from fedops_mqtt.protocol import (
+    Answer,
+    Channel,
+    ClientMetrics,
+    ClientStatus,
+    Outcome,
+    Phase,
+    StartTrigger,
+    StopTrigger,
+    filter_for,
+    mac_to_level,
+    topics,
+    utc_now,
+)
+from fedops_mqtt.runtime.orphans import sweep
+from fedops_mqtt.runtime.settings import ClientSettings
+from fedops_mqtt.runtime.systemd import supervised
+from fedops_mqtt.training.pipe import EndedReport, MetricsReport, PhaseReport
+
+logger = logging.getLogger(__name__)
+
+_PHASE_INTERVAL_S = 0.5
+"""Phases go into the status at most this often: a trivial round has a dozen of them in 20 ms."""
+
+
+class Daemon:
+    """One client. `run` it once; `start` and `leave` may be called while it runs, in its loop.
+
+    `make_trainer` makes what trains, from `Trainer`'s arguments; where another machine trains, `agent` is what the
+    status says under it, in the place of this process' own.
+
+    Raises:
+        ClientConfigError: a setting that a client needs is missing.
+        NoMacAddressError: no MAC is set and this machine has none.
+        BrokerUrlError: the broker's URL is none.
+    """
+
+    def __init__(
+        self,
+        settings: ClientSettings,
+        *,
+        import_paths: Sequence[str] = (),
+        run_config: Mapping[str, Scalar] | None = None,
+        make_trainer: MakeTrainer = Trainer,
+        agent: Mapping[str, str] | None = None,
+    ) -> None:
+        self.settings = settings
+        self._agent = _AGENT if agent is None else agent
+        self.identity, self._folder, epochs = _identity_of(settings)
+        self._client = Client(identity=self.identity)
+        self._client_id = _client_id_of(settings, self.identity)
+        self._step_lock = asyncio.Lock()
+        self._told_to_leave = asyncio.Event()
+        self._leave_reason: str | None = None
+        self._phase: PhaseReport | None = None
+        self._phase_news = asyncio.Event()
+        self._training_news = asyncio.Event()
+        self._metrics = MetricsSender()
+        self._group: asyncio.TaskGroup | None = None
+        self._old_managers = OldManagers.from_settings(settings, self.identity.task_id)
+        self.http_address: str | None = None
+        """Where the HTTP shim listens, once it does."""
+        self._trainer = make_trainer(
+            identity=self.identity,
+            settings=settings,
+            folder=self._folder,
+            import_paths=import_paths,
+            run_config=run_config or {},
+            on_report=self._take_report,
+            on_ended=self._say_ended,
+        )
+        self._owner = StatusOwner(
+            topic=topics.client_status(self.identity.task_id, self.identity.client_mac),
+            instance=self.identity.instance,
+            make_snapshot=self._snapshot,
+            make_will=self._will,
+            make_goodbye=self._goodbye,
+            epochs=epochs,
+            heartbeat_s=settings.heartbeat_s,
+        )
+
+    @property
+    def client(self) -> Client:
+        """The client as it is now."""
+        return self._client
+
+    async def run(self) -> None:
+        """Be on the bus until told to leave; being cancelled leaves in a hurry, with a goodbye too.
+
+        Raises:
+            DaemonRunningError: this identity has a daemon on this machine already.
+            RivalError: a newer daemon has this identity, on another machine perhaps.
+            ShimAddressError: the HTTP shim cannot listen.
+            OSError: the state folder cannot be written.
+        """
+        with identity_lock(self._folder, task_id=self.identity.task_id, client_mac=self.identity.client_mac):
+            self._journal = Journal(self._folder)
+            await self._recover()
+            async with self._on_bus() as bus, self._on_http(), supervised():
+                await self._live(bus)
+
+    def leave(self, reason: str | None = None) -> None:
+        """End the daemon: what trains is interrupted, then it says client-out, with `reason` or how it came to end."""
+        self._leave_reason = reason or self._leave_reason
+        self._told_to_leave.set()
+
+    async def start(self, start: StartTrigger | LocalStart) -> Verdict:
+        """Take a start, from the bus or from HTTP: the one place where a training begins."""
+        verdict = (await self.apply(start)).verdict
+        assert verdict is not None
+        facts = {"answer": verdict.answer.value, "reason": verdict.reason, "server_ip": start.server_ip}
+        logger.info("answered a start", extra=facts)
+        return verdict
+
+    async def apply(self, event: Event) -> Step:
+        """Take an event in: keep its facts, carry out what follows, let the next status say so."""
+        async with self._step_lock:
+            before = self._client
+            step = core.apply(before, event)
+            problem = await self._keep(step.client.facts)
+            if problem is not None and isinstance(step.action, StartTraining):
+                step = _refused(before, event, problem)
+            self._client = step.client
+            self._carry_out(step)
+        if step.client != before or isinstance(event, StartTrigger):
+            self._note_change(before, step.client)
+            self._owner.update()
+        return step
+
+    async def _keep(self, facts: Facts) -> str | None:
+        """Write facts; returns what went wrong."""
+        if facts == self._journal.written:
+            return None
+        try:
+            await asyncio.to_thread(self._journal.save, facts)
+        except OSError as error:
+            logger.error("journal cannot be written", extra={"folder": str(self._folder), "why": str(error)})
+            return f"journal cannot be written: {error}"
+        return None
+
+    def _carry_out(self, step: Step) -> None:
+        match step.action:
+            case None:
+                pass
+            case StartTraining() as start:
+                assert self._group is not None
+                self._phase = None
+                self._trainer.start(start, self._group)
+            case Reaim() | StopTraining() as action:
+                self._trainer.steer(action)
+            case _:
+                assert_never(step.action)
+
+    def _note_change(self, before: Client, after: Client) -> None:
+        if before.condition is not after.condition:
+            facts = {"status": after.condition.value, "reason": after.reason}
+            logger.info("status changed", extra=facts | ({"run_id": after.run.run_id} if after.run else {}))
+
+    async def _recover(self) -> None:
+        """Take up what the last daemon left: its facts, and processes that outlived it."""
+        facts = await asyncio.to_thread(self._journal.load)
+        num_strays = await asyncio.to_thread(sweep, mark_of(self._folder))
+        if num_strays:
+            logger.warning("ended processes that an earlier daemon left", extra={"count": num_strays})
+        self._client = core.restore(self.identity, facts)
+        await asyncio.to_thread(self._journal.save, self._client.facts)
+
+    @asynccontextmanager
+    async def _on_bus(self) -> AsyncIterator[Connection]:
+        mine = (self.identity.task_id, self.identity.client_mac)
+        async with self._owner.on_bus(
+            self.settings.broker,
+            client_id=self._client_id,
+            subscriptions=[filter_for(channel, *mine) for channel in (Channel.CLIENT_START, Channel.CLIENT_STOP)],
+            options=BusOptions.from_settings(self.settings),
+        ) as bus:
+            yield bus
+
+    @asynccontextmanager
+    async def _on_http(self) -> AsyncIterator[None]:
+        if self.settings.http is None:
+            yield
+            return
+        # Here, not above: FastAPI is a fifth of an idle daemon, and most devices never listen.
+        from fedops_mqtt.client.http_shim import allowed_servers, door_rules, make_shim, serving
+
+        shim = make_shim(
+            view=lambda: view_of(self._client),
+            start=self.start,
+            managers=self._old_managers,
+            may_start_at=allowed_servers(self.settings),
+            starts_by_get=self.settings.http_get_start,
+            takes_any_mac=self.settings.http_any_mac,
+        )
+        async with serving(shim, self.settings.http, door_rules(self.settings)) as address:
+            self.http_address = address
+            yield
+
+    async def _live(self, bus: Connection) -> None:
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            tasks = [
+                group.create_task(self._listen(bus), name="inbox"),
+                group.create_task(self._tell_phases(), name="phases"),
+                group.create_task(self._metrics.run(bus), name="metrics"),
+            ]
+            if self.settings.system_interval_s:
+                tasks.append(group.create_task(self._measure_load(), name="system-load"))
+            await self._told_to_leave.wait()
+            await self.apply(Leaving())
+            await self._trainer.wait_idle()
+            for task in tasks:
+                task.cancel()
+        await self._metrics.flush(bus)
+        await self._old_managers.tell("flclient_out")
+
+    async def _listen(self, bus: Connection) -> None:
+        async for event in bus.events():
+            await self._hear(event)
+
+    async def _hear(self, event: BusEvent) -> None:
+        match event:
+            case Connected():
+                self._metrics.wake()
+            case Received(is_retained=True, message=StartTrigger() | StopTrigger(), topic=topic):
+                logger.warning("a retained trigger is not obeyed: it may be of any age", extra={"topic": str(topic)})
+            case Received(message=StartTrigger() as trigger):
+                await self.start(trigger)
+            case Received(message=StopTrigger() as stop):
+                await self.apply(stop)
+            case _:
+                pass  # our own status is the owner's business
+
+    def _take_report(self, report: PhaseReport | MetricsReport) -> None:
+        run = self._client.run
+        if isinstance(report, PhaseReport):
+            if report.phase is Phase.TRAINING and self._client.phase is not Phase.TRAINING:
+                self._training_news.set()
+            self._phase = report
+            self._phase_news.set()
+        elif run is not None:
+            self.tell(report)
+
+    def tell(self, report: MetricsReport) -> None:
+        """Publish metrics, as of the run in hand if there is one."""
+        run = self._client.run
+        self._metrics.put(
+            ClientMetrics(
+                kind=report.kind,
+                task_id=self.identity.task_id,
+                client_mac=self.identity.client_mac,
+                instance=self.identity.instance,
+                run_id=run.run_id if run else None,
+                attempt=run.attempt if run else 0,
+                round=report.round,
+                values=report.values,
+                at=utc_now(),
+            )
+        )
+
+    async def _measure_load(self) -> None:
+        await measure_load(run=lambda: self._client.run, tell=self.tell, interval_s=self.settings.system_interval_s)
+
+    async def _tell_phases(self) -> None:
+        """Bring phases into the status, calmly; the first training of a round does not wait."""
+        while True:
+            await self._phase_news.wait()
+            self._phase_news.clear()
+            self._training_news.clear()
+            await self._take_phase()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PHASE_INTERVAL_S):
+                    await self._training_news.wait()
+
+    async def _take_phase(self) -> None:
+        report, self._phase = self._phase, None
+        if report is not None:
+            await self.apply(Progressed(phase=report.phase, round=report.round, run_id=report.run_id))
+
+    async def _say_ended(self, ended: EndedReport) -> None:
+        await self._take_phase()
+        mine = self._client.facts.in_hand
+        is_good = ended.outcome is Outcome.FINISHED
+        if mine is not None:
+            reason = None if is_good else ended.reason
+            await self.apply(
+                TrainingEnded(run_id=mine.run_id, attempt=mine.attempt, outcome=ended.outcome, reason=reason)
+            )
+        await self._old_managers.tell("trainFin" if is_good else "trainFail")
+
+    def _snapshot(self, stamp: Stamp) -> ClientStatus:
+        return snapshot(self._client, stamp, at=utc_now(), heartbeat_s=self.settings.heartbeat_s, agent=self._agent)
+
+    def _will(self, stamp: Stamp) -> ClientStatus:
+        return last_will(self.identity, stamp, at=utc_now(), heartbeat_s=self.settings.heartbeat_s)
+
+    def _goodbye(self, stamp: Stamp, reason: str) -> ClientStatus:
+        self._client = core.apply(self._client, Left(reason=self._leave_reason or reason)).client
+        try:
+            self._journal.save(self._client.facts)
+        except OSError as error:
+            logger.error("journal cannot be written", extra={"folder": str(self._folder), "why": str(error)})
+        return self._snapshot(stamp)
+
+
+_AGENT = {
+    "fedops-mqtt": __version__,
+    "python": platform.python_version(),
+    "system": f"{platform.system()} {platform.machine()}",
+}
+
+
+def _refused(client: Client, event: Event, problem: str) -> Step:
+    """Return the step of a start that cannot be kept, and so must not be taken."""
+    verdict = Verdict(answer=Answer.REJECTED, reason=problem)
+    if not isinstance(event, StartTrigger):
+        return Step(client=client, verdict=verdict)
+    return core.answer(client, event, verdict)
+
+
+def _identity_of(settings: ClientSettings) -> tuple[Identity, Path, EpochFile]:
+    """Return who this client is from now on, its folder, and what its connections before counted there."""
+    if settings.task_id is None:
+        raise ClientConfigError("task_id", "a client needs to know its task; give it --task-id")
+    if not settings.app or not all(settings.app.partition(":")[::2]):
+        raise ClientConfigError("app", f"{settings.app!r} is not MODULE:ATTRIBUTE, such as my_project.client:app")
+    mac = settings.mac or get_mac_address()
+    epochs = EpochFile((folder := identity_dir(settings.state_dir, settings.task_id, mac)) / "epoch")
+    identity = Identity(
+        task_id=settings.task_id,
+        client_mac=mac,
+        client_name=settings.client_name or get_hostname(),
+        instance=new_instance(last_epoch=epochs.load()),
+    )
+    return identity, folder, epochs
+
+
+def _client_id_of(settings: ClientSettings, identity: Identity) -> str | None:
+    """Return the MQTT client id: the user name where there is one (the broker may insist), else task and MAC."""
+    user = settings.broker_user or parse_broker_url(settings.broker).user
+    return client_id_of(user or f"{identity.task_id}-{mac_to_level(identity.client_mac)}")

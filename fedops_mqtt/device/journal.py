@@ -1,0 +1,157 @@
+"""What a daemon keeps on disk: one folder per identity, with its facts and its lock.
+
+Facts are written before anything they imply is done or said; a file that cannot be read is set aside, never trusted.
+"""
+
+import fcntl
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from pydantic import TypeAdapter, ValidationError
+
+from fedops_mqtt.core.client_state import Facts
+from fedops_mqtt.protocol import check_task_id, mac_to_level
+
+logger = logging.getLogger(__name__)
+
+_FACTS = TypeAdapter(Facts)
+_MAX_JOURNAL_BYTES = 8 * 1024 * 1024
+"""A full journal has some 100 KB; a larger file is not ours and is not read into a small device's memory."""
+
+
+class DaemonRunningError(RuntimeError):
+    """Another daemon on this machine already serves this task with this MAC."""
+
+    def __init__(self, task_id: str, client_mac: str, pid: int | None, path: Path) -> None:
+        self.task_id = task_id
+        self.client_mac = client_mac
+        self.pid = pid
+        who = f"process {pid}" if pid else "another process"
+        super().__init__(
+            f"{who} already serves task {task_id} as {client_mac} on this machine (lock {path});"
+            " end it, or give this client a MAC of its own"
+        )
+
+
+def identity_dir(state_dir: Path, task_id: str, client_mac: str) -> Path:
+    """Return the folder of one identity below `state_dir`; neither name can lead out of it.
+
+    Raises:
+        IdentityError: `task_id` or `client_mac` is none.
+    """
+    return state_dir / "clients" / mac_to_level(client_mac) / check_task_id(task_id)
+
+
+class Journal:
+    """The facts of one identity; `folder` is made when missing, readable by its owner only."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._facts_file = folder / "journal.json"
+        self.written: Facts | None = None
+        """The facts that are on disk."""
+        self._saving = threading.Lock()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def load(self) -> Facts:
+        """Return the facts as last saved; none when there is no journal or it cannot be read (it is set aside)."""
+        try:
+            self.written = _FACTS.validate_json(_read_bounded(self._facts_file))
+        except FileNotFoundError:
+            return Facts()
+        except (ValidationError, OSError) as error:
+            self._set_aside(self._facts_file, error)
+            return Facts()
+        return self.written
+
+    def save(self, facts: Facts) -> None:
+        """Write `facts` so that they survive a power cut from here on; the same facts again cost nothing.
+
+        Raises:
+            OSError: the disk is full or the folder is gone.
+        """
+        with self._saving:
+            if facts == self.written:
+                return
+            write_atomically(self._facts_file, _FACTS.dump_json(facts))
+            self.written = facts
+
+    def _set_aside(self, path: Path, error: Exception) -> None:
+        aside = path.with_suffix(".corrupt")
+        logger.warning(
+            "journal cannot be read, starting without it",
+            extra={"path": str(path), "set_aside_as": str(aside), "error": str(error).splitlines()[0]},
+        )
+        try:
+            path.replace(aside)
+        except OSError as failure:
+            logger.warning("journal cannot be set aside", extra={"path": str(path), "error": str(failure)})
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file by `content`: after a crash it holds the old or the new, whole, and the new once this returned."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read_bounded(path: Path) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(_MAX_JOURNAL_BYTES + 1)
+    if len(content) > _MAX_JOURNAL_BYTES:
+        raise OSError(f"larger than {_MAX_JOURNAL_BYTES} bytes")
+    return content
+
+
+@contextmanager
+def identity_lock(folder: Path, *, task_id: str, client_mac: str) -> Iterator[None]:
+    """Hold the lock of an identity; the system lets go of it whichever way the process ends.
+
+    Raises:
+        DaemonRunningError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = folder / "daemon.lock"
+    with path.open("a+", encoding="ascii") as file:
+        if not _lock(file):
+            raise DaemonRunningError(task_id, client_mac, _holder(file), path)
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def _holder(file: IO[str]) -> int | None:
+    file.seek(0)
+    text = file.read(32).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

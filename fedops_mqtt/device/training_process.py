@@ -1,0 +1,292 @@
+"""One training process as the daemon sees it: spawned, listened to, stopped, and cleared away with all its children.
+
+When `Training.run` is over, however it ended, no process of that training is left.
+"""
+
+import asyncio
+import hashlib
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Self
+
+from fedops_mqtt.protocol import Outcome
+from fedops_mqtt.runtime.orphans import MARK, kill_group, sweep
+from fedops_mqtt.runtime.settings import ENV_PREFIX
+from fedops_mqtt.runtime.streams import LineSplitter, OutputFile, Tail
+from fedops_mqtt.training.pipe import (
+    MAX_LINE_BYTES,
+    Aim,
+    EndedReport,
+    Job,
+    MetricsReport,
+    PhaseReport,
+    Stop,
+    parse_report,
+    to_line,
+)
+
+logger = logging.getLogger(__name__)
+
+MODULE = "fedops_mqtt.client.client_fl"
+
+_CHUNK_BYTES = 64 * 1024
+"""What a Linux pipe holds: one read empties it."""
+_MAX_TAIL_BYTES = 3000
+"""Of stderr in a reason; a status takes 4096 characters of reason."""
+_DRAIN_S = 2.0
+"""Once every marked process is gone the pipes are at their end; who still holds one has hidden: no waiting for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingOptions:
+    """How a training process is run; `command` is for a Python of another place."""
+
+    state_folder: Path
+    stop_grace_s: float
+    run_limit_s: float
+    stderr_lines: int
+    command: tuple[str, ...] = (sys.executable, "-m", MODULE)
+
+
+class Training:
+    """One training process; call `run` once, the rest while it runs."""
+
+    def __init__(
+        self, *, job: Job, options: TrainingOptions, on_report: Callable[[PhaseReport | MetricsReport], None]
+    ) -> None:
+        self._job = job
+        self._options = options
+        self._on_report = on_report
+        self._live_task = () if job.live_task is None else (job.live_task,)
+        self._tail = Tail(max_lines=options.stderr_lines, max_bytes=_MAX_TAIL_BYTES)
+        self._output = OutputFile(options.state_folder, f"{job.run_id}-{job.attempt}")
+        self._commands: asyncio.WriteTransport | None = None
+        self._ended: EndedReport | None = None
+        self._stop_reason: str | None = None
+        self._is_over = asyncio.Event()
+        """Set when the process said that it ended, or is told to."""
+        self.pid: int | None = None
+
+    async def run(self) -> EndedReport:
+        """Train to the end and return how it ended; being cancelled kills the process."""
+        await asyncio.to_thread(self._output.begin)
+        facts = {"run_id": self._job.run_id, "attempt": self._job.attempt, "output": str(self._output.path)}
+        ended = await self._run(facts)
+        if ended.outcome is Outcome.FAILED:
+            logger.error("training failed", extra={**facts, "reason": ended.reason})
+        return ended
+
+    async def _run(self, facts: dict[str, object]) -> EndedReport:
+        with ExitStack() as closing:
+            mark = mark_of(self._options.state_folder) + uuid.uuid4().hex
+            ends = _Ends(closing)
+            try:
+                process = await self._spawn(ends, mark)
+            except OSError as error:
+                return _failed(f"training process could not be started: {error}")
+            self.pid = process.pid
+            logger.info("a training process begins", extra={**facts, "pid": process.pid})
+            try:
+                return await self._attend(process, ends, mark)
+            finally:
+                kill_group(process.pid)
+                await process.wait()
+                await asyncio.to_thread(sweep, mark)
+
+    def aim(self, server_ip: str, launch: int) -> None:
+        """Tell the process where its server is now."""
+        self._say(Aim(server_ip=server_ip, launch=launch))
+
+    def stop(self, reason: str) -> None:
+        """End the process: SIGTERM now, SIGKILL after the grace; `run` returns once it is gone."""
+        if self._stop_reason is None:
+            self._stop_reason = reason
+            self._say(Stop(reason=reason))
+            self._is_over.set()
+
+    def end(self, ended: EndedReport) -> None:
+        """End the process with a result that somebody else has said."""
+        self._ended = self._ended or ended
+        self.stop(ended.reason or "ended by the client's program")
+
+    def _say(self, command: Job | Aim | Stop) -> None:
+        if self._commands is not None and not self._commands.is_closing():
+            self._commands.write(to_line(command))
+
+    async def _spawn(self, ends: "_Ends", mark: str) -> asyncio.subprocess.Process:
+        process = await asyncio.create_subprocess_exec(
+            *self._options.command,
+            "--lifeline",
+            str(ends.lifeline.fileno()),
+            stdin=ends.commands_of_child,
+            stdout=ends.reports_of_child,
+            stderr=ends.stderr_of_child,
+            pass_fds=(ends.lifeline.fileno(), *self._live_task),
+            start_new_session=True,
+            env=_environment(self._options.state_folder, mark),
+        )
+        ends.close_those_of_child()
+        return process
+
+    async def _attend(self, process: asyncio.subprocess.Process, ends: "_Ends", mark: str) -> EndedReport:
+        async with _Streams(ends) as streams, asyncio.TaskGroup() as group:
+            self._commands = streams.commands
+            self._say(self._job)
+            readers = [
+                group.create_task(self._read_reports(streams.reports), name="training-reports"),
+                group.create_task(self._read_stderr(streams.stderr), name="training-stderr"),
+            ]
+            is_late = await self._see_out(process, group)
+            kill_group(process.pid)
+            await asyncio.to_thread(sweep, mark)
+            await asyncio.wait(readers, timeout=_DRAIN_S)
+            for reader in readers:
+                reader.cancel()
+        return self._verdict(process.returncode, is_late=is_late)
+
+    async def _see_out(self, process: asyncio.subprocess.Process, group: asyncio.TaskGroup) -> bool:
+        """Wait until the process is gone, and help where it does not go; return whether it ran over its limit."""
+        grace_s = self._options.stop_grace_s
+        exited = group.create_task(process.wait(), name="training-exit")
+        over = group.create_task(self._is_over.wait(), name="training-over")
+        await asyncio.wait({exited, over}, timeout=self._options.run_limit_s, return_when=asyncio.FIRST_COMPLETED)
+        is_late = not exited.done() and not over.done()
+        over.cancel()
+        if self._ended is not None and self._stop_reason is None:
+            await asyncio.wait({exited}, timeout=grace_s)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if not exited.done():
+                kill_group(process.pid, number)
+                await asyncio.wait({exited}, timeout=grace_s)
+        await exited
+        return is_late
+
+    async def _read_reports(self, stream: asyncio.StreamReader) -> None:
+        splitter = LineSplitter(MAX_LINE_BYTES)
+        while chunk := await stream.read(_CHUNK_BYTES):
+            for line in splitter.feed(chunk):
+                self._take_line(line)
+        if splitter.num_dropped:
+            logger.warning("reports of a training process were too long", extra={"dropped": splitter.num_dropped})
+
+    def _take_line(self, line: bytes) -> None:
+        try:
+            report = parse_report(line)
+        except ValueError:
+            logger.warning("a report of a training process is none", extra={"size_bytes": len(line)})
+            return
+        if isinstance(report, EndedReport):
+            self._ended = self._ended or report
+            self._is_over.set()
+        else:
+            self._on_report(report)
+
+    async def _read_stderr(self, stream: asyncio.StreamReader) -> None:
+        while chunk := await stream.read(_CHUNK_BYTES):
+            self._tail.feed(chunk)
+            await asyncio.to_thread(self._output.write, chunk)
+
+    def _verdict(self, returncode: int | None, *, is_late: bool) -> EndedReport:
+        if self._ended is not None:
+            return self._ended
+        if self._stop_reason is not None:
+            return EndedReport(outcome=Outcome.STOPPED, reason=self._stop_reason)
+        if is_late:
+            return _failed(f"run limit of {self._options.run_limit_s:g} s passed")
+        return _failed(f"{exit_reason(returncode)}\n{self._tail.text}".rstrip())
+
+
+def mark_of(state_folder: Path) -> str:
+    """Return how the marks of all trainings of an identity begin; its folder is what makes it one."""
+    return hashlib.blake2b(os.fsencode(state_folder.resolve()), digest_size=8).hexdigest() + "-"
+
+
+def exit_reason(returncode: int | None) -> str:
+    """Return in words how a process ended that nobody told to."""
+    if returncode is None:
+        return "training process did not end"
+    if returncode >= 0:
+        return f"training process ended without a result, exit code {returncode}"
+    try:
+        name = signal.Signals(-returncode).name
+    except ValueError:
+        name = f"signal {-returncode}"
+    return f"training process was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+
+
+def _failed(reason: str) -> EndedReport:
+    return EndedReport(outcome=Outcome.FAILED, reason=reason)
+
+
+def _environment(state_folder: Path, mark: str) -> dict[str, str]:
+    """Return the child's environment: ours without our own settings, some of which are secrets."""
+    mine = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+    return mine | {
+        MARK: mark,
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_HOME": str(state_folder / "flwr"),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+class _Ends:
+    """Both ends of the four pipes to a training process; the caller's stack closes what is still open."""
+
+    def __init__(self, closing: ExitStack) -> None:
+        self.commands_of_child, self.commands = _pipe(closing)
+        self.reports, self.reports_of_child = _pipe(closing)
+        self.stderr, self.stderr_of_child = _pipe(closing)
+        self.lifeline, self._lifeline_of_daemon = _pipe(closing)
+        """Nothing is ever written to it: the child is killed by the kernel when this process lets go of its end."""
+
+    def close_those_of_child(self) -> None:
+        """Let go of what only the child is to hold, or its death would not be the end of a stream."""
+        for end in (self.commands_of_child, self.reports_of_child, self.stderr_of_child, self.lifeline):
+            end.close()
+
+
+def _pipe(closing: ExitStack) -> tuple[FileIO, FileIO]:
+    read, write = os.pipe()
+    return closing.enter_context(FileIO(read, "rb")), closing.enter_context(FileIO(write, "wb"))
+
+
+class _Streams:
+    """Our ends in the event loop, for as long as the block lasts."""
+
+    def __init__(self, ends: _Ends) -> None:
+        self._ends = ends
+        self._transports: list[asyncio.ReadTransport | asyncio.WriteTransport] = []
+        self.commands: asyncio.WriteTransport
+        self.reports: asyncio.StreamReader
+        self.stderr: asyncio.StreamReader
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        self.commands, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, self._ends.commands)
+        self._transports.append(self.commands)
+        self.reports = await self._read(self._ends.reports)
+        self.stderr = await self._read(self._ends.stderr)
+        return self
+
+    async def _read(self, end: FileIO) -> asyncio.StreamReader:
+        stream = asyncio.StreamReader(limit=_CHUNK_BYTES)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(stream), end
+        )
+        self._transports.append(transport)
+        return stream
+
+    async def __aexit__(self, *_: object) -> None:
+        if not self.commands.is_closing():
+            self.commands.abort()
+        for transport in self._transports:
+            transport.close()

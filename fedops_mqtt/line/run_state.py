@@ -1,0 +1,366 @@
+"""Where the strategy's thread and the line's thread meet: members, mail and sessions under one lock.
+
+The strategy's thread posts letters and waits for replies; the line's thread (an event loop) serves the clients. Every
+change of a member is told to `on_member` in the line's thread, in order; it must not block.
+"""
+
+import asyncio
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from flwr.app import Message
+
+from fedops_mqtt.line.errors import RefusedError
+from fedops_mqtt.line.members import Member, MemberChange, Members
+from fedops_mqtt.line.message_queue import Letter, Mailbox
+from fedops_mqtt.line.sessions import Gone, Session, Upload
+from fedops_mqtt.line.wire import ControlLine, JoinRequest
+from fedops_mqtt.protocol import Outcome, Phase, RunOutcome
+
+_log = logging.getLogger(__name__)
+_SESSION_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Waiter:
+    """One wait for replies: woken by the last of them, not by each (classic strategies wait in a thread a client)."""
+
+    changed: threading.Condition
+    remaining: set[str]
+
+    def has_all_with(self, message_id: str) -> bool:
+        """Strike one off; True when none remains."""
+        self.remaining.discard(message_id)
+        return not self.remaining
+
+
+class Hub:
+    """Shared state of one LineServer; every public method may be called from any thread."""
+
+    def __init__(self, *, on_member: Callable[[MemberChange], None]) -> None:
+        self._on_member = on_member
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._waiters: dict[str, _Waiter] = {}
+        self._members = Members()
+        self._mailbox = Mailbox()
+        self._sessions: dict[str, Session] = {}
+        self._uploads: dict[str, Upload] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_thread = 0
+        self._over: Gone | None = None
+        self._is_closed = False
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take the line's event loop, in its own thread; before this, nothing can be told to anybody."""
+        self._loop = loop
+        self._loop_thread = threading.get_ident()
+
+    # For the strategy's thread
+
+    @property
+    def members(self) -> Mapping[str, Member]:
+        """Everybody who ever joined, by MAC, as they are now."""
+        with self._changed:
+            return dict(self._members.by_mac)
+
+    @property
+    def over(self) -> Gone | None:
+        """How the run ended, once it is interrupted or closed."""
+        return self._over
+
+    def present_node_ids(self) -> list[int]:
+        """Return who can be given work right now."""
+        with self._changed:
+            return self._members.present_node_ids()
+
+    def wait_for_present(self, num_clients: int, deadline: float) -> list[int]:
+        """Wait until so many are present, the run is over, or `deadline` (monotonic) has come; return who is there."""
+        with self._changed:
+            self._wait(lambda: len(self._members.present_node_ids()) >= num_clients, deadline)
+            return self._members.present_node_ids()
+
+    def post(self, letters: Iterable[Letter]) -> None:
+        """Hand out letters; one to a node that is not there is answered with a Flower Error at once."""
+        with self._changed:
+            present = set(self._members.present_node_ids())
+            posted = [letter for letter in letters if self._post(letter, letter.node_id in present)]
+            self._wake_mail({letter.node_id for letter in posted})
+
+    def wait_for_replies(self, message_ids: Sequence[str], deadline: float) -> list[Letter]:
+        """Wait until all are answered, the run is over, or `deadline` has come; return what is still owed."""
+        with self._changed:
+            waiter = _Waiter(changed=threading.Condition(self._lock), remaining=set())
+            self._refresh(waiter, message_ids)
+            self._waiters.update(dict.fromkeys(message_ids, waiter))
+            self._wait(lambda: not self._mailbox.owing(message_ids), deadline, waiter.changed)
+            for message_id in message_ids:
+                self._waiters.pop(message_id, None)
+            return self._mailbox.owing(message_ids)
+
+    def owing(self, message_ids: Sequence[str]) -> list[Letter]:
+        """Return the letters among these that nobody has answered."""
+        with self._changed:
+            return self._mailbox.owing(message_ids)
+
+    def collect(self, message_ids: Sequence[str]) -> list[Message]:
+        """Take the replies that are there."""
+        with self._changed:
+            self._forget_uploads(message_ids)
+            return self._mailbox.collect(message_ids)
+
+    def is_idle(self) -> bool:
+        """Tell whether nothing is on its way to or from any node."""
+        with self._changed:
+            return self._mailbox.is_empty
+
+    def withdraw(self, message_ids: Sequence[str]) -> None:
+        """Stop waiting for replies to these."""
+        with self._changed:
+            self._forget_uploads(message_ids)
+            self._mailbox.withdraw(message_ids)
+
+    def drop(self, mac: str, outcome: Outcome, reason: str) -> None:
+        """End a member: what it owes is answered with a Flower Error at once, and its process is told to stop."""
+        with self._changed:
+            member = self._members.by_mac.get(mac)
+            changes = self._members.end(mac, outcome, reason)
+            if member is not None and changes:
+                order = ControlLine(stop=reason, outcome=outcome if outcome is Outcome.FAILED else None)
+                self._end_session(member.session, order)
+                self._settle(changes, f"{mac} {outcome}: {reason}")
+
+    def interrupt(self, gone: Gone) -> None:
+        """Make every wait of the strategy's thread end; clients are told at `close`."""
+        with self._changed:
+            self._over = self._over or gone
+            self._notify_all()
+
+    def close(self, gone: Gone, deadline: float) -> list[str]:
+        """Tell everybody that the run is over, wait until they know; return the MACs that could not be told."""
+        with self._changed:
+            self._over, self._is_closed = gone, True
+            order = ControlLine(gone=gone.outcome, reason=gone.reason)
+            for session in self._sessions.values():
+                session.orders.append(order)
+            self._wake(list(self._sessions.values()))
+            self._notify_all()
+            while self._members.present_node_ids() and (left_s := deadline - time.monotonic()) > 0:
+                self._changed.wait(left_s)
+            return [member.mac for member in self._members.by_mac.values() if member.is_present]
+
+    # For the line's thread
+
+    def admit(self, request: JoinRequest, token: str | None) -> Session:
+        """Let a process in that showed the right token.
+
+        Raises:
+            RefusedError: the run is over, or the attempt is.
+        """
+        with self._changed:
+            self._check_open()
+            self._members.check_join(request.client_mac, request.instance, request.attempt)
+            known = self._members.by_mac.get(request.client_mac)
+            before = None if known is None else self._sessions.get(known.session)
+            session_id = secrets.token_hex(_SESSION_BYTES)
+            evicted = self._members.join(request.client_mac, request.instance, request.attempt, session_id)
+            member = self._members.by_mac[request.client_mac]
+            session = Session(id=session_id, mac=member.mac, node_id=member.node_id, token=token)
+            self._replace(before, session, evicted)
+            return session
+
+    def session(self, session_id: str | None) -> Session:
+        """Return a live session.
+
+        Raises:
+            RefusedError: the run is over (410), or there is no such session here (any more): join again (409).
+        """
+        with self._changed:
+            session = self._sessions.get(session_id or "")
+            if session is not None and not session.is_over:
+                return session
+            self._check_open()
+            raise RefusedError(status=409, code="no_session", reason="unknown session: join again")
+
+    def attach(self, session: Session) -> None:
+        """The session's control request is open."""
+        with self._changed:
+            self._settle(self._members.attach(session.id), None)
+
+    def detach(self, session: Session, reason: str) -> None:
+        """The session's control request has ended."""
+        with self._changed:
+            if self._is_closed:
+                self.know_gone(session)
+            changes = self._members.detach(session.id, reason)
+            self._end_session(session.id, None)
+            self._settle(changes, f"{session.mac} lost: {reason}")
+
+    def leave(self, session: Session, outcome: Outcome, reason: str | None) -> None:
+        """A process says how it ended."""
+        with self._changed:
+            changes = self._members.end(session.mac, outcome, reason)
+            self._end_session(session.id, None)
+            self._settle(changes, f"{session.mac} {outcome}: {reason or 'left'}")
+
+    def know_gone(self, session: Session) -> None:
+        """A process has been told that the run is over."""
+        if self._over is None:
+            return
+        is_good = self._over.outcome is RunOutcome.COMPLETED
+        outcome = Outcome.FINISHED if is_good else Outcome.STOPPED
+        self.leave(session, outcome, None if is_good else f"run {self._over.outcome}: {self._over.reason}")
+
+    def next_letter(self, session: Session) -> Letter | None:
+        """Return what this client has to do next.
+
+        Raises:
+            RefusedError: nothing more, the run is over.
+        """
+        with self._changed:
+            self._check_open()
+            return self._mailbox.head(session.node_id)
+
+    def letter(self, message_id: str) -> Letter | None:
+        """Return a letter that is outstanding."""
+        with self._changed:
+            return self._mailbox.letter(message_id)
+
+    def refuse(self, session: Session, reason: str) -> None:
+        """A client's reply does not fit: it is out as failed, unless another attempt has its place by now."""
+        with self._changed:
+            if not session.is_over:
+                _log.warning("reply refused", extra={"client_mac": session.mac, "reason": reason})
+                self.drop(session.mac, Outcome.FAILED, reason)
+
+    def expects(self, session: Session, message_id: str) -> bool:
+        """Tell whether a reply to this message would be taken."""
+        with self._changed:
+            return self._mailbox.expects(session.node_id, message_id)
+
+    def was_answered(self, session: Session, message_id: str) -> bool:
+        """Tell whether this reply arrived before."""
+        with self._changed:
+            return self._mailbox.was_answered(session.node_id, message_id)
+
+    def upload(self, message_id: str) -> Upload | None:
+        """Return the reply to this message that has begun to arrive, if any."""
+        with self._changed:
+            return self._uploads.get(message_id)
+
+    def begin_upload(self, message_id: str, upload: Upload) -> None:
+        """Keep a reply while it arrives, in the place of what had arrived before."""
+        with self._changed:
+            self._uploads[message_id] = upload
+
+    def forget_upload(self, message_id: str) -> None:
+        """Let go of what has arrived of a reply."""
+        with self._changed:
+            self._forget_uploads([message_id])
+
+    def answer(self, session: Session, message_id: str, reply: Message) -> bool:
+        """Take a reply; False if nobody waits for it any more."""
+        with self._changed:
+            is_taken = self._mailbox.answer(session.node_id, message_id, reply)
+            waiter = self._waiters.get(message_id)
+            if waiter is not None and waiter.has_all_with(message_id):
+                waiter.changed.notify_all()
+            return is_taken
+
+    def progress(self, session: Session, phase: Phase, round_: int | None = None) -> None:
+        """A client entered a phase, as far as the server can see."""
+        with self._changed:
+            if not session.is_over:
+                self._tell(self._members.progress(session.mac, phase, round_))
+
+    def count(self, session: Session, *, bytes_in: int = 0, bytes_out: int = 0) -> None:
+        """Add to a client's counters."""
+        with self._changed:
+            self._members.count(session.mac, bytes_in=bytes_in, bytes_out=bytes_out)
+
+    def _forget_uploads(self, message_ids: Sequence[str]) -> None:
+        for message_id in message_ids:
+            self._uploads.pop(message_id, None)
+
+    def _check_open(self) -> None:
+        if self._is_closed and self._over is not None:
+            raise RefusedError(status=410, code="gone", reason=self._over.reason, outcome=self._over.outcome)
+
+    def _post(self, letter: Letter, is_present: bool) -> bool:
+        if is_present:
+            self._mailbox.post(letter)
+        else:
+            self._mailbox.refuse(letter, f"node {letter.node_id} is not in the run")
+        return is_present
+
+    def _replace(self, before: Session | None, session: Session, evicted: Member | None) -> None:
+        self._sessions[session.id] = session
+        if before is not None:
+            self._end_session(before.id, None if evicted is None else ControlLine(stop="replaced by a newer attempt"))
+        if evicted is not None:
+            self._mailbox.fail(evicted.node_id, f"attempt {evicted.attempt} was replaced by a newer one")
+            self._notify_all()
+
+    def _end_session(self, session_id: str, order: ControlLine | None) -> None:
+        session = self._sessions.pop(session_id, None)
+        if session is None:
+            return
+        session.is_over = True
+        if order is not None:
+            session.orders.append(order)
+        self._wake([session])
+
+    def _settle(self, changes: list[MemberChange], reason: str | None) -> None:
+        """Tell changes; with a reason, the members are gone and what they owe is answered."""
+        for change in changes:
+            if reason is not None:
+                self._mailbox.fail(change.member.node_id, reason)
+        self._tell(changes)
+        self._notify_all()
+
+    def _wait(self, is_done: Callable[[], bool], deadline: float, changed: threading.Condition | None = None) -> None:
+        changed = changed or self._changed
+        while self._over is None and not is_done() and (left_s := deadline - time.monotonic()) > 0:
+            changed.wait(left_s)
+
+    def _notify_all(self) -> None:
+        self._changed.notify_all()
+        for waiter in set(self._waiters.values()):
+            self._refresh(waiter, waiter.remaining)
+            waiter.changed.notify_all()
+
+    def _refresh(self, waiter: _Waiter, message_ids: Iterable[str]) -> None:
+        """Leave just what is still owed: the line may have answered some of it, or a reply come before the wait."""
+        owing = {letter.message_id for letter in self._mailbox.owing(message_ids)}
+        waiter.remaining.clear()
+        waiter.remaining.update(owing)
+
+    def _wake_mail(self, node_ids: set[int]) -> None:
+        self._wake([session for session in self._sessions.values() if session.node_id in node_ids], mail_only=True)
+
+    def _wake(self, sessions: list[Session], *, mail_only: bool = False) -> None:
+        if sessions:
+            self._soon(_set_events, sessions, mail_only)
+
+    def _tell(self, changes: list[MemberChange]) -> None:
+        for change in changes:
+            self._soon(self._on_member, change)
+
+    def _soon(self, function: Callable[..., None], *arguments: object) -> None:
+        """Call in the line's loop; from that loop itself without waking it through its pipe."""
+        if self._loop is None or self._loop.is_closed():
+            return
+        is_inside = threading.get_ident() == self._loop_thread
+        call = self._loop.call_soon if is_inside else self._loop.call_soon_threadsafe
+        call(function, *arguments)
+
+
+def _set_events(sessions: list[Session], mail_only: bool) -> None:
+    for session in sessions:
+        session.mail.set()
+        if not mail_only:
+            session.control.set()

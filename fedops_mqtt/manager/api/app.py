@@ -1,0 +1,248 @@
+"""The manager's HTTP API, version 1. It reads what the loop knows and hands orders to it; it decides nothing.
+
+Every error is a problem document (RFC 9457), never a traceback.
+"""
+
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from fedops_mqtt.bus import BusError
+from fedops_mqtt.core.fleet import Presence
+from fedops_mqtt.manager.api.event_stream import DOCUMENTED, EventStream
+from fedops_mqtt.manager.api.history import HistoryApi
+from fedops_mqtt.manager.api.models import (
+    ClientPage,
+    ClientRecord,
+    Forgotten,
+    Health,
+    Problem,
+    RunPage,
+    RunRecord,
+    RunRequest,
+    RunSummary,
+    StopRequest,
+    TaskPage,
+    TaskRecord,
+)
+from fedops_mqtt.manager.api.prometheus import CONTENT_TYPE
+from fedops_mqtt.manager.context import Desk
+from fedops_mqtt.manager.errors import (
+    ClientPresentError,
+    ManagerError,
+    NotLaunchableError,
+    TaskBusyError,
+    TasksFileError,
+    TooFewClientsError,
+    UnknownClientError,
+    UnknownModelError,
+    UnknownRunError,
+    UnknownTaskError,
+)
+from fedops_mqtt.manager.run_service import Orders, RunOrder
+from fedops_mqtt.protocol import ClientCondition, IdentityError, normalise_mac
+
+PREFIX = "/api/v1"
+MAX_PAGE = 1000
+
+_STATUS_OF_ERROR: dict[type[Exception], HTTPStatus] = {
+    UnknownTaskError: HTTPStatus.NOT_FOUND,
+    UnknownRunError: HTTPStatus.NOT_FOUND,
+    UnknownClientError: HTTPStatus.NOT_FOUND,
+    UnknownModelError: HTTPStatus.NOT_FOUND,
+    TaskBusyError: HTTPStatus.CONFLICT,
+    ClientPresentError: HTTPStatus.CONFLICT,
+    NotLaunchableError: HTTPStatus.CONFLICT,
+    TooFewClientsError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    TasksFileError: HTTPStatus.SERVICE_UNAVAILABLE,
+    IdentityError: HTTPStatus.UNPROCESSABLE_ENTITY,
+}
+
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
+Offset = Annotated[int, Query(ge=0, le=2**31)]
+
+_PROBLEM_TYPE = "application/problem+json"
+
+_PROMETHEUS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Text exposition format 0.0.4.",
+        "content": {"text/plain": {"schema": {"type": "string"}, "example": 'fedops_active_runs{task_id="digits"} 1'}},
+    }
+}
+
+
+class _Application(FastAPI):
+    """FastAPI documents every model as plain JSON; problems have a media type of their own."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document."""
+        document = super().openapi()
+        operations = (operation for path in document["paths"].values() for operation in path.values())
+        for answer in (answer for operation in operations for answer in operation["responses"].values()):
+            content = answer.get("content", {})
+            if content.get("application/json", {}).get("schema") == {"$ref": "#/components/schemas/Problem"}:
+                content[_PROBLEM_TYPE] = content.pop("application/json")
+        return document
+
+
+class Api:
+    """The endpoints of one leading manager."""
+
+    def __init__(self, desk: Desk, orders: Orders) -> None:
+        self._desk = desk
+        self._orders = orders
+        self.history = HistoryApi(desk)
+        self._stream = EventStream(desk)
+
+    def app(self) -> FastAPI:
+        """Return the application."""
+        app = _Application(
+            title="fedops-mqtt manager",
+            version="1",
+            openapi_url=f"{PREFIX}/openapi.json",
+            docs_url=None,
+            redoc_url=None,
+            responses={"4XX": {"model": Problem}, 503: {"model": Problem}},
+        )
+        app.include_router(self._router())
+        app.get("/api/events", include_in_schema=False)(self._stream.stream)
+        app.get("/metrics", response_class=Response, responses=_PROMETHEUS)(self.prometheus)
+        _add_problem_handlers(app)
+        return app
+
+    def _router(self) -> APIRouter:
+        router = APIRouter(prefix=PREFIX)
+        router.get("/health")(self.health)
+        router.get("/events", response_class=StreamingResponse, responses=DOCUMENTED)(self._stream.stream)
+        router.get("/clients")(self.list_clients)
+        router.delete("/clients/{client_mac}")(self.forget_client)
+        router.get("/tasks")(self.list_tasks)
+        router.get("/runs", response_model=RunPage)(self.history.written(self.list_runs))
+        router.post("/runs", status_code=HTTPStatus.CREATED, responses={409: {"model": Problem}})(self.start_run)
+        router.get("/runs/{run_id}", response_model=RunRecord)(self.history.written(self.get_run))
+        router.post("/runs/{run_id}/stop", status_code=HTTPStatus.ACCEPTED)(self.stop_run)
+        self.history.add_to(router)
+        return router
+
+    async def health(self) -> Health:
+        """Tell whether this manager leads and has its broker."""
+        return Health(
+            status="ok" if self._desk.connection.is_connected else "no-broker",
+            term=self._desk.term,
+            broker=self._desk.connection.broker,
+            problem=self._desk.watch.losses.problem,
+            num_clients=self._desk.watch.fleet.num_here,
+            num_active_runs=sum(not run.has_ended for run in self._desk.ledger),
+        )
+
+    async def prometheus(self) -> Response:
+        """Tell everything that can be counted, in Prometheus' text format."""
+        return Response(self._desk.meters.exposition(), media_type=CONTENT_TYPE)
+
+    async def list_clients(
+        self,
+        task_id: str | None = None,
+        presence: Presence | None = None,
+        status: ClientCondition | None = None,
+        limit: Limit = MAX_PAGE,
+        offset: Offset = 0,
+    ) -> ClientPage:
+        """List the clients, by task and MAC."""
+        views = [
+            view
+            for (task, _), view in sorted(self._desk.watch.fleet.clients.items())
+            if task_id in (None, task) and presence in (None, view.presence) and status in (None, view.status.status)
+        ]
+        page = views[offset : offset + limit]
+        return ClientPage(items=[ClientRecord.of(view) for view in page], total=len(views))
+
+    async def forget_client(self, client_mac: str, force: bool = False) -> Forgotten:
+        """Clear what the broker retains of a client that is away for good; `force` one that seems to be here, too."""
+        mac = normalise_mac(client_mac)
+        return Forgotten(client_mac=mac, tasks=await self._orders.forget(mac, is_forced=force))
+
+    async def list_tasks(self) -> TaskPage:
+        """List the tasks of the tasks file."""
+        self._desk.tasks.refresh()
+        tasks = [self._task(task_id) for task_id in sorted(self._desk.tasks.by_id)]
+        return TaskPage(items=tasks, total=len(tasks))
+
+    async def list_runs(self, task_id: str | None = None, limit: Limit = 50, offset: Offset = 0) -> RunPage:
+        """List the runs, newest first, each without its clients: `GET /runs/{run_id}` has them."""
+        reader = self._desk.journal.reader
+        runs, total = await reader.call(reader.list_runs, task_id=task_id, limit=limit, offset=offset)
+        return RunPage(items=[RunSummary.of(run, clients_by_status) for run, clients_by_status in runs], total=total)
+
+    async def start_run(self, request: RunRequest) -> RunRecord:
+        """Begin a run: its server is launched and its clients are triggered as soon as there are enough."""
+        order = RunOrder(
+            task_id=request.task_id,
+            num_rounds=request.num_rounds,
+            min_clients=request.min_clients,
+            clients=tuple(request.clients) if request.clients else None,
+            join=request.join,
+        )
+        return RunRecord.of(await self._orders.start(order))
+
+    async def get_run(self, run_id: str) -> RunRecord:
+        """Tell how a run stands, or how it ended."""
+        return await self.history.run_record(run_id)
+
+    async def stop_run(self, run_id: str, request: StopRequest | None = None) -> RunRecord:
+        """Ask for a run's end; a run that has ended stays as it is."""
+        return RunRecord.of(await self._orders.stop(run_id, (request or StopRequest()).reason))
+
+    def _task(self, task_id: str) -> TaskRecord:
+        active = self._desk.ledger.active(task_id)
+        here = sum(not view.is_out for view in self._desk.watch.fleet.of_task(task_id))
+        return TaskRecord.of(
+            task_id, self._desk.tasks[task_id], active_run=active.run_id if active else None, num_clients=here
+        )
+
+
+def _add_problem_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(ManagerError, _refuse)
+    app.add_exception_handler(IdentityError, _refuse)
+    app.add_exception_handler(BusError, _no_bus)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+
+
+Handler = Callable[[Request, Exception], Awaitable[JSONResponse]]
+
+
+async def _refuse(_: Request, error: Exception) -> JSONResponse:
+    return problem(_STATUS_OF_ERROR.get(type(error), HTTPStatus.CONFLICT), str(error))
+
+
+async def _no_bus(_: Request, error: Exception) -> JSONResponse:
+    return problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
+
+
+async def _http(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return problem(HTTPStatus(error.status_code), str(error.detail), headers=dict(error.headers or {}))
+
+
+async def _invalid(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    errors = [{"where": ".".join(map(str, each["loc"])), "problem": each["msg"]} for each in error.errors()]
+    detail = "; ".join(f"{each['where']}: {each['problem']}" for each in errors)
+    return problem(HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors=errors)
+
+
+def problem(
+    status: HTTPStatus,
+    detail: str,
+    *,
+    errors: list[dict[str, Any]] | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    """Return a problem document."""
+    content = Problem(title=status.phrase, status=status, detail=detail, errors=errors).model_dump(exclude_none=True)
+    return JSONResponse(content, status, headers=headers, media_type=_PROBLEM_TYPE)

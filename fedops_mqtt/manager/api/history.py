@@ -1,0 +1,278 @@
+"""What is written down, for scripts and spreadsheets: events, rounds, numbers, models, logs; JSON in pages, or CSV."""
+
+import csv
+import io
+import json
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from enum import StrEnum
+from functools import partial, wraps
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+from fastapi import APIRouter, Query
+from fastapi.responses import FileResponse, Response, StreamingResponse
+
+from fedops_mqtt.core.run import Run
+from fedops_mqtt.manager import tables
+from fedops_mqtt.manager.api.models import (
+    ClientRecord,
+    History,
+    LogPart,
+    MemberRecord,
+    ModelPage,
+    ModelRecord,
+    Record,
+    RunRecord,
+    to_utc,
+)
+from fedops_mqtt.manager.context import Desk
+from fedops_mqtt.manager.errors import UnknownClientError, UnknownModelError, UnknownRunError
+from fedops_mqtt.manager.files import find_model, list_models, read_log
+from fedops_mqtt.manager.journal_reader import JournalReader
+from fedops_mqtt.protocol import TaskId, normalise_mac, visible
+
+MAX_HISTORY = 10_000
+EXPORT_PAGE = 1000
+"""Rows of an export that are in memory at a time."""
+
+Offset = Annotated[int, Query(ge=0, le=2**62)]
+HistoryLimit = Annotated[int, Query(ge=1, le=MAX_HISTORY)]
+Row = Mapping[str, Any]
+P = ParamSpec("P")
+
+
+class Export(StrEnum):
+    """What of a run can be had as a table."""
+
+    ROUNDS = "rounds"
+    METRICS = "metrics"
+    EVENTS = "events"
+    CLIENTS = "clients"
+
+
+class HistoryApi:
+    """The endpoints; they read the journal and the folders of servers."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._reader = desk.journal.reader
+
+    def add_to(self, router: APIRouter) -> None:
+        """Put the endpoints on the API's router."""
+        router.get("/clients/{client_mac}")(self.get_client)
+        for path, method in (
+            ("/clients/{client_mac}/events", self.list_client_events),
+            ("/clients/{client_mac}/metrics", self.list_client_metrics),
+            ("/runs/{run_id}/events", self.list_events),
+            ("/runs/{run_id}/rounds", self.list_rounds),
+            ("/runs/{run_id}/metrics", self.list_metrics),
+        ):
+            router.get(path, response_model=History)(self.written(method))
+        router.get("/tasks/{task_id}/models")(self.list_models)
+        router.get("/tasks/{task_id}/models/{file_name}", response_class=FileResponse, responses=_MODEL_FILE)(
+            self.download_model
+        )
+        router.get("/runs/{run_id}/logs")(self.read_log)
+        router.get("/runs/{run_id}/{what}.csv", response_class=StreamingResponse, responses=_CSV)(self.export)
+
+    def written(self, method: Callable[..., Awaitable[Record]]) -> Callable[..., Awaitable[Response]]:
+        """Return an endpoint whose answer, which may be long, is written on a reader's thread and not in the loop."""
+
+        @wraps(method)
+        async def answer(*args: Any, **kwargs: Any) -> Response:
+            record = await method(*args, **kwargs)
+            return Response(await self._reader.call(record.model_dump_json), media_type="application/json")
+
+        return answer
+
+    async def find_run(self, run_id: str) -> Run:
+        """Return a run, open or archived.
+
+        Raises:
+            UnknownRunError: there is none of that name.
+        """
+        run = self._desk.ledger.get(run_id)
+        if run is not None:
+            return run
+        found = await self._reader.call(self._reader.find_run, run_id)
+        if found is None:
+            raise UnknownRunError(run_id)
+        return found
+
+    async def run_record(self, run_id: str) -> RunRecord:
+        """Return all that is said of a run.
+
+        Raises:
+            UnknownRunError: there is none of that name.
+        """
+        return await self._reader.call(RunRecord.of, await self.find_run(run_id))
+
+    async def get_client(self, client_mac: str, task_id: TaskId | None = None) -> ClientRecord:
+        """Tell how a client is; of several tasks the one in which it was heard last."""
+        mac = normalise_mac(client_mac)
+        views = [
+            view
+            for (task, known), view in self._desk.watch.fleet.clients.items()
+            if known == mac and task_id in (None, task)
+        ]
+        if not views:
+            raise UnknownClientError(mac)
+        return ClientRecord.of(max(views, key=lambda view: view.heard_at))
+
+    async def list_client_events(self, client_mac: str, limit: HistoryLimit = 1000) -> History:
+        """Tell a client's newest story, in all its runs and between them; oldest first."""
+        return await self._history(self._reader.newest_of_client, "events", normalise_mac(client_mac), limit=limit)
+
+    async def list_client_metrics(self, client_mac: str, limit: HistoryLimit = 1000) -> History:
+        """List what a client measured lately, its system's load among it; oldest first."""
+        mac = normalise_mac(client_mac)
+        return await self._history(self._reader.newest_of_client, "client_metrics", mac, limit=limit)
+
+    async def list_models(self, task_id: TaskId) -> ModelPage:
+        """List the versions of a task's global model, newest first."""
+        found = await self._reader.call(list_models, self._desk.settings.store, task_id)
+        return ModelPage(items=[ModelRecord.of(each, task_id) for each in found], total=len(found))
+
+    async def download_model(self, task_id: TaskId, file_name: str) -> FileResponse:
+        """Hand out one version of a global model."""
+        found = await self._reader.call(find_model, self._desk.settings.store, task_id, file_name)
+        if found is None:
+            raise UnknownModelError(task_id, file_name)
+        return FileResponse(found.path, filename=file_name, media_type="application/octet-stream")
+
+    async def list_events(self, run_id: str, after: Offset = 0, limit: HistoryLimit = 1000) -> History:
+        """Tell a run's story, oldest first; `after` is the last id that was read."""
+        await self.find_run(run_id)
+        return await self._history(self._reader.list_events, run_id=run_id, after_id=after, limit=limit)
+
+    async def list_rounds(self, run_id: str) -> History:
+        """List a run's rounds with the server's numbers."""
+        await self.find_run(run_id)
+        return await self._history(self._reader.list_rounds, run_id)
+
+    async def list_metrics(
+        self, run_id: str, client_mac: str | None = None, after: Offset = 0, limit: HistoryLimit = MAX_HISTORY
+    ) -> History:
+        """List what a run's clients measured, oldest first; `after` is the last id that was read."""
+        await self.find_run(run_id)
+        mac = normalise_mac(client_mac) if client_mac else None
+        read = self._reader.list_client_metrics
+        return await self._history(read, run_id, client_mac=mac, after_id=after, limit=limit)
+
+    async def _history(self, read: Callable[P, Sequence[Row]], /, *args: P.args, **kwargs: P.kwargs) -> History:
+        def rows() -> History:
+            return History(items=[{**row, "at": to_utc(row["at"])} for row in read(*args, **kwargs)])
+
+        return await self._reader.call(rows)
+
+    async def read_log(
+        self, run_id: str, launch: Annotated[int | None, Query(ge=1)] = None, offset: Offset = 0
+    ) -> LogPart:
+        """Read the log of a run's FL server from a byte on; without `launch` that of the last one."""
+        run = await self.find_run(run_id)
+        launches = await self._desk.journal.call(self._desk.journal.list_launches, run_id)
+        wanted = [each for each in launches if launch in (None, each.launch)]
+        if not wanted:
+            return LogPart(run_id=run_id, launch=launch or 0, text="", next_offset=offset, is_over=run.has_ended)
+        log = wanted[-1]
+        text, end = await self._reader.call(read_log, Path(log.log_path), offset)
+        return LogPart(
+            run_id=run_id, launch=log.launch, text=text, next_offset=end, is_over=log.exit_reason is not None
+        )
+
+    async def export(self, run_id: str, what: Export) -> StreamingResponse:
+        """Return a run's rounds, metrics, events or clients as CSV, one value a column."""
+        run = await self.find_run(run_id)
+        headers = {"Content-Disposition": f'attachment; filename="{run_id}-{what}.csv"'}
+        # Starlette takes each part of it on a thread: nothing of a million rows is read or written in the loop.
+        return StreamingResponse(
+            table_parts(self._reader, run, what), media_type="text/csv; charset=utf-8", headers=headers
+        )
+
+
+def table_parts(reader: JournalReader, run: Run, what: Export) -> Iterator[str]:
+    """Yield a run's rounds, metrics, events or clients as CSV in parts; blocks, for the database."""
+    match what:
+        case Export.ROUNDS:
+            rows: Sequence[Row] = reader.list_rounds(run.run_id)
+            yield from _csv(_names(rows), [rows])
+        case Export.CLIENTS:
+            rows = [_member_row(*each) for each in RunRecord.of(run).clients.items()]
+            yield from _csv(_names(rows), [rows])
+        case Export.METRICS:
+            columns, last = reader.export_columns(tables.client_metrics, run.run_id)
+            yield from _csv(columns, _pages(partial(reader.list_client_metrics, run.run_id), last))
+        case Export.EVENTS:
+            columns, last = reader.export_columns(tables.events, run.run_id)
+            yield from _csv(columns, _pages(partial(reader.list_events, run_id=run.run_id), last))
+
+
+def _pages(read: Callable[..., list[dict[str, Any]]], last: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield a run's rows in pages, up to the id that was the last when the columns were found."""
+    after = 0
+    while after < last and (rows := read(after_id=after, limit=EXPORT_PAGE)):
+        after = rows[-1]["id"]
+        yield [row for row in rows if row["id"] <= last]
+
+
+def _csv(columns: Sequence[str], pages: Iterable[Sequence[Row]]) -> Iterator[str]:
+    """Yield pages of rows as CSV (RFC 4180) with a head; a dictionary becomes a column for each of its names."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\r\n")
+    writer.writerow({name: _safe(name) for name in columns})
+    for page in pages:
+        writer.writerows({name: _safe(value) for name, value in _flatten(row)} for row in page)
+        yield text.getvalue()
+        text.seek(0)
+        text.truncate()
+    yield text.getvalue()
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name, _ in _flatten(row)))
+
+
+def _flatten(row: Row) -> Iterable[tuple[str, Any]]:
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{inner}", each) for inner, each in value.items())
+        elif name == "at" and isinstance(value, float):
+            yield name, to_utc(value).isoformat(timespec="milliseconds")
+        else:
+            yield name, value
+
+
+def _safe(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula is quoted, control characters are shown: devices choose both.
+
+    A spreadsheet skips blanks before a formula, and takes the wide forms of its signs for the signs.
+    """
+    if isinstance(value, str):
+        text = visible(value, keep="\n\t")
+        return f"'{text}" if text.lstrip().startswith(_FORMULA_SIGNS) else text
+    if isinstance(value, list | dict):
+        return json.dumps(value)
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+_FORMULA_SIGNS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
+
+
+def _member_row(mac: str, member: MemberRecord) -> Row:
+    return {"client_mac": mac, **member.model_dump(mode="json")}
+
+
+_CSV: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A table with a head.",
+        "content": {"text/csv": {"schema": {"type": "string"}, "example": "run_id,round,metrics.accuracy\r\n…"}},
+    }
+}
+
+_MODEL_FILE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The safetensors file.",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}, "example": "…"}},
+    }
+}

@@ -1,0 +1,388 @@
+"""What the manager's API says and takes, version 1; documented by its OpenAPI."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from statistics import median_high
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fedops_mqtt.core.fleet import ClientView, Presence
+from fedops_mqtt.core.run import Run
+from fedops_mqtt.core.run_member import Member
+from fedops_mqtt.manager.api import examples as examples
+from fedops_mqtt.manager.files import ModelFile
+from fedops_mqtt.manager.run_record import count_members
+from fedops_mqtt.manager.tasks import TaskConfig
+from fedops_mqtt.protocol import (
+    AnyMacAddress,
+    ClientCondition,
+    LastRun,
+    LastTrigger,
+    MemberCondition,
+    Phase,
+    RunCondition,
+    RunInHand,
+    RunOutcome,
+    TaskId,
+    count_of,
+    number_of,
+)
+
+MAX_NAMED_CLIENTS = 20_000
+
+
+class Record(BaseModel):
+    """Part of an answer."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+def _shown(example: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(frozen=True, json_schema_extra={"examples": [example]})
+
+
+class ClientRecord(Record):
+    """One client as the manager knows it; `since` and `heard_at` are by the manager's clock."""
+
+    model_config = _shown(examples.CLIENT)
+
+    task_id: str
+    client_mac: str
+    client_name: str
+    presence: Presence
+    status: ClientCondition
+    reason: str | None
+    since: datetime
+    heard_at: datetime
+    instance: str
+    run: RunInHand | None
+    last_run: LastRun | None
+    last_trigger: LastTrigger | None
+    server_ip: str | None
+    gl_model: int
+    agent: dict[str, str]
+
+    @classmethod
+    def of(cls, view: ClientView) -> "ClientRecord":
+        """Return what is said of a view."""
+        said = view.status
+        return cls(
+            task_id=said.task_id,
+            client_mac=said.client_mac,
+            client_name=said.client_name,
+            presence=view.presence,
+            status=said.status,
+            reason=view.out_reason or said.reason,
+            since=to_utc(view.since),
+            heard_at=to_utc(view.heard_at),
+            instance=said.instance,
+            run=said.run,
+            last_run=said.last_run,
+            last_trigger=said.last_trigger,
+            server_ip=said.server_ip,
+            gl_model=said.gl_model,
+            agent=said.agent,
+        )
+
+
+class ClientPage(Record):
+    """Some of the clients."""
+
+    model_config = _shown(examples.page(examples.CLIENT))
+
+    items: list[ClientRecord]
+    total: int
+
+
+class Delay(Record):
+    """From a client's first trigger to its training process having joined the server, ms."""
+
+    p50: float
+    max: float
+
+
+class MemberRecord(Record):
+    """One client in a run."""
+
+    status: MemberCondition
+    attempt: int
+    reason: str | None
+    phase: Phase | None
+    round: int
+    trigger_to_training_ms: float | None
+
+    @classmethod
+    def of(cls, member: Member) -> "MemberRecord":
+        """Return what is said of a member."""
+        return cls(
+            status=member.status,
+            attempt=member.attempt,
+            reason=member.reason,
+            phase=member.phase,
+            round=member.round,
+            trigger_to_training_ms=_delay_ms(member),
+        )
+
+
+class _RunFacts(Record):
+    """What a list says of a run as well as its own record; times by the manager's clock."""
+
+    run_id: str
+    task_id: str
+    status: RunCondition
+    outcome: RunOutcome | None
+    reason: str | None
+    created_at: datetime
+    ended_at: datetime | None
+    num_rounds: int
+    min_clients: int
+    join: Literal["invited", "open"]
+    is_adopted: bool
+    is_stopping: bool
+    launch: int
+    server_ip: str | None
+    round: int
+    gl_model: int
+    metrics: dict[str, float | None]
+    model_path: str | None
+    clients_by_status: dict[MemberCondition, int]
+    """How many of its clients stand where."""
+
+    @staticmethod
+    def facts(run: Run) -> dict[str, Any]:
+        """Return what a run's state says, its members left out."""
+        word = run.server
+        return {
+            "run_id": run.run_id,
+            "task_id": run.spec.task_id,
+            "status": run.status,
+            "outcome": run.outcome,
+            "reason": run.reason,
+            "created_at": to_utc(run.created_at),
+            "ended_at": to_utc(run.ended_at) if run.ended_at is not None else None,
+            "num_rounds": run.spec.num_rounds,
+            "min_clients": run.spec.min_clients,
+            "join": run.spec.join,
+            "is_adopted": run.spec.is_adopted,
+            "is_stopping": run.stop_reason is not None and not run.has_ended,
+            "launch": run.launch,
+            "server_ip": run.server_ip,
+            "round": word.round if word else 0,
+            "gl_model": word.gl_model if word else 0,
+            "metrics": dict(word.metrics) if word else {},
+            "model_path": word.model_path if word else None,
+        }
+
+
+class RunSummary(_RunFacts):
+    """A run without its clients, of whom there may be thousands; times by the manager's clock."""
+
+    model_config = _shown(examples.RUN_SUMMARY)
+
+    @classmethod
+    def of(cls, run: Run, clients_by_status: Mapping[str, int]) -> "RunSummary":
+        """Return what is said of a run that came without its members."""
+        return cls(**cls.facts(run), clients_by_status=clients_by_status)
+
+
+class RunRecord(_RunFacts):
+    """A run and each of its clients; times by the manager's clock."""
+
+    model_config = _shown(examples.RUN)
+
+    trigger_to_training_ms: Delay | None
+    clients: dict[str, MemberRecord]
+
+    @classmethod
+    def of(cls, run: Run) -> "RunRecord":
+        """Return what is said of a run."""
+        return cls(
+            **cls.facts(run),
+            clients_by_status=count_members(run),
+            trigger_to_training_ms=trigger_to_training(run),
+            clients={mac: MemberRecord.of(member) for mac, member in sorted(run.members.items())},
+        )
+
+
+class RunPage(Record):
+    """Some of the runs, newest first."""
+
+    model_config = _shown(examples.page(examples.RUN_SUMMARY))
+
+    items: list[RunSummary]
+    total: int
+
+
+class RunRequest(BaseModel):
+    """A run that is wanted; what is left out is as the tasks file says."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"task_id": "digits", "num_rounds": 5, "min_clients": 3}]}
+    )
+
+    task_id: TaskId
+    num_rounds: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    min_clients: Annotated[int, Field(ge=1, le=MAX_NAMED_CLIENTS)] | None = None
+    clients: Annotated[list[AnyMacAddress], Field(min_length=1, max_length=MAX_NAMED_CLIENTS)] | None = None
+    join: Literal["invited", "open"] | None = None
+
+
+class StopRequest(BaseModel):
+    """Why a run is stopped."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: Annotated[str, Field(min_length=1, max_length=500)] = "stopped by request"
+
+
+class TaskRecord(Record):
+    """A task of the tasks file."""
+
+    model_config = _shown(examples.TASK)
+
+    task_id: str
+    is_launchable: bool
+    adopt: bool
+    num_rounds: int
+    min_clients: int
+    join: Literal["invited", "open"]
+    active_run: str | None
+    num_clients: int
+
+    @classmethod
+    def of(cls, task_id: str, config: TaskConfig, *, active_run: str | None, num_clients: int) -> "TaskRecord":
+        """Return what is said of a task."""
+        return cls(
+            task_id=task_id,
+            is_launchable=config.is_launchable,
+            adopt=config.adopt,
+            num_rounds=config.num_rounds,
+            min_clients=config.min_clients,
+            join=config.join,
+            active_run=active_run,
+            num_clients=num_clients,
+        )
+
+
+class TaskPage(Record):
+    """Every task."""
+
+    model_config = _shown(examples.page(examples.TASK))
+
+    items: list[TaskRecord]
+    total: int
+
+
+class Forgotten(Record):
+    """A client whose retained status was cleared, and the tasks it was known in."""
+
+    model_config = _shown(examples.FORGOTTEN)
+
+    client_mac: str
+    tasks: list[str]
+
+
+class History(Record):
+    """Rows of the journal."""
+
+    model_config = _shown(examples.HISTORY)
+
+    items: list[dict[str, Any]]
+
+
+class ModelRecord(Record):
+    """One version of a task's global model; `run_id`, `round` and `metrics` are what its server wrote into it."""
+
+    model_config = _shown(examples.MODEL)
+
+    task_id: str
+    file_name: str
+    model_name: str
+    version: int
+    size_bytes: int
+    saved_at: datetime
+    run_id: str | None
+    round: int
+    metrics: dict[str, float | None]
+
+    @classmethod
+    def of(cls, file: ModelFile, task_id: str) -> "ModelRecord":
+        """Return what is said of a file."""
+        facts = file.facts
+        return cls(
+            task_id=task_id,
+            file_name=file.path.name,
+            model_name=file.model_name,
+            version=file.version,
+            size_bytes=file.size_bytes,
+            saved_at=to_utc(file.saved_at),
+            run_id=facts.get("run_id"),
+            round=count_of(facts.get("round")),
+            metrics={name: number_of(value) for name, value in dict(facts.get("metrics") or {}).items()},
+        )
+
+
+class ModelPage(Record):
+    """The versions of a task's global model, newest first."""
+
+    model_config = _shown(examples.page(examples.MODEL))
+
+    items: list[ModelRecord]
+    total: int
+
+
+class LogPart(Record):
+    """A part of the log of an FL server; `is_over`: this launch says nothing more."""
+
+    model_config = _shown(examples.LOG)
+
+    run_id: str
+    launch: int
+    text: str
+    next_offset: int
+    is_over: bool
+
+
+class Health(Record):
+    """Whether this manager can work."""
+
+    model_config = _shown(examples.HEALTH)
+
+    status: Literal["ok", "no-broker"]
+    role: Literal["leading"] = "leading"
+    term: int
+    broker: str
+    problem: str | None = None
+    """What is wrong though it works: the broker drops messages."""
+    num_clients: int
+    num_active_runs: int
+
+
+class Problem(Record):
+    """Why a request was not answered as wished (RFC 9457)."""
+
+    model_config = _shown(examples.PROBLEM)
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    errors: list[dict[str, Any]] | None = None
+
+
+def trigger_to_training(run: Run) -> Delay | None:
+    """Return how long the run's clients took from trigger to training; None while none has begun."""
+    delays = [delay for member in run.members.values() if (delay := _delay_ms(member)) is not None]
+    return Delay(p50=median_high(delays), max=max(delays)) if delays else None
+
+
+def to_utc(at: float) -> datetime:
+    """Return a time of the manager's clock as a datetime."""
+    return datetime.fromtimestamp(at, UTC)
+
+
+def _delay_ms(member: Member) -> float | None:
+    if member.first_fired_at is None or member.training_at is None:
+        return None
+    return round((member.training_at - member.first_fired_at) * 1000, 1)

@@ -1,0 +1,143 @@
+"""The manager's loop: take in everything, apply it, plan once, write it down, act.
+
+The order is the guarantee: what is not in the journal was not done, and what was read late changes the same plan.
+"""
+
+import asyncio
+import logging
+import time
+
+from fedops_mqtt.core.fleet import Fleet
+from fedops_mqtt.core.run import Run
+from fedops_mqtt.core.run_events import RunWaits
+from fedops_mqtt.core.run_plan import Action, plan, waits_for
+from fedops_mqtt.manager.actions import Executor, event_of
+from fedops_mqtt.manager.bus_reader import needs_watching
+from fedops_mqtt.manager.context import Desk
+from fedops_mqtt.manager.run_service import Orders
+from fedops_mqtt.manager.run_status_publisher import Board
+from fedops_mqtt.manager.servers import Servers
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 0.25
+"""Longest wait between two turns while a run is open; limits are counted in seconds."""
+
+IDLE_TICK_S = 1.0
+
+MAX_PAUSE_S = 0.25
+"""Longest pause after a turn. A turn over thousands of clients is followed by a pause as long as itself: what comes
+meanwhile is taken in together, and costs one plan instead of hundreds."""
+
+BURST = 20
+"""Events within `BURST_LOOK_S` that are no everyday talk: thousands came, were triggered or were lost."""
+
+BURST_LOOK_S = 0.01
+
+MAX_BURST_S = 0.5
+"""Longest wait for the end of a burst: plans and the journal share the loop with the bus, and who is here comes first.
+Somebody who floods the bus holds up nothing for longer."""
+
+MAX_STEPS = 4
+"""Plans in one turn: choosing leads to firing; more steps would be a plan that runs in a circle."""
+
+
+class Manager:
+    """One leading manager's loop; `app` builds it and owns the lives of its parts."""
+
+    def __init__(self, desk: Desk, *, board: Board, servers: Servers, executor: Executor, orders: Orders) -> None:
+        self._desk = desk
+        self._board = board
+        self._servers = servers
+        self._executor = executor
+        self._orders = orders
+        self._num_heard = 0
+
+    @property
+    def fleet(self) -> Fleet:
+        """Who is here."""
+        return self._desk.watch.fleet
+
+    async def listen(self) -> None:
+        """Fold what the bus brings, for ever: who is here is known at once, whatever the journal is busy with."""
+        while True:
+            events = await self._desk.connection.drain()
+            self._num_heard += len(events)
+            if self._desk.watch.fold(events, self._desk.clock.now()):
+                self._board.say_all()
+            self._desk.inbox.wake()
+
+    async def run(self) -> None:
+        """Take up the runs of an earlier manager, then take turns, for ever."""
+        for run in self._desk.ledger:
+            if run.launch > 0 and run.exited_at is None and not run.spec.is_adopted:
+                self._servers.resume(run, await self._desk.journal.call(self._desk.journal.list_launches, run.run_id))
+        while True:
+            await self.turn(TICK_S if len(self._desk.ledger) else IDLE_TICK_S)
+
+    async def turn(self, timeout_s: float) -> None:
+        """Wait for news, at most `timeout_s`, and do what follows from them and from the time."""
+        heard = self._num_heard
+        reports = await self._desk.inbox.take(timeout_s)
+        await self._hear_out(heard)
+        began = time.monotonic()
+        now = self._desk.clock.now()
+        self._desk.watch.settle(now)
+        for run_id, event in reports:
+            self._desk.ledger.apply(run_id, [event], now)
+        if self._desk.watch.strangers:
+            await self._orders.meet(self._desk.watch.take_strangers())
+        await self._plan_and_act(now)
+        self._desk.events.tell_clients(self._desk.watch.take_changed(), self.fleet)
+        self._probe(now)
+        await asyncio.sleep(min(time.monotonic() - began, MAX_PAUSE_S))
+
+    async def _hear_out(self, num_heard: int) -> None:
+        """Let a burst that goes on pass, so that what it says is known at once and planned for together."""
+        until = time.monotonic() + MAX_BURST_S
+        while self._num_heard - num_heard >= BURST and time.monotonic() < until:
+            num_heard = self._num_heard
+            await asyncio.sleep(BURST_LOOK_S)
+
+    async def _plan_and_act(self, now: float) -> None:
+        """Plan to the end, write all of it down at once, and only then act."""
+        self._desk.watch.settle(now)
+        for run in self._desk.ledger:
+            if not run.has_ended and (waits := waits_for(run, self.fleet)) != run.reason:
+                self._desk.ledger.apply(run.run_id, [RunWaits(waits)], now)
+        planned: list[tuple[str, Action]] = []
+        for _ in range(MAX_STEPS):
+            plans = [(run, plan(run, self.fleet, now)) for run in self._desk.ledger]
+            planned += [(run.run_id, action) for run, actions in plans for action in actions]
+            if not self._note(plans, now):
+                break
+        await self._write()
+        for run_id, action in planned:
+            if run_id in self._desk.ledger:  # else it was archived meanwhile: the upkeep tells who still trains it
+                self._executor.act(self._desk.ledger[run_id], action)
+
+    def _note(self, plans: list[tuple[Run, list[Action]]], now: float) -> bool:
+        """Enter what is about to be done; True when that calls for another plan."""
+        has_changed = False
+        for run, planned in plans:
+            events = [event for event in map(event_of, planned) if event is not None]
+            if events:
+                self._desk.ledger.apply(run.run_id, events, now)
+                has_changed = True
+        return has_changed
+
+    async def _write(self) -> None:
+        tasks = {run.run_id: run.spec.task_id for run in self._desk.ledger}
+        batch = self._desk.ledger.take_batch()
+        if batch:
+            await self._desk.journal.call(self._desk.journal.write, batch)
+            self._desk.meters.take(batch, tasks)
+            self._desk.events.tell(batch, tasks)
+
+    def _probe(self, now: float) -> None:
+        for run in self._desk.ledger:
+            if self.fleet.listening_since is not None and needs_watching(run, self.fleet):
+                limits = self._desk.limits(self._desk.ledger.task(run.run_id))
+                self._servers.probe(run, now, every_s=limits.server_lost_s)
+            else:
+                self._servers.is_heard(run.run_id)

@@ -1,0 +1,180 @@
+"""What people ask of the manager: start a run, stop one, forget a client; and servers that announce themselves.
+
+A task has one server and one server topic, so it has at most one active run.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
+from typing import Literal
+
+from fedops_mqtt.core.run import Run, RunSpec
+from fedops_mqtt.core.run import RunLimits as CoreLimits
+from fedops_mqtt.core.run_events import ServerExited, StopRequested
+from fedops_mqtt.core.run_plan import waits_for
+from fedops_mqtt.manager.context import Desk
+from fedops_mqtt.manager.errors import (
+    ClientPresentError,
+    NotLaunchableError,
+    TaskBusyError,
+    TooFewClientsError,
+    UnknownClientError,
+    UnknownRunError,
+)
+from fedops_mqtt.manager.journal import JournaledRun
+from fedops_mqtt.manager.tasks import TaskConfig, TaskLimits
+from fedops_mqtt.protocol import ServerCondition, ServerStatus, topics
+
+logger = logging.getLogger(__name__)
+
+SECRET_BYTES = 32
+_MAX_TASK_IN_RUN_ID = 38
+"""Characters of the task in a run id, which has 64: the rest is time and chance."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOrder:
+    """A run that somebody wants; what is None is as the tasks file says."""
+
+    task_id: str
+    num_rounds: int | None = None
+    min_clients: int | None = None
+    clients: tuple[str, ...] | None = None
+    join: Literal["invited", "open"] | None = None
+
+
+class Orders:
+    """Takes orders; the manager's loop carries them out."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._one_at_a_time = asyncio.Lock()
+
+    async def start(self, order: RunOrder) -> Run:
+        """Begin a run; it is in the journal when this returns.
+
+        Raises:
+            UnknownTaskError, NotLaunchableError, TaskBusyError, TooFewClientsError, TasksFileError: why it cannot be.
+        """
+        self._desk.tasks.refresh()
+        config = self._desk.tasks[order.task_id]
+        if not config.is_launchable:
+            raise NotLaunchableError(order.task_id)
+        spec = self._spec(order, config)
+        async with self._one_at_a_time:
+            active = self._desk.ledger.active(order.task_id)
+            if active is not None:
+                raise TaskBusyError(order.task_id, active.run_id)
+            return await self._begin(spec, secrets.token_bytes(SECRET_BYTES), config)
+
+    async def stop(self, run_id: str, reason: str) -> Run:
+        """Ask for a run's end; one that has ended stays as it is.
+
+        Raises:
+            UnknownRunError: there is none of that name.
+        """
+        run = self._desk.ledger.get(run_id)
+        if run is not None:
+            self._desk.inbox.put(run_id, StopRequested(reason))
+            return run
+        found = await self._desk.journal.reader.call(self._desk.journal.reader.find_run, run_id)
+        if found is None:
+            raise UnknownRunError(run_id)
+        return found
+
+    async def forget(self, client_mac: str, *, is_forced: bool = False) -> list[str]:
+        """Clear what is retained of a client that is away, or of any if forced; return the tasks it was known in.
+
+        Raises:
+            UnknownClientError, ClientPresentError, BusError: why it is still known.
+        """
+        fleet = self._desk.watch.fleet
+        views = [view for (_, mac), view in fleet.clients.items() if mac == client_mac]
+        if not views:
+            raise UnknownClientError(client_mac)
+        for view in views:
+            if not view.is_out and not is_forced:
+                raise ClientPresentError(client_mac, view.status.task_id)
+        for view in views:
+            topic = topics.client_status(view.status.task_id, client_mac)
+            await self._desk.connection.publish(topic, None)
+            fleet.forget(topic)
+            self._desk.watch.changed.add((view.status.task_id, client_mac))
+        return [view.status.task_id for view in views]
+
+    async def meet(self, strangers: Iterable[ServerStatus]) -> None:
+        """Adopt servers that announced a run of their own, where their task says so."""
+        for word in strangers:
+            config = self._desk.tasks.get(word.task_id)
+            is_serving = word.status in (ServerCondition.READY, ServerCondition.RUNNING)
+            if config is None or not config.adopt or not is_serving or word.run_id is None:
+                logger.debug("a server is not ours", extra={"task_id": word.task_id, "run_id": word.run_id})
+                continue
+            await self._adopt(word, word.run_id, config)
+
+    async def _adopt(self, word: ServerStatus, run_id: str, config: TaskConfig) -> None:
+        async with self._one_at_a_time:
+            active = self._desk.ledger.active(word.task_id)
+            if active is not None:
+                self._replace(active, word, run_id)
+                return
+            if await self._desk.journal.reader.call(self._desk.journal.reader.find_run, run_id) is not None:
+                return  # it was closed here, whatever its server believes
+            order = RunOrder(task_id=word.task_id, num_rounds=word.num_rounds or None)
+            spec = self._spec(order, config, run_id=run_id, is_adopted=True)
+            await self._begin(spec, b"", config)
+            self._desk.inbox.put(run_id, word)
+            logger.info("adopted a server", extra={"task_id": word.task_id, "run_id": run_id})
+
+    def _replace(self, active: Run, word: ServerStatus, run_id: str) -> None:
+        """A server started anew by hand: its old run cannot go on, and the new one is met again after that."""
+        if active.spec.is_adopted:
+            self._desk.watch.strangers[word.task_id] = word
+            self._desk.inbox.put(
+                active.run_id, ServerExited(active.launch, f"its server was started anew (run {run_id})")
+            )
+        else:
+            logger.warning("a foreign server speaks for a task", extra={"run_id": active.run_id, "foreign": run_id})
+
+    async def _begin(self, spec: RunSpec, secret: bytes, config: TaskConfig) -> Run:
+        run = Run(spec=spec, created_at=self._desk.clock.now())
+        run = replace(run, reason=waits_for(run, self._desk.watch.fleet))
+        # What a relaunch needs days later: the tasks file and the manager's settings may say anything else by then.
+        limits = TaskLimits.model_validate(self._desk.limits(config).model_dump())
+        journaled = JournaledRun(run=run, secret=secret, task=config.model_copy(update={"limits": limits}))
+        await self._desk.journal.call(self._desk.journal.add_run, journaled)
+        self._desk.ledger.add(journaled)
+        self._desk.events.tell_run(run)
+        self._desk.inbox.wake()
+        logger.info("run begins", extra={"run_id": run.run_id, "task_id": spec.task_id})
+        return run
+
+    def _spec(
+        self, order: RunOrder, config: TaskConfig, *, run_id: str | None = None, is_adopted: bool = False
+    ) -> RunSpec:
+        clients = tuple(dict.fromkeys(order.clients)) if order.clients else None
+        min_clients = order.min_clients or (
+            min(config.min_clients, len(clients)) if clients is not None else config.min_clients
+        )
+        if clients is not None and len(clients) < min_clients:
+            raise TooFewClientsError(min_clients, len(clients))
+        limits = self._desk.limits(config)
+        return RunSpec(
+            run_id=run_id or _new_run_id(order.task_id),
+            task_id=order.task_id,
+            num_rounds=order.num_rounds or config.num_rounds,
+            min_clients=min_clients,
+            clients=clients,
+            join=order.join or config.join,
+            is_adopted=is_adopted,
+            limits=CoreLimits(**{each.name: getattr(limits, each.name) for each in fields(CoreLimits)}),
+        )
+
+
+def _new_run_id(task_id: str) -> str:
+    """Runs sort by time where names are sorted."""
+    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return f"{task_id[:_MAX_TASK_IN_RUN_ID]}-{now}-{secrets.token_hex(2)}"

@@ -1,0 +1,1 @@
+"""What every process needs: settings, HTTP access, processes, files, service manager. Decides nothing."""

@@ -1,0 +1,397 @@
+"""Every knob once, with its unit, default and reason; the only reader of the environment.
+
+A value comes from the file that `FEDOPS_MQTT_CONFIG` names, from `FEDOPS_MQTT_<FIELD>`, or by keyword (an option), the
+later outweighing the earlier. Everything else in the package takes plain keyword-only values and never looks itself.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import platformdirs
+from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from fedops_mqtt.protocol import AnyMacAddress, TaskId
+from fedops_mqtt.runtime.key_values import KeyValues
+from fedops_mqtt.runtime.settings_file import FileSource
+
+Seconds = Annotated[float, Field(gt=0)]
+_MAX_PORT = 65535
+
+
+def _check_port(address: str) -> str:
+    if int(address.rpartition(":")[2]) > _MAX_PORT:
+        raise ValueError(f"{address}: a port is 0 to {_MAX_PORT}")
+    return address
+
+
+HttpAddress = Annotated[str, Field(pattern=r"^\S*:\d{1,5}$"), AfterValidator(_check_port)]
+"""`host:port` to listen on; port 0 takes a free one."""
+
+LogLevel = Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR")]
+
+_AGGREGATION = ("FEDOPS_AGGREGATION_SERVER", "FEDOPS_AGGREGATION_HOST")
+ENV_PREFIX = "FEDOPS_MQTT_"
+CONFIG_VARIABLE = "FEDOPS_MQTT_CONFIG"
+"""Names the settings file; the option `--config` does the same."""
+
+
+def default_state_dir() -> Path:
+    """Return where journals live by the platform's convention (`~/.local/state/fedops-mqtt` on Linux)."""
+    return Path(platformdirs.user_state_dir("fedops-mqtt", appauthor=False))
+
+
+def default_store_url() -> str:
+    """Return where global models live by default (`~/.local/share/fedops-mqtt/models` on Linux)."""
+    return str(Path(platformdirs.user_data_dir("fedops-mqtt", appauthor=False)) / "models")
+
+
+StateDir = Annotated[Path, Field(default_factory=default_state_dir)]
+StoreUrl = Annotated[str, Field(default_factory=default_store_url, description="where FL servers keep global models")]
+
+
+def inherited_environment() -> dict[str, str]:
+    """Return this process's environment, for the processes that it starts."""
+    return dict(os.environ)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceManager:
+    """Where systemd listens to us, and how often it wants to hear (sd_notify(3), sd_watchdog_enabled(3))."""
+
+    notify_socket: str | None = None
+    watchdog_s: float | None = None
+    watchdog_pid: int | None = None
+
+
+def service_manager() -> ServiceManager:
+    """Return what systemd has put into the environment; nothing without it."""
+    microseconds, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
+    return ServiceManager(
+        notify_socket=os.environ.get("NOTIFY_SOCKET") or None,
+        watchdog_s=int(microseconds) / 1e6 if microseconds.isdigit() else None,
+        watchdog_pid=int(pid) if pid.isdigit() else None,
+    )
+
+
+def config_file() -> Path | None:
+    """Return the settings file that the environment names."""
+    path = os.environ.get(CONFIG_VARIABLE)
+    return Path(path) if path else None
+
+
+def use_config_file(path: Path) -> None:
+    """Name the settings file of this process, and of the one it becomes."""
+    os.environ[CONFIG_VARIABLE] = str(path.resolve())
+
+
+def broker_of(bundle: Path) -> dict[str, Any]:
+    """Return what a bundle says of the broker and of who we are to it, by setting name.
+
+    Raises:
+        SettingsFileError: it cannot be used.
+    """
+    return FileSource(BusSettings, bundle, None)()
+
+
+def origin_of(field: str) -> str:
+    """Return where a field's value comes from, for a message about it, when no option gives it."""
+    variable = f"{ENV_PREFIX}{field.upper()}"
+    path = config_file()
+    return f"environment variable {variable}" if path is None or variable in os.environ else f"{path}: {field}"
+
+
+def _check_pair(certificate: Path | None, certificate_name: str, key: Path | None, key_name: str) -> None:
+    """Refuse one without the other: it would mean no TLS where somebody believes that there is."""
+    if (certificate is None) != (key is None):
+        raise ValueError(f"{certificate_name} and {key_name} go together: one of them is not set")
+
+
+class _Settings(BaseSettings):
+    # A process uses one or two of these classes: the others are never built, which a small device notices.
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True, defer_build=True)
+    file_table: ClassVar[str | None] = None
+    """Which table of the settings file is read; None: its top."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Put the settings file below the environment."""
+        return init_settings, env_settings, FileSource(settings_cls, config_file(), cls.file_table)
+
+
+class BusSettings(_Settings):
+    """How to reach the broker and how long to wait for it."""
+
+    broker: Annotated[str, Field(description="mqtt://[user:password@]host:port, or mqtts://")] = "mqtt://127.0.0.1:1883"
+    broker_user: Annotated[str | None, Field(description="user name, where the broker wants one")] = None
+    broker_password: Annotated[SecretStr | None, Field(description="its password")] = None
+    broker_ca_file: Annotated[Path | None, Field(description="CA certificate that the broker's must be signed by")] = (
+        None
+    )
+    broker_cert_file: Annotated[Path | None, Field(description="our certificate, where the broker wants one")] = None
+    broker_key_file: Annotated[Path | None, Field(description="the key of our certificate")] = None
+    keepalive_s: Annotated[int, Field(ge=1, le=65535, description="MQTT keep alive; a silent death shows in 1.5x")] = 20
+    connect_timeout_s: Annotated[float, Field(gt=0, description="wait for the broker to take a connection")] = 10.0
+    publish_timeout_s: Annotated[float, Field(gt=0, description="wait for the broker's acknowledgement")] = 10.0
+    subscribe_qos: Annotated[
+        int, Field(ge=0, le=1, description="MQTT QoS of subscriptions; 0 is enough, and cheaper on a cluster")
+    ] = 1
+    backoff_initial_s: Annotated[float, Field(gt=0, description="first upper bound of the jittered wait")] = 0.5
+    backoff_max_s: Annotated[float, Field(gt=0, description="last upper bound of the jittered wait")] = 30.0
+    heartbeat_s: Annotated[
+        float, Field(gt=0, le=86_400, description="an owner repeats its status this often; lease: 3x")
+    ] = 60.0
+
+
+class DoorSettings(_Settings):
+    """Who may come in over HTTP; without any of this only this machine may."""
+
+    http_cert_file: Annotated[Path | None, Field(description="certificate of our HTTP address; set: HTTPS only")] = None
+    http_key_file: Annotated[Path | None, Field(description="the key of that certificate")] = None
+    http_client_ca_file: Annotated[Path | None, Field(description="CA of client certificates; set: one is needed")] = (
+        None
+    )
+    http_cors: Annotated[str, Field(description="web origins that may ask, comma between them; empty: none")] = ""
+
+    @model_validator(mode="after")
+    def _half_a_door_is_none(self) -> Self:
+        _check_pair(self.http_cert_file, "http_cert_file", self.http_key_file, "http_key_file")
+        if self.http_client_ca_file and not self.http_cert_file:
+            raise ValueError("http_client_ca_file asks for certificates over TLS: set http_cert_file and http_key_file")
+        return self
+
+
+class ClientSettings(BusSettings, DoorSettings):
+    """The daemon on a device."""
+
+    task_id: Annotated[TaskId | None, Field(description="the federated task that this device takes part in")] = None
+    app: Annotated[str | None, Field(description="MODULE:ATTRIBUTE of the Flower ClientApp")] = None
+    mac: Annotated[AnyMacAddress | None, Field(description="this device's MAC; default: its network card's")] = None
+    client_name: Annotated[str | None, Field(description="a name for people; default: the host name")] = None
+    http: Annotated[HttpAddress | None, Field(description="where the FedOps HTTP shim listens; unset: no shim")] = None
+    http_token: Annotated[SecretStr | None, Field(description="token of the shim; needed beyond loopback")] = None
+    client_manager_url: Annotated[
+        str | None, Field(description="FedOps client manager before the shim; default: FEDOPS_CLIENT_MANAGER_URL")
+    ] = Field(default_factory=lambda: os.environ.get("FEDOPS_CLIENT_MANAGER_URL") or None)
+    server_manager_url: Annotated[
+        str | None, Field(description="FedOps server manager that knows ports; default: FEDOPS_SERVER_MANAGER_URL")
+    ] = Field(default_factory=lambda: os.environ.get("FEDOPS_SERVER_MANAGER_URL") or None)
+    aggregation_host: Annotated[
+        str | None,
+        Field(description="FL server's host[:port], for FedOps managers; FEDOPS_AGGREGATION_SERVER, …_HOST"),
+    ] = Field(default_factory=lambda: next(filter(None, map(os.environ.get, _AGGREGATION)), None))
+    http_any_mac: Annotated[bool, Field(description="take POST /start of a manager that has another MAC")] = False
+    server_ip_allow: Annotated[
+        str,
+        Field(description="FL servers that POST /start may name: hosts, networks, host:port; else our managers' hosts"),
+    ] = ""
+    http_get_start: Annotated[bool, Field(description="GET /start/HOST:PORT of FedOps' first managers starts")] = False
+    state_dir: Annotated[StateDir, Field(description="where the journal is kept")]
+    join_token: Annotated[SecretStr | None, Field(description="shared token of servers started by hand")] = None
+    line_ca_file: Annotated[Path | None, Field(description="CA of the FL server; set: a plain line is refused")] = None
+    join_limit_s: Annotated[float, Field(gt=0, description="training process waits this long for its server")] = 60.0
+    rejoin_limit_s: Annotated[float, Field(gt=0, description="after a lost line, before giving up")] = 120.0
+    run_limit_s: Annotated[float, Field(gt=0, description="longest training of one run")] = 24 * 3600.0
+    stop_grace_s: Annotated[float, Field(gt=0, description="between SIGTERM and SIGKILL")] = 10.0
+    stderr_lines: Annotated[int, Field(ge=1, le=200, description="kept of a failed training")] = 20
+    partition_id: Annotated[int | None, Field(ge=0, description="node_config partition-id")] = None
+    num_partitions: Annotated[int | None, Field(ge=1, description="node_config num-partitions")] = None
+    node_config: Annotated[KeyValues, Field(description="more of node_config: 'key=1 other=\"text\"'")] = ""
+    run_config: Annotated[KeyValues, Field(description="run_config, above the project's own: 'key=1'")] = ""
+    system_interval_s: Annotated[float, Field(ge=0, description="system load is measured this often; 0: never")] = 5.0
+    wandb_project: Annotated[str | None, Field(description="Weights & Biases project; unset: off")] = None
+    wandb_key: Annotated[SecretStr | None, Field(description="its API key")] = None
+    log_level: LogLevel = "INFO"
+
+
+class RunLimits(_Settings):
+    """How long each part of a run may take before it counts as failed."""
+
+    file_table = "limits"
+    trigger_answer_s: Annotated[float, Field(gt=0, description="a triggered client answers within this")] = 30.0
+    trigger_retry_s: Annotated[float, Field(gt=0, description="an unanswered trigger is said again after this")] = 5.0
+    server_start_s: Annotated[float, Field(gt=0, description="a launched server is ready within this")] = 60.0
+    join_s: Annotated[float, Field(gt=0, description="enough clients have joined within this")] = 120.0
+    round_s: Annotated[float, Field(gt=0, description="one message to a client is answered within this")] = 3600.0
+    run_s: Annotated[float, Field(gt=0, description="the whole run")] = 24 * 3600.0
+    close_grace_s: Annotated[float, Field(gt=0, description="clients end by themselves before they are told")] = 10.0
+    server_lost_s: Annotated[float, Field(gt=0, description="a server gone from bus and line is launched again")] = 15.0
+    max_launches: Annotated[int, Field(ge=1, description="launches of the FL server in one run")] = 3
+    max_attempts: Annotated[int, Field(ge=1, description="firings per client in one run")] = 3
+
+
+class ManagerSettings(BusSettings, DoorSettings):
+    """The manager."""
+
+    http: Annotated[HttpAddress, Field(description="where the manager's API and page listen")] = "127.0.0.1:8004"
+    tasks_file: Annotated[Path | None, Field(description="tasks.toml: how to launch each task's FL server")] = None
+    database_url: Annotated[str | None, Field(description="SQLAlchemy URL; default: SQLite in the state folder")] = None
+    state_dir: Annotated[StateDir, Field(description="where the journal and the logs of FL servers are kept")]
+    store: StoreUrl
+    manager_token: Annotated[SecretStr | None, Field(description="token of the API; needed beyond loopback")] = None
+    home_assistant: Annotated[
+        str | None, Field(description="topic prefix of Home Assistant discovery, mostly homeassistant; unset: off")
+    ] = None
+    archive_after_s: Annotated[float, Field(gt=0, description="a finished run leaves the bus after this")] = 3600.0
+    keep_runs_s: Annotated[float, Field(gt=0, description="archived runs are deleted after this")] = 365 * 86400.0
+    keep_events_s: Annotated[float, Field(gt=0, description="events and client metrics are deleted after this")] = (
+        90 * 86400.0
+    )
+    server_stop_grace_s: Annotated[float, Field(gt=0, description="between SIGTERM and SIGKILL of an FL server")] = 10.0
+    limits: RunLimits = Field(default_factory=RunLimits)
+    log_level: LogLevel = "INFO"
+
+
+class ServerSettings(BusSettings):
+    """What an FL server process is told by whoever launches it."""
+
+    task_id: TaskId | None = None
+    run_id: str | None = None
+    launch: Annotated[int, Field(ge=0)] = 0
+    run_secret_file: Annotated[Path | None, Field(description="0600; holds the run secret, hexadecimal")] = None
+    last_word_file: Annotated[Path | None, Field(description="keeps how the run ended, before it is said")] = None
+    stop_reason_file: Annotated[Path | None, Field(description="says, at SIGTERM, why the run is stopped")] = None
+    join: Literal["invited", "open"] = "invited"
+    join_token: SecretStr | None = None
+    listen: HttpAddress = "127.0.0.1:0"
+    advertise: Annotated[str | None, Field(description="host[:port] that clients reach; default: listen")] = None
+    num_rounds: Annotated[int | None, Field(ge=1)] = None
+    min_clients: Annotated[int | None, Field(ge=1)] = None
+    store: StoreUrl
+    report_fd: Annotated[int | None, Field(ge=0, description="said on this descriptor in the place of a bus")] = None
+    state_dir: StateDir
+    join_limit_s: Seconds = 120.0
+    round_limit_s: Seconds = 3600.0
+    run_limit_s: Seconds = 24 * 3600.0
+    rejoin_limit_s: Seconds = 120.0
+    line_ping_s: Annotated[float, Field(gt=0, description="a vanished host is noticed within three of these")] = 5.0
+    line_cert_file: Path | None = None
+    line_key_file: Path | None = None
+    max_message_bytes: Annotated[int, Field(ge=1024, description="largest message on the line")] = 4 * 1024**3
+    accept_any_shape: Annotated[bool, Field(description="replies to training need not be the model")] = False
+    accept_nonfinite: Annotated[bool, Field(description="updates with NaN or infinities are averaged too")] = False
+    compress_level: Annotated[int, Field(ge=0, le=22, description="zstd level for arrays; 0: off")] = 0
+    compress_threshold_bytes: Annotated[int, Field(ge=0, description="smaller arrays are not compressed")] = 65536
+    linger_s: Annotated[float, Field(gt=0, description="after the end, until every client has been told")] = 5.0
+    stop_grace_s: Annotated[float, Field(gt=0, description="between a stop and interrupting code that computes")] = 3.0
+    wandb_project: Annotated[str | None, Field(description="Weights & Biases project; unset: off")] = None
+    wandb_key: Annotated[SecretStr | None, Field(description="its API key")] = None
+    log_level: str = "INFO"
+
+    @model_validator(mode="after")
+    def _half_a_certificate_is_none(self) -> Self:
+        _check_pair(self.line_cert_file, "line_cert_file", self.line_key_file, "line_key_file")
+        return self
+
+
+class FedOpsSettings(BaseSettings):
+    """FedOps' own variables of a server, under their own names; ours outweigh them."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, defer_build=True)
+    task_id: Annotated[TaskId | None, Field(description="TASK_ID, where FEDOPS_MQTT_TASK_ID is not set")] = None
+    bucket_name: Annotated[str, Field(description="S3 bucket of FedOps' upload and download")] = "global-model"
+    access_key_id: SecretStr | None = None
+    access_secret_key: SecretStr | None = None
+
+
+class CliSettings(_Settings):
+    """The verbs that talk to a manager."""
+
+    manager: Annotated[str, Field(description="URL of the manager's API")] = "http://127.0.0.1:8004"
+    manager_token: Annotated[SecretStr | None, Field(description="token of a manager that wants one")] = None
+    manager_ca_file: Annotated[Path | None, Field(description="CA of a manager that speaks HTTPS")] = None
+    manager_cert_file: Annotated[Path | None, Field(description="our certificate, where the manager wants one")] = None
+    manager_key_file: Annotated[Path | None, Field(description="the key of our certificate")] = None
+    request_timeout_s: Annotated[float, Field(gt=0, description="wait for an answer of the manager")] = 10.0
+
+
+class LogsSettings(CliSettings):
+    """The verb `logs`, which also reads what this machine's own trainings have printed."""
+
+    state_dir: Annotated[StateDir, Field(description="with --training: the state folder of this machine's clients")]
+
+
+class BrokerSettings(_Settings):
+    """The mosquitto that `fedops-mqtt broker` runs."""
+
+    broker_port: Annotated[int, Field(ge=0, le=65535, description="TCP port; 0 takes a free one")] = 1883
+    broker_config: Annotated[Path | None, Field(description="mosquitto.conf to run; default: the shipped one")] = None
+    broker_data_dir: Annotated[Path | None, Field(description="keeps what is retained; default: nothing is kept")] = (
+        None
+    )
+
+
+class BridgeSettings(BusSettings):
+    """The bridge for FedOps clients and servers that know HTTP and gRPC only."""
+
+    clients: Annotated[str, Field(description="FedOps clients to speak for: [MAC=]URL, comma between them")] = (
+        "http://127.0.0.1:8003"
+    )
+    http: Annotated[HttpAddress, Field(description="where FedOps' programs find their managers")] = "127.0.0.1:8004"
+    bundles: Annotated[
+        Path | None, Field(description="folder of bundles: each client's, server-TASK for servers; a broker wants them")
+    ] = None
+    bridge_token: Annotated[SecretStr | None, Field(description="password in FedOps' URLs; needed beyond loopback")] = (
+        None
+    )
+    doors: Annotated[HttpAddress, Field(description="gRPC address of the first client; the next has the next port")] = (
+        "127.0.0.1:0"
+    )
+    fedops_server: Annotated[
+        HttpAddress, Field(description="where FedOps' FL servers are reached; no host: where their calls come from")
+    ] = ":8080"
+    poll_s: Annotated[float, Field(gt=0, description="a client is asked whether it is online this often")] = 2.0
+    online_timeout_s: Annotated[float, Field(gt=0, description="wait for the answer to that")] = 5.0
+    come_limit_s: Annotated[float, Field(gt=0, description="from a client's start until it is at its server")] = 60.0
+    word_limit_s: Annotated[float, Field(gt=0, description="from a run's end until its client says so")] = 30.0
+    server_start_limit_s: Annotated[float, Field(gt=0, description="a FedOps server answers within this")] = 120.0
+    state_dir: Annotated[StateDir, Field(description="where the journals of its clients are kept")]
+    join_token: Annotated[SecretStr | None, Field(description="shared token of servers started by hand")] = None
+    line_ca_file: Annotated[Path | None, Field(description="CA of the FL server; set: a plain line is refused")] = None
+    rejoin_limit_s: Annotated[float, Field(gt=0, description="after a lost line, before giving up")] = 120.0
+    run_limit_s: Annotated[float, Field(gt=0, description="longest training of one run")] = 24 * 3600.0
+    log_level: LogLevel = "INFO"
+
+
+class WatchSettings(BusSettings):
+    """The dashboard in the terminal."""
+
+    task_id: Annotated[TaskId | None, Field(description="watch only this task")] = None
+
+
+class ModelSettings(_Settings):
+    """The verbs about stored models."""
+
+    store: StoreUrl
+
+
+class FleetSettings(_Settings):
+    """The verbs that look after a fleet's credentials."""
+
+    fleet_dir: Annotated[Path, Field(description="the folder with the fleet's CA, register, bundles")] = Path("fleet")
+
+
+class DoctorSettings(BusSettings):
+    """What `fedops-mqtt doctor` looks at: the settings of any role, as its bundle has them."""
+
+    task_id: Annotated[TaskId | None, Field(description="the task of the identity that is checked")] = None
+    mac: Annotated[AnyMacAddress | None, Field(description="the MAC of the device that is checked")] = None
+    role: Annotated[
+        Literal["device", "manager", "server", "dashboard", "bridge"] | None,
+        Field(description="whose rules are checked: device, manager, server, dashboard or bridge; default: a guess"),
+    ] = None
+    http: Annotated[HttpAddress | None, Field(description="an address that must be free to listen on")] = None
+    listen: Annotated[HttpAddress | None, Field(description="the same for an FL server's line")] = None
+    state_dir: Annotated[StateDir, Field(description="a folder that must be there to write to")]
+    line_ca_file: Annotated[Path | None, Field(description="CA of the FL server")] = None
+    line_cert_file: Annotated[Path | None, Field(description="certificate of an FL server's line")] = None
+    line_key_file: Annotated[Path | None, Field(description="the key of that certificate")] = None

@@ -1,0 +1,47 @@
+"""What a service manager is told of a process of ours (sd_notify(3)): ready, alive, stopping.
+
+Alive means that the event loop turns: the watchdog's word comes from a task in it. Without systemd nothing is said.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from fedops_mqtt.runtime.background import alongside
+from fedops_mqtt.runtime.settings import ServiceManager, service_manager
+
+_WORDS_PER_WATCHDOG = 3
+"""sd_watchdog_enabled(3) recommends half the time; a third leaves room for a machine under load."""
+
+
+@asynccontextmanager
+async def supervised(manager: ServiceManager | None = None) -> AsyncIterator[None]:
+    """Say ready, keep the watchdog quiet while the block runs, and say stopping at its end."""
+    manager = manager or service_manager()
+    if manager.notify_socket is None:
+        yield
+        return
+    _tell(manager.notify_socket, "READY=1")
+    try:
+        async with alongside(_feed(manager), name="watchdog"):
+            yield
+    finally:
+        _tell(manager.notify_socket, "STOPPING=1")
+
+
+async def _feed(manager: ServiceManager) -> None:
+    assert manager.notify_socket is not None
+    if manager.watchdog_s is None or manager.watchdog_pid not in (None, os.getpid()):
+        return
+    while True:
+        _tell(manager.notify_socket, "WATCHDOG=1")
+        await asyncio.sleep(manager.watchdog_s / _WORDS_PER_WATCHDOG)
+
+
+def _tell(address: str, words: str) -> None:
+    """Send a datagram; a service manager that is gone is no reason to end."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock, suppress(OSError):
+        sock.connect(f"\0{address[1:]}" if address.startswith("@") else address)
+        sock.sendall(words.encode())

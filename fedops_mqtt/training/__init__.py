@@ -1,0 +1,1 @@
+"""What runs inside the training process on a device; flwr and the user's app are imported here."""

@@ -1,0 +1,250 @@
+"""One training: the app is loaded, the server is joined over the line or classic gRPC, each round is reported."""
+
+import logging
+import threading
+import time
+from functools import partial
+
+from flwr.app import Context, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedops_mqtt.client.client_api import speaking
+from fedops_mqtt.client.client_wandb import WandbLog, start_wandb
+from fedops_mqtt.line.client_session import RunEnd
+from fedops_mqtt.line.errors import LineConfigError
+from fedops_mqtt.line.probe import Answers, probe
+from fedops_mqtt.line.runner import Answered, Joined, LineRunner, Progress, make_context
+from fedops_mqtt.protocol import MetricsCutter, MetricsKind, Outcome, Phase, Transport, clip
+from fedops_mqtt.runtime.key_values import Plain
+from fedops_mqtt.runtime.task_config import Scalar
+from fedops_mqtt.training.app_loading import AppError, Keeping, KeptState, load_app, make_node_config, run_config_of
+from fedops_mqtt.training.classic_grpc import ClassicRunner
+from fedops_mqtt.training.message_clock import PhaseClock
+from fedops_mqtt.training.numpy_clients import AnyServerApp
+from fedops_mqtt.training.pipe import EndedReport, Job, MetricsReport, PhaseReport
+from fedops_mqtt.training.report import Reporter, failed, leave_soon
+from fedops_mqtt.training.wandb_rounds import ShownRounds
+
+logger = logging.getLogger(__name__)
+
+_WANDB_CLOSE_S = 5.0
+_PROBE_S = 1.0
+"""A server that is there answers sooner; one that is busy is asked again."""
+_PROBE_RETRY_S = 0.2
+_NUM_OWN_METRICS = 8
+"""Added to what the app measured: stage, seconds, the four parts of `PhaseClock`, bytes_in, bytes_out."""
+
+
+class Training:
+    """One job from its first line to its last report."""
+
+    def __init__(self, *, job: Job, reporter: Reporter) -> None:
+        self._job = job
+        self._reporter = reporter
+        self._runner: LineRunner | ClassicRunner | None = None
+        self._lock = threading.Lock()
+        self._server_ip, self._launch = job.server_ip, job.launch
+        self._stop_reason: str | None = None
+        self._bytes = (0, 0)
+        self._app: Keeping | None = None
+        self._run_id: str | None = None
+        self._run_config: dict[str, Plain] = {}
+        self._wandb = _wandb_of(job)
+        self._shown = ShownRounds()
+        self._last: Answered | None = None
+        self._last_began = 0.0
+        self._began = time.monotonic()
+        self._is_registered = False
+        self._clock = PhaseClock(self._tell_uploaded)
+        self._cutter = MetricsCutter(logger.warning)
+
+    def run(self) -> EndedReport:
+        """Train until the run is over for this client and say how that was."""
+        self._reporter.phase(PhaseReport(phase=Phase.JOINING))
+        try:
+            app = load_app(self._job)
+            self._run_config = run_config_of(self._job)
+            self._is_registered = isinstance(app, AnyServerApp) and app.is_registered
+        except AppError as error:
+            return failed(error.reason)
+        try:
+            runner = self._take_runner()
+        except (LineConfigError, OSError) as error:  # an address or a CA file that cannot be used
+            return failed(str(error))
+        kept = KeptState(self._job.state_folder / "context.bin")
+        self._app = Keeping(app, kept)
+        with speaking(self):
+            return self._report_of(runner.run(_as_app(self._app), partial(self._context, kept.load())))
+
+    def close(self) -> int:
+        """Finish what runs beside the training; returns the exit status."""
+        if self._wandb is not None and not self._wandb.close(_WANDB_CLOSE_S):
+            logger.warning("wandb did not finish in time")
+        return 0
+
+    def aim(self, server_ip: str, launch: int) -> None:
+        """The server is somewhere else now."""
+        with self._lock:
+            self._server_ip, self._launch = server_ip, launch
+            if self._runner is not None:
+                self._runner.aim(server_ip, launch)
+
+    def stop(self, reason: str) -> None:
+        """End at the next possible moment."""
+        with self._lock:
+            self._stop_reason = reason
+            if self._runner is not None:
+                self._runner.stop(reason)
+
+    @property
+    def gl_model(self) -> int:
+        """Number of the global model that the start said."""
+        return self._job.gl_model
+
+    @property
+    def server_ip(self) -> str:
+        """`host:port` of the FL server."""
+        return self._server_ip
+
+    def tell(self, kind: MetricsKind, round_: int, values: dict[str, Scalar]) -> None:
+        """Publish what the app says by FedOps' `client_api`."""
+        self._reporter.metrics(MetricsReport(kind=kind, round=round_, values=self._cutter.cut(values)))
+
+    def end_training(self, outcome: Outcome, reason: str | None) -> None:
+        """The app says by itself how it ended."""
+        self._reporter.ended(EndedReport(outcome=outcome, reason=reason))
+        leave_soon(self.close)
+
+    def leave(self) -> None:
+        """The app wants the client to leave; a training process can only end itself."""
+        self.end_training(Outcome.STOPPED, "its own program said client-out")
+
+    def _take_runner(self) -> LineRunner | ClassicRunner:
+        started = time.monotonic()
+        transport = self._job.transport or self._find_transport()
+        join_s = max(1.0, self._job.join_limit_s - (time.monotonic() - started))
+        with self._lock:
+            make = self._classic_runner if transport is Transport.GRPC else self._line_runner
+            self._runner = make(join_s)
+            if self._stop_reason is not None:
+                self._runner.stop(self._stop_reason)
+            return self._runner
+
+    def _find_transport(self) -> Transport:
+        """Wait within the join limit until somebody answers at the server's address, and see who it is."""
+        deadline = time.monotonic() + self._job.join_limit_s
+        while self._stop_reason is None and time.monotonic() < deadline:
+            answers = probe(self._server_ip, ca_file=self._job.ca_file, timeout_s=_PROBE_S)
+            if answers is not Answers.NOBODY:
+                return Transport(answers.value)
+            threading.Event().wait(_PROBE_RETRY_S)
+        return Transport.LINE
+
+    def _line_runner(self, join_s: float) -> LineRunner:
+        job = self._job
+        return LineRunner(
+            server_ip=self._server_ip,
+            client_mac=job.client_mac,
+            instance=job.instance,
+            attempt=job.attempt,
+            token=job.token,
+            run_id=None if job.is_local else job.run_id,
+            launch=self._launch,
+            ca_file=job.ca_file,
+            join_s=join_s,
+            rejoin_s=job.rejoin_limit_s,
+            on_progress=self._progress,
+            on_answered=self._answered,
+            on_end=self._end,
+        )
+
+    def _classic_runner(self, join_s: float) -> ClassicRunner:
+        return ClassicRunner(
+            run_id=self._job.run_id,
+            client_mac=self._job.client_mac,
+            server_ip=self._server_ip,
+            ca_file=self._job.ca_file,
+            join_s=join_s,
+            rejoin_s=self._job.rejoin_limit_s,
+            on_progress=self._progress,
+            on_answered=self._answered,
+        )
+
+    def _context(self, state: RecordDict, joined: Joined) -> Context:
+        self._reporter.phase(PhaseReport(phase=Phase.WAITING, run_id=joined.run_id))
+        context = make_context(
+            joined,
+            node_config=make_node_config(self._job),
+            run_config=self._run_config,
+        )
+        context.state = state
+        self._run_id = joined.run_id
+        return context
+
+    def _progress(self, progress: Progress) -> None:
+        self._bytes = (progress.bytes_in, progress.bytes_out)
+        self._clock.enter(progress.phase)
+        self._reporter.phase(
+            PhaseReport(
+                phase=progress.phase,
+                round=progress.round or 0,
+                run_id=self._run_id,
+                bytes_in=progress.bytes_in,
+                bytes_out=progress.bytes_out,
+            )
+        )
+
+    def _answered(self, answered: Answered) -> None:
+        measured = self._cutter.cut(answered.metrics, num_more=_NUM_OWN_METRICS)
+        values = {**measured, "stage": clip(answered.kind), "seconds": round(answered.seconds, 6)}
+        self._clock.hold(MetricsReport(kind=MetricsKind.ROUND, round=answered.round or 0, values=values))
+        self._last, self._last_began = answered, time.monotonic() - answered.seconds
+
+    def _tell_uploaded(self, report: MetricsReport) -> None:
+        """The last answer is uploaded: its numbers hold all the bytes that it took."""
+        bytes_in, bytes_out = self._bytes
+        values = {**report.values, "bytes_in": bytes_in, "bytes_out": bytes_out}
+        self._reporter.metrics(report.model_copy(update={"values": values}))
+        if self._wandb is not None and self._last is not None:
+            shown = self._shown.show(
+                self._last, began_at=self._last_began, now=time.monotonic(), bytes_so_far=self._bytes
+            )
+            self._wandb.log(shown, step=report.round)
+
+    def _end(self, end: RunEnd) -> None:
+        """The run is over for us, perhaps while the app still computes for nobody: report now, leave soon."""
+        self._reporter.ended(self._report_of(end))
+        leave_soon(self.close)
+
+    def _report_of(self, end: RunEnd) -> EndedReport:
+        """An app that raised has failed, also where the server ended the run, well or not, before it said so itself."""
+        self._clock.flush()
+        failure = self._app.failure if self._app else None
+        if failure is None and end.outcome is Outcome.FINISHED and self._is_registered:
+            self._tell_time()
+        if failure is not None:
+            return failed(failure)
+        return EndedReport(outcome=None if end.is_rejected else end.outcome, reason=end.reason or None)
+
+    def _tell_time(self) -> None:
+        """Say how long it took, as FedOps does."""
+        job = self._job
+        who: dict[str, Scalar] = {
+            "fl_task_id": job.task_id,
+            "client_mac": job.client_mac,
+            "client_name": job.client_name,
+        }
+        seconds = time.monotonic() - self._began
+        self.tell(MetricsKind.TIME_RESULT, 0, {**who, "operation_time": seconds, "gl_model_v": job.gl_model})
+
+
+def _as_app(keeping: Keeping) -> ClientApp:
+    """LineRunner only calls its app; what else a ClientApp can do is for whoever builds one."""
+    return keeping  # type: ignore[return-value]
+
+
+def _wandb_of(job: Job) -> WandbLog | None:
+    options = job.wandb
+    if options is None:
+        return None
+    return WandbLog(partial(start_wandb, options.key, options.project, options.name))
