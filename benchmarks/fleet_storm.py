@@ -20,7 +20,7 @@ from fleet_clients import SimulatedClient, mac_of
 from fedops_mqtt.bus import BusOptions, Mosquitto
 from fedops_mqtt.bus.address import Backoff
 from fedops_mqtt.bus.connection import STABLE_AFTER_S
-from fedops_mqtt.core.ownership import Ownership, Repair, SeenWord, judge
+from fedops_mqtt.core.ownership import Ownership, Repair, SeenStatus, judge
 from fedops_mqtt.protocol import ClientCondition
 
 AWAY_S = 5.0
@@ -71,7 +71,7 @@ class StormyClient(SimulatedClient):
         if not topic.endswith("/status"):
             return
         said = orjson.loads(payload)
-        word = SeenWord(
+        word = SeenStatus(
             instance=said["instance"], epoch=said["epoch"], is_out="seq" not in said, is_retained=is_retained
         )
         now = time.monotonic()

@@ -27,8 +27,8 @@ from fedops_mqtt.bus import Mosquitto  # noqa: E402
 from fedops_mqtt.protocol import (  # noqa: E402
     ClientCondition,
     ClientStatus,
+    CurrentRun,
     Phase,
-    RunInHand,
     encode,
     topics,
     utc_now,
@@ -63,7 +63,7 @@ class Fleet:
         self._seq[number] += 1
         mac = f"02:00:00:{number >> 16:02x}:{number >> 8 & 255:02x}:{number & 255:02x}"
         run = (
-            RunInHand(run_id="r", attempt=1, launch=1, phase=Phase.TRAINING, round=1) if self._trains[number] else None
+            CurrentRun(run_id="r", attempt=1, launch=1, phase=Phase.TRAINING, round=1) if self._trains[number] else None
         )
         status = ClientStatus(
             instance="bench", epoch=1, seq=self._seq[number], at=utc_now(), heartbeat_s=3600, task_id=TASK,

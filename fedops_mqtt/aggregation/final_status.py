@@ -12,7 +12,7 @@ from fedops_mqtt.protocol import ProtocolError, ServerStatus, encode
 _log = logging.getLogger(__name__)
 
 
-def keep_last_word(path: Path | None, word: ServerStatus) -> None:
+def keep_final_status(path: Path | None, word: ServerStatus) -> None:
     """Write a final status where the manager looks for it; None: nobody does. A full disk costs the run nothing."""
     if path is None:
         return

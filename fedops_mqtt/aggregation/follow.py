@@ -168,7 +168,7 @@ class Follower:
             return None
         round_ = self._shift(server_round)
         metrics: dict[str, Any] = dict(theirs(round_, record) or {}) if theirs is not None else {}
-        if round_ == 0 or self._rounds.in_hand == round_:
+        if round_ == 0 or self._rounds.active_training == round_:
             arrays = arrays_in(record)
             metrics |= self._rounds.evaluate(round_, arrays)
             self._rounds.end(round_, arrays, metrics)
@@ -176,7 +176,7 @@ class Follower:
 
     def _end_round(self) -> None:
         """End the round in hand, where no `evaluate_fn` has: a loop of its own need not call one."""
-        round_ = self._rounds.in_hand
+        round_ = self._rounds.active_training
         if round_ is None or self._aggregated is None or self._aggregated[0] != round_:
             return
         record = self._aggregated[1]

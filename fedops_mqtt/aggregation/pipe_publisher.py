@@ -11,39 +11,41 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from fedops_mqtt.aggregation.final_status import keep_last_word
+from fedops_mqtt.aggregation.final_status import keep_final_status
 from fedops_mqtt.aggregation.snapshot import ServerSnapshot
-from fedops_mqtt.aggregation.status_publisher import Announcer, Ears
+from fedops_mqtt.aggregation.status_publisher import BusCallbacks, ServerStatusPublisher
 from fedops_mqtt.bus import BusOptions, EpochFile
 from fedops_mqtt.protocol import ServerClient, ServerMetrics, encode
 from fedops_mqtt.runtime.settings import ServerSettings
 
 
-def make_announcer(settings: ServerSettings, snapshot: ServerSnapshot, ears: Ears) -> "Announcer | PipeAnnouncer":
+def make_announcer(
+    settings: ServerSettings, snapshot: ServerSnapshot, callbacks: BusCallbacks
+) -> "ServerStatusPublisher | PipeStatusPublisher":
     """Return what speaks for this server: on the bus, or on the descriptor that `report_fd` names.
 
     Raises (on entry):
         BrokerUrlError: the broker's URL or a TLS file cannot be used.
     """
     if settings.report_fd is not None:
-        return PipeAnnouncer(snapshot, descriptor=settings.report_fd, on_gone=ears.on_replaced)
-    return Announcer(
+        return PipeStatusPublisher(snapshot, descriptor=settings.report_fd, on_departed=callbacks.on_replaced)
+    return ServerStatusPublisher(
         snapshot,
         url=settings.broker,
         options=BusOptions.from_settings(settings),
         epochs=EpochFile(settings.state_dir / "server" / f"{snapshot.task_id}.epoch"),
-        ears=ears,
-        keep_last_word=partial(keep_last_word, settings.last_word_file),
+        callbacks=callbacks,
+        keep_final_status=partial(keep_final_status, settings.final_status_file),
     )
 
 
-class PipeAnnouncer:
-    """Says one FL server's status and metrics on a pipe; same use as `Announcer`."""
+class PipeStatusPublisher:
+    """Says one FL server's status and metrics on a pipe; same use as `ServerStatusPublisher`."""
 
-    def __init__(self, snapshot: ServerSnapshot, *, descriptor: int, on_gone: Callable[[str], None]) -> None:
+    def __init__(self, snapshot: ServerSnapshot, *, descriptor: int, on_departed: Callable[[str], None]) -> None:
         self._snapshot = snapshot
         self._descriptor = descriptor
-        self._on_gone = on_gone
+        self._on_gone = on_departed
         self._clients: dict[str, ServerClient] = {}
         self._seq = 0
         self._lock = threading.Lock()

@@ -14,7 +14,7 @@ from fedops_mqtt.server.server_wandb import Show
 _log = logging.getLogger(__name__)
 
 
-class Voice(Protocol):
+class MetricsSink(Protocol):
     """Who says things for this server."""
 
     def say(self, *, is_urgent: bool = True, **changes: Any) -> None:
@@ -24,7 +24,7 @@ class Voice(Protocol):
         """Publish numbers."""
 
 
-class RoundTeller:
+class RoundReporter:
     """Tells of one run; `count_bytes` returns what its line has received and sent so far."""
 
     def __init__(
@@ -32,7 +32,7 @@ class RoundTeller:
         *,
         plan: RunPlan,
         status: FLServerStatus,
-        voice: Voice,
+        voice: MetricsSink,
         show: Show,
         count_bytes: Callable[[], tuple[int, int]],
     ) -> None:

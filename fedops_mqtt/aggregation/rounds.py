@@ -77,7 +77,7 @@ class Rounds:
         return max(0, self.num_rounds - self.done)
 
     @property
-    def in_hand(self) -> int | None:
+    def active_training(self) -> int | None:
         """The round that has begun and not ended; None between rounds."""
         return self._current if self._current > self.done else None
 

@@ -15,7 +15,7 @@ from fedops_mqtt.aggregation.replies import check_of
 from fedops_mqtt.aggregation.rounds import Rounds
 from fedops_mqtt.aggregation.run_settings import RunPlan
 from fedops_mqtt.aggregation.server_app import run_server_app
-from fedops_mqtt.aggregation.starting_point import Beginning
+from fedops_mqtt.aggregation.starting_point import StartingPoint
 from fedops_mqtt.aggregation.strategy import Config, count_on, run_classic, run_messages
 from fedops_mqtt.aggregation.strategy_state import AnyStrategy, StrategyState, arrays_in, begin_from
 from fedops_mqtt.line.grid import LineGrid, digest_of
@@ -34,7 +34,7 @@ class RunTraining:
         self,
         *,
         plan: RunPlan,
-        beginning: Beginning,
+        beginning: StartingPoint,
         rounds: Rounds,
         strategy: AnyStrategy | None,
         server_app: ServerApp | None,
@@ -108,7 +108,7 @@ class RunTraining:
         before = [self._beginning.first, None if is_resumed else self._begun_from]
         return None if arrays is None or any(each and are_equal(arrays, each) for each in before) else arrays
 
-    def verdict(self) -> tuple[RunOutcome, str]:
+    def decision(self) -> tuple[RunOutcome, str]:
         """Return how the run ended, once `run` has returned."""
         assert self._grid is not None
         rounds, seen = self.rounds, self._grid.training

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fedops_mqtt.line.members import Member
+from fedops_mqtt.line.members import LineMember
 from fedops_mqtt.protocol import (
     MAX_TEXT_CHARS,
     MemberCondition,
@@ -86,7 +86,7 @@ class ServerSnapshot:
         }
 
 
-def client_of(member: Member) -> ServerClient:
+def client_of(member: LineMember) -> ServerClient:
     """Return what the server says of one member of its line."""
     if member.outcome is not None:
         status = _CONDITIONS[member.outcome]

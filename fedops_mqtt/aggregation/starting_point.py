@@ -14,7 +14,7 @@ from fedops_mqtt.store.versions import ModelStore, StoredModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Beginning:
+class StartingPoint:
     """The model to begin with, and how far the run is."""
 
     arrays: Arrays | None
@@ -34,14 +34,14 @@ class Beginning:
     """What the run that made `first` left of its strategy."""
 
 
-def find_beginning(
+def find_starting_point(
     plan: RunPlan,
     *,
     store: ModelStore,
     checkpoints: CheckpointStore,
     initial: Arrays | None,
     accepts_nonfinite: bool = False,
-) -> Beginning:
+) -> StartingPoint:
     """Return what this launch begins with, when its end can be stored as far as anybody knows now.
 
     Raises:
@@ -56,7 +56,7 @@ def find_beginning(
     last_gl_model = newest.version if newest else 0
     checkpoint = checkpoints.load(plan.run_id) if plan.is_resumable else None
     if newest is not None and plan.is_resumable and newest.run_id == plan.run_id and newest.origin is None:
-        return Beginning(
+        return StartingPoint(
             arrays=newest.arrays,
             done=plan.num_rounds,
             gl_model=newest.version,
@@ -75,7 +75,7 @@ def find_beginning(
             raise NonFiniteModelError(source, problem, advice)
     num_files = 2 if plan.is_resumable and checkpoint is None else 1  # checkpoint and version are there at a time
     store.check_writable(num_files * sum(array.nbytes for array in (arrays or {}).values()))
-    return Beginning(
+    return StartingPoint(
         arrays=arrays,
         done=checkpoint.round if checkpoint else 0,
         gl_model=store.next_version(),

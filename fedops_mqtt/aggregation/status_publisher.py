@@ -19,13 +19,13 @@ from fedops_mqtt.bus import (
     BusError,
     BusEvent,
     BusOptions,
+    ConflictingInstanceError,
     Connected,
     ConnectError,
     Connection,
     EpochStore,
     NotConnectedError,
     Received,
-    RivalError,
     StatusOwner,
     client_id_of,
 )
@@ -56,7 +56,7 @@ _LAST_OF_ITS_OWN = LAST_SEQ - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ears:
+class BusCallbacks:
     """Who hears what the bus says; called in the bus's thread, must not block."""
 
     on_client_ended: Callable[[str, LastRun], None]
@@ -65,7 +65,7 @@ class Ears:
     """Another process is this task's FL server now; the reason says which."""
 
 
-class Announcer:
+class ServerStatusPublisher:
     """Says one FL server's status and metrics, and hears its clients. Every method may be called from any thread.
 
     Raises (on entry):
@@ -79,15 +79,15 @@ class Announcer:
         url: str,
         options: BusOptions,
         epochs: EpochStore,
-        ears: Ears,
-        keep_last_word: Callable[[ServerStatus], None],
+        callbacks: BusCallbacks,
+        keep_final_status: Callable[[ServerStatus], None],
     ) -> None:
         self._snapshot = snapshot
         self._url = url
         self._options = options
         self._epochs = epochs
-        self._ears = ears
-        self._keep_last_word = keep_last_word
+        self._ears = callbacks
+        self._keep_last_word = keep_final_status
         self._lock = threading.Lock()
         self._clients: dict[str, ServerClient] = {}
         self._metrics: deque[ServerMetrics] = deque(maxlen=_MAX_METRICS)
@@ -175,7 +175,7 @@ class Announcer:
             make_goodbye=None,
             epochs=self._epochs,
             heartbeat_s=who.heartbeat_s,
-            on_rival=self._meet_rival,
+            on_conflict=self._meet_conflicting_instance,
         )
         connection = self._connection = Connection(
             self._url,
@@ -245,11 +245,11 @@ class Announcer:
         if status.run_id == who.run_id and status.launch > who.launch:
             self._be_replaced(f"launch {status.launch} of this run has taken over")
 
-    def _meet_rival(self, rival: RivalError) -> None:
+    def _meet_conflicting_instance(self, conflicting_instance: ConflictingInstanceError) -> None:
         """A newer process speaks here; an earlier launch of this run is none, whatever its clock says."""
         other, who = self._stranger, self._snapshot
         if other is None or other.run_id != who.run_id or other.launch >= who.launch:
-            self._be_replaced(str(rival))
+            self._be_replaced(str(conflicting_instance))
 
     def _be_replaced(self, reason: str) -> None:
         if not self._is_replaced:

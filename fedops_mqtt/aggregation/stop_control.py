@@ -42,7 +42,7 @@ class EndRequest:
     """Another process does this server's work now: leave without a word."""
 
 
-class Ending:
+class StopControl:
     """The end of one run as it is asked for. `request` may be called from any thread and from signal handlers."""
 
     def __init__(self, *, grace_s: float, reason_file: Path | None = None) -> None:

@@ -172,7 +172,9 @@ class _RoundsServer(GridServer):
         return to_parameters(self._initial, self.strategy)
 
     def _evaluate(self, server_round: int, parameters: Parameters) -> tuple[float, dict[str, Any]] | None:
-        server_round = self._rounds.in_hand or server_round  # a strategy that asks itself may count on: `count_on`
+        server_round = (
+            self._rounds.active_training or server_round
+        )  # a strategy that asks itself may count on: `count_on`
         theirs = self._own_evaluate(server_round, parameters)
         metrics: dict[str, Any] = dict(self._rounds.evaluate(server_round, self._arrays(parameters)))
         if theirs is not None:

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fedops_mqtt.bridge import numbers
 from fedops_mqtt.bridge.fedops_http_client import OnlineAnswer
-from fedops_mqtt.bridge.peer_registry import Desk
-from fedops_mqtt.bridge.peer_state import Link
+from fedops_mqtt.bridge.peer_registry import PeerRegistry
+from fedops_mqtt.bridge.peer_state import PeerState
 from fedops_mqtt.bridge.peers import Caller
 from fedops_mqtt.protocol import Outcome, TaskId
 
@@ -36,7 +36,7 @@ class FLTask(BaseModel):
     Device_training: bool = False
 
 
-def make_api(desk: Desk) -> FastAPI:
+def make_api(desk: PeerRegistry) -> FastAPI:
     """Return the application over what the bridge knows."""
     app = FastAPI(title="fedops-mqtt bridge", docs_url=None, redoc_url=None)
     app.include_router(_client_manager(desk))
@@ -55,7 +55,7 @@ def make_api(desk: Desk) -> FastAPI:
     return app
 
 
-def _client_manager(desk: Desk) -> APIRouter:
+def _client_manager(desk: PeerRegistry) -> APIRouter:
     """FedOps' client manager, as its client calls it (FedOps client_api.ClientMangerAPI)."""
     router = APIRouter()
 
@@ -86,7 +86,7 @@ def _client_manager(desk: Desk) -> APIRouter:
     return router
 
 
-async def _told(desk: Desk, request: Request, outcome: Outcome) -> Json:
+async def _told(desk: PeerRegistry, request: Request, outcome: Outcome) -> Json:
     link = desk.find(_caller(request), expected=lambda link: link.is_training)
     if link is None:
         logger.warning("cannot tell which client this is", extra={"path": request.url.path})
@@ -95,7 +95,7 @@ async def _told(desk: Desk, request: Request, outcome: Outcome) -> Json:
     return _manager_view(link)
 
 
-def _server_manager_for_clients(desk: Desk) -> APIRouter:
+def _server_manager_for_clients(desk: PeerRegistry) -> APIRouter:
     """FedOps' server manager, as a device calls it: a client itself, or the client manager before it."""
     router = APIRouter(prefix="/FLSe")
 
@@ -154,7 +154,7 @@ def _as_answer(task: FLTask) -> OnlineAnswer:
         raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, str(first["msg"])) from error
 
 
-def _server_manager_for_servers(desk: Desk) -> APIRouter:
+def _server_manager_for_servers(desk: PeerRegistry) -> APIRouter:
     """FedOps' server manager, as its FL server calls it (FedOps server_api.ServerAPI)."""
     router = APIRouter(prefix="/FLSe")
 
@@ -178,7 +178,7 @@ def _server_manager_for_servers(desk: Desk) -> APIRouter:
     return router
 
 
-def _performance(desk: Desk) -> APIRouter:
+def _performance(desk: PeerRegistry) -> APIRouter:
     """FedOps' performance services."""
     router = APIRouter()
 
@@ -221,7 +221,7 @@ def _caller(request: Request, *, task_id: str | None = None, own_mac: object = N
     )
 
 
-def _manager_view(link: Link | None) -> Json:
+def _manager_view(link: PeerState | None) -> Json:
     """A FedOps client manager's own status (FedOps client manager, `manager_status`)."""
     return {
         "GL_Model_V": link.gl_model if link else 0,

@@ -12,14 +12,14 @@ import httpx
 from fedops_mqtt import __version__
 from fedops_mqtt.bridge.api import make_api
 from fedops_mqtt.bridge.classic import ClassicOptions
-from fedops_mqtt.bridge.client_proxy import Presence, own_identity
-from fedops_mqtt.bridge.fedops_http_client import OldClient
+from fedops_mqtt.bridge.client_proxy import ClientProxy, own_identity
+from fedops_mqtt.bridge.fedops_http_client import FedOpsHttpClient
 from fedops_mqtt.bridge.http import guarded
-from fedops_mqtt.bridge.peer_registry import Desk
-from fedops_mqtt.bridge.peer_state import Link
+from fedops_mqtt.bridge.peer_registry import PeerRegistry
+from fedops_mqtt.bridge.peer_state import PeerState
 from fedops_mqtt.bus import BusOptions, parse_broker_url, without_password
 from fedops_mqtt.protocol import IdentityError, normalise_mac
-from fedops_mqtt.runtime.http_access import DoorRules
+from fedops_mqtt.runtime.http_access import AccessRules
 from fedops_mqtt.runtime.http_listener import listen, serving, url_of
 from fedops_mqtt.runtime.settings import BridgeSettings
 
@@ -58,11 +58,11 @@ class Bridge:
         self.settings = settings
         parse_broker_url(settings.broker)
         self._targets = clients_in(settings.clients)
-        doors_of(settings.doors, len(self._targets))
+        doors_of(settings.grpc_gateways, len(self._targets))
         self._told_to_leave = asyncio.Event()
         self._turn = asyncio.Lock()
         self._num_doors = 0
-        self._desk = Desk(
+        self._desk = PeerRegistry(
             classic=ClassicOptions(
                 reach=partial(_reach_for, settings),
                 state_dir=settings.state_dir,
@@ -88,7 +88,7 @@ class Bridge:
             BrokerUrlError: the broker's URL is none.
         """
         token = self.settings.bridge_token.get_secret_value() if self.settings.bridge_token else None
-        rules = DoorRules(token=token, is_for_fedops=True)
+        rules = AccessRules(token=token, is_for_fedops=True)
         listening = listen(
             self.settings.http,
             rules,
@@ -104,18 +104,18 @@ class Bridge:
         ):
             self._desk.open(group)
             for mac, url in self._targets:
-                peer = OldClient(
+                peer = FedOpsHttpClient(
                     http, url, timeout_s=self.settings.online_timeout_s, start_s=self.settings.come_limit_s
                 )
-                self._desk.add(Link(name=without_password(url), peer=peer, client_mac=mac))
+                self._desk.add(PeerState(name=without_password(url), peer=peer, client_mac=mac))
             say(url_of(listening, rules))
             await self._told_to_leave.wait()
             self._desk.close()
 
-    def _make_presence(self, link: Link) -> Presence:
-        doors = doors_of(self.settings.doors, self._num_doors + 1)[-1]
+    def _make_presence(self, link: PeerState) -> ClientProxy:
+        grpc_gateways = doors_of(self.settings.grpc_gateways, self._num_doors + 1)[-1]
         self._num_doors += 1
-        return Presence(link, settings=self.settings, doors=doors, turn=self._turn, agent=_AGENT)
+        return ClientProxy(link, settings=self.settings, grpc_gateways=grpc_gateways, turn=self._turn, agent=_AGENT)
 
 
 def clients_in(text: str) -> list[tuple[str | None, str]]:
@@ -156,7 +156,7 @@ def doors_of(first: str, count: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def leaving_on_signals(bridge: Bridge) -> Iterator[None]:
+def shutting_down_on_signals(bridge: Bridge) -> Iterator[None]:
     """Leave on SIGTERM and SIGINT."""
     loop = asyncio.get_running_loop()
     numbers = (signal.SIGTERM, signal.SIGINT)
@@ -177,5 +177,5 @@ async def run_bridge(settings: BridgeSettings, say: Callable[[str], None]) -> No
         ExposedError, OSError, BrokerUrlError: see `Bridge.run`.
     """
     bridge = Bridge(settings)
-    with leaving_on_signals(bridge):
+    with shutting_down_on_signals(bridge):
         await bridge.run(say)

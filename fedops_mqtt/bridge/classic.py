@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from fedops_mqtt.bus import (
     BusError,
     BusOptions,
+    ConflictingInstanceError,
     Connection,
     EpochFile,
-    RivalError,
     StatusOwner,
     client_id_of,
     new_instance,
@@ -111,7 +111,7 @@ class ClassicServer:
                     await self._ended.wait()
                 await self._flush(bus)
                 await self._owner.flush(_LAST_WORD_S)
-        except RivalError as error:
+        except ConflictingInstanceError as error:
             logger.warning("another process speaks for this task's FL server now", extra={"why": str(error)})
         finally:
             self.gone.set()

@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from fedops_mqtt.bridge.fedops_http_client import OldClient, OldClientError, OnlineAnswer
-from fedops_mqtt.bridge.peer_state import Link
+from fedops_mqtt.bridge.fedops_http_client import FedOpsHttpClient, FedOpsHttpError, OnlineAnswer
+from fedops_mqtt.bridge.peer_state import PeerState
 from fedops_mqtt.bridge.start_call import BridgeLimits
 from fedops_mqtt.bridge.trainer import HttpTrainer
-from fedops_mqtt.bus import BrokerUrlError, EpochFileError, RivalError, without_password
+from fedops_mqtt.bus import BrokerUrlError, ConflictingInstanceError, EpochFileError, without_password
 from fedops_mqtt.device.daemon import Daemon
 from fedops_mqtt.device.journal import DaemonRunningError
 from fedops_mqtt.protocol import mac_to_level
@@ -35,15 +35,21 @@ _REGISTRATION_LEASE_S = 30.0
 """A FedOps client manager registers its client every six and a half seconds while it does not train."""
 
 
-class Presence:
+class ClientProxy:
     """Finds one FedOps client, and speaks for it as long as it is there. `run` it as a task, for ever."""
 
     def __init__(
-        self, link: Link, *, settings: BridgeSettings, doors: str, turn: asyncio.Lock, agent: Mapping[str, str]
+        self,
+        link: PeerState,
+        *,
+        settings: BridgeSettings,
+        grpc_gateways: str,
+        turn: asyncio.Lock,
+        agent: Mapping[str, str],
     ) -> None:
         self._link = link
         self._settings = settings
-        self._doors = doors
+        self._doors = grpc_gateways
         self._turn = turn
         self._agent = agent
         self._daemon: Daemon | None = None
@@ -51,7 +57,7 @@ class Presence:
         self._is_closing = False
 
     @property
-    def link(self) -> Link:
+    def link(self) -> PeerState:
         """What is known of the client."""
         return self._link
 
@@ -61,7 +67,7 @@ class Presence:
             identity = await self._until_here()
             try:
                 await self._speak(identity)
-            except RivalError:
+            except ConflictingInstanceError:
                 logger.warning("this client speaks for itself on the bus now; left to it", extra=self._facts())
                 return
             except (
@@ -103,14 +109,14 @@ class Presence:
             return self._as_answer()
         return await self._until_online(peer)
 
-    async def _until_online(self, peer: OldClient) -> OnlineAnswer:
+    async def _until_online(self, peer: FedOpsHttpClient) -> OnlineAnswer:
         is_told = False
         while True:
             try:
                 answer = await peer.online()
                 if answer.is_online:
                     break
-            except OldClientError as error:
+            except FedOpsHttpError as error:
                 if not is_told:
                     logger.info(
                         "waiting for a FedOps client",
@@ -151,7 +157,7 @@ class Presence:
         finally:
             self._daemon = None
             self._registered.clear()
-            await self._link.note_gone()
+            await self._link.note_departed()
         logger.info("FedOps client is gone", extra=self._facts())
 
     def _make_daemon(self) -> Daemon:
@@ -170,17 +176,17 @@ class Presence:
             system_interval_s=0,  # the load of this machine is not that of the client's
         )
         limits = BridgeLimits(come_s=settings.come_limit_s, word_s=settings.word_limit_s)
-        make_trainer = partial(HttpTrainer, link=link, doors=self._doors, turn=self._turn, limits=limits)
+        make_trainer = partial(HttpTrainer, link=link, grpc_gateways=self._doors, turn=self._turn, limits=limits)
         return Daemon(client, make_trainer=make_trainer, agent=self._agent)
 
-    async def _poll(self, peer: OldClient, identity: OnlineAnswer) -> str:
+    async def _poll(self, peer: FedOpsHttpClient, identity: OnlineAnswer) -> str:
         """Ask how it is, until it is not there any more or is somebody else; returns why to leave."""
         misses = 0
         while misses < _MISSES:
             is_hurried = await self._pause()
             try:
                 answer = await peer.online()
-            except OldClientError as error:
+            except FedOpsHttpError as error:
                 is_busy = error.is_slow and self._link.wanted is not None
                 misses += 0 if is_busy else _MISSES if is_hurried else 1
                 continue

@@ -2,8 +2,8 @@
 
 import asyncio
 
-from fedops_mqtt.bridge.fedops_http_client import OldClientError
-from fedops_mqtt.bridge.start_call import WORDS, Call, OnReport, failed_to_start
+from fedops_mqtt.bridge.fedops_http_client import FedOpsHttpError
+from fedops_mqtt.bridge.start_call import WORDS, OnReport, StartCall, failed_to_start
 from fedops_mqtt.core.client_events import StartTraining
 from fedops_mqtt.protocol import Outcome, Phase
 from fedops_mqtt.runtime.settings import ClientSettings
@@ -15,14 +15,14 @@ _CANNOT_STOP = "a FedOps client cannot be told to stop; it trains on by itself"
 class DirectTraining:
     """A FedOps client at a classic gRPC server: after its start, its own word is all there is."""
 
-    def __init__(self, call: Call, start: StartTraining, settings: ClientSettings, on_report: OnReport) -> None:
+    def __init__(self, call: StartCall, start: StartTraining, settings: ClientSettings, on_report: OnReport) -> None:
         self._call = call
         self._start = start
         self._run_limit_s = settings.run_limit_s
         self._on_report = on_report
         self._stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    def aim(self, server_ip: str, launch: int) -> None:
+    def redirect(self, server_ip: str, launch: int) -> None:
         """An old client looks for a server once only."""
         self.stop(f"the FL server was launched again at {server_ip}, and a FedOps client asks for its address once")
 
@@ -36,7 +36,7 @@ class DirectTraining:
         self._on_report(PhaseReport(phase=Phase.JOINING))
         try:
             await self._call.to(self._start.server_ip, may_be_there=True)
-        except OldClientError as error:
+        except FedOpsHttpError as error:
             self._call.link.hurry.set()
             return failed_to_start(error)
         self._on_report(PhaseReport(phase=Phase.TRAINING))

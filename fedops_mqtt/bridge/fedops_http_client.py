@@ -12,7 +12,7 @@ from fedops_mqtt.bus.address import without_password
 from fedops_mqtt.protocol import AnyMacAddress, TaskId
 
 
-class OldClientError(Exception):
+class FedOpsHttpError(Exception):
     """A FedOps client did not answer as one."""
 
     def __init__(self, url: str, problem: str, *, is_slow: bool = False, is_absent: bool = False) -> None:
@@ -62,10 +62,10 @@ class OnlineAnswer(BaseModel):
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "body"
-            raise OldClientError(url, f"answers something else than a status ({where}: {first['msg']})") from error
+            raise FedOpsHttpError(url, f"answers something else than a status ({where}: {first['msg']})") from error
 
 
-class OldClient:
+class FedOpsHttpClient:
     """A FedOps client at `url` (`http://host:8003`); `timeout_s` is for one `/online`, a start may take `start_s`."""
 
     def __init__(self, http: httpx.AsyncClient, url: str, *, timeout_s: float, start_s: float) -> None:
@@ -95,13 +95,13 @@ class OldClient:
         try:
             response = await self._http.request(method, self.url + path, json=body, timeout=timeout_s)
         except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout) as error:
-            raise OldClientError(self.url, f"no answer to {path} within {timeout_s:g} s", is_slow=True) from error
+            raise FedOpsHttpError(self.url, f"no answer to {path} within {timeout_s:g} s", is_slow=True) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             is_absent = isinstance(error, _NOBODY_THERE)
             problem = f"{path}: {_text_of(error)}"
-            raise OldClientError(self.url, problem, is_absent=is_absent) from error
+            raise FedOpsHttpError(self.url, problem, is_absent=is_absent) from error
         if response.status_code != httpx.codes.OK:
-            raise OldClientError(self.url, f"answered {path} with HTTP {response.status_code}")
+            raise FedOpsHttpError(self.url, f"answered {path} with HTTP {response.status_code}")
         return OnlineAnswer.parse(self.url, response.content)
 
 

@@ -30,7 +30,7 @@ class RelayError(RuntimeError):
     """A message cannot be passed on to the FedOps client, or its answer not back."""
 
 
-class Door:
+class GrpcGateway:
     """Listens for one FedOps client on gRPC.
 
     Args:
@@ -41,8 +41,8 @@ class Door:
         OSError: the address is taken.
     """
 
-    def __init__(self, listen: str, *, on_gone: Callable[[], None]) -> None:
-        self._clients = _OneClient(on_gone)
+    def __init__(self, listen: str, *, on_departed: Callable[[], None]) -> None:
+        self._clients = _OneClient(on_departed)
         self._server, self.port = flwr_private.serve_classic(client_manager=self._clients, address=listen)
 
     @property
@@ -61,7 +61,7 @@ class Door:
     def ask(self, message: Message, context: Context) -> Message:
         """Pass one message of the line on and return the client's answer: what LineRunner calls as its app.
 
-        A client that is not there any more gives a Flower Error; `on_gone` has told so already.
+        A client that is not there any more gives a Flower Error; `on_departed` has told so already.
 
         Raises:
             RelayError: the message is none that a classic client knows, or its answer none that fits.
@@ -90,11 +90,11 @@ class Door:
 class _OneClient(SimpleClientManager):
     """Flower's client manager for a single client; a second one is turned away."""
 
-    def __init__(self, on_gone: Callable[[], None]) -> None:
+    def __init__(self, on_departed: Callable[[], None]) -> None:
         super().__init__()
         self.present: ClientProxy | None = None
         self.problem: str | None = None
-        self._on_gone = on_gone
+        self._on_gone = on_departed
         self._changed = threading.Condition()
         self._is_over = False
 

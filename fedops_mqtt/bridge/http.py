@@ -11,12 +11,12 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fedops_mqtt.protocol import IdentityError, normalise_mac
-from fedops_mqtt.runtime.http_access import Door, DoorRules, credentials_in
+from fedops_mqtt.runtime.http_access import AccessControlMiddleware, AccessRules, credentials_in
 
 _SAID_BY_BROWSERS = (b"origin", b"sec-fetch-site")
 
 
-def guarded(app: ASGIApp, rules: DoorRules) -> ASGIApp:
+def guarded(app: ASGIApp, rules: AccessRules) -> ASGIApp:
     """Return the application behind its door, with the client that a URL's user name says in each request's state."""
 
     async def enter(scope: Scope, receive: Receive, send: Send) -> None:
@@ -27,7 +27,7 @@ def guarded(app: ASGIApp, rules: DoorRules) -> ASGIApp:
             scope.setdefault("state", {})["client_mac"] = _mac_of(credentials_in(headers)[0])
             await app(scope, receive, send)
 
-    return Door(enter, rules, refuse=_refuse)
+    return AccessControlMiddleware(enter, rules, refuse=_refuse)
 
 
 def _refuse(status: HTTPStatus, why: str, headers: Mapping[str, str]) -> ASGIApp:

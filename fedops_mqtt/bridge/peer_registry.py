@@ -7,28 +7,28 @@ from typing import Any
 
 from fedops_mqtt.bridge import numbers
 from fedops_mqtt.bridge.classic import ClassicOptions, ClassicRun, ClassicServer, load_runs, new_run_id
-from fedops_mqtt.bridge.client_proxy import Presence
+from fedops_mqtt.bridge.client_proxy import ClientProxy
 from fedops_mqtt.bridge.fedops_http_client import OnlineAnswer
-from fedops_mqtt.bridge.peer_state import Link
-from fedops_mqtt.bridge.peers import Caller, Links
+from fedops_mqtt.bridge.peer_state import PeerState
+from fedops_mqtt.bridge.peers import Caller, Peers
 
 logger = logging.getLogger(__name__)
 
-MakePresence = Callable[[Link], Presence]
+MakePresence = Callable[[PeerState], ClientProxy]
 
 
-class Desk:
+class PeerRegistry:
     """Everything that the bridge speaks for. `open` it within the task group whose tasks it starts.
 
     `server_at` is `host:port` of FedOps' servers; an empty host means wherever a server's call comes from.
     """
 
     def __init__(self, *, classic: ClassicOptions, server_at: str, make_presence: MakePresence) -> None:
-        self.links = Links()
+        self.links = Peers()
         self._classic = classic
         self._server_at = server_at
         self._make_presence = make_presence
-        self._presences: dict[Presence, asyncio.Task[None]] = {}
+        self._presences: dict[ClientProxy, asyncio.Task[None]] = {}
         self._servers: dict[str, ClassicServer] = {}
         self._group: asyncio.TaskGroup | None = None
 
@@ -46,7 +46,7 @@ class Desk:
         for server in self._servers.values():
             server.leave()
 
-    def add(self, link: Link) -> Presence:
+    def add(self, link: PeerState) -> ClientProxy:
         """Speak for one more FedOps client."""
         assert self._group is not None
         presence = self._make_presence(link)
@@ -56,11 +56,11 @@ class Desk:
 
     # Clients
 
-    def find(self, caller: Caller, *, expected: Callable[[Link], bool]) -> Link | None:
+    def find(self, caller: Caller, *, expected: Callable[[PeerState], bool]) -> PeerState | None:
         """Return who calls."""
         return self.links.find(caller, expected=expected)
 
-    def client_out(self, link: Link) -> None:
+    def client_out(self, link: PeerState) -> None:
         """A client leaves."""
         self._presence_of(link).leave()
 
@@ -69,7 +69,7 @@ class Desk:
         link = self.links.of_mac(answer.client_mac)
         if link is None:
             logger.info("a FedOps client manager registered its client", extra={"client_mac": answer.client_mac})
-            link = Link(name=answer.client_mac, peer=None)
+            link = PeerState(name=answer.client_mac, peer=None)
             self.add(link)
         if link.peer is None:
             link.hosts = frozenset({host}) if host else link.hosts
@@ -86,7 +86,7 @@ class Desk:
             wanted = server.known.server_ip
         return int(wanted.rpartition(":")[2]) if wanted else None
 
-    def _presence_of(self, link: Link) -> Presence:
+    def _presence_of(self, link: PeerState) -> ClientProxy:
         return next(presence for presence in self._presences if presence.link is link)
 
     # FedOps' FL servers
@@ -156,7 +156,7 @@ class Desk:
             "Task_status": _task_status(link) if link is not None else None,
         }
 
-    def _device(self, task_id: str, own_mac: str | None) -> Link | None:
+    def _device(self, task_id: str, own_mac: str | None) -> PeerState | None:
         link = self.links.of_mac(own_mac) if own_mac is not None else None
         return link if link is not None and link.task_id == task_id else None
 
@@ -167,7 +167,7 @@ class Desk:
         self._group.create_task(server.run(), name=f"server-{run.task_id}")
 
 
-def _task_status(link: Link) -> dict[str, Any]:
+def _task_status(link: PeerState) -> dict[str, Any]:
     return {
         "FL_task_ID": link.task_id,
         "Device_mac": link.own_mac,

@@ -8,18 +8,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fedops_mqtt.bridge.fedops_http_client import OldClient, OnlineAnswer
+from fedops_mqtt.bridge.fedops_http_client import FedOpsHttpClient, OnlineAnswer
 from fedops_mqtt.protocol import Outcome
 from fedops_mqtt.training.pipe import MetricsReport
 
 
 @dataclass(kw_only=True)
-class Link:
+class PeerState:
     """One FedOps client. `peer` is None where a FedOps client manager stands before it, which polls and starts it."""
 
     name: str
     """How people and logs call it: its URL, or the MAC that its client manager registered."""
-    peer: OldClient | None
+    peer: FedOpsHttpClient | None
     client_mac: str | None = None
     """Its MAC on the bus; None until it is known."""
     own_mac: str | None = None
@@ -100,7 +100,7 @@ class Link:
             self.is_lost = True
             self._changed.notify_all()
 
-    async def note_gone(self) -> None:
+    async def note_departed(self) -> None:
         """It is not there any more."""
         async with self._changed:
             self.is_here = self.is_training = False

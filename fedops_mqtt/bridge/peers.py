@@ -7,7 +7,7 @@ the user name in the caller's URL, the MAC and task in the call, where it comes 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from fedops_mqtt.bridge.peer_state import Link
+from fedops_mqtt.bridge.peer_state import PeerState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,24 +22,24 @@ class Caller:
     task_id: str | None = None
 
 
-class Links:
+class Peers:
     """All links, in the order in which they came to be known."""
 
-    def __init__(self, links: Iterable[Link] = ()) -> None:
+    def __init__(self, links: Iterable[PeerState] = ()) -> None:
         self._links = list(links)
 
-    def __iter__(self) -> Iterator[Link]:
+    def __iter__(self) -> Iterator[PeerState]:
         return iter(self._links)
 
-    def add(self, link: Link) -> None:
+    def add(self, link: PeerState) -> None:
         """Take one more in."""
         self._links.append(link)
 
-    def of_mac(self, own_mac: str) -> Link | None:
+    def of_mac(self, own_mac: str) -> PeerState | None:
         """Return who says this MAC of itself."""
         return next((link for link in self._links if own_mac in (link.own_mac, link.client_mac)), None)
 
-    def find(self, caller: Caller, *, expected: Callable[[Link], bool]) -> Link | None:
+    def find(self, caller: Caller, *, expected: Callable[[PeerState], bool]) -> PeerState | None:
         """Return who calls; None where it cannot be told."""
         if caller.client_mac is not None:
             return next((link for link in self._links if link.client_mac == caller.client_mac), None)

@@ -11,15 +11,15 @@ from typing import Any, cast
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 
-from fedops_mqtt.bridge.fedops_http_client import OldClientError
-from fedops_mqtt.bridge.grpc_gateway import Door
-from fedops_mqtt.bridge.start_call import WORDS, Call, OnReport, failed_to_start
+from fedops_mqtt.bridge.fedops_http_client import FedOpsHttpError
+from fedops_mqtt.bridge.grpc_gateway import GrpcGateway
+from fedops_mqtt.bridge.start_call import WORDS, OnReport, StartCall, failed_to_start
 from fedops_mqtt.core.client import Identity
 from fedops_mqtt.core.client_events import StartTraining
 from fedops_mqtt.core.reasons import INTERRUPTED
 from fedops_mqtt.line.client_session import RunEnd
 from fedops_mqtt.line.errors import LineConfigError
-from fedops_mqtt.line.runner import Answered, Joined, LineRunner, Progress, make_context
+from fedops_mqtt.line.runner import Joined, LineRunner, MessageAnswered, Progress, make_context
 from fedops_mqtt.protocol import MetricsKind, Outcome
 from fedops_mqtt.runtime.settings import ClientSettings
 from fedops_mqtt.training.pipe import EndedReport, MetricsReport, PhaseReport
@@ -33,21 +33,21 @@ class RelayedTraining:
 
     def __init__(
         self,
-        call: Call,
+        call: StartCall,
         start: StartTraining,
         settings: ClientSettings,
         identity: Identity,
-        doors: str,
+        grpc_gateways: str,
         on_report: OnReport,
     ) -> None:
         self._call = call
         self._start = start
         self._settings = settings
         self._identity = identity
-        self._doors = doors
+        self._doors = grpc_gateways
         self._on_report = on_report
         self._loop = asyncio.get_running_loop()
-        self._door: Door | None = None
+        self._door: GrpcGateway | None = None
         self._runner: LineRunner | None = None
         self._joined = asyncio.Event()
         self._ended: asyncio.Future[RunEnd] = self._loop.create_future()
@@ -56,10 +56,10 @@ class RelayedTraining:
         self._no_start: EndedReport | None = None
         self._run_id: str | None = None
 
-    def aim(self, server_ip: str, launch: int) -> None:
+    def redirect(self, server_ip: str, launch: int) -> None:
         """The line finds its server again; the old client notices nothing."""
         if self._runner is not None:
-            self._runner.aim(server_ip, launch)
+            self._runner.redirect(server_ip, launch)
 
     def stop(self, reason: str) -> None:
         """Leave the line, which ends everything else."""
@@ -70,7 +70,7 @@ class RelayedTraining:
         """Train to whatever end."""
         try:
             self._runner = self._make_runner()
-            self._door = await asyncio.to_thread(Door, self._doors, on_gone=self._in_loop(self._client_gone))
+            self._door = await asyncio.to_thread(GrpcGateway, self._doors, on_departed=self._in_loop(self._client_gone))
         except (OSError, LineConfigError) as error:
             return EndedReport(outcome=Outcome.FAILED, reason=str(error))
         try:
@@ -83,7 +83,7 @@ class RelayedTraining:
             await asyncio.to_thread(self._door.dismiss, _DISMISS_S)
         return await self._last_word(end)
 
-    async def _train(self, door: Door, runner: LineRunner) -> RunEnd:
+    async def _train(self, door: GrpcGateway, runner: LineRunner) -> RunEnd:
         """Run the line in a thread of its own; the client is started once the server has let us in."""
         app = cast(ClientApp, door.ask)  # LineRunner only calls its app
         threading.Thread(
@@ -98,12 +98,12 @@ class RelayedTraining:
             runner.stop("the bridge ends this training")
         return RunEnd(outcome=Outcome.FAILED, reason=self._problem) if self._problem else end
 
-    async def _bring_client(self, door: Door, runner: LineRunner) -> None:
+    async def _bring_client(self, door: GrpcGateway, runner: LineRunner) -> None:
         await self._joined.wait()
         host = self._doors.rpartition(":")[0]
         try:
             await self._call.to(f"{host}:{door.port}")
-        except OldClientError as error:
+        except FedOpsHttpError as error:
             self._no_start = failed_to_start(error)
             self._call.link.hurry.set()
             self._give_up(self._no_start.reason or str(error))
@@ -135,7 +135,7 @@ class RelayedTraining:
         if self._no_start is not None:
             return self._no_start
         if self._is_gone:
-            return await self._why_gone(end.reason)
+            return await self._departure_reason(end.reason)
         if end.outcome is not Outcome.FINISHED:
             return EndedReport(outcome=end.outcome, reason=end.reason)
         try:
@@ -145,7 +145,7 @@ class RelayedTraining:
             return EndedReport(outcome=Outcome.FINISHED, reason=f"{end.reason} (the FedOps client did not say so)")
         return EndedReport(outcome=word, reason=end.reason if word is Outcome.FINISHED else WORDS[word])
 
-    async def _why_gone(self, reason: str) -> EndedReport:
+    async def _departure_reason(self, reason: str) -> EndedReport:
         """One that failed says so; one that is no more may be back soon, as a device that lost its training process."""
         try:
             async with asyncio.timeout(self._call.limits.word_s):
@@ -202,7 +202,7 @@ class RelayedTraining:
             )
         )
 
-    def _tell_answered(self, answered: Answered) -> None:
+    def _tell_answered(self, answered: MessageAnswered) -> None:
         values = {**answered.metrics, "stage": answered.kind, "seconds": round(answered.seconds, 6)}
         self._on_report(MetricsReport(kind=MetricsKind.ROUND, round=answered.round or 0, values=values))
 

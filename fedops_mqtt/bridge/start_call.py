@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from fedops_mqtt.bridge.fedops_http_client import OldClient, OldClientError
-from fedops_mqtt.bridge.peer_state import Link
+from fedops_mqtt.bridge.fedops_http_client import FedOpsHttpClient, FedOpsHttpError
+from fedops_mqtt.bridge.peer_state import PeerState
 from fedops_mqtt.core.reasons import INTERRUPTED
 from fedops_mqtt.protocol import Outcome
 from fedops_mqtt.training.pipe import EndedReport, MetricsReport, PhaseReport
@@ -23,20 +23,20 @@ WORDS = {
 }
 
 
-def failed_to_start(error: OldClientError) -> EndedReport:
+def failed_to_start(error: FedOpsHttpError) -> EndedReport:
     """Return how a training ended that could not begin; a client that is just not there may be asked again."""
     reason = f"{INTERRUPTED}: {error}" if error.is_absent else str(error)
     return EndedReport(outcome=Outcome.FAILED, reason=reason)
 
 
-class Training(Protocol):
+class PeerTraining(Protocol):
     """One training through a FedOps client."""
 
     async def run(self) -> EndedReport:
         """See it through to its end."""
         ...
 
-    def aim(self, server_ip: str, launch: int) -> None:
+    def redirect(self, server_ip: str, launch: int) -> None:
         """The FL server is somewhere else now."""
         ...
 
@@ -56,10 +56,10 @@ class BridgeLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class StartCall:
     """Gets one FedOps client to a server."""
 
-    link: Link
+    link: PeerState
     client_mac: str
     turn: asyncio.Lock
     limits: BridgeLimits
@@ -79,7 +79,7 @@ class Call:
             async with asyncio.timeout(self.limits.come_s):
                 await self.link.until_idle()
         except TimeoutError as error:
-            raise OldClientError(
+            raise FedOpsHttpError(
                 self.link.name, f"still trains something else after {self.limits.come_s:g} s"
             ) from error
         if self.link.peer is None:
@@ -97,12 +97,12 @@ class Call:
                 await self.link.until_training()
         except TimeoutError as error:
             problem = f"its client manager did not start it within {self.limits.come_s:g} s"
-            raise OldClientError(self.link.name, problem) from error
+            raise FedOpsHttpError(self.link.name, problem) from error
 
-    async def _start(self, peer: OldClient, server_ip: str) -> None:
+    async def _start(self, peer: FedOpsHttpClient, server_ip: str) -> None:
         answer = await peer.start(server_ip=server_ip, client_mac=self.client_mac)
         await self.link.note_online(answer)
         if not answer.is_training:
-            raise OldClientError(self.link.name, "was told to start and says that it does not train")
+            raise FedOpsHttpError(self.link.name, "was told to start and says that it does not train")
         if answer.server_ip not in (None, server_ip):
             logger.info("FedOps client uses another address", extra={"told": server_ip, "uses": answer.server_ip})

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from fedops_mqtt.bridge.direct import DirectTraining
-from fedops_mqtt.bridge.peer_state import Link
-from fedops_mqtt.bridge.start_call import BridgeLimits, Call, OnReport, Training
+from fedops_mqtt.bridge.peer_state import PeerState
+from fedops_mqtt.bridge.start_call import BridgeLimits, OnReport, PeerTraining, StartCall
 from fedops_mqtt.core.client import Identity
-from fedops_mqtt.core.client_events import Reaim, StartTraining, StopTraining
+from fedops_mqtt.core.client_events import ServerMoved, StartTraining, StopTraining
 from fedops_mqtt.device.trainer import Scalar
 from fedops_mqtt.protocol import Transport
 from fedops_mqtt.runtime.settings import ClientSettings
@@ -28,8 +28,8 @@ class HttpTrainer:
     def __init__(
         self,
         *,
-        link: Link,
-        doors: str,
+        link: PeerState,
+        grpc_gateways: str,
         turn: asyncio.Lock,
         limits: BridgeLimits,
         identity: Identity,
@@ -41,14 +41,14 @@ class HttpTrainer:
         on_ended: Callable[[EndedReport], Awaitable[None]],
     ) -> None:
         self._link = link
-        self._doors = doors
+        self._doors = grpc_gateways
         self._turn = turn
         self._limits = limits
         self._identity = identity
         self._settings = settings
         self._on_report = on_report
         self._on_ended = on_ended
-        self._training: Training | None = None
+        self._training: PeerTraining | None = None
         self._is_idle = asyncio.Event()
         self._is_idle.set()
 
@@ -59,12 +59,12 @@ class HttpTrainer:
         self._training = self._make(start)
         group.create_task(self._see_through(self._training), name=f"bridged-{start.run_id}-{start.attempt}")
 
-    def steer(self, action: Reaim | StopTraining) -> None:
+    def steer(self, action: ServerMoved | StopTraining) -> None:
         """Pass a change of address or a stop on, as far as an old client can be told."""
         if self._training is None:
             return
-        if isinstance(action, Reaim):
-            self._training.aim(action.server_ip, action.launch)
+        if isinstance(action, ServerMoved):
+            self._training.redirect(action.server_ip, action.launch)
         else:
             self._training.stop(action.reason)
 
@@ -72,15 +72,15 @@ class HttpTrainer:
         """Wait until nothing trains and the end of the last training was taken in."""
         await self._is_idle.wait()
 
-    def _make(self, start: StartTraining) -> Training:
-        call = Call(link=self._link, client_mac=self._identity.client_mac, turn=self._turn, limits=self._limits)
+    def _make(self, start: StartTraining) -> PeerTraining:
+        call = StartCall(link=self._link, client_mac=self._identity.client_mac, turn=self._turn, limits=self._limits)
         if start.transport is Transport.GRPC:
             return DirectTraining(call, start, self._settings, self._on_report)
         from fedops_mqtt.bridge.relayed import RelayedTraining  # here flwr is imported
 
         return RelayedTraining(call, start, self._settings, self._identity, self._doors, self._on_report)
 
-    async def _see_through(self, training: Training) -> None:
+    async def _see_through(self, training: PeerTraining) -> None:
         self._link.report = self._on_report
         try:
             ended = await training.run()

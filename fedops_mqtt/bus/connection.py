@@ -23,13 +23,13 @@ from fedops_mqtt.bus.errors import (
     ConnectTimeoutError,
     CredentialsError,
     NotConnectedError,
-    RefusedError,
+    PublishRefusedError,
     VersionError,
 )
-from fedops_mqtt.bus.event_buffer import Inbox
+from fedops_mqtt.bus.event_buffer import EventBuffer
 from fedops_mqtt.bus.events import BusEvent, Connected, Disconnected, Dropped
 from fedops_mqtt.bus.intake import DROPPED_TOPIC, Intake
-from fedops_mqtt.bus.session import Session, WillPacket, open_session
+from fedops_mqtt.bus.session import MqttSession, WillPacket, open_session
 from fedops_mqtt.protocol import Message, Topic, encode
 from fedops_mqtt.runtime.background import alongside, raise_if_cancelled
 
@@ -95,8 +95,8 @@ class Connection:
         self._hears_drops = hears_drops
         self._observers = list(observers)
         self._intake = Intake()
-        self._inbox = Inbox()
-        self._session: Session | None = None
+        self._inbox = EventBuffer()
+        self._session: MqttSession | None = None
         self._held: list[BusEvent] | None = None
         self._first_try: asyncio.Future[None] | None = None
         self._told: set[str] = set()
@@ -252,7 +252,7 @@ class Connection:
         payload = encode(publication.message)
         return WillPacket(topic=str(topic), payload=payload, qos=channel.qos, is_retained=channel.is_retained)
 
-    async def _serve(self, session: Session) -> None:
+    async def _serve(self, session: MqttSession) -> None:
         since = time.monotonic()
         async with alongside(self._begin(session), name="bus-subscribe"):
             reason = await session.wait_ended()
@@ -261,7 +261,7 @@ class Connection:
         self._version.ended()
         self._lose(reason)
 
-    async def _begin(self, session: Session) -> None:
+    async def _begin(self, session: MqttSession) -> None:
         """Subscribe, then let in what came meanwhile: nobody hears a message before `Connected`."""
         try:
             await self._ask_for_drops(session)  # before what it may drop
@@ -276,14 +276,14 @@ class Connection:
         for event in held:
             self._push(event)
 
-    async def _ask_for_drops(self, session: Session) -> None:
+    async def _ask_for_drops(self, session: MqttSession) -> None:
         """A broker that refuses this, or even hangs up, is not asked again."""
         if not self._hears_drops:
             return
         self._hears_drops = False
         self._hears_drops = not await session.subscribe([DROPPED_TOPIC])
 
-    async def _subscribe_all(self, session: Session) -> None:
+    async def _subscribe_all(self, session: MqttSession) -> None:
         """Subscribe until everything is granted: a broker that lost a node refuses for a while, and then grants.
 
         What was added later is given up for this connection after a while: its refusal must not take the rest away.
@@ -321,11 +321,11 @@ class Connection:
         logger.warning("lost the connection to the broker", extra={"broker": self.broker, "reason": reason})
         self._push(Disconnected(reason))
 
-    def _note_failure(self, error: ConnectError | RefusedError) -> None:
+    def _note_failure(self, error: ConnectError | PublishRefusedError) -> None:
         """Say what is wrong once an outage: that the broker is away, that it refuses us, that it refuses a topic."""
         if isinstance(error, ConnectError):
             self._fail_first_try(error)
-        kind = type(error) if isinstance(error, CredentialsError | RefusedError) else ConnectError
+        kind = type(error) if isinstance(error, CredentialsError | PublishRefusedError) else ConnectError
         if kind.__name__ not in self._told:
             self._told.add(kind.__name__)
             logger.error("cannot use the broker, trying again until it works", extra={"problem": str(error)})
@@ -335,7 +335,7 @@ class Connection:
             self._first_try.set_exception(error)
             self._first_try.exception()
 
-    def _note_success(self, session: Session) -> None:
+    def _note_success(self, session: MqttSession) -> None:
         if self._first_try and not self._first_try.done():
             self._first_try.set_result(None)
         facts = {"broker": self.broker, "protocol_version": session.protocol_version}

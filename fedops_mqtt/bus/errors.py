@@ -66,7 +66,7 @@ class NotConnectedError(BusError):
         super().__init__(f"not connected to the broker at {broker}")
 
 
-class RefusedError(BusError):
+class PublishRefusedError(BusError):
     """The broker said no to a publish or subscription; most often its ACL does not allow it to this user."""
 
     def __init__(self, topic: str, reason_code: int, reason: str) -> None:
@@ -76,7 +76,7 @@ class RefusedError(BusError):
         super().__init__(f"the broker refuses {topic!r}: {reason} (reason code {reason_code}); check its ACL")
 
 
-class PacketTooLargeError(RefusedError):
+class PacketTooLargeError(PublishRefusedError):
     """A message is larger than the broker takes; sent all the same, it would cost us the connection."""
 
     def __init__(self, topic: str, size_bytes: int, limit_bytes: int) -> None:
@@ -100,15 +100,15 @@ class PublishTimeoutError(BusError):
         super().__init__(f"publish to {topic!r} was not acknowledged within {timeout_s:g} s")
 
 
-class RivalError(BusError):
+class ConflictingInstanceError(BusError):
     """A newer process has the same identity; this one must end and stay ended (`ExitCode.RIVAL`)."""
 
-    def __init__(self, topic: str, instance: str, rival: str) -> None:
+    def __init__(self, topic: str, instance: str, conflicting_instance: str) -> None:
         self.topic = topic
         self.instance = instance
-        self.rival = rival
+        self.conflicting_instance = conflicting_instance
         super().__init__(
-            f"a newer process ({rival}) speaks on {topic!r}, this one ({instance}) ends: "
+            f"a newer process ({conflicting_instance}) speaks on {topic!r}, this one ({instance}) ends: "
             "one identity, one daemon; stop one of them or give it a MAC of its own"
         )
 

@@ -18,7 +18,7 @@ _MARK = 50_000
 """Events at which it is tidied: ten per client of the largest fleet measured, about 50 MB of statuses."""
 
 
-class Inbox:
+class EventBuffer:
     """Events in order, for one reader."""
 
     def __init__(self, mark: int = _MARK) -> None:

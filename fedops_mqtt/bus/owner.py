@@ -17,17 +17,17 @@ from fedops_mqtt.bus.connection import Connection, Publication
 from fedops_mqtt.bus.epochs import EpochStore
 from fedops_mqtt.bus.errors import (
     BusError,
+    ConflictingInstanceError,
     EpochFileError,
     NotConnectedError,
+    PublishRefusedError,
     PublishTimeoutError,
-    RefusedError,
-    RivalError,
 )
 from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Disconnected, Malformed, Received
 from fedops_mqtt.core import ownership
 from fedops_mqtt.core.fencing import LAST_SEQ, Stamp
-from fedops_mqtt.core.fleet import says_out
-from fedops_mqtt.core.ownership import Adopt, Decision, Ignore, Ownership, Repair, SeenWord, Yield
+from fedops_mqtt.core.fleet import reports_offline
+from fedops_mqtt.core.ownership import Adopt, Decision, Ignore, Ownership, Repair, SeenStatus, Yield
 from fedops_mqtt.protocol import ProtocolError, StatusMessage, Topic
 from fedops_mqtt.runtime.background import alongside
 
@@ -61,7 +61,7 @@ class StatusOwner:
         make_goodbye: returns the last word, with the stamp and the reason (`shutdown` or `error`); None: no last word.
         epochs: keeps the epoch over restarts.
         heartbeat_s: the status is said again after this long without a word, or up to a fifth earlier.
-        on_rival: called when a newer living instance is seen. Default: `RivalError` ends `speaking`.
+        on_rival: called when a newer living instance is seen. Default: `ConflictingInstanceError` ends `speaking`.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class StatusOwner:
         make_goodbye: MakeGoodbye | None,
         epochs: EpochStore,
         heartbeat_s: float,
-        on_rival: Callable[[RivalError], None] | None = None,
+        on_conflict: Callable[[ConflictingInstanceError], None] | None = None,
     ) -> None:
         self.topic = topic
         self.instance = instance
@@ -84,7 +84,7 @@ class StatusOwner:
         self._epochs = epochs
         self.heartbeat_s = heartbeat_s
         self._beat_s = heartbeat_s
-        self._on_rival = on_rival
+        self._on_rival = on_conflict
         self._ownership = Ownership(instance=instance)
         self._last_epoch = 0
         self._seq = 0
@@ -93,7 +93,7 @@ class StatusOwner:
         self._due_at = _NEVER
         self._said_at = -_NEVER
         self._adopted: int | None = None
-        self._rival: RivalError | None = None
+        self._rival: ConflictingInstanceError | None = None
         self._wake = asyncio.Event()
         self._said = asyncio.Event()
 
@@ -232,7 +232,7 @@ class StatusOwner:
         except PublishTimeoutError as error:
             logger.warning("status was not acknowledged, saying it again", extra={"problem": str(error)})
             self._due_at = min(self._due_at, time.monotonic())
-        except (RefusedError, ProtocolError) as error:
+        except (PublishRefusedError, ProtocolError) as error:
             self._note_refusal(error)
         else:
             self._is_refused = False
@@ -280,10 +280,10 @@ class StatusOwner:
             logger.error("the epoch is not kept; going on", extra={"problem": str(error)})
 
     def _judge(self, message: StatusMessage, *, is_retained: bool) -> None:
-        word = SeenWord(
+        word = SeenStatus(
             instance=message.instance,
             epoch=message.epoch,
-            is_out=says_out(message),
+            is_out=reports_offline(message),
             is_retained=is_retained,
             is_ahead=message.seq > self._seq,
         )
@@ -300,17 +300,17 @@ class StatusOwner:
             case Adopt(epoch):
                 self._adopted = epoch
                 self._wake.set()
-            case Yield(rival):
-                self._yield_to(RivalError(str(self.topic), self.instance, rival))
+            case Yield(conflicting_instance):
+                self._yield_to(ConflictingInstanceError(str(self.topic), self.instance, conflicting_instance))
             case _:
                 assert_never(decision)
 
-    def _yield_to(self, rival: RivalError) -> None:
-        logger.error("a newer process has our identity", extra={"problem": str(rival)})
+    def _yield_to(self, conflicting_instance: ConflictingInstanceError) -> None:
+        logger.error("a newer process has our identity", extra={"problem": str(conflicting_instance)})
         if self._on_rival is not None:
-            self._on_rival(rival)
+            self._on_rival(conflicting_instance)
             return
-        self._rival = rival
+        self._rival = conflicting_instance
         self._wake.set()
 
     def _say_at(self, at: float) -> None:

@@ -33,8 +33,8 @@ from fedops_mqtt.bus.errors import (
     CredentialsError,
     NotConnectedError,
     PacketTooLargeError,
+    PublishRefusedError,
     PublishTimeoutError,
-    RefusedError,
     VersionError,
 )
 from fedops_mqtt.bus.paho_private import skip_properties, writes_while_open
@@ -93,7 +93,7 @@ class _Funnel(asyncio.Queue[aiomqtt.Message]):
         self._on_message(item.topic.value, item.payload, item.retain)
 
 
-class Session:
+class MqttSession:
     """A live connection; made by `open_session`."""
 
     def __init__(
@@ -159,9 +159,9 @@ class Session:
         finally:
             self._acks.pop(info.mid, None)
         if reason.value >= _REFUSED_FROM:
-            raise RefusedError(topic, reason.value, str(reason))
+            raise PublishRefusedError(topic, reason.value, str(reason))
 
-    async def subscribe(self, filters: Sequence[str]) -> list[RefusedError]:
+    async def subscribe(self, filters: Sequence[str]) -> list[PublishRefusedError]:
         """Subscribe and return the refusals, one for each filter that the broker did not grant.
 
         Raises:
@@ -175,7 +175,9 @@ class Session:
         except aiomqtt.MqttError as error:
             raise NotConnectedError(str(self._address)) from error
         answers = zip(filters, cast(list[ReasonCode], granted), strict=True)
-        return [RefusedError(each, code.value, str(code)) for each, code in answers if code.value >= _REFUSED_FROM]
+        return [
+            PublishRefusedError(each, code.value, str(code)) for each, code in answers if code.value >= _REFUSED_FROM
+        ]
 
     def _on_puback(self, _client: object, _userdata: object, mid: int, reason: ReasonCode, _properties: object) -> None:
         ack = self._acks.get(mid)
@@ -199,7 +201,7 @@ async def open_session(
     tls: ssl.SSLContext | None,
     will: WillPacket | None,
     on_message: OnMessage,
-) -> AsyncIterator[Session]:
+) -> AsyncIterator[MqttSession]:
     """Connect once; leaving the block disconnects cleanly, so the last will does not fire.
 
     Raises:
@@ -212,7 +214,7 @@ async def open_session(
     client = _make_client(address, options, client_id, is_mqtt5=is_mqtt5, tls=tls, will=will, on_message=on_message)
     try:
         max_packet_bytes = await _connect(client, address, options)
-        session = Session(client, address, options, is_mqtt5=is_mqtt5, max_packet_bytes=max_packet_bytes)
+        session = MqttSession(client, address, options, is_mqtt5=is_mqtt5, max_packet_bytes=max_packet_bytes)
     except BaseException:
         _discard(client)
         raise

@@ -18,7 +18,7 @@ from typing import Self
 from fedops_mqtt.bus.address import BusOptions
 from fedops_mqtt.bus.connection import Connection
 from fedops_mqtt.bus.errors import NotConnectedError
-from fedops_mqtt.bus.event_buffer import Inbox
+from fedops_mqtt.bus.event_buffer import EventBuffer
 from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Malformed, Received
 from fedops_mqtt.core.fencing import Stamp, stamp_of
 from fedops_mqtt.protocol import Channel, Message, StatusMessage, Topic, filter_for
@@ -74,7 +74,7 @@ class Bus:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._inboxes: list[Inbox] = []
+        self._inboxes: list[EventBuffer] = []
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -124,7 +124,7 @@ class Bus:
             IdentityError, RefusedError: as for `watch`.
         """
         filters = [filter_for(channel, task_id) for channel in WATCHED_CHANNELS]
-        inbox = Inbox()
+        inbox = EventBuffer()
         self._inboxes.append(inbox)
         try:
             if await self._subscribe(filters):

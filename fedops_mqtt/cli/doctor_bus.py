@@ -19,13 +19,13 @@ from fedops_mqtt.bus import (
     ClientIdError,
     ConnectError,
     CredentialsError,
-    RefusedError,
+    PublishRefusedError,
     VersionError,
     client_id_of,
 )
 from fedops_mqtt.bus.address import BrokerAddress, make_tls_context, parse_broker_url
 from fedops_mqtt.bus.intake import DROPPED_TOPIC
-from fedops_mqtt.bus.session import Session, open_session
+from fedops_mqtt.bus.session import MqttSession, open_session
 from fedops_mqtt.cli.doctor_local import WARN_DAYS
 from fedops_mqtt.cli.findings import Finding, Level, ok, problem, unknown, warning
 from fedops_mqtt.core.dropped_messages import ADVICE
@@ -40,7 +40,7 @@ _LISTEN_S = 1.0
 
 
 @dataclass(slots=True)
-class _Heard:
+class _ReceivedMessages:
     topics: dict[str, bytes] = field(default_factory=dict)
 
     def __call__(self, topic: str, payload: bytes, is_retained: bool) -> None:
@@ -58,7 +58,7 @@ async def look_at_bus(settings: DoctorSettings, role: Role) -> list[Finding]:
         findings.append(await asyncio.to_thread(_greet, address, options))
         if findings[-1].level is Level.PROBLEM:
             return findings
-    heard = _Heard()
+    heard = _ReceivedMessages()
     try:
         async with _session(address, options, heard) as session:
             findings.append(ok("credentials", f"{_who(address, options)} is known, MQTT {session.protocol_version}"))
@@ -78,7 +78,9 @@ async def look_at_bus(settings: DoctorSettings, role: Role) -> list[Finding]:
     return findings
 
 
-def _session(address: BrokerAddress, options: BusOptions, heard: _Heard) -> AbstractAsyncContextManager[Session]:
+def _session(
+    address: BrokerAddress, options: BusOptions, heard: _ReceivedMessages
+) -> AbstractAsyncContextManager[MqttSession]:
     return open_session(
         address,
         options,
@@ -151,7 +153,7 @@ def _who(address: BrokerAddress, options: BusOptions) -> str:
 
 
 async def _ask(
-    session: Session, settings: DoctorSettings, role: Role, heard: _Heard, user: str | None
+    session: MqttSession, settings: DoctorSettings, role: Role, heard: _ReceivedMessages, user: str | None
 ) -> AsyncIterator[Finding]:
     if user is None:
         advice = "fine on one machine; for a fleet use broker-config/mosquitto.conf and `fedops-mqtt fleet init`"
@@ -179,10 +181,10 @@ async def _ask(
         yield finding
 
 
-async def _may_publish(session: Session, topic: str) -> bool:
+async def _may_publish(session: MqttSession, topic: str) -> bool:
     try:
         await session.publish(topic, b"", qos=1, is_retained=False)
-    except RefusedError:
+    except PublishRefusedError:
         return False
     return True
 
@@ -213,7 +215,7 @@ def _forbidden_topics(role: Role) -> Sequence[str]:
     return [str(topic) for topic in (*others[role], topics.server_status(PROBE_TASK))]
 
 
-async def _read(session: Session, heard: _Heard, role: Role, rules: Sequence[Rule]) -> list[Finding]:
+async def _read(session: MqttSession, heard: _ReceivedMessages, role: Role, rules: Sequence[Rule]) -> list[Finding]:
     """Ask for everything that is retained, and see whether more comes than should."""
     filters = ["fedops/v1/#", *([BROKER_STATISTICS] if role is Role.MANAGER else [])]
     refusals = await session.subscribe(filters)

@@ -42,9 +42,9 @@ def explain(error: Exception) -> tuple[str, ExitCode]:
             return f"{error}. Correct --broker or the file it names.", ExitCode.CONFIG
         case bus.ConnectError():
             return f"{error}. Is it running? `fedops-mqtt broker` starts one here; --broker says where.", _UNAVAILABLE
-        case bus.RivalError():
+        case bus.ConflictingInstanceError():
             return str(error), ExitCode.RIVAL
-        case bus.RefusedError():
+        case bus.PublishRefusedError():
             return str(error), ExitCode.NO_PERMISSION
         case bus.EpochFileError():
             return f"{error}. Choose a folder that can be written with --state-dir.", exit_code_of_disk(error.__cause__)

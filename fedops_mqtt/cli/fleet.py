@@ -15,7 +15,7 @@ from fedops_mqtt.cli.options import takes_settings
 from fedops_mqtt.runtime.settings import FleetSettings
 
 if TYPE_CHECKING:
-    from fedops_mqtt.enrolment import Fleet, Identity
+    from fedops_mqtt.enrolment import EnrolledIdentity, FleetFolder
 
 _COLUMNS = ("name", "role", "tasks", "credentials", "expires", "status")
 _WARN_DAYS = 30
@@ -83,13 +83,13 @@ def enrol(
     days: Days = None,
 ) -> None:
     """Make credentials and a settings file for a device, or for another role."""
-    from fedops_mqtt.enrolment import DEVICE_DAYS, Fleet, Role, Wish
+    from fedops_mqtt.enrolment import DEVICE_DAYS, EnrolmentRequest, FleetFolder, Role
 
     if role not in list(Role):
         raise UsageError(f"--role {role}: choose one of {', '.join(Role)}")
-    fleet = Fleet(settings.fleet_dir)
+    fleet = FleetFolder(settings.fleet_dir)
     wishes = [
-        Wish(
+        EnrolmentRequest(
             role=Role(role),
             name=name,
             tasks=task or [],
@@ -117,9 +117,9 @@ def renew(
     days: Days = None,
 ) -> None:
     """Make new keys; the old certificate stays good until it expires or `--revoke-old` ends it."""
-    from fedops_mqtt.enrolment import DEVICE_DAYS, Fleet
+    from fedops_mqtt.enrolment import DEVICE_DAYS, FleetFolder
 
-    fleet = Fleet(settings.fleet_dir)
+    fleet = FleetFolder(settings.fleet_dir)
     for name in _all_names(names, None):
         if revoke_old:
             print(f"took back {fleet.revoke_old(name)} old certificates of {name}")
@@ -135,9 +135,9 @@ def renew(
 @takes_settings(FleetSettings)
 def revoke(settings: FleetSettings, names: Names = None) -> None:
     """Take everything back that somebody was given."""
-    from fedops_mqtt.enrolment import Fleet
+    from fedops_mqtt.enrolment import FleetFolder
 
-    fleet = Fleet(settings.fleet_dir)
+    fleet = FleetFolder(settings.fleet_dir)
     for name in _all_names(names, None):
         identity = fleet.revoke(name)
         print(f"revoked {identity.role} {identity.name}")
@@ -149,9 +149,9 @@ def revoke(settings: FleetSettings, names: Names = None) -> None:
 def list_identities(settings: FleetSettings, json: Json = False) -> None:
     """List everybody who is or was enrolled."""
     from fedops_mqtt.cli.output import print_records
-    from fedops_mqtt.enrolment import Fleet
+    from fedops_mqtt.enrolment import FleetFolder
 
-    records = [_as_record(each) for each in Fleet(settings.fleet_dir).list_identities()]
+    records = [_as_record(each) for each in FleetFolder(settings.fleet_dir).list_identities()]
     print_records(records, _COLUMNS, is_json=json)
 
 
@@ -159,9 +159,9 @@ def list_identities(settings: FleetSettings, json: Json = False) -> None:
 @takes_settings(FleetSettings)
 def dynsec(settings: FleetSettings) -> None:
     """Write the fleet as roles and clients of mosquitto's dynamic-security plugin."""
-    from fedops_mqtt.enrolment import Fleet
+    from fedops_mqtt.enrolment import FleetFolder
 
-    print(Fleet(settings.fleet_dir).write_dynamic_security())
+    print(FleetFolder(settings.fleet_dir).write_dynamic_security())
 
 
 VERBS: dict[str, Callable[..., None]] = {
@@ -190,7 +190,7 @@ def _all_names(names: Sequence[str] | None, file: Path | None) -> list[str]:
     return wanted
 
 
-def _tell_broker(fleet: "Fleet") -> None:
+def _tell_broker(fleet: "FleetFolder") -> None:
     if fleet.has_plugin:
         print(_PLUGIN_ADVICE)
     if fleet.reload_broker():
@@ -201,7 +201,7 @@ def _tell_broker(fleet: "Fleet") -> None:
     print(f"{carry}let the broker read its files again: systemctl reload mosquitto")
 
 
-def _as_record(identity: "Identity") -> dict[str, object]:
+def _as_record(identity: "EnrolledIdentity") -> dict[str, object]:
     from datetime import UTC, datetime, timedelta
 
     expires = identity.not_after

@@ -1,6 +1,6 @@
 """What a watcher knows, folded from the bus alone: clients, servers, runs and their newest numbers, as flat records.
 
-A `Picture` has no clock, screen or socket; whoever owns it feeds it events and the time they came.
+A `FleetView` has no clock, screen or socket; whoever owns it feeds it events and the time they came.
 """
 
 from collections import Counter, deque
@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedops_mqtt.bus import BusEvent, Cleared, Connected, Disconnected, Dropped, Received
-from fedops_mqtt.core.dropped_messages import Losses
-from fedops_mqtt.core.fleet import ClientView, Fleet, ServerView, View
+from fedops_mqtt.core.dropped_messages import DroppedMessageDetector
+from fedops_mqtt.core.fleet import ClientView, Fleet, ServerView, StatusView
 from fedops_mqtt.protocol import (
     Channel,
     ClientMetrics,
@@ -36,7 +36,7 @@ RECENT = 5
 
 
 @dataclass(kw_only=True, slots=True)
-class Picture:
+class FleetView:
     """Everything that a task's topics have said so far."""
 
     fleet: Fleet = field(default_factory=Fleet)
@@ -44,7 +44,7 @@ class Picture:
     """Newest numbers by `(task_id, client_mac)`."""
     history: dict[tuple[str, str], list[ServerMetrics]] = field(default_factory=dict)
     """The rounds of a run, oldest first, by `(task_id, run_id)`: a server tells of its own task's runs only."""
-    losses: Losses = field(default_factory=Losses)
+    losses: DroppedMessageDetector = field(default_factory=DroppedMessageDetector)
     """What the broker kept from us."""
     is_connected: bool | None = None
     """None before the first connection."""
@@ -106,7 +106,7 @@ class Picture:
         """Return the clients by task and MAC."""
         return [self.fleet.clients[key] for key in sorted(self.fleet.clients)]
 
-    def runs(self) -> list[View[RunStatus]]:
+    def runs(self) -> list[StatusView[RunStatus]]:
         """Return the runs, the newest first."""
         return sorted(self.fleet.runs.values(), key=lambda view: view.status.created_at, reverse=True)
 
@@ -139,7 +139,7 @@ class Picture:
             case RunStatus():
                 return run_record(message)
             case ManagerStatus():
-                return manager_record(self.fleet.manager or View(status=message, heard_at=0, since=0))
+                return manager_record(self.fleet.manager or StatusView(status=message, heard_at=0, since=0))
 
     def _note_round(self, message: ServerMetrics) -> Record:
         rounds = self.history.setdefault((message.task_id, message.run_id), [])
@@ -184,7 +184,7 @@ _NAME_OF_CHANNEL = {
 }
 
 
-def client_record(picture: Picture, view: ClientView) -> Record:
+def client_record(fleet_view: FleetView, view: ClientView) -> Record:
     """Return a client as a flat record; `why` is the reason that its presence or its last training has."""
     status = view.status
     return {
@@ -200,7 +200,7 @@ def client_record(picture: Picture, view: ClientView) -> Record:
         "round": status.run.round if status.run else None,
         "last_outcome": str(status.last_run.outcome) if status.last_run else None,
         "gl_model": status.gl_model,
-        "metrics": picture.metrics.get((status.task_id, status.client_mac), {}),
+        "metrics": fleet_view.metrics.get((status.task_id, status.client_mac), {}),
     }
 
 
@@ -240,7 +240,7 @@ def run_record(status: RunStatus) -> Record:
     }
 
 
-def manager_record(view: View[ManagerStatus]) -> Record:
+def manager_record(view: StatusView[ManagerStatus]) -> Record:
     """Return the manager as a flat record."""
     status = view.status
     return {

@@ -1,4 +1,4 @@
-"""The live table: a `Picture` as rich renderables, for `watch` and the demo.
+"""The live table: a `FleetView` as rich renderables, for `watch` and the demo.
 
 It only draws; what it shows was decided by the picture and the fleet below it.
 """
@@ -11,9 +11,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fedops_mqtt.cli.fleet_view import RECENT, Picture, client_record, run_record
+from fedops_mqtt.cli.fleet_view import RECENT, FleetView, client_record, run_record
 from fedops_mqtt.cli.output import as_line, as_text, in_a_cell
-from fedops_mqtt.core.fleet import ClientView, Presence, View
+from fedops_mqtt.core.fleet import ClientView, Presence, StatusView
 from fedops_mqtt.core.measures import ACCURACY, measure
 from fedops_mqtt.protocol import ClientCondition, RunCondition, RunOutcome, RunStatus
 
@@ -27,39 +27,39 @@ _CLIENT_COLUMNS = ("client", "task", "presence", "status", "phase", "round", "me
 _RUN_COLUMNS = ("run", "task", "status", "round", "accuracy", "by round", "clients", "why")
 
 
-def draw(picture: Picture, *, now: float, height: int, title: str = "") -> RenderableType:
+def draw(fleet_view: FleetView, *, now: float, height: int, title: str = "") -> RenderableType:
     """Return the whole screen: who is there, below it the runs; at most `height` lines."""
-    head = Text.assemble((title, "bold"), "  ", _say_connection(picture))
+    head = Text.assemble((title, "bold"), "  ", _say_connection(fleet_view))
     max_rows = max(_MIN_ROWS, height - _OTHER_LINES)
-    return Group(head, _draw_clients(picture, now, max_rows), _draw_runs(picture), _draw_recent(picture))
+    return Group(head, _draw_clients(fleet_view, now, max_rows), _draw_runs(fleet_view), _draw_recent(fleet_view))
 
 
-def _say_connection(picture: Picture) -> Text:
-    if picture.is_connected is None:
+def _say_connection(fleet_view: FleetView) -> Text:
+    if fleet_view.is_connected is None:
         return Text("connecting to the broker", style="yellow")
-    if not picture.is_connected:
+    if not fleet_view.is_connected:
         return Text("broker lost, connecting again", style="bold red")
-    if picture.losses.problem is not None:
-        return Text(picture.losses.problem, style="bold red")
-    manager = picture.fleet.manager
+    if fleet_view.losses.problem is not None:
+        return Text(fleet_view.losses.problem, style="bold red")
+    manager = fleet_view.fleet.manager
     if manager is None or manager.is_out:
         return Text("connected; no manager", style="yellow")
     return Text(f"connected; manager {as_text(manager.status.url or 'online')}", style="green")
 
 
-def _draw_clients(picture: Picture, now: float, max_rows: int) -> RenderableType:
-    views = picture.clients()
+def _draw_clients(fleet_view: FleetView, now: float, max_rows: int) -> RenderableType:
+    views = fleet_view.clients()
     if not views:
         return Text("no clients yet: `fedops-mqtt client --task-id T --app MODULE:ATTRIBUTE` adds one", style="dim")
     table = Table(*_CLIENT_COLUMNS, box=box.SIMPLE_HEAD, pad_edge=False)
     for view in views[:max_rows]:
-        table.add_row(*_client_cells(picture, view, now))
+        table.add_row(*_client_cells(fleet_view, view, now))
     more = len(views) - max_rows
     return Group(table, Text(f"… and {more} more", style="dim")) if more > 0 else table
 
 
-def _client_cells(picture: Picture, view: ClientView, now: float) -> list[RenderableType]:
-    record = client_record(picture, view)
+def _client_cells(fleet_view: FleetView, view: ClientView, now: float) -> list[RenderableType]:
+    record = client_record(fleet_view, view)
     name = record["client_name"] or record["client_mac"]
     return [
         Text(as_text(name)),
@@ -83,25 +83,25 @@ def say_metrics(metrics: Mapping[str, Any]) -> str:
     return "  ".join(f"{as_text(name)} {as_text(metrics[name])}" for name in measures[:_SHOWN_METRICS])
 
 
-def _draw_runs(picture: Picture) -> RenderableType:
-    views = picture.runs()[:_MAX_RUNS]
+def _draw_runs(fleet_view: FleetView) -> RenderableType:
+    views = fleet_view.runs()[:_MAX_RUNS]
     if not views:
         return Text("no runs yet: `fedops-mqtt start TASK` starts one", style="dim")
     table = Table(*_RUN_COLUMNS, box=box.SIMPLE_HEAD, pad_edge=False)
     for view in views:
-        table.add_row(*_run_cells(picture, view))
+        table.add_row(*_run_cells(fleet_view, view))
     return table
 
 
-def _draw_recent(picture: Picture) -> RenderableType:
+def _draw_recent(fleet_view: FleetView) -> RenderableType:
     """The last events, each cut to one line."""
-    lines = [Text(as_line(change), style="dim", no_wrap=True, overflow="ellipsis") for change in picture.recent]
+    lines = [Text(as_line(change), style="dim", no_wrap=True, overflow="ellipsis") for change in fleet_view.recent]
     return Group(Text(), *lines)
 
 
-def _run_cells(picture: Picture, view: View[RunStatus]) -> list[RenderableType]:
+def _run_cells(fleet_view: FleetView, view: StatusView[RunStatus]) -> list[RenderableType]:
     record = run_record(view.status)
-    rounds = picture.history.get((view.status.task_id, view.status.run_id), [])
+    rounds = fleet_view.history.get((view.status.task_id, view.status.run_id), [])
     said = record["outcome"] or record["status"]
     return [
         Text(record["run_id"]),

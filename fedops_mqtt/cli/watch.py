@@ -19,7 +19,7 @@ from fedops_mqtt.runtime.settings import WatchSettings
 
 if TYPE_CHECKING:
     from fedops_mqtt.bus.watch import Bus
-    from fedops_mqtt.cli.fleet_view import Picture, Record
+    from fedops_mqtt.cli.fleet_view import FleetView, Record
 
 DRAW_S = 0.25
 """Between two pictures: fast enough for the eye, slow enough for a link over ssh."""
@@ -58,10 +58,10 @@ async def _print_once(settings: WatchSettings, *, is_json: bool) -> None:
     from fedops_mqtt.cli.output import print_records_as_lines
 
     news = asyncio.Event()
-    async with _following(settings, lambda _: news.set()) as picture:
+    async with _following(settings, lambda _: news.set()) as fleet_view:
         while await _comes_within(news, _QUIET_S):
             news.clear()
-    print_records_as_lines(picture.records(), is_json=is_json)
+    print_records_as_lines(fleet_view.records(), is_json=is_json)
 
 
 async def _comes_within(news: asyncio.Event, timeout_s: float) -> bool:
@@ -78,11 +78,11 @@ async def _print_changes(settings: WatchSettings, *, is_json: bool) -> None:
         if change is not None:
             print_records_as_lines([change], is_json=is_json)
 
-    async with _following(settings, print_change) as picture:
+    async with _following(settings, print_change) as fleet_view:
         while True:
             await asyncio.sleep(_LEASE_CHECK_S)
-            problem = picture.problem()
-            changes = picture.expire(time.monotonic()) + ([problem] if problem is not None else [])
+            problem = fleet_view.problem()
+            changes = fleet_view.expire(time.monotonic()) + ([problem] if problem is not None else [])
             print_records_as_lines(changes, is_json=is_json)
 
 
@@ -91,33 +91,35 @@ async def _show_live(settings: WatchSettings) -> None:
 
     from fedops_mqtt.cli.live import draw
 
-    async with _following(settings, lambda _: None) as picture:
+    async with _following(settings, lambda _: None) as fleet_view:
         with Live(auto_refresh=False, screen=True) as live:
             while True:
                 now = time.monotonic()
-                picture.expire(now)
+                fleet_view.expire(now)
                 title = f"fedops-mqtt watch {settings.task_id or 'all tasks'}"
-                live.update(draw(picture, now=now, height=live.console.height, title=title), refresh=True)
+                live.update(draw(fleet_view, now=now, height=live.console.height, title=title), refresh=True)
                 await asyncio.sleep(DRAW_S)
 
 
 @asynccontextmanager
-async def _following(settings: WatchSettings, on_event: "Callable[[Record | None], None]") -> "AsyncIterator[Picture]":
+async def _following(
+    settings: WatchSettings, on_event: "Callable[[Record | None], None]"
+) -> "AsyncIterator[FleetView]":
     from fedops_mqtt.bus import BusOptions, connect
-    from fedops_mqtt.cli.fleet_view import Picture
+    from fedops_mqtt.cli.fleet_view import FleetView
     from fedops_mqtt.runtime.background import alongside
 
-    picture = Picture()
+    fleet_view = FleetView()
     async with (
         connect(settings.broker, options=BusOptions.from_settings(settings)) as bus,
-        alongside(feed(bus, settings.task_id, picture, on_event), name="watch-feed"),
+        alongside(feed(bus, settings.task_id, fleet_view, on_event), name="watch-feed"),
     ):
-        yield picture
+        yield fleet_view
 
 
 async def feed(
-    bus: "Bus", task_id: str | None, picture: "Picture", on_event: "Callable[[Record | None], None]"
+    bus: "Bus", task_id: str | None, fleet_view: "FleetView", on_event: "Callable[[Record | None], None]"
 ) -> None:
     """Fold everything that a bus tells into a picture, for ever; `on_event` is told what each event changed."""
     async for event in bus.events(task_id):
-        on_event(picture.take(event, time.monotonic()))
+        on_event(fleet_view.take(event, time.monotonic()))

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedops_mqtt.bus import BrokerUrlError, EpochFileError, RivalError
+from fedops_mqtt.bus import BrokerUrlError, ConflictingInstanceError, EpochFileError
 from fedops_mqtt.client.client_api import speaking
 from fedops_mqtt.client.client_utils import FLClientStatus, NoMacAddressError, view_of
 from fedops_mqtt.device.daemon import Daemon
@@ -99,8 +99,8 @@ class FLClientTask:
         Raises:
             DaemonRunningError, RivalError, ShimAddressError, OSError: see `Daemon.run`.
         """
-        speaker = DaemonSpeaker(self.daemon, self._trainer, asyncio.get_running_loop())
-        with _leaving_on_signals(self.daemon), speaking(speaker):
+        speaker = DaemonBackend(self.daemon, self._trainer, asyncio.get_running_loop())
+        with _shutting_down_on_signals(self.daemon), speaking(speaker):
             await self.daemon.run()
 
     def start(self) -> None:
@@ -116,7 +116,7 @@ class FLClientTask:
             raise SystemExit(code)
 
 
-class DaemonSpeaker:
+class DaemonBackend:
     """FedOps' APIs in the process of a daemon (a `Speaker`)."""
 
     def __init__(self, daemon: Daemon, trainer: Trainer, loop: asyncio.AbstractEventLoop) -> None:
@@ -158,7 +158,7 @@ async def run_client(settings: ClientSettings) -> int:
         return ExitCode.CONFIG
 
     async def serve() -> None:
-        with _leaving_on_signals(daemon):
+        with _shutting_down_on_signals(daemon):
             await daemon.run()
 
     return await _exit_code_of(serve())
@@ -167,7 +167,7 @@ async def run_client(settings: ClientSettings) -> int:
 async def _exit_code_of(serving: Any) -> ExitCode:
     try:
         await serving
-    except RivalError as error:
+    except ConflictingInstanceError as error:
         logger.error("%s", error)
         return ExitCode.RIVAL
     except (DaemonRunningError, ShimExposedError, BrokerUrlError) as error:
@@ -186,7 +186,7 @@ async def _exit_code_of(serving: Any) -> ExitCode:
 
 
 @contextlib.contextmanager
-def _leaving_on_signals(daemon: Daemon) -> Iterator[None]:
+def _shutting_down_on_signals(daemon: Daemon) -> Iterator[None]:
     """Leave on SIGTERM and SIGINT; a second one has its usual effect. In a thread other than the main, nothing."""
     loop = asyncio.get_running_loop()
     taken: list[signal.Signals] = []

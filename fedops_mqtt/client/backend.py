@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 Voice = TypeVar("Voice")
 
 
-class Voices(Generic[Voice]):
+class ActiveBackend(Generic[Voice]):
     """Those that speak for this process; `nobody` is raised where there is none."""
 
     def __init__(self, nobody: type[Exception]) -> None:

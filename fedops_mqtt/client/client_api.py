@@ -1,18 +1,18 @@
 """FedOps' two APIs of a client, called as FedOps' are; what they said over HTTP becomes messages on the bus.
 
-They are made without a handle, so a process has one `Speaker` for them: its daemon, or the daemon it trains for.
+They are made without a handle, so a process has one `ClientBackend` for them: its daemon, or the daemon it trains for.
 """
 
 import json
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from fedops_mqtt.client.backend import Voices
+from fedops_mqtt.client.backend import ActiveBackend
 from fedops_mqtt.protocol import MetricsKind, Outcome, count_of
 from fedops_mqtt.runtime.task_config import Scalar, flatten
 
 
-class NobodySpeaksError(RuntimeError):
+class NoActiveBackendError(RuntimeError):
     """There is no client in this process."""
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class NobodySpeaksError(RuntimeError):
         )
 
 
-class Speaker(Protocol):
+class ClientBackend(Protocol):
     """Who says things for the client of this process; every method returns at once, from any thread."""
 
     @property
@@ -48,7 +48,7 @@ class Speaker(Protocol):
         ...
 
 
-_voices: Voices[Speaker] = Voices(NobodySpeaksError)
+_voices: ActiveBackend[ClientBackend] = ActiveBackend(NoActiveBackendError)
 speaking = _voices.speaking
 current_speaker = _voices.current
 

@@ -14,7 +14,7 @@ import sys
 import threading
 from typing import IO, Protocol
 
-from fedops_mqtt.training.pipe import Aim, Job, Stop, parse_command
+from fedops_mqtt.training.pipe import Job, Redirect, Stop, parse_command
 from fedops_mqtt.training.report import Reporter
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 class Steerable(Protocol):
     """What can be told something while it trains."""
 
-    def aim(self, server_ip: str, launch: int) -> None:
+    def redirect(self, server_ip: str, launch: int) -> None:
         """The server is somewhere else now."""
 
     def stop(self, reason: str) -> None:
@@ -52,9 +52,9 @@ def main() -> int:
 
 
 def _do(job: Job, commands: IO[bytes], reporter: Reporter) -> int:
-    from fedops_mqtt.training.run import Training  # here flwr is imported
+    from fedops_mqtt.training.run import TrainingRun  # here flwr is imported
 
-    training = Training(job=job, reporter=reporter)
+    training = TrainingRun(job=job, reporter=reporter)
     threading.Thread(target=_obey, args=(commands, training), name="commands", daemon=True).start()
     reporter.ended(training.run())
     return training.close()
@@ -92,8 +92,8 @@ def _private_ends() -> tuple[IO[bytes], Reporter]:
 def _obey(commands: IO[bytes], training: Steerable) -> None:
     for line in commands:
         match parse_command(line):
-            case Aim(server_ip=server_ip, launch=launch):
-                training.aim(server_ip, launch)
+            case Redirect(server_ip=server_ip, launch=launch):
+                training.redirect(server_ip, launch)
             case Stop(reason=reason):
                 training.stop(reason)
             case Job():

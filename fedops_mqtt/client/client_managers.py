@@ -25,7 +25,7 @@ _MAX_ANSWER_BYTES = 64 * 1024
 _MAX_PROBLEM_CHARS = 300
 _WITH_PORT = re.compile(r"(\[.*\]|[^:]*):\d+")
 
-Word = Literal["trainFin", "trainFail", "flclient_out"]
+Label = Literal["trainFin", "trainFail", "flclient_out"]
 
 
 class NoServerError(ValueError):
@@ -49,7 +49,7 @@ class _Info(BaseModel):
     GL_Model_V: Annotated[int, Field(ge=0, le=2**53)]
 
 
-class OldManagers:
+class ClientManagers:
     """FedOps' client manager and server manager by their URLs; None: there is none.
 
     `aggregation_host` takes the place of the host that a client manager has built in; with a port the server manager is
@@ -79,7 +79,7 @@ class OldManagers:
             task_id=task_id,
         )
 
-    async def tell(self, word: Word) -> None:
+    async def tell(self, word: Label) -> None:
         """Say `/trainFin`, `/trainFail` or `/flclient_out` (FedOps client_api.ClientMangerAPI)."""
         if self._client_manager_url is None:
             return

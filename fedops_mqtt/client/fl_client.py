@@ -12,7 +12,7 @@ from typing import Any
 from flwr.client import NumPyClient
 from numpy.typing import NDArray
 
-from fedops_mqtt.client.client_api import ClientServerAPI, NobodySpeaksError
+from fedops_mqtt.client.client_api import ClientServerAPI, NoActiveBackendError
 from fedops_mqtt.client.client_utils import local_model_stem
 from fedops_mqtt.model_types import Adapter, TrainPlan, make_adapter
 from fedops_mqtt.runtime.task_config import entry
@@ -142,7 +142,7 @@ class FLClient(NumPyClient):
             result["cluster_id"] = int(config["cluster_id"])
         try:
             put(ClientServerAPI(self.fl_task_id), result)
-        except NobodySpeaksError:
+        except NoActiveBackendError:
             logger.debug("no client in this process, a result is said to nobody")
 
 

@@ -18,12 +18,12 @@ from pydantic import BaseModel, ValidationError
 from starlette.types import ASGIApp
 
 from fedops_mqtt.bus import parse_broker_url
-from fedops_mqtt.client.client_managers import NoServerError, OldManagers
+from fedops_mqtt.client.client_managers import ClientManagers, NoServerError
 from fedops_mqtt.client.client_utils import FLClientStatus, ManagerData
-from fedops_mqtt.core.client_events import LocalStart, Verdict
+from fedops_mqtt.core.client_events import LocalStart, StartDecision
 from fedops_mqtt.device.errors import ShimAddressError, ShimExposedError
 from fedops_mqtt.protocol import Answer
-from fedops_mqtt.runtime.http_access import Door, DoorRules, ExposedError
+from fedops_mqtt.runtime.http_access import AccessControlMiddleware, AccessRules, ExposedError
 from fedops_mqtt.runtime.http_listener import listen
 from fedops_mqtt.runtime.http_listener import serving as serve
 from fedops_mqtt.runtime.settings import ClientSettings
@@ -53,8 +53,8 @@ _SAID_BY_BROWSERS = ("origin", "referer", "sec-fetch-site", "sec-fetch-mode")
 def make_shim(
     *,
     view: Callable[[], FLClientStatus],
-    start: Callable[[LocalStart], Awaitable[Verdict]],
-    managers: OldManagers,
+    start: Callable[[LocalStart], Awaitable[StartDecision]],
+    managers: ClientManagers,
     may_start_at: Callable[[str], bool] = lambda server_ip: True,
     starts_by_get: bool = False,
     takes_any_mac: bool = False,
@@ -94,9 +94,9 @@ def make_shim(
         if asked.server_ip is not None and not may_start_at(server_ip):
             why = f"server_ip {server_ip} is not allowed here: add it to FEDOPS_MQTT_SERVER_IP_ALLOW"
             raise HTTPException(status.HTTP_403_FORBIDDEN, why)
-        verdict = await start(LocalStart(server_ip=server_ip, gl_model=await managers.find_gl_model()))
-        if verdict.answer is Answer.REJECTED:
-            raise HTTPException(status.HTTP_409_CONFLICT, verdict.reason)
+        decision = await start(LocalStart(server_ip=server_ip, gl_model=await managers.find_gl_model()))
+        if decision.answer is Answer.REJECTED:
+            raise HTTPException(status.HTTP_409_CONFLICT, decision.reason)
         return view().with_first_names()
 
     @app.get("/start/{server_ip}", responses=_START_REFUSALS)
@@ -134,9 +134,9 @@ _START_REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def door_rules(settings: ClientSettings) -> DoorRules:
+def access_rules(settings: ClientSettings) -> AccessRules:
     """Return who may come in, by the settings."""
-    return DoorRules(
+    return AccessRules(
         token=settings.http_token.get_secret_value() if settings.http_token else None,
         cert_file=settings.http_cert_file,
         key_file=settings.http_key_file,
@@ -164,16 +164,16 @@ def allowed_servers(settings: ClientSettings) -> Callable[[str], bool]:
 
 
 @contextlib.asynccontextmanager
-async def serving(app: FastAPI, address: str, rules: DoorRules | None = None) -> AsyncIterator[str]:
+async def serving(app: FastAPI, address: str, rules: AccessRules | None = None) -> AsyncIterator[str]:
     """Serve `app` in this event loop while the block runs; yields `host:port` as it listens.
 
     Raises:
         ShimAddressError: the address is taken, none of this machine's, or beyond it and open to anybody.
     """
-    rules = rules or DoorRules(max_body_bytes=_MAX_BODY_BYTES)
+    rules = rules or AccessRules(max_body_bytes=_MAX_BODY_BYTES)
     listening = _listen(address, rules)
     host, port = listening.getsockname()[:2]
-    door = Door(app, rules, refuse=_refuse)
+    door = AccessControlMiddleware(app, rules, refuse=_refuse)
     async with serve(
         door, listening, rules, name="http-shim", shutdown_s=_SHUTDOWN_S, max_connections=_MAX_CONNECTIONS
     ):
@@ -181,7 +181,7 @@ async def serving(app: FastAPI, address: str, rules: DoorRules | None = None) ->
         yield f"{host}:{port}"
 
 
-def _listen(address: str, rules: DoorRules) -> socket.socket:
+def _listen(address: str, rules: AccessRules) -> socket.socket:
     try:
         return listen(
             address, rules, what="the HTTP shim", setting="FEDOPS_MQTT_HTTP_TOKEN", default_host=_DEFAULT_HOST

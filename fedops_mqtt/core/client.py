@@ -1,6 +1,6 @@
 """The client machine: which start a device takes up, what it answers, and what it says of itself.
 
-Pure: an event goes in, the next client and at most one action come out; `Facts` must be on disk before the action is
+Pure: an event goes in, the next client and at most one action come out; `ClientState` must be on disk before the action is
 carried out or the status is published, or a crash in between could start one training twice.
 """
 
@@ -10,26 +10,35 @@ from typing import assert_never
 from fedops_mqtt.core.client_events import (
     Action,
     Event,
-    Leaving,
-    Left,
     LocalStart,
     Progressed,
-    Reaim,
+    ServerMoved,
+    ShutDown,
+    ShutdownRequested,
+    StartDecision,
     StartTraining,
     StopTraining,
     TrainingEnded,
-    Verdict,
 )
-from fedops_mqtt.core.client_state import Answered, Ending, Facts, InHand, bury, find, is_stopped, remember
+from fedops_mqtt.core.client_state import (
+    ActiveTraining,
+    ClientState,
+    TrainingOutcome,
+    TriggerReply,
+    find,
+    is_stopped,
+    record_stop,
+    remember,
+)
 from fedops_mqtt.core.reasons import BUSY, INTERRUPTED, SHUTTING_DOWN, STOPPED
 from fedops_mqtt.protocol import (
     Answer,
     ClientCondition,
+    CurrentRun,
     LastRun,
     LastTrigger,
     Outcome,
     Phase,
-    RunInHand,
     StartTrigger,
     StopTrigger,
     clip,
@@ -51,21 +60,21 @@ class Client:
     """The whole client: facts, and what a restart may forget."""
 
     identity: Identity
-    facts: Facts = field(default_factory=Facts)
+    facts: ClientState = field(default_factory=ClientState)
     condition: ClientCondition = ClientCondition.ONLINE
     reason: str | None = None
     phase: Phase = Phase.STARTING
     round: int = 0
     server_ip: str | None = None
-    is_leaving: bool = False
+    is_shutting_down: bool = False
 
     @property
-    def run(self) -> RunInHand | None:
+    def run(self) -> CurrentRun | None:
         """The run in hand as the status says it."""
-        mine = self.facts.in_hand
+        mine = self.facts.active_training
         if mine is None:
             return None
-        return RunInHand(
+        return CurrentRun(
             run_id=mine.run_id, attempt=mine.attempt, launch=mine.launch, phase=self.phase, round=self.round
         )
 
@@ -76,7 +85,7 @@ class Step:
 
     client: Client
     action: Action | None = None
-    verdict: Verdict | None = None
+    decision: StartDecision | None = None
 
 
 def apply(client: Client, event: Event) -> Step:
@@ -92,16 +101,16 @@ def apply(client: Client, event: Event) -> Step:
             return Step(client=_progress(client, event))
         case TrainingEnded():
             return Step(client=_end(client, event))
-        case Leaving():
+        case ShutdownRequested():
             return _leave(client)
-        case Left():
-            client = replace(_interrupted(client), is_leaving=True)
+        case ShutDown():
+            client = replace(_interrupted(client), is_shutting_down=True)
             return Step(client=replace(client, condition=ClientCondition.CLIENT_OUT, reason=event.reason))
         case _:
             assert_never(event)
 
 
-def restore(identity: Identity, facts: Facts) -> Client:
+def restore(identity: Identity, facts: ClientState) -> Client:
     """Return a new daemon's client; a training that was in hand when the last daemon died is interrupted."""
     client = _interrupted(Client(identity=identity, facts=facts))
     return replace(client, condition=ClientCondition.ONLINE, reason=None)
@@ -113,18 +122,18 @@ def restore(identity: Identity, facts: Facts) -> Client:
 def _take_trigger(client: Client, trigger: StartTrigger) -> Step:
     misfit = _mismatch(client.identity, trigger.task_id, trigger.client_mac)
     if misfit:
-        return answer(client, trigger, Verdict(answer=Answer.REJECTED, reason=misfit))
+        return answer(client, trigger, StartDecision(answer=Answer.REJECTED, reason=misfit))
     if _is_relaunch(client, trigger):
-        return _reaim(client, trigger)
+        return _redirect(client, trigger)
     known = find(client.facts, trigger.run_id, trigger.attempt)
     if known:
-        return answer(client, trigger, Verdict(answer=known.answer, reason=known.reason), launch=known.launch)
+        return answer(client, trigger, StartDecision(answer=known.answer, reason=known.reason), launch=known.launch)
     refusal = _unwanted(client, trigger)
     if refusal:
-        return answer(client, trigger, Verdict(answer=Answer.REJECTED, reason=refusal))
+        return answer(client, trigger, StartDecision(answer=Answer.REJECTED, reason=refusal))
     refusal = _refusal(client, trigger)
     if refusal:
-        return answer(client, trigger, Verdict(answer=Answer.REJECTED, reason=refusal), is_remembered=True)
+        return answer(client, trigger, StartDecision(answer=Answer.REJECTED, reason=refusal), is_remembered=True)
     return _accept(client, trigger)
 
 
@@ -158,23 +167,23 @@ def _refusal(client: Client, trigger: StartTrigger) -> str | None:
 
 
 def _busy(client: Client) -> str | None:
-    mine = client.facts.in_hand
+    mine = client.facts.active_training
     if mine:
         return f"{BUSY} with run {mine.run_id}, attempt {mine.attempt}"
-    return SHUTTING_DOWN if client.is_leaving else None
+    return SHUTTING_DOWN if client.is_shutting_down else None
 
 
 def _accept(client: Client, trigger: StartTrigger) -> Step:
     facts = client.facts
-    mine = InHand(
+    mine = ActiveTraining(
         run_id=trigger.run_id,
         attempt=trigger.attempt,
         launch=trigger.launch,
         server_ip=trigger.server_ip,
         is_local=False,
     )
-    facts = replace(facts, in_hand=mine, term=max(facts.term, trigger.term), gl_model=trigger.gl_model)
-    step = answer(replace(client, facts=facts), trigger, Verdict(answer=Answer.ACCEPTED), is_remembered=True)
+    facts = replace(facts, active_training=mine, term=max(facts.term, trigger.term), gl_model=trigger.gl_model)
+    step = answer(replace(client, facts=facts), trigger, StartDecision(answer=Answer.ACCEPTED), is_remembered=True)
     return replace(
         step,
         client=_started(step.client, trigger.server_ip),
@@ -204,7 +213,12 @@ def _started(client: Client, server_ip: str) -> Client:
 
 
 def answer(
-    client: Client, trigger: StartTrigger, verdict: Verdict, *, launch: int | None = None, is_remembered: bool = False
+    client: Client,
+    trigger: StartTrigger,
+    decision: StartDecision,
+    *,
+    launch: int | None = None,
+    is_remembered: bool = False,
 ) -> Step:
     """Return the step that answers a trigger; a remembered answer is given again when the trigger comes again."""
     launch = trigger.launch if launch is None else launch
@@ -214,24 +228,24 @@ def answer(
             run_id=trigger.run_id,
             attempt=trigger.attempt,
             launch=launch,
-            answer=verdict.answer,
-            reason=verdict.reason,
+            answer=decision.answer,
+            reason=decision.reason,
         ),
     )
     if is_remembered:
-        answered = Answered(
+        answered = TriggerReply(
             run_id=trigger.run_id,
             attempt=trigger.attempt,
             launch=launch,
-            answer=verdict.answer,
-            reason=verdict.reason,
+            answer=decision.answer,
+            reason=decision.reason,
         )
         facts = remember(replace(facts, term=max(facts.term, trigger.term)), answered)
-    return Step(client=replace(client, facts=facts), verdict=verdict)
+    return Step(client=replace(client, facts=facts), decision=decision)
 
 
 def _is_relaunch(client: Client, trigger: StartTrigger) -> bool:
-    mine = client.facts.in_hand
+    mine = client.facts.active_training
     return (
         mine is not None
         and mine.ending is None
@@ -243,34 +257,36 @@ def _is_relaunch(client: Client, trigger: StartTrigger) -> bool:
     )
 
 
-def _reaim(client: Client, trigger: StartTrigger) -> Step:
-    mine = client.facts.in_hand
+def _redirect(client: Client, trigger: StartTrigger) -> Step:
+    mine = client.facts.active_training
     assert mine is not None
     mine = replace(mine, attempt=trigger.attempt, launch=trigger.launch, server_ip=trigger.server_ip)
-    facts = replace(client.facts, in_hand=mine, gl_model=trigger.gl_model)
+    facts = replace(client.facts, active_training=mine, gl_model=trigger.gl_model)
     client = replace(client, facts=facts, server_ip=trigger.server_ip)
-    step = answer(client, trigger, Verdict(answer=Answer.ACCEPTED), is_remembered=True)
-    return replace(step, action=Reaim(server_ip=trigger.server_ip, launch=trigger.launch))
+    step = answer(client, trigger, StartDecision(answer=Answer.ACCEPTED), is_remembered=True)
+    return replace(step, action=ServerMoved(server_ip=trigger.server_ip, launch=trigger.launch))
 
 
 def _take_local_start(client: Client, start: LocalStart) -> Step:
-    mine = client.facts.in_hand
+    mine = client.facts.active_training
     if mine and mine.server_ip == start.server_ip and mine.ending is None:
-        return Step(client=client, verdict=Verdict(answer=Answer.ACCEPTED, reason="already training for this server"))
+        return Step(
+            client=client, decision=StartDecision(answer=Answer.ACCEPTED, reason="already training for this server")
+        )
     refusal = _busy(client)
     if refusal:
-        return Step(client=client, verdict=Verdict(answer=Answer.REJECTED, reason=refusal))
+        return Step(client=client, decision=StartDecision(answer=Answer.REJECTED, reason=refusal))
     return _accept_local(client, start)
 
 
 def _accept_local(client: Client, start: LocalStart) -> Step:
     count = client.facts.local_starts + 1
-    mine = InHand(run_id=f"local-{count}", attempt=count, launch=0, server_ip=start.server_ip, is_local=True)
+    mine = ActiveTraining(run_id=f"local-{count}", attempt=count, launch=0, server_ip=start.server_ip, is_local=True)
     gl_model = client.facts.gl_model if start.gl_model is None else start.gl_model
-    facts = replace(client.facts, local_starts=count, in_hand=mine, gl_model=gl_model)
+    facts = replace(client.facts, local_starts=count, active_training=mine, gl_model=gl_model)
     return Step(
         client=_started(replace(client, facts=facts), start.server_ip),
-        verdict=Verdict(answer=Answer.ACCEPTED),
+        decision=StartDecision(answer=Answer.ACCEPTED),
         action=StartTraining(
             run_id=mine.run_id,
             attempt=count,
@@ -291,31 +307,31 @@ def _accept_local(client: Client, start: LocalStart) -> Step:
 def _take_stop(client: Client, stop: StopTrigger) -> Step:
     if _mismatch(client.identity, stop.task_id, stop.client_mac) or stop.term < client.facts.term:
         return Step(client=client)
-    facts = replace(bury(client.facts, stop.run_id, stop.attempt), term=stop.term)
+    facts = replace(record_stop(client.facts, stop.run_id, stop.attempt), term=stop.term)
     client = replace(client, facts=facts)
-    mine = facts.in_hand
+    mine = facts.active_training
     if mine is None or mine.ending or mine.run_id != stop.run_id or mine.attempt > stop.attempt:
         return Step(client=client)
-    ending = Ending(outcome=Outcome.STOPPED, reason=STOPPED, detail=stop.reason or STOPPED)
+    ending = TrainingOutcome(outcome=Outcome.STOPPED, reason=STOPPED, detail=stop.reason or STOPPED)
     return _end_by(client, mine, ending)
 
 
 def _leave(client: Client) -> Step:
-    client = replace(client, is_leaving=True)
-    mine = client.facts.in_hand
+    client = replace(client, is_shutting_down=True)
+    mine = client.facts.active_training
     if mine is None or mine.ending:
         return Step(client=client)
     return _end_by(client, mine, _INTERRUPTION)
 
 
-_INTERRUPTION = Ending(
+_INTERRUPTION = TrainingOutcome(
     outcome=Outcome.FAILED, reason=INTERRUPTED, detail=f"{INTERRUPTED}: the daemon was ended while it trained"
 )
 
 
 def _interrupted(client: Client) -> Client:
     """Return the client with its training, if there is one, ended as what was to become of it, else interrupted."""
-    mine = client.facts.in_hand
+    mine = client.facts.active_training
     if mine is None:
         return client
     if mine.ending is None:
@@ -323,23 +339,23 @@ def _interrupted(client: Client) -> Client:
     return _end(client, TrainingEnded(run_id=mine.run_id, attempt=mine.attempt, outcome=Outcome.FAILED))
 
 
-def _end_by(client: Client, mine: InHand, ending: Ending) -> Step:
-    facts = replace(client.facts, in_hand=replace(mine, ending=ending))
+def _end_by(client: Client, mine: ActiveTraining, ending: TrainingOutcome) -> Step:
+    facts = replace(client.facts, active_training=replace(mine, ending=ending))
     return Step(client=replace(client, facts=facts), action=StopTraining(reason=ending.detail))
 
 
 def _progress(client: Client, event: Progressed) -> Client:
-    mine = client.facts.in_hand
+    mine = client.facts.active_training
     if mine is None:
         return client
     facts = client.facts
     if mine.is_local and event.run_id:
-        facts = replace(facts, in_hand=replace(mine, run_id=event.run_id))
+        facts = replace(facts, active_training=replace(mine, run_id=event.run_id))
     return replace(client, facts=facts, phase=event.phase, round=event.round)
 
 
 def _end(client: Client, event: TrainingEnded) -> Client:
-    mine = client.facts.in_hand
+    mine = client.facts.active_training
     if mine is None or mine.run_id != event.run_id or mine.attempt != event.attempt:
         return client
     client = replace(client, phase=Phase.STARTING, round=0)
@@ -353,7 +369,7 @@ def _end(client: Client, event: TrainingEnded) -> Client:
         outcome=outcome,
         reason=clip(ending.detail if ending else event.reason),
     )
-    facts = replace(client.facts, in_hand=None, last_run=last_run)
+    facts = replace(client.facts, active_training=None, last_run=last_run)
     known = find(facts, mine.run_id, mine.attempt)
     if known:
         facts = remember(facts, replace(known, outcome=outcome))
@@ -366,9 +382,9 @@ def _end(client: Client, event: TrainingEnded) -> Client:
     )
 
 
-def _end_unjoined(client: Client, mine: InHand, reason: str | None) -> Client:
+def _end_unjoined(client: Client, mine: ActiveTraining, reason: str | None) -> Client:
     """The run was over before this client joined it: its start is rejected after all, and no training failed."""
-    facts = replace(client.facts, in_hand=None)
+    facts = replace(client.facts, active_training=None)
     known = find(facts, mine.run_id, mine.attempt)
     if known:
         facts = remember(facts, replace(known, answer=Answer.REJECTED, reason=reason))

@@ -37,18 +37,18 @@ class TrainingEnded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Leaving:
+class ShutdownRequested:
     """The daemon is about to end: nothing new is started, what trains is interrupted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Left:
+class ShutDown:
     """The next status is the last; what still trained is interrupted."""
 
     reason: str
 
 
-Event = StartTrigger | StopTrigger | LocalStart | Progressed | TrainingEnded | Leaving | Left
+Event = StartTrigger | StopTrigger | LocalStart | Progressed | TrainingEnded | ShutdownRequested | ShutDown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ class StartTraining:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reaim:
+class ServerMoved:
     """Tell the training process that its server is somewhere else now."""
 
     server_ip: str
@@ -81,11 +81,11 @@ class StopTraining:
     reason: str
 
 
-Action = StartTraining | Reaim | StopTraining
+Action = StartTraining | ServerMoved | StopTraining
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class StartDecision:
     """The answer to a start."""
 
     answer: Answer

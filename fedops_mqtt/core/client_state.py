@@ -1,4 +1,4 @@
-"""What a client remembers of triggers, stops and runs; `Facts` is exactly what its journal holds.
+"""What a client remembers of triggers, stops and runs; `ClientState` is exactly what its journal holds.
 
 Memory is bounded: whatever grows here forgets its oldest.
 """
@@ -12,7 +12,7 @@ MAX_ANSWERS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answered:
+class TriggerReply:
     """One trigger that was answered, and how its training ended if it began."""
 
     run_id: str
@@ -24,7 +24,7 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tombstone:
+class StopRecord:
     """A stop: no attempt of the run up to this one may start any more."""
 
     run_id: str
@@ -32,7 +32,7 @@ class Tombstone:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
+class TrainingOutcome:
     """What the training in hand will have come to once it is gone, unless it finishes first."""
 
     outcome: Outcome
@@ -41,7 +41,7 @@ class Ending:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InHand:
+class ActiveTraining:
     """The training that was accepted and has not ended."""
 
     run_id: str
@@ -50,25 +50,25 @@ class InHand:
     server_ip: str
     is_local: bool
     """True when a person or program on the device asked for it, who knows no run id (`POST /start`)."""
-    ending: Ending | None = None
+    ending: TrainingOutcome | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class ClientState:
     """What must survive a restart."""
 
     term: int = 0
     """The highest term of a manager that was heard."""
     local_starts: int = 0
-    answers: tuple[Answered, ...] = ()
-    tombstones: tuple[Tombstone, ...] = ()
-    in_hand: InHand | None = None
+    answers: tuple[TriggerReply, ...] = ()
+    stop_records: tuple[StopRecord, ...] = ()
+    active_training: ActiveTraining | None = None
     last_run: LastRun | None = None
     last_trigger: LastTrigger | None = None
     gl_model: int = 0
 
 
-def find(facts: Facts, run_id: str, attempt: int) -> Answered | None:
+def find(facts: ClientState, run_id: str, attempt: int) -> TriggerReply | None:
     """Return what was answered to an attempt of a run."""
     for answered in facts.answers:
         if answered.run_id == run_id and answered.attempt == attempt:
@@ -76,7 +76,7 @@ def find(facts: Facts, run_id: str, attempt: int) -> Answered | None:
     return None
 
 
-def remember(facts: Facts, answered: Answered) -> Facts:
+def remember(facts: ClientState, answered: TriggerReply) -> ClientState:
     """Return the facts with an answer in them, the oldest (rejections first) forgotten where there are too many."""
     others = [a for a in facts.answers if (a.run_id, a.attempt) != (answered.run_id, answered.attempt)]
     answers = [*others, answered]
@@ -86,14 +86,14 @@ def remember(facts: Facts, answered: Answered) -> Facts:
     return replace(facts, answers=tuple(answers))
 
 
-def bury(facts: Facts, run_id: str, attempt: int) -> Facts:
+def record_stop(facts: ClientState, run_id: str, attempt: int) -> ClientState:
     """Return the facts with a tombstone for a run up to an attempt."""
-    attempt = max([attempt, *(t.attempt for t in facts.tombstones if t.run_id == run_id)])
-    others = [t for t in facts.tombstones if t.run_id != run_id]
-    stones = [*others, Tombstone(run_id=run_id, attempt=attempt)]
-    return replace(facts, tombstones=tuple(stones[-MAX_ANSWERS:]))
+    attempt = max([attempt, *(t.attempt for t in facts.stop_records if t.run_id == run_id)])
+    others = [t for t in facts.stop_records if t.run_id != run_id]
+    stones = [*others, StopRecord(run_id=run_id, attempt=attempt)]
+    return replace(facts, stop_records=tuple(stones[-MAX_ANSWERS:]))
 
 
-def is_stopped(facts: Facts, run_id: str, attempt: int) -> bool:
+def is_stopped(facts: ClientState, run_id: str, attempt: int) -> bool:
     """Return whether a stop was heard that covers an attempt of a run."""
-    return any(t.run_id == run_id and attempt <= t.attempt for t in facts.tombstones)
+    return any(t.run_id == run_id and attempt <= t.attempt for t in facts.stop_records)

@@ -16,7 +16,7 @@ ADVICE = "raise max_queued_messages at the broker (100000), and look for a slow 
 
 
 @dataclass(kw_only=True, slots=True)
-class Losses:
+class DroppedMessageDetector:
     """For one reader; `listen` at every (re)connect, before what the broker retains is noted.
 
     Attributes:
@@ -25,7 +25,7 @@ class Losses:
     """
 
     num_dropped: int = 0
-    unheard: set[tuple[str, str]] = field(default_factory=set)
+    dropped_topics: set[tuple[str, str]] = field(default_factory=set)
     _counted: int | None = None
     _forgotten: set[tuple[str, str]] = field(default_factory=set)
 
@@ -46,14 +46,14 @@ class Losses:
         """
         key = (status.task_id, status.client_mac)
         if is_retained:
-            self.unheard.discard(key)
+            self.dropped_topics.discard(key)
         elif not is_known and key not in self._forgotten and 1 < status.seq < LAST_SEQ:
-            self.unheard.add(key)
+            self.dropped_topics.add(key)
         self._forgotten.discard(key)
 
     def forget(self, task_id: str, client_mac: str) -> None:
         """Note that what was retained of a client was cleared: if it lives, it speaks on."""
-        self.unheard.discard((task_id, client_mac))
+        self.dropped_topics.discard((task_id, client_mac))
         self._forgotten.add((task_id, client_mac))
 
     @property
@@ -61,8 +61,8 @@ class Losses:
         """What is wrong and what to do, for people; None while nothing is known to be missing."""
         if self.num_dropped:
             seen = f"the broker dropped {self.num_dropped} messages"
-        elif len(self.unheard) >= MIN_UNHEARD:
-            seen = f"{len(self.unheard)} clients speak whose earlier statuses the broker dropped"
+        elif len(self.dropped_topics) >= MIN_UNHEARD:
+            seen = f"{len(self.dropped_topics)} clients speak whose earlier statuses the broker dropped"
         else:
             return None
         return f"{seen}: clients may be missing; {ADVICE}"

@@ -49,7 +49,7 @@ Standing = tuple[str, Presence, ClientCondition]
 
 
 @dataclass(frozen=True, slots=True)
-class Comeback:
+class PendingReturn:
     """Who may be back under a lower epoch: since when on the reader's clock, s, and the highest stamp since."""
 
     instance: str
@@ -58,7 +58,7 @@ class Comeback:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class View(Generic[Status]):
+class StatusView(Generic[Status]):
     """What a reader knows of one owner: its last valid word, and what the reader's own clock says about it."""
 
     status: Status
@@ -70,7 +70,7 @@ class View(Generic[Status]):
     is_silent: bool = False
     snapshot: Stamp | None = None
     """Stamp of the last full word; a last will is none, it says only who."""
-    comeback: "Comeback | None" = field(default=None, compare=False, repr=False)
+    comeback: "PendingReturn | None" = field(default=None, compare=False, repr=False)
     """Another instance that speaks below our stamp while the owner is away: no news as long as it may be a leftover."""
 
     @property
@@ -83,21 +83,21 @@ class View(Generic[Status]):
     @property
     def is_out(self) -> bool:
         """True when the owner is known to be away."""
-        return self.is_silent or says_out(self.status)
+        return self.is_silent or reports_offline(self.status)
 
     @property
     def out_reason(self) -> str | None:
         """Why the owner is away: its own reason (`lost`, `shutdown`, …) or `silent`; None while it is here."""
         if not self.is_out:
             return None
-        return self.status.reason if says_out(self.status) else "silent"
+        return self.status.reason if reports_offline(self.status) else "silent"
 
 
-ClientView = View[ClientStatus]
-ServerView = View[ServerStatus]
+ClientView = StatusView[ClientStatus]
+ServerView = StatusView[ServerStatus]
 
 
-def says_out(status: AnyStatus) -> bool:
+def reports_offline(status: AnyStatus) -> bool:
     """Return whether a status is its owner's goodbye or last will."""
     match status:
         case ClientStatus():
@@ -110,7 +110,9 @@ def says_out(status: AnyStatus) -> bool:
             return False
 
 
-def fold(view: View[Status] | None, status: Status, *, now: float, is_retained: bool) -> View[Status] | None:
+def fold(
+    view: StatusView[Status] | None, status: Status, *, now: float, is_retained: bool
+) -> StatusView[Status] | None:
     """Return the view after one more word, or None when the word is stale and changes nothing.
 
     Args:
@@ -121,7 +123,7 @@ def fold(view: View[Status] | None, status: Status, *, now: float, is_retained: 
     """
     if view is None:
         stamp = None if is_will(status) else stamp_of(status)
-        return View(status=status, heard_at=now, since=now, is_confirmed=not is_retained, snapshot=stamp)
+        return StatusView(status=status, heard_at=now, since=now, is_confirmed=not is_retained, snapshot=stamp)
     if stamp_of(status) <= stamp_of(view.status):
         filled = _fill_in(view, status)
         return _come_back(filled or view, status, now=now, is_retained=is_retained) or filled
@@ -157,12 +159,12 @@ class Fleet:
     """
 
     default_heartbeat_s: float = DEFAULT_HEARTBEAT_S
-    clients: dict[tuple[str, str], View[ClientStatus]] = field(default_factory=dict)
-    servers: dict[str, View[ServerStatus]] = field(default_factory=dict)
-    runs: dict[str, View[RunStatus]] = field(default_factory=dict)
-    manager: View[ManagerStatus] | None = None
+    clients: dict[tuple[str, str], StatusView[ClientStatus]] = field(default_factory=dict)
+    servers: dict[str, StatusView[ServerStatus]] = field(default_factory=dict)
+    runs: dict[str, StatusView[RunStatus]] = field(default_factory=dict)
+    manager: StatusView[ManagerStatus] | None = None
     num_stale: int = 0
-    tally: Counter[Standing] = field(default_factory=Counter)
+    counts: Counter[Standing] = field(default_factory=Counter)
     _listening_since: float | None = None
 
     def listen(self, now: float) -> None:
@@ -218,7 +220,7 @@ class Fleet:
             case _:
                 pass
 
-    def expire(self, now: float) -> list[View[ClientStatus]]:
+    def expire(self, now: float) -> list[StatusView[ClientStatus]]:
         """Take every owner whose lease has ended as out (`silent`); return the clients among them."""
         if self._listening_since is None:
             return []
@@ -234,34 +236,34 @@ class Fleet:
     @property
     def num_here(self) -> int:
         """How many clients are not out."""
-        return sum(count for (_, presence, _), count in self.tally.items() if presence is not Presence.OUT)
+        return sum(count for (_, presence, _), count in self.counts.items() if presence is not Presence.OUT)
 
-    def client(self, task_id: str, client_mac: str) -> View[ClientStatus] | None:
+    def client(self, task_id: str, client_mac: str) -> StatusView[ClientStatus] | None:
         """Return what is known of one client."""
         return self.clients.get((task_id, client_mac))
 
-    def of_task(self, task_id: str) -> Iterator[View[ClientStatus]]:
+    def of_task(self, task_id: str) -> Iterator[StatusView[ClientStatus]]:
         """Yield the views of a task's clients, by MAC."""
         for key in sorted(key for key in self.clients if key[0] == task_id):
             yield self.clients[key]
 
-    def _count(self, before: View[ClientStatus] | None, after: View[ClientStatus] | None) -> None:
+    def _count(self, before: StatusView[ClientStatus] | None, after: StatusView[ClientStatus] | None) -> None:
         if before is not None:
-            self.tally[_standing(before)] -= 1
+            self.counts[_standing(before)] -= 1
         if after is not None:
-            self.tally[_standing(after)] += 1
+            self.counts[_standing(after)] += 1
 
-    def _ended(self, view: View[Status], now: float) -> bool:
+    def _ended(self, view: StatusView[Status], now: float) -> bool:
         lease_s = LEASE_HEARTBEATS * (getattr(view.status, "heartbeat_s", None) or self.default_heartbeat_s)
         starts = view.heard_at if self._listening_since is None else max(view.heard_at, self._listening_since)
         return now - starts > lease_s and not view.is_out
 
 
-def _standing(view: View[ClientStatus]) -> Standing:
+def _standing(view: StatusView[ClientStatus]) -> Standing:
     return view.status.task_id, view.presence, view.status.status
 
 
-def is_idle(view: View[ClientStatus]) -> bool:
+def is_idle(view: StatusView[ClientStatus]) -> bool:
     """Return whether a client is here and trains nothing."""
     return not view.is_out and view.status.run is None
 
@@ -271,7 +273,7 @@ def is_active(status: RunStatus) -> bool:
     return status.status is not RunCondition.FINISHED
 
 
-def _put(views: dict[Key, View[Status]], key: Key, view: View[Status] | None) -> bool:
+def _put(views: dict[Key, StatusView[Status]], key: Key, view: StatusView[Status] | None) -> bool:
     """Keep a view; True when it says something new (a suspected comeback is none yet)."""
     before = views.get(key)
     if view is not None:
@@ -279,32 +281,32 @@ def _put(views: dict[Key, View[Status]], key: Key, view: View[Status] | None) ->
     return view is not None and (before is None or view.status is not before.status)
 
 
-def _silenced(view: View[Status], now: float) -> View[Status]:
+def _silenced(view: StatusView[Status], now: float) -> StatusView[Status]:
     return replace(view, is_silent=True, since=now)
 
 
-def _fill_in(view: View[Status], older: Status) -> View[Status] | None:
+def _fill_in(view: StatusView[Status], older: Status) -> StatusView[Status] | None:
     """A full word that was overtaken by its own will still tells what the will left out; presence stays."""
     if not is_will(view.status) or is_will(older) or (view.snapshot is not None and stamp_of(older) <= view.snapshot):
         return None
     return replace(view, status=_keep_what_a_will_omits(older, view.status), snapshot=stamp_of(older))
 
 
-def _come_back(view: View[Status], status: Status, *, now: float, is_retained: bool) -> View[Status] | None:
+def _come_back(view: StatusView[Status], status: Status, *, now: float, is_retained: bool) -> StatusView[Status] | None:
     """An owner that lost its state, its clock, and the broker's memory of it cannot know how high it once stood.
 
     While its old self is away, live words of the new one that rise for a heartbeat are no leftovers of somebody dead.
     """
-    if is_retained or status.instance == view.status.instance or not view.is_out or says_out(status):
+    if is_retained or status.instance == view.status.instance or not view.is_out or reports_offline(status):
         return None
     seen, stamp = view.comeback, stamp_of(status)
     if seen is None or seen.instance != status.instance:
-        return replace(view, comeback=Comeback(status.instance, now, stamp))
+        return replace(view, comeback=PendingReturn(status.instance, now, stamp))
     if stamp <= seen.stamp:
         return None
     if now - seen.since < (status.heartbeat_s or DEFAULT_HEARTBEAT_S):
         return replace(view, comeback=replace(seen, stamp=stamp))
-    return View(status=status, heard_at=now, since=now, is_confirmed=True, snapshot=stamp)
+    return StatusView(status=status, heard_at=now, since=now, is_confirmed=True, snapshot=stamp)
 
 
 def _keep_what_a_will_omits(before: Status, will: Status) -> Status:

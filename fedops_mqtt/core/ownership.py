@@ -52,7 +52,7 @@ def next_beat_s(heartbeat_s: float, luck: float) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SeenWord:
+class SeenStatus:
     """One word read on the own topic.
 
     Attributes:
@@ -120,7 +120,7 @@ class Ownership:
         return replace(self, epoch=epoch, is_echoed=False)
 
 
-def judge(owner: Ownership, word: SeenWord, *, now: float) -> tuple[Ownership, Decision]:
+def judge(owner: Ownership, word: SeenStatus, *, now: float) -> tuple[Ownership, Decision]:
     """Return the owner's knowledge after reading `word` on its own topic, and what it has to do about it."""
     if word.instance == owner.instance:
         return _judge_place(owner, word, now=now)
@@ -136,19 +136,19 @@ def judge_cleared(owner: Ownership, *, now: float) -> tuple[Ownership, Decision]
     return _schedule_repair(owner, now=now)
 
 
-def _shows_life(owner: Ownership, word: SeenWord) -> bool:
+def _shows_life(owner: Ownership, word: SeenStatus) -> bool:
     """A live word that is no will; or a second connection: brokers that evict by client id never show both alive."""
     is_live_word = not word.is_retained and not word.is_out
     return is_live_word or owner.others.get(word.instance, word.epoch) < word.epoch
 
 
-def _remember(owner: Ownership, word: SeenWord) -> Ownership:
+def _remember(owner: Ownership, word: SeenStatus) -> Ownership:
     known = dict(owner.others)
     known[word.instance] = max(known.pop(word.instance, 0), word.epoch)
     return replace(owner, others=dict(list(known.items())[-_MAX_REMEMBERED_INSTANCES:]))
 
 
-def _judge_place(owner: Ownership, word: SeenWord, *, now: float) -> tuple[Ownership, Decision]:
+def _judge_place(owner: Ownership, word: SeenStatus, *, now: float) -> tuple[Ownership, Decision]:
     if word.epoch > owner.epoch:
         return owner, Adopt(word.epoch)
     if word.epoch == owner.epoch and word.instance == owner.instance and not word.is_ahead:

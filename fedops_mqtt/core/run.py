@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal, assert_never
 
-from fedops_mqtt.core.fleet import View
+from fedops_mqtt.core.fleet import StatusView
 from fedops_mqtt.core.reasons import is_interruption
 from fedops_mqtt.core.run_events import (
     ClientChosen,
@@ -20,7 +20,7 @@ from fedops_mqtt.core.run_events import (
     ServerLaunched,
     ServerUnreachable,
     StopRequested,
-    StopSaid,
+    StopSent,
     TriggerFired,
 )
 from fedops_mqtt.core.run_member import (
@@ -38,12 +38,12 @@ from fedops_mqtt.core.run_member import (
 from fedops_mqtt.protocol import (
     Answer,
     ClientStatus,
+    CurrentRun,
     LastRun,
     MemberCondition,
     Outcome,
     Phase,
     RunCondition,
-    RunInHand,
     RunOutcome,
     ServerCondition,
     ServerStatus,
@@ -51,7 +51,7 @@ from fedops_mqtt.protocol import (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunLimits:
+class RunDeadlines:
     """How long each part of a run may take, s; see `settings.RunLimits`."""
 
     trigger_answer_s: float = 30.0
@@ -75,7 +75,7 @@ class RunSpec:
     clients: tuple[str, ...] | None = None
     join: Literal["invited", "open"] = "invited"
     is_adopted: bool = False
-    limits: RunLimits = field(default_factory=RunLimits)
+    limits: RunDeadlines = field(default_factory=RunDeadlines)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,9 +137,9 @@ def apply_all(run: Run, events: Iterable[RunEvent], now: float) -> Run:
     run = replace(run, members=MappingProxyType(members))
     for event in events:
         match event:
-            case View():
+            case StatusView():
                 _apply_client(run, members, event, now)
-            case ClientChosen() | TriggerFired() | StopSaid() | MemberGaveUp():
+            case ClientChosen() | TriggerFired() | StopSent() | MemberGaveUp():
                 _apply_own_word(members, event, now)
             case ServerStatus():
                 run = _apply_server(run, members, event, now)
@@ -190,7 +190,7 @@ def _apply_process(run: Run, event: ServerLaunched | ServerExited | ServerUnreac
 
 
 def _apply_own_word(
-    members: dict[str, Member], event: ClientChosen | TriggerFired | StopSaid | MemberGaveUp, now: float
+    members: dict[str, Member], event: ClientChosen | TriggerFired | StopSent | MemberGaveUp, now: float
 ) -> None:
     mac = event.client_mac
     member = members.get(mac)
@@ -203,8 +203,8 @@ def _apply_own_word(
             pass
         case TriggerFired(attempt=attempt, instance=instance, launch=launch):
             members[mac] = fired(member, attempt, instance, launch, now)
-        case StopSaid():
-            members[mac] = replace(member, stop_said_at=now)
+        case StopSent():
+            members[mac] = replace(member, stop_sent_at=now)
         case MemberGaveUp(status=status, reason=reason) if not member.has_ended:
             members[mac] = moved(member, status, reason, now)
 
@@ -239,7 +239,7 @@ def _server_out(run: Run, word: ServerStatus) -> Run:
     return replace(run, server=run.server.model_copy(update={"status": word.status, "reason": word.reason}))
 
 
-def _apply_client(run: Run, members: dict[str, Member], view: View[ClientStatus], now: float) -> None:
+def _apply_client(run: Run, members: dict[str, Member], view: StatusView[ClientStatus], now: float) -> None:
     mac = view.status.client_mac
     member = members.get(mac)
     if member is not None and view.status.task_id == run.spec.task_id and member.attempt > 0:
@@ -265,7 +265,7 @@ def _after_the_end(run: Run, before: Member, after: Member) -> Member:
     return after
 
 
-def _client_says(run: Run, member: Member, view: View[ClientStatus], now: float) -> Member:
+def _client_says(run: Run, member: Member, view: StatusView[ClientStatus], now: float) -> Member:
     said = view.status
     if said.last_run is not None and _is_about(run, member, said.last_run):
         return _ended(run, member, said.last_run, now)
@@ -291,7 +291,7 @@ def _is_about(run: Run, member: Member, last: LastRun) -> bool:
     return last.attempt == member.attempt or last.outcome is Outcome.FINISHED
 
 
-def _is_ours(member: Member, hand: RunInHand) -> bool:
+def _is_ours(member: Member, hand: CurrentRun) -> bool:
     """One of our firings; an earlier one that was answered late holds, the client turns the later one down as busy."""
     return hand.attempt == member.attempt or hand.attempt <= member.last_attempt
 
@@ -299,7 +299,7 @@ def _is_ours(member: Member, hand: RunInHand) -> bool:
 _HAS_JOINED = frozenset(Phase) - {Phase.STARTING, Phase.JOINING}
 
 
-def _in_training(run: Run, member: Member, mac: str, hand: RunInHand, now: float) -> Member:
+def _in_training(run: Run, member: Member, mac: str, hand: CurrentRun, now: float) -> Member:
     """A client whose line is broken may still think that it trains: there the server knows better."""
     if not _server_misses(run, mac, member):
         member = moved(member, MemberCondition.TRAINING, None, now)
@@ -329,7 +329,7 @@ def _interrupted(run: Run, member: Member, reason: str | None, now: float) -> Me
     return moved(member, MemberCondition.LOST, reason, now)
 
 
-def _client_out(run: Run, member: Member, view: View[ClientStatus], now: float) -> Member:
+def _client_out(run: Run, member: Member, view: StatusView[ClientStatus], now: float) -> Member:
     """While the server lives, who is in the run is what the server reports; before that the bus is all there is."""
     is_on_the_line = member.training_at is not None and member.status is MemberCondition.TRAINING
     if is_on_the_line and run.has_living_server:

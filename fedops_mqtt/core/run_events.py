@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fedops_mqtt.core.fleet import View
+from fedops_mqtt.core.fleet import StatusView
 from fedops_mqtt.protocol import ClientStatus, MemberCondition, RunOutcome, ServerStatus
 
 
@@ -46,7 +46,7 @@ class TriggerFired:
 
 
 @dataclass(frozen=True, slots=True)
-class StopSaid:
+class StopSent:
     """A stop trigger was published."""
 
     client_mac: str
@@ -85,13 +85,13 @@ class RunClosed:
 
 RunEvent = (
     ServerStatus
-    | View[ClientStatus]
+    | StatusView[ClientStatus]
     | ServerLaunched
     | ServerExited
     | ServerUnreachable
     | ClientChosen
     | TriggerFired
-    | StopSaid
+    | StopSent
     | MemberGaveUp
     | RunWaits
     | StopRequested

@@ -28,7 +28,7 @@ class Member:
     training_at: float | None = None
     """When its training process was first seen to have joined the server."""
     lost_at: float | None = None
-    stop_said_at: float | None = None
+    stop_sent_at: float | None = None
     phase: Phase | None = None
     round: int = 0
 

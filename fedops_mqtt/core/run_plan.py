@@ -6,7 +6,7 @@ Pure and repeatable: the same run, fleet and time give the same plan, before a r
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from fedops_mqtt.core.fleet import Fleet, View, is_idle
+from fedops_mqtt.core.fleet import Fleet, StatusView, is_idle
 from fedops_mqtt.core.reasons import TOO_FEW
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.core.run_member import Member
@@ -107,7 +107,7 @@ def waits_for(run: Run, fleet: Fleet) -> str | None:
     """
     lost = {mac: member for mac, member in run.members.items() if member.status is MemberCondition.LOST}
     num_here = sum(member.may_count for member in run.members.values()) - len(lost)
-    others = list(_strangers(run, fleet))
+    others = list(_unknown_servers(run, fleet))
     num_idle = sum(is_idle(view) for view in others)
     if fleet.listening_since is None or num_here + num_idle >= run.spec.min_clients:
         return None
@@ -130,7 +130,7 @@ def _closing(run: Run, fleet: Fleet, now: float) -> CloseRun | None:
         return CloseRun(RunOutcome.FAILED, f"run limit of {limits.run_s:g} s passed")
     if _server_is_gone(run, fleet, now) and (run.launch >= limits.max_launches or run.spec.is_adopted):
         times = "" if run.spec.is_adopted else f" {run.launch} times"
-        return CloseRun(RunOutcome.FAILED, f"FL server ended{times}: {_why_gone(run)}")
+        return CloseRun(RunOutcome.FAILED, f"FL server ended{times}: {_departure_reason(run)}")
     return _below_quorum(run, fleet, now)
 
 
@@ -180,10 +180,10 @@ def _can_grow(run: Run, fleet: Fleet) -> bool:
         return not set(run.spec.clients) <= set(run.members)
     if run.spec.join == "open" or not run.members:
         return True
-    return any(not view.is_out for view in _strangers(run, fleet))
+    return any(not view.is_out for view in _unknown_servers(run, fleet))
 
 
-def _strangers(run: Run, fleet: Fleet) -> Iterator[View[ClientStatus]]:
+def _unknown_servers(run: Run, fleet: Fleet) -> Iterator[StatusView[ClientStatus]]:
     """The task's clients that may be taken into the run and are not in it."""
     wanted = run.spec.clients
     for view in fleet.of_task(run.spec.task_id):
@@ -201,7 +201,7 @@ def _short_since(run: Run) -> float:
 def _quorum_reason(run: Run, fleet: Fleet, num_here: int) -> str:
     gone = {mac: m for mac, m in run.members.items() if not m.may_count or m.status is MemberCondition.LOST}
     missing = _standing(gone)
-    known = [view.status.client_mac for view in _strangers(run, fleet)] if run.spec.clients is None else []
+    known = [view.status.client_mac for view in _unknown_servers(run, fleet)] if run.spec.clients is None else []
     missing += [f"{mac} ({_absence(run, fleet, mac)})" for mac in run.spec.clients or known if mac not in run.members]
     who = f"; missing: {_named(missing)}" if missing else "; no other client of the task is known"
     return f"{num_here} of at least {run.spec.min_clients} clients{who}"
@@ -233,7 +233,7 @@ def _about_server(run: Run, fleet: Fleet, now: float) -> Iterator[Action]:
     if run.launch == 0:
         yield LaunchServer(1)
     elif _server_is_gone(run, fleet, now):
-        yield EndServer(_why_gone(run))
+        yield EndServer(_departure_reason(run))
         yield LaunchServer(run.launch + 1)
 
 
@@ -256,7 +256,7 @@ def _has_spoken(run: Run) -> bool:
     return run.server is not None and run.server.launch == run.launch and run.server.server_ip is not None
 
 
-def _why_gone(run: Run) -> str:
+def _departure_reason(run: Run) -> str:
     if run.exited_at is not None:
         return run.exit_reason or "its process is gone"
     if run.is_unreachable:
@@ -285,14 +285,14 @@ def _to_choose(run: Run, fleet: Fleet) -> list[str]:
     takes_all = run.spec.join == "open" or run.spec.clients is not None or not run.members
     if not takes_all and lacking <= 0:
         return []
-    idle = [view.status.client_mac for view in _strangers(run, fleet) if is_idle(view)]
+    idle = [view.status.client_mac for view in _unknown_servers(run, fleet) if is_idle(view)]
     if not run.members and run.spec.clients is None and len(idle) < lacking:
         return []
     return idle if takes_all else idle[:lacking]
 
 
 def _about_member(
-    run: Run, mac: str, member: Member, view: View[ClientStatus], heard_from: float, now: float
+    run: Run, mac: str, member: Member, view: StatusView[ClientStatus], heard_from: float, now: float
 ) -> Iterator[Action]:
     limits = run.spec.limits
     hand = view.status.run
@@ -313,7 +313,7 @@ def _about_member(
         yield FireTrigger(mac, member.attempt, view.status.instance, run.launch)
 
 
-def _needs_new_attempt(run: Run, member: Member, view: View[ClientStatus]) -> bool:
+def _needs_new_attempt(run: Run, member: Member, view: StatusView[ClientStatus]) -> bool:
     """The firing in force was for another daemon, or this one has answered it and does not train."""
     if member.attempt == 0 or view.status.instance != member.instance:
         return True
@@ -350,12 +350,12 @@ def _after_the_end(run: Run, fleet: Fleet, now: float) -> Iterator[Action]:
             yield from _stop(run, mac, member, view, now)
 
 
-def _stop(run: Run, mac: str, member: Member, view: View[ClientStatus], now: float) -> Iterator[StopClient]:
+def _stop(run: Run, mac: str, member: Member, view: StatusView[ClientStatus], now: float) -> Iterator[StopClient]:
     """Stop who trains, as often as it takes; and once whoever may still read our trigger."""
     reason = f"run {run.outcome}: {run.reason}"
     hand = view.status.run
     if hand is not None and hand.run_id == run.run_id:
-        if member.stop_said_at is None or now - member.stop_said_at >= run.spec.limits.trigger_retry_s:
+        if member.stop_sent_at is None or now - member.stop_sent_at >= run.spec.limits.trigger_retry_s:
             yield StopClient(mac, max(hand.attempt, member.last_attempt), reason)
-    elif member.status is MemberCondition.TRIGGERED and member.stop_said_at is None:
+    elif member.status is MemberCondition.TRIGGERED and member.stop_sent_at is None:
         yield StopClient(mac, member.last_attempt, reason)

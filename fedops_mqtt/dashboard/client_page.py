@@ -18,11 +18,11 @@ from fedops_mqtt.dashboard.parts import (
     set_chart,
     table,
 )
-from fedops_mqtt.dashboard.texts import WHY, amount, clock, readable, tell, why_of, word_of
-from fedops_mqtt.dashboard.view import View, subscription
+from fedops_mqtt.dashboard.texts import WHY, amount, clock, label_of, readable, tell, why_of
+from fedops_mqtt.dashboard.view import PageView, subscription
 from fedops_mqtt.manager.api.models import ClientRecord
 from fedops_mqtt.manager.errors import UnknownClientError
-from fedops_mqtt.manager.events import NewsKind
+from fedops_mqtt.manager.events import ChangeTopic
 from fedops_mqtt.protocol import IdentityError, MetricsKind
 
 REFRESH_S = 1.0
@@ -34,7 +34,7 @@ _NETWORK = (("network_sent", "sent"), ("network_recv", "received"))
 Record = Mapping[str, Any]
 
 
-def build(view: View) -> Callable[[str, str], Awaitable[None]]:
+def build(view: PageView) -> Callable[[str, str], Awaitable[None]]:
     """Return the page's function."""
 
     async def client(task_id: str, client_mac: str) -> None:
@@ -45,15 +45,15 @@ def build(view: View) -> Callable[[str, str], Awaitable[None]]:
                 hint(f"{error}.", "fedops-mqtt client --task-id TASK --app MODULE:ATTRIBUTE")
             return
         with view.frame(readable(record.client_name or record.client_mac)):
-            await ClientPage(view, record).draw()
+            await ClientDetails(view, record).draw()
 
     return client
 
 
-class ClientPage:
+class ClientDetails:
     """One visitor's look at a client."""
 
-    def __init__(self, view: View, record: ClientRecord) -> None:
+    def __init__(self, view: PageView, record: ClientRecord) -> None:
         self._view = view
         self._task_id, self._mac = record.task_id, record.client_mac
         self._drawn: Any = None
@@ -74,7 +74,7 @@ class ClientPage:
 
     async def _keep_up(self) -> None:
         news = self._news.take()
-        if any(each.client_mac == self._mac or each.kind is NewsKind.LAGGED for each in news):
+        if any(each.client_mac == self._mac or each.kind is ChangeTopic.LAGGED for each in news):
             await self._refresh()
 
     async def _refresh(self) -> None:
@@ -95,14 +95,14 @@ class ClientPage:
         set_chart(self._network, charts.over_time(_series(loads, _NETWORK, per=1_000_000)))
         if events != self._drawn:
             self._drawn = events
-            self._draw_story(events)
+            self._draw_history(events)
 
     def _draw_head(self, record: Record) -> None:
         run = record["run"]
         self._head.clear()
         with self._head:
             with ui.element("div").classes("fed-row"):
-                chip(word_of(record).value)
+                chip(label_of(record).value)
                 why = why_of(record)
                 ui.label(f"{why}: {WHY[why]}" if why in WHY else readable(why)).classes("fed-soft")
                 if run:
@@ -137,7 +137,7 @@ class ClientPage:
         with self._error:
             ui.label(readable(reason or "", keep="\n\t")).classes("fed-code fed-pre").props('tabindex="0"')
 
-    def _draw_story(self, events: list[Record]) -> None:
+    def _draw_history(self, events: list[Record]) -> None:
         clear_section(self._story)
         with self._story:
             if not events:

@@ -9,8 +9,8 @@ from nicegui import events, ui
 
 from fedops_mqtt.dashboard.parts import hint
 from fedops_mqtt.dashboard.rows import Row
-from fedops_mqtt.dashboard.texts import Word
-from fedops_mqtt.dashboard.view import TICK_S, View
+from fedops_mqtt.dashboard.texts import Label
+from fedops_mqtt.dashboard.view import TICK_S, PageView
 from fedops_mqtt.manager.events import ClientKey
 
 ALL = "All"
@@ -66,7 +66,7 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-def build(view: View) -> Callable[[], Awaitable[None]]:
+def build(view: PageView) -> Callable[[], Awaitable[None]]:
     """Return the page's function."""
 
     async def fleet() -> None:
@@ -79,7 +79,7 @@ def build(view: View) -> Callable[[], Awaitable[None]]:
 class FleetTable:
     """One visitor's table."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: PageView) -> None:
         self._view = view
         self._shown: Mapping[ClientKey, Row] = {}
         self._task, self._word = ALL, ALL
@@ -89,7 +89,7 @@ class FleetTable:
     async def draw(self) -> None:
         """Draw, fill and keep up."""
         with ui.element("div").classes("fed-counts").props('role="group" aria-label="Clients by status"'):
-            for word in (ALL, *(word.value for word in Word)):
+            for word in (ALL, *(word.value for word in Label)):
                 self._count(word)
         with ui.element("div").classes("fed-row"):
             search = ui.input(label="Search", placeholder="name, MAC, reason …").props("dense outlined clearable")
@@ -134,11 +134,11 @@ class FleetTable:
     def _show_counts(self) -> None:
         rows = [row for row in self._shown.values() if self._task in (ALL, row["task"])]
         counts = Counter(row["state"] for row in rows)
-        shown = (ALL, len(rows)), *((word.value, counts[word]) for word in Word)
+        shown = (ALL, len(rows)), *((word.value, counts[word]) for word in Label)
         for word, count in shown:
             self._numbers[word].set_text(str(count))
             self._buttons[word].props(f'aria-pressed="{str(word == self._word).lower()}"')
-        self._buttons[Word.UNCONFIRMED.value].set_visibility(bool(counts[Word.UNCONFIRMED]))
+        self._buttons[Label.UNCONFIRMED.value].set_visibility(bool(counts[Label.UNCONFIRMED]))
         tasks = [ALL, *sorted({row["task"] for row in self._shown.values()})]
         if tasks != self._tasks.options:
             self._tasks.set_options(tasks)

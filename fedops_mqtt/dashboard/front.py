@@ -11,10 +11,10 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from fedops_mqtt.dashboard.sign_in import Entrance
+from fedops_mqtt.dashboard.sign_in import SessionCookieMiddleware
 from fedops_mqtt.manager.api.app import Api
-from fedops_mqtt.manager.api.http import door_rules
-from fedops_mqtt.manager.context import Desk
+from fedops_mqtt.manager.api.http import access_rules
+from fedops_mqtt.manager.context import ManagerContext
 from fedops_mqtt.runtime.background import alongside
 
 BUILD_S = 20.0
@@ -28,17 +28,17 @@ _NICEGUI: dict[str, Any] = {
 
 
 @asynccontextmanager
-async def page(app: FastAPI, api: Api, desk: Desk) -> AsyncIterator[Callable[[ASGIApp], ASGIApp]]:
+async def page(app: FastAPI, api: Api, desk: ManagerContext) -> AsyncIterator[Callable[[ASGIApp], ASGIApp]]:
     """Serve the page while the block runs; what is yielded goes around the door."""
     from nicegui import ui
 
     from fedops_mqtt.dashboard import client_page, fleet_page, run_page, task_page
     from fedops_mqtt.dashboard.rows import TOLD, FleetRows
-    from fedops_mqtt.dashboard.view import View
+    from fedops_mqtt.dashboard.view import PageView
 
     app.add_api_route("/api/{rest:path}", _nothing_there, include_in_schema=False)
     with desk.events.subscribed(*TOLD) as news:
-        view = View(api, desk, FleetRows(desk.watch, news))
+        view = PageView(api, desk, FleetRows(desk.watch, news))
         for path, title, build in (
             ("/", "Fleet", fleet_page.build),
             ("/tasks", "Tasks", task_page.build_list),
@@ -48,9 +48,9 @@ async def page(app: FastAPI, api: Api, desk: Desk) -> AsyncIterator[Callable[[AS
         ):
             ui.page(path, title=f"{title} · fedops-mqtt", response_timeout=BUILD_S)(build(view))
         ui.run_with(app, **_NICEGUI)
-        rules = door_rules(desk.settings)
+        rules = access_rules(desk.settings)
         async with app.router.lifespan_context(app), alongside(view.rows.follow(), name="page"):
-            yield lambda door: Entrance(door, token=rules.token, is_tls=rules.is_tls)
+            yield lambda door: SessionCookieMiddleware(door, token=rules.token, is_tls=rules.is_tls)
 
 
 def _nothing_there(rest: str) -> None:

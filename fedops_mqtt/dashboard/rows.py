@@ -9,13 +9,13 @@ from typing import Any
 from fedops_mqtt.core.fleet import ClientView
 from fedops_mqtt.dashboard.texts import row_of
 from fedops_mqtt.manager.api.models import ClientRecord
-from fedops_mqtt.manager.bus_reader import Watch
-from fedops_mqtt.manager.events import ClientKey, News, NewsKind, Subscription
+from fedops_mqtt.manager.bus_reader import BusReader
+from fedops_mqtt.manager.events import ChangeTopic, ClientKey, FleetChange, Subscription
 from fedops_mqtt.protocol import MetricsKind
 
 Row = Mapping[str, Any]
 
-TOLD = (NewsKind.METRICS, NewsKind.FORGOTTEN)
+TOLD = (ChangeTopic.METRICS, ChangeTopic.FORGOTTEN)
 """The news that loads are read from; who is how is seen by looking, and costs nothing while nobody looks."""
 
 _IDLE_S = 3600.0
@@ -24,7 +24,7 @@ _IDLE_S = 3600.0
 class FleetRows:
     """Who is in the fleet, as rows; `news` (of the kinds `TOLD`) are its own from now on."""
 
-    def __init__(self, watch: Watch, news: Subscription) -> None:
+    def __init__(self, watch: BusReader, news: Subscription) -> None:
         self._watch = watch
         self._news = news
         self._rows: dict[ClientKey, Row] = {}
@@ -55,10 +55,10 @@ class FleetRows:
         if row != self._rows.get(key):
             self._rows[key] = row
 
-    def _note(self, news: Iterable[News]) -> None:
+    def _note(self, news: Iterable[FleetChange]) -> None:
         for each in news:
             key = (each.task_id or "", each.client_mac or "")
-            if each.kind is NewsKind.FORGOTTEN:
+            if each.kind is ChangeTopic.FORGOTTEN:
                 self._loads.pop(key, None)
-            elif each.kind is NewsKind.METRICS and each.record["kind"] == MetricsKind.SYSTEM:
+            elif each.kind is ChangeTopic.METRICS and each.record["kind"] == MetricsKind.SYSTEM:
                 self._loads[key] = each.record["values"]

@@ -22,24 +22,24 @@ from fedops_mqtt.dashboard.parts import (
     table,
 )
 from fedops_mqtt.dashboard.stopping import stop_button
-from fedops_mqtt.dashboard.texts import clock, duration, moment, number, readable, run_word, short_reason, size, tell
-from fedops_mqtt.dashboard.view import View, subscription
+from fedops_mqtt.dashboard.texts import clock, duration, moment, number, readable, run_label, short_reason, size, tell
+from fedops_mqtt.dashboard.view import PageView, subscription
 from fedops_mqtt.manager.api.history import MAX_HISTORY
 from fedops_mqtt.manager.api.models import ModelRecord, RunRecord
 from fedops_mqtt.manager.errors import UnknownRunError
-from fedops_mqtt.manager.events import NewsKind
+from fedops_mqtt.manager.events import ChangeTopic
 
 REFRESH_S = 1.0
 _TOOK = "Time"
 _GAPS = "gaps: waiting for the others"
 MAX_STORY = 300
 _TROUBLE = ("failed", "lost", "rejected", "stopped")
-_ABOUT = (NewsKind.RUN, NewsKind.ROUND, NewsKind.METRICS, NewsKind.EVENT, NewsKind.LAGGED)
+_ABOUT = (ChangeTopic.RUN, ChangeTopic.ROUND, ChangeTopic.METRICS, ChangeTopic.EVENT, ChangeTopic.LAGGED)
 
 Record = Mapping[str, Any]
 
 
-def build(view: View) -> Callable[[str], Awaitable[None]]:
+def build(view: PageView) -> Callable[[str], Awaitable[None]]:
     """Return the page's function."""
 
     async def run(run_id: str) -> None:
@@ -50,15 +50,15 @@ def build(view: View) -> Callable[[str], Awaitable[None]]:
                 hint(f"{error}. It may have been deleted from the journal. These are there:", "fedops-mqtt runs")
             return
         with view.frame(run_id):
-            await RunPage(view, found).draw()
+            await RunDetails(view, found).draw()
 
     return run
 
 
-class RunPage:
+class RunDetails:
     """One visitor's look at a run."""
 
-    def __init__(self, view: View, run: Run) -> None:
+    def __init__(self, view: PageView, run: Run) -> None:
         self._view = view
         self._run_id = run.run_id
         self._record: Record = {}
@@ -105,7 +105,7 @@ class RunPage:
         self._draw_lanes(metrics, events)
         self._redraw("clients", self._members(), self._draw_clients)
         self._redraw("models", [model for model in models if model.run_id == self._run_id], self._draw_models)
-        self._redraw("story", events[-MAX_STORY:], self._draw_story)
+        self._redraw("story", events[-MAX_STORY:], self._draw_history)
 
     def _redraw(self, name: str, content: Any, draw: Callable[[Any], None]) -> None:
         """Draw a part again only when it is not what it was: what a person reads does not jump."""
@@ -128,7 +128,7 @@ class RunPage:
             ("FL server", _server_of(run)),
             *((name, number(value)) for name, value in run["metrics"].items() if name.endswith((ACCURACY, LOSS))),
         ]
-        self._redraw("head", (run_word(run), run["reason"], shown), self._draw_facts)
+        self._redraw("head", (run_label(run), run["reason"], shown), self._draw_facts)
         self._facts[_TOOK].set_text(duration(now - beginning.timestamp()))
 
     def _draw_facts(self, content: tuple[str, str | None, list[tuple[str, Any]]]) -> None:
@@ -216,7 +216,7 @@ class RunPage:
                         measures = (number(measure(model.metrics, ending)) for ending in (ACCURACY, LOSS))
                         cells(model.round, *measures, size(model.size_bytes), clock(model.saved_at.isoformat()))
 
-    def _draw_story(self, events: list[Record]) -> None:
+    def _draw_history(self, events: list[Record]) -> None:
         clear_section(self._story)
         with self._story, table("When (UTC)", "Who", "What"):
             for event in reversed(events):

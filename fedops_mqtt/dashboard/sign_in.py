@@ -25,7 +25,7 @@ border:1px solid #888}button{background:#0b6b7a;color:#fff;border:0}p{margin:0}<
 <button>Sign in</button><p>It is FEDOPS_MQTT_MANAGER_TOKEN where the manager was started.</p></form></main></html>"""
 
 
-class Entrance:
+class SessionCookieMiddleware:
     """ASGI middleware around the door; without a token it does nothing."""
 
     def __init__(self, door: ASGIApp, *, token: str | None, is_tls: bool) -> None:

@@ -2,12 +2,12 @@
 
 from nicegui import ui
 
-from fedops_mqtt.dashboard.view import View
+from fedops_mqtt.dashboard.view import PageView
 
 _PLAIN = "flat no-caps"
 
 
-async def ask_to_stop(view: View, run_id: str, around: ui.element) -> None:
+async def ask_to_stop(view: PageView, run_id: str, around: ui.element) -> None:
     """Stop a run if the visitor says so; the dialog is drawn in `around`, which has to outlive the button."""
     with around, ui.dialog() as dialog, ui.card().classes("fed-card"):
         ui.label("Stop this run? Its clients end their training; the last good model stays.")
@@ -22,7 +22,7 @@ async def ask_to_stop(view: View, run_id: str, around: ui.element) -> None:
             ui.notify("The run is being stopped.")
 
 
-def stop_button(view: View, run_id: str, around: ui.element) -> ui.button:
+def stop_button(view: PageView, run_id: str, around: ui.element) -> ui.button:
     """Draw the button that asks, and stops."""
     button = ui.button("Stop this run", color=None, on_click=lambda: ask_to_stop(view, run_id, around))
     return button.props(_PLAIN).classes("fed-danger")

@@ -23,11 +23,11 @@ from fedops_mqtt.dashboard.parts import (
     table,
 )
 from fedops_mqtt.dashboard.stopping import stop_button
-from fedops_mqtt.dashboard.texts import clock, duration, moment, number, readable, run_word
-from fedops_mqtt.dashboard.view import View, subscription
+from fedops_mqtt.dashboard.texts import clock, duration, moment, number, readable, run_label
+from fedops_mqtt.dashboard.view import PageView, subscription
 from fedops_mqtt.manager.api.models import RunRequest, RunSummary, TaskRecord
 from fedops_mqtt.manager.errors import TasksFileError
-from fedops_mqtt.manager.events import NewsKind
+from fedops_mqtt.manager.events import ChangeTopic
 
 REFRESH_S = 1.0
 NUM_RUNS = 20
@@ -39,7 +39,7 @@ num_rounds = 5
 min_clients = 3"""
 
 
-def build_list(view: View) -> Callable[[], Awaitable[None]]:
+def build_list(view: PageView) -> Callable[[], Awaitable[None]]:
     """Return the function of the list of tasks."""
 
     async def tasks() -> None:
@@ -52,7 +52,7 @@ def build_list(view: View) -> Callable[[], Awaitable[None]]:
 class TaskList:
     """One visitor's look at all tasks."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: PageView) -> None:
         self._view = view
         self._drawn: Any = None
 
@@ -96,7 +96,7 @@ def _draw_task(task: TaskRecord) -> None:
         ui.link("Start a run, compare its runs", f"/tasks/{task.task_id}")
 
 
-def build(view: View) -> Callable[[str], Awaitable[None]]:
+def build(view: PageView) -> Callable[[str], Awaitable[None]]:
     """Return the function of one task's page."""
 
     async def task(task_id: str) -> None:
@@ -105,15 +105,15 @@ def build(view: View) -> Callable[[str], Awaitable[None]]:
             known = next((each for each in tasks if each.task_id == task_id), None)
             if known is None:
                 hint(f"Task {task_id!r} is not in the manager's tasks file. Add it:", f"[tasks.{task_id}]\n…")
-            await TaskPage(view, task_id, known).draw()
+            await TaskDetails(view, task_id, known).draw()
 
     return task
 
 
-class TaskPage:
+class TaskDetails:
     """One visitor's look at a task."""
 
-    def __init__(self, view: View, task_id: str, task: TaskRecord | None) -> None:
+    def __init__(self, view: PageView, task_id: str, task: TaskRecord | None) -> None:
         self._view = view
         self._task_id = task_id
         self._task = task
@@ -180,11 +180,11 @@ class TaskPage:
     async def _keep_up(self) -> None:
         news = [each for each in self._news.take() if each.is_about(self._task_id, None)]
         kinds = {each.kind for each in news}
-        if kinds & {NewsKind.CLIENT, NewsKind.FORGOTTEN} and self._task is not None and self._task.is_launchable:
+        if kinds & {ChangeTopic.CLIENT, ChangeTopic.FORGOTTEN} and self._task is not None and self._task.is_launchable:
             self._count_idle()
             if (choices := self._choices()) != self._chosen.options:
                 self._chosen.set_options(choices)
-        if kinds & {NewsKind.RUN, NewsKind.LAGGED}:
+        if kinds & {ChangeTopic.RUN, ChangeTopic.LAGGED}:
             await self._refresh()
 
     async def _refresh(self) -> None:
@@ -229,7 +229,7 @@ def _draw_run(record: RunSummary, colour: str | None) -> None:
                 ui.element("span").classes("fed-swatch").style(f"--swatch:{colour}")
             ui.link(run["run_id"], f"/runs/{run['run_id']}")
         with ui.element("td"):
-            chip(run_word(run))
+            chip(run_label(run))
         measures = (number(measure(run["metrics"], ending)) for ending in (ACCURACY, LOSS))
         rounds = f"{run['round']}/{run['num_rounds']}"
         cells(*measures, rounds, sum(run["clients_by_status"].values()), took, clock(run["created_at"]))

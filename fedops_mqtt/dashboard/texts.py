@@ -13,7 +13,7 @@ from fedops_mqtt.protocol import first_line, number_of, visible
 Record = Mapping[str, Any]
 
 
-class Word(StrEnum):
+class Label(StrEnum):
     """A client's condition in one word."""
 
     ONLINE = "Online"
@@ -31,13 +31,13 @@ WHY = {
 """What the reasons of an absence mean."""
 
 
-def word_of(client: Record) -> Word:
+def label_of(client: Record) -> Label:
     """Return a client's condition: away outweighs everything, training outweighs being there."""
     if client["presence"] == "out":
-        return Word.OFFLINE
+        return Label.OFFLINE
     if client["run"] is not None:
-        return Word.TRAINING
-    return Word.ONLINE if client["presence"] == "online" else Word.UNCONFIRMED
+        return Label.TRAINING
+    return Label.ONLINE if client["presence"] == "online" else Label.UNCONFIRMED
 
 
 def why_of(client: Record) -> str:
@@ -52,8 +52,8 @@ def why_of(client: Record) -> str:
 
 def row_of(client: Record, load: Record | None = None) -> dict[str, Any]:
     """Return a row of the fleet's table."""
-    word, last = word_of(client), client["last_run"] or {}
-    run = (client["run"] or {}) if word is Word.TRAINING else {}
+    word, last = label_of(client), client["last_run"] or {}
+    run = (client["run"] or {}) if word is Label.TRAINING else {}
     return {
         "id": f"{client['task_id']}/{client['client_mac']}",
         "name": readable(client["client_name"] or client["client_mac"]),
@@ -66,7 +66,7 @@ def row_of(client: Record, load: Record | None = None) -> dict[str, Any]:
         "round": run.get("round"),
         "last": last.get("outcome") or "",
         "version": readable(client["agent"].get("fedops-mqtt", "")),
-        "load": load_text(load) if word is Word.TRAINING else "",
+        "load": load_text(load) if word is Label.TRAINING else "",
     }
 
 
@@ -92,7 +92,7 @@ def short_reason(text: str | None) -> str:
     return readable(first_line(text))
 
 
-def run_word(run: Record) -> str:
+def run_label(run: Record) -> str:
     """Return a run's condition in one word."""
     return str(run["outcome"] or ("stopping" if run["is_stopping"] else run["status"]))
 

@@ -9,7 +9,7 @@ from fedops_mqtt.bus import BusError
 from fedops_mqtt.dashboard.rows import FleetRows
 from fedops_mqtt.dashboard.style import CSS
 from fedops_mqtt.manager.api.app import Api
-from fedops_mqtt.manager.context import Desk
+from fedops_mqtt.manager.context import ManagerContext
 from fedops_mqtt.manager.errors import ManagerError
 from fedops_mqtt.manager.events import Subscription
 from fedops_mqtt.protocol import IdentityError
@@ -24,10 +24,10 @@ _NAVIGATION = (("Fleet", "/"), ("Tasks", "/tasks"))
 _REMEMBERED = "localStorage.getItem('fedops-dark')"
 
 
-class View:
+class PageView:
     """One for all pages and visitors."""
 
-    def __init__(self, api: Api, desk: Desk, rows: FleetRows) -> None:
+    def __init__(self, api: Api, desk: ManagerContext, rows: FleetRows) -> None:
         self.api = api
         self.desk = desk
         self.rows = rows
@@ -82,7 +82,7 @@ class View:
             ui.notify(str(error), type="negative", multi_line=True, timeout=10_000, close_button="OK")
 
 
-def subscription(view: View) -> Subscription:
+def subscription(view: PageView) -> Subscription:
     """Return news for this visitor, until the page is closed."""
     life = view.desk.events.subscribed()
     opened = life.__enter__()

@@ -31,7 +31,7 @@ _LOOK_S = 0.1
 
 def main(mark: str, temporary: Path, models: Path) -> None:
     """Wait for the demo's end, then clear up."""
-    hurry = _Hurry()
+    hurry = _EndNow()
     signal.signal(signal.SIGTERM, hurry)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -70,7 +70,7 @@ def marked(mark: str, name: str = MARK) -> Iterator[psutil.Process]:
             continue  # gone meanwhile, or another user's
 
 
-class _Hurry:
+class _EndNow:
     """A signal handler that remembers having been called."""
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 
 from fedops_mqtt.bus import BusError, BusOptions, connect
-from fedops_mqtt.cli.fleet_view import Picture, Record
+from fedops_mqtt.cli.fleet_view import FleetView, Record
 from fedops_mqtt.cli.output import readable
 from fedops_mqtt.cli.watch import feed
 from fedops_mqtt.core.measures import ACCURACY, measure
@@ -103,7 +103,7 @@ class Demo:
     options: DemoOptions
     processes: Processes
     screen: Screen
-    picture: Picture = field(default_factory=Picture)
+    fleet_view: FleetView = field(default_factory=FleetView)
     status: int = _INTERRUPTED
     """Exit status; that of Ctrl-C until the run has ended."""
     _news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -163,8 +163,8 @@ class Demo:
         """Watch the fleet come online and a run go to its end; return what the manager says of the run."""
         async with (
             connect(broker, options=BusOptions()) as bus,
-            alongside(feed(bus, None, self.picture, self._note), name="demo-feed"),
-            self.screen.showing(self.picture),
+            alongside(feed(bus, None, self.fleet_view, self._note), name="demo-feed"),
+            self.screen.showing(self.fleet_view),
         ):
             await self._wait_for(self._is_everybody_here, _START_S, "not everybody came online")
             return await self._start_and_wait(manager)
@@ -197,13 +197,13 @@ class Demo:
             raise DemoError(f"{problem} within {timeout_s:g} s") from error
 
     def _is_everybody_here(self) -> bool:
-        return sum(not view.is_out for view in self.picture.fleet.clients.values()) == self.options.num_clients
+        return sum(not view.is_out for view in self.fleet_view.fleet.clients.values()) == self.options.num_clients
 
     def _is_nobody_training(self) -> bool:
-        return all(view.is_out or view.status.run is None for view in self.picture.fleet.clients.values())
+        return all(view.is_out or view.status.run is None for view in self.fleet_view.fleet.clients.values())
 
     def _has_ended(self, run_id: str) -> bool:
-        view = self.picture.fleet.runs.get(run_id)
+        view = self.fleet_view.fleet.runs.get(run_id)
         return view is not None and view.status.status is RunCondition.FINISHED
 
     def _sum_up(self, run: Record, seconds: float) -> Record:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from fedops_mqtt.cli.fleet_view import Picture, Record
+from fedops_mqtt.cli.fleet_view import FleetView, Record
 from fedops_mqtt.cli.output import as_line
 from fedops_mqtt.cli.watch import DRAW_S
 from fedops_mqtt.runtime.background import alongside
@@ -32,27 +32,27 @@ class Screen:
             print(as_line(change), flush=True)
 
     @asynccontextmanager
-    async def showing(self, picture: Picture) -> AsyncIterator[None]:
+    async def showing(self, fleet_view: FleetView) -> AsyncIterator[None]:
         """Draw the picture while the block runs; the last one stays on the terminal."""
         if not self._is_live:
             yield
             return
-        async with alongside(self._draw(picture), name="demo-screen"):
+        async with alongside(self._draw(fleet_view), name="demo-screen"):
             yield
 
-    async def _draw(self, picture: Picture) -> None:
+    async def _draw(self, fleet_view: FleetView) -> None:
         from rich.live import Live
 
         with Live(auto_refresh=False) as live:
             try:
                 while True:
-                    self._refresh(live, picture)
+                    self._refresh(live, fleet_view)
                     await asyncio.sleep(DRAW_S)
             finally:
-                self._refresh(live, picture)
+                self._refresh(live, fleet_view)
 
-    def _refresh(self, live: "Live", picture: Picture) -> None:
+    def _refresh(self, live: "Live", fleet_view: FleetView) -> None:
         from fedops_mqtt.cli.live import draw
 
         now = time.monotonic()
-        live.update(draw(picture, now=now, height=live.console.height, title="fedops-mqtt demo"), refresh=True)
+        live.update(draw(fleet_view, now=now, height=live.console.height, title="fedops-mqtt demo"), refresh=True)

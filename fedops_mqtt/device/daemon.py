@@ -25,27 +25,27 @@ from fedops_mqtt.bus import (
     new_instance,
     parse_broker_url,
 )
-from fedops_mqtt.client.client_managers import OldManagers
+from fedops_mqtt.client.client_managers import ClientManagers
 from fedops_mqtt.client.client_utils import get_hostname, get_mac_address, view_of
 from fedops_mqtt.core import client as core
 from fedops_mqtt.core.client import Client, Identity, Step
 from fedops_mqtt.core.client_events import (
     Event,
-    Leaving,
-    Left,
     LocalStart,
     Progressed,
-    Reaim,
+    ServerMoved,
+    ShutDown,
+    ShutdownRequested,
+    StartDecision,
     StartTraining,
     StopTraining,
     TrainingEnded,
-    Verdict,
 )
-from fedops_mqtt.core.client_state import Facts
+from fedops_mqtt.core.client_state import ClientState
 from fedops_mqtt.core.client_status import last_will, snapshot
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.device.errors import ClientConfigError
-from fedops_mqtt.device.journal import Journal, identity_dir, identity_lock
+from fedops_mqtt.device.journal import ClientJournal, identity_dir, identity_lock
 from fedops_mqtt.device.metrics import MetricsSender
 from fedops_mqtt.device.system_load import measure_load
 from fedops_mqtt.device.trainer import MakeTrainer, Scalar, Trainer
@@ -109,7 +109,7 @@ class Daemon:
         self._training_news = asyncio.Event()
         self._metrics = MetricsSender()
         self._group: asyncio.TaskGroup | None = None
-        self._old_managers = OldManagers.from_settings(settings, self.identity.task_id)
+        self._old_managers = ClientManagers.from_settings(settings, self.identity.task_id)
         self.http_address: str | None = None
         """Where the HTTP shim listens, once it does."""
         self._trainer = make_trainer(
@@ -146,7 +146,7 @@ class Daemon:
             OSError: the state folder cannot be written.
         """
         with identity_lock(self._folder, task_id=self.identity.task_id, client_mac=self.identity.client_mac):
-            self._journal = Journal(self._folder)
+            self._journal = ClientJournal(self._folder)
             await self._recover()
             async with self._on_bus() as bus, self._on_http(), supervised():
                 await self._live(bus)
@@ -156,13 +156,13 @@ class Daemon:
         self._leave_reason = reason or self._leave_reason
         self._told_to_leave.set()
 
-    async def start(self, start: StartTrigger | LocalStart) -> Verdict:
+    async def start(self, start: StartTrigger | LocalStart) -> StartDecision:
         """Take a start, from the bus or from HTTP: the one place where a training begins."""
-        verdict = (await self.apply(start)).verdict
-        assert verdict is not None
-        facts = {"answer": verdict.answer.value, "reason": verdict.reason, "server_ip": start.server_ip}
+        decision = (await self.apply(start)).decision
+        assert decision is not None
+        facts = {"answer": decision.answer.value, "reason": decision.reason, "server_ip": start.server_ip}
         logger.info("answered a start", extra=facts)
-        return verdict
+        return decision
 
     async def apply(self, event: Event) -> Step:
         """Take an event in: keep its facts, carry out what follows, let the next status say so."""
@@ -179,7 +179,7 @@ class Daemon:
             self._owner.update()
         return step
 
-    async def _keep(self, facts: Facts) -> str | None:
+    async def _keep(self, facts: ClientState) -> str | None:
         """Write facts; returns what went wrong."""
         if facts == self._journal.written:
             return None
@@ -198,7 +198,7 @@ class Daemon:
                 assert self._group is not None
                 self._phase = None
                 self._trainer.start(start, self._group)
-            case Reaim() | StopTraining() as action:
+            case ServerMoved() | StopTraining() as action:
                 self._trainer.steer(action)
             case _:
                 assert_never(step.action)
@@ -234,7 +234,7 @@ class Daemon:
             yield
             return
         # Here, not above: FastAPI is a fifth of an idle daemon, and most devices never listen.
-        from fedops_mqtt.client.http_shim import allowed_servers, door_rules, make_shim, serving
+        from fedops_mqtt.client.http_shim import access_rules, allowed_servers, make_shim, serving
 
         shim = make_shim(
             view=lambda: view_of(self._client),
@@ -244,7 +244,7 @@ class Daemon:
             starts_by_get=self.settings.http_get_start,
             takes_any_mac=self.settings.http_any_mac,
         )
-        async with serving(shim, self.settings.http, door_rules(self.settings)) as address:
+        async with serving(shim, self.settings.http, access_rules(self.settings)) as address:
             self.http_address = address
             yield
 
@@ -259,7 +259,7 @@ class Daemon:
             if self.settings.system_interval_s:
                 tasks.append(group.create_task(self._measure_load(), name="system-load"))
             await self._told_to_leave.wait()
-            await self.apply(Leaving())
+            await self.apply(ShutdownRequested())
             await self._trainer.wait_idle()
             for task in tasks:
                 task.cancel()
@@ -331,7 +331,7 @@ class Daemon:
 
     async def _say_ended(self, ended: EndedReport) -> None:
         await self._take_phase()
-        mine = self._client.facts.in_hand
+        mine = self._client.facts.active_training
         is_good = ended.outcome is Outcome.FINISHED
         if mine is not None:
             reason = None if is_good else ended.reason
@@ -347,7 +347,7 @@ class Daemon:
         return last_will(self.identity, stamp, at=utc_now(), heartbeat_s=self.settings.heartbeat_s)
 
     def _goodbye(self, stamp: Stamp, reason: str) -> ClientStatus:
-        self._client = core.apply(self._client, Left(reason=self._leave_reason or reason)).client
+        self._client = core.apply(self._client, ShutDown(reason=self._leave_reason or reason)).client
         try:
             self._journal.save(self._client.facts)
         except OSError as error:
@@ -364,10 +364,10 @@ _AGENT = {
 
 def _refused(client: Client, event: Event, problem: str) -> Step:
     """Return the step of a start that cannot be kept, and so must not be taken."""
-    verdict = Verdict(answer=Answer.REJECTED, reason=problem)
+    decision = StartDecision(answer=Answer.REJECTED, reason=problem)
     if not isinstance(event, StartTrigger):
-        return Step(client=client, verdict=verdict)
-    return core.answer(client, event, verdict)
+        return Step(client=client, decision=decision)
+    return core.answer(client, event, decision)
 
 
 def _identity_of(settings: ClientSettings) -> tuple[Identity, Path, EpochFile]:

@@ -15,12 +15,12 @@ from typing import IO
 
 from pydantic import TypeAdapter, ValidationError
 
-from fedops_mqtt.core.client_state import Facts
+from fedops_mqtt.core.client_state import ClientState
 from fedops_mqtt.protocol import check_task_id, mac_to_level
 
 logger = logging.getLogger(__name__)
 
-_FACTS = TypeAdapter(Facts)
+_FACTS = TypeAdapter(ClientState)
 _MAX_JOURNAL_BYTES = 8 * 1024 * 1024
 """A full journal has some 100 KB; a larger file is not ours and is not read into a small device's memory."""
 
@@ -48,29 +48,29 @@ def identity_dir(state_dir: Path, task_id: str, client_mac: str) -> Path:
     return state_dir / "clients" / mac_to_level(client_mac) / check_task_id(task_id)
 
 
-class Journal:
+class ClientJournal:
     """The facts of one identity; `folder` is made when missing, readable by its owner only."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._facts_file = folder / "journal.json"
-        self.written: Facts | None = None
+        self.written: ClientState | None = None
         """The facts that are on disk."""
         self._saving = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    def load(self) -> Facts:
+    def load(self) -> ClientState:
         """Return the facts as last saved; none when there is no journal or it cannot be read (it is set aside)."""
         try:
             self.written = _FACTS.validate_json(_read_bounded(self._facts_file))
         except FileNotFoundError:
-            return Facts()
+            return ClientState()
         except (ValidationError, OSError) as error:
             self._set_aside(self._facts_file, error)
-            return Facts()
+            return ClientState()
         return self.written
 
-    def save(self, facts: Facts) -> None:
+    def save(self, facts: ClientState) -> None:
         """Write `facts` so that they survive a power cut from here on; the same facts again cost nothing.
 
         Raises:

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from fedops_mqtt.protocol import MetricsKind, RunInHand
+from fedops_mqtt.protocol import CurrentRun, MetricsKind
 from fedops_mqtt.training.pipe import MetricsReport
 
 if TYPE_CHECKING:
@@ -18,21 +18,21 @@ _FIRST_S = 0.7
 
 
 async def measure_load(
-    *, run: Callable[[], RunInHand | None], tell: Callable[[MetricsReport], None], interval_s: float
+    *, run: Callable[[], CurrentRun | None], tell: Callable[[MetricsReport], None], interval_s: float
 ) -> None:
     """Measure every `interval_s` while there is a run in hand, for ever; the first time within a second or two."""
     meter: LoadMeter | None = None
     has_told = False
     while True:
         await asyncio.sleep(interval_s if has_told else min(_FIRST_S, interval_s))
-        in_hand = run()
-        if in_hand is None:
+        active_training = run()
+        if active_training is None:
             meter, has_told = None, False
         elif meter is None:
             meter = _start_meter()
         else:
             values = await asyncio.to_thread(meter.read)
-            tell(MetricsReport(kind=MetricsKind.SYSTEM, round=in_hand.round, values=dict(values)))
+            tell(MetricsReport(kind=MetricsKind.SYSTEM, round=active_training.round, values=dict(values)))
             has_told = True
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Protocol
 
 from fedops_mqtt.core.client import Identity
-from fedops_mqtt.core.client_events import Reaim, StartTraining, StopTraining
-from fedops_mqtt.device.training_process import Training, TrainingOptions
+from fedops_mqtt.core.client_events import ServerMoved, StartTraining, StopTraining
+from fedops_mqtt.device.training_process import TrainingOptions, TrainingProcess
 from fedops_mqtt.protocol import Outcome, utc_now
 from fedops_mqtt.runtime.key_values import parse_pairs
 from fedops_mqtt.runtime.settings import ClientSettings
@@ -23,7 +23,7 @@ class AnyTrainer(Protocol):
         """Start a training as a task of `group`."""
         ...
 
-    def steer(self, action: Reaim | StopTraining) -> None:
+    def steer(self, action: ServerMoved | StopTraining) -> None:
         """Pass a change of address or a stop on."""
         ...
 
@@ -76,7 +76,7 @@ class Trainer:
         self._run_config = dict(run_config)
         self._on_report = on_report
         self._on_ended = on_ended
-        self._training: Training | None = None
+        self._training: TrainingProcess | None = None
         self._is_idle = asyncio.Event()
         self._is_idle.set()
 
@@ -88,16 +88,16 @@ class Trainer:
             run_limit_s=self._settings.run_limit_s,
             stderr_lines=self._settings.stderr_lines,
         )
-        self._training = Training(job=self._job(start), options=options, on_report=self._on_report)
+        self._training = TrainingProcess(job=self._job(start), options=options, on_report=self._on_report)
         self._is_idle.clear()
         group.create_task(self._see_through(self._training), name=f"training-{start.run_id}-{start.attempt}")
 
-    def steer(self, action: Reaim | StopTraining) -> None:
+    def steer(self, action: ServerMoved | StopTraining) -> None:
         """Pass a change of address or a stop on to the process; nothing happens when it has just ended."""
         if self._training is None:
             return
-        if isinstance(action, Reaim):
-            self._training.aim(action.server_ip, action.launch)
+        if isinstance(action, ServerMoved):
+            self._training.redirect(action.server_ip, action.launch)
         else:
             self._training.stop(action.reason)
 
@@ -110,7 +110,7 @@ class Trainer:
         """Wait until nothing trains and the end of the last training was taken in."""
         await self._is_idle.wait()
 
-    async def _see_through(self, training: Training) -> None:
+    async def _see_through(self, training: TrainingProcess) -> None:
         ended = await training.run()
         self._training = None
         await self._on_ended(ended)

@@ -1,6 +1,6 @@
 """One training process as the daemon sees it: spawned, listened to, stopped, and cleared away with all its children.
 
-When `Training.run` is over, however it ended, no process of that training is left.
+When `TrainingProcess.run` is over, however it ended, no process of that training is left.
 """
 
 import asyncio
@@ -23,11 +23,11 @@ from fedops_mqtt.runtime.settings import ENV_PREFIX
 from fedops_mqtt.runtime.streams import LineSplitter, OutputFile, Tail
 from fedops_mqtt.training.pipe import (
     MAX_LINE_BYTES,
-    Aim,
     EndedReport,
     Job,
     MetricsReport,
     PhaseReport,
+    Redirect,
     Stop,
     parse_report,
     to_line,
@@ -56,7 +56,7 @@ class TrainingOptions:
     command: tuple[str, ...] = (sys.executable, "-m", MODULE)
 
 
-class Training:
+class TrainingProcess:
     """One training process; call `run` once, the rest while it runs."""
 
     def __init__(
@@ -101,9 +101,9 @@ class Training:
                 await process.wait()
                 await asyncio.to_thread(sweep, mark)
 
-    def aim(self, server_ip: str, launch: int) -> None:
+    def redirect(self, server_ip: str, launch: int) -> None:
         """Tell the process where its server is now."""
-        self._say(Aim(server_ip=server_ip, launch=launch))
+        self._say(Redirect(server_ip=server_ip, launch=launch))
 
     def stop(self, reason: str) -> None:
         """End the process: SIGTERM now, SIGKILL after the grace; `run` returns once it is gone."""
@@ -117,7 +117,7 @@ class Training:
         self._ended = self._ended or ended
         self.stop(ended.reason or "ended by the client's program")
 
-    def _say(self, command: Job | Aim | Stop) -> None:
+    def _say(self, command: Job | Redirect | Stop) -> None:
         if self._commands is not None and not self._commands.is_closing():
             self._commands.write(to_line(command))
 

@@ -12,28 +12,28 @@ from fedops_mqtt.enrolment.errors import (
     RegisterError,
     UnknownIdentityError,
 )
-from fedops_mqtt.enrolment.fleet import DEVICE_DAYS, Fleet, Wish, init_fleet
-from fedops_mqtt.enrolment.register import Identity, IssuedCertificate, Ports, Register
-from fedops_mqtt.enrolment.roles import Access, Role, Rule, check_name, rules_of
+from fedops_mqtt.enrolment.fleet import DEVICE_DAYS, EnrolmentRequest, FleetFolder, init_fleet
+from fedops_mqtt.enrolment.register import EnrolledIdentity, IssuedCertificate, Ports, Register
+from fedops_mqtt.enrolment.roles import Permission, Role, Rule, check_name, rules_of
 
 __all__ = [
     "DEVICE_DAYS",
-    "Access",
+    "EnrolledIdentity",
     "EnrolmentError",
-    "Fleet",
+    "EnrolmentRequest",
     "FleetExistsError",
-    "Identity",
+    "FleetFolder",
     "IdentityExistsError",
     "IssuedCertificate",
     "NameRefusedError",
     "NoFleetError",
+    "Permission",
     "Ports",
     "Register",
     "RegisterError",
     "Role",
     "Rule",
     "UnknownIdentityError",
-    "Wish",
     "check_name",
     "init_fleet",
     "rules_of",

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from fedops_mqtt.enrolment.register import Identity
+from fedops_mqtt.enrolment.register import EnrolledIdentity
 from fedops_mqtt.enrolment.roles import rules_of
 
 MARK = "# ---- below: written by `fedops-mqtt fleet`, at every change; put rules of your own above ----"
@@ -15,7 +15,7 @@ FIRST_MANAGER = "manager"
 _DEVICE_PATTERN = re.compile(r"pattern (read|write) fedops/v1/\+/clients/%u/\w+")
 
 
-def render_acl(present: str, identities: Iterable[Identity]) -> str:
+def render_acl(present: str, identities: Iterable[EnrolledIdentity]) -> str:
     """Return the ACL file for a fleet; `present` is what the file says now.
 
     The patterns by which a device had every task's topics are taken out of a file of before: its own section has those
@@ -27,7 +27,7 @@ def render_acl(present: str, identities: Iterable[Identity]) -> str:
     return "\n".join([base, "", MARK, *filter(None, sections)]) + "\n"
 
 
-def _section(identity: Identity) -> str:
+def _section(identity: EnrolledIdentity) -> str:
     if identity.is_revoked:
         # For living connections too, as soon as the broker reads this.
         return f"\nuser {identity.name}\ntopic deny #"

@@ -14,7 +14,7 @@ import psutil
 from fedops_mqtt.enrolment.acl import render_acl
 from fedops_mqtt.enrolment.errors import EnrolmentError
 from fedops_mqtt.enrolment.files import write_file
-from fedops_mqtt.enrolment.register import Identity, Ports, Register
+from fedops_mqtt.enrolment.register import EnrolledIdentity, Ports, Register
 
 SYSTEM_DIR = "/etc/mosquitto/fedops"
 """Where the shipped configuration expects its files."""
@@ -79,7 +79,7 @@ def find_plugin() -> Path:
     return next((path for path in map(Path, _PLUGIN_PATHS) if path.exists()), Path(_PLUGIN_PATHS[0]))
 
 
-def write_access(folder: Path, identities: Iterable[Identity]) -> None:
+def write_access(folder: Path, identities: Iterable[EnrolledIdentity]) -> None:
     """Write who may do what, and the password entries; revoked identities lose theirs."""
     everybody = list(identities)
     acl = folder / ACL_FILE

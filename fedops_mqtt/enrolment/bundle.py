@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedops_mqtt.enrolment.authority import Credentials
 from fedops_mqtt.enrolment.files import make_folder, write_file
-from fedops_mqtt.enrolment.register import Identity, Ports
+from fedops_mqtt.enrolment.register import EnrolledIdentity, Ports
 from fedops_mqtt.enrolment.roles import Role
 from fedops_mqtt.protocol import level_to_mac
 
@@ -24,7 +24,7 @@ KEY_FILE = "client.key"
 class BundleContent:
     """What goes into a bundle: credentials or a password, never both."""
 
-    identity: Identity
+    identity: EnrolledIdentity
     broker_host: str
     ports: Ports
     ca_certificates: bytes
@@ -89,7 +89,7 @@ def _bus(content: BundleContent) -> Mapping[str, str]:
     }
 
 
-def _own(identity: Identity) -> Mapping[str, str]:
+def _own(identity: EnrolledIdentity) -> Mapping[str, str]:
     match identity.role:
         case Role.DEVICE:
             return {"mac": level_to_mac(identity.name), "line_ca_file": CA_FILE}

@@ -8,8 +8,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from fedops_mqtt.enrolment.register import Identity
-from fedops_mqtt.enrolment.roles import Access, Role, Rule, rules_of
+from fedops_mqtt.enrolment.register import EnrolledIdentity
+from fedops_mqtt.enrolment.roles import Permission, Role, Rule, rules_of
 
 CONTROL = "$CONTROL/dynamic-security/#"
 """Whoever may write here changes who may do what; without anybody the plugin could not be told anything."""
@@ -17,7 +17,7 @@ CONTROL = "$CONTROL/dynamic-security/#"
 _ACL_TYPES = ("publishClientSend", "publishClientReceive", "subscribe", "unsubscribe")
 
 
-def render_dynamic_security(identities: Iterable[Identity]) -> str:
+def render_dynamic_security(identities: Iterable[EnrolledIdentity]) -> str:
     """Return the plugin's JSON file; revoked identities are disabled."""
     everybody = sorted(identities, key=lambda each: each.name)
     return json.dumps(
@@ -31,7 +31,7 @@ def render_dynamic_security(identities: Iterable[Identity]) -> str:
     )
 
 
-def _client(identity: Identity) -> dict[str, Any]:
+def _client(identity: EnrolledIdentity) -> dict[str, Any]:
     client: dict[str, Any] = {"username": identity.name, "roles": [{"rolename": identity.name}]}
     if identity.password is not None:
         client |= {
@@ -44,10 +44,10 @@ def _client(identity: Identity) -> dict[str, Any]:
     return client
 
 
-def _role(identity: Identity) -> dict[str, Any]:
+def _role(identity: EnrolledIdentity) -> dict[str, Any]:
     rules = [] if identity.is_revoked else rules_of(identity.role, identity.name, identity.tasks)
     if rules and identity.role is Role.MANAGER:
-        rules.append(Rule(Access.READWRITE, CONTROL))
+        rules.append(Rule(Permission.READWRITE, CONTROL))
     return {"rolename": identity.name, "acls": [acl for rule in rules for acl in _acls(rule)]}
 
 

@@ -25,8 +25,8 @@ from fedops_mqtt.enrolment.errors import (
 from fedops_mqtt.enrolment.files import lock, make_folder, write_file
 from fedops_mqtt.enrolment.passwords import hash_password, make_password
 from fedops_mqtt.enrolment.register import (
+    EnrolledIdentity,
     EnrolledPassword,
-    Identity,
     IssuedCertificate,
     Ports,
     Register,
@@ -49,7 +49,7 @@ DEVICE_DAYS = 825
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class EnrolmentRequest:
     """What somebody is enrolled with. `hosts`: names of the machine where an FL server or a bridge listens."""
 
     role: Role
@@ -61,7 +61,7 @@ class Wish:
     days: int = DEVICE_DAYS
 
 
-class Fleet:
+class FleetFolder:
     """A fleet that is there; make one with `init_fleet`.
 
     Raises:
@@ -83,11 +83,11 @@ class Fleet:
         """The files that the broker reads."""
         return self.folder / BROKER_FOLDER
 
-    def enrol(self, wish: Wish) -> Path:
+    def enrol(self, wish: EnrolmentRequest) -> Path:
         """Enrol somebody and return the settings file of the bundle; raises as `enrol_all`."""
         return self.enrol_all([wish])[0]
 
-    def enrol_all(self, wishes: Sequence[Wish]) -> list[Path]:
+    def enrol_all(self, wishes: Sequence[EnrolmentRequest]) -> list[Path]:
         """Enrol everybody or nobody, and return the settings files of their bundles.
 
         Raises:
@@ -120,7 +120,7 @@ class Fleet:
         with self._changing() as now:
             identity = self._register[_any_name(name)]
             identity = identity.model_copy(update={"app": app or identity.app})
-            wish = Wish(
+            wish = EnrolmentRequest(
                 role=identity.role,
                 name=identity.name,
                 tasks=identity.tasks,
@@ -133,7 +133,7 @@ class Fleet:
             self._save(self._register.having(identity), now)
             return bundle
 
-    def revoke(self, name: str) -> Identity:
+    def revoke(self, name: str) -> EnrolledIdentity:
         """Take everything back: certificates onto the revocation list, the password out, and the ACL denies all.
 
         Raises:
@@ -163,7 +163,7 @@ class Fleet:
         with self._changing() as now:
             self._issue_broker(now, days)
 
-    def list_identities(self) -> list[Identity]:
+    def list_identities(self) -> list[EnrolledIdentity]:
         """Return everybody who is or was enrolled, by role and name."""
         return sorted(self._register.identities.values(), key=lambda each: (each.role, each.name))
 
@@ -204,9 +204,9 @@ class Fleet:
             self._load()
             yield datetime.now(UTC).replace(microsecond=0)
 
-    def _begin(self, name: str, wish: Wish, now: datetime) -> Identity:
+    def _begin(self, name: str, wish: EnrolmentRequest, now: datetime) -> EnrolledIdentity:
         present = self._register.identities.get(name)
-        return Identity(
+        return EnrolledIdentity(
             name=name,
             role=wish.role,
             tasks=tuple(wish.tasks),
@@ -216,7 +216,9 @@ class Fleet:
             enrolled_at=now,
         )
 
-    def _equip(self, identity: Identity, wish: Wish, now: datetime) -> tuple[Identity, Path]:
+    def _equip(
+        self, identity: EnrolledIdentity, wish: EnrolmentRequest, now: datetime
+    ) -> tuple[EnrolledIdentity, Path]:
         """Give an identity fresh credentials and write its bundle."""
         credentials = password = None
         if wish.has_password:
@@ -274,7 +276,7 @@ def init_fleet(
     broker_dir: str | None = None,
     ports: Ports | None = None,
     days: int = DEVICE_DAYS,
-) -> Fleet:
+) -> FleetFolder:
     """Make a fleet: authority, broker's files, and the first manager.
 
     Args:
@@ -297,9 +299,9 @@ def init_fleet(
             raise FleetExistsError(str(folder))
         where = broker_dir or str((folder / BROKER_FOLDER).resolve())
         _write_new(folder, Register(hosts=tuple(hosts), broker_dir=where, ports=ports or Ports()), shipped)
-    fleet = Fleet(folder)
+    fleet = FleetFolder(folder)
     fleet.renew_broker(days=days)
-    fleet.enrol(Wish(role=Role.MANAGER, name=FIRST_MANAGER, days=days))
+    fleet.enrol(EnrolmentRequest(role=Role.MANAGER, name=FIRST_MANAGER, days=days))
     return fleet
 
 
@@ -319,7 +321,7 @@ def _write_new(folder: Path, register: Register, shipped: Path) -> None:
     save_register(folder / REGISTER_FILE, register)
 
 
-def _check_wish(wish: Wish) -> str:
+def _check_wish(wish: EnrolmentRequest) -> str:
     name = check_name(wish.role, wish.name)
     for task in wish.tasks:
         check_task_id(task)

@@ -43,7 +43,7 @@ class EnrolledPassword(_Record):
         return PasswordHash(salt=self.salt, hash=self.hash, iterations=self.iterations)
 
 
-class Identity(_Record):
+class EnrolledIdentity(_Record):
     """Somebody who is, or was, enrolled. `name` is the user name at the broker; no tasks means every task."""
 
     name: str
@@ -67,7 +67,7 @@ class Identity(_Record):
         """When its last good certificate expires; None for a password."""
         return max((each.not_after for each in self.certificates if each.revoked_at is None), default=None)
 
-    def revoked(self, now: datetime, *, serials: Iterable[str]) -> "Identity":
+    def revoked(self, now: datetime, *, serials: Iterable[str]) -> "EnrolledIdentity":
         """Return it with these certificates taken back; those taken back before keep their time."""
         taken = set(serials)
         certificates = tuple(
@@ -93,9 +93,9 @@ class Register(_Record):
     ports: Ports = Ports()
     broker_dir: str
     crl_number: int = 1
-    identities: dict[str, Identity] = {}
+    identities: dict[str, EnrolledIdentity] = {}
 
-    def __getitem__(self, name: str) -> Identity:
+    def __getitem__(self, name: str) -> EnrolledIdentity:
         """Return an identity.
 
         Raises:
@@ -105,7 +105,7 @@ class Register(_Record):
             raise UnknownIdentityError(name)
         return self.identities[name]
 
-    def having(self, *changed: Identity) -> "Register":
+    def having(self, *changed: EnrolledIdentity) -> "Register":
         """Return the register with these identities added or replaced."""
         return self.model_copy(update={"identities": self.identities | {each.name: each for each in changed}})
 

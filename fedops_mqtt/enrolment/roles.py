@@ -24,7 +24,7 @@ class Role(StrEnum):
     """Speaks for many devices: the HTTP bridge for old FedOps clients, or a site's broker."""
 
 
-class Access(StrEnum):
+class Permission(StrEnum):
     """What a rule allows, in mosquitto's words."""
 
     READ = "read"
@@ -36,18 +36,18 @@ class Access(StrEnum):
 class Rule:
     """One thing that is allowed."""
 
-    access: Access
+    access: Permission
     topic_filter: str
 
     @property
     def can_read(self) -> bool:
         """True where messages are delivered."""
-        return self.access is not Access.WRITE
+        return self.access is not Permission.WRITE
 
     @property
     def can_write(self) -> bool:
         """True where messages, last wills too, are taken."""
-        return self.access is not Access.READ
+        return self.access is not Permission.READ
 
 
 BROKER_STATISTICS = "$SYS/broker/#"
@@ -92,15 +92,15 @@ def rules_of(role: Role, name: str, tasks: Sequence[str]) -> list[Rule]:
 
 
 def _device(task: str, level: str) -> Iterable[Rule]:
-    yield Rule(Access.READWRITE, _topic(Channel.CLIENT_STATUS, task, level))
-    yield Rule(Access.WRITE, _topic(Channel.CLIENT_METRICS, task, level))
+    yield Rule(Permission.READWRITE, _topic(Channel.CLIENT_STATUS, task, level))
+    yield Rule(Permission.WRITE, _topic(Channel.CLIENT_METRICS, task, level))
     yield _read(_topic(Channel.CLIENT_START, task, level))
     yield _read(_topic(Channel.CLIENT_STOP, task, level))
     yield _read(_topic(Channel.SERVER_STATUS, task))
 
 
 def _server(task: str) -> Iterable[Rule]:
-    yield Rule(Access.READWRITE, f"fedops/v1/{task}/server/#")
+    yield Rule(Permission.READWRITE, f"fedops/v1/{task}/server/#")
     yield _read(_topic(Channel.CLIENT_STATUS, task))
 
 
@@ -114,15 +114,15 @@ def _dashboard(task: str) -> Iterable[Rule]:
 def _manager() -> list[Rule]:
     written = (Channel.CLIENT_STATUS, Channel.CLIENT_START, Channel.CLIENT_STOP, Channel.RUN_STATUS)
     return [
-        *(Rule(Access.WRITE, _topic(channel, "+")) for channel in written),
-        Rule(Access.WRITE, Channel.MANAGER_STATUS.value),
+        *(Rule(Permission.WRITE, _topic(channel, "+")) for channel in written),
+        Rule(Permission.WRITE, Channel.MANAGER_STATUS.value),
         _read("fedops/v1/#"),
         _read(BROKER_STATISTICS),
     ]
 
 
 def _read(topic_filter: str) -> Rule:
-    return Rule(Access.READ, topic_filter)
+    return Rule(Permission.READ, topic_filter)
 
 
 def _topic(channel: Channel, task: str, level: str = "+") -> str:

@@ -7,7 +7,7 @@ also the join token, and nobody's token at all only on loopback with no join tok
 import ipaddress
 from typing import Literal
 
-from fedops_mqtt.line.errors import LineConfigError, RefusedError
+from fedops_mqtt.line.errors import LineConfigError, LineRefusedError
 from fedops_mqtt.line.token import check_token, is_same_secret
 
 
@@ -49,7 +49,7 @@ class Access:
         has_join_token = self._join_token is not None and is_same_secret(token, self._join_token)
         if self._needs_token and not (is_invited or has_join_token):
             reason = "token is missing" if token is None else "token is not the one of this client in this run"
-            raise RefusedError(status=401, code="token", reason=reason)
+            raise LineRefusedError(status=401, code="token", reason=reason)
 
 
 def _is_loopback(host: str) -> bool:

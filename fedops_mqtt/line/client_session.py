@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from fedops_mqtt.line import wire
 from fedops_mqtt.line.connection import BROKEN, Connector, LineConnection
-from fedops_mqtt.line.errors import FrameError, RefusedError
+from fedops_mqtt.line.errors import FrameError, LineRefusedError
 from fedops_mqtt.protocol import Outcome, RunOutcome, clip
 
 _log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ _MISSED_PINGS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
+class SessionIdentity:
     """Who joins, and with which token."""
 
     client_mac: str
@@ -62,7 +62,7 @@ class EndedError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Session:
+class JoinedSession:
     """One join: the server's answer, where it is, and the headers that every request carries."""
 
     answer: wire.JoinAnswer
@@ -70,7 +70,7 @@ class Session:
     headers: dict[str, str]
 
 
-class SessionKeeper:
+class ClientSession:
     """Runs from `start` to `close`. `aim`, `stop`, `end` and `invalidate` may come from any thread.
 
     `on_end` is called once, in the keeper's thread or in that of whoever ended it; `on_broken` each time a session is
@@ -80,7 +80,7 @@ class SessionKeeper:
     def __init__(
         self,
         *,
-        identity: Identity,
+        identity: SessionIdentity,
         connector: Connector,
         launch: int,
         make_connector: Callable[[str], Connector],
@@ -97,7 +97,7 @@ class SessionKeeper:
         self._on_end = on_end
         self._on_broken = on_broken
         self._changed = threading.Condition()
-        self._session: Session | None = None
+        self._session: JoinedSession | None = None
         self._control: LineConnection | None = None
         self._end: RunEnd | None = None
         self._goodbye: threading.Thread | None = None
@@ -112,7 +112,7 @@ class SessionKeeper:
         """Start looking for the server."""
         self._thread.start()
 
-    def wait(self) -> Session:
+    def wait(self) -> JoinedSession:
         """Return the session of now, waiting for one if need be.
 
         Raises:
@@ -126,7 +126,7 @@ class SessionKeeper:
             assert self._session is not None
             return self._session
 
-    def is_current(self, session: Session) -> bool:
+    def is_current(self, session: JoinedSession) -> bool:
         """Tell whether this session may still be used."""
         with self._changed:
             return self._session is session and self._end is None
@@ -137,7 +137,7 @@ class SessionKeeper:
             if self._end is None:
                 self._changed.wait(wait_s)
 
-    def aim(self, server_ip: str, launch: int) -> None:
+    def redirect(self, server_ip: str, launch: int) -> None:
         """A relaunched server has a new address: leave the old one and join there, with the whole limit anew."""
         with self._changed:
             if launch < self._launch or self._end is not None:
@@ -148,7 +148,7 @@ class SessionKeeper:
             self._tries = 0
             self._break()
 
-    def invalidate(self, session: Session) -> None:
+    def invalidate(self, session: JoinedSession) -> None:
         """The server does not know this session: join again."""
         with self._changed:
             if self._session is session:
@@ -180,7 +180,7 @@ class SessionKeeper:
             if thread is not None:
                 thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _say_goodbye(self, session: Session, end: RunEnd) -> None:
+    def _say_goodbye(self, session: JoinedSession, end: RunEnd) -> None:
         self._goodbye = threading.Thread(target=self._leave, args=(session, end), name="line-goodbye", daemon=True)
         self._goodbye.start()
 
@@ -199,7 +199,7 @@ class SessionKeeper:
         while self._end is None:
             try:
                 self._attend()
-            except RefusedError as refusal:
+            except LineRefusedError as refusal:
                 self._take_refusal(refusal)
             except (*BROKEN, FrameError) as error:
                 self._problem = f"{type(error).__name__}: {error}"
@@ -229,7 +229,7 @@ class SessionKeeper:
         if goodbye is not None:
             goodbye.join()
 
-    def _join(self, control: LineConnection, connector: Connector, launch: int) -> Session | None:
+    def _join(self, control: LineConnection, connector: Connector, launch: int) -> JoinedSession | None:
         who = self._identity
         request = wire.JoinRequest(
             run_id=who.run_id, client_mac=who.client_mac, instance=who.instance, attempt=who.attempt
@@ -244,9 +244,9 @@ class SessionKeeper:
             self._problem = f"server there is still launch {answer.launch}, not {launch}"
             return None
         headers[wire.SESSION_HEADER] = answer.session
-        return Session(answer=answer, connector=connector, headers=headers)
+        return JoinedSession(answer=answer, connector=connector, headers=headers)
 
-    def _follow(self, control: LineConnection, session: Session) -> None:
+    def _follow(self, control: LineConnection, session: JoinedSession) -> None:
         silence_s = _MISSED_PINGS * session.answer.ping_s
         response = control.open("GET", wire.CONTROL_PATH, headers=session.headers, timeout_s=silence_s)
         side = session.connector.connection()
@@ -257,7 +257,7 @@ class SessionKeeper:
         finally:
             side.close()
 
-    def _obey(self, line: wire.ControlLine, session: Session, side: LineConnection) -> None:
+    def _obey(self, line: wire.ControlLine, session: JoinedSession, side: LineConnection) -> None:
         if line.ping is not None:
             self._publish(session)
             body = wire.encode_body(wire.PongRequest(ping=line.ping))
@@ -265,9 +265,9 @@ class SessionKeeper:
         elif line.stop is not None:
             self.end(RunEnd(outcome=line.outcome or Outcome.STOPPED, reason=line.stop), is_known=True)
         elif line.gone is not None:
-            self.end(end_of_gone(line.gone, line.reason or "", has_joined=True), is_known=True)
+            self.end(end_of_departed(line.gone, line.reason or "", has_joined=True), is_known=True)
 
-    def _publish(self, session: Session) -> None:
+    def _publish(self, session: JoinedSession) -> None:
         """The first ping says that the server counts us in: now the training thread may use the session."""
         with self._changed:
             if self._session is session or self._end is not None or session.connector is not self._connector:
@@ -305,31 +305,31 @@ class SessionKeeper:
                 )
             )
 
-    def _take_refusal(self, refusal: RefusedError) -> None:
+    def _take_refusal(self, refusal: LineRefusedError) -> None:
         end = end_of_refusal(refusal, has_joined=self._has_joined)
         if end is None:
             self._problem = str(refusal)
         else:
             self.end(end, is_known=True)
 
-    def _leave(self, session: Session, end: RunEnd) -> None:
+    def _leave(self, session: JoinedSession, end: RunEnd) -> None:
         """Tell the server how it ended, before the control request closes and looks like a death."""
         connection = session.connector.connection()
         body = wire.encode_body(wire.LeaveRequest(outcome=end.outcome, reason=clip(end.reason)))
         try:
             connection.ask("POST", wire.LEAVE_PATH, headers=session.headers, body=body, timeout_s=_ASK_S)
-        except (*BROKEN, RefusedError) as error:  # it is gone, or has heard it before: nothing is left to be done
+        except (*BROKEN, LineRefusedError) as error:  # it is gone, or has heard it before: nothing is left to be done
             _log.debug("could not say goodbye on the line", extra={"problem": str(error)})
         finally:
             connection.close()
             self._cut_control()
 
 
-def end_of_refusal(refusal: RefusedError, *, has_joined: bool) -> RunEnd | None:
+def end_of_refusal(refusal: LineRefusedError, *, has_joined: bool) -> RunEnd | None:
     """Return how a refusal ends this client's part, or None if it should just try (or join) again."""
     match refusal.code:
         case "gone":
-            return end_of_gone(RunOutcome(refusal.outcome or "failed"), refusal.reason, has_joined=has_joined)
+            return end_of_departed(RunOutcome(refusal.outcome or "failed"), refusal.reason, has_joined=has_joined)
         case "ended":
             outcome = Outcome(refusal.outcome or "stopped")
             return RunEnd(outcome=outcome, reason=refusal.reason, is_rejected=not has_joined)
@@ -341,7 +341,7 @@ def end_of_refusal(refusal: RefusedError, *, has_joined: bool) -> RunEnd | None:
     return None
 
 
-def end_of_gone(outcome: RunOutcome, reason: str, *, has_joined: bool) -> RunEnd:
+def end_of_departed(outcome: RunOutcome, reason: str, *, has_joined: bool) -> RunEnd:
     """Return what the end of the whole run means for one client: finished, stopped, or never let in."""
     if outcome is RunOutcome.COMPLETED and has_joined:
         return RunEnd(outcome=Outcome.FINISHED, reason=reason, run_outcome=outcome)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedops_mqtt.line import wire
-from fedops_mqtt.line.errors import FrameError, LineConfigError, RefusedError
+from fedops_mqtt.line.errors import FrameError, LineConfigError, LineRefusedError
 from fedops_mqtt.line.records import Buffer
 
 BROKEN = (OSError, EOFError, http.client.HTTPException)
@@ -190,7 +190,7 @@ def _checked(response: http.client.HTTPResponse) -> http.client.HTTPResponse:
         refusal = wire.decode_body(wire.Refusal, body)
     except FrameError as error:  # not ours: a proxy's page, or another server altogether
         raise http.client.HTTPException(f"status {response.status} {response.reason} from something else") from error
-    raise RefusedError(
+    raise LineRefusedError(
         status=response.status, code=refusal.code, reason=refusal.reason, outcome=refusal.outcome
     ) from None
 

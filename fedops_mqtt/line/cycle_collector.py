@@ -11,7 +11,7 @@ _LIMIT_BYTES = 128 * 1024 * 1024
 """A full collection takes 50 to 100 ms with flwr loaded: little against moving this many bytes."""
 
 
-class GarbageMeter:
+class CycleCollector:
     """Looks at a running count of bytes that were handed to foreign code; not for several threads at once."""
 
     def __init__(self, limit_bytes: int = _LIMIT_BYTES) -> None:

@@ -15,11 +15,11 @@ from flwr.app import Message
 from fedops_mqtt.line import wire
 from fedops_mqtt.line.access import Access
 from fedops_mqtt.line.codec import Frame, FrameReader
-from fedops_mqtt.line.errors import FrameError, MessageTooLargeError, RefusedError
+from fedops_mqtt.line.errors import FrameError, LineRefusedError, MessageTooLargeError
 from fedops_mqtt.line.limits import LineCompression, LineLimits
-from fedops_mqtt.line.message_queue import Letter
+from fedops_mqtt.line.message_queue import OutboundMessage
 from fedops_mqtt.line.reply_check import LIMIT_RULE
-from fedops_mqtt.line.run_state import Hub
+from fedops_mqtt.line.run_state import RunState
 from fedops_mqtt.line.sessions import Session, Upload
 from fedops_mqtt.protocol import Outcome, Phase
 
@@ -39,7 +39,7 @@ class LineApp:
     def __init__(
         self,
         *,
-        hub: Hub,
+        hub: RunState,
         access: Access,
         run_id: str,
         launch: int,
@@ -59,7 +59,7 @@ class LineApp:
         request = _Request(scope, receive, send, stall_s=self._limits.stall_s)
         try:
             await self._serve(request)
-        except RefusedError as error:
+        except LineRefusedError as error:
             refusal = wire.Refusal(code=error.code, reason=error.reason, outcome=error.outcome)
             await request.answer(error.status, wire.encode_body(refusal))
         except MessageTooLargeError as error:
@@ -87,7 +87,7 @@ class LineApp:
             case _, path if path.startswith(wire.REPLY_PATH):
                 await self._serve_reply(request, path.removeprefix(wire.REPLY_PATH))
             case _:
-                raise RefusedError(status=404, code="no_such_path", reason=f"{request.method} {request.path}")
+                raise LineRefusedError(status=404, code="no_such_path", reason=f"{request.method} {request.path}")
 
     async def _serve_reply(self, request: "_Request", message_id: str) -> None:
         session = self._session(request)
@@ -97,7 +97,7 @@ class LineApp:
             case "POST":
                 await self._take_reply(request, session, message_id)
             case _:
-                raise RefusedError(status=405, code="no_such_method", reason=request.method)
+                raise LineRefusedError(status=405, code="no_such_method", reason=request.method)
 
     def _session(self, request: "_Request") -> Session:
         session = self._hub.session(request.header(wire.SESSION_HEADER))
@@ -108,7 +108,7 @@ class LineApp:
         body = wire.decode_body(wire.JoinRequest, await request.small_body())
         self._access.check(body.client_mac, request.token)
         if body.run_id not in (None, self._run_id):
-            raise RefusedError(status=409, code="other_run", reason=f"this server serves run {self._run_id}")
+            raise LineRefusedError(status=409, code="other_run", reason=f"this server serves run {self._run_id}")
         session = self._hub.admit(body, request.token)
         answer = wire.JoinAnswer(
             run_id=self._run_id,
@@ -130,23 +130,23 @@ class LineApp:
         await request.answer(200, b"{}")
 
     async def _next(self, request: "_Request", session: Session) -> None:
-        letter = await self._wait_for_letter(session)
-        if letter is None:
+        outbound_message = await self._wait_for_letter(session)
+        if outbound_message is None:
             await request.answer(204)
             return
-        self._hub.progress(session, Phase.DOWNLOADING, letter.round)
-        if await request.answer_frame(letter.frame):
-            self._hub.count(session, bytes_out=letter.frame.num_bytes)
-            self._hub.progress(session, _phase_of(letter), letter.round)
+        self._hub.progress(session, Phase.DOWNLOADING, outbound_message.round)
+        if await request.answer_frame(outbound_message.frame):
+            self._hub.count(session, bytes_out=outbound_message.frame.num_bytes)
+            self._hub.progress(session, _phase_of(outbound_message), outbound_message.round)
 
-    async def _wait_for_letter(self, session: Session) -> Letter | None:
+    async def _wait_for_letter(self, session: Session) -> OutboundMessage | None:
         session.polls = poll = session.polls + 1
         session.mail.set()  # an older poll of this client, if any, ends now
         deadline = asyncio.get_running_loop().time() + self._limits.poll_s
         while session.polls == poll and not session.is_over:
             session.mail.clear()
-            if (letter := self._hub.next_letter(session)) is not None:
-                return letter
+            if (outbound_message := self._hub.next_message(session)) is not None:
+                return outbound_message
             try:
                 async with asyncio.timeout_at(deadline):
                     await session.mail.wait()
@@ -171,19 +171,19 @@ class LineApp:
             await request.answer(200, wire.encode_body(state))
 
     async def _receive_reply(self, request: "_Request", session: Session, message_id: str) -> None:
-        letter = self._hub.letter(message_id)
-        check = letter.check if letter is not None else None
+        outbound_message = self._hub.outbound_message(message_id)
+        check = outbound_message.check if outbound_message is not None else None
         try:
-            upload = self._open_upload(request, message_id, letter)
+            upload = self._open_upload(request, message_id, outbound_message)
             if not await self._feed(request, session, upload):
                 return
             reply = _reply_of(session, message_id, upload)
             problem = None
-            if letter is not None and check is not None:  # in a thread: it looks at every value
-                problem = await asyncio.to_thread(check.problem, letter.message, reply)
+            if outbound_message is not None and check is not None:  # in a thread: it looks at every value
+                problem = await asyncio.to_thread(check.problem, outbound_message.message, reply)
             if problem is not None:
                 self._hub.refuse(session, problem)
-                raise RefusedError(status=410, code="ended", reason=problem, outcome=Outcome.FAILED)
+                raise LineRefusedError(status=410, code="ended", reason=problem, outcome=Outcome.FAILED)
             self._hub.answer(session, message_id, reply)
             self._hub.forget_upload(message_id)
             self._hub.progress(session, Phase.WAITING)
@@ -197,20 +197,20 @@ class LineApp:
                 self._hub.refuse(session, str(error))
             raise error from None
 
-    def _open_upload(self, request: "_Request", message_id: str, letter: Letter | None) -> Upload:
+    def _open_upload(self, request: "_Request", message_id: str, outbound_message: OutboundMessage | None) -> Upload:
         num_bytes, offset = request.number(wire.LENGTH_HEADER), request.number(wire.OFFSET_HEADER)
         upload = self._hub.upload(message_id)
         if offset == 0:
             max_bytes = self._limits.max_message_bytes
-            if letter is not None and letter.check is not None:
-                max_bytes = letter.check.limit_bytes(letter.message, max_bytes)
+            if outbound_message is not None and outbound_message.check is not None:
+                max_bytes = outbound_message.check.limit_bytes(outbound_message.message, max_bytes)
             reader = FrameReader(num_bytes=num_bytes, max_bytes=max_bytes)
             if upload is not None:
                 upload.turn += 1  # whoever still feeds it stops
             upload = Upload(reader=reader)
-            self._hub.begin_upload(message_id, upload)
+            self._hub.start_upload(message_id, upload)
         if upload is None or (upload.reader.num_bytes, upload.reader.received_bytes) != (num_bytes, offset):
-            raise RefusedError(status=409, code="offset", reason=f"nothing was received up to byte {offset}")
+            raise LineRefusedError(status=409, code="offset", reason=f"nothing was received up to byte {offset}")
         upload.turn += 1
         return upload
 
@@ -267,7 +267,7 @@ class LineApp:
     async def _say(self, request: "_Request", session: Session, order: wire.ControlLine) -> None:
         await request.send_chunk(wire.encode_body(order) + b"\n")
         if order.gone is not None:
-            self._hub.know_gone(session)
+            self._hub.note_departed(session)
 
 
 class _Request:
@@ -374,6 +374,6 @@ def _reply_of(session: Session, message_id: str, upload: Upload) -> Message:
     return message
 
 
-def _phase_of(letter: Letter) -> Phase:
-    is_training = letter.message.metadata.message_type.partition(".")[0] == "train"
+def _phase_of(outbound_message: OutboundMessage) -> Phase:
+    is_training = outbound_message.message.metadata.message_type.partition(".")[0] == "train"
     return Phase.TRAINING if is_training else Phase.EVALUATING

@@ -22,7 +22,7 @@ class MessageTooLargeError(LineError):
         super().__init__(f"message of {size_bytes} bytes is over the line's limit of {limit_bytes} ({rule})")
 
 
-class RefusedError(LineError):
+class LineRefusedError(LineError):
     """The server refused a request: `status` is HTTP's, `code` our word for it; `outcome` is set when all is over."""
 
     def __init__(self, *, status: int, code: str, reason: str, outcome: str | None = None) -> None:

@@ -19,14 +19,14 @@ from fedops_mqtt.core.reasons import TOO_FEW
 from fedops_mqtt.line import flwr_private
 from fedops_mqtt.line.arrays import CompressOnce
 from fedops_mqtt.line.codec import EncodedContent, encode_content, encode_error, encode_message
-from fedops_mqtt.line.cycle_collector import GarbageMeter
+from fedops_mqtt.line.cycle_collector import CycleCollector
 from fedops_mqtt.line.errors import MessageTooLargeError
 from fedops_mqtt.line.identity import flower_run_id_of
 from fedops_mqtt.line.limits import LineCompression, LineLimits
-from fedops_mqtt.line.message_queue import Letter
+from fedops_mqtt.line.message_queue import OutboundMessage
 from fedops_mqtt.line.reply_check import ReplyCheck
 from fedops_mqtt.line.rounds import round_of
-from fedops_mqtt.line.run_state import Hub
+from fedops_mqtt.line.run_state import RunState
 from fedops_mqtt.protocol import Outcome, RunOutcome
 
 _log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ _PREFIX_BYTES = 4
 """Message ids start with a random word: a relaunched server never takes a reply to its predecessor's message."""
 
 
-class RunOverError(flwr_private.RunNotRunningException):
+class RunEndedError(flwr_private.RunNotRunningException):
     """The run cannot go on: `outcome` and `reason` are what to report (a BaseException, see the module)."""
 
     def __init__(self, outcome: RunOutcome, reason: str) -> None:
@@ -44,7 +44,7 @@ class RunOverError(flwr_private.RunNotRunningException):
         super().__init__(f"run {outcome}: {reason}")
 
 
-class TooFewClientsError(RunOverError):
+class BelowQuorumError(RunEndedError):
     """Not enough clients within the join limit; `missing` says who was there before and how each left."""
 
     def __init__(self, present: int, needed: int | None, limit_s: float, missing: list[str]) -> None:
@@ -75,16 +75,24 @@ class TrainingSeen:
         self._rounds: dict[str, int] = {}
         self._unnumbered = 0
 
-    def sent(self, letters: Iterable[Letter]) -> None:
+    def sent(self, outbound_messages: Iterable[OutboundMessage]) -> None:
         """Messages go out."""
-        mine = [letter for letter in letters if letter.message.metadata.message_type.partition(".")[0] == "train"]
+        mine = [
+            outbound_message
+            for outbound_message in outbound_messages
+            if outbound_message.message.metadata.message_type.partition(".")[0] == "train"
+        ]
         if mine and not self._rounds and mine[0].round is None:
             self._unnumbered += 1
-        for letter in mine:
+        for outbound_message in mine:
             self.num_sent += 1
-            self._rounds[letter.message_id] = self._unnumbered if letter.round is None else letter.round
+            self._rounds[outbound_message.message_id] = (
+                self._unnumbered if outbound_message.round is None else outbound_message.round
+            )
             if self.wants_model and self.first_model is None:
-                records = letter.message.content.values()  # not `.array_records`: a reference cycle around the arrays
+                records = (
+                    outbound_message.message.content.values()
+                )  # not `.array_records`: a reference cycle around the arrays
                 self.first_model = next((digest_of(each) for each in records if isinstance(each, ArrayRecord)), None)
 
     def over(self, message_ids: Iterable[str], replies: Iterable[Message]) -> None:
@@ -119,7 +127,7 @@ class LineGrid(Grid):
     def __init__(
         self,
         *,
-        hub: Hub,
+        hub: RunState,
         run_id: str,
         limits: LineLimits,
         min_clients: int = 1,
@@ -136,7 +144,7 @@ class LineGrid(Grid):
         """What the replies to messages from now on have to be; set by whoever runs a strategy."""
         self._prefix = secrets.token_hex(_PREFIX_BYTES)
         self._lock = threading.Lock()
-        self._garbage = GarbageMeter()
+        self._garbage = CycleCollector()
         self._num_messages = 0
         self._round: int | None = None
         self._run_deadline = time.monotonic() + limits.run_s
@@ -197,12 +205,12 @@ class LineGrid(Grid):
             RunOverError: as for `get_node_ids`.
         """
         self._check_running()
-        letters = list(self._letters(messages))
+        outbound_messages = list(self._letters(messages))
         with self._lock:
-            self.training.sent(letters)
-        self._hub.post(letters)
+            self.training.sent(outbound_messages)
+        self._hub.post(outbound_messages)
         self._asked_since = None
-        return [letter.message_id for letter in letters]
+        return [outbound_message.message_id for outbound_message in outbound_messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Take the replies that are there; the round limit holds here too.
@@ -256,7 +264,7 @@ class LineGrid(Grid):
             kept.append(Message(error, reply_to=asked[message_id]))
         return kept
 
-    def _letters(self, messages: Iterable[Message]) -> Iterator[Letter]:
+    def _letters(self, messages: Iterable[Message]) -> Iterator[OutboundMessage]:
         encoded: dict[int, tuple[RecordDict, EncodedContent]] = {}
         if self._hub.is_idle():
             self._compress.forget()
@@ -268,7 +276,7 @@ class LineGrid(Grid):
             frame = encode_message(message, self._encode_once(message, encoded))
             if frame.message_bytes > self._limits.max_message_bytes:
                 raise MessageTooLargeError(frame.message_bytes, self._limits.max_message_bytes)
-            yield Letter(
+            yield OutboundMessage(
                 message_id=message_id,
                 node_id=message.metadata.dst_node_id,
                 message=message,
@@ -303,20 +311,20 @@ class LineGrid(Grid):
                 self._on_round(round_)
         return round_
 
-    def _round_deadline(self, letter: Letter) -> float:
-        return letter.posted_at + self._limits.round_s
+    def _round_deadline(self, outbound_message: OutboundMessage) -> float:
+        return outbound_message.posted_at + self._limits.round_s
 
-    def _drop_overdue(self, letters: list[Letter]) -> None:
+    def _drop_overdue(self, outbound_messages: list[OutboundMessage]) -> None:
         macs = {member.node_id: member.mac for member in self._hub.members.values()}
-        for letter in letters:
+        for outbound_message in outbound_messages:
             reason = f"no reply within the round limit of {self._limits.round_s:g} s"
-            self._hub.drop(macs[letter.node_id], Outcome.FAILED, reason)
+            self._hub.drop(macs[outbound_message.node_id], Outcome.FAILED, reason)
 
     def _check_running(self) -> None:
         if (over := self._hub.over) is not None:
-            raise RunOverError(over.outcome, over.reason)
+            raise RunEndedError(over.outcome, over.reason)
         if time.monotonic() >= self._run_deadline:
-            raise RunOverError(RunOutcome.FAILED, f"run is over its limit of {self._limits.run_s:g} s")
+            raise RunEndedError(RunOutcome.FAILED, f"run is over its limit of {self._limits.run_s:g} s")
 
     def _check_progress(self, now: float, present: int) -> None:
         """End a strategy's own endless wait for more clients than our minimum (`sample_nodes` asks once a second).
@@ -329,6 +337,6 @@ class LineGrid(Grid):
         if now - self._asked_since > self._limits.join_s:
             raise self._too_few(present, None)
 
-    def _too_few(self, present: int, needed: int | None) -> TooFewClientsError:
+    def _too_few(self, present: int, needed: int | None) -> BelowQuorumError:
         gone = [f"{m.mac} ({m.reason or m.outcome})" for m in self._hub.members.values() if not m.is_present]
-        return TooFewClientsError(present, needed, self._limits.join_s, gone)
+        return BelowQuorumError(present, needed, self._limits.join_s, gone)

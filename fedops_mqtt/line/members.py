@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 
-from fedops_mqtt.line.errors import RefusedError
+from fedops_mqtt.line.errors import LineRefusedError
 from fedops_mqtt.line.identity import node_id_of
 from fedops_mqtt.protocol import Outcome, Phase
 
@@ -27,7 +27,7 @@ class ChangeKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
+class LineMember:
     """One client in the run; `outcome` is None while it may still take part, `bytes_*` of all its attempts."""
 
     mac: str
@@ -51,17 +51,17 @@ class MemberChange:
     """One change, with the member as it is after it."""
 
     kind: ChangeKind
-    member: Member
+    member: LineMember
 
 
 class Members:
     """The members of one run, by MAC; each command returns the changes it made (none, if it says nothing new)."""
 
     def __init__(self) -> None:
-        self._by_mac: dict[str, Member] = {}
+        self._by_mac: dict[str, LineMember] = {}
 
     @property
-    def by_mac(self) -> Mapping[str, Member]:
+    def by_mac(self) -> Mapping[str, LineMember]:
         """Everybody who ever joined, as they are now."""
         return MappingProxyType(self._by_mac)
 
@@ -79,23 +79,23 @@ class Members:
         if known is None or attempt > known.attempt:
             return
         if attempt < known.attempt:
-            raise RefusedError(
+            raise LineRefusedError(
                 status=409, code="evicted", reason=f"attempt {attempt} was replaced by attempt {known.attempt}"
             )
         if instance != known.instance:
-            raise RefusedError(
+            raise LineRefusedError(
                 status=409, code="evicted", reason=f"attempt {attempt} belongs to instance {known.instance}"
             )
         if known.outcome is not None:
-            raise RefusedError(status=410, code="ended", reason=known.reason or "", outcome=known.outcome)
+            raise LineRefusedError(status=410, code="ended", reason=known.reason or "", outcome=known.outcome)
 
-    def join(self, mac: str, instance: str, attempt: int, session: str) -> Member | None:
+    def join(self, mac: str, instance: str, attempt: int, session: str) -> LineMember | None:
         """Seat an attempt that `check_join` let through; returns the attempt that it evicts, if any."""
         known = self._by_mac.get(mac)
         if known is not None and known.attempt == attempt:
             self._by_mac[mac] = replace(known, session=session, is_present=False)
             return None
-        self._by_mac[mac] = Member(
+        self._by_mac[mac] = LineMember(
             mac=mac,
             node_id=node_id_of(mac),
             instance=instance,
@@ -141,9 +141,9 @@ class Members:
         member = self._by_mac[mac]
         self._by_mac[mac] = replace(member, bytes_in=member.bytes_in + bytes_in, bytes_out=member.bytes_out + bytes_out)
 
-    def _of(self, session: str) -> Member | None:
+    def _of(self, session: str) -> LineMember | None:
         return next((m for m in self._by_mac.values() if m.session == session and m.outcome is None), None)
 
-    def _set(self, kind: ChangeKind, member: Member) -> list[MemberChange]:
+    def _set(self, kind: ChangeKind, member: LineMember) -> list[MemberChange]:
         self._by_mac[member.mac] = member
         return [MemberChange(kind=kind, member=member)]

@@ -15,7 +15,7 @@ from fedops_mqtt.line.reply_check import ReplyCheck
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Letter:
+class OutboundMessage:
     """A message to one node, encoded; `message` is kept for what a reply has to refer to."""
 
     message_id: str
@@ -29,33 +29,37 @@ class Letter:
     """What its reply has to be; None: whatever the line can carry."""
 
 
-class Mailbox:
+class MessageQueue:
     """What is outstanding, per node in order, and what has been answered and not yet collected."""
 
     def __init__(self) -> None:
-        self._letters: dict[str, Letter] = {}
+        self._letters: dict[str, OutboundMessage] = {}
         self._queues: dict[int, list[str]] = {}
         self._replies: dict[str, Message] = {}
         self._last_answered: dict[int, str] = {}
 
-    def post(self, letter: Letter) -> None:
+    def post(self, outbound_message: OutboundMessage) -> None:
         """Queue a letter for its node."""
-        self._letters[letter.message_id] = letter
-        self._queues.setdefault(letter.node_id, []).append(letter.message_id)
+        self._letters[outbound_message.message_id] = outbound_message
+        self._queues.setdefault(outbound_message.node_id, []).append(outbound_message.message_id)
 
-    def head(self, node_id: int) -> Letter | None:
+    def head(self, node_id: int) -> OutboundMessage | None:
         """Return the letter that a node has to answer next; it stays until it is answered."""
         queue = self._queues.get(node_id)
         return self._letters[queue[0]] if queue else None
 
-    def letter(self, message_id: str) -> Letter | None:
+    def outbound_message(self, message_id: str) -> OutboundMessage | None:
         """Return a letter that is outstanding."""
         return self._letters.get(message_id)
 
     def expects(self, node_id: int, message_id: str) -> bool:
         """Tell whether a node's reply to this message would be taken."""
-        letter = self._letters.get(message_id)
-        return letter is not None and letter.node_id == node_id and not self._is_answered_by_node(message_id)
+        outbound_message = self._letters.get(message_id)
+        return (
+            outbound_message is not None
+            and outbound_message.node_id == node_id
+            and not self._is_answered_by_node(message_id)
+        )
 
     def was_answered(self, node_id: int, message_id: str) -> bool:
         """Tell whether this is the message that the node answered last: its repetition is no news."""
@@ -76,20 +80,20 @@ class Mailbox:
             self._settle_with_error(self._letters[message_id], reason)
         return len(queue)
 
-    def refuse(self, letter: Letter, reason: str) -> None:
+    def refuse(self, outbound_message: OutboundMessage, reason: str) -> None:
         """Answer a letter to a node that is not there, without queueing it."""
-        self._letters[letter.message_id] = letter
-        self._settle_with_error(letter, reason)
+        self._letters[outbound_message.message_id] = outbound_message
+        self._settle_with_error(outbound_message, reason)
 
     def withdraw(self, message_ids: Iterable[str]) -> None:
         """Forget messages: their late replies will not be taken."""
         for message_id in message_ids:
-            letter = self._letters.pop(message_id, None)
+            outbound_message = self._letters.pop(message_id, None)
             self._replies.pop(message_id, None)
-            if letter is not None:
-                self._unqueue(letter)
+            if outbound_message is not None:
+                self._unqueue(outbound_message)
 
-    def owing(self, message_ids: Iterable[str]) -> list[Letter]:
+    def owing(self, message_ids: Iterable[str]) -> list[OutboundMessage]:
         """Return the letters among these that nobody has answered."""
         return [self._letters[i] for i in message_ids if i in self._letters and i not in self._replies]
 
@@ -106,17 +110,19 @@ class Mailbox:
         return not self._letters
 
     def _is_answered_by_node(self, message_id: str) -> bool:
-        letter, reply = self._letters[message_id], self._replies.get(message_id)
-        return reply is not None and self._last_answered.get(letter.node_id) == message_id
+        outbound_message, reply = self._letters[message_id], self._replies.get(message_id)
+        return reply is not None and self._last_answered.get(outbound_message.node_id) == message_id
 
-    def _settle_with_error(self, letter: Letter, reason: str) -> None:
-        self._settle(letter, Message(Error(flwr_private.NODE_UNAVAILABLE, reason), reply_to=letter.message))
+    def _settle_with_error(self, outbound_message: OutboundMessage, reason: str) -> None:
+        self._settle(
+            outbound_message, Message(Error(flwr_private.NODE_UNAVAILABLE, reason), reply_to=outbound_message.message)
+        )
 
-    def _settle(self, letter: Letter, reply: Message) -> None:
-        self._replies[letter.message_id] = reply
-        self._unqueue(letter)
+    def _settle(self, outbound_message: OutboundMessage, reply: Message) -> None:
+        self._replies[outbound_message.message_id] = reply
+        self._unqueue(outbound_message)
 
-    def _unqueue(self, letter: Letter) -> None:
-        queue = self._queues.get(letter.node_id, [])
-        if letter.message_id in queue:
-            queue.remove(letter.message_id)
+    def _unqueue(self, outbound_message: OutboundMessage) -> None:
+        queue = self._queues.get(outbound_message.node_id, [])
+        if outbound_message.message_id in queue:
+            queue.remove(outbound_message.message_id)

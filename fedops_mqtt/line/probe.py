@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from fedops_mqtt.line.connection import BROKEN, Connector
-from fedops_mqtt.line.errors import RefusedError
+from fedops_mqtt.line.errors import LineRefusedError
 from fedops_mqtt.line.wire import HELLO_PATH
 
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
@@ -36,7 +36,7 @@ def probe(server_ip: str, *, ca_file: Path | None = None, timeout_s: float = 5.0
     connection = Connector(server_ip, ca_file=ca_file, connect_s=timeout_s).connection()
     try:
         connection.ask("GET", HELLO_PATH, headers={}, timeout_s=timeout_s)
-    except (*BROKEN, RefusedError):
+    except (*BROKEN, LineRefusedError):
         return Answers.GRPC if _speaks_http2(server_ip, timeout_s) else Answers.NOBODY
     finally:
         connection.close()

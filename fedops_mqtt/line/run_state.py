@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from flwr.app import Message
 
-from fedops_mqtt.line.errors import RefusedError
-from fedops_mqtt.line.members import Member, MemberChange, Members
-from fedops_mqtt.line.message_queue import Letter, Mailbox
-from fedops_mqtt.line.sessions import Gone, Session, Upload
+from fedops_mqtt.line.errors import LineRefusedError
+from fedops_mqtt.line.members import LineMember, MemberChange, Members
+from fedops_mqtt.line.message_queue import MessageQueue, OutboundMessage
+from fedops_mqtt.line.sessions import DepartedClient, Session, Upload
 from fedops_mqtt.line.wire import ControlLine, JoinRequest
 from fedops_mqtt.protocol import Outcome, Phase, RunOutcome
 
@@ -38,7 +38,7 @@ class _Waiter:
         return not self.remaining
 
 
-class Hub:
+class RunState:
     """Shared state of one LineServer; every public method may be called from any thread."""
 
     def __init__(self, *, on_member: Callable[[MemberChange], None]) -> None:
@@ -47,12 +47,12 @@ class Hub:
         self._changed = threading.Condition(self._lock)
         self._waiters: dict[str, _Waiter] = {}
         self._members = Members()
-        self._mailbox = Mailbox()
+        self._mailbox = MessageQueue()
         self._sessions: dict[str, Session] = {}
         self._uploads: dict[str, Upload] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
-        self._over: Gone | None = None
+        self._over: DepartedClient | None = None
         self._is_closed = False
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -63,13 +63,13 @@ class Hub:
     # For the strategy's thread
 
     @property
-    def members(self) -> Mapping[str, Member]:
+    def members(self) -> Mapping[str, LineMember]:
         """Everybody who ever joined, by MAC, as they are now."""
         with self._changed:
             return dict(self._members.by_mac)
 
     @property
-    def over(self) -> Gone | None:
+    def over(self) -> DepartedClient | None:
         """How the run ended, once it is interrupted or closed."""
         return self._over
 
@@ -84,14 +84,18 @@ class Hub:
             self._wait(lambda: len(self._members.present_node_ids()) >= num_clients, deadline)
             return self._members.present_node_ids()
 
-    def post(self, letters: Iterable[Letter]) -> None:
+    def post(self, outbound_messages: Iterable[OutboundMessage]) -> None:
         """Hand out letters; one to a node that is not there is answered with a Flower Error at once."""
         with self._changed:
             present = set(self._members.present_node_ids())
-            posted = [letter for letter in letters if self._post(letter, letter.node_id in present)]
-            self._wake_mail({letter.node_id for letter in posted})
+            posted = [
+                outbound_message
+                for outbound_message in outbound_messages
+                if self._post(outbound_message, outbound_message.node_id in present)
+            ]
+            self._wake_mail({outbound_message.node_id for outbound_message in posted})
 
-    def wait_for_replies(self, message_ids: Sequence[str], deadline: float) -> list[Letter]:
+    def wait_for_replies(self, message_ids: Sequence[str], deadline: float) -> list[OutboundMessage]:
         """Wait until all are answered, the run is over, or `deadline` has come; return what is still owed."""
         with self._changed:
             waiter = _Waiter(changed=threading.Condition(self._lock), remaining=set())
@@ -102,7 +106,7 @@ class Hub:
                 self._waiters.pop(message_id, None)
             return self._mailbox.owing(message_ids)
 
-    def owing(self, message_ids: Sequence[str]) -> list[Letter]:
+    def owing(self, message_ids: Sequence[str]) -> list[OutboundMessage]:
         """Return the letters among these that nobody has answered."""
         with self._changed:
             return self._mailbox.owing(message_ids)
@@ -134,13 +138,13 @@ class Hub:
                 self._end_session(member.session, order)
                 self._settle(changes, f"{mac} {outcome}: {reason}")
 
-    def interrupt(self, gone: Gone) -> None:
+    def interrupt(self, gone: DepartedClient) -> None:
         """Make every wait of the strategy's thread end; clients are told at `close`."""
         with self._changed:
             self._over = self._over or gone
             self._notify_all()
 
-    def close(self, gone: Gone, deadline: float) -> list[str]:
+    def close(self, gone: DepartedClient, deadline: float) -> list[str]:
         """Tell everybody that the run is over, wait until they know; return the MACs that could not be told."""
         with self._changed:
             self._over, self._is_closed = gone, True
@@ -184,7 +188,7 @@ class Hub:
             if session is not None and not session.is_over:
                 return session
             self._check_open()
-            raise RefusedError(status=409, code="no_session", reason="unknown session: join again")
+            raise LineRefusedError(status=409, code="no_session", reason="unknown session: join again")
 
     def attach(self, session: Session) -> None:
         """The session's control request is open."""
@@ -195,7 +199,7 @@ class Hub:
         """The session's control request has ended."""
         with self._changed:
             if self._is_closed:
-                self.know_gone(session)
+                self.note_departed(session)
             changes = self._members.detach(session.id, reason)
             self._end_session(session.id, None)
             self._settle(changes, f"{session.mac} lost: {reason}")
@@ -207,7 +211,7 @@ class Hub:
             self._end_session(session.id, None)
             self._settle(changes, f"{session.mac} {outcome}: {reason or 'left'}")
 
-    def know_gone(self, session: Session) -> None:
+    def note_departed(self, session: Session) -> None:
         """A process has been told that the run is over."""
         if self._over is None:
             return
@@ -215,7 +219,7 @@ class Hub:
         outcome = Outcome.FINISHED if is_good else Outcome.STOPPED
         self.leave(session, outcome, None if is_good else f"run {self._over.outcome}: {self._over.reason}")
 
-    def next_letter(self, session: Session) -> Letter | None:
+    def next_message(self, session: Session) -> OutboundMessage | None:
         """Return what this client has to do next.
 
         Raises:
@@ -225,10 +229,10 @@ class Hub:
             self._check_open()
             return self._mailbox.head(session.node_id)
 
-    def letter(self, message_id: str) -> Letter | None:
+    def outbound_message(self, message_id: str) -> OutboundMessage | None:
         """Return a letter that is outstanding."""
         with self._changed:
-            return self._mailbox.letter(message_id)
+            return self._mailbox.outbound_message(message_id)
 
     def refuse(self, session: Session, reason: str) -> None:
         """A client's reply does not fit: it is out as failed, unless another attempt has its place by now."""
@@ -252,7 +256,7 @@ class Hub:
         with self._changed:
             return self._uploads.get(message_id)
 
-    def begin_upload(self, message_id: str, upload: Upload) -> None:
+    def start_upload(self, message_id: str, upload: Upload) -> None:
         """Keep a reply while it arrives, in the place of what had arrived before."""
         with self._changed:
             self._uploads[message_id] = upload
@@ -288,16 +292,16 @@ class Hub:
 
     def _check_open(self) -> None:
         if self._is_closed and self._over is not None:
-            raise RefusedError(status=410, code="gone", reason=self._over.reason, outcome=self._over.outcome)
+            raise LineRefusedError(status=410, code="gone", reason=self._over.reason, outcome=self._over.outcome)
 
-    def _post(self, letter: Letter, is_present: bool) -> bool:
+    def _post(self, outbound_message: OutboundMessage, is_present: bool) -> bool:
         if is_present:
-            self._mailbox.post(letter)
+            self._mailbox.post(outbound_message)
         else:
-            self._mailbox.refuse(letter, f"node {letter.node_id} is not in the run")
+            self._mailbox.refuse(outbound_message, f"node {outbound_message.node_id} is not in the run")
         return is_present
 
-    def _replace(self, before: Session | None, session: Session, evicted: Member | None) -> None:
+    def _replace(self, before: Session | None, session: Session, evicted: LineMember | None) -> None:
         self._sessions[session.id] = session
         if before is not None:
             self._end_session(before.id, None if evicted is None else ControlLine(stop="replaced by a newer attempt"))
@@ -335,7 +339,7 @@ class Hub:
 
     def _refresh(self, waiter: _Waiter, message_ids: Iterable[str]) -> None:
         """Leave just what is still owed: the line may have answered some of it, or a reply come before the wait."""
-        owing = {letter.message_id for letter in self._mailbox.owing(message_ids)}
+        owing = {outbound_message.message_id for outbound_message in self._mailbox.owing(message_ids)}
         waiter.remaining.clear()
         waiter.remaining.update(owing)
 

@@ -18,11 +18,18 @@ from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
 
 from fedops_mqtt.line import flwr_private, wire
-from fedops_mqtt.line.client_session import EndedError, Identity, RunEnd, Session, SessionKeeper, end_of_refusal
+from fedops_mqtt.line.client_session import (
+    ClientSession,
+    EndedError,
+    JoinedSession,
+    RunEnd,
+    SessionIdentity,
+    end_of_refusal,
+)
 from fedops_mqtt.line.codec import Frame, compress_with, encode_content, encode_message, read_message
 from fedops_mqtt.line.connection import BROKEN, Connector, LineConnection
-from fedops_mqtt.line.cycle_collector import GarbageMeter
-from fedops_mqtt.line.errors import FrameError, LineError, MessageTooLargeError, RefusedError
+from fedops_mqtt.line.cycle_collector import CycleCollector
+from fedops_mqtt.line.errors import FrameError, LineError, LineRefusedError, MessageTooLargeError
 from fedops_mqtt.line.identity import flower_run_id_of
 from fedops_mqtt.line.limits import LineCompression
 from fedops_mqtt.line.rounds import metrics_of, round_of
@@ -61,7 +68,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answered:
+class MessageAnswered:
     """One message that the app has answered: its kind (`train`, `evaluate`, ...), how long it took, what it says."""
 
     kind: str
@@ -116,7 +123,7 @@ class LineRunner:
         join_s: float = 60.0,
         rejoin_s: float = 120.0,
         on_progress: Callable[[Progress], None] = lambda progress: None,
-        on_answered: Callable[[Answered], None] = lambda answered: None,
+        on_answered: Callable[[MessageAnswered], None] = lambda answered: None,
         on_end: Callable[[RunEnd], None] = lambda end: None,
     ) -> None:
         self._ca_file = ca_file
@@ -124,12 +131,14 @@ class LineRunner:
         self._on_answered = on_answered
         self._bytes_in = 0
         self._bytes_out = 0
-        self._garbage = GarbageMeter()
+        self._garbage = CycleCollector()
         self._phase: tuple[Phase, int | None] | None = None
         self._data: LineConnection | None = None
-        self._data_session: Session | None = None
-        self._keeper = SessionKeeper(
-            identity=Identity(client_mac=client_mac, instance=instance, attempt=attempt, token=token, run_id=run_id),
+        self._data_session: JoinedSession | None = None
+        self._keeper = ClientSession(
+            identity=SessionIdentity(
+                client_mac=client_mac, instance=instance, attempt=attempt, token=token, run_id=run_id
+            ),
             connector=self._connector(server_ip),
             launch=launch,
             make_connector=self._connector,
@@ -155,9 +164,9 @@ class LineRunner:
             self._keeper.close(wait_s=_GOODBYE_S)
             self._drop_data()
 
-    def aim(self, server_ip: str, launch: int) -> None:
+    def redirect(self, server_ip: str, launch: int) -> None:
         """The run's server was launched again at `server_ip`; a lower launch than the one known is ignored."""
-        self._keeper.aim(server_ip, launch)
+        self._keeper.redirect(server_ip, launch)
 
     def stop(self, reason: str) -> None:
         """End at the next possible moment and tell the server at once; code of the app that runs is not interrupted."""
@@ -181,7 +190,7 @@ class LineRunner:
                 message = self._fetch(session) if outgoing is None else self._deliver(session, outgoing)
                 self._check_end(outgoing)
                 outgoing, tries = None, 0
-            except RefusedError as refusal:
+            except LineRefusedError as refusal:
                 self._take_refusal(session, refusal)
                 continue
             except BROKEN as error:
@@ -195,7 +204,7 @@ class LineRunner:
                 outgoing = self._answer(app, context, message, session)
                 del message  # the global model is not kept while the reply is sent
 
-    def _identify(self, session: Session) -> Joined:
+    def _identify(self, session: JoinedSession) -> Joined:
         run_id = flower_run_id_of(session.answer.run_id)
         flwr_private.set_identity(run_id=run_id, node_id=session.answer.node_id)
         return Joined(
@@ -211,7 +220,7 @@ class LineRunner:
             self._keeper.end(delivered.end)
             raise EndedError(delivered.end)
 
-    def _take_refusal(self, session: Session, refusal: RefusedError) -> None:
+    def _take_refusal(self, session: JoinedSession, refusal: LineRefusedError) -> None:
         end = end_of_refusal(refusal, has_joined=True)
         if end is not None:
             is_known = refusal.code in ("gone", "ended", "evicted")
@@ -227,7 +236,7 @@ class LineRunner:
         bound_s = min(_RETRY_MAX_S, _RETRY_FIRST_S * 2**tries)
         self._keeper.pause(random.uniform(0, bound_s))  # noqa: S311 - jitter, not a secret
 
-    def _fetch(self, session: Session) -> Message | None:
+    def _fetch(self, session: JoinedSession) -> Message | None:
         """Ask for the next message; None when there was none within the poll."""
         self._enter(Phase.WAITING, None)
         response = self._connection(session).open(
@@ -235,7 +244,7 @@ class LineRunner:
         )
         return self._read(response, session)
 
-    def _read(self, response: HTTPResponse, session: Session) -> Message | None:
+    def _read(self, response: HTTPResponse, session: JoinedSession) -> Message | None:
         """Read the answer to `next`."""
         if response.status == 204:
             response.read()
@@ -249,17 +258,19 @@ class LineRunner:
         self._bytes_in += num_bytes
         return message
 
-    def _answer(self, app: ClientApp, context: Context, message: Message, session: Session) -> _Outgoing:
+    def _answer(self, app: ClientApp, context: Context, message: Message, session: JoinedSession) -> _Outgoing:
         kind, round_ = message.metadata.message_type.partition(".")[0], round_of(message)
         self._enter(Phase.TRAINING if kind == "train" else Phase.EVALUATING, round_)
         started = time.monotonic()
         reply, end = _call(app, message, context)
         seconds = time.monotonic() - started
         if end is None and reply.has_content():  # a mod may answer with an Error of its own: the strategy's business
-            self._on_answered(Answered(kind=kind, round=round_, seconds=seconds, metrics=metrics_of(reply.content)))
+            self._on_answered(
+                MessageAnswered(kind=kind, round=round_, seconds=seconds, metrics=metrics_of(reply.content))
+            )
         return self._frame(message, reply, end, session)
 
-    def _frame(self, message: Message, reply: Message, end: RunEnd | None, session: Session) -> _Outgoing:
+    def _frame(self, message: Message, reply: Message, end: RunEnd | None, session: JoinedSession) -> _Outgoing:
         message_id = message.metadata.message_id
         flwr_private.stamp(
             reply, message_id="", run_id=message.metadata.run_id, src_node_id=message.metadata.dst_node_id
@@ -270,7 +281,7 @@ class LineRunner:
             frame = encode_message(Message(Error(flwr_private.CLIENT_APP_RAISED, problem), reply_to=message))
         return _Outgoing(message_id=message_id, frame=frame, end=end)
 
-    def _deliver(self, session: Session, outgoing: _Outgoing) -> Message | None:
+    def _deliver(self, session: JoinedSession, outgoing: _Outgoing) -> Message | None:
         """Send a reply, after a break only what the server does not have yet; returns the next message, if it came."""
         self._enter(Phase.UPLOADING, None)
         path = f"{wire.REPLY_PATH}{outgoing.message_id}"
@@ -291,12 +302,12 @@ class LineRunner:
             raise ConnectionResetError("the server did not get all of the reply")
         return None
 
-    def _reply_state(self, session: Session, path: str) -> wire.ReplyState:
+    def _reply_state(self, session: JoinedSession, path: str) -> wire.ReplyState:
         answer = self._connection(session).ask("GET", path, headers=session.headers, timeout_s=_STALL_S)
         return wire.decode_body(wire.ReplyState, answer)
 
     def _upload(
-        self, connection: LineConnection, session: Session, path: str, outgoing: _Outgoing, offset: int
+        self, connection: LineConnection, session: JoinedSession, path: str, outgoing: _Outgoing, offset: int
     ) -> None:
         frame = outgoing.frame
         headers = {**session.headers, wire.LENGTH_HEADER: str(frame.num_bytes), wire.OFFSET_HEADER: str(offset)}
@@ -311,7 +322,7 @@ class LineRunner:
         )
         self._bytes_out += frame.num_bytes - offset
 
-    def _connection(self, session: Session) -> LineConnection:
+    def _connection(self, session: JoinedSession) -> LineConnection:
         if self._data is None or self._data_session is not session:
             self._drop_data()
             self._data, self._data_session = session.connector.connection(), session
@@ -338,7 +349,7 @@ class LineRunner:
             self._on_progress(Progress(phase=phase, round=round_, bytes_in=self._bytes_in, bytes_out=self._bytes_out))
 
 
-def _poll_timeout_s(session: Session) -> float:
+def _poll_timeout_s(session: JoinedSession) -> float:
     return session.answer.poll_s + _POLL_MARGIN_S
 
 
@@ -369,7 +380,7 @@ def _call(app: ClientApp, message: Message, context: Context) -> tuple[Message, 
     return reply, None
 
 
-def _encode(reply: Message, session: Session) -> tuple[Frame, str | None]:
+def _encode(reply: Message, session: JoinedSession) -> tuple[Frame, str | None]:
     """Frame a reply, or say why it cannot be sent."""
     answer = session.answer
     compression = None

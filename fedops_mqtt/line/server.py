@@ -21,9 +21,9 @@ from fedops_mqtt.line.endpoints import LineApp
 from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.grid import LineGrid
 from fedops_mqtt.line.limits import LineCompression, LineLimits
-from fedops_mqtt.line.members import Member, MemberChange
-from fedops_mqtt.line.run_state import Hub
-from fedops_mqtt.line.sessions import Gone
+from fedops_mqtt.line.members import LineMember, MemberChange
+from fedops_mqtt.line.run_state import RunState
+from fedops_mqtt.line.sessions import DepartedClient
 from fedops_mqtt.protocol import Outcome, RunOutcome, name_error
 from fedops_mqtt.runtime.http_listener import open_socket
 from fedops_mqtt.runtime.http_server import HttpServer
@@ -78,7 +78,7 @@ class LineServer:
         limits = limits or LineLimits()
         host, port = split_address(listen)
         access = Access(join=join, run_id=run_id, run_secret=run_secret, join_token=join_token, host=host)
-        self._hub = Hub(on_member=on_member)
+        self._hub = RunState(on_member=on_member)
         self._app = LineApp(
             hub=self._hub, access=access, run_id=run_id, launch=launch, limits=limits, compression=compression
         )
@@ -98,7 +98,7 @@ class LineServer:
         self._is_closed = False
 
     @property
-    def members(self) -> Mapping[str, Member]:
+    def members(self) -> Mapping[str, LineMember]:
         """Everybody who ever joined, by MAC, as they are now."""
         return self._hub.members
 
@@ -123,7 +123,7 @@ class LineServer:
 
     def interrupt(self, outcome: RunOutcome, reason: str) -> None:
         """End the strategy from another thread: whatever it waits for on the Grid raises RunOverError; then `close`."""
-        self._hub.interrupt(Gone(outcome=outcome, reason=reason))
+        self._hub.interrupt(DepartedClient(outcome=outcome, reason=reason))
 
     def close(self, outcome: RunOutcome, reason: str, *, linger_s: float = 5.0) -> list[str]:
         """Answer *gone* to everybody, wait until they know or `linger_s` passes, and stop serving.
@@ -133,7 +133,7 @@ class LineServer:
         if self._is_closed:
             return []
         self._is_closed = True
-        untold = self._hub.close(Gone(outcome=outcome, reason=reason), time.monotonic() + linger_s)
+        untold = self._hub.close(DepartedClient(outcome=outcome, reason=reason), time.monotonic() + linger_s)
         self._stop_serving()
         return untold
 

@@ -10,7 +10,7 @@ from fedops_mqtt.protocol import RunOutcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gone:
+class DepartedClient:
     """The run is over, and how."""
 
     outcome: RunOutcome

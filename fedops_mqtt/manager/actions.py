@@ -11,7 +11,7 @@ from fedops_mqtt.core.run_events import (
     RunEvent,
     ServerExited,
     ServerLaunched,
-    StopSaid,
+    StopSent,
     TriggerFired,
 )
 from fedops_mqtt.core.run_plan import (
@@ -25,9 +25,9 @@ from fedops_mqtt.core.run_plan import (
     StopClient,
 )
 from fedops_mqtt.line.token import make_token
-from fedops_mqtt.manager.context import Desk
+from fedops_mqtt.manager.context import ManagerContext
 from fedops_mqtt.manager.servers import Servers
-from fedops_mqtt.manager.trigger_publisher import Speaker
+from fedops_mqtt.manager.trigger_publisher import TriggerPublisher
 from fedops_mqtt.protocol import RunOutcome, StartTrigger, StopTrigger, clip, utc_now
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def event_of(action: Action) -> RunEvent | None:
         case FireTrigger(client_mac=mac, attempt=attempt, instance=instance, launch=launch):
             return TriggerFired(mac, attempt, instance, launch)
         case StopClient(client_mac=mac):
-            return StopSaid(mac)
+            return StopSent(mac)
         case GiveUpMember(client_mac=mac, status=status, reason=reason):
             return MemberGaveUp(mac, status, reason)
         case CloseRun(outcome=outcome, reason=reason):
@@ -56,7 +56,7 @@ def event_of(action: Action) -> RunEvent | None:
 class Executor:
     """Does what was planned, for one manager's term."""
 
-    def __init__(self, desk: Desk, *, servers: Servers, speaker: Speaker) -> None:
+    def __init__(self, desk: ManagerContext, *, servers: Servers, speaker: TriggerPublisher) -> None:
         self._desk = desk
         self._servers = servers
         self._speaker = speaker
@@ -96,18 +96,18 @@ class Executor:
         )
 
     def _launch(self, run: Run, action: LaunchServer) -> None:
-        task = self._desk.ledger.task(run.run_id)
+        task = self._desk.open_runs.task(run.run_id)
         if task is None:
             why = f"task {run.spec.task_id!r} is not in the tasks file, and this run's beginning did not keep it"
             self._desk.inbox.put(run.run_id, ServerExited(action.launch, why))
             return
-        self._servers.launch(run, action.launch, self._desk.ledger.secret(run.run_id), task)
+        self._servers.launch(run, action.launch, self._desk.open_runs.secret(run.run_id), task)
 
     def _fire(self, run: Run, action: FireTrigger) -> None:
         word = run.server
         if word is None or run.server_ip is None:
             return
-        secret = self._desk.ledger.secret(run.run_id)
+        secret = self._desk.open_runs.secret(run.run_id)
         self._speaker.say(
             StartTrigger(
                 run_id=run.run_id,

@@ -14,8 +14,8 @@ from contextlib import AbstractContextManager, contextmanager
 from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from fedops_mqtt.bus import BrokerUrlError, BusError, CredentialsError, EpochFileError, RivalError
-from fedops_mqtt.manager.api.http import door_rules, listen
+from fedops_mqtt.bus import BrokerUrlError, BusError, ConflictingInstanceError, CredentialsError, EpochFileError
+from fedops_mqtt.manager.api.http import access_rules, listen
 from fedops_mqtt.manager.api.standby import standing_by
 from fedops_mqtt.manager.errors import (
     ApiAddressError,
@@ -32,7 +32,7 @@ from fedops_mqtt.manager.leader import Front, leading
 from fedops_mqtt.manager.lease import ROW_LEASE_S, FileLease, Lease, RowLease, wait_for_lease
 from fedops_mqtt.runtime.background import alongside
 from fedops_mqtt.runtime.exit_codes import ExitCode, exit_code_of_disk
-from fedops_mqtt.runtime.http_access import DoorRules
+from fedops_mqtt.runtime.http_access import AccessRules
 from fedops_mqtt.runtime.http_listener import url_of
 from fedops_mqtt.runtime.settings import ManagerSettings
 from fedops_mqtt.runtime.systemd import supervised
@@ -103,7 +103,7 @@ async def _lead(
     on_ready: Say,
     front: Front | None,
 ) -> None:
-    rules = door_rules(settings)
+    rules = access_rules(settings)
     with listening or _listen(settings.http, rules) as listening:
         async with leading(settings, journal, term=term, listening=listening, front=front) as leader:
             say(f"manager leads (term {term}), API at {url_of(listening, rules)}")
@@ -113,7 +113,7 @@ async def _lead(
                 await leader.end_runs()
 
 
-def _listen(address: str, rules: DoorRules) -> socket.socket:
+def _listen(address: str, rules: AccessRules) -> socket.socket:
     try:
         return listen(address, rules)
     except OSError as error:
@@ -128,7 +128,7 @@ async def _until_leading(
     listening = None if term is not None else _listen_if_free(settings)
     if listening is None:
         return term or await wait_for_lease(lease, call=journal.call, stop=stop, say=say), None
-    rules = door_rules(settings)
+    rules = access_rules(settings)
     async with standing_by(listening, rules):
         say(f"waits for its turn, says so at {url_of(listening, rules)}")
         term = await wait_for_lease(lease, call=journal.call, stop=stop, say=say)
@@ -141,7 +141,7 @@ async def _until_leading(
 def _listen_if_free(settings: ManagerSettings) -> socket.socket | None:
     """Return the address, unless it is taken: on one machine the leader may have the same one."""
     try:
-        return listen(settings.http, door_rules(settings))
+        return listen(settings.http, access_rules(settings))
     except OSError as error:
         logger.info("not answering on standby", extra={"address": settings.http, "problem": str(error)})
         return None
@@ -192,7 +192,7 @@ def _signals(stop: asyncio.Event) -> Iterator[None]:
 
 def _exit_code(error: Exception) -> ExitCode:
     match error:
-        case RivalError():
+        case ConflictingInstanceError():
             return ExitCode.RIVAL
         case BrokerUrlError() | TasksFileError() | ExposedApiError():
             return ExitCode.CONFIG

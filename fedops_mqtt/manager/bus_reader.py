@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from typing import assert_never
 
 from fedops_mqtt.bus import BusEvent, Cleared, Connected, Disconnected, Dropped, Malformed, Received
-from fedops_mqtt.core.dropped_messages import Losses
-from fedops_mqtt.core.fleet import Fleet, View
+from fedops_mqtt.core.dropped_messages import DroppedMessageDetector
+from fedops_mqtt.core.fleet import Fleet, StatusView
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.core.run_events import RunEvent
-from fedops_mqtt.manager.open_runs import Ledger
-from fedops_mqtt.manager.run_history import tell_client
+from fedops_mqtt.manager.open_runs import OpenRuns
+from fedops_mqtt.manager.run_history import note_client
 from fedops_mqtt.protocol import (
     Channel,
     ClientMetrics,
@@ -32,7 +32,7 @@ LEASE_CHECK_S = 0.2
 """Between two looks at all leases; they are seconds long, and thousands of messages may come in one."""
 
 
-class Watch:
+class BusReader:
     """One reader of the bus.
 
     Attributes:
@@ -48,20 +48,20 @@ class Watch:
         changed: clients that spoke, went or were forgotten since `take_changed`.
     """
 
-    def __init__(self, fleet: Fleet, ledger: Ledger) -> None:
+    def __init__(self, fleet: Fleet, open_runs: OpenRuns) -> None:
         self.fleet = fleet
-        self.losses = Losses()
+        self.losses = DroppedMessageDetector()
         self._told_at: int | None = None
         self.orphans: dict[str, Topic] = {}
-        self.strangers: dict[str, ServerStatus] = {}
-        self.stragglers: dict[tuple[str, str], View[ClientStatus]] = {}
+        self.unknown_servers: dict[str, ServerStatus] = {}
+        self.stragglers: dict[tuple[str, str], StatusView[ClientStatus]] = {}
         self._expired_at = float("-inf")
         self.num_malformed = 0
         self.num_reconnects = -1
         self.num_client_reconnects = 0
         self.moved_at = 0.0
         self.changed: set[tuple[str, str]] = set()
-        self._ledger = ledger
+        self._ledger = open_runs
         self._news: defaultdict[str, list[RunEvent]] = defaultdict(list)
 
     def take(self, events: Iterable[BusEvent], now: float) -> bool:
@@ -102,12 +102,12 @@ class Watch:
             self._ledger.apply(run_id, news, now)
         self._news.clear()
 
-    def take_strangers(self) -> list[ServerStatus]:
+    def take_unknown_servers(self) -> list[ServerStatus]:
         """Return the servers that were met since the last time."""
-        strangers, self.strangers = list(self.strangers.values()), {}
-        return strangers
+        unknown_servers, self.unknown_servers = list(self.unknown_servers.values()), {}
+        return unknown_servers
 
-    def note_stragglers(self, run: Run) -> None:
+    def note_clients_of_closed_runs(self, run: Run) -> None:
         """A run leaves the ledger: whoever still trains it is one."""
         for view in self.fleet.of_task(run.spec.task_id):
             if view.status.run is not None and view.status.run.run_id == run.run_id:
@@ -145,7 +145,7 @@ class Watch:
             self.moved_at = now
         is_first_live_word = before is None and not is_retained
         if is_first_live_word or (before is not None and before.status.status is not status.status):
-            self._ledger.note(tell_client(status, now))
+            self._ledger.note(note_client(status, now))
         self._tell_runs(view)
 
     def _server(self, status: ServerStatus, now: float, *, is_retained: bool) -> None:
@@ -155,9 +155,9 @@ class Watch:
         if word.run_id is not None and word.run_id in self._ledger:
             self._news[word.run_id].append(word)
         elif word.run_id is not None:
-            self.strangers[status.task_id] = word
+            self.unknown_servers[status.task_id] = word
 
-    def _tell_runs(self, view: View[ClientStatus]) -> None:
+    def _tell_runs(self, view: StatusView[ClientStatus]) -> None:
         mac, hand = view.status.client_mac, view.status.run
         for run in self._ledger.of_task(view.status.task_id):
             if mac in run.members:
@@ -174,7 +174,7 @@ class Watch:
             self.changed.add((view.status.task_id, view.status.client_mac))
             self.moved_at = now
             silent = view.status.model_copy(update={"reason": "silent"})
-            self._ledger.note(tell_client(silent, now))
+            self._ledger.note(note_client(silent, now))
             self._tell_runs(view)
 
     def _tell_losses(self) -> None:

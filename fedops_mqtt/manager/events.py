@@ -22,7 +22,7 @@ MAX_WAITING = 20_000
 ClientKey = tuple[str, str]
 
 
-class NewsKind(StrEnum):
+class ChangeTopic(StrEnum):
     """What a piece of news is about."""
 
     CLIENT = "client"
@@ -36,13 +36,13 @@ class NewsKind(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class News:
+class FleetChange:
     """One change; `record` is the API's record of the same thing, made when somebody first reads it.
 
     A run of thousands changes many times a second, and most listeners only want to know that something did.
     """
 
-    kind: NewsKind
+    kind: ChangeTopic
     task_id: str | None = None
     run_id: str | None = None
     client_mac: str | None = None
@@ -55,7 +55,7 @@ class News:
 
     def is_about(self, task_id: str | None, run_id: str | None) -> bool:
         """Return whether this concerns a task and a run; None is any. Clients belong to no run."""
-        if self.kind is NewsKind.LAGGED:
+        if self.kind is ChangeTopic.LAGGED:
             return True
         return task_id in (None, self.task_id) and run_id in (None, self.run_id)
 
@@ -63,13 +63,13 @@ class News:
 class Subscription:
     """One listener's news, of the kinds that it asked for."""
 
-    def __init__(self, kinds: frozenset[NewsKind]) -> None:
+    def __init__(self, kinds: frozenset[ChangeTopic]) -> None:
         self.kinds = kinds
-        self._waiting: list[News] = []
+        self._waiting: list[FleetChange] = []
         self._is_lagging = False
         self._news = asyncio.Event()
 
-    def put(self, news: News) -> None:
+    def put(self, news: FleetChange) -> None:
         """Keep news until they are taken."""
         if len(self._waiting) >= MAX_WAITING:
             self._waiting.clear()
@@ -77,16 +77,16 @@ class Subscription:
         self._waiting.append(news)
         self._news.set()
 
-    def take(self) -> list[News]:
+    def take(self) -> list[FleetChange]:
         """Return what came since the last time, at once."""
         self._news.clear()
         taken, self._waiting = self._waiting, []
         if self._is_lagging:
             self._is_lagging = False
-            taken.insert(0, News(kind=NewsKind.LAGGED))
+            taken.insert(0, FleetChange(kind=ChangeTopic.LAGGED))
         return taken
 
-    async def wait(self, timeout_s: float) -> list[News]:
+    async def wait(self, timeout_s: float) -> list[FleetChange]:
         """Return what comes within `timeout_s`; empty when nothing does."""
         try:
             async with asyncio.timeout(timeout_s):
@@ -104,49 +104,49 @@ class Events:
         self._told: dict[ClientKey, tuple[Any, ...]] = {}
 
     @contextmanager
-    def subscribed(self, *kinds: NewsKind) -> Iterator[Subscription]:
+    def subscribed(self, *kinds: ChangeTopic) -> Iterator[Subscription]:
         """Collect news while the block runs, of these kinds only, or of every kind; *lagged* comes to everybody."""
-        subscription = Subscription(frozenset(kinds or NewsKind))
+        subscription = Subscription(frozenset(kinds or ChangeTopic))
         self._subscriptions.add(subscription)
         try:
             yield subscription
         finally:
             self._subscriptions.discard(subscription)
 
-    def tell_clients(self, keys: Iterable[ClientKey], fleet: Fleet) -> None:
+    def note_clients(self, keys: Iterable[ClientKey], fleet: Fleet) -> None:
         """Tell how these clients are now; a heartbeat that repeats a status is no news."""
         for task_id, mac in keys:
             view = fleet.client(task_id, mac)
             if view is None:
                 self._told.pop((task_id, mac), None)
                 forgotten = {"task_id": task_id, "client_mac": mac}
-                self._tell(NewsKind.FORGOTTEN, partial(dict, forgotten), task_id, None, mac)
+                self._tell(ChangeTopic.FORGOTTEN, partial(dict, forgotten), task_id, None, mac)
             elif self._told.get((task_id, mac)) != (gist := _gist(view)):
                 self._told[task_id, mac] = gist
-                self._tell(NewsKind.CLIENT, partial(_client_record, view), task_id, None, mac)
+                self._tell(ChangeTopic.CLIENT, partial(_client_record, view), task_id, None, mac)
 
-    def tell_run(self, run: Run) -> None:
+    def note_run(self, run: Run) -> None:
         """Tell how a run stands."""
-        self._tell(NewsKind.RUN, partial(_run_record, run), run.spec.task_id, run.run_id, None)
+        self._tell(ChangeTopic.RUN, partial(_run_record, run), run.spec.task_id, run.run_id, None)
 
     def tell(self, batch: Batch, tasks: Mapping[str, str]) -> None:
         """Tell what a turn of the manager has written down; `tasks` by run."""
         for _, run in batch.runs.values():
-            self.tell_run(run)
+            self.note_run(run)
         for row in batch.rounds:
-            self._tell(NewsKind.ROUND, partial(_dated, row), tasks.get(row["run_id"]), row["run_id"], None)
+            self._tell(ChangeTopic.ROUND, partial(_dated, row), tasks.get(row["run_id"]), row["run_id"], None)
         for row in batch.client_metrics:
-            self._tell(NewsKind.METRICS, partial(_dated, row), row["task_id"], row["run_id"], row["client_mac"])
-        if self._listeners(NewsKind.EVENT):
+            self._tell(ChangeTopic.METRICS, partial(_dated, row), row["task_id"], row["run_id"], row["client_mac"])
+        if self._listeners(ChangeTopic.EVENT):
             for event in batch.events:
-                self._tell(NewsKind.EVENT, partial(_row, event), event.task_id, event.run_id, event.client_mac)
+                self._tell(ChangeTopic.EVENT, partial(_row, event), event.task_id, event.run_id, event.client_mac)
 
-    def _listeners(self, kind: NewsKind) -> list[Subscription]:
+    def _listeners(self, kind: ChangeTopic) -> list[Subscription]:
         return [subscription for subscription in self._subscriptions if kind in subscription.kinds]
 
     def _tell(
         self,
-        kind: NewsKind,
+        kind: ChangeTopic,
         make_record: Callable[[], dict[str, Any]],
         task_id: str | None,
         run_id: str | None,
@@ -155,7 +155,7 @@ class Events:
         listeners = self._listeners(kind)
         if not listeners:
             return
-        news = News(kind=kind, task_id=task_id, run_id=run_id, client_mac=mac, make_record=make_record)
+        news = FleetChange(kind=kind, task_id=task_id, run_id=run_id, client_mac=mac, make_record=make_record)
         for subscription in listeners:
             subscription.put(news)
 

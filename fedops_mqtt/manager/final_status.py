@@ -8,7 +8,7 @@ from fedops_mqtt.protocol import Channel, ProtocolError, ServerStatus, decode, t
 logger = logging.getLogger(__name__)
 
 
-def read_last_word(path: Path, *, task_id: str, run_id: str, launch: int) -> ServerStatus | None:
+def read_final_status(path: Path, *, task_id: str, run_id: str, launch: int) -> ServerStatus | None:
     """Return the final status that a launch kept; None where there is none, or (logged) where it is none of its own."""
     try:
         with path.open("rb") as file:

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedops_mqtt import __version__
-from fedops_mqtt.bus import BusError, RefusedError
+from fedops_mqtt.bus import BusError, PublishRefusedError
 from fedops_mqtt.core.fleet import DEFAULT_HEARTBEAT_S, LEASE_HEARTBEATS
-from fedops_mqtt.manager.context import Desk
-from fedops_mqtt.manager.events import ClientKey, NewsKind
+from fedops_mqtt.manager.context import ManagerContext
+from fedops_mqtt.manager.events import ChangeTopic, ClientKey
 from fedops_mqtt.protocol import mac_to_level, topics
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ _SENSORS = (
 class HomeAssistant:
     """Describes every client once, and takes the description back when a client is forgotten."""
 
-    def __init__(self, desk: Desk, *, prefix: str) -> None:
+    def __init__(self, desk: ManagerContext, *, prefix: str) -> None:
         self._desk = desk
         self._prefix = prefix
         self._told: dict[ClientKey, tuple[str, float]] = {}
@@ -42,7 +42,7 @@ class HomeAssistant:
     async def run(self) -> None:
         """Follow the fleet, for ever; the broker's outages are waited out."""
         fleet = self._desk.watch.fleet
-        with self._desk.events.subscribed(NewsKind.CLIENT, NewsKind.FORGOTTEN) as subscription:
+        with self._desk.events.subscribed(ChangeTopic.CLIENT, ChangeTopic.FORGOTTEN) as subscription:
             due = dict.fromkeys(fleet.clients)
             while True:
                 try:
@@ -54,14 +54,14 @@ class HomeAssistant:
                     self._say_why(error)
                     await asyncio.sleep(_RETRY_S)
                 news = subscription.take() if due else await subscription.wait(_IDLE_S)
-                if any(each.kind is NewsKind.LAGGED for each in news):
+                if any(each.kind is ChangeTopic.LAGGED for each in news):
                     due |= dict.fromkeys([*fleet.clients, *self._told])
                 due |= dict.fromkeys((each.task_id or "", each.client_mac or "") for each in news)
 
     def _say_why(self, error: BusError) -> None:
         """Tell of a refusal once: nobody but whoever writes the broker's ACL can mend it (MQTT 3.1.1 never tells)."""
         logger.debug("Home Assistant is told later", extra={"problem": str(error)})
-        if isinstance(error, RefusedError) and not self._has_warned:
+        if isinstance(error, PublishRefusedError) and not self._has_warned:
             self._has_warned = True
             advice = f"allow it in the broker's ACL: topic write {self._prefix}/#"
             logger.warning("the manager may not tell Home Assistant", extra={"problem": str(error), "advice": advice})
@@ -101,7 +101,7 @@ def describe(
         "device": device,
         "origin": {"name": "fedops-mqtt", "sw_version": __version__},
     }
-    task = "".join(letter if letter.isalnum() else "_" for letter in task_id)
+    task = "".join(outbound_message if outbound_message.isalnum() else "_" for outbound_message in task_id)
     return {
         f"{prefix}/binary_sensor/fedops_{task}_{level}_{sensor}/config": {
             "name": label,

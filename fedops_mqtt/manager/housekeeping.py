@@ -10,7 +10,7 @@ from fedops_mqtt.bus import BusError
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.core.run_plan import StopClient
 from fedops_mqtt.manager.actions import Executor
-from fedops_mqtt.manager.context import Desk
+from fedops_mqtt.manager.context import ManagerContext
 from fedops_mqtt.manager.servers import Servers
 from fedops_mqtt.protocol import Topic, topics
 
@@ -21,10 +21,10 @@ STRAGGLER_RETRY_S = 5.0
 PRUNE_EVERY_S = 3600.0
 
 
-class Upkeep:
+class Housekeeping:
     """The housekeeping of a leading manager."""
 
-    def __init__(self, desk: Desk, *, servers: Servers, executor: Executor) -> None:
+    def __init__(self, desk: ManagerContext, *, servers: Servers, executor: Executor) -> None:
         self._desk = desk
         self._servers = servers
         self._executor = executor
@@ -36,12 +36,12 @@ class Upkeep:
         while True:
             await asyncio.sleep(EVERY_S)
             now = self._desk.clock.now()
-            await self._tell_stragglers(now)
+            await self._stop_clients_of_closed_runs(now)
             await self._archive(now)
-            await self._clear_orphans()
+            await self._clear_orphaned_run_topics()
             await self._prune(now)
 
-    async def _tell_stragglers(self, now: float) -> None:
+    async def _stop_clients_of_closed_runs(self, now: float) -> None:
         """A client whose snapshot names a run that is closed is told to stop, as often as it takes."""
         stragglers, reader = self._desk.watch.stragglers, self._desk.journal.reader
         seen = dict(stragglers)
@@ -50,7 +50,7 @@ class Upkeep:
         closed = await reader.call(reader.ended_runs, {hand.run_id for hand in hands.values() if hand}) if seen else ()
         for key, view in seen.items():
             hand = hands.get(key)
-            if hand is None or hand.run_id not in closed or hand.run_id in self._desk.ledger:
+            if hand is None or hand.run_id not in closed or hand.run_id in self._desk.open_runs:
                 if stragglers.get(key) is view:  # else it was heard meanwhile, of another run perhaps
                     del stragglers[key]
                     self._told_at.pop(key, None)
@@ -59,21 +59,21 @@ class Upkeep:
                 task_id, mac = key
                 self._executor.stop(task_id, hand.run_id, StopClient(mac, hand.attempt, "the run is closed"))
 
-    async def _clear_orphans(self) -> None:
+    async def _clear_orphaned_run_topics(self) -> None:
         for run_id, topic in list(self._desk.watch.orphans.items()):
-            if run_id in self._desk.ledger or await self._clear(topic):
+            if run_id in self._desk.open_runs or await self._clear(topic):
                 self._desk.watch.orphans.pop(run_id, None)
                 logger.info("cleared a run from the bus", extra={"run_id": run_id})
 
     async def _archive(self, now: float) -> None:
-        for run in self._desk.ledger:
+        for run in self._desk.open_runs:
             if not self._may_archive(run, now):
                 continue
             await self._desk.journal.call(self._desk.journal.archive, run.run_id)
-            self._desk.ledger.drop(run.run_id)
+            self._desk.open_runs.drop(run.run_id)
             # Cleared only now, and again until the broker has it: the board cannot say the run once more after that.
             self._desk.watch.orphans[run.run_id] = topics.run_status(run.spec.task_id, run.run_id)
-            self._desk.watch.note_stragglers(run)
+            self._desk.watch.note_clients_of_closed_runs(run)
             self._servers.forget(run.run_id)
             logger.info("archived a run", extra={"run_id": run.run_id})
 

@@ -25,23 +25,23 @@ from fedops_mqtt.core.run_events import StopRequested
 from fedops_mqtt.core.term import start_of
 from fedops_mqtt.manager.actions import Executor
 from fedops_mqtt.manager.api.app import Api
-from fedops_mqtt.manager.api.http import door_rules, guarded
-from fedops_mqtt.manager.api.prometheus import Meters
-from fedops_mqtt.manager.bus_reader import Watch
+from fedops_mqtt.manager.api.http import access_rules, guarded
+from fedops_mqtt.manager.api.prometheus import ManagerMetrics
+from fedops_mqtt.manager.bus_reader import BusReader
 from fedops_mqtt.manager.clock import Clock
-from fedops_mqtt.manager.context import Desk
+from fedops_mqtt.manager.context import ManagerContext
 from fedops_mqtt.manager.events import Events
 from fedops_mqtt.manager.home_assistant import HomeAssistant
-from fedops_mqtt.manager.housekeeping import Upkeep
+from fedops_mqtt.manager.housekeeping import Housekeeping
 from fedops_mqtt.manager.journal import Journal
 from fedops_mqtt.manager.loop import Manager
-from fedops_mqtt.manager.open_runs import Ledger
-from fedops_mqtt.manager.run_event_queue import Inbox
-from fedops_mqtt.manager.run_service import Orders
-from fedops_mqtt.manager.run_status_publisher import Board
+from fedops_mqtt.manager.open_runs import OpenRuns
+from fedops_mqtt.manager.run_event_queue import RunEventQueue
+from fedops_mqtt.manager.run_service import RunService
+from fedops_mqtt.manager.run_status_publisher import RunStatusPublisher
 from fedops_mqtt.manager.servers import Servers
 from fedops_mqtt.manager.tasks import Tasks
-from fedops_mqtt.manager.trigger_publisher import Speaker
+from fedops_mqtt.manager.trigger_publisher import TriggerPublisher
 from fedops_mqtt.protocol import Channel, ManagerCondition, ManagerStatus, filter_for, topics, utc_now
 from fedops_mqtt.runtime.background import alongside
 from fedops_mqtt.runtime.http_listener import serving, url_of
@@ -60,20 +60,20 @@ _POLL_S = 0.05
 _SHUTDOWN_S = 2
 """Requests still open when the manager ends are cut after this."""
 
-Front = Callable[[FastAPI, Api, Desk], AbstractAsyncContextManager[Callable[[ASGIApp], ASGIApp]]]
+Front = Callable[[FastAPI, Api, ManagerContext], AbstractAsyncContextManager[Callable[[ASGIApp], ASGIApp]]]
 """Puts a page on the API's application while its block runs; what it yields wraps everything, the door too."""
 
 
 class Leader:
     """What may still be asked of a leader from outside."""
 
-    def __init__(self, desk: Desk, servers: Servers) -> None:
+    def __init__(self, desk: ManagerContext, servers: Servers) -> None:
         self._desk = desk
         self._servers = servers
 
     async def end_runs(self) -> None:
         """Stop every active run, and wait until the servers are gone; not longer than two graces."""
-        for run in self._desk.ledger:
+        for run in self._desk.open_runs:
             self._desk.inbox.put(run.run_id, StopRequested("the manager was stopped"))
         grace_s = self._desk.settings.server_stop_grace_s
         try:
@@ -84,7 +84,7 @@ class Leader:
             logger.warning("left with servers still running", extra={"grace_s": grace_s})
 
     def _is_done(self) -> bool:
-        return not self._servers.num_running and all(run.has_ended for run in self._desk.ledger)
+        return not self._servers.num_running and all(run.has_ended for run in self._desk.open_runs)
 
 
 @asynccontextmanager
@@ -100,41 +100,41 @@ async def leading(
     tasks = Tasks(settings.tasks_file)
     runs = await journal.call(journal.open_runs)
     # A journal of a program that did not keep a run's task: the file has to do.
-    ledger = Ledger([replace(each, task=each.task or tasks.get(each.run.spec.task_id)) for each in runs])
+    open_runs = OpenRuns([replace(each, task=each.task or tasks.get(each.run.spec.task_id)) for each in runs])
     clock = Clock(not_before=await journal.call(journal.last_time))
-    owner = _owner(settings, journal, term=term, url=url_of(listening, door_rules(settings)))
+    owner = _owner(settings, journal, term=term, url=url_of(listening, access_rules(settings)))
     async with AsyncExitStack() as stack:
         connection = await stack.enter_async_context(_on_bus(settings, owner))
-        watch = Watch(Fleet(), ledger)
-        desk = Desk(
+        watch = BusReader(Fleet(), open_runs)
+        desk = ManagerContext(
             settings=settings,
             term=term,
             clock=clock,
             journal=journal,
             tasks=tasks,
-            ledger=ledger,
+            open_runs=open_runs,
             watch=watch,
-            inbox=Inbox(),
+            inbox=RunEventQueue(),
             connection=connection,
             events=Events(),
-            meters=Meters(watch=watch, ledger=ledger, connection=connection),
+            meters=ManagerMetrics(watch=watch, open_runs=open_runs, connection=connection),
         )
         yield await _at_work(desk, owner, listening, stack, front or _no_page)
 
 
 async def _at_work(
-    desk: Desk, owner: StatusOwner, listening: socket.socket, stack: AsyncExitStack, front: Front
+    desk: ManagerContext, owner: StatusOwner, listening: socket.socket, stack: AsyncExitStack, front: Front
 ) -> Leader:
     """Start everything that has a life, in the order in which it may be used."""
     servers = _servers(desk)
-    speaker = Speaker(desk.connection)
+    speaker = TriggerPublisher(desk.connection)
     executor = Executor(desk, servers=servers, speaker=speaker)
-    orders = Orders(desk)
-    board = Board(desk.ledger, term=desk.term)
-    desk.ledger.listener = board.changed
+    orders = RunService(desk)
+    board = RunStatusPublisher(desk.open_runs, term=desk.term)
+    desk.open_runs.listener = board.changed
     manager = Manager(desk, board=board, servers=servers, executor=executor, orders=orders)
-    upkeep = Upkeep(desk, servers=servers, executor=executor)
-    rules = door_rules(desk.settings)
+    upkeep = Housekeeping(desk, servers=servers, executor=executor)
+    rules = access_rules(desk.settings)
     api = Api(desk, orders)
     app = api.app()
     wrap = await stack.enter_async_context(front(app, api, desk))
@@ -154,7 +154,7 @@ async def _at_work(
     return Leader(desk, servers)
 
 
-async def _tell_home_assistant(desk: Desk) -> None:
+async def _tell_home_assistant(desk: ManagerContext) -> None:
     prefix = desk.settings.home_assistant
     if prefix is not None:
         await HomeAssistant(desk, prefix=prefix).run()
@@ -162,7 +162,7 @@ async def _tell_home_assistant(desk: Desk) -> None:
 
 
 @asynccontextmanager
-async def _no_page(app: FastAPI, api: Api, desk: Desk) -> AsyncIterator[Callable[[ASGIApp], ASGIApp]]:
+async def _no_page(app: FastAPI, api: Api, desk: ManagerContext) -> AsyncIterator[Callable[[ASGIApp], ASGIApp]]:
     app.get("/", include_in_schema=False)(_say_how_to_have_a_page)
     yield lambda door: door
 
@@ -182,7 +182,7 @@ def _on_bus(settings: ManagerSettings, owner: StatusOwner) -> AbstractAsyncConte
     )
 
 
-def _servers(desk: Desk) -> Servers:
+def _servers(desk: ManagerContext) -> Servers:
     return Servers(
         journal=desk.journal,
         report=desk.inbox.put,

@@ -34,7 +34,7 @@ _NAME = "manager"
 T = TypeVar("T")
 
 
-class Call(Protocol):
+class StartCall(Protocol):
     """Runs what blocks on a thread of its own and waits for it."""
 
     async def __call__(self, method: Callable[[], T], /) -> T:
@@ -66,7 +66,9 @@ class Lease(Protocol):
         ...
 
 
-async def wait_for_lease(lease: Lease, *, call: Call, stop: asyncio.Event, say: Callable[[str], None]) -> int | None:
+async def wait_for_lease(
+    lease: Lease, *, call: StartCall, stop: asyncio.Event, say: Callable[[str], None]
+) -> int | None:
     """Return the term once this manager leads; None when it is stopped before.
 
     It is never cancelled instead of stopped: a lease that was taken on `call`'s thread while nobody waits for it any

@@ -13,9 +13,9 @@ from fedops_mqtt.core.run_events import RunWaits
 from fedops_mqtt.core.run_plan import Action, plan, waits_for
 from fedops_mqtt.manager.actions import Executor, event_of
 from fedops_mqtt.manager.bus_reader import needs_watching
-from fedops_mqtt.manager.context import Desk
-from fedops_mqtt.manager.run_service import Orders
-from fedops_mqtt.manager.run_status_publisher import Board
+from fedops_mqtt.manager.context import ManagerContext
+from fedops_mqtt.manager.run_service import RunService
+from fedops_mqtt.manager.run_status_publisher import RunStatusPublisher
 from fedops_mqtt.manager.servers import Servers
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,15 @@ MAX_STEPS = 4
 class Manager:
     """One leading manager's loop; `app` builds it and owns the lives of its parts."""
 
-    def __init__(self, desk: Desk, *, board: Board, servers: Servers, executor: Executor, orders: Orders) -> None:
+    def __init__(
+        self,
+        desk: ManagerContext,
+        *,
+        board: RunStatusPublisher,
+        servers: Servers,
+        executor: Executor,
+        orders: RunService,
+    ) -> None:
         self._desk = desk
         self._board = board
         self._servers = servers
@@ -64,16 +72,16 @@ class Manager:
             events = await self._desk.connection.drain()
             self._num_heard += len(events)
             if self._desk.watch.fold(events, self._desk.clock.now()):
-                self._board.say_all()
+                self._board.publish_all()
             self._desk.inbox.wake()
 
     async def run(self) -> None:
         """Take up the runs of an earlier manager, then take turns, for ever."""
-        for run in self._desk.ledger:
+        for run in self._desk.open_runs:
             if run.launch > 0 and run.exited_at is None and not run.spec.is_adopted:
                 self._servers.resume(run, await self._desk.journal.call(self._desk.journal.list_launches, run.run_id))
         while True:
-            await self.turn(TICK_S if len(self._desk.ledger) else IDLE_TICK_S)
+            await self.turn(TICK_S if len(self._desk.open_runs) else IDLE_TICK_S)
 
     async def turn(self, timeout_s: float) -> None:
         """Wait for news, at most `timeout_s`, and do what follows from them and from the time."""
@@ -84,11 +92,11 @@ class Manager:
         now = self._desk.clock.now()
         self._desk.watch.settle(now)
         for run_id, event in reports:
-            self._desk.ledger.apply(run_id, [event], now)
-        if self._desk.watch.strangers:
-            await self._orders.meet(self._desk.watch.take_strangers())
+            self._desk.open_runs.apply(run_id, [event], now)
+        if self._desk.watch.unknown_servers:
+            await self._orders.meet(self._desk.watch.take_unknown_servers())
         await self._plan_and_act(now)
-        self._desk.events.tell_clients(self._desk.watch.take_changed(), self.fleet)
+        self._desk.events.note_clients(self._desk.watch.take_changed(), self.fleet)
         self._probe(now)
         await asyncio.sleep(min(time.monotonic() - began, MAX_PAUSE_S))
 
@@ -102,19 +110,19 @@ class Manager:
     async def _plan_and_act(self, now: float) -> None:
         """Plan to the end, write all of it down at once, and only then act."""
         self._desk.watch.settle(now)
-        for run in self._desk.ledger:
+        for run in self._desk.open_runs:
             if not run.has_ended and (waits := waits_for(run, self.fleet)) != run.reason:
-                self._desk.ledger.apply(run.run_id, [RunWaits(waits)], now)
+                self._desk.open_runs.apply(run.run_id, [RunWaits(waits)], now)
         planned: list[tuple[str, Action]] = []
         for _ in range(MAX_STEPS):
-            plans = [(run, plan(run, self.fleet, now)) for run in self._desk.ledger]
+            plans = [(run, plan(run, self.fleet, now)) for run in self._desk.open_runs]
             planned += [(run.run_id, action) for run, actions in plans for action in actions]
             if not self._note(plans, now):
                 break
         await self._write()
         for run_id, action in planned:
-            if run_id in self._desk.ledger:  # else it was archived meanwhile: the upkeep tells who still trains it
-                self._executor.act(self._desk.ledger[run_id], action)
+            if run_id in self._desk.open_runs:  # else it was archived meanwhile: the upkeep tells who still trains it
+                self._executor.act(self._desk.open_runs[run_id], action)
 
     def _note(self, plans: list[tuple[Run, list[Action]]], now: float) -> bool:
         """Enter what is about to be done; True when that calls for another plan."""
@@ -122,22 +130,22 @@ class Manager:
         for run, planned in plans:
             events = [event for event in map(event_of, planned) if event is not None]
             if events:
-                self._desk.ledger.apply(run.run_id, events, now)
+                self._desk.open_runs.apply(run.run_id, events, now)
                 has_changed = True
         return has_changed
 
     async def _write(self) -> None:
-        tasks = {run.run_id: run.spec.task_id for run in self._desk.ledger}
-        batch = self._desk.ledger.take_batch()
+        tasks = {run.run_id: run.spec.task_id for run in self._desk.open_runs}
+        batch = self._desk.open_runs.take_batch()
         if batch:
             await self._desk.journal.call(self._desk.journal.write, batch)
             self._desk.meters.take(batch, tasks)
             self._desk.events.tell(batch, tasks)
 
     def _probe(self, now: float) -> None:
-        for run in self._desk.ledger:
+        for run in self._desk.open_runs:
             if self.fleet.listening_since is not None and needs_watching(run, self.fleet):
-                limits = self._desk.limits(self._desk.ledger.task(run.run_id))
+                limits = self._desk.limits(self._desk.open_runs.task(run.run_id))
                 self._servers.probe(run, now, every_s=limits.server_lost_s)
             else:
-                self._servers.is_heard(run.run_id)
+                self._servers.is_connected(run.run_id)

@@ -13,7 +13,7 @@ from fedops_mqtt.manager.tasks import TaskConfig
 from fedops_mqtt.protocol import ClientMetrics, ServerMetrics
 
 
-class Ledger:
+class OpenRuns:
     """Open runs; `listener`, when there is one, is told the id of each that is not as it was."""
 
     def __init__(self, runs: Sequence[JournaledRun]) -> None:

@@ -8,7 +8,7 @@ Report = tuple[str, RunEvent]
 """A run's id and what happened to it."""
 
 
-class Inbox:
+class RunEventQueue:
     """Filled from the event loop, emptied by one reader."""
 
     def __init__(self) -> None:

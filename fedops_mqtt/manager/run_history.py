@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fedops_mqtt.core.fleet import View
+from fedops_mqtt.core.fleet import StatusView
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.core.run_events import RunEvent, RunWaits
 from fedops_mqtt.core.run_member import Member
@@ -13,7 +13,7 @@ from fedops_mqtt.protocol import ClientStatus, ServerStatus
 
 def tell(before: Run, after: Run, events: Sequence[RunEvent], now: float) -> Iterator[JournalEvent]:
     """Yield what is worth remembering of the step from `before` to `after`."""
-    ours = [event for event in events if not isinstance(event, ServerStatus | View | RunWaits)]
+    ours = [event for event in events if not isinstance(event, ServerStatus | StatusView | RunWaits)]
     for event in ours:
         detail = {name: getattr(event, name) for name in event.__slots__}
         mac = detail.pop("client_mac", None)
@@ -27,7 +27,7 @@ def tell(before: Run, after: Run, events: Sequence[RunEvent], now: float) -> Ite
             yield _event(after, "MemberSaid", now, mac, _member_line(member))
 
 
-def tell_client(status: ClientStatus, now: float) -> JournalEvent:
+def note_client(status: ClientStatus, now: float) -> JournalEvent:
     """Return a client's change of status."""
     detail = {"status": status.status.value, "reason": status.reason, "instance": status.instance}
     return JournalEvent(at=now, kind="ClientSaid", task_id=status.task_id, client_mac=status.client_mac, detail=detail)

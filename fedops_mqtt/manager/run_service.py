@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from fedops_mqtt.core.run import Run, RunSpec
-from fedops_mqtt.core.run import RunLimits as CoreLimits
+from fedops_mqtt.core.run import RunDeadlines as CoreLimits
 from fedops_mqtt.core.run_events import ServerExited, StopRequested
 from fedops_mqtt.core.run_plan import waits_for
-from fedops_mqtt.manager.context import Desk
+from fedops_mqtt.manager.context import ManagerContext
 from fedops_mqtt.manager.errors import (
     ClientPresentError,
     NotLaunchableError,
@@ -46,10 +46,10 @@ class RunOrder:
     join: Literal["invited", "open"] | None = None
 
 
-class Orders:
+class RunService:
     """Takes orders; the manager's loop carries them out."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: ManagerContext) -> None:
         self._desk = desk
         self._one_at_a_time = asyncio.Lock()
 
@@ -65,7 +65,7 @@ class Orders:
             raise NotLaunchableError(order.task_id)
         spec = self._spec(order, config)
         async with self._one_at_a_time:
-            active = self._desk.ledger.active(order.task_id)
+            active = self._desk.open_runs.active(order.task_id)
             if active is not None:
                 raise TaskBusyError(order.task_id, active.run_id)
             return await self._begin(spec, secrets.token_bytes(SECRET_BYTES), config)
@@ -76,7 +76,7 @@ class Orders:
         Raises:
             UnknownRunError: there is none of that name.
         """
-        run = self._desk.ledger.get(run_id)
+        run = self._desk.open_runs.get(run_id)
         if run is not None:
             self._desk.inbox.put(run_id, StopRequested(reason))
             return run
@@ -105,9 +105,9 @@ class Orders:
             self._desk.watch.changed.add((view.status.task_id, client_mac))
         return [view.status.task_id for view in views]
 
-    async def meet(self, strangers: Iterable[ServerStatus]) -> None:
+    async def meet(self, unknown_servers: Iterable[ServerStatus]) -> None:
         """Adopt servers that announced a run of their own, where their task says so."""
-        for word in strangers:
+        for word in unknown_servers:
             config = self._desk.tasks.get(word.task_id)
             is_serving = word.status in (ServerCondition.READY, ServerCondition.RUNNING)
             if config is None or not config.adopt or not is_serving or word.run_id is None:
@@ -117,7 +117,7 @@ class Orders:
 
     async def _adopt(self, word: ServerStatus, run_id: str, config: TaskConfig) -> None:
         async with self._one_at_a_time:
-            active = self._desk.ledger.active(word.task_id)
+            active = self._desk.open_runs.active(word.task_id)
             if active is not None:
                 self._replace(active, word, run_id)
                 return
@@ -132,7 +132,7 @@ class Orders:
     def _replace(self, active: Run, word: ServerStatus, run_id: str) -> None:
         """A server started anew by hand: its old run cannot go on, and the new one is met again after that."""
         if active.spec.is_adopted:
-            self._desk.watch.strangers[word.task_id] = word
+            self._desk.watch.unknown_servers[word.task_id] = word
             self._desk.inbox.put(
                 active.run_id, ServerExited(active.launch, f"its server was started anew (run {run_id})")
             )
@@ -146,8 +146,8 @@ class Orders:
         limits = TaskLimits.model_validate(self._desk.limits(config).model_dump())
         journaled = JournaledRun(run=run, secret=secret, task=config.model_copy(update={"limits": limits}))
         await self._desk.journal.call(self._desk.journal.add_run, journaled)
-        self._desk.ledger.add(journaled)
-        self._desk.events.tell_run(run)
+        self._desk.open_runs.add(journaled)
+        self._desk.events.note_run(run)
         self._desk.inbox.wake()
         logger.info("run begins", extra={"run_id": run.run_id, "task_id": spec.task_id})
         return run

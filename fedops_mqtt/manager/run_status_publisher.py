@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from fedops_mqtt.bus import BusError, Connection, StatusOwner
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.core.run_member import Member
-from fedops_mqtt.manager.open_runs import Ledger
+from fedops_mqtt.manager.open_runs import OpenRuns
 from fedops_mqtt.manager.run_record import count_members
 from fedops_mqtt.protocol import ProtocolError, RunMember, RunStatus, clip, roster, topics, utc_now
 
@@ -29,11 +29,11 @@ MAX_MEMBER_REASON = 200
 """Characters; a roster of thousands of failures has to fit a message. The client's own status has the whole reason."""
 
 
-class Board:
+class RunStatusPublisher:
     """Publishes the runs of a ledger under the manager's own epoch."""
 
-    def __init__(self, ledger: Ledger, *, term: int) -> None:
-        self._ledger = ledger
+    def __init__(self, open_runs: OpenRuns, *, term: int) -> None:
+        self._ledger = open_runs
         self._term = term
         self._changed: dict[str, None] = {}
         self._news = asyncio.Event()
@@ -43,7 +43,7 @@ class Board:
         self._changed[run_id] = None
         self._news.set()
 
-    def say_all(self) -> None:
+    def publish_all(self) -> None:
         """Say every open run's status soon: the connection is new, or somebody cleared one."""
         for run in self._ledger:
             self.changed(run.run_id)

@@ -13,7 +13,7 @@ from pathlib import Path
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.core.run_events import RunEvent, ServerExited, ServerUnreachable
 from fedops_mqtt.manager import launcher
-from fedops_mqtt.manager.final_status import read_last_word
+from fedops_mqtt.manager.final_status import read_final_status
 from fedops_mqtt.manager.journal import Journal, Launch
 from fedops_mqtt.manager.launcher import LaunchOrder, ServerProcess
 from fedops_mqtt.manager.probe import line_answers
@@ -124,7 +124,7 @@ class Servers:
         self._probing.add(run_id)
         self._spawn(self._probe(run_id, run.launch, run.server.server_ip, every_s), f"probe-{run_id}")
 
-    def is_heard(self, run_id: str) -> None:
+    def is_connected(self, run_id: str) -> None:
         """A server speaks on the bus: there is nothing to probe."""
         self._probed_at.pop(run_id, None)
 
@@ -229,8 +229,8 @@ class Servers:
 
     async def _pass_on_last_word(self, run_id: str, launch: int) -> bool:
         """Report how a server that is gone, or about to go, said that its run ended; False where it kept no word."""
-        path, task_id = self._last_word_file(run_id, launch), self._task_ids.get(run_id, "")
-        word = await asyncio.to_thread(read_last_word, path, task_id=task_id, run_id=run_id, launch=launch)
+        path, task_id = self._final_status_file(run_id, launch), self._task_ids.get(run_id, "")
+        word = await asyncio.to_thread(read_final_status, path, task_id=task_id, run_id=run_id, launch=launch)
         if word is not None:
             self._report(run_id, word)
         return word is not None
@@ -243,7 +243,7 @@ class Servers:
             "run_id": run.run_id,
             "launch": launch,
             "run_secret_file": self._secret_file(run.run_id),
-            "last_word_file": self._last_word_file(run.run_id, launch),
+            "last_word_file": self._final_status_file(run.run_id, launch),
             "stop_reason_file": _stop_reason_file(log_path),
             "join": spec.join,
             "listen": task.listen if task.config is None or "listen" in task.model_fields_set else None,
@@ -266,7 +266,7 @@ class Servers:
     def _secret_file(self, run_id: str) -> Path:
         return self._folder / "secrets" / run_id
 
-    def _last_word_file(self, run_id: str, launch: int) -> Path:
+    def _final_status_file(self, run_id: str, launch: int) -> Path:
         return self._log_folder(run_id) / f"server-{launch}.last-word.json"
 
 

@@ -18,7 +18,7 @@ NUM_WORKERS = 64
 """Publishes under way at a time; the connection allows as many (brokers get no faster beyond about 100)."""
 
 
-class Speaker:
+class TriggerPublisher:
     """Says triggers over a connection."""
 
     def __init__(self, connection: Connection) -> None:

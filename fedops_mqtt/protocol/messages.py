@@ -129,7 +129,7 @@ class Transport(StrEnum):
     GRPC = "grpc"
 
 
-class RunInHand(WireModel):
+class CurrentRun(WireModel):
     """The run that a client is training."""
 
     run_id: RunId
@@ -178,7 +178,7 @@ class ClientStatus(OwnedStatus):
     task_id: TaskId
     client_mac: MacAddress
     client_name: Text = ""
-    run: RunInHand | None = None
+    run: CurrentRun | None = None
     last_run: LastRun | None = None
     last_trigger: LastTrigger | None = None
     server_ip: Address | None = None

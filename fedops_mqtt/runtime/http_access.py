@@ -53,7 +53,7 @@ class ExposedError(ValueError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DoorRules:
+class AccessRules:
     """Who may come in. `client_ca_file` asks for certificates of that CA (mutual TLS)."""
 
     token: str | None = field(default=None, repr=False)
@@ -88,10 +88,10 @@ class DoorRules:
         }
 
 
-class Door:
+class AccessControlMiddleware:
     """ASGI middleware: who may come in, and how much a body may hold."""
 
-    def __init__(self, app: ASGIApp, rules: DoorRules, *, refuse: Refuse) -> None:
+    def __init__(self, app: ASGIApp, rules: AccessRules, *, refuse: Refuse) -> None:
         self._app = app
         self._rules = rules
         self._refuse = refuse
@@ -202,7 +202,7 @@ def credentials_in(headers: Mapping[bytes, bytes]) -> tuple[str, str]:
     return "", ""
 
 
-def check_address(host: str, address: str, rules: DoorRules, *, what: str, setting: str) -> None:
+def check_address(host: str, address: str, rules: AccessRules, *, what: str, setting: str) -> None:
     """Let an address pass, or raise; `setting` is where a token would be set.
 
     Raises:

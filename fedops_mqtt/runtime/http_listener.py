@@ -11,7 +11,7 @@ from typing import Literal
 
 from starlette.types import ASGIApp
 
-from fedops_mqtt.runtime.http_access import DoorRules, check_address
+from fedops_mqtt.runtime.http_access import AccessRules, check_address
 from fedops_mqtt.runtime.http_server import HttpServer
 
 BACKLOG = 4096
@@ -32,7 +32,7 @@ def split_address(address: str, *, default_host: str) -> tuple[str, int]:
     return host.strip("[]") or default_host, int(port)
 
 
-def listen(address: str, rules: DoorRules, *, what: str, setting: str, default_host: str) -> socket.socket:
+def listen(address: str, rules: AccessRules, *, what: str, setting: str, default_host: str) -> socket.socket:
     """Return a socket that listens at `host:port`; port 0 takes a free one. `what` and `setting` are for the error.
 
     Raises:
@@ -60,7 +60,7 @@ def open_socket(host: str, port: int) -> socket.socket:
         raise OSError(f"{host!r} is no host name: {error}") from error
 
 
-def url_of(listening: socket.socket, rules: DoorRules) -> str:
+def url_of(listening: socket.socket, rules: AccessRules) -> str:
     """Return the URL under which a listening socket is reached from this machine."""
     host, port = listening.getsockname()[:2]
     return f"{'https' if rules.is_tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
@@ -70,7 +70,7 @@ def url_of(listening: socket.socket, rules: DoorRules) -> str:
 async def serving(
     app: ASGIApp,
     listening: socket.socket,
-    rules: DoorRules,
+    rules: AccessRules,
     *,
     name: str,
     shutdown_s: int,

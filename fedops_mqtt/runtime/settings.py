@@ -152,7 +152,7 @@ class BusSettings(_Settings):
     ] = 60.0
 
 
-class DoorSettings(_Settings):
+class HttpAccessSettings(_Settings):
     """Who may come in over HTTP; without any of this only this machine may."""
 
     http_cert_file: Annotated[Path | None, Field(description="certificate of our HTTP address; set: HTTPS only")] = None
@@ -163,14 +163,14 @@ class DoorSettings(_Settings):
     http_cors: Annotated[str, Field(description="web origins that may ask, comma between them; empty: none")] = ""
 
     @model_validator(mode="after")
-    def _half_a_door_is_none(self) -> Self:
+    def _half_an_address_is_invalid(self) -> Self:
         _check_pair(self.http_cert_file, "http_cert_file", self.http_key_file, "http_key_file")
         if self.http_client_ca_file and not self.http_cert_file:
             raise ValueError("http_client_ca_file asks for certificates over TLS: set http_cert_file and http_key_file")
         return self
 
 
-class ClientSettings(BusSettings, DoorSettings):
+class ClientSettings(BusSettings, HttpAccessSettings):
     """The daemon on a device."""
 
     task_id: Annotated[TaskId | None, Field(description="the federated task that this device takes part in")] = None
@@ -229,7 +229,7 @@ class RunLimits(_Settings):
     max_attempts: Annotated[int, Field(ge=1, description="firings per client in one run")] = 3
 
 
-class ManagerSettings(BusSettings, DoorSettings):
+class ManagerSettings(BusSettings, HttpAccessSettings):
     """The manager."""
 
     http: Annotated[HttpAddress, Field(description="where the manager's API and page listen")] = "127.0.0.1:8004"
@@ -258,7 +258,7 @@ class ServerSettings(BusSettings):
     run_id: str | None = None
     launch: Annotated[int, Field(ge=0)] = 0
     run_secret_file: Annotated[Path | None, Field(description="0600; holds the run secret, hexadecimal")] = None
-    last_word_file: Annotated[Path | None, Field(description="keeps how the run ended, before it is said")] = None
+    final_status_file: Annotated[Path | None, Field(description="keeps how the run ended, before it is said")] = None
     stop_reason_file: Annotated[Path | None, Field(description="says, at SIGTERM, why the run is stopped")] = None
     join: Literal["invited", "open"] = "invited"
     join_token: SecretStr | None = None
@@ -343,9 +343,9 @@ class BridgeSettings(BusSettings):
     bridge_token: Annotated[SecretStr | None, Field(description="password in FedOps' URLs; needed beyond loopback")] = (
         None
     )
-    doors: Annotated[HttpAddress, Field(description="gRPC address of the first client; the next has the next port")] = (
-        "127.0.0.1:0"
-    )
+    grpc_gateways: Annotated[
+        HttpAddress, Field(description="gRPC address of the first client; the next has the next port")
+    ] = "127.0.0.1:0"
     fedops_server: Annotated[
         HttpAddress, Field(description="where FedOps' FL servers are reached; no host: where their calls come from")
     ] = ":8080"

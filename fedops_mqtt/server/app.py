@@ -17,22 +17,22 @@ from fedops_mqtt.aggregation.checkpoint_writer import CheckpointWriter
 from fedops_mqtt.aggregation.errors import ServerConfigError, ServerError
 from fedops_mqtt.aggregation.pipe_publisher import make_announcer
 from fedops_mqtt.aggregation.replies import check_of
-from fedops_mqtt.aggregation.round_reporter import RoundTeller
+from fedops_mqtt.aggregation.round_reporter import RoundReporter
 from fedops_mqtt.aggregation.rounds import Evaluate, RoundHooks, Rounds
 from fedops_mqtt.aggregation.run_result import RunResult
 from fedops_mqtt.aggregation.run_settings import fit_config, make_compression, make_limits, make_plan
 from fedops_mqtt.aggregation.run_training import RunTraining
 from fedops_mqtt.aggregation.saving import save_model
 from fedops_mqtt.aggregation.snapshot import ServerSnapshot, client_of
-from fedops_mqtt.aggregation.starting_point import Beginning, find_beginning
-from fedops_mqtt.aggregation.status_publisher import Ears
-from fedops_mqtt.aggregation.stop_control import Ending, EndNowError, EndRequest
+from fedops_mqtt.aggregation.starting_point import StartingPoint, find_starting_point
+from fedops_mqtt.aggregation.status_publisher import BusCallbacks
+from fedops_mqtt.aggregation.stop_control import EndNowError, EndRequest, StopControl
 from fedops_mqtt.aggregation.strategy import Config, make_fedavg, own_minimum
 from fedops_mqtt.aggregation.strategy_state import AnyStrategy, check_strategy
 from fedops_mqtt.bus import new_instance
 from fedops_mqtt.line.errors import LineConfigError
-from fedops_mqtt.line.grid import RunOverError
-from fedops_mqtt.line.members import Member, MemberChange
+from fedops_mqtt.line.grid import RunEndedError
+from fedops_mqtt.line.members import LineMember, MemberChange
 from fedops_mqtt.line.server import LineServer, LineTls
 from fedops_mqtt.protocol import LastRun, RunOutcome, ServerCondition, describe_error
 from fedops_mqtt.runtime.settings import ServerSettings
@@ -112,7 +112,7 @@ class FLServer:
         self._store = ModelStore(self.settings.store, task_id=self.plan.task_id, model_name=model_name)
         self._checkpoints = CheckpointStore(self.settings.store, task_id=self.plan.task_id)
         self._writer = CheckpointWriter(self._checkpoints)
-        self._ending = Ending(grace_s=self.settings.stop_grace_s, reason_file=self.settings.stop_reason_file)
+        self._ending = StopControl(grace_s=self.settings.stop_grace_s, reason_file=self.settings.stop_reason_file)
         self._line: LineServer | None = None
 
     @property
@@ -141,12 +141,12 @@ class FLServer:
         Raises:
             BrokerUrlError: the broker's URL cannot be used; a broker that is not there is waited for in the background.
         """
-        ears = Ears(on_client_ended=self._drop_client, on_replaced=self._be_replaced)
-        announcer = make_announcer(self.settings, self._first_snapshot(), ears)
+        callbacks = BusCallbacks(on_client_ended=self._drop_client, on_replaced=self._be_replaced)
+        announcer = make_announcer(self.settings, self._first_snapshot(), callbacks)
         shown = shown_on_wandb(self.settings, self.plan.run_id)
         with self._ending.on_signals(), announcer, speaking(announcer), shown as show:
             self._announcer, self.api = announcer, ServerAPI(self.task_id, announcer)
-            self._teller = RoundTeller(
+            self._teller = RoundReporter(
                 plan=self.plan, status=self.server, voice=announcer, show=show, count_bytes=self._count_bytes
             )
             return self._run()
@@ -191,10 +191,10 @@ class FLServer:
             outcome, reason = self._train(line, beginning, training)
             return self._end(line, outcome, reason, training, beginning)
 
-    def _begin(self) -> Beginning:
+    def _begin(self) -> StartingPoint:
         if self._strategy is not None:
             check_strategy(self._strategy)
-        beginning = find_beginning(
+        beginning = find_starting_point(
             self.plan,
             store=self._store,
             checkpoints=self._checkpoints,
@@ -240,7 +240,7 @@ class FLServer:
             on_round=self._teller.begin if self._server_app is not None else None,
         )
 
-    def _rounds(self, beginning: Beginning) -> Rounds:
+    def _rounds(self, beginning: StartingPoint) -> Rounds:
         checkpoint, done = beginning.checkpoint, beginning.done
         hooks = RoundHooks(
             evaluate=self._evaluate,
@@ -256,14 +256,14 @@ class FLServer:
             hooks=hooks,
         )
 
-    def _train(self, line: LineServer, beginning: Beginning, training: RunTraining) -> tuple[RunOutcome, str]:
+    def _train(self, line: LineServer, beginning: StartingPoint, training: RunTraining) -> tuple[RunOutcome, str]:
         """Run foreign code: the strategy, the ServerApp, the evaluation; whatever it raises fails the run."""
         if beginning.saved is not None or (training.rounds.num_left == 0 and self._server_app is None):
             return RunOutcome.COMPLETED, "all rounds were done by an earlier launch"
         try:
             with self._ending.foreign_code(line):
                 training.run(line.grid)
-        except RunOverError as over:
+        except RunEndedError as over:
             return over.outcome, over.reason
         except EndNowError:
             requested = self._ending.requested
@@ -274,10 +274,10 @@ class FLServer:
         except Exception as error:
             _log.exception("run failed")
             return RunOutcome.FAILED, describe_error(error)
-        return training.verdict()
+        return training.decision()
 
     def _end(
-        self, line: LineServer, outcome: RunOutcome, reason: str, training: RunTraining, beginning: Beginning
+        self, line: LineServer, outcome: RunOutcome, reason: str, training: RunTraining, beginning: StartingPoint
     ) -> RunResult:
         """Save the last whole round's model, tell the clients, say the last word, forget the checkpoint."""
         self._writer.close()
@@ -299,7 +299,7 @@ class FLServer:
             self._forget(training, beginning, is_version=saved.version > 0)
         return result
 
-    def _forget(self, training: RunTraining, beginning: Beginning, *, is_version: bool) -> None:
+    def _forget(self, training: RunTraining, beginning: StartingPoint, *, is_version: bool) -> None:
         """Remove the run's checkpoint, but for a strategy's state that the next run is to begin with."""
         last = training.last
         try:
@@ -350,7 +350,7 @@ class FLServer:
     def _count_bytes(self) -> tuple[int, int]:
         return (self._line.bytes_in, self._line.bytes_out) if self._line is not None else (0, 0)
 
-    def _members(self) -> Mapping[str, Member]:
+    def _members(self) -> Mapping[str, LineMember]:
         return self._line.members if self._line is not None else {}
 
     def _say_member(self, change: MemberChange) -> None:

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from fedops_mqtt.aggregation.snapshot import ServerSnapshot
-from fedops_mqtt.client.backend import Voices
+from fedops_mqtt.client.backend import ActiveBackend
 from fedops_mqtt.protocol import MetricsCutter, ServerCondition, ServerMetrics, count_of, number_of, utc_now
 
 _log = logging.getLogger(__name__)
 
 
-class Voice(Protocol):
-    """Who speaks on the bus for the server (an `Announcer`)."""
+class ServerBackend(Protocol):
+    """Who speaks on the bus for the server (an `ServerStatusPublisher`)."""
 
     @property
     def snapshot(self) -> ServerSnapshot:
@@ -32,7 +32,7 @@ class Voice(Protocol):
         ...
 
 
-class NoServerSpeaksError(RuntimeError):
+class NoActiveServerError(RuntimeError):
     """There is no FL server in this process."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class NoServerSpeaksError(RuntimeError):
         )
 
 
-_voices: Voices[Voice] = Voices(NoServerSpeaksError)
+_voices: ActiveBackend[ServerBackend] = ActiveBackend(NoActiveServerError)
 speaking = _voices.speaking
 
 
@@ -54,7 +54,7 @@ class ServerAPI:
         NoServerSpeaksError: there is neither.
     """
 
-    def __init__(self, task_id: str, voice: Voice | None = None) -> None:
+    def __init__(self, task_id: str, voice: ServerBackend | None = None) -> None:
         self.task_id = task_id
         self._voice = voice or _voices.current()
         self._cutter = MetricsCutter(_log.warning)

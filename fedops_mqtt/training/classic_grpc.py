@@ -17,7 +17,7 @@ from fedops_mqtt.line import flwr_private
 from fedops_mqtt.line.client_session import RunEnd
 from fedops_mqtt.line.identity import flower_run_id_of, node_id_of
 from fedops_mqtt.line.rounds import metrics_of, round_of
-from fedops_mqtt.line.runner import Answered, Joined, Progress
+from fedops_mqtt.line.runner import Joined, MessageAnswered, Progress
 from fedops_mqtt.protocol import Outcome, Phase, name_error
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class ClassicRunner:
         join_s: float,
         rejoin_s: float,
         on_progress: Callable[[Progress], None],
-        on_answered: Callable[[Answered], None],
+        on_answered: Callable[[MessageAnswered], None],
     ) -> None:
         self._run_id = run_id
         self._client_mac = client_mac
@@ -88,7 +88,7 @@ class ClassicRunner:
             self._changed.wait(_RETRY_S)
             self._changed.clear()
 
-    def aim(self, server_ip: str, launch: int) -> None:
+    def redirect(self, server_ip: str, launch: int) -> None:
         """Try the next connection at another address."""
         self._server_ip = server_ip
         self._changed.set()
@@ -123,7 +123,7 @@ class ClassicRunner:
         self._heard_at = time.monotonic()
         self._bytes_out += _array_bytes(reply)
         seconds = self._heard_at - started
-        self._on_answered(Answered(kind=kind, round=round_, seconds=seconds, metrics=metrics_of(reply.content)))
+        self._on_answered(MessageAnswered(kind=kind, round=round_, seconds=seconds, metrics=metrics_of(reply.content)))
         self._enter(Phase.WAITING, round_)
         return reply
 

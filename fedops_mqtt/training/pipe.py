@@ -64,7 +64,7 @@ class Job(_Line):
     wandb: WandbOptions | None
 
 
-class Aim(_Line):
+class Redirect(_Line):
     """The server was launched again and is somewhere else now."""
 
     command: Literal["aim"] = "aim"
@@ -79,7 +79,7 @@ class Stop(_Line):
     reason: str
 
 
-Command = Job | Aim | Stop
+Command = Job | Redirect | Stop
 
 
 class PhaseReport(_Line):

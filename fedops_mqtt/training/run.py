@@ -13,7 +13,7 @@ from fedops_mqtt.client.client_wandb import WandbLog, start_wandb
 from fedops_mqtt.line.client_session import RunEnd
 from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.probe import Answers, probe
-from fedops_mqtt.line.runner import Answered, Joined, LineRunner, Progress, make_context
+from fedops_mqtt.line.runner import Joined, LineRunner, MessageAnswered, Progress, make_context
 from fedops_mqtt.protocol import MetricsCutter, MetricsKind, Outcome, Phase, Transport, clip
 from fedops_mqtt.runtime.key_values import Plain
 from fedops_mqtt.runtime.task_config import Scalar
@@ -35,7 +35,7 @@ _NUM_OWN_METRICS = 8
 """Added to what the app measured: stage, seconds, the four parts of `PhaseClock`, bytes_in, bytes_out."""
 
 
-class Training:
+class TrainingRun:
     """One job from its first line to its last report."""
 
     def __init__(self, *, job: Job, reporter: Reporter) -> None:
@@ -51,7 +51,7 @@ class Training:
         self._run_config: dict[str, Plain] = {}
         self._wandb = _wandb_of(job)
         self._shown = ShownRounds()
-        self._last: Answered | None = None
+        self._last: MessageAnswered | None = None
         self._last_began = 0.0
         self._began = time.monotonic()
         self._is_registered = False
@@ -82,12 +82,12 @@ class Training:
             logger.warning("wandb did not finish in time")
         return 0
 
-    def aim(self, server_ip: str, launch: int) -> None:
+    def redirect(self, server_ip: str, launch: int) -> None:
         """The server is somewhere else now."""
         with self._lock:
             self._server_ip, self._launch = server_ip, launch
             if self._runner is not None:
-                self._runner.aim(server_ip, launch)
+                self._runner.redirect(server_ip, launch)
 
     def stop(self, reason: str) -> None:
         """End at the next possible moment."""
@@ -194,7 +194,7 @@ class Training:
             )
         )
 
-    def _answered(self, answered: Answered) -> None:
+    def _answered(self, answered: MessageAnswered) -> None:
         measured = self._cutter.cut(answered.metrics, num_more=_NUM_OWN_METRICS)
         values = {**measured, "stage": clip(answered.kind), "seconds": round(answered.seconds, 6)}
         self._clock.hold(MetricsReport(kind=MetricsKind.ROUND, round=answered.round or 0, values=values))

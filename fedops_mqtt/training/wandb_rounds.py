@@ -1,6 +1,6 @@
 """What W&B shows of a client's rounds: training and evaluation of one round come together there. Pure."""
 
-from fedops_mqtt.line.runner import Answered
+from fedops_mqtt.line.runner import MessageAnswered
 
 
 class ShownRounds:
@@ -13,7 +13,7 @@ class ShownRounds:
         self._told = (0, 0)
 
     def show(
-        self, answered: Answered, *, began_at: float, now: float, bytes_so_far: tuple[int, int]
+        self, answered: MessageAnswered, *, began_at: float, now: float, bytes_so_far: tuple[int, int]
     ) -> dict[str, float]:
         """Return the round as it stands after one more answer.
 

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from orders import Orders
+from orders import RunService
 from yard import Site, Yard, observing
 
 from fedops_mqtt.bus import Mosquitto
@@ -28,6 +28,6 @@ async def site(yard: Yard, broker: Mosquitto, task_id: str) -> AsyncIterator[Sit
 
 
 @pytest.fixture
-def orders(site: Site) -> Orders:
+def orders(site: Site) -> RunService:
     """What the devices of this test are told (see `steered`)."""
-    return Orders(site.yard.folder)
+    return RunService(site.yard.folder)

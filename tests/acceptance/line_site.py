@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 from orders import SERVER as STARTER
-from orders import Orders
+from orders import RunService
 from yard import Installed, Site
 
 from fedops_mqtt.protocol import MemberCondition, Phase, RunStatus
@@ -17,7 +17,7 @@ PROGRAM = "line_program"
 FIRST, SECOND, THIRD = (f"02:00:00:00:01:0{number}" for number in (1, 2, 3))
 
 
-async def start_with_all(site: Site, orders: Orders, clients: Iterable[str], **fields: object) -> str:
+async def start_with_all(site: Site, orders: RunService, clients: Iterable[str], **fields: object) -> str:
     """Start a run in whose first round all devices take part, and compute until they are told more."""
     orders.write({STARTER: 0})
     run_id = await site.start_run(**fields)
@@ -60,7 +60,7 @@ def trainings(client: Installed) -> list[int]:
 
 def member_status(site: Site, mac: str) -> MemberCondition | None:
     """Return what the FL server says of a client."""
-    view = site.observer.picture.fleet.servers.get(site.task_id)
+    view = site.observer.fleet_view.fleet.servers.get(site.task_id)
     said = view.status.clients.get(mac) if view is not None else None
     return said.status if said is not None else None
 

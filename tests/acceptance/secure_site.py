@@ -15,7 +15,7 @@ import aiomqtt
 
 from fedops_mqtt.bus import BusEvent, BusOptions, Connected, Connection, Mosquitto
 from fedops_mqtt.bus.mosquitto import find_config
-from fedops_mqtt.enrolment import Fleet, Ports, Role, Wish, init_fleet
+from fedops_mqtt.enrolment import EnrolmentRequest, FleetFolder, Ports, Role, init_fleet
 from fedops_mqtt.protocol import mac_to_level
 
 HOST = "127.0.0.1"
@@ -43,18 +43,18 @@ def calm_port() -> int:
             return port
 
 
-def make_fleet(folder: Path) -> Fleet:
+def make_fleet(folder: Path) -> FleetFolder:
     """A fleet of two devices with certificates and one with a password, an FL server and a dashboard."""
     ports = Ports(certificate=calm_port(), password=calm_port(), websockets=calm_port())
     shipped = find_config("mosquitto.conf").parent
     fleet = init_fleet(folder, hosts=[HOST], shipped=shipped, ports=ports)
     for mac in (A, B):
-        fleet.enrol(Wish(role=Role.DEVICE, name=mac, tasks=[TASK], app="fedops_mqtt.demo:client_app"))
-    fleet.enrol(Wish(role=Role.DEVICE, name=BY_PASSWORD, tasks=[TASK], has_password=True))
-    fleet.enrol(Wish(role=Role.MANAGER, name=STANDBY))
-    fleet.enrol(Wish(role=Role.DASHBOARD, name=PROBE))
-    fleet.enrol(Wish(role=Role.SERVER, name=SERVER, tasks=[TASK], hosts=[HOST]))
-    fleet.enrol(Wish(role=Role.DASHBOARD, name=SCREEN, has_password=True))
+        fleet.enrol(EnrolmentRequest(role=Role.DEVICE, name=mac, tasks=[TASK], app="fedops_mqtt.demo:client_app"))
+    fleet.enrol(EnrolmentRequest(role=Role.DEVICE, name=BY_PASSWORD, tasks=[TASK], has_password=True))
+    fleet.enrol(EnrolmentRequest(role=Role.MANAGER, name=STANDBY))
+    fleet.enrol(EnrolmentRequest(role=Role.DASHBOARD, name=PROBE))
+    fleet.enrol(EnrolmentRequest(role=Role.SERVER, name=SERVER, tasks=[TASK], hosts=[HOST]))
+    fleet.enrol(EnrolmentRequest(role=Role.DASHBOARD, name=SCREEN, has_password=True))
     return fleet
 
 
@@ -69,7 +69,7 @@ class Said:
 class SecureSite:
     """A fleet and its running broker."""
 
-    def __init__(self, fleet: Fleet, broker: Mosquitto) -> None:
+    def __init__(self, fleet: FleetFolder, broker: Mosquitto) -> None:
         self.fleet = fleet
         self.broker = broker
 

@@ -12,7 +12,7 @@ from secure_site import BY_PASSWORD, HOST, MANAGER, SCREEN, STANDBY, TASK, A, B,
 
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.bus.mosquitto import find_config
-from fedops_mqtt.enrolment import Role, Wish
+from fedops_mqtt.enrolment import EnrolmentRequest, Role
 from fedops_mqtt.enrolment.broker_files import render_dynamic_security_config
 from fedops_mqtt.protocol import mac_to_level, topics
 
@@ -124,7 +124,7 @@ def test_every_line_of_a_shipped_configuration_says_why(name: str) -> None:
 @pytest.fixture
 async def centre(tmp_path: Path) -> AsyncIterator[SecureSite]:
     fleet = make_fleet(tmp_path / "centre")
-    fleet.enrol(Wish(role=Role.BRIDGE, name="site-a", tasks=[TASK]))
+    fleet.enrol(EnrolmentRequest(role=Role.BRIDGE, name="site-a", tasks=[TASK]))
     async with Mosquitto(config=fleet.broker_folder / "mosquitto.conf") as broker:
         yield SecureSite(fleet, broker)
 

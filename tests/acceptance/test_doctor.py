@@ -10,7 +10,7 @@ from secure_site import MANAGER, SCREEN, SERVER, STANDBY, TASK, A, B, SecureSite
 from yard import Yard
 
 from fedops_mqtt.bus import Mosquitto
-from fedops_mqtt.enrolment import Role, Wish
+from fedops_mqtt.enrolment import EnrolmentRequest, Role
 from fedops_mqtt.protocol import topics
 from fedops_mqtt.runtime.exit_codes import ExitCode
 
@@ -39,9 +39,9 @@ EVERYTHING = {"files", "clock", "disk", "port", "broker", "TLS", "credentials", 
 
 @pytest.mark.parametrize("who", [A, MANAGER, STANDBY, SERVER, SCREEN, "boss", "site-a", "site-b"])
 async def test_it_finds_nothing_wrong_with_a_healthy_fleet(yard: Yard, site: SecureSite, who: str) -> None:
-    site.fleet.enrol(Wish(role=Role.MANAGER, name="boss"))
-    site.fleet.enrol(Wish(role=Role.BRIDGE, name="site-a"))
-    site.fleet.enrol(Wish(role=Role.BRIDGE, name="site-b", tasks=["letters", TASK]))
+    site.fleet.enrol(EnrolmentRequest(role=Role.MANAGER, name="boss"))
+    site.fleet.enrol(EnrolmentRequest(role=Role.BRIDGE, name="site-a"))
+    site.fleet.enrol(EnrolmentRequest(role=Role.BRIDGE, name="site-b", tasks=["letters", TASK]))
     await site.reload()
     async with site.knock(B) as other, site.knock(SERVER) as server:
         await other.publish(str(topics.client_status(TASK, B)), b"x", qos=1, retain=True)

@@ -40,7 +40,7 @@ async def test_a_classic_server_is_joined_by_a_bare_start_and_by_a_trigger_even_
     by_trigger = await until_trained(site, run_id="by-trigger")
     assert await server.wait() == 0, server.stderr
     assert by_trigger.status.instance == by_http.status.instance
-    assert site.observer.picture.metrics[site.task_id, FIRST]["train_loss"] == 0.5
+    assert site.observer.fleet_view.metrics[site.task_id, FIRST]["train_loss"] == 0.5
 
 
 async def until_it_waits(site: Site) -> None:

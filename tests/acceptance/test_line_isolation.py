@@ -7,7 +7,7 @@ import psutil
 import pytest
 from line_site import APP, FIRST, PROGRAM
 from memory_group import kills_in, memory_group
-from orders import Orders
+from orders import RunService
 from yard import MARK, Installed, Site, eventually
 
 from fedops_mqtt.demo.reaper import marked
@@ -35,7 +35,7 @@ def little_memory(site: Site) -> Iterator[Path | None]:
 
 @pytest.mark.long
 async def test_whatever_goes_wrong_is_told_and_leaves_a_daemon_that_is_ready(
-    site: Site, orders: Orders, little_memory: Path | None
+    site: Site, orders: RunService, little_memory: Path | None
 ) -> None:
     daemon = await site.start_client(FIRST, APP, partition_id=0, num_partitions=1)
     born = await site.observer.until_client(FIRST, ClientCondition.ONLINE)
@@ -64,7 +64,9 @@ async def test_whatever_goes_wrong_is_told_and_leaves_a_daemon_that_is_ready(
     assert psutil.Process(daemon.process.pid).memory_info().rss - idle_bytes < 20 * MEGABYTE
 
 
-async def test_training_that_is_deaf_dies_with_its_daemon_and_so_do_its_children(site: Site, orders: Orders) -> None:
+async def test_training_that_is_deaf_dies_with_its_daemon_and_so_do_its_children(
+    site: Site, orders: RunService
+) -> None:
     daemon = await site.start_client(FIRST, APP, partition_id=0, num_partitions=1)
     await site.observer.until_client(FIRST, ClientCondition.ONLINE)
     await site.start_manager(module=PROGRAM)

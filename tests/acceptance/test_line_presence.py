@@ -18,7 +18,7 @@ from line_site import (
     trainings,
     until_training,
 )
-from orders import ALL_ROUNDS, Orders
+from orders import ALL_ROUNDS, RunService
 from yard import Site, eventually
 
 from fedops_mqtt.bus import Mosquitto
@@ -32,7 +32,7 @@ JOIN_S = 12
 
 
 async def test_killed_clients_leave_their_round_at_once_and_one_that_comes_back_rejoins(
-    site: Site, orders: Orders
+    site: Site, orders: RunService
 ) -> None:
     clients = await site.start_clients(3, APP)
     await site.start_manager(module=PROGRAM, server_args=["--numbers", "3"], line_ping_s=NEVER_S)
@@ -67,7 +67,7 @@ async def test_killed_clients_leave_their_round_at_once_and_one_that_comes_back_
 
 @pytest.mark.long
 async def test_a_host_that_vanishes_is_lost_within_three_pings_and_rejoins_when_it_is_back(
-    site: Site, orders: Orders
+    site: Site, orders: RunService
 ) -> None:
     clients = await site.start_clients(2, APP)
     await site.start_manager(module=PROGRAM, line_ping_s=PING_S)
@@ -95,7 +95,7 @@ async def test_a_host_that_vanishes_is_lost_within_three_pings_and_rejoins_when_
 
 @pytest.mark.long
 async def test_a_broker_restarted_in_a_round_costs_the_round_nothing(
-    site: Site, orders: Orders, broker: Mosquitto
+    site: Site, orders: RunService, broker: Mosquitto
 ) -> None:
     clients = await site.start_clients(2, APP)
     await site.start_manager(module=PROGRAM)
@@ -116,7 +116,7 @@ async def test_a_broker_restarted_in_a_round_costs_the_round_nothing(
 
 @pytest.mark.long
 async def test_training_that_hangs_is_dropped_after_the_round_limit_and_reported_failed(
-    site: Site, orders: Orders
+    site: Site, orders: RunService
 ) -> None:
     clients = await site.start_clients(2, APP)
     await site.start_manager(module=PROGRAM, more="limits = {round_s = 3}")
@@ -133,7 +133,7 @@ async def test_training_that_hangs_is_dropped_after_the_round_limit_and_reported
 
 @pytest.mark.long
 async def test_fewer_clients_than_the_minimum_end_the_run_as_failed_with_their_names(
-    site: Site, orders: Orders
+    site: Site, orders: RunService
 ) -> None:
     clients = await site.start_clients(2, APP)
     await site.start_manager(module=PROGRAM, server_args=["--min-clients", "2"], more=f"limits = {{join_s = {JOIN_S}}}")
@@ -155,7 +155,7 @@ async def test_fewer_clients_than_the_minimum_end_the_run_as_failed_with_their_n
 
 
 @pytest.mark.long
-async def test_a_client_that_comes_online_during_an_open_run_joins_it(site: Site, orders: Orders) -> None:
+async def test_a_client_that_comes_online_during_an_open_run_joins_it(site: Site, orders: RunService) -> None:
     await site.start_client(FIRST, APP, partition_id=0, num_partitions=2)
     await site.observer.until_client(FIRST, ClientCondition.ONLINE)
     await site.start_manager(module=PROGRAM, more='join = "open"')

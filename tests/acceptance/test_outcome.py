@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import pytest
 from fault_proxy import FaultProxy
 from line_site import APP, FIRST, PROGRAM, start_with_all
-from orders import Orders
+from orders import RunService
 from yard import Installed, Site
 
 from fedops_mqtt.protocol import ClientCondition, ClientStatus, LastRun, MemberCondition, Outcome, RunOutcome
@@ -33,7 +33,7 @@ class Executioner:
 
 @pytest.mark.parametrize("is_manager_away", [False, True])
 async def test_the_outcome_survives_a_daemon_that_is_killed_between_its_journal_and_its_word(
-    site: Site, orders: Orders, is_manager_away: bool
+    site: Site, orders: RunService, is_manager_away: bool
 ) -> None:
     broker, executioner = urlsplit(site.broker), Executioner()
     async with FaultProxy(broker.hostname or "", broker.port or 0).running() as proxy:

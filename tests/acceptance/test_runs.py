@@ -12,7 +12,7 @@ import psutil
 import pytest
 from fault_proxy import FaultProxy
 from line_site import APP, PROGRAM, start_with_all
-from orders import Orders
+from orders import RunService
 from yard import TIMEOUT_S, Installed, Site, eventually
 
 from fedops_mqtt.demo.reaper import marked
@@ -120,13 +120,13 @@ async def test_a_completed_run_stays_so_when_its_servers_last_word_is_lost_on_th
     assert await asyncio.to_thread(Path(run.model_path).exists)
 
 
-async def test_a_manager_killed_during_a_run_finishes_it_after_its_restart(site: Site, orders: Orders) -> None:
+async def test_a_manager_killed_during_a_run_finishes_it_after_its_restart(site: Site, orders: RunService) -> None:
     clients = await site.start_clients(2, APP)
     manager = await site.start_manager(module=PROGRAM)
     run_id = await start_with_all(site, orders, clients, num_rounds=2, min_clients=2)
     server = (await site.observer.until_run(run_id, lambda run: run.server_ip is not None)).server_ip
     await manager.end(signal.SIGKILL)
-    await site.observer.until(lambda: (view := site.observer.picture.fleet.manager) is not None and view.is_out)
+    await site.observer.until(lambda: (view := site.observer.fleet_view.fleet.manager) is not None and view.is_out)
     await site.start_manager(module=PROGRAM)
     orders.write({})
     run = await site.observer.until_ended(run_id)
@@ -178,7 +178,7 @@ def _instance(site: Site, mac: str) -> str:
 
 
 def _server_ready(site: Site) -> str | None:
-    view = site.observer.picture.fleet.servers.get(site.task_id)
+    view = site.observer.fleet_view.fleet.servers.get(site.task_id)
     is_ready = view is not None and view.status.status is ServerCondition.READY and not view.is_out
     return view.status.server_ip if view is not None and is_ready else None
 

@@ -16,7 +16,7 @@ from yard import MARK, Installed, Yard
 
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.demo.reaper import marked
-from fedops_mqtt.enrolment import Role, Wish
+from fedops_mqtt.enrolment import EnrolmentRequest, Role
 from fedops_mqtt.protocol import mac_to_level, topics
 from fedops_mqtt.runtime.exit_codes import ExitCode
 
@@ -157,7 +157,7 @@ async def test_a_device_whose_bundle_is_revoked_says_why_it_is_alone(yard: Yard,
     device = await start_device(yard, site, B)
     await device.until_said("certificate revoked")
     assert psutil.pid_exists(device.process.pid), "it goes on trying: whoever enrols it again need not go there"
-    site.fleet.enrol(Wish(role=Role.DEVICE, name=B, tasks=[TASK], app="fedops_mqtt.demo:client_app"))
+    site.fleet.enrol(EnrolmentRequest(role=Role.DEVICE, name=B, tasks=[TASK], app="fedops_mqtt.demo:client_app"))
     await site.reload()
     await device.until_said("connected to the broker")
 
@@ -186,7 +186,7 @@ async def test_a_manager_in_the_network_wants_a_certificate_and_its_verbs_have_o
 
 
 async def test_home_assistant_is_told_as_soon_as_the_acl_lets_it(yard: Yard, site: SecureSite) -> None:
-    site.fleet.enrol(Wish(role=Role.DASHBOARD, name="home", has_password=True))
+    site.fleet.enrol(EnrolmentRequest(role=Role.DASHBOARD, name="home", has_password=True))
     await site.reload()
     common = {"http": "127.0.0.1:0", "state_dir": yard.folder / "manager", "home_assistant": "homeassistant"}
     manager = await yard.start("manager", "--config", str(site.bundle(MANAGER)), **common)

@@ -18,7 +18,7 @@ import psutil
 from orders import FOLDER
 
 import fedops_mqtt
-from fedops_mqtt.cli.fleet_view import Picture
+from fedops_mqtt.cli.fleet_view import FleetView
 from fedops_mqtt.cli.watch import feed
 from fedops_mqtt.core.fleet import ClientView
 from fedops_mqtt.demo.reaper import end_marked, marked
@@ -146,8 +146,8 @@ class Yard:
 class Observer:
     """What a dashboard would know, and a way to wait for it."""
 
-    def __init__(self, picture: Picture, task_id: str) -> None:
-        self.picture = picture
+    def __init__(self, fleet_view: FleetView, task_id: str) -> None:
+        self.fleet_view = fleet_view
         self.task_id = task_id
         self._news = asyncio.Event()
 
@@ -161,10 +161,10 @@ class Observer:
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError as error:
-            raise AssertionError(f"it never came to that; known: {list(self.picture.records())}") from error
+            raise AssertionError(f"it never came to that; known: {list(self.fleet_view.records())}") from error
 
     def client(self, mac: str) -> ClientView | None:
-        return self.picture.fleet.client(self.task_id, mac)
+        return self.fleet_view.fleet.client(self.task_id, mac)
 
     async def until_client(self, mac: str, *conditions: ClientCondition, **waiting: float) -> ClientView:
         """Wait until a client says one of these."""
@@ -174,7 +174,7 @@ class Observer:
         return view
 
     async def until_run(self, run_id: str, is_true: Callable[[RunStatus], bool], **waiting: float) -> RunStatus:
-        runs = self.picture.fleet.runs
+        runs = self.fleet_view.fleet.runs
         await self.until(lambda: run_id in runs and is_true(runs[run_id].status), **waiting)
         return runs[run_id].status
 
@@ -184,10 +184,10 @@ class Observer:
 
 @asynccontextmanager
 async def observing(url: str, task_id: str) -> AsyncIterator[Observer]:
-    observer = Observer(Picture(), task_id)
+    observer = Observer(FleetView(), task_id)
     async with (
         fedops_mqtt.connect(url) as bus,
-        alongside(feed(bus, task_id, observer.picture, observer.note), name="observer"),
+        alongside(feed(bus, task_id, observer.fleet_view, observer.note), name="observer"),
     ):
         yield observer
 

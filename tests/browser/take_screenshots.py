@@ -48,7 +48,7 @@ async def show(site: Site, folder: Path) -> None:
         )
         for number in range(5)
     ]  # fmt: skip
-    await site.observer.until(lambda: len(site.observer.picture.fleet.clients) == len(clients))
+    await site.observer.until(lambda: len(site.observer.fleet_view.fleet.clients) == len(clients))
     finished, _ = [await finish(site, rounds) for rounds in ("8", "4")]  # the first one has a model to make yet
     clients[-1].process.send_signal(signal.SIGKILL)
     busy = {f"02:00:00:00:02:0{number}": "yard_apps:flat_out" for number in (1, 2)}

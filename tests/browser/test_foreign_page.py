@@ -10,7 +10,7 @@ from browsing import visiting
 
 from fedops_mqtt.client.client_utils import FLClientStatus
 from fedops_mqtt.client.http_shim import make_shim, serving
-from fedops_mqtt.core.client_events import LocalStart, Verdict
+from fedops_mqtt.core.client_events import LocalStart, StartDecision
 from fedops_mqtt.protocol import Answer
 
 MAC = "02:00:00:00:00:01"
@@ -67,9 +67,9 @@ def _page_elsewhere(content: str) -> Iterator[str]:
 async def test_a_page_elsewhere_starts_no_training(starts_by_get: bool) -> None:
     starts: list[LocalStart] = []
 
-    async def start(asked: LocalStart) -> Verdict:
+    async def start(asked: LocalStart) -> StartDecision:
         starts.append(asked)
-        return Verdict(answer=Answer.ACCEPTED)
+        return StartDecision(answer=Answer.ACCEPTED)
 
     shim = make_shim(view=lambda: FLClientStatus(client_mac=MAC), start=start, starts_by_get=starts_by_get)
     async with serving(shim, "127.0.0.1:0") as address:

@@ -10,10 +10,10 @@ from chaos_journals import ManagerJournal, read_manager_journal
 from chaos_world import TASK, World
 from yard import Installed, Observer, observing
 
-from fedops_mqtt.core.client_state import Facts
+from fedops_mqtt.core.client_state import ClientState
 from fedops_mqtt.core.fleet import Presence
 from fedops_mqtt.core.run import Run
-from fedops_mqtt.device.journal import Journal, identity_dir
+from fedops_mqtt.device.journal import ClientJournal, identity_dir
 from fedops_mqtt.protocol import ClientStatus, Outcome, RunStatus
 from fedops_mqtt.store.versions import ModelStore
 
@@ -39,8 +39,8 @@ async def broken_invariants(world: World) -> list[str]:
     return found
 
 
-def _facts_of(world: World, number: int) -> Facts:
-    return Journal(identity_dir(world.client_state(number), TASK, world.macs[number])).load()
+def _facts_of(world: World, number: int) -> ClientState:
+    return ClientJournal(identity_dir(world.client_state(number), TASK, world.macs[number])).load()
 
 
 def begun_by(daemon: Installed) -> list[tuple[str, int]]:

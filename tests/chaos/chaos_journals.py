@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from fedops_mqtt.core.client_state import Answered, Facts
+from fedops_mqtt.core.client_state import ClientState, TriggerReply
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.core.run_member import Member
 from fedops_mqtt.manager.run_record import load_run
@@ -121,14 +121,14 @@ def overlapping_runs(journal: ManagerJournal) -> Iterator[str]:
 # The clients and the manager
 
 
-def disagreements(journal: ManagerJournal, mac: str, facts: Facts) -> Iterator[str]:
+def disagreements(journal: ManagerJournal, mac: str, facts: ClientState) -> Iterator[str]:
     """G-1 and G-2: a client took up only what was fired, and what it came to is what the manager knows."""
     runs = {run.run_id: run for run in journal.runs}
     fired = {
         (each.run_id, each.detail["attempt"]) for each in journal.of_kind("TriggerFired") if each.client_mac == mac
     }
-    if facts.in_hand is not None:
-        yield f"{mac} is idle and its journal has {facts.in_hand} in hand"
+    if facts.active_training is not None:
+        yield f"{mac} is idle and its journal has {facts.active_training} in hand"
     for answered in facts.answers:
         if (answered.run_id, answered.attempt) not in fired:
             yield f"{mac} answered {answered}, which was never fired"
@@ -140,7 +140,7 @@ def disagreements(journal: ManagerJournal, mac: str, facts: Facts) -> Iterator[s
     )
 
 
-def _outcomes(run: Run, mac: str, answered: Answered, facts: Facts) -> Iterator[str]:
+def _outcomes(run: Run, mac: str, answered: TriggerReply, facts: ClientState) -> Iterator[str]:
     member = run.members.get(mac)
     if member is None:
         yield f"{mac} was told to start {answered.run_id} and is no member of it"
@@ -153,12 +153,12 @@ def _outcomes(run: Run, mac: str, answered: Answered, facts: Facts) -> Iterator[
         yield f"{mac} was stopped in {answered.run_id} attempt {answered.attempt}, the manager has it as finished"
 
 
-def _was_last(answered: Answered, facts: Facts) -> bool:
+def _was_last(answered: TriggerReply, facts: ClientState) -> bool:
     """Whether no later attempt took this one over (a training process that was aimed anew)."""
     return all(each.run_id != answered.run_id or each.attempt <= answered.attempt for each in facts.answers)
 
 
-def begun_without_start(mac: str, begun: Sequence[tuple[str, int]], facts: Facts) -> Iterator[str]:
+def begun_without_start(mac: str, begun: Sequence[tuple[str, int]], facts: ClientState) -> Iterator[str]:
     """A training process stands behind an accepted start, on disk before it."""
     known = {(each.run_id, each.attempt) for each in facts.answers}
     for pair in begun:

@@ -14,7 +14,7 @@ from chaos_journals import (
     runs_without_end,
 )
 
-from fedops_mqtt.core.client_state import Answered, Facts
+from fedops_mqtt.core.client_state import ClientState, TriggerReply
 from fedops_mqtt.core.run import Run, RunSpec
 from fedops_mqtt.core.run_member import Member
 from fedops_mqtt.protocol import Answer, MemberCondition, Outcome, RunOutcome
@@ -33,11 +33,13 @@ CLOSED = Told(
     id=2, kind="RunClosed", run_id="r", client_mac=None, detail={"outcome": "completed", "reason": "all rounds done"}
 )
 JOURNAL = ManagerJournal(runs=(RUN,), events=(FIRED, CLOSED))
-ANSWERED = Answered(run_id="r", attempt=1, launch=1, answer=Answer.ACCEPTED, outcome=Outcome.FINISHED)
-FACTS = Facts(answers=(ANSWERED,))
+ANSWERED = TriggerReply(run_id="r", attempt=1, launch=1, answer=Answer.ACCEPTED, outcome=Outcome.FINISHED)
+FACTS = ClientState(answers=(ANSWERED,))
 
 
-def verdict(journal: ManagerJournal, facts: Facts = FACTS, begun: tuple[tuple[str, int], ...] = (("r", 1),)) -> str:
+def decision(
+    journal: ManagerJournal, facts: ClientState = FACTS, begun: tuple[tuple[str, int], ...] = (("r", 1),)
+) -> str:
     return "\n".join(
         [
             *runs_without_end(journal),
@@ -50,7 +52,7 @@ def verdict(journal: ManagerJournal, facts: Facts = FACTS, begun: tuple[tuple[st
 
 
 def test_what_agrees_is_not_guilty() -> None:
-    assert verdict(JOURNAL) == ""
+    assert decision(JOURNAL) == ""
 
 
 def of(run: Run = RUN, *events: Told) -> ManagerJournal:
@@ -78,17 +80,17 @@ def with_member(**changes: object) -> Run:
     ],
 )
 def test_a_lie_of_the_manager_is_told(journal: ManagerJournal, sentence: str) -> None:
-    assert sentence in verdict(journal)
+    assert sentence in decision(journal)
 
 
 @pytest.mark.parametrize(
     ("facts", "sentence"),
     [
-        (Facts(answers=(replace(ANSWERED, outcome=None),)), "it has come to nothing"),
-        (Facts(answers=(replace(ANSWERED, outcome=Outcome.STOPPED),)), "the manager has it as finished"),
-        (Facts(answers=(ANSWERED, replace(ANSWERED, attempt=2))), "finished run r twice"),
-        (Facts(), "of which its journal knows nothing"),
+        (ClientState(answers=(replace(ANSWERED, outcome=None),)), "it has come to nothing"),
+        (ClientState(answers=(replace(ANSWERED, outcome=Outcome.STOPPED),)), "the manager has it as finished"),
+        (ClientState(answers=(ANSWERED, replace(ANSWERED, attempt=2))), "finished run r twice"),
+        (ClientState(), "of which its journal knows nothing"),
     ],
 )
-def test_a_lie_of_a_client_is_told(facts: Facts, sentence: str) -> None:
-    assert sentence in verdict(JOURNAL, facts)
+def test_a_lie_of_a_client_is_told(facts: ClientState, sentence: str) -> None:
+    assert sentence in decision(JOURNAL, facts)

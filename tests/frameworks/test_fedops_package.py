@@ -66,7 +66,7 @@ async def fedops(tmp_path: Path, broker: Mosquitto, task_id: str) -> AsyncIterat
 
 
 async def ended(crossing: Crossing) -> RunStatus:
-    runs = crossing.site.observer.picture.fleet.runs
+    runs = crossing.site.observer.fleet_view.fleet.runs
     await crossing.site.observer.until(lambda: any(view.status.outcome for view in runs.values()), timeout_s=SLOW_S)
     [run] = [view.status for view in runs.values()]
     return run
@@ -80,7 +80,7 @@ async def test_fedops_clients_train_with_our_server(fedops: FedOps) -> None:
     await crossing.start_bridge(f"http://127.0.0.1:{ports[0]}", f"{other}=http://127.0.0.1:{ports[1]}")
     for seed, port in enumerate(ports):
         await fedops.start_client(port, seed)
-    fleet = crossing.site.observer.picture.fleet
+    fleet = crossing.site.observer.fleet_view.fleet
     await crossing.site.observer.until(lambda: len(list(fleet.of_task(crossing.site.task_id))) == 2, timeout_s=SLOW_S)
 
     run_id = await crossing.site.start_run(num_rounds=3)
@@ -103,7 +103,7 @@ async def test_a_fedops_server_trains_a_fedops_client_and_one_of_ours(fedops: Fe
     await crossing.start_bridge(f"http://127.0.0.1:{port}")
     await fedops.start_client(port, 1)
     await crossing.start_new(app="fedops_numpy_app:app", folder=HERE)
-    fleet = crossing.site.observer.picture.fleet
+    fleet = crossing.site.observer.fleet_view.fleet
     await crossing.site.observer.until(lambda: len(list(fleet.of_task(crossing.site.task_id))) == 2, timeout_s=SLOW_S)
 
     await fedops.start_server(2)

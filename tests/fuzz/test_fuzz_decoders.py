@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from fedops_mqtt.aggregation.errors import CorruptFileError
 from fedops_mqtt.bus import EpochFile
-from fedops_mqtt.core.client_state import Facts
+from fedops_mqtt.core.client_state import ClientState
 from fedops_mqtt.core.ownership import latest_epoch
-from fedops_mqtt.device.journal import Journal
+from fedops_mqtt.device.journal import ClientJournal
 from fedops_mqtt.line import codec, flwr_private, wire
 from fedops_mqtt.line.errors import FrameError, MessageTooLargeError
 from fedops_mqtt.protocol import ProtocolError, parse_topic
@@ -183,12 +183,12 @@ def test_any_topic_is_one_of_ours_or_our_error(text: str) -> None:
 @ONE_FOLDER
 @given(st.binary(max_size=200) | json_values.map(lambda value: json.dumps(value).encode()))
 def test_any_journal_is_facts_or_set_aside(tmp_path: Path, content: bytes) -> None:
-    journal = Journal(tmp_path)
+    journal = ClientJournal(tmp_path)
     (tmp_path / "journal.json").write_bytes(content)
     facts = journal.load()
-    assert isinstance(facts, Facts)
+    assert isinstance(facts, ClientState)
     journal.save(facts)
-    assert Journal(tmp_path).load() == facts
+    assert ClientJournal(tmp_path).load() == facts
 
 
 @ONE_FOLDER

@@ -16,19 +16,19 @@ from fedops_mqtt.core.client import Client, Identity
 from fedops_mqtt.core.client_events import (
     Action,
     Event,
-    Leaving,
-    Left,
     Progressed,
-    Reaim,
+    ServerMoved,
+    ShutDown,
+    ShutdownRequested,
     StartTraining,
     StopTraining,
     TrainingEnded,
 )
-from fedops_mqtt.core.client_state import Facts
+from fedops_mqtt.core.client_state import ClientState
 from fedops_mqtt.core.client_status import last_will, snapshot
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.core.ownership import new_instance
-from fedops_mqtt.line.errors import RefusedError
+from fedops_mqtt.line.errors import LineRefusedError
 from fedops_mqtt.protocol import (
     ClientStatus,
     Outcome,
@@ -57,7 +57,7 @@ class DeviceDisk(Disk):
 
     def __init__(self, kernel: Kernel, skew_s: float) -> None:
         super().__init__(kernel, skew_s)
-        self.facts = Facts()
+        self.facts = ClientState()
 
 
 class Device:
@@ -78,7 +78,7 @@ class Device:
 
     def lose_state(self) -> None:
         """Somebody wiped the state folder while no daemon ran."""
-        self.disk.facts = Facts()
+        self.disk.facts = ClientState()
         self.disk.epoch = 0
         self.world.truth.disk_is_lost(self.mac)
         self.not_before = self.world.kernel.now + LONGEST_LEFTOVER_S
@@ -111,7 +111,9 @@ class Daemon:
             instance=self.identity.instance,
             make_snapshot=self.describe,
             make_will=lambda stamp: last_will(self.identity, stamp, at=AT, heartbeat_s=HEARTBEAT_S),
-            on_rival=lambda rival: self.world.broken(f"{device.mac} yields to {rival}, an instance of its own past"),
+            on_conflict=lambda conflicting_instance: self.world.broken(
+                f"{device.mac} yields to {conflicting_instance}, an instance of its own past"
+            ),
         )
         self.line = Line(
             self.world.broker,
@@ -163,7 +165,7 @@ class Daemon:
         match event:
             case StopTrigger() as stop if stop.term >= before.term:
                 truth.stop_is_kept(stop.run_id, mac, stop.attempt)
-            case TrainingEnded(outcome=Outcome.FINISHED, run_id=run_id) if before.in_hand is not None:
+            case TrainingEnded(outcome=Outcome.FINISHED, run_id=run_id) if before.active_training is not None:
                 truth.finish_is_kept(run_id, mac)
 
     def _carry_out(self, action: Action | None) -> None:
@@ -172,9 +174,9 @@ class Daemon:
                 pass
             case StartTraining() as start:
                 self._start(start)
-            case Reaim(server_ip=server_ip):
+            case ServerMoved(server_ip=server_ip):
                 if self.training is not None:
-                    self.training.aim(server_ip)
+                    self.training.redirect(server_ip)
             case StopTraining(reason=reason):
                 if self.training is not None:
                     self.kernel.soon(0.0, 2.0, self.training.ender(Outcome.STOPPED, reason))
@@ -208,8 +210,8 @@ class Daemon:
         if not self.is_alive:
             return
         self.kernel.note(f"{self.device.mac} daemon leaves")
-        self.apply(Leaving())
-        self.apply(Left(reason="shutdown"))
+        self.apply(ShutdownRequested())
+        self.apply(ShutDown(reason="shutdown"))
         if self.is_alive:
             self.owner.say_now()
             self.device.daemon = None
@@ -236,7 +238,7 @@ class Training:
         self._has_joined = False
         self.kernel.soon(0.1, 1.5, self._try)
 
-    def aim(self, address: str) -> None:
+    def redirect(self, address: str) -> None:
         self.address = address
         if self.server is not None and self.server.address != address:
             self.server.loses(self)
@@ -267,7 +269,7 @@ class Training:
         if not self.daemon.is_alive:
             return
         self.daemon.training = None
-        mine = self.daemon.client.facts.in_hand
+        mine = self.daemon.client.facts.active_training
         if mine is not None:
             ended = TrainingEnded(run_id=mine.run_id, attempt=mine.attempt, outcome=outcome, reason=reason)
             self.daemon.apply(ended)
@@ -284,7 +286,7 @@ class Training:
             return
         try:
             server.joins(self)
-        except RefusedError as refusal:
+        except LineRefusedError as refusal:
             if refusal.code == "run over" and not self._has_joined:
                 self.ender(None, "the run is over")()
             else:

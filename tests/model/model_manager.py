@@ -24,9 +24,9 @@ from fedops_mqtt.core.run_events import ServerExited, ServerUnreachable, StopReq
 from fedops_mqtt.core.run_plan import Action, EndServer, FireTrigger, LaunchServer, StopClient, plan
 from fedops_mqtt.core.term import next_term, start_of
 from fedops_mqtt.manager.actions import event_of
-from fedops_mqtt.manager.bus_reader import Watch, needs_watching
+from fedops_mqtt.manager.bus_reader import BusReader, needs_watching
 from fedops_mqtt.manager.journal import JournaledRun
-from fedops_mqtt.manager.open_runs import Ledger
+from fedops_mqtt.manager.open_runs import OpenRuns
 from fedops_mqtt.manager.run_record import dump_member, dump_run, load_run
 from fedops_mqtt.protocol import (
     Channel,
@@ -97,8 +97,8 @@ class Manager:
         self.is_frozen = False
         self.term = 0
         self.line: Line | None = None
-        self.ledger = Ledger([])
-        self.watch = Watch(Fleet(default_heartbeat_s=READER_HEARTBEAT_S), self.ledger)
+        self.open_runs = OpenRuns([])
+        self.watch = BusReader(Fleet(default_heartbeat_s=READER_HEARTBEAT_S), self.open_runs)
         self._inbox: list[BusEvent] = []
         self._reports: list[tuple[str, ServerExited | ServerUnreachable | StopRequested]] = []
         self._silent_since: dict[str, float] = {}
@@ -137,8 +137,8 @@ class Manager:
 
     def _lead(self) -> None:
         self.kernel.note(f"manager leads, term {self.term}")
-        self.ledger = Ledger([JournaledRun(run=run, secret=b"") for run in self.db.load()])
-        self.watch = Watch(Fleet(default_heartbeat_s=READER_HEARTBEAT_S), self.ledger)
+        self.open_runs = OpenRuns([JournaledRun(run=run, secret=b"") for run in self.db.load()])
+        self.watch = BusReader(Fleet(default_heartbeat_s=READER_HEARTBEAT_S), self.open_runs)
         disk = self.world.manager_disk
         instance = new_instance(
             start_of(self.term, int(self.world.server_disk.unix_ms())), f"{self.kernel.rng.getrandbits(48):012x}"
@@ -147,7 +147,7 @@ class Manager:
             self.kernel, disk, topic=topics.manager_status(), instance=instance,
             make_snapshot=lambda stamp: self._status(instance, stamp, ManagerCondition.LEADING),
             make_will=lambda stamp: self._status(instance, stamp, ManagerCondition.MANAGER_OUT, "lost"),
-            on_rival=self._meet_rival,
+            on_conflict=self._meet_conflicting_instance,
         )  # fmt: skip
         self.line = Line(
             self.world.broker, f"manager-{instance}", wants=self._wants, hear=self._hear, make_will=self.owner.will
@@ -156,7 +156,7 @@ class Manager:
         self.ear = Ear(name=f"manager {self.term}", fleet=self.watch.fleet, connected_at=self._hears_since)
         self.line.open()
         self.kernel.after(LEASE_S / 3, self._renew)
-        for run in self.ledger:
+        for run in self.open_runs:
             if run.launch > 0 and run.exited_at is None:
                 self._resume(run)
         self._tick()
@@ -164,9 +164,9 @@ class Manager:
     def _hears_since(self) -> float | None:
         return None if self.line is None else self.line.connected_at
 
-    def _meet_rival(self, rival: str) -> None:
+    def _meet_conflicting_instance(self, conflicting_instance: str) -> None:
         if self.world.leader() is self and self.db.term == self.term:
-            self.world.broken(f"the leading manager yields to {rival}")
+            self.world.broken(f"the leading manager yields to {conflicting_instance}")
         self.die("a rival")
 
     def die(self, why: str = "killed") -> None:
@@ -226,28 +226,28 @@ class Manager:
         self.watch.take(events, now)
         reports, self._reports = self._reports, []
         for run_id, event in reports:
-            self.ledger.apply(run_id, [event], now)
+            self.open_runs.apply(run_id, [event], now)
         try:
             self._plan_and_act(now)
         except LeaseGoneError:
             self._end("another manager leads")
             return
         self._probe(now)
-        self._tell_stragglers(now)
+        self._stop_clients_of_closed_runs(now)
 
     def _plan_and_act(self, now: float) -> None:
         planned: list[tuple[str, Action]] = []
         for _ in range(4):
-            plans = [(run.run_id, plan(run, self.fleet, now)) for run in self.ledger]
+            plans = [(run.run_id, plan(run, self.fleet, now)) for run in self.open_runs]
             planned += [(run_id, action) for run_id, actions in plans for action in actions]
             events = [(run_id, [e for e in map(event_of, actions) if e is not None]) for run_id, actions in plans]
             for run_id, happened in events:
-                self.ledger.apply(run_id, happened, now)
+                self.open_runs.apply(run_id, happened, now)
             if not any(happened for _, happened in events):
                 break
         if self._dies_here():
             return
-        batch = self.ledger.take_batch()
+        batch = self.open_runs.take_batch()
         if batch:
             self.db.write(self.term, now, *(after for _, after in batch.runs.values()))
             for _, after in batch.runs.values():
@@ -255,7 +255,7 @@ class Manager:
         for run_id, action in planned:
             if self._dies_here():
                 return
-            self._act(self.ledger[run_id], action)
+            self._act(self.open_runs[run_id], action)
 
     def _dies_here(self) -> bool:
         if self.is_alive and self.world.is_troubled and self.kernel.chance(0.0004):
@@ -324,7 +324,7 @@ class Manager:
             server.terminate()
 
     def _probe(self, now: float) -> None:
-        for run in self.ledger:
+        for run in self.open_runs:
             if self.fleet.listening_since is None or not needs_watching(run, self.fleet):
                 self._silent_since.pop(run.run_id, None)
             elif now - self._silent_since.setdefault(run.run_id, now) > PROBE_AFTER_S:
@@ -333,11 +333,11 @@ class Manager:
                 if server is None or not server.is_alive:
                     self.report(run.run_id, ServerUnreachable(run.launch))
 
-    def _tell_stragglers(self, now: float) -> None:
+    def _stop_clients_of_closed_runs(self, now: float) -> None:
         for key in list(self.watch.stragglers):
             view, mac = self.fleet.client(*key), key[1]
             hand = view.status.run if view is not None and not view.is_out else None
-            if hand is None or hand.run_id in self.ledger or hand.run_id not in self.db.runs:
+            if hand is None or hand.run_id in self.open_runs or hand.run_id not in self.db.runs:
                 self.watch.stragglers.pop(key)
             elif now - self._told_at.get(mac, float("-inf")) >= STRAGGLER_RETRY_S:
                 self._told_at[mac] = now

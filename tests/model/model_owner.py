@@ -7,8 +7,8 @@ from model_bus import Kernel, Line, Will
 from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Disconnected, Received
 from fedops_mqtt.core import ownership
 from fedops_mqtt.core.fencing import LAST_SEQ, Stamp
-from fedops_mqtt.core.fleet import AnyStatus, says_out
-from fedops_mqtt.core.ownership import Adopt, Decision, Ignore, Ownership, Repair, SeenWord, Yield
+from fedops_mqtt.core.fleet import AnyStatus, reports_offline
+from fedops_mqtt.core.ownership import Adopt, Decision, Ignore, Ownership, Repair, SeenStatus, Yield
 from fedops_mqtt.protocol import Topic
 
 HEARTBEAT_S = 10.0
@@ -42,7 +42,7 @@ class Owner:
         instance: str,
         make_snapshot: Callable[[Stamp], AnyStatus],
         make_will: Callable[[Stamp], AnyStatus],
-        on_rival: Callable[[str], None],
+        on_conflict: Callable[[str], None],
     ) -> None:
         self.topic = topic
         self.instance = instance
@@ -51,7 +51,7 @@ class Owner:
         self._disk = disk
         self._make_snapshot = make_snapshot
         self._make_will = make_will
-        self._on_rival = on_rival
+        self._on_rival = on_conflict
         self._owned = Ownership(instance=instance)
         self._last_epoch = 0
         self._seq = 0
@@ -103,8 +103,8 @@ class Owner:
                 pass
 
     def _judge(self, said: AnyStatus, *, is_retained: bool) -> None:
-        word = SeenWord(
-            instance=said.instance, epoch=said.epoch, is_out=says_out(said), is_retained=is_retained,
+        word = SeenStatus(
+            instance=said.instance, epoch=said.epoch, is_out=reports_offline(said), is_retained=is_retained,
             is_ahead=said.seq > self._seq,
         )  # fmt: skip
         self._owned, decision = ownership.judge(self._owned, word, now=self._kernel.now)

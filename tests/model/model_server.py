@@ -11,8 +11,8 @@ from model_owner import HEARTBEAT_S, Owner
 from fedops_mqtt.bus.events import BusEvent, Received
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.core.ownership import new_instance
-from fedops_mqtt.line.errors import RefusedError
-from fedops_mqtt.line.members import Member, Members
+from fedops_mqtt.line.errors import LineRefusedError
+from fedops_mqtt.line.members import LineMember, Members
 from fedops_mqtt.protocol import (
     Channel,
     ClientStatus,
@@ -68,7 +68,7 @@ class Server:
             instance=instance,
             make_snapshot=lambda stamp: self._status(stamp, self.condition, self.reason),
             make_will=lambda stamp: self._status(stamp, ServerCondition.SERVER_OUT, "lost", is_will=True),
-            on_rival=self._meet_rival,
+            on_conflict=self._meet_conflicting_instance,
         )
         self.line = Line(
             world.broker,
@@ -116,10 +116,10 @@ class Server:
         if member.attempt == last.attempt:
             self._drop(said.client_mac, last.outcome, last.reason or "as its daemon said")
 
-    def _meet_rival(self, rival: str) -> None:
+    def _meet_conflicting_instance(self, conflicting_instance: str) -> None:
         other = self._stranger
         if other is None or other.run_id != self.run_id or other.launch >= self.launch:
-            self._be_replaced(f"replaced by {rival}")
+            self._be_replaced(f"replaced by {conflicting_instance}")
 
     def _be_replaced(self, reason: str) -> None:
         self._close(Outcome.STOPPED, reason)
@@ -129,7 +129,7 @@ class Server:
 
     def joins(self, training: Training) -> None:
         if self._is_closing or self.condition is ServerCondition.STARTING:
-            raise RefusedError(status=410, code="run over", reason="the run is over", outcome=None)
+            raise LineRefusedError(status=410, code="run over", reason="the run is over", outcome=None)
         mac, instance = training.mac, training.daemon.identity.instance
         self.members.check_join(mac, instance, training.attempt)
         evicted = self._trainings.get(mac)
@@ -234,7 +234,7 @@ class Server:
         self.world.server_exited(self)
 
 
-def _said(member: Member) -> ServerClient:
+def _said(member: LineMember) -> ServerClient:
     if member.outcome is not None:
         status = _ENDED_AS[member.outcome]
     else:

@@ -114,7 +114,7 @@ def _lose_database(world: World) -> None:
 
 def _stop_run(world: World) -> None:
     leader = world.leader()
-    active = leader.ledger.active(TASK) if leader is not None else None
+    active = leader.open_runs.active(TASK) if leader is not None else None
     if leader is not None and active is not None:
         leader.report(active.run_id, StopRequested("asked for"))
 

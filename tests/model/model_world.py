@@ -14,7 +14,7 @@ from model_truth import Ear, Truth
 from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Disconnected, Received
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.core.fleet import Fleet, Presence
-from fedops_mqtt.core.run import Run, RunLimits, RunSpec
+from fedops_mqtt.core.run import Run, RunDeadlines, RunSpec
 from fedops_mqtt.core.run_events import ServerExited, StopRequested
 from fedops_mqtt.manager.journal import JournaledRun
 from fedops_mqtt.protocol import (
@@ -26,7 +26,7 @@ from fedops_mqtt.protocol import (
     topics,
 )
 
-LIMITS = RunLimits(
+LIMITS = RunDeadlines(
     trigger_answer_s=12, trigger_retry_s=3, server_start_s=15, join_s=25, run_s=120, close_grace_s=3,
     max_launches=3, max_attempts=4,
 )  # fmt: skip
@@ -143,7 +143,7 @@ class World:
         leader = self.leader()
         if leader is None or leader.is_frozen:
             return
-        for run in leader.ledger:
+        for run in leader.open_runs:
             if not run.has_ended and self.kernel.now - run.created_at > LIMITS.run_s + 5 and self._leads_long(leader):
                 self.broken(f"G-3: run {run.run_id} outlives its limit")
 
@@ -163,7 +163,7 @@ class World:
     def begin_run(self, num_rounds: int) -> str | None:
         """What a person does: ask the leading manager for a run. Refused while one is active."""
         leader = self.leader()
-        if leader is None or leader.is_frozen or leader.ledger.active(TASK) is not None:
+        if leader is None or leader.is_frozen or leader.open_runs.active(TASK) is not None:
             return None
         self._num_runs += 1
         run_id = f"run-{self._num_runs}"
@@ -171,7 +171,7 @@ class World:
         spec = RunSpec(run_id=run_id, task_id=TASK, num_rounds=num_rounds, min_clients=wanted, limits=LIMITS)
         run = Run(spec=spec, created_at=self.kernel.now)
         self.database.write(leader.term, self.kernel.now, run)
-        leader.ledger.add(JournaledRun(run=run, secret=b""))
+        leader.open_runs.add(JournaledRun(run=run, secret=b""))
         self.kernel.note(f"run {run_id} begins, {wanted} clients wanted")
         return run_id
 
@@ -238,20 +238,20 @@ class World:
         if leader is None:
             self.broken(f"{when}: nobody leads")
             return
-        for run in leader.ledger:
+        for run in leader.open_runs:
             if not run.has_ended:
                 self.broken(f"G-3 {when}: run {run.run_id} has not ended: {run}")
             self.truth.check_members(run, when)
         for device in self.devices:
             assert device.daemon is not None
-            if device.daemon.training is not None or device.daemon.client.facts.in_hand is not None:
-                self.broken(f"G-3 {when}: {device.mac} still trains {device.daemon.client.facts.in_hand}")
+            if device.daemon.training is not None or device.daemon.client.facts.active_training is not None:
+                self.broken(f"G-3 {when}: {device.mac} still trains {device.daemon.client.facts.active_training}")
         self._check_views(leader.fleet, f"the manager {when}", confirmed=True)
         self._check_views(self.watcher.fleet, f"a reader {when}", confirmed=True)
 
     def _check_last(self, run_id: str) -> None:
         leader = self.leader()
-        run = leader.ledger.get(run_id) if leader is not None else None
+        run = leader.open_runs.get(run_id) if leader is not None else None
         if run is None or run.outcome is not RunOutcome.COMPLETED:
             self.broken(f"G-3: in the quiet {run_id} did not complete: {run}")
 

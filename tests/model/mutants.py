@@ -47,7 +47,7 @@ def _forget_the_result(mine: Any, event: Any) -> Any:
 
 
 def _answer_anew(mine: Any, trigger: Any) -> Step:
-    return _accept(mine, trigger) if mine.facts.in_hand is None else Step(client=mine)
+    return _accept(mine, trigger) if mine.facts.active_training is None else Step(client=mine)
 
 
 def _read_without_attempts(state: str, members: Any) -> Any:

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
 from fedops_mqtt.runtime import http_server
-from fedops_mqtt.runtime.http_access import DoorRules
+from fedops_mqtt.runtime.http_access import AccessRules
 from fedops_mqtt.runtime.http_listener import open_socket, serving
 from fedops_mqtt.runtime.http_server import connections_within
 
@@ -78,7 +78,7 @@ class Site:
 async def site(max_connections: int = 100, shutdown_s: int = 1) -> AsyncIterator[Site]:
     sock = open_socket("127.0.0.1", 0)
     made = Site(sock.getsockname()[1])
-    serve = serving(APP, sock, DoorRules(), name="test", shutdown_s=shutdown_s, max_connections=max_connections)
+    serve = serving(APP, sock, AccessRules(), name="test", shutdown_s=shutdown_s, max_connections=max_connections)
     try:
         async with serve:
             yield made

@@ -31,7 +31,7 @@ from fedops_mqtt.manager.api.models import (
     TaskRecord,
 )
 from fedops_mqtt.manager.api.prometheus import CONTENT_TYPE
-from fedops_mqtt.manager.context import Desk
+from fedops_mqtt.manager.context import ManagerContext
 from fedops_mqtt.manager.errors import (
     ClientPresentError,
     ManagerError,
@@ -44,7 +44,7 @@ from fedops_mqtt.manager.errors import (
     UnknownRunError,
     UnknownTaskError,
 )
-from fedops_mqtt.manager.run_service import Orders, RunOrder
+from fedops_mqtt.manager.run_service import RunOrder, RunService
 from fedops_mqtt.protocol import ClientCondition, IdentityError, normalise_mac
 
 PREFIX = "/api/v1"
@@ -93,7 +93,7 @@ class _Application(FastAPI):
 class Api:
     """The endpoints of one leading manager."""
 
-    def __init__(self, desk: Desk, orders: Orders) -> None:
+    def __init__(self, desk: ManagerContext, orders: RunService) -> None:
         self._desk = desk
         self._orders = orders
         self.history = HistoryApi(desk)
@@ -137,7 +137,7 @@ class Api:
             broker=self._desk.connection.broker,
             problem=self._desk.watch.losses.problem,
             num_clients=self._desk.watch.fleet.num_here,
-            num_active_runs=sum(not run.has_ended for run in self._desk.ledger),
+            num_active_runs=sum(not run.has_ended for run in self._desk.open_runs),
         )
 
     async def prometheus(self) -> Response:
@@ -198,7 +198,7 @@ class Api:
         return RunRecord.of(await self._orders.stop(run_id, (request or StopRequest()).reason))
 
     def _task(self, task_id: str) -> TaskRecord:
-        active = self._desk.ledger.active(task_id)
+        active = self._desk.open_runs.active(task_id)
         here = sum(not view.is_out for view in self._desk.watch.fleet.of_task(task_id))
         return TaskRecord.of(
             task_id, self._desk.tasks[task_id], active_run=active.run_id if active else None, num_clients=here

@@ -12,8 +12,8 @@ from typing import Any
 from fastapi.responses import StreamingResponse
 
 from fedops_mqtt.manager.api.models import ClientRecord, RunRecord
-from fedops_mqtt.manager.context import Desk
-from fedops_mqtt.manager.events import News, NewsKind, Subscription
+from fedops_mqtt.manager.context import ManagerContext
+from fedops_mqtt.manager.events import ChangeTopic, FleetChange, Subscription
 from fedops_mqtt.protocol import RunId, TaskId
 
 KEEP_ALIVE_S = 15.0
@@ -35,7 +35,7 @@ DOCUMENTED: dict[int | str, dict[str, Any]] = {
 class EventStream:
     """The endpoint."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: ManagerContext) -> None:
         self._desk = desk
 
     async def stream(
@@ -56,10 +56,12 @@ class EventStream:
                 wanted = [each for each in news if each.is_about(task_id, run_id)]
                 yield "".join(map(_block, wanted)) if wanted or news else ": still here\n\n"
 
-    def _present(self, task_id: str | None, run_id: str | None) -> list[News]:
-        runs = [run for run in self._desk.ledger if task_id in (None, run.spec.task_id)]
+    def _present(self, task_id: str | None, run_id: str | None) -> list[FleetChange]:
+        runs = [run for run in self._desk.open_runs if task_id in (None, run.spec.task_id)]
         news = [
-            News(kind=NewsKind.RUN, run_id=run.run_id, make_record=partial(RunRecord.of(run).model_dump, mode="json"))
+            FleetChange(
+                kind=ChangeTopic.RUN, run_id=run.run_id, make_record=partial(RunRecord.of(run).model_dump, mode="json")
+            )
             for run in runs
             if run_id in (None, run.run_id)
         ]
@@ -67,13 +69,13 @@ class EventStream:
             return news
         views = self._desk.watch.fleet.clients.items()
         return news + [
-            News(kind=NewsKind.CLIENT, make_record=partial(ClientRecord.of(view).model_dump, mode="json"))
+            FleetChange(kind=ChangeTopic.CLIENT, make_record=partial(ClientRecord.of(view).model_dump, mode="json"))
             for (task, _), view in sorted(views)
             if task_id in (None, task)
         ]
 
 
-async def _news(subscription: Subscription) -> AsyncIterator[list[News]]:
+async def _news(subscription: Subscription) -> AsyncIterator[list[FleetChange]]:
     while True:
         news = await subscription.wait(KEEP_ALIVE_S)
         if news:
@@ -82,5 +84,5 @@ async def _news(subscription: Subscription) -> AsyncIterator[list[News]]:
         yield news
 
 
-def _block(news: News) -> str:
+def _block(news: FleetChange) -> str:
     return f"event: {news.kind}\ndata: {json.dumps(news.record, separators=(',', ':'), default=str)}\n\n"

@@ -26,7 +26,7 @@ from fedops_mqtt.manager.api.models import (
     RunRecord,
     to_utc,
 )
-from fedops_mqtt.manager.context import Desk
+from fedops_mqtt.manager.context import ManagerContext
 from fedops_mqtt.manager.errors import UnknownClientError, UnknownModelError, UnknownRunError
 from fedops_mqtt.manager.files import find_model, list_models, read_log
 from fedops_mqtt.manager.journal_reader import JournalReader
@@ -54,7 +54,7 @@ class Export(StrEnum):
 class HistoryApi:
     """The endpoints; they read the journal and the folders of servers."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: ManagerContext) -> None:
         self._desk = desk
         self._reader = desk.journal.reader
 
@@ -92,7 +92,7 @@ class HistoryApi:
         Raises:
             UnknownRunError: there is none of that name.
         """
-        run = self._desk.ledger.get(run_id)
+        run = self._desk.open_runs.get(run_id)
         if run is not None:
             return run
         found = await self._reader.call(self._reader.find_run, run_id)

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp
 
 from fedops_mqtt.manager.api.app import problem
 from fedops_mqtt.manager.errors import ExposedApiError
-from fedops_mqtt.runtime.http_access import Door, DoorRules, ExposedError, is_loopback
+from fedops_mqtt.runtime.http_access import AccessControlMiddleware, AccessRules, ExposedError, is_loopback
 from fedops_mqtt.runtime.http_listener import listen as open_address
 from fedops_mqtt.runtime.settings import ManagerSettings
 
@@ -18,10 +18,10 @@ logger = logging.getLogger(__name__)
 _EVERYWHERE = "0.0.0.0"  # noqa: S104 - where `:8004` means every address it is refused without a token
 
 
-def door_rules(settings: ManagerSettings) -> DoorRules:
+def access_rules(settings: ManagerSettings) -> AccessRules:
     """Return who may come in, by the settings."""
     token = settings.manager_token
-    return DoorRules(
+    return AccessRules(
         token=token.get_secret_value() if token else None,
         cert_file=settings.http_cert_file,
         key_file=settings.http_key_file,
@@ -30,16 +30,16 @@ def door_rules(settings: ManagerSettings) -> DoorRules:
     )
 
 
-def guarded(app: ASGIApp, rules: DoorRules) -> ASGIApp:
+def guarded(app: ASGIApp, rules: AccessRules) -> ASGIApp:
     """Return the application behind its door; who is turned away gets a problem document."""
 
     def refuse(status: HTTPStatus, why: str, headers: Mapping[str, str]) -> ASGIApp:
         return problem(status, why, headers=dict(headers))
 
-    return Door(app, rules, refuse=refuse)
+    return AccessControlMiddleware(app, rules, refuse=refuse)
 
 
-def listen(address: str, rules: DoorRules) -> socket.socket:
+def listen(address: str, rules: AccessRules) -> socket.socket:
     """Return a socket that listens at `host:port`; port 0 takes a free one.
 
     Raises:

@@ -17,12 +17,12 @@ from fedops_mqtt.manager.tasks import TaskConfig
 from fedops_mqtt.protocol import (
     AnyMacAddress,
     ClientCondition,
+    CurrentRun,
     LastRun,
     LastTrigger,
     MemberCondition,
     Phase,
     RunCondition,
-    RunInHand,
     RunOutcome,
     TaskId,
     count_of,
@@ -56,7 +56,7 @@ class ClientRecord(Record):
     since: datetime
     heard_at: datetime
     instance: str
-    run: RunInHand | None
+    run: CurrentRun | None
     last_run: LastRun | None
     last_trigger: LastTrigger | None
     server_ip: str | None

@@ -14,9 +14,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from fedops_mqtt.core.run import Run
-from fedops_mqtt.manager.bus_reader import Watch
+from fedops_mqtt.manager.bus_reader import BusReader
 from fedops_mqtt.manager.journal import Batch
-from fedops_mqtt.manager.open_runs import Ledger
+from fedops_mqtt.manager.open_runs import OpenRuns
 from fedops_mqtt.protocol import MemberCondition, RunOutcome, visible
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -35,12 +35,12 @@ class _Bus(Protocol):
     def num_malformed(self) -> int: ...
 
 
-class Meters:
+class ManagerMetrics:
     """Counts what turns of the manager have written, and reads the rest where it stands."""
 
-    def __init__(self, *, watch: Watch, ledger: Ledger, connection: _Bus) -> None:
+    def __init__(self, *, watch: BusReader, open_runs: OpenRuns, connection: _Bus) -> None:
         self._watch = watch
-        self._ledger = ledger
+        self._ledger = open_runs
         self._connection = connection
         self._registry = CollectorRegistry()
         self._runs = PromCounter("fedops_runs", "Runs that ended.", ("task_id", "outcome"), registry=self._registry)
@@ -66,7 +66,7 @@ class Meters:
 
     def exposition(self) -> bytes:
         """Return everything in Prometheus' text format."""
-        for task_id in {str(standing[0]) for standing in self._watch.fleet.tally} - self._known:
+        for task_id in {str(standing[0]) for standing in self._watch.fleet.counts} - self._known:
             self._begin(task_id)
         return generate_latest(self._registry)
 
@@ -128,7 +128,7 @@ class Meters:
         clients = GaugeMetricFamily(
             "fedops_clients", "Clients by task, presence and status.", labels=("task_id", "presence", "status")
         )
-        for standing, count in sorted(self._watch.fleet.tally.items()):
+        for standing, count in sorted(self._watch.fleet.counts.items()):
             if count:
                 clients.add_metric([str(part) for part in standing], count)
         return clients

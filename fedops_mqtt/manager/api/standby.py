@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fedops_mqtt.manager.api.app import problem
 from fedops_mqtt.manager.api.http import guarded
-from fedops_mqtt.runtime.http_access import DoorRules
+from fedops_mqtt.runtime.http_access import AccessRules
 from fedops_mqtt.runtime.http_listener import serving, url_of
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ there is nothing to do here.</p>
 
 
 @asynccontextmanager
-async def standing_by(listening: socket.socket, rules: DoorRules) -> AsyncIterator[None]:
+async def standing_by(listening: socket.socket, rules: AccessRules) -> AsyncIterator[None]:
     """Answer while the block runs; the socket stays open for whoever leads then."""
     app = _with_page(guarded(problem(HTTPStatus.SERVICE_UNAVAILABLE, _SAID, headers=_LATER), rules))
     logger.info("answering on standby", extra={"at": url_of(listening, rules)})

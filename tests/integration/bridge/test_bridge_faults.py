@@ -111,7 +111,7 @@ async def test_a_fedops_server_that_is_killed_fails_its_run(crossing: Crossing) 
     server = await crossing.start_server(port=at)
     await crossing.site.observer.until_client(MACS[0], ClientCondition.TRAIN_STARTED)
     await server.end(signal.SIGKILL)
-    runs = crossing.site.observer.picture.fleet.runs
+    runs = crossing.site.observer.fleet_view.fleet.runs
     await crossing.site.observer.until(lambda: any(view.status.outcome for view in runs.values()), timeout_s=20)
     [run] = [view.status for view in runs.values()]
     assert (run.outcome, run.reason) == (RunOutcome.FAILED, "the FedOps server is gone without a word")
@@ -134,7 +134,7 @@ async def test_a_bridge_that_is_killed_finds_client_and_server_where_they_are(cr
     assert again.status.run.attempt == 2
     async with httpx.AsyncClient(trust_env=False) as http:
         await http.get(f"{old.url}/release")
-    runs = crossing.site.observer.picture.fleet.runs
+    runs = crossing.site.observer.fleet_view.fleet.runs
     await crossing.site.observer.until(lambda: any(view.status.outcome for view in runs.values()))
     [run] = [view.status for view in runs.values()]
     assert (run.outcome, run.round) == (RunOutcome.COMPLETED, 2)

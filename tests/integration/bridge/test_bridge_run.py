@@ -41,7 +41,7 @@ async def test_old_and_new_clients_train_together_at_a_fedops_server(crossing: C
         await crossing.site.observer.until_client(mac, ClientCondition.ONLINE)
     await crossing.start_server("--clients", "2", port=at)
 
-    runs = crossing.site.observer.picture.fleet.runs
+    runs = crossing.site.observer.fleet_view.fleet.runs
     await crossing.site.observer.until(lambda: any(view.status.outcome for view in runs.values()))
     [run] = [view.status for view in runs.values()]
     assert (run.outcome, run.round, run.gl_model) == (RunOutcome.COMPLETED, 2, 4)

@@ -7,14 +7,14 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from fedops_mqtt.bridge.fedops_http_client import OldClient, OldClientError
+from fedops_mqtt.bridge.fedops_http_client import FedOpsHttpClient, FedOpsHttpError
 
 MAC = "02:00:00:00:02:01"
 REFUSAL = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n"
 
 
 @asynccontextmanager
-async def answering(answer: bytes) -> AsyncIterator[OldClient]:
+async def answering(answer: bytes) -> AsyncIterator[FedOpsHttpClient]:
     """A client that takes a request, says `answer` and is gone."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -25,7 +25,7 @@ async def answering(answer: bytes) -> AsyncIterator[OldClient]:
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server, httpx.AsyncClient(trust_env=False) as http:
         port = server.sockets[0].getsockname()[1]
-        yield OldClient(http, f"http://127.0.0.1:{port}", timeout_s=5, start_s=5)
+        yield FedOpsHttpClient(http, f"http://127.0.0.1:{port}", timeout_s=5, start_s=5)
 
 
 @pytest.mark.parametrize(("answer", "is_absent"), [(b"", True), (REFUSAL, False)])
@@ -33,6 +33,6 @@ async def test_a_client_that_dies_over_its_start_is_absent_and_one_that_refuses_
     answer: bytes, is_absent: bool
 ) -> None:
     async with answering(answer) as client:
-        with pytest.raises(OldClientError) as raised:
+        with pytest.raises(FedOpsHttpError) as raised:
             await client.start(server_ip="127.0.0.1:1", client_mac=MAC)
     assert raised.value.is_absent is is_absent

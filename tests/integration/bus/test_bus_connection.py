@@ -22,9 +22,9 @@ from fedops_mqtt.bus import (
     Malformed,
     Mosquitto,
     NotConnectedError,
+    PublishRefusedError,
     PublishTimeoutError,
     Received,
-    RefusedError,
     connect,
     parse_broker_url,
 )
@@ -168,7 +168,7 @@ async def test_a_publish_that_the_acl_denies_is_an_error_and_the_connection_stay
     acl.write_text(f"topic read #\ntopic write fedops/v1/{task_id}/clients/+/metrics\n")
     acl.chmod(0o600)
     async with Mosquitto(changes={"acl_file": str(acl)}) as broker, reader_of(broker, "fedops/v1/#") as reader:
-        with pytest.raises(RefusedError, match="Not authorized") as caught:
+        with pytest.raises(PublishRefusedError, match="Not authorized") as caught:
             await reader.publish(topics.client_status(task_id, MAC), status(task_id))
         assert caught.value.reason_code == 135
         await reader.publish(topics.client_metrics(task_id, MAC), metrics(task_id))

@@ -21,7 +21,7 @@ from bus_helpers import (
     status,
 )
 
-from fedops_mqtt.bus import Connected, EpochFile, MemoryEpochs, Mosquitto, Received, RivalError
+from fedops_mqtt.bus import ConflictingInstanceError, Connected, EpochFile, MemoryEpochs, Mosquitto, Received
 from fedops_mqtt.core.fencing import LAST_SEQ
 from fedops_mqtt.core.fleet import Fleet
 from fedops_mqtt.core.ownership import latest_epoch
@@ -225,11 +225,11 @@ async def test_an_epoch_file_keeps_epochs_growing_over_restarts(
         assert daemon.owner.epoch == YEARS_AHEAD + 1 == file.load()
 
 
-async def end_of(daemon: Daemon, url: str, client_id: str | None) -> RivalError:
+async def end_of(daemon: Daemon, url: str, client_id: str | None) -> ConflictingInstanceError:
     try:
         async with daemon.on(url, client_id=client_id):
             await asyncio.Event().wait()
-    except RivalError as error:
+    except ConflictingInstanceError as error:
         return error
     raise AssertionError("the block ended by itself")
 
@@ -246,7 +246,7 @@ async def test_of_two_daemons_with_one_identity_the_older_ends(
         newer = await later_than(older)
         async with newer.on(broker.url, client_id=client_id):
             error = await asyncio.wait_for(end, PATIENCE_S)
-            assert (error.instance, error.rival) == (older.instance, newer.instance)
+            assert (error.instance, error.conflicting_instance) == (older.instance, newer.instance)
             last = await next_status(reader, lambda said: said.epoch >= newer.owner.epoch and said.status is ONLINE)
             assert last.instance == newer.instance
             assert await newer.owner.flush(PATIENCE_S)
@@ -271,7 +271,7 @@ async def test_a_rival_with_a_clock_behind_is_still_the_newer(broker: Mosquitto,
         await next_status(reader, lambda said: said.status is ONLINE)
         newer = await later_than(older)
         async with newer.on(broker.url):
-            assert (await asyncio.wait_for(end, PATIENCE_S)).rival == newer.instance
+            assert (await asyncio.wait_for(end, PATIENCE_S)).conflicting_instance == newer.instance
             said = await next_status(reader, lambda said: said.instance == newer.instance and said.epoch > YEARS_AHEAD)
             assert said.status is ONLINE
 

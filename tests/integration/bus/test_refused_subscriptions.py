@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from bus_helpers import MAC, QUICK, next_event, next_status, reader_of, status
 
-from fedops_mqtt.bus import Connected, Mosquitto, RefusedError
+from fedops_mqtt.bus import Connected, Mosquitto, PublishRefusedError
 from fedops_mqtt.enrolment.broker_files import find_plugin
 from fedops_mqtt.protocol import topics
 
@@ -42,7 +42,7 @@ async def test_a_refused_subscription_is_an_error_and_the_connection_comes_back_
     choosy: Mosquitto, task_id: str, is_mqtt5: bool
 ) -> None:
     async with reader_of(choosy, STATUSES, options=replace(QUICK, is_mqtt5_tried=is_mqtt5)) as reader:
-        with pytest.raises(RefusedError, match="fedops/v1/#"):
+        with pytest.raises(PublishRefusedError, match="fedops/v1/#"):
             await reader.subscribe(["fedops/v1/#"])
         await reader.reconnect()
         await next_event(reader, Connected)

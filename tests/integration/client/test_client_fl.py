@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedops_mqtt.device.training_process import MODULE, Training, TrainingOptions
+from fedops_mqtt.device.training_process import MODULE, TrainingOptions, TrainingProcess
 from fedops_mqtt.protocol import MAX_METRICS, Outcome, Phase
 from fedops_mqtt.runtime.streams import OUTPUT_FOLDER, find_outputs, read_output
 from fedops_mqtt.training.pipe import EndedReport, Job, MetricsReport, PhaseReport, to_line
@@ -24,13 +24,13 @@ class Trial:
     def __init__(self, job: Job) -> None:
         self.phases: list[PhaseReport] = []
         self.metrics: list[MetricsReport] = []
-        self.is_heard = asyncio.Event()
+        self.is_connected = asyncio.Event()
         self.is_training = asyncio.Event()
         options = TrainingOptions(state_folder=job.state_folder, stop_grace_s=10, run_limit_s=60, stderr_lines=20)
-        self.training = Training(job=job, options=options, on_report=self._take)
+        self.training = TrainingProcess(job=job, options=options, on_report=self._take)
 
     def _take(self, report: PhaseReport | MetricsReport) -> None:
-        self.is_heard.set()
+        self.is_connected.set()
         if isinstance(report, MetricsReport):
             self.metrics.append(report)
             return
@@ -118,7 +118,7 @@ async def test_a_classic_server_that_is_not_up_yet_is_waited_for(serve_fl: Serve
     trial = Trial(job)
     async with asyncio.TaskGroup() as group:
         running = group.create_task(trial.run(), name="trial")
-        await trial.is_heard.wait()
+        await trial.is_connected.wait()
         await serve_fl("grpc", address, "1")
     assert running.result().outcome is Outcome.FINISHED
 

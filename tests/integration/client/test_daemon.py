@@ -111,7 +111,7 @@ async def test_a_stop_that_comes_first_prevents_its_start(run_daemon: RunDaemon,
     await operator.until_condition(ClientCondition.ONLINE)
     await operator.stop()
     await operator.until_condition(ClientCondition.ONLINE)
-    assert daemon.client.facts.tombstones
+    assert daemon.client.facts.stop_records
     await operator.trigger("127.0.0.1:1")
     refused = await operator.until(lambda status: status.last_trigger is not None)
     assert refused.last_trigger is not None

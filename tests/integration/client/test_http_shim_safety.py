@@ -11,10 +11,10 @@ from ssl import SSLContext, create_default_context
 import httpx
 import pytest
 
-from fedops_mqtt.client.client_managers import OldManagers
+from fedops_mqtt.client.client_managers import ClientManagers
 from fedops_mqtt.client.client_utils import FLClientStatus
-from fedops_mqtt.client.http_shim import ShimExposedError, allowed_servers, door_rules, make_shim, serving
-from fedops_mqtt.core.client_events import LocalStart, Verdict
+from fedops_mqtt.client.http_shim import ShimExposedError, access_rules, allowed_servers, make_shim, serving
+from fedops_mqtt.core.client_events import LocalStart, StartDecision
 from fedops_mqtt.enrolment.authority import Credentials, issue, make_authority
 from fedops_mqtt.protocol import Answer
 from fedops_mqtt.runtime.settings import ClientSettings
@@ -31,18 +31,18 @@ Starts = list[LocalStart]
 async def shim(address: str, starts: Starts | None = None, **settings: object) -> AsyncIterator[httpx.AsyncClient]:
     made = ClientSettings(http=address, **settings)  # type: ignore[arg-type]
 
-    async def start(asked: LocalStart) -> Verdict:
+    async def start(asked: LocalStart) -> StartDecision:
         (starts if starts is not None else []).append(asked)
-        return Verdict(answer=Answer.ACCEPTED)
+        return StartDecision(answer=Answer.ACCEPTED)
 
     app = make_shim(
         view=lambda: FLClientStatus(client_mac=START["client_mac"]),
         start=start,
-        managers=OldManagers.from_settings(made, "t"),
+        managers=ClientManagers.from_settings(made, "t"),
         may_start_at=allowed_servers(made),
         starts_by_get=made.http_get_start,
     )
-    async with serving(app, address, door_rules(made)) as where:
+    async with serving(app, address, access_rules(made)) as where:
         port = where.rpartition(":")[2]
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
             yield client

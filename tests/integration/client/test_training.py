@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fedops_mqtt.device.training_process import Training, TrainingOptions, mark_of
+from fedops_mqtt.device.training_process import TrainingOptions, TrainingProcess, mark_of
 from fedops_mqtt.protocol import Outcome, Phase
 from fedops_mqtt.runtime.orphans import MARK, sweep
 from fedops_mqtt.training.pipe import EndedReport, Job, MetricsReport, PhaseReport
@@ -68,7 +68,7 @@ class Trial:
             stderr_lines=20,
             command=(sys.executable, "-c", PREAMBLE + program),
         )
-        self.training = Training(job=job_for(folder), options=options, on_report=self._take)
+        self.training = TrainingProcess(job=job_for(folder), options=options, on_report=self._take)
 
     def _take(self, report: PhaseReport | MetricsReport) -> None:
         self.reports.append(report)
@@ -199,7 +199,7 @@ async def test_a_program_that_cannot_be_started_is_failed_with_the_cause(tmp_pat
     options = TrainingOptions(
         state_folder=tmp_path, stop_grace_s=1, run_limit_s=5, stderr_lines=20, command=("/none/python",)
     )
-    ended = await Training(job=job_for(tmp_path), options=options, on_report=print).run()
+    ended = await TrainingProcess(job=job_for(tmp_path), options=options, on_report=print).run()
     assert ended.outcome is Outcome.FAILED
     assert "could not be started" in (ended.reason or "")
 

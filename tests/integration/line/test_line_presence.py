@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import FedAvg
 from line_parts import WAIT_S, Gate, Lines, a_metric, ask, ask_in_thread, echo_app, mac_of
 
 from fedops_mqtt.line.client_session import RunEnd
-from fedops_mqtt.line.grid import RunOverError, TooFewClientsError
+from fedops_mqtt.line.grid import BelowQuorumError, RunEndedError
 from fedops_mqtt.line.identity import node_id_of
 from fedops_mqtt.line.runner import Joined, LineRunner
 from fedops_mqtt.line.token import make_token
@@ -193,7 +193,7 @@ def test_too_few_clients_end_the_run_with_the_names_of_those_who_left(lines: Lin
     victim.process.kill()
     lines.changes.wait("lost")
     server.grid._limits = type(server.grid._limits)(join_s=0.3)
-    with pytest.raises(TooFewClientsError) as caught:
+    with pytest.raises(BelowQuorumError) as caught:
         server.grid.get_node_ids()
     assert (caught.value.present, caught.value.needed) == (1, 2)
     assert f"{mac_of(1)} (connection closed)" in str(caught.value)
@@ -201,21 +201,21 @@ def test_too_few_clients_end_the_run_with_the_names_of_those_who_left(lines: Lin
 
 def test_nobody_at_all_ends_the_run_after_the_join_limit(lines: Lines) -> None:
     server = lines.serve(limits={"join_s": 0.2})
-    with pytest.raises(TooFewClientsError, match=r"too few clients: 0 after 0.2 s, 1 needed"):
+    with pytest.raises(BelowQuorumError, match=r"too few clients: 0 after 0.2 s, 1 needed"):
         server.grid.get_node_ids()
 
 
 def test_a_strategy_that_waits_for_more_than_our_minimum_is_ended_too(lines: Lines) -> None:
     server = lines.serve(limits={"join_s": 1.5})
     lines.join(server, echo_app())
-    with pytest.raises(TooFewClientsError, match="the strategy waits for more"):
+    with pytest.raises(BelowQuorumError, match="the strategy waits for more"):
         FedAvg(min_available_nodes=2).start(grid=server.grid, initial_arrays=ArrayRecord(), num_rounds=1)
 
 
 def test_the_run_limit_ends_a_round(lines: Lines) -> None:
     server, gate = lines.serve(limits={"run_s": 2.0}), Gate()
     lines.join(server, echo_app(gate))
-    with pytest.raises(RunOverError, match="over its limit of 2 s"):
+    with pytest.raises(RunEndedError, match="over its limit of 2 s"):
         ask(server)
     gate.opened.set()
 
@@ -226,7 +226,7 @@ def test_an_interrupt_ends_a_round_and_the_clients_are_stopped(lines: Lines) -> 
     results = ask_in_thread(server)
     gate.wait_entered()
     server.interrupt(RunOutcome.STOPPED, "by the user")
-    assert isinstance(results.get(timeout=WAIT_S), RunOverError)
+    assert isinstance(results.get(timeout=WAIT_S), RunEndedError)
     server.close(RunOutcome.STOPPED, "by the user")
     assert client.ended.wait(WAIT_S)
     gate.opened.set()
@@ -292,13 +292,13 @@ def test_a_client_moves_to_a_relaunched_server_with_its_state_and_its_work(lines
     ask_in_thread(old)
     gate.wait_entered()
     new = lines.serve(launch=2)
-    client.runner.aim(new.address, 2)
+    client.runner.redirect(new.address, 2)
     lines.changes.wait("joined", count=2)
     gate.opened.set()
     (reply,) = ask(new)
     assert reply.metadata.src_node_id == node_id_of(mac_of(1))
     assert rounds_seen == [1, 2, 3]
-    client.runner.aim(old.address, 1)
+    client.runner.redirect(old.address, 1)
     (reply,) = ask(new)
     assert reply.has_content()
 

@@ -29,7 +29,7 @@ from flwr.serverapp.strategy import (
 from line_parts import Lines, echo_app, mac_of
 
 from fedops_mqtt.line.classic import start_classic
-from fedops_mqtt.line.grid import TooFewClientsError
+from fedops_mqtt.line.grid import BelowQuorumError
 from fedops_mqtt.line.identity import node_id_of
 from fedops_mqtt.line.limits import LineCompression
 from fedops_mqtt.line.runner import Joined, make_context
@@ -206,7 +206,7 @@ def test_initial_parameters_may_come_from_a_client(join_all: Callable[..., Any])
 def test_a_classic_strategy_that_needs_more_clients_ends_too(join_all: Callable[..., Any]) -> None:
     server, _ = join_all(classic_app(), 1, limits={"join_s": 1.0})
     parameters = ndarrays_to_parameters(START)
-    with pytest.raises(TooFewClientsError, match="2 are needed"):
+    with pytest.raises(BelowQuorumError, match="2 are needed"):
         start_classic(grid=server.grid, strategy=ClassicFedAvg(initial_parameters=parameters), num_rounds=1)
 
 

@@ -15,7 +15,7 @@ import psutil
 
 from fedops_mqtt.bus import BusOptions, Connection, MemoryEpochs, Mosquitto, Received, StatusOwner, new_instance
 from fedops_mqtt.core.client import Client, Identity, apply
-from fedops_mqtt.core.client_events import Event, Left, Progressed, TrainingEnded
+from fedops_mqtt.core.client_events import Event, Progressed, ShutDown, TrainingEnded
 from fedops_mqtt.core.client_status import last_will, snapshot
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.manager import run_manager
@@ -225,7 +225,7 @@ class Device:
         self.owner.update()
 
     def finishes(self, outcome: Outcome = Outcome.FINISHED, reason: str | None = None) -> None:
-        mine = self.client.facts.in_hand
+        mine = self.client.facts.active_training
         assert mine is not None
         self.happens(TrainingEnded(run_id=mine.run_id, attempt=mine.attempt, outcome=outcome, reason=reason))
 
@@ -236,21 +236,21 @@ class Device:
                 if isinstance(message, StartTrigger) and not self.is_deaf:
                     self.starts.append(message)
                     self.happens(message)
-                    if self.client.facts.in_hand:
+                    if self.client.facts.active_training:
                         self.happens(Progressed(phase=Phase.TRAINING, round=1))
                 elif isinstance(message, StopTrigger):
                     self.stops.append(message)
                     if self.is_stubborn:
                         continue
                     self.happens(message)
-                    if self.client.facts.in_hand:
+                    if self.client.facts.active_training:
                         self.finishes(Outcome.STOPPED, "stopped")
 
     def _say(self, stamp: Stamp) -> ClientStatus:
         return snapshot(self.client, stamp, at=utc_now(), heartbeat_s=self._heartbeat_s, agent={})
 
     def _say_goodbye(self, stamp: Stamp, reason: str) -> ClientStatus:
-        self.client = apply(self.client, Left(reason=reason)).client
+        self.client = apply(self.client, ShutDown(reason=reason)).client
         return self._say(stamp)
 
     def _say_will(self, stamp: Stamp) -> ClientStatus:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedops_mqtt.aggregation.final_status import keep_last_word
+from fedops_mqtt.aggregation.final_status import keep_final_status
 from fedops_mqtt.bus import BusOptions, Connection, MemoryEpochs, NotConnectedError, StatusOwner, new_instance
 from fedops_mqtt.core.fencing import LAST_SEQ, Stamp
 from fedops_mqtt.protocol import (
@@ -83,7 +83,7 @@ async def main(folder: Path) -> int:
                     with suppress(NotConnectedError):
                         await bus.publish(topics.server_metrics(settings.task_id), metrics)
                     words.status, words.reason = status, (folder / name).read_text() or None
-                    keep_last_word(settings.last_word_file, say(Stamp(owner.epoch, LAST_SEQ - 1)))
+                    keep_final_status(settings.final_status_file, say(Stamp(owner.epoch, LAST_SEQ - 1)))
                     if (folder / "unheard").exists():
                         return 0
                     owner.update()

@@ -17,17 +17,17 @@ from prometheus_client.parser import text_string_to_metric_families as parse_pro
 from fedops_mqtt.protocol import MetricsKind, Outcome, topics, utc_now
 from fedops_mqtt.protocol.messages import ClientMetrics
 
-News = tuple[str, dict[str, Any]]
+FleetChange = tuple[str, dict[str, Any]]
 
 
 @asynccontextmanager
-async def stream(api: Api, path: str = "/api/v1/events", **query: Any) -> AsyncIterator[AsyncIterator[News]]:
+async def stream(api: Api, path: str = "/api/v1/events", **query: Any) -> AsyncIterator[AsyncIterator[FleetChange]]:
     async with api.http.stream("GET", path, params=query) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         yield read(answer.aiter_lines())
 
 
-async def read(lines: AsyncIterator[str]) -> AsyncIterator[News]:
+async def read(lines: AsyncIterator[str]) -> AsyncIterator[FleetChange]:
     kind = ""
     async for line in lines:
         if line.startswith("event: "):
@@ -36,7 +36,7 @@ async def read(lines: AsyncIterator[str]) -> AsyncIterator[News]:
             yield kind, json.loads(line.removeprefix("data: "))
 
 
-async def news_when(news: AsyncIterator[News], kind: str, /, **facts: Any) -> dict[str, Any]:
+async def news_when(news: AsyncIterator[FleetChange], kind: str, /, **facts: Any) -> dict[str, Any]:
     async with asyncio.timeout(PATIENCE_S):
         async for each, record in news:
             if each == kind and all(record.get(name) == value for name, value in facts.items()):

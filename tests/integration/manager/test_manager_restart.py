@@ -92,7 +92,7 @@ async def test_a_manager_that_is_told_to_end_says_goodbye_and_leaves_its_runs_al
             await api.training(run_id)
             manager.process.send_signal(signal.SIGTERM)
             assert await manager.gone() == 0
-        assert (await last_word(reader, ManagerCondition.MANAGER_OUT)).reason == "shutdown"
+        assert (await final_status(reader, ManagerCondition.MANAGER_OUT)).reason == "shutdown"
         server = house.server()
         assert server.is_running()
 
@@ -119,7 +119,7 @@ async def test_a_second_manager_waits_says_so_and_takes_over_with_a_higher_term(
                 a.finishes()
                 b.finishes()
                 assert (await api.ended(run_id))["outcome"] == "completed"
-        assert (await last_word(bus, ManagerCondition.LEADING, term=term + 1)).term > term
+        assert (await final_status(bus, ManagerCondition.LEADING, term=term + 1)).term > term
         assert len(a.starts) == 1
 
 
@@ -168,7 +168,7 @@ async def test_of_two_managers_that_share_a_broker_but_no_database_the_older_one
     async with asyncio.timeout(60):
         await ready.wait()
         async with Connection(house.broker.url, subscriptions=[str(topics.manager_status())]) as reader:
-            await last_word(reader, ManagerCondition.LEADING)
+            await final_status(reader, ManagerCondition.LEADING)
         async with house.managed(state_dir=house.folder / "newer"):
             assert await life == ExitCode.RIVAL
     assert "a newer process" in said[-1]
@@ -185,7 +185,7 @@ def journal_of(house: House) -> Journal:
     return Journal(f"sqlite:///{house.folder / 'state/manager.db'}")
 
 
-async def last_word(reader: Connection, status: ManagerCondition, *, term: int = 1) -> ManagerStatus:
+async def final_status(reader: Connection, status: ManagerCondition, *, term: int = 1) -> ManagerStatus:
     async with asyncio.timeout(20):
         async for event in reader.events():
             word = event.message if isinstance(event, Received) else None

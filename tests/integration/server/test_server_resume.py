@@ -57,7 +57,7 @@ async def run_killed_in_round_3(house: House, bus: Bus) -> tuple[list[Client], S
     second = house.spawn("fedadam", launch=2, **options)
     address = await bus.ready(2)
     for client in clients:
-        client.runner.aim(address, 2)
+        client.runner.redirect(address, 2)
     gate.opened.set()
     last = await bus.final(2)
     assert await second.wait() == 0

@@ -2,16 +2,16 @@
 
 import pytest
 
-from fedops_mqtt.bridge.peer_state import Link
-from fedops_mqtt.bridge.peers import Caller, Links
+from fedops_mqtt.bridge.peer_state import PeerState
+from fedops_mqtt.bridge.peers import Caller, Peers
 
 ONE, TWO, ALIAS = "02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:03"
 
 
 def link(
     mac: str, *, own_mac: str | None = None, task_id: str = "t", host: str = "10.0.0.1", busy: bool = False
-) -> Link:
-    return Link(
+) -> PeerState:
+    return PeerState(
         name=mac,
         peer=None,
         client_mac=mac,
@@ -22,8 +22,8 @@ def link(
     )
 
 
-def found(links: list[Link], **caller: str) -> str | None:
-    who = Links(links).find(Caller(**caller), expected=lambda each: each.is_training)
+def found(links: list[PeerState], **caller: str) -> str | None:
+    who = Peers(links).find(Caller(**caller), expected=lambda each: each.is_training)
     return who.client_mac if who else None
 
 

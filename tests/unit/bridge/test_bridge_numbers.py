@@ -5,7 +5,7 @@ import base64
 import pytest
 
 from fedops_mqtt.bridge.app import BridgeConfigError, clients_in, doors_of
-from fedops_mqtt.bridge.fedops_http_client import OldClientError, OnlineAnswer
+from fedops_mqtt.bridge.fedops_http_client import FedOpsHttpError, OnlineAnswer
 from fedops_mqtt.bridge.numbers import ReportError, client_report, count_in, parse_report, server_numbers
 from fedops_mqtt.protocol import MetricsKind
 from fedops_mqtt.runtime.http_access import credentials_in
@@ -52,7 +52,7 @@ def test_both_generations_say_the_same(body: bytes) -> None:
 
 @pytest.mark.parametrize("body", [b"<html>", b"{}", b'{"task_id": "a b", "client_mac": "me"}'])
 def test_another_programs_answer_is_not_taken_for_a_status(body: bytes) -> None:
-    with pytest.raises(OldClientError, match="something else than a status"):
+    with pytest.raises(FedOpsHttpError, match="something else than a status"):
         OnlineAnswer.parse("http://pi", body)
 
 

@@ -1,7 +1,7 @@
 """The inbox: order, and what goes when the reader cannot keep up."""
 
 from fedops_mqtt.bus import BusEvent, Connected, Disconnected, Malformed, Received
-from fedops_mqtt.bus.event_buffer import Inbox
+from fedops_mqtt.bus.event_buffer import EventBuffer
 from fedops_mqtt.protocol import ClientMetrics, ClientStatus, StartTrigger, TopicError, topics, utc_now
 
 MAC = "02:00:00:00:00:01"
@@ -27,7 +27,7 @@ def trigger() -> Received:
 
 
 def test_events_come_out_in_the_order_they_went_in() -> None:
-    inbox, events = Inbox(), [said(1, 1), numbers(), said(1, 2)]
+    inbox, events = EventBuffer(), [said(1, 1), numbers(), said(1, 2)]
     for event in events:
         inbox.put(event)
     assert inbox.take() == events[0]
@@ -36,7 +36,7 @@ def test_events_come_out_in_the_order_they_went_in() -> None:
 
 
 def test_past_the_mark_only_what_is_still_true_stays() -> None:
-    inbox = Inbox(mark=8)
+    inbox = EventBuffer(mark=8)
     garbage = Malformed("x", TopicError("x", "none"))
     start = trigger()
     connected, lost = Connected("5", 0.0), Disconnected("away")
@@ -47,7 +47,7 @@ def test_past_the_mark_only_what_is_still_true_stays() -> None:
 
 
 def test_a_stale_word_that_arrives_last_does_not_push_out_the_truth() -> None:
-    inbox = Inbox(mark=2)
+    inbox = EventBuffer(mark=2)
     truth, late = said(2, 1), said(1, 9)
     inbox.put(truth)
     inbox.put(late)
@@ -55,14 +55,14 @@ def test_a_stale_word_that_arrives_last_does_not_push_out_the_truth() -> None:
 
 
 def test_a_flood_keeps_the_inbox_small() -> None:
-    inbox = Inbox(mark=100)
+    inbox = EventBuffer(mark=100)
     for n in range(10_000):
         inbox.put(said(1, n))
     assert len(inbox.take_all()) <= 100
 
 
 def test_a_fleet_larger_than_the_mark_is_kept_whole() -> None:
-    inbox = Inbox(mark=10)
+    inbox = EventBuffer(mark=10)
     fleet = [said(1, 1, task_id=f"t{n}") for n in range(500)]
     for event in fleet:
         inbox.put(event)

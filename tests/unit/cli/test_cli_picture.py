@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from fedops_mqtt.bus import Cleared, Connected, Disconnected, Received
-from fedops_mqtt.cli.fleet_view import Picture, Record
+from fedops_mqtt.cli.fleet_view import FleetView, Record
 from fedops_mqtt.cli.live import draw, sparkline
 from fedops_mqtt.cli.logs import FactsFormatter
 from fedops_mqtt.cli.output import as_line, as_text, in_a_cell, pad_lines, print_records, print_records_as_lines
@@ -45,85 +45,85 @@ def metrics(round_: int, accuracy: float) -> ServerMetrics:
     )
 
 
-def hear(picture: Picture, message: Message, *, now: float = 0.0, is_retained: bool = False) -> Record | None:
-    return picture.take(Received(topics.manager_status(), message, is_retained), now)
+def hear(fleet_view: FleetView, message: Message, *, now: float = 0.0, is_retained: bool = False) -> Record | None:
+    return fleet_view.take(Received(topics.manager_status(), message, is_retained), now)
 
 
 def test_a_heartbeat_is_no_change_and_a_new_status_is() -> None:
-    picture = Picture()
-    assert hear(picture, client(1)) is not None
-    assert hear(picture, client(2)) is None
-    changed = hear(picture, client(3, ClientCondition.TRAIN_STARTED))
+    fleet_view = FleetView()
+    assert hear(fleet_view, client(1)) is not None
+    assert hear(fleet_view, client(2)) is None
+    changed = hear(fleet_view, client(3, ClientCondition.TRAIN_STARTED))
     assert changed is not None
     assert changed["status"] == "train-started"
 
 
 def test_a_late_will_changes_nothing() -> None:
-    picture = Picture()
-    hear(picture, client(1, epoch=2))
-    assert hear(picture, client(LAST_SEQ, ClientCondition.CLIENT_OUT, reason="lost")) is None
-    assert picture.clients()[0].status.status is ClientCondition.ONLINE
+    fleet_view = FleetView()
+    hear(fleet_view, client(1, epoch=2))
+    assert hear(fleet_view, client(LAST_SEQ, ClientCondition.CLIENT_OUT, reason="lost")) is None
+    assert fleet_view.clients()[0].status.status is ClientCondition.ONLINE
 
 
 def test_a_silent_client_is_told_once_as_out() -> None:
-    picture = Picture()
-    picture.take(Connected("5", 0.0), 0.0)
-    hear(picture, client(1))
-    (out,) = picture.expire(31.0)
+    fleet_view = FleetView()
+    fleet_view.take(Connected("5", 0.0), 0.0)
+    hear(fleet_view, client(1))
+    (out,) = fleet_view.expire(31.0)
     assert (out["presence"], out["why"]) == ("out", "silent")
-    assert picture.expire(32.0) == []
+    assert fleet_view.expire(32.0) == []
 
 
 def test_nobody_expires_while_the_watcher_is_deaf() -> None:
-    picture = Picture()
-    picture.take(Connected("5", 0.0), 0.0)
-    hear(picture, client(1))
-    assert picture.take(Disconnected("gone"), 1.0) == {"kind": "bus", "status": "lost", "why": "gone"}
-    assert picture.expire(1000.0) == []
+    fleet_view = FleetView()
+    fleet_view.take(Connected("5", 0.0), 0.0)
+    hear(fleet_view, client(1))
+    assert fleet_view.take(Disconnected("gone"), 1.0) == {"kind": "bus", "status": "lost", "why": "gone"}
+    assert fleet_view.expire(1000.0) == []
 
 
 def test_a_cleared_client_is_forgotten() -> None:
-    picture = Picture()
-    hear(picture, client(1))
-    gone = picture.take(Cleared(topics.client_status(TASK, MAC)), 1.0)
+    fleet_view = FleetView()
+    hear(fleet_view, client(1))
+    gone = fleet_view.take(Cleared(topics.client_status(TASK, MAC)), 1.0)
     assert gone == {"kind": "client", "task_id": TASK, "client_mac": MAC, "status": "forgotten"}
-    assert list(picture.records()) == []
+    assert list(fleet_view.records()) == []
 
 
 def test_a_round_that_is_done_again_replaces_what_followed_it() -> None:
-    picture = Picture()
+    fleet_view = FleetView()
     for round_, accuracy in ((0, 0.1), (1, 0.8), (2, 0.9), (1, 0.7)):
-        hear(picture, metrics(round_, accuracy))
-    assert [(each.round, each.metrics["accuracy"]) for each in picture.history[TASK, "r1"]] == [(0, 0.1), (1, 0.7)]
+        hear(fleet_view, metrics(round_, accuracy))
+    assert [(each.round, each.metrics["accuracy"]) for each in fleet_view.history[TASK, "r1"]] == [(0, 0.1), (1, 0.7)]
 
 
 def test_the_screen_shows_clients_runs_and_accuracy() -> None:
-    picture = Picture()
-    picture.take(Connected("5", 0.0), 0.0)
-    hear(picture, client(1, client_name="device-1"))
+    fleet_view = FleetView()
+    fleet_view.take(Connected("5", 0.0), 0.0)
+    hear(fleet_view, client(1, client_name="device-1"))
     values = {"train_loss": 0.25, "num-examples": 7}
     numbers = ClientMetrics(
         kind=MetricsKind.ROUND, task_id=TASK, client_mac=MAC, instance="i", values=values, at=utc_now()
     )
-    hear(picture, numbers)
-    hear(picture, run(1, round=2, num_rounds=5, metrics={"accuracy": 0.875}))
+    hear(fleet_view, numbers)
+    hear(fleet_view, run(1, round=2, num_rounds=5, metrics={"accuracy": 0.875}))
     for round_, accuracy in ((0, 0.0), (1, 0.5), (2, 1.0)):
-        hear(picture, metrics(round_, accuracy))
+        hear(fleet_view, metrics(round_, accuracy))
     console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
-        console.print(draw(picture, now=65.0, height=40))
+        console.print(draw(fleet_view, now=65.0, height=40))
         shown = console.export_text()
     for expected in ("device-1", "online", "train_loss 0.25", "1:05", "2/5", "0.875", "▁▅█", "connected; no manager"):
         assert expected in shown
 
 
 def test_a_fleet_larger_than_the_screen_is_cut_and_says_so() -> None:
-    picture = Picture()
+    fleet_view = FleetView()
     for number in range(100):
-        hear(picture, client(1, client_mac=f"02:00:00:00:00:{number:02x}"))
+        hear(fleet_view, client(1, client_mac=f"02:00:00:00:00:{number:02x}"))
     console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
-        console.print(draw(picture, now=0.0, height=30))
+        console.print(draw(fleet_view, now=0.0, height=30))
         shown = console.export_text()
     assert len(shown.splitlines()) <= 30
     assert "and 88 more" in shown
@@ -132,7 +132,7 @@ def test_a_fleet_larger_than_the_screen_is_cut_and_says_so() -> None:
 def test_empty_states_say_what_to_do() -> None:
     console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
-        console.print(draw(Picture(), now=0.0, height=30))
+        console.print(draw(FleetView(), now=0.0, height=30))
         shown = console.export_text()
     assert "connecting to the broker" in shown
     assert "fedops-mqtt client" in shown
@@ -157,20 +157,20 @@ def test_nothing_that_others_chose_reaches_the_terminal_as_a_control_character(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     evil = "a\x1b]0;owned\x07\x9b31m\rb\u202e"
-    picture = Picture()
-    hear(picture, client(1, client_name=evil, reason=evil))
-    hear(picture, client(2, ClientCondition.CLIENT_OUT, client_name=evil, reason=evil))
+    fleet_view = FleetView()
+    hear(fleet_view, client(1, client_name=evil, reason=evil))
+    hear(fleet_view, client(2, ClientCondition.CLIENT_OUT, client_name=evil, reason=evil))
     said = ClientMetrics(
         kind=MetricsKind.ROUND, task_id=TASK, client_mac=MAC, instance="i", values={evil: 1.0}, at=utc_now()
     )
-    hear(picture, said)
-    hear(picture, run(1, reason=evil))
-    hear(picture, ServerMetrics(task_id=TASK, run_id="r1", round=1, metrics={evil: 1e300}, at=utc_now()))
+    hear(fleet_view, said)
+    hear(fleet_view, run(1, reason=evil))
+    hear(fleet_view, ServerMetrics(task_id=TASK, run_id="r1", round=1, metrics={evil: 1e300}, at=utc_now()))
     screen = io.StringIO()
-    Console(file=screen, width=200, force_terminal=False).print(draw(picture, now=1.0, height=40))
-    print_records(list(picture.records()), ("client_name", "why", "metrics"), is_json=False)
-    print_records_as_lines(picture.records(), is_json=False)
-    print_records_as_lines(picture.records(), is_json=True)
+    Console(file=screen, width=200, force_terminal=False).print(draw(fleet_view, now=1.0, height=40))
+    print_records(list(fleet_view.records()), ("client_name", "why", "metrics"), is_json=False)
+    print_records_as_lines(fleet_view.records(), is_json=False)
+    print_records_as_lines(fleet_view.records(), is_json=True)
     record = logging.LogRecord("x", logging.INFO, "f", 1, f"{evil}\nforged line", None, None)
     record.reason = evil
     shown = screen.getvalue() + capsys.readouterr().out + FactsFormatter().format(record)

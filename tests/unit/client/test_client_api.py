@@ -12,7 +12,7 @@ from fedops_mqtt.client.client_api import (
     ClientManagerAPI,
     ClientMangerAPI,
     ClientServerAPI,
-    NobodySpeaksError,
+    NoActiveBackendError,
     current_speaker,
     speaking,
 )
@@ -100,7 +100,7 @@ def test_the_last_that_began_speaks_and_without_any_it_is_said() -> None:
         with speaking(second):
             assert current_speaker() is second
         assert current_speaker() is first
-    with pytest.raises(NobodySpeaksError, match="through an FLClientTask"):
+    with pytest.raises(NoActiveBackendError, match="through an FLClientTask"):
         ClientServerAPI("t").get_port()
 
 

@@ -1,11 +1,11 @@
 """What W&B shows of a round: both of its messages, its time, and the bytes that are its own."""
 
-from fedops_mqtt.line.runner import Answered
+from fedops_mqtt.line.runner import MessageAnswered
 from fedops_mqtt.training.wandb_rounds import ShownRounds
 
 
-def answered(kind: str, round_: int) -> Answered:
-    return Answered(kind=kind, round=round_, seconds=2.0, metrics={f"{kind}_loss": 0.5})
+def answered(kind: str, round_: int) -> MessageAnswered:
+    return MessageAnswered(kind=kind, round=round_, seconds=2.0, metrics={f"{kind}_loss": 0.5})
 
 
 def test_a_rounds_time_and_bytes_are_its_own() -> None:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from fedops_mqtt.client.client_utils import ManagerData, NoMacAddressError, get_hostname, get_mac_address, view_of
 from fedops_mqtt.core.client import Client, Identity, apply
-from fedops_mqtt.core.client_events import Left, LocalStart, TrainingEnded
+from fedops_mqtt.core.client_events import LocalStart, ShutDown, TrainingEnded
 from fedops_mqtt.protocol import Outcome, normalise_mac
 
 CLIENT = Client(
@@ -24,7 +24,7 @@ def test_a_view_follows_the_client() -> None:
     assert (view_of(training).client_start, view_of(training).server_IP) == (True, "h:1")
     failed = apply(training, TrainingEnded(run_id="local-1", attempt=1, outcome=Outcome.FAILED)).client
     assert (view_of(failed).client_start, view_of(failed).client_fail) == (False, True)
-    assert view_of(apply(failed, Left(reason="shutdown")).client).client_online is False
+    assert view_of(apply(failed, ShutDown(reason="shutdown")).client).client_online is False
 
 
 def test_the_first_names_say_the_same_and_the_model_that_is_made_next() -> None:

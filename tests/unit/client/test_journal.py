@@ -12,24 +12,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedops_mqtt.core.client_state import Facts, InHand
-from fedops_mqtt.device.journal import DaemonRunningError, Journal, identity_dir, identity_lock
+from fedops_mqtt.core.client_state import ActiveTraining, ClientState
+from fedops_mqtt.device.journal import ClientJournal, DaemonRunningError, identity_dir, identity_lock
 from fedops_mqtt.protocol import IdentityError
 
 MAC = "02:00:00:00:00:01"
-FACTS = Facts(term=3, in_hand=InHand(run_id="r", attempt=1, launch=1, server_ip="h:1", is_local=False))
+FACTS = ClientState(
+    term=3, active_training=ActiveTraining(run_id="r", attempt=1, launch=1, server_ip="h:1", is_local=False)
+)
 
 
 def test_facts_come_back_as_they_were_saved(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "deep" / "er")
-    assert journal.load() == Facts()
+    journal = ClientJournal(tmp_path / "deep" / "er")
+    assert journal.load() == ClientState()
     journal.save(FACTS)
-    assert Journal(journal.folder).load() == FACTS
+    assert ClientJournal(journal.folder).load() == FACTS
     assert [path.name for path in journal.folder.iterdir()] == ["journal.json"]
 
 
 def test_the_same_facts_are_not_written_again(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
+    journal = ClientJournal(tmp_path)
     journal.save(FACTS)
     (tmp_path / "journal.json").unlink()
     journal.save(FACTS)
@@ -46,17 +48,17 @@ def _is_no_object(content: bytes) -> bool:
 def test_a_corrupt_journal_is_said_and_set_aside(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     folder = tmp_path_factory.mktemp("journal")
     (folder / "journal.json").write_bytes(content)
-    journal = Journal(folder)
-    assert journal.load() == Facts()
+    journal = ClientJournal(folder)
+    assert journal.load() == ClientState()
     assert (folder / "journal.corrupt").read_bytes() == content
     journal.save(FACTS)
-    assert Journal(folder).load() == FACTS
+    assert ClientJournal(folder).load() == FACTS
 
 
 def test_a_corrupt_journal_is_said_with_its_path(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "journal.json").write_bytes(b'{"term": "many"}')
     with caplog.at_level(logging.WARNING):
-        assert Journal(tmp_path).load() == Facts()
+        assert ClientJournal(tmp_path).load() == ClientState()
     assert [record.__dict__["path"] for record in caplog.records] == [str(tmp_path / "journal.json")]
 
 
@@ -93,7 +95,7 @@ def test_what_was_saved_is_synced_before_it_takes_its_place_and_the_place_after_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A power cut leaves the old facts or the new ones, and the new ones once `save` has returned."""
-    journal, done = Journal(tmp_path), []
+    journal, done = ClientJournal(tmp_path), []
     sync, replace_file = os.fsync, os.replace
 
     def note_sync(handle: int) -> None:

@@ -4,12 +4,12 @@ import asyncio
 
 from fedops_mqtt.device.load_meter import LoadMeter
 from fedops_mqtt.device.system_load import measure_load
-from fedops_mqtt.protocol import MetricsKind, Phase, RunInHand
+from fedops_mqtt.protocol import CurrentRun, MetricsKind, Phase
 from fedops_mqtt.runtime.background import alongside
 from fedops_mqtt.training.message_clock import PhaseClock
 from fedops_mqtt.training.pipe import MetricsReport
 
-IN_HAND = RunInHand(run_id="r", attempt=1, launch=1, phase=Phase.TRAINING, round=3)
+IN_HAND = CurrentRun(run_id="r", attempt=1, launch=1, phase=Phase.TRAINING, round=3)
 
 
 def test_a_reading_has_the_fields_of_fedops() -> None:
@@ -25,16 +25,16 @@ def test_a_reading_has_the_fields_of_fedops() -> None:
 async def test_it_is_measured_while_a_run_is_in_hand_and_not_before() -> None:
     told: asyncio.Queue[MetricsReport] = asyncio.Queue()
     asked = asyncio.Event()
-    in_hand: list[RunInHand] = []
+    active_training: list[CurrentRun] = []
 
-    def run() -> RunInHand | None:
+    def run() -> CurrentRun | None:
         asked.set()
-        return in_hand[0] if in_hand else None
+        return active_training[0] if active_training else None
 
     async with alongside(measure_load(run=run, tell=told.put_nowait, interval_s=0.01), name="load"):
         await asyncio.wait_for(asked.wait(), 10)
         assert told.empty()
-        in_hand.append(IN_HAND)
+        active_training.append(IN_HAND)
         report = await asyncio.wait_for(told.get(), 10)
     assert (report.kind, report.round) == (MetricsKind.SYSTEM, 3)
 

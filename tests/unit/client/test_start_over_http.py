@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from fedops_mqtt.client.client_managers import OldManagers
+from fedops_mqtt.client.client_managers import ClientManagers
 from fedops_mqtt.client.client_utils import FLClientStatus
 from fedops_mqtt.client.http_shim import make_shim
-from fedops_mqtt.core.client_events import LocalStart, Verdict
+from fedops_mqtt.core.client_events import LocalStart, StartDecision
 from fedops_mqtt.protocol import Answer
 
 MAC, OTHER = "02:00:00:00:00:01", "02:42:ac:11:00:02"
@@ -50,15 +50,15 @@ async def post(
 ) -> httpx.Response:
     """Send one `POST /start` to a shim whose managers are at `url`."""
 
-    async def start(asked: LocalStart) -> Verdict:
+    async def start(asked: LocalStart) -> StartDecision:
         starts.append(asked)
-        return Verdict(answer=Answer.ACCEPTED)
+        return StartDecision(answer=Answer.ACCEPTED)
 
     known = {"client_manager_url": url, "server_manager_url": url, "task_id": "t"}
     shim = make_shim(
         view=lambda: FLClientStatus(client_mac=MAC),
         start=start,
-        managers=OldManagers(**known | (managed or {})),
+        managers=ClientManagers(**known | (managed or {})),
         takes_any_mac=takes_any_mac,
     )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(shim), base_url="http://shim") as http:
@@ -146,7 +146,7 @@ async def test_a_manager_that_speaks_no_http_is_left(word: Any, caplog: pytest.L
         thread = threading.Thread(target=answer)
         thread.start()
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        await OldManagers(client_manager_url=url, server_manager_url=None, task_id="t").tell(word)
+        await ClientManagers(client_manager_url=url, server_manager_url=None, task_id="t").tell(word)
         thread.join()
     assert "was not told" in caplog.text
 

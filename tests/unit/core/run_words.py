@@ -5,14 +5,14 @@ from dataclasses import dataclass, field, replace
 
 from fedops_mqtt.core.fencing import LAST_SEQ
 from fedops_mqtt.core.fleet import Fleet
-from fedops_mqtt.core.run import Run, RunLimits, RunSpec, apply_all
+from fedops_mqtt.core.run import Run, RunDeadlines, RunSpec, apply_all
 from fedops_mqtt.core.run_events import (
     ClientChosen,
     MemberGaveUp,
     RunClosed,
     RunEvent,
     ServerLaunched,
-    StopSaid,
+    StopSent,
     TriggerFired,
 )
 from fedops_mqtt.core.run_plan import (
@@ -30,11 +30,11 @@ from fedops_mqtt.protocol import (
     Answer,
     ClientCondition,
     ClientStatus,
+    CurrentRun,
     LastRun,
     LastTrigger,
     Outcome,
     Phase,
-    RunInHand,
     ServerClient,
     ServerCondition,
     ServerStatus,
@@ -45,7 +45,9 @@ TASK = "digits"
 RUN = "run-1"
 A, B, C, D = (f"02:00:00:00:00:0{n}" for n in range(1, 5))
 AT = utc_now()
-LIMITS = RunLimits(trigger_answer_s=30, trigger_retry_s=5, server_start_s=60, join_s=120, run_s=3600, close_grace_s=10)
+LIMITS = RunDeadlines(
+    trigger_answer_s=30, trigger_retry_s=5, server_start_s=60, join_s=120, run_s=3600, close_grace_s=10
+)
 
 
 def client(
@@ -56,7 +58,7 @@ def client(
     seq: int = 1,
     instance: str = "i1",
     reason: str | None = None,
-    hand: RunInHand | None = None,
+    hand: CurrentRun | None = None,
     last_run: LastRun | None = None,
     answer: LastTrigger | None = None,
     heartbeat_s: float | None = None,
@@ -81,12 +83,12 @@ def will(mac: str = A, *, epoch: int = 1, instance: str = "i1") -> ClientStatus:
     return client(mac, ClientCondition.CLIENT_OUT, epoch=epoch, seq=LAST_SEQ, instance=instance, reason="lost")
 
 
-def hand(attempt: int = 1, launch: int = 1, phase: Phase = Phase.TRAINING, run_id: str = RUN) -> RunInHand:
-    return RunInHand(run_id=run_id, attempt=attempt, launch=launch, phase=phase)
+def hand(attempt: int = 1, launch: int = 1, phase: Phase = Phase.TRAINING, run_id: str = RUN) -> CurrentRun:
+    return CurrentRun(run_id=run_id, attempt=attempt, launch=launch, phase=phase)
 
 
-def answer(attempt: int = 1, verdict: Answer = Answer.ACCEPTED, reason: str | None = None) -> LastTrigger:
-    return LastTrigger(run_id=RUN, attempt=attempt, launch=1, answer=verdict, reason=reason)
+def answer(attempt: int = 1, decision: Answer = Answer.ACCEPTED, reason: str | None = None) -> LastTrigger:
+    return LastTrigger(run_id=RUN, attempt=attempt, launch=1, answer=decision, reason=reason)
 
 
 def ended(outcome: Outcome = Outcome.FINISHED, attempt: int = 1, reason: str | None = None) -> LastRun:
@@ -203,7 +205,7 @@ def events_of(actions: Iterable[Action]) -> Iterable[RunEvent]:
             case FireTrigger(client_mac=mac, attempt=attempt, instance=instance, launch=launch):
                 yield TriggerFired(mac, attempt, instance, launch)
             case StopClient(client_mac=mac):
-                yield StopSaid(mac)
+                yield StopSent(mac)
             case GiveUpMember(client_mac=mac, status=status, reason=reason):
                 yield MemberGaveUp(mac, status, reason)
             case CloseRun(outcome=outcome, reason=reason):

@@ -12,16 +12,16 @@ from pydantic import TypeAdapter
 from fedops_mqtt.core.client import Client, Identity, Step, apply, restore
 from fedops_mqtt.core.client_events import (
     Event,
-    Leaving,
-    Left,
     LocalStart,
     Progressed,
-    Reaim,
+    ServerMoved,
+    ShutDown,
+    ShutdownRequested,
     StartTraining,
     StopTraining,
     TrainingEnded,
 )
-from fedops_mqtt.core.client_state import MAX_ANSWERS, Facts
+from fedops_mqtt.core.client_state import MAX_ANSWERS, ClientState
 from fedops_mqtt.core.client_status import last_will, snapshot
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.core.reasons import is_interruption
@@ -41,7 +41,7 @@ from fedops_mqtt.protocol import (
 MAC = "02:00:00:00:00:01"
 ME = Identity(task_id="digits", client_mac=MAC, client_name="pi", instance="a")
 AT = utc_now()
-FACTS = TypeAdapter(Facts)
+FACTS = TypeAdapter(ClientState)
 
 
 def trigger(**changes: object) -> StartTrigger:
@@ -89,7 +89,7 @@ def test_the_same_trigger_again_gets_the_same_answer_and_starts_nothing() -> Non
     assert again.client == first.client
     finished = apply(first.client, ended()).client
     assert apply(finished, trigger()).action is None
-    assert apply(finished, trigger()).verdict == first.verdict
+    assert apply(finished, trigger()).decision == first.decision
 
 
 @pytest.mark.parametrize(
@@ -107,9 +107,9 @@ def test_the_same_trigger_again_gets_the_same_answer_and_starts_nothing() -> Non
 def test_a_trigger_that_does_not_fit_is_rejected_with_the_reason(changes: dict[str, object], reason: str) -> None:
     step = after(trigger(), trigger(**changes))
     assert step.action is None
-    assert step.verdict is not None
-    assert step.verdict.answer is Answer.REJECTED
-    assert reason in (step.verdict.reason or "")
+    assert step.decision is not None
+    assert step.decision.answer is Answer.REJECTED
+    assert reason in (step.decision.reason or "")
     assert step.client.run is not None
 
 
@@ -121,7 +121,7 @@ def test_a_finished_run_is_not_trained_again_but_a_failed_one_is_at_a_higher_att
 def test_a_higher_launch_of_the_run_in_hand_re_aims() -> None:
     step = after(trigger(gl_model=3), trigger(launch=2, server_ip="127.0.0.1:10", gl_model=4))
     assert step.client.facts.gl_model == 4
-    assert step.action == Reaim(server_ip="127.0.0.1:10", launch=2)
+    assert step.action == ServerMoved(server_ip="127.0.0.1:10", launch=2)
     assert step.client.run is not None
     assert step.client.run.launch == 2
     assert apply(step.client, trigger()).action is None
@@ -148,8 +148,8 @@ def test_a_stop_that_overtakes_its_start_prevents_it_even_across_a_restart() -> 
     assert apply(client, trigger()).action is None
     step = apply(restarted(client), trigger())
     assert step.action is None
-    assert step.verdict is not None
-    assert step.verdict.reason == "stopped"
+    assert step.decision is not None
+    assert step.decision.reason == "stopped"
     assert isinstance(apply(client, trigger(attempt=2)).action, StartTraining)
 
 
@@ -176,16 +176,16 @@ def test_a_run_that_is_gone_at_join_is_rejected_and_nothing_failed() -> None:
 
 
 def test_leaving_interrupts_what_trains_and_takes_nothing_new() -> None:
-    step = after(trigger(), Leaving())
+    step = after(trigger(), ShutdownRequested())
     assert isinstance(step.action, StopTraining)
     assert is_interruption(step.action.reason)
-    left = after(ended(Outcome.FAILED), Left(reason="shutdown"), client=step.client).client
+    left = after(ended(Outcome.FAILED), ShutDown(reason="shutdown"), client=step.client).client
     assert (left.condition, left.reason) == (ClientCondition.CLIENT_OUT, "shutdown")
     assert apply(left, trigger(run_id="r2")).action is None
 
 
 def test_leaving_in_a_hurry_says_that_the_training_was_interrupted() -> None:
-    client = after(trigger(), Left(reason="shutdown")).client
+    client = after(trigger(), ShutDown(reason="shutdown")).client
     assert client.condition is ClientCondition.CLIENT_OUT
     assert client.run is None
     assert client.facts.last_run is not None
@@ -199,9 +199,9 @@ def test_a_local_start_is_the_same_start_without_a_run_id() -> None:
     assert step.action.transport is None
     again = apply(step.client, start)
     assert (again.action, again.client) == (None, step.client)
-    assert again.verdict is not None
-    assert again.verdict.answer is Answer.ACCEPTED
-    other = apply(step.client, replace(start, server_ip="127.0.0.1:10")).verdict
+    assert again.decision is not None
+    assert again.decision.answer is Answer.ACCEPTED
+    other = apply(step.client, replace(start, server_ip="127.0.0.1:10")).decision
     assert other is not None
     assert other.answer is Answer.REJECTED
     named = apply(step.client, Progressed(phase=Phase.TRAINING, round=1, run_id="r7")).client
@@ -224,7 +224,7 @@ def test_memory_is_bounded_and_rejections_are_forgotten_first() -> None:
         client = apply(client, trigger(run_id=f"busy-{number}")).client
         client = apply(client, stop(run_id=f"gone-{number}")).client
     assert len(client.facts.answers) == MAX_ANSWERS
-    assert len(client.facts.tombstones) == MAX_ANSWERS
+    assert len(client.facts.stop_records) == MAX_ANSWERS
     assert apply(client, trigger()).action is None
 
 
@@ -269,8 +269,8 @@ def test_training_starts_at_most_once_per_run_and_attempt(script: list[Event | s
     for number, event in enumerate(script + replay):
         if event == "restart":
             client = restarted(client, f"n{number}")
-        elif event == "end" and client.facts.in_hand:
-            mine = client.facts.in_hand
+        elif event == "end" and client.facts.active_training:
+            mine = client.facts.active_training
             client = apply(client, ended(Outcome.FAILED, run_id=mine.run_id, attempt=mine.attempt)).client
         elif not isinstance(event, str):
             step = apply(client, event)

@@ -201,5 +201,5 @@ def test_the_tally_is_what_a_count_of_everybody_gives(
         else:
             fleet.forget(topics.client_status(TASK, A if what.endswith("A") else B))
         views = fleet.clients.values()
-        assert +fleet.tally == Counter((TASK, view.presence, view.status.status) for view in views)
+        assert +fleet.counts == Counter((TASK, view.presence, view.status.status) for view in views)
         assert fleet.num_here == sum(not view.is_out for view in views)

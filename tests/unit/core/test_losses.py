@@ -2,18 +2,18 @@
 
 from run_words import TASK, A, client, will
 
-from fedops_mqtt.core.dropped_messages import MIN_UNHEARD, Losses
+from fedops_mqtt.core.dropped_messages import MIN_UNHEARD, DroppedMessageDetector
 
 MACS = [f"02:00:00:00:00:{number:02x}" for number in range(1, MIN_UNHEARD + 1)]
 
 
-def speak_on(losses: Losses, macs: list[str], *, is_retained: bool = False) -> None:
+def speak_on(losses: DroppedMessageDetector, macs: list[str], *, is_retained: bool = False) -> None:
     for mac in macs:
         losses.note(client(mac, seq=7), is_known=False, is_retained=is_retained)
 
 
 def test_what_the_broker_dropped_before_we_listened_is_no_loss_of_ours() -> None:
-    losses = Losses()
+    losses = DroppedMessageDetector()
     losses.count(500)
     assert losses.problem is None
     losses.count(503)
@@ -22,7 +22,7 @@ def test_what_the_broker_dropped_before_we_listened_is_no_loss_of_ours() -> None
 
 
 def test_a_broker_that_began_anew_counts_anew() -> None:
-    losses = Losses()
+    losses = DroppedMessageDetector()
     losses.count(500)
     losses.listen()
     losses.count(0)
@@ -31,7 +31,7 @@ def test_a_broker_that_began_anew_counts_anew() -> None:
 
 
 def test_clients_that_speak_on_though_nobody_heard_them_begin_tell_of_a_loss() -> None:
-    losses = Losses()
+    losses = DroppedMessageDetector()
     speak_on(losses, MACS[:-1])
     assert losses.problem is None
     speak_on(losses, MACS)
@@ -39,24 +39,24 @@ def test_clients_that_speak_on_though_nobody_heard_them_begin_tell_of_a_loss() -
 
 
 def test_births_known_clients_retained_words_and_wills_tell_of_none() -> None:
-    losses = Losses()
+    losses = DroppedMessageDetector()
     for mac in MACS:
         losses.note(client(mac, seq=1), is_known=False, is_retained=False)
         losses.note(client(mac, seq=9), is_known=True, is_retained=False)
         losses.note(client(mac, seq=9), is_known=False, is_retained=True)
         losses.note(will(mac), is_known=False, is_retained=False)
-    assert (losses.unheard, losses.problem) == (set(), None)
+    assert (losses.dropped_topics, losses.problem) == (set(), None)
 
 
 def test_a_forgotten_client_that_lives_speaks_on_and_that_is_no_loss() -> None:
-    losses = Losses()
+    losses = DroppedMessageDetector()
     losses.forget(TASK, A)
     speak_on(losses, [A])
-    assert not losses.unheard
+    assert not losses.dropped_topics
 
 
 def test_a_retained_word_that_comes_late_was_not_dropped() -> None:
-    losses = Losses()
+    losses = DroppedMessageDetector()
     speak_on(losses, MACS)
     speak_on(losses, MACS, is_retained=True)
     assert losses.problem is None

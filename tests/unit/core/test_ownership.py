@@ -13,7 +13,7 @@ from fedops_mqtt.core.ownership import (
     Ignore,
     Ownership,
     Repair,
-    SeenWord,
+    SeenStatus,
     Yield,
     judge,
     judge_cleared,
@@ -25,7 +25,7 @@ from fedops_mqtt.core.ownership import (
 OLD, ME, NEW = (new_instance(ms, "0f") for ms in (1_000, 2_000, 3_000))
 speaking = Ownership(instance=ME, epoch=10, is_echoed=True)
 words = st.builds(
-    SeenWord,
+    SeenStatus,
     instance=st.sampled_from([OLD, ME, NEW]),
     epoch=st.integers(1, 20),
     is_out=st.booleans(),
@@ -33,8 +33,8 @@ words = st.builds(
 )
 
 
-def word(instance: str, epoch: int, *, is_out: bool = False, is_retained: bool = False) -> SeenWord:
-    return SeenWord(instance=instance, epoch=epoch, is_out=is_out, is_retained=is_retained)
+def word(instance: str, epoch: int, *, is_out: bool = False, is_retained: bool = False) -> SeenStatus:
+    return SeenStatus(instance=instance, epoch=epoch, is_out=is_out, is_retained=is_retained)
 
 
 def test_an_instance_sorts_after_the_one_before_even_where_the_clock_was_set_back() -> None:
@@ -127,7 +127,7 @@ def test_a_newer_instance_that_connects_a_second_time_is_a_rival_even_if_only_it
 
 
 @given(st.lists(words))
-def test_of_two_instances_only_the_older_ever_yields(seen: list[SeenWord]) -> None:
+def test_of_two_instances_only_the_older_ever_yields(seen: list[SeenStatus]) -> None:
     owner = speaking
     for each in seen:
         owner, decision = judge(owner, each, now=0)
@@ -135,7 +135,7 @@ def test_of_two_instances_only_the_older_ever_yields(seen: list[SeenWord]) -> No
 
 
 @given(st.lists(words), st.integers(1, 20))
-def test_whatever_was_read_the_owner_ends_above_it_or_says_so(seen: list[SeenWord], epoch: int) -> None:
+def test_whatever_was_read_the_owner_ends_above_it_or_says_so(seen: list[SeenStatus], epoch: int) -> None:
     owner, persisted = Ownership(instance=ME).connected(epoch), epoch
     for each in seen:
         owner, decision = judge(owner, each, now=0)

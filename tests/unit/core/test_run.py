@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from run_words import A, B, C, World, answer, client, ended, hand, server, spec, trains, will
 
-from fedops_mqtt.core.fleet import View
+from fedops_mqtt.core.fleet import StatusView
 from fedops_mqtt.core.run import Run, apply, apply_all
 from fedops_mqtt.core.run_events import (
     ClientChosen,
@@ -16,7 +16,7 @@ from fedops_mqtt.core.run_events import (
     ServerLaunched,
     ServerUnreachable,
     StopRequested,
-    StopSaid,
+    StopSent,
     TriggerFired,
 )
 from fedops_mqtt.protocol import (
@@ -149,7 +149,7 @@ def test_a_rejection_that_passes_is_a_loss_and_any_other_is_final(reason: str, s
     world.acts()
     world.says(client(A), server())
     world.acts()
-    world.says(client(A, answer=answer(verdict=Answer.REJECTED, reason=reason)))
+    world.says(client(A, answer=answer(decision=Answer.REJECTED, reason=reason)))
     assert world.run.members[A].status is status
 
 
@@ -158,7 +158,7 @@ def test_a_rejection_by_another_daemon_than_the_one_that_was_meant_is_no_answer(
     world.acts()
     world.says(client(A), server())
     world.acts()
-    world.says(client(A, instance="i2", answer=answer(verdict=Answer.REJECTED, reason="meant for instance i1")))
+    world.says(client(A, instance="i2", answer=answer(decision=Answer.REJECTED, reason="meant for instance i1")))
     assert world.run.members[A].status is M.LOST
 
 
@@ -224,7 +224,7 @@ reasons = st.sampled_from([None, "interrupted", "busy", "shutting down", "lost",
 
 
 @st.composite
-def client_words(draw: st.DrawFn) -> View[ClientStatus]:
+def client_words(draw: st.DrawFn) -> StatusView[ClientStatus]:
     optional = lambda strategy: draw(st.none() | strategy)  # noqa: E731
     status = client(
         draw(macs),
@@ -235,7 +235,7 @@ def client_words(draw: st.DrawFn) -> View[ClientStatus]:
         last_run=optional(st.builds(ended, st.sampled_from(Outcome), attempts, reasons)),
         answer=optional(st.builds(answer, attempts, st.sampled_from(Answer), reasons)),
     )
-    return View(status=status, heard_at=0.0, since=0.0, is_silent=draw(st.booleans()))
+    return StatusView(status=status, heard_at=0.0, since=0.0, is_silent=draw(st.booleans()))
 
 
 server_clients: Any = st.dictionaries(macs, st.builds(ServerClient, status=st.sampled_from(M), attempt=attempts))
@@ -245,7 +245,7 @@ server_words = st.builds(
 own_words = st.one_of(
     st.builds(ClientChosen, macs),
     st.builds(TriggerFired, macs, st.integers(1, 3), st.sampled_from(["i1", "i2"]), launches),
-    st.builds(StopSaid, macs),
+    st.builds(StopSent, macs),
     st.builds(MemberGaveUp, macs, st.sampled_from([M.LOST, M.FAILED]), st.just("why")),
     st.builds(ServerLaunched, launches),
     st.builds(ServerExited, launches, st.just("exit 1")),

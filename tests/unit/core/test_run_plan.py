@@ -405,8 +405,8 @@ def random_word(world: World, rng: Random) -> ClientStatus | ServerStatus:
         case 1:
             return client(mac, instance=instance, last_run=ended(rng.choice(list(Outcome)), attempt, "interrupted"))
         case 2:
-            verdict = rng.choice(list(Answer))
-            return client(mac, instance=instance, answer=answer(attempt, verdict, rng.choice(["busy with x", "no"])))
+            decision = rng.choice(list(Answer))
+            return client(mac, instance=instance, answer=answer(attempt, decision, rng.choice(["busy with x", "no"])))
         case 3:
             said = ServerClient(status=rng.choice([M.TRAINING, M.LOST, M.FAILED, M.FINISHED]), attempt=attempt)
             return server(rng.choice(list(ServerCondition)[:3]), launch=launch, clients={mac: said})

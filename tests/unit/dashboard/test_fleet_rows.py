@@ -5,10 +5,10 @@ from typing import Any
 from fedops_mqtt.bus import Connected, Received
 from fedops_mqtt.core.fleet import Fleet
 from fedops_mqtt.dashboard.rows import TOLD, FleetRows
-from fedops_mqtt.manager.bus_reader import Watch
-from fedops_mqtt.manager.events import News, NewsKind, Subscription
-from fedops_mqtt.manager.open_runs import Ledger
-from fedops_mqtt.protocol import ClientCondition, ClientStatus, Phase, RunInHand, topics, utc_now
+from fedops_mqtt.manager.bus_reader import BusReader
+from fedops_mqtt.manager.events import ChangeTopic, FleetChange, Subscription
+from fedops_mqtt.manager.open_runs import OpenRuns
+from fedops_mqtt.protocol import ClientCondition, ClientStatus, CurrentRun, Phase, topics, utc_now
 
 TASK = "digits"
 A, B = "02:00:00:00:00:0a", "02:00:00:00:00:0b"
@@ -18,7 +18,7 @@ class Scene:
     """A watch and the rows that follow it."""
 
     def __init__(self) -> None:
-        self.watch = Watch(Fleet(default_heartbeat_s=60), Ledger([]))
+        self.watch = BusReader(Fleet(default_heartbeat_s=60), OpenRuns([]))
         self.watch.take([Connected("5", 0.0)], 0.0)
         self.news = Subscription(frozenset(TOLD))
         self.rows = FleetRows(self.watch, self.news)
@@ -45,10 +45,10 @@ def test_only_who_has_changed_gets_another_row() -> None:
 
 def test_a_load_that_was_told_stands_in_the_row_of_who_trains() -> None:
     scene = Scene()
-    run = RunInHand(run_id="r", attempt=1, launch=1, phase=Phase.TRAINING, round=1)
+    run = CurrentRun(run_id="r", attempt=1, launch=1, phase=Phase.TRAINING, round=1)
     scene.hears(A, 1, status=ClientCondition.TRAIN_STARTED, run=run)
     told = {"kind": "system", "values": {"cpu": 50.0, "memory": 10.0}}
-    scene.news.put(News(kind=NewsKind.METRICS, task_id=TASK, client_mac=A, make_record=lambda: told))
+    scene.news.put(FleetChange(kind=ChangeTopic.METRICS, task_id=TASK, client_mac=A, make_record=lambda: told))
     assert scene.rows.current()[TASK, A]["load"] == "CPU 50 %, mem 10 %"
 
 

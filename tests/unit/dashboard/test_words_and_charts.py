@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from fedops_mqtt.dashboard import charts
-from fedops_mqtt.dashboard.texts import Word, duration, load_text, row_of, short_reason, size, tell, why_of, word_of
+from fedops_mqtt.dashboard.texts import Label, duration, label_of, load_text, row_of, short_reason, size, tell, why_of
 from fedops_mqtt.manager.api.examples import CLIENT
 
 AT = "2026-11-24T10:15:30+00:00"
@@ -18,19 +18,19 @@ def client(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "word", "why"),
     [
-        ({}, Word.TRAINING, ""),
-        ({"run": None}, Word.ONLINE, ""),
-        ({"presence": "out", "reason": "lost"}, Word.OFFLINE, "lost"),
-        ({"presence": "unconfirmed", "run": None}, Word.UNCONFIRMED, "retained status only"),
+        ({}, Label.TRAINING, ""),
+        ({"run": None}, Label.ONLINE, ""),
+        ({"presence": "out", "reason": "lost"}, Label.OFFLINE, "lost"),
+        ({"presence": "unconfirmed", "run": None}, Label.UNCONFIRMED, "retained status only"),
         (
             {"run": None, "last_run": {"outcome": "failed", "reason": "Traceback\n  x\nValueError: bad"}},
-            Word.ONLINE,
+            Label.ONLINE,
             "ValueError: bad",
         ),
     ],
 )
-def test_a_clients_condition_is_one_word_and_why(changes: dict[str, Any], word: Word, why: str) -> None:
-    assert (word_of(client(**changes)), why_of(client(**changes))) == (word, why)
+def test_a_clients_condition_is_one_word_and_why(changes: dict[str, Any], word: Label, why: str) -> None:
+    assert (label_of(client(**changes)), why_of(client(**changes))) == (word, why)
 
 
 def test_somebody_who_is_away_has_no_phase_and_no_load() -> None:

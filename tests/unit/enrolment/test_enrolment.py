@@ -11,18 +11,18 @@ from cryptography import x509
 
 from fedops_mqtt.bus.mosquitto import find_config
 from fedops_mqtt.enrolment import (
-    Access,
     EnrolmentError,
-    Fleet,
+    EnrolmentRequest,
     FleetExistsError,
+    FleetFolder,
     IdentityExistsError,
     NameRefusedError,
     NoFleetError,
+    Permission,
     Ports,
     RegisterError,
     Role,
     UnknownIdentityError,
-    Wish,
     init_fleet,
     rules_of,
 )
@@ -35,31 +35,31 @@ LEVEL = "02-00-00-00-00-01"
 
 
 @pytest.fixture
-def fleet(tmp_path: Path) -> Fleet:
+def fleet(tmp_path: Path) -> FleetFolder:
     return init_fleet(tmp_path / "fleet", hosts=["broker.example.org", "10.0.0.5"], shipped=SHIPPED)
 
 
-def device(name: str = MAC, **wish: object) -> Wish:
-    return Wish(role=Role.DEVICE, name=name, **wish)  # type: ignore[arg-type]
+def device(name: str = MAC, **wish: object) -> EnrolmentRequest:
+    return EnrolmentRequest(role=Role.DEVICE, name=name, **wish)  # type: ignore[arg-type]
 
 
-def broker_file(fleet: Fleet, name: str) -> str:
+def broker_file(fleet: FleetFolder, name: str) -> str:
     return (fleet.broker_folder / name).read_text()
 
 
-def revoked_serials(fleet: Fleet) -> set[int]:
+def revoked_serials(fleet: FleetFolder) -> set[int]:
     crl = x509.load_pem_x509_crl((fleet.broker_folder / "crl.pem").read_bytes())
     return {entry.serial_number for entry in crl}
 
 
-def test_everything_in_the_folder_is_for_its_owner_only(fleet: Fleet) -> None:
+def test_everything_in_the_folder_is_for_its_owner_only(fleet: FleetFolder) -> None:
     fleet.enrol(device())
     for path in fleet.folder.rglob("*"):
         wanted = 0o700 if path.is_dir() else 0o600
         assert stat.S_IMODE(path.stat().st_mode) == wanted, path
 
 
-def test_the_broker_configuration_names_files_that_are_there(fleet: Fleet) -> None:
+def test_the_broker_configuration_names_files_that_are_there(fleet: FleetFolder) -> None:
     named = [
         line.split(" ", 1)[1]
         for line in broker_file(fleet, "mosquitto.conf").splitlines()
@@ -84,7 +84,7 @@ def test_other_ports_are_in_the_configuration_and_in_bundles(tmp_path: Path) -> 
     assert 'broker = "mqtts://b:2"' in made.enrol(device("02:00:00:00:00:02", has_password=True)).read_text()
 
 
-def test_a_device_bundle_is_all_that_its_daemon_needs(fleet: Fleet) -> None:
+def test_a_device_bundle_is_all_that_its_daemon_needs(fleet: FleetFolder) -> None:
     bundle = fleet.enrol(device(tasks=["digits"], app="my_task:app"))
     said = tomllib.loads(bundle.read_text())
     settings = ClientSettings(**said)
@@ -94,15 +94,15 @@ def test_a_device_bundle_is_all_that_its_daemon_needs(fleet: Fleet) -> None:
         assert (bundle.parent / said[name]).is_file()
 
 
-def test_a_password_goes_into_the_bundle_and_only_its_hash_to_the_broker(fleet: Fleet) -> None:
-    bundle = fleet.enrol(Wish(role=Role.DASHBOARD, name="screen", has_password=True))
+def test_a_password_goes_into_the_bundle_and_only_its_hash_to_the_broker(fleet: FleetFolder) -> None:
+    bundle = fleet.enrol(EnrolmentRequest(role=Role.DASHBOARD, name="screen", has_password=True))
     password = tomllib.loads(bundle.read_text())["broker_password"]
     assert broker_file(fleet, "passwd").startswith("screen:$7$101$")
     everything_else = [path for path in fleet.folder.rglob("*") if path.is_file() and path != bundle]
     assert all(password.encode() not in path.read_bytes() for path in everything_else)
 
 
-def test_revoking_puts_all_certificates_on_the_list_and_denies_everything(fleet: Fleet) -> None:
+def test_revoking_puts_all_certificates_on_the_list_and_denies_everything(fleet: FleetFolder) -> None:
     fleet.enrol(device())
     fleet.renew(MAC)
     fleet.revoke("02:00:00:00:00:01".upper())
@@ -112,13 +112,13 @@ def test_revoking_puts_all_certificates_on_the_list_and_denies_everything(fleet:
     assert f"user {LEVEL}\ntopic deny #" in broker_file(fleet, "acl")
 
 
-def test_revoking_a_password_takes_its_entry_out(fleet: Fleet) -> None:
-    fleet.enrol(Wish(role=Role.DASHBOARD, name="screen", has_password=True))
+def test_revoking_a_password_takes_its_entry_out(fleet: FleetFolder) -> None:
+    fleet.enrol(EnrolmentRequest(role=Role.DASHBOARD, name="screen", has_password=True))
     fleet.revoke("screen")
     assert broker_file(fleet, "passwd") == ""
 
 
-def test_a_revoked_device_can_be_enrolled_again_and_its_old_certificate_stays_bad(fleet: Fleet) -> None:
+def test_a_revoked_device_can_be_enrolled_again_and_its_old_certificate_stays_bad(fleet: FleetFolder) -> None:
     fleet.enrol(device())
     fleet.revoke(MAC)
     bad = revoked_serials(fleet)
@@ -127,9 +127,9 @@ def test_a_revoked_device_can_be_enrolled_again_and_its_old_certificate_stays_ba
     assert f"user {LEVEL}\ntopic readwrite fedops/v1/digits/clients/{LEVEL}/status" in broker_file(fleet, "acl")
 
 
-def test_a_renewed_bundle_says_what_the_first_one_said(fleet: Fleet) -> None:
+def test_a_renewed_bundle_says_what_the_first_one_said(fleet: FleetFolder) -> None:
     first = fleet.enrol(
-        Wish(role=Role.DEVICE, name="02:00:00:00:00:77", tasks=["digits"], app="my_task:app")
+        EnrolmentRequest(role=Role.DEVICE, name="02:00:00:00:00:77", tasks=["digits"], app="my_task:app")
     ).read_text()
     assert 'app = "my_task:app"' in first
     assert fleet.renew("02:00:00:00:00:77").read_text() == first
@@ -137,7 +137,7 @@ def test_a_renewed_bundle_says_what_the_first_one_said(fleet: Fleet) -> None:
     assert 'app = "other:app"' in fleet.renew("02:00:00:00:00:77").read_text()
 
 
-def test_renewing_leaves_the_old_certificate_good_until_it_is_taken_back(fleet: Fleet) -> None:
+def test_renewing_leaves_the_old_certificate_good_until_it_is_taken_back(fleet: FleetFolder) -> None:
     fleet.enrol(device())
     fleet.renew(MAC)
     assert revoked_serials(fleet) == set()
@@ -145,7 +145,7 @@ def test_renewing_leaves_the_old_certificate_good_until_it_is_taken_back(fleet: 
     assert revoked_serials(fleet) == {int(fleet.register[LEVEL].certificates[0].serial, 16)}
 
 
-def test_rules_that_a_person_wrote_stay_in_the_acl(fleet: Fleet) -> None:
+def test_rules_that_a_person_wrote_stay_in_the_acl(fleet: FleetFolder) -> None:
     acl = fleet.broker_folder / "acl"
     acl.write_text("user backup\ntopic read #\n" + acl.read_text())
     fleet.enrol(device())
@@ -153,7 +153,7 @@ def test_rules_that_a_person_wrote_stay_in_the_acl(fleet: Fleet) -> None:
     assert acl.read_text().count(f"user {LEVEL}") == 1
 
 
-def test_a_device_has_the_topics_of_its_tasks_and_no_pattern_of_before_gives_it_others(fleet: Fleet) -> None:
+def test_a_device_has_the_topics_of_its_tasks_and_no_pattern_of_before_gives_it_others(fleet: FleetFolder) -> None:
     acl = fleet.broker_folder / "acl"
     before = "pattern write fedops/v1/+/clients/%u/status\npattern read fedops/v1/+/clients/%u/start\n"
     acl.write_text(before + "pattern read site/%u/notes\n" + acl.read_text())
@@ -164,51 +164,51 @@ def test_a_device_has_the_topics_of_its_tasks_and_no_pattern_of_before_gives_it_
     assert not any(line.startswith("pattern") for line in acl.read_text().splitlines()[1:])
 
 
-def test_the_register_is_the_same_for_whoever_opens_it(fleet: Fleet) -> None:
+def test_the_register_is_the_same_for_whoever_opens_it(fleet: FleetFolder) -> None:
     fleet.enrol(device())
-    assert Fleet(fleet.folder).list_identities() == fleet.list_identities()
+    assert FleetFolder(fleet.folder).list_identities() == fleet.list_identities()
 
 
-def test_two_who_enrol_at_once_lose_nobody(fleet: Fleet) -> None:
-    other = Fleet(fleet.folder)
+def test_two_who_enrol_at_once_lose_nobody(fleet: FleetFolder) -> None:
+    other = FleetFolder(fleet.folder)
     fleet.enrol(device("02:00:00:00:00:01"))
     other.enrol(device("02:00:00:00:00:02"))
-    assert set(Fleet(fleet.folder).register.identities) == {"manager", LEVEL, "02-00-00-00-00-02"}
+    assert set(FleetFolder(fleet.folder).register.identities) == {"manager", LEVEL, "02-00-00-00-00-02"}
 
 
-def test_a_register_that_is_broken_says_where(fleet: Fleet) -> None:
+def test_a_register_that_is_broken_says_where(fleet: FleetFolder) -> None:
     path = fleet.folder / "fleet.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"hosts": 3}))
     with pytest.raises(RegisterError, match="hosts"):
-        Fleet(fleet.folder)
+        FleetFolder(fleet.folder)
 
 
-def test_what_is_there_is_never_overwritten(fleet: Fleet) -> None:
+def test_what_is_there_is_never_overwritten(fleet: FleetFolder) -> None:
     key = (fleet.folder / "ca.key").read_bytes()
     with pytest.raises(FleetExistsError):
         init_fleet(fleet.folder, hosts=["b"], shipped=SHIPPED)
     assert (fleet.folder / "ca.key").read_bytes() == key
     with pytest.raises(IdentityExistsError, match="renew"):
-        fleet.enrol(Wish(role=Role.MANAGER, name="manager"))
+        fleet.enrol(EnrolmentRequest(role=Role.MANAGER, name="manager"))
 
 
-def test_errors_say_what_to_do(fleet: Fleet, tmp_path: Path) -> None:
+def test_errors_say_what_to_do(fleet: FleetFolder, tmp_path: Path) -> None:
     with pytest.raises(NoFleetError, match="fleet init"):
-        Fleet(tmp_path / "nowhere")
+        FleetFolder(tmp_path / "nowhere")
     with pytest.raises(UnknownIdentityError, match="fleet list"):
         fleet.revoke("02:00:00:00:00:09")
     with pytest.raises(EnrolmentError, match="--task"):
-        fleet.enrol(Wish(role=Role.SERVER, name="server-digits"))
+        fleet.enrol(EnrolmentRequest(role=Role.SERVER, name="server-digits"))
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../x", "a b", "a:b", "+", "#", "aa-bb-cc-dd-ee-ff", "broker", "x" * 64])
-def test_names_that_would_open_another_door_are_refused(fleet: Fleet, name: str) -> None:
+def test_names_that_would_open_another_door_are_refused(fleet: FleetFolder, name: str) -> None:
     with pytest.raises(NameRefusedError):
-        fleet.enrol(Wish(role=Role.DASHBOARD, name=name))
+        fleet.enrol(EnrolmentRequest(role=Role.DASHBOARD, name=name))
 
 
 @pytest.mark.parametrize("task", ["+", "#", "a/b", "..", ""])
-def test_a_task_cannot_widen_a_rule(fleet: Fleet, task: str) -> None:
+def test_a_task_cannot_widen_a_rule(fleet: FleetFolder, task: str) -> None:
     with pytest.raises(IdentityError):
         fleet.enrol(device(tasks=[task]))
 
@@ -220,17 +220,17 @@ def test_only_the_manager_and_who_speaks_for_devices_touches_starts(role: Role) 
 
 
 def test_a_dashboard_writes_nothing() -> None:
-    assert {rule.access for rule in rules_of(Role.DASHBOARD, "screen", [])} == {Access.READ}
+    assert {rule.access for rule in rules_of(Role.DASHBOARD, "screen", [])} == {Permission.READ}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root writes into another user's folder")
-def test_what_root_writes_into_the_brokers_folder_belongs_to_the_broker(fleet: Fleet) -> None:
+def test_what_root_writes_into_the_brokers_folder_belongs_to_the_broker(fleet: FleetFolder) -> None:
     os.chown(fleet.broker_folder, 65534, 65534)
     fleet.enrol(device())
     assert (fleet.broker_folder / "acl").stat().st_uid == 65534
 
 
-def test_of_many_all_are_enrolled_or_none(fleet: Fleet) -> None:
+def test_of_many_all_are_enrolled_or_none(fleet: FleetFolder) -> None:
     fleet.enrol(device("02:00:00:00:00:03"))
     before = (fleet.folder / "fleet.json").read_bytes()
     with pytest.raises(IdentityExistsError, match="02-00-00-00-00-03"):

@@ -1,7 +1,7 @@
 import pytest
 
 from fedops_mqtt.line.access import Access
-from fedops_mqtt.line.errors import LineConfigError, RefusedError
+from fedops_mqtt.line.errors import LineConfigError, LineRefusedError
 from fedops_mqtt.line.identity import flower_run_id_of, node_id_of
 from fedops_mqtt.line.token import check_token, make_token
 
@@ -18,7 +18,7 @@ def access(**changes: object) -> Access:
 def is_let_in(rule: Access, token: str | None, mac: str = MAC) -> bool:
     try:
         rule.check(mac, token)
-    except RefusedError as error:
+    except LineRefusedError as error:
         return error.status != 401
     return True
 

@@ -110,8 +110,8 @@ def test_strangers_cannot_use_up_the_process_that_listens_for_a_classic_client()
         with pytest.raises(OSError, match=str(port)):
             flwr_private.serve_classic(client_manager=SimpleClientManager(), address=f"127.0.0.1:{port}")
         with ExitStack() as stack:
-            strangers = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(60)]
-            refused = [stranger for stranger in strangers[20:] if _is_refused(stranger)]
+            unknown_servers = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(60)]
+            refused = [stranger for stranger in unknown_servers[20:] if _is_refused(stranger)]
             assert len(refused) == 40
     finally:
         server.stop(0)

@@ -3,29 +3,29 @@ from flwr.app import Message, MetricRecord, RecordDict
 
 from fedops_mqtt.line import flwr_private
 from fedops_mqtt.line.codec import encode_message
-from fedops_mqtt.line.message_queue import Letter, Mailbox
+from fedops_mqtt.line.message_queue import MessageQueue, OutboundMessage
 
 
-def letter(message_id: str, node_id: int = 7) -> Letter:
+def outbound_message(message_id: str, node_id: int = 7) -> OutboundMessage:
     flwr_private.set_identity(run_id=5, node_id=1)
     message = Message(RecordDict({"m": MetricRecord({"x": 1})}), node_id, "train")
     flwr_private.stamp(message, message_id=message_id, run_id=5, src_node_id=1)
-    return Letter(message_id=message_id, node_id=node_id, message=message, frame=encode_message(message))
+    return OutboundMessage(message_id=message_id, node_id=node_id, message=message, frame=encode_message(message))
 
 
-def reply_to(asked: Letter) -> Message:
+def reply_to(asked: OutboundMessage) -> Message:
     return Message(RecordDict({"m": MetricRecord({"x": 2})}), reply_to=asked.message)
 
 
 @pytest.fixture
-def mailbox() -> Mailbox:
-    mailbox = Mailbox()
-    mailbox.post(letter("a"))
-    mailbox.post(letter("b"))
+def mailbox() -> MessageQueue:
+    mailbox = MessageQueue()
+    mailbox.post(outbound_message("a"))
+    mailbox.post(outbound_message("b"))
     return mailbox
 
 
-def test_a_node_gets_its_letters_in_order_and_again_until_it_answers(mailbox: Mailbox) -> None:
+def test_a_node_gets_its_letters_in_order_and_again_until_it_answers(mailbox: MessageQueue) -> None:
     first = mailbox.head(7)
     assert first is not None
     assert (first.message_id, mailbox.head(7)) == ("a", first)
@@ -36,7 +36,7 @@ def test_a_node_gets_its_letters_in_order_and_again_until_it_answers(mailbox: Ma
     assert mailbox.head(8) is None
 
 
-def test_a_reply_is_taken_once(mailbox: Mailbox) -> None:
+def test_a_reply_is_taken_once(mailbox: MessageQueue) -> None:
     first = mailbox.head(7)
     assert first is not None
     assert mailbox.answer(7, "a", reply_to(first))
@@ -46,12 +46,12 @@ def test_a_reply_is_taken_once(mailbox: Mailbox) -> None:
     assert mailbox.was_answered(7, "a")
 
 
-def test_nobody_answers_for_another_node(mailbox: Mailbox) -> None:
-    assert not mailbox.answer(8, "a", reply_to(letter("a")))
-    assert not mailbox.answer(7, "zzz", reply_to(letter("zzz")))
+def test_nobody_answers_for_another_node(mailbox: MessageQueue) -> None:
+    assert not mailbox.answer(8, "a", reply_to(outbound_message("a")))
+    assert not mailbox.answer(7, "zzz", reply_to(outbound_message("zzz")))
 
 
-def test_what_a_lost_node_owes_is_answered_with_errors_at_once(mailbox: Mailbox) -> None:
+def test_what_a_lost_node_owes_is_answered_with_errors_at_once(mailbox: MessageQueue) -> None:
     assert mailbox.fail(7, "lost") == 2
     assert mailbox.owing(["a", "b"]) == []
     errors = mailbox.collect(["a", "b"])
@@ -62,7 +62,7 @@ def test_what_a_lost_node_owes_is_answered_with_errors_at_once(mailbox: Mailbox)
     assert mailbox.is_empty
 
 
-def test_a_late_reply_replaces_the_error_until_it_is_collected(mailbox: Mailbox) -> None:
+def test_a_late_reply_replaces_the_error_until_it_is_collected(mailbox: MessageQueue) -> None:
     first = mailbox.head(7)
     assert first is not None
     mailbox.fail(7, "lost")
@@ -73,15 +73,15 @@ def test_a_late_reply_replaces_the_error_until_it_is_collected(mailbox: Mailbox)
     assert not mailbox.answer(7, "b", reply_to(first))
 
 
-def test_a_letter_to_a_node_that_is_not_there_is_an_error(mailbox: Mailbox) -> None:
-    mailbox.refuse(letter("c", 9), "not in the run")
+def test_a_letter_to_a_node_that_is_not_there_is_an_error(mailbox: MessageQueue) -> None:
+    mailbox.refuse(outbound_message("c", 9), "not in the run")
     assert mailbox.head(9) is None
     assert mailbox.collect(["c"])[0].error.reason == "not in the run"
 
 
-def test_a_withdrawn_letter_is_not_handed_out_and_its_reply_not_taken(mailbox: Mailbox) -> None:
+def test_a_withdrawn_letter_is_not_handed_out_and_its_reply_not_taken(mailbox: MessageQueue) -> None:
     mailbox.withdraw(["a"])
     head = mailbox.head(7)
     assert head is not None
     assert head.message_id == "b"
-    assert not mailbox.answer(7, "a", reply_to(letter("a")))
+    assert not mailbox.answer(7, "a", reply_to(outbound_message("a")))

@@ -1,6 +1,6 @@
 import pytest
 
-from fedops_mqtt.line.errors import RefusedError
+from fedops_mqtt.line.errors import LineRefusedError
 from fedops_mqtt.line.members import ChangeKind, Members
 from fedops_mqtt.protocol import Outcome, Phase
 
@@ -55,14 +55,14 @@ def test_a_higher_attempt_evicts_a_lower_one(members: Members) -> None:
 
 @pytest.mark.parametrize(("instance", "attempt"), [("i1", 0), ("i2", 1), ("i2", 0)])
 def test_a_lower_attempt_or_another_instance_is_refused(members: Members, instance: str, attempt: int) -> None:
-    with pytest.raises(RefusedError) as refused:
+    with pytest.raises(LineRefusedError) as refused:
         members.check_join(MAC, instance, attempt)
     assert (refused.value.status, refused.value.code) == (409, "evicted")
 
 
 def test_an_ended_attempt_is_gone_but_a_higher_one_may_join(members: Members) -> None:
     assert kinds(members.end(MAC, Outcome.FAILED, "ValueError: bad")) == ["failed"]
-    with pytest.raises(RefusedError) as refused:
+    with pytest.raises(LineRefusedError) as refused:
         members.check_join(MAC, "i1", 1)
     assert (refused.value.status, refused.value.outcome, refused.value.reason) == (410, "failed", "ValueError: bad")
     members.check_join(MAC, "i1", 2)

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, text
 
-from fedops_mqtt.core.run import Run, RunLimits, RunSpec, apply_all
+from fedops_mqtt.core.run import Run, RunDeadlines, RunSpec, apply_all
 from fedops_mqtt.core.run_events import (
     ClientChosen,
     MemberGaveUp,
@@ -24,7 +24,7 @@ from fedops_mqtt.core.run_events import (
 )
 from fedops_mqtt.manager.errors import JournalUrlError, JournalVersionError
 from fedops_mqtt.manager.journal import Batch, Journal, JournaledRun, JournalEvent, Launch
-from fedops_mqtt.manager.open_runs import Ledger
+from fedops_mqtt.manager.open_runs import OpenRuns
 from fedops_mqtt.manager.tasks import TaskConfig, TaskLimits
 from fedops_mqtt.protocol import (
     ClientMetrics,
@@ -87,14 +87,14 @@ def test_a_run_is_read_as_it_was_written_whatever_happened_to_it(
 ) -> None:
     path = tmp_path_factory.mktemp("journal") / "manager.db"
     with Journal(f"sqlite:///{path}") as journal:
-        run = new_run(limits=RunLimits(join_s=0.1))
+        run = new_run(limits=RunDeadlines(join_s=0.1))
         journal.add_run(JournaledRun(run=run, secret=SECRET))
-        ledger = Ledger(journal.open_runs())
+        open_runs = OpenRuns(journal.open_runs())
         for number, turn in enumerate(turns):
-            ledger.apply(run.run_id, turn, now + number / 7)
-            journal.write(ledger.take_batch())
+            open_runs.apply(run.run_id, turn, now + number / 7)
+            journal.write(open_runs.take_batch())
         found = journal.open_runs()[0]
-    assert found.run == ledger[run.run_id] == apply_in_turns(run, turns, now)
+    assert found.run == open_runs[run.run_id] == apply_in_turns(run, turns, now)
     assert found.secret == SECRET
 
 
@@ -169,16 +169,16 @@ def test_a_list_of_runs_counts_their_clients_without_reading_them(journal: Journ
 def test_what_came_of_a_run_that_was_deleted_meanwhile_is_dropped_and_the_rest_is_written(journal: Journal) -> None:
     for run_id in ("old", "open"):
         journal.add_run(JournaledRun(run=new_run(run_id), secret=SECRET))
-    ledger = Ledger(journal.open_runs())
+    open_runs = OpenRuns(journal.open_runs())
     for run_id in ("old", "open"):
-        ledger.apply(run_id, [ClientChosen(A), RunClosed(RunOutcome.FAILED, "why")], 2000.0)
-        ledger.note_round(ServerMetrics(task_id="digits", run_id=run_id, round=1, at=utc_now()), 2000.0)
-    journal.write(Batch(runs={"old": (new_run("old"), ledger["old"])}))
+        open_runs.apply(run_id, [ClientChosen(A), RunClosed(RunOutcome.FAILED, "why")], 2000.0)
+        open_runs.note_round(ServerMetrics(task_id="digits", run_id=run_id, round=1, at=utc_now()), 2000.0)
+    journal.write(Batch(runs={"old": (new_run("old"), open_runs["old"])}))
     journal.archive("old")
     assert journal.prune(runs_before=2001.0, events_before=0.0) == ["old"]
-    journal.write(ledger.take_batch())
+    journal.write(open_runs.take_batch())
     assert journal.reader.find_run("old") is None
-    assert journal.reader.find_run("open") == ledger["open"]
+    assert journal.reader.find_run("open") == open_runs["open"]
     assert [row["round"] for row in journal.reader.list_rounds("open")] == [1]
 
 
@@ -209,20 +209,20 @@ async def test_a_read_that_takes_long_holds_up_no_write(journal: Journal) -> Non
 
 def test_a_round_that_is_delivered_twice_is_one_row_and_the_last_launch_is_believed(journal: Journal) -> None:
     journal.add_run(JournaledRun(run=new_run(), secret=SECRET))
-    ledger = Ledger(journal.open_runs())
+    open_runs = OpenRuns(journal.open_runs())
     for launch, loss in ((1, 0.5), (1, 0.5), (2, 0.4)):
         said = ServerMetrics(
             task_id="digits", run_id="run-1", launch=launch, round=1, metrics={"loss": loss}, at=utc_now()
         )
-        ledger.note_round(said, 1.0)
-    journal.write(ledger.take_batch())
+        open_runs.note_round(said, 1.0)
+    journal.write(open_runs.take_batch())
     assert [row["metrics"] for row in journal.reader.list_rounds("run-1")] == [{"loss": 0.4}]
 
 
 def test_the_rounds_of_a_run_that_is_not_ours_are_not_written(journal: Journal) -> None:
-    ledger = Ledger([])
-    ledger.note_round(ServerMetrics(task_id="digits", run_id="stranger", round=1, at=utc_now()), 1.0)
-    assert not ledger.take_batch()
+    open_runs = OpenRuns([])
+    open_runs.note_round(ServerMetrics(task_id="digits", run_id="stranger", round=1, at=utc_now()), 1.0)
+    assert not open_runs.take_batch()
 
 
 def numbers(**changes: object) -> ClientMetrics:
@@ -246,19 +246,19 @@ def test_numbers_are_a_runs_only_when_its_own_member_tells_them(
     journal: Journal, changes: dict[str, object], run_ids: list[str | None]
 ) -> None:
     journal.add_run(JournaledRun(run=new_run(), secret=SECRET))
-    ledger = Ledger(journal.open_runs())
-    ledger.apply("run-1", [ClientChosen(A)], 1.0)
-    ledger.take_batch()
-    ledger.note_metrics(numbers(**changes), 2.0)
-    assert [row["run_id"] for row in ledger.take_batch().client_metrics] == run_ids
+    open_runs = OpenRuns(journal.open_runs())
+    open_runs.apply("run-1", [ClientChosen(A)], 1.0)
+    open_runs.take_batch()
+    open_runs.note_metrics(numbers(**changes), 2.0)
+    assert [row["run_id"] for row in open_runs.take_batch().client_metrics] == run_ids
 
 
 def test_a_server_of_another_task_tells_no_round_of_a_run(journal: Journal) -> None:
     journal.add_run(JournaledRun(run=new_run(), secret=SECRET))
-    ledger = Ledger(journal.open_runs())
+    open_runs = OpenRuns(journal.open_runs())
     for task_id in ("digits", "other"):
-        ledger.note_round(ServerMetrics(task_id=task_id, run_id="run-1", round=1, at=utc_now()), 1.0)
-    assert len(ledger.take_batch().rounds) == 1
+        open_runs.note_round(ServerMetrics(task_id=task_id, run_id="run-1", round=1, at=utc_now()), 1.0)
+    assert len(open_runs.take_batch().rounds) == 1
 
 
 def test_history_is_pruned_by_age_and_open_runs_never(journal: Journal) -> None:
@@ -269,8 +269,8 @@ def test_history_is_pruned_by_age_and_open_runs_never(journal: Journal) -> None:
             closed = apply_all(run, [ClientChosen(A), RunClosed(RunOutcome.FAILED, "why")], 2000.0)
             journal.write(Batch(runs={run_id: (run, closed)}))
             journal.archive(run_id)
-    ledger = Ledger(journal.open_runs())
-    ledger.apply("open", [ClientChosen(A)], 1400.0)
+    open_runs = OpenRuns(journal.open_runs())
+    open_runs.apply("open", [ClientChosen(A)], 1400.0)
     said = ClientMetrics(
         kind=MetricsKind.ROUND,
         task_id="digits",
@@ -280,8 +280,8 @@ def test_history_is_pruned_by_age_and_open_runs_never(journal: Journal) -> None:
         values={"x": 1},
         at=utc_now(),
     )
-    ledger.note_metrics(said, 5000.0)
-    journal.write(ledger.take_batch())
+    open_runs.note_metrics(said, 5000.0)
+    journal.write(open_runs.take_batch())
     assert journal.prune(runs_before=1999.0, events_before=0.0) == []
     assert journal.prune(runs_before=2001.0, events_before=1500.0) == ["old"]
     assert [run.run_id for run, _ in journal.reader.list_runs()[0]] == ["open"]

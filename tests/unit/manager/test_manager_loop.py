@@ -13,21 +13,21 @@ from fedops_mqtt.core.fleet import Fleet
 from fedops_mqtt.core.run import Run, RunSpec, apply_all
 from fedops_mqtt.core.run_events import ClientChosen, RunClosed, RunEvent, ServerExited, ServerLaunched, TriggerFired
 from fedops_mqtt.manager.actions import Executor
-from fedops_mqtt.manager.api.prometheus import Meters
-from fedops_mqtt.manager.bus_reader import Watch
+from fedops_mqtt.manager.api.prometheus import ManagerMetrics
+from fedops_mqtt.manager.bus_reader import BusReader
 from fedops_mqtt.manager.clock import Clock
-from fedops_mqtt.manager.context import Desk
+from fedops_mqtt.manager.context import ManagerContext
 from fedops_mqtt.manager.events import Events
 from fedops_mqtt.manager.journal import Journal, JournaledRun
 from fedops_mqtt.manager.loop import Manager
-from fedops_mqtt.manager.open_runs import Ledger
-from fedops_mqtt.manager.run_event_queue import Inbox
-from fedops_mqtt.manager.run_service import Orders
-from fedops_mqtt.manager.run_status_publisher import Board
+from fedops_mqtt.manager.open_runs import OpenRuns
+from fedops_mqtt.manager.run_event_queue import RunEventQueue
+from fedops_mqtt.manager.run_service import RunService
+from fedops_mqtt.manager.run_status_publisher import RunStatusPublisher
 from fedops_mqtt.manager.servers import Servers
 from fedops_mqtt.manager.tasks import TaskConfig, Tasks
-from fedops_mqtt.manager.trigger_publisher import Speaker
-from fedops_mqtt.protocol import ClientStatus, Phase, RunInHand, RunOutcome, topics, utc_now
+from fedops_mqtt.manager.trigger_publisher import TriggerPublisher
+from fedops_mqtt.protocol import ClientStatus, CurrentRun, Phase, RunOutcome, topics, utc_now
 from fedops_mqtt.runtime.settings import ManagerSettings
 
 A = "02:00:00:00:00:01"
@@ -47,7 +47,7 @@ def a_run(run_id: str = "run-1", task_id: str = "digits") -> Run:
 def trains(task_id: str, run_id: str) -> Received:
     status = ClientStatus(
         instance="i", epoch=1, seq=1, at=utc_now(), status="train-started", task_id=task_id, client_mac=A,
-        run=RunInHand(run_id=run_id, attempt=1, launch=1, phase=Phase.TRAINING),
+        run=CurrentRun(run_id=run_id, attempt=1, launch=1, phase=Phase.TRAINING),
     )  # fmt: skip
     return Received(topics.client_status(task_id, A), status, is_retained=False)
 
@@ -57,15 +57,15 @@ async def test_a_run_that_is_archived_while_a_turn_is_written_ends_nobody(journa
     journal.add_run(JournaledRun(run=run, secret=b"s"))
     desk, manager = parts(journal, tmp_path)
     over = [ClientChosen(A), TriggerFired(A, 1, "i", 1), ServerLaunched(1), RunClosed(RunOutcome.FAILED, "why")]
-    desk.ledger.apply(run.run_id, over, 2.0)
+    desk.open_runs.apply(run.run_id, over, 2.0)
     desk.watch.take([Connected(protocol_version=5, at_mono=0.0), trains("digits", "run-1")], desk.clock.now())
     go_on = threading.Event()
     busy = asyncio.ensure_future(journal.call(go_on.wait, PATIENCE_S))
     turn = asyncio.ensure_future(manager.turn(0))
     async with asyncio.timeout(PATIENCE_S):
-        while desk.ledger["run-1"].members[A].stop_said_at is None:  # noqa: ASYNC110 - planned, and not yet written
+        while desk.open_runs["run-1"].members[A].stop_sent_at is None:  # noqa: ASYNC110 - planned, and not yet written
             await asyncio.sleep(0)
-    desk.ledger.drop(run.run_id)
+    desk.open_runs.drop(run.run_id)
     go_on.set()
     assert await busy
     await turn
@@ -73,7 +73,7 @@ async def test_a_run_that_is_archived_while_a_turn_is_written_ends_nobody(journa
 
 
 def test_one_address_in_two_tasks_is_two_stragglers() -> None:
-    watch = Watch(Fleet(), Ledger([]))
+    watch = BusReader(Fleet(), OpenRuns([]))
     watch.take(
         [Connected(protocol_version=5, at_mono=0.0), trains("digits", "closed-1"), trains("letters", "closed-2")], 1.0
     )
@@ -99,17 +99,17 @@ async def test_nothing_of_a_server_is_kept_when_its_run_is_archived(journal: Jou
         assert [name for name in kept if name.startswith("server-")] == []
 
 
-def parts(journal: Journal, folder: Path) -> tuple[Desk, Manager]:
+def parts(journal: Journal, folder: Path) -> tuple[ManagerContext, Manager]:
     """A manager's loop and what it needs, with a broker that it never reaches."""
     settings = ManagerSettings(broker="mqtt://127.0.0.1:1", state_dir=folder)
-    ledger = Ledger(journal.open_runs())
-    watch, connection = Watch(Fleet(), ledger), Connection(settings.broker)
-    desk = Desk(
-        settings=settings, term=1, clock=Clock(), journal=journal, tasks=Tasks(None), ledger=ledger, watch=watch,
-        inbox=Inbox(), connection=connection, events=Events(),
-        meters=Meters(watch=watch, ledger=ledger, connection=connection),
+    open_runs = OpenRuns(journal.open_runs())
+    watch, connection = BusReader(Fleet(), open_runs), Connection(settings.broker)
+    desk = ManagerContext(
+        settings=settings, term=1, clock=Clock(), journal=journal, tasks=Tasks(None), open_runs=open_runs, watch=watch,
+        inbox=RunEventQueue(), connection=connection, events=Events(),
+        meters=ManagerMetrics(watch=watch, open_runs=open_runs, connection=connection),
     )  # fmt: skip
     servers = Servers(journal=journal, report=desk.inbox.put, folder=folder, inherited={}, said={}, grace_s=1.0)
-    executor = Executor(desk, servers=servers, speaker=Speaker(connection))
-    board, orders = Board(ledger, term=1), Orders(desk)
+    executor = Executor(desk, servers=servers, speaker=TriggerPublisher(connection))
+    board, orders = RunStatusPublisher(open_runs, term=1), RunService(desk)
     return desk, Manager(desk, board=board, servers=servers, executor=executor, orders=orders)

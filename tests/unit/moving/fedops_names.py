@@ -28,7 +28,7 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Word:
+class Label:
     """An endpoint, variable, status field or name that is not here: its spelling in FedOps, and what it is here."""
 
     kind: str
@@ -200,9 +200,9 @@ REPORTS: tuple[Report, ...] = _reports(
 )
 """What is nested or not in each report goes on as it is; these are the names that FedOps' own programs give."""
 
-WORDS: tuple[Word, ...] = (
+WORDS: tuple[Label, ...] = (
     *(
-        Word(kind="environment", name=name, here=here)
+        Label(kind="environment", name=name, here=here)
         for name, here in {
             "TASK_ID": "read by FLServer where `FEDOPS_MQTT_TASK_ID` is not set",
             "BUCKET_NAME, ACCESS_KEY_ID, ACCESS_SECRET_KEY": "read by `server_utils`; `store` takes AWS' own variables",
@@ -227,7 +227,7 @@ WORDS: tuple[Word, ...] = (
         }.items()
     ),
     *(
-        Word(kind="endpoint", name=name, here=here)
+        Label(kind="endpoint", name=name, here=here)
         for name, here in {
             "GET /online": "the daemon's HTTP shim (`http`), both generations of field names",
             "POST /start": "the daemon's HTTP shim, with or without a body; on the bus a `StartTrigger`",
@@ -249,7 +249,7 @@ WORDS: tuple[Word, ...] = (
         }.items()
     ),
     *(
-        Word(kind="field", name=name, here=here)
+        Label(kind="field", name=name, here=here)
         for name, here in {
             "task_id": "`task_id`",
             "client_num": "kept in the view, 0",
@@ -263,7 +263,7 @@ WORDS: tuple[Word, ...] = (
         }.items()
     ),
     *(
-        Word(kind="absent", name=name, here=here)
+        Label(kind="absent", name=name, here=here)
         for name, here in {
             "server.app.FLServer.init_gl_model_registration": "a step of `FLServer.start`",
             "server.app.FLServer.fl_server_start": "a step of `FLServer.start`",

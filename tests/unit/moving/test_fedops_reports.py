@@ -13,7 +13,7 @@ from fedops_names import REPORTS, WORDS
 
 from fedops_mqtt.bridge.api import make_api
 from fedops_mqtt.bridge.numbers import CLIENT_KINDS
-from fedops_mqtt.bridge.peer_registry import Desk
+from fedops_mqtt.bridge.peer_registry import PeerRegistry
 from fedops_mqtt.client.client_api import ClientServerAPI, speaking
 from fedops_mqtt.client.client_utils import FLClientStatus
 from fedops_mqtt.client.client_wandb import SYSTEM_FIELDS, client_system_wandb
@@ -105,7 +105,7 @@ def test_a_wandb_that_cannot_be_asked_is_said_and_nothing_else(
 
 
 def test_every_endpoint_of_the_table_is_served() -> None:
-    desk = Desk(classic=None, server_at="", make_presence=None)  # type: ignore[arg-type]
+    desk = PeerRegistry(classic=None, server_at="", make_presence=None)  # type: ignore[arg-type]
     shim = make_shim(view=FLClientStatus, start=None, managers=None)  # type: ignore[arg-type]
     served = served_by(make_api(desk)) | served_by(shim)
     assert [word.name for word in WORDS if word.kind == "endpoint" and word.name.rstrip("/") not in served] == []

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from fedops_mqtt.aggregation.snapshot import ServerSnapshot
-from fedops_mqtt.aggregation.status_publisher import Announcer, Ears
+from fedops_mqtt.aggregation.status_publisher import BusCallbacks, ServerStatusPublisher
 from fedops_mqtt.bus import BusOptions
 from fedops_mqtt.protocol import IdentityError, ServerCondition, ServerMetrics, ServerStatus, utc_now
 
@@ -29,14 +29,14 @@ class Epochs:
         pass
 
 
-def announcer(snapshot: ServerSnapshot, kept: list[ServerStatus], *, is_broken: bool = False) -> Announcer:
-    return Announcer(
+def announcer(snapshot: ServerSnapshot, kept: list[ServerStatus], *, is_broken: bool = False) -> ServerStatusPublisher:
+    return ServerStatusPublisher(
         snapshot,
         url=NOBODY_THERE,
         options=BusOptions(),
         epochs=Epochs(is_broken=is_broken),
-        ears=Ears(on_client_ended=lambda mac, last: None, on_replaced=lambda reason: None),
-        keep_last_word=kept.append,
+        callbacks=BusCallbacks(on_client_ended=lambda mac, last: None, on_replaced=lambda reason: None),
+        keep_final_status=kept.append,
     )
 
 

@@ -11,7 +11,7 @@ from fedops_mqtt.aggregation.errors import NonFiniteModelError, UnsupportedArray
 from fedops_mqtt.aggregation.rounds import Rounds
 from fedops_mqtt.aggregation.run_settings import RunPlan
 from fedops_mqtt.aggregation.saving import save_model
-from fedops_mqtt.aggregation.starting_point import Beginning, find_beginning
+from fedops_mqtt.aggregation.starting_point import StartingPoint, find_starting_point
 from fedops_mqtt.protocol import RunOutcome
 from fedops_mqtt.store.versions import ModelStore
 
@@ -24,7 +24,7 @@ def open_store(folder: Path) -> ModelStore:
     return ModelStore(str(folder), task_id="t", model_name="m")
 
 
-def begin(folder: Path, initial: Any = GOOD, *, run_id: str = "r", **options: Any) -> Beginning:
+def begin(folder: Path, initial: Any = GOOD, *, run_id: str = "r", **options: Any) -> StartingPoint:
     plan = RunPlan(
         task_id="t",
         run_id=run_id,
@@ -36,7 +36,7 @@ def begin(folder: Path, initial: Any = GOOD, *, run_id: str = "r", **options: An
         is_resumable=True,
     )
     checkpoints = CheckpointStore(str(folder), task_id="t")
-    return find_beginning(plan, store=open_store(folder), checkpoints=checkpoints, initial=initial, **options)
+    return find_starting_point(plan, store=open_store(folder), checkpoints=checkpoints, initial=initial, **options)
 
 
 def end(folder: Path, arrays: Any, outcome: RunOutcome, *, begun: Any = None) -> tuple[Any, RunOutcome, str]:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fedops_mqtt.aggregation.final_status import keep_last_word
-from fedops_mqtt.manager.final_status import read_last_word
+from fedops_mqtt.aggregation.final_status import keep_final_status
+from fedops_mqtt.manager.final_status import read_final_status
 from fedops_mqtt.protocol import Channel, ServerCondition, ServerStatus, encode, utc_now
 
 
@@ -18,17 +18,17 @@ def word(**changes: object) -> ServerStatus:
 
 
 def read(path: Path) -> ServerStatus | None:
-    return read_last_word(path, task_id="digits", run_id="run-1", launch=2)
+    return read_final_status(path, task_id="digits", run_id="run-1", launch=2)
 
 
 def test_what_was_kept_is_read(tmp_path: Path) -> None:
-    keep_last_word(tmp_path / "word", word())
+    keep_final_status(tmp_path / "word", word())
     assert read(tmp_path / "word") == word(at=read(tmp_path / "word").at)  # type: ignore[union-attr]
 
 
 def test_a_later_word_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
     for status in (ServerCondition.FAILED, ServerCondition.FINISHED):
-        keep_last_word(tmp_path / "word", word(status=status))
+        keep_final_status(tmp_path / "word", word(status=status))
     found = read(tmp_path / "word")
     assert found is not None
     assert found.status is ServerCondition.FINISHED
@@ -63,6 +63,6 @@ def test_what_is_no_last_word_of_this_launch_is_said_and_not_believed(
 def test_a_folder_that_cannot_be_written_to_costs_the_run_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    keep_last_word(tmp_path / "no such folder" / "word", word())
-    keep_last_word(None, word())
+    keep_final_status(tmp_path / "no such folder" / "word", word())
+    keep_final_status(None, word())
     assert [record.message for record in caplog.records] == ["the last word is not kept; the bus may still have it"]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedops_mqtt.aggregation.pipe_publisher import PipeAnnouncer
-from fedops_mqtt.aggregation.round_reporter import RoundTeller
+from fedops_mqtt.aggregation.pipe_publisher import PipeStatusPublisher
+from fedops_mqtt.aggregation.round_reporter import RoundReporter
 from fedops_mqtt.aggregation.rounds import RoundReport
 from fedops_mqtt.aggregation.run_settings import make_plan
 from fedops_mqtt.aggregation.snapshot import ServerSnapshot
@@ -24,8 +24,8 @@ def test_a_rounds_numbers_are_the_same_on_the_bus_and_on_wandb() -> None:
     shown: list[tuple[Mapping[str, Any], int]] = []
     counters = iter([(100, 1000), (130, 1700)])
     heard, said = os.pipe()
-    with PipeAnnouncer(snapshot(), descriptor=said, on_gone=lambda reason: None) as voice:
-        teller = RoundTeller(
+    with PipeStatusPublisher(snapshot(), descriptor=said, on_departed=lambda reason: None) as voice:
+        teller = RoundReporter(
             plan=plan,
             status=status,
             voice=voice,
@@ -48,8 +48,8 @@ def test_whatever_a_strategy_measures_is_told_and_nothing_raises(caplog: pytest.
     heard, said = os.pipe()
     metrics: dict[str, Any] = {f"m{number}": number for number in range(300)}
     metrics |= {"x" * 300: 1.0, "nan": float("nan"), "huge": 10**400, "text": "x", "\ud800": 1, "scalar": np.float32(2)}
-    with PipeAnnouncer(snapshot(), descriptor=said, on_gone=lambda reason: None) as voice:
-        teller = RoundTeller(
+    with PipeStatusPublisher(snapshot(), descriptor=said, on_departed=lambda reason: None) as voice:
+        teller = RoundReporter(
             plan=make_plan(ServerSettings(task_id="digits", run_id="r1"), None),
             status=FLServerStatus(),
             voice=voice,

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from fedops_mqtt.aggregation.snapshot import ServerSnapshot, client_of
-from fedops_mqtt.line.members import Member
+from fedops_mqtt.line.members import LineMember
 from fedops_mqtt.protocol import MemberCondition, Outcome, Phase, ServerCondition, ServerMetrics, decode, encode, topics
-from fedops_mqtt.server.server_api import NoServerSpeaksError, ServerAPI, speaking
+from fedops_mqtt.server.server_api import NoActiveServerError, ServerAPI, speaking
 
 SNAPSHOT = ServerSnapshot(
     task_id="t", run_id="r", launch=2, instance="i", heartbeat_s=60.0, agent={"flwr": "1.41"}, round=3, gl_model=4
@@ -63,7 +63,7 @@ def test_made_as_fedops_makes_it_it_speaks_through_the_server_of_this_process() 
     with speaking(tape):
         ServerAPI("t").put_fl_round_fin()
     assert tape.snapshot.status is ServerCondition.FINISHED
-    with pytest.raises(NoServerSpeaksError, match="through an FLServer"):
+    with pytest.raises(NoActiveServerError, match="through an FLServer"):
         ServerAPI("t")
 
 
@@ -75,7 +75,9 @@ def test_what_is_no_json_object_is_refused(text: str) -> None:
 
 def test_status_and_will_go_over_the_wire() -> None:
     topic = topics.server_status("t")
-    member = Member(mac="02:00:00:00:00:01", node_id=5, instance="d", attempt=1, session="s", is_present=True, round=2)
+    member = LineMember(
+        mac="02:00:00:00:00:01", node_id=5, instance="d", attempt=1, session="s", is_present=True, round=2
+    )
     snapshot = replace(SNAPSHOT, clients={member.mac: client_of(member)}, reason="x" * 10_000)
     for message in (snapshot.to_status(7, 1), snapshot.to_will(7, 2**63 - 1)):
         assert decode(topic, encode(message)) == message
@@ -93,7 +95,7 @@ def test_status_and_will_go_over_the_wire() -> None:
     ],
 )
 def test_where_a_member_stands_is_said(facts: dict[str, Any], status: MemberCondition) -> None:
-    member = Member(mac="02:00:00:00:00:01", node_id=5, instance="d", attempt=3, session="s", phase=Phase.TRAINING)
+    member = LineMember(mac="02:00:00:00:00:01", node_id=5, instance="d", attempt=3, session="s", phase=Phase.TRAINING)
     said = client_of(replace(member, **facts))
     assert (said.status, said.attempt) == (status, 3)
     assert said.phase == (None if "outcome" in facts else Phase.TRAINING)
