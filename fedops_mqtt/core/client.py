@@ -1,6 +1,6 @@
 """The client machine: which start a device takes up, what it answers, and what it says of itself.
 
-Pure: an event goes in, the next client and at most one action come out; `ClientState` must be on disk before the action is
+Pure: an event goes in, the next client and at most one action come out; `ClientState` is on disk before the action is
 carried out or the status is published, or a crash in between could start one training twice.
 """
 

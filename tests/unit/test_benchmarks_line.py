@@ -25,7 +25,7 @@ def figures(*, ours_s: float) -> dict:
 
 
 def test_a_target_is_held_missed_or_not_measured():
-    from line import decision, report, targets
+    from line import report, targets, verdict
 
     held = {name: holds for name, _, _, holds in targets(figures(ours_s=0.02))}
     missed = {name: holds for name, _, _, holds in targets(figures(ours_s=0.2))}
@@ -37,8 +37,8 @@ def test_a_target_is_held_missed_or_not_measured():
         "trivial round, SuperLink / ours",
     ]
     assert "not measured" in report(figures(ours_s=0.02))
-    assert decision(figures(ours_s=0.02)) == "No target is missed. Not measured: 50 clients, seconds a round."
-    assert decision(figures(ours_s=0.2)).startswith("Missed: trivial round, ours / classic gRPC; trivial round, Super")
+    assert verdict(figures(ours_s=0.02)) == "No target is missed. Not measured: 50 clients, seconds a round."
+    assert verdict(figures(ours_s=0.2)).startswith("Missed: trivial round, ours / classic gRPC; trivial round, Super")
 
 
 def test_a_part_that_fails_is_said_and_costs_the_others_nothing():
