@@ -1,6 +1,7 @@
 """What becomes of the model that a run ends with: the next version, or, of a failed run, a file beside the versions."""
 
 import logging
+from typing import Any
 
 from fedops_mqtt.aggregation.errors import ServerError
 from fedops_mqtt.aggregation.rounds import Rounds
@@ -22,9 +23,12 @@ def save_model(
     if problem := rounds.nonfinite_in(rounds.arrays):
         said = f"the global model of round {rounds.done} is not finite: {problem}"
         outcome, reason = RunOutcome.FAILED, reason if outcome is RunOutcome.FAILED else said
+    facts: dict[str, Any] = {"run_id": run_id, "round": rounds.done, "metrics": rounds.metrics}
     try:
-        save = store.save_failed if outcome is RunOutcome.FAILED else store.save
-        saved = save(rounds.arrays, run_id=run_id, round=rounds.done, metrics=rounds.metrics)
+        if outcome is RunOutcome.FAILED:
+            saved = store.save_failed(rounds.arrays, **facts)
+        else:
+            saved = store.save(rounds.arrays, outcome=outcome, **facts)
     except (ServerError, OSError) as error:
         _log.error("global model was not saved", extra={"problem": str(error)})
         said = f"global model was not saved: {error}"

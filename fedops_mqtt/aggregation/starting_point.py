@@ -9,6 +9,7 @@ from fedops_mqtt.aggregation.checkpoint import Checkpoint, CheckpointStore
 from fedops_mqtt.aggregation.errors import NonFiniteModelError
 from fedops_mqtt.aggregation.model_arrays import are_equal, check_same_shapes, nonfinite_in
 from fedops_mqtt.aggregation.run_settings import RunPlan
+from fedops_mqtt.protocol import RunOutcome
 from fedops_mqtt.store.tensor_file import Arrays, check_storable
 from fedops_mqtt.store.versions import ModelStore, StoredModel
 
@@ -58,7 +59,7 @@ def find_starting_point(
     if newest is not None and plan.is_resumable and newest.run_id == plan.run_id and newest.origin is None:
         return StartingPoint(
             arrays=newest.arrays,
-            done=plan.num_rounds,
+            done=newest.round if newest.outcome == RunOutcome.STOPPED else plan.num_rounds,
             gl_model=newest.version,
             last_gl_model=last_gl_model,
             checkpoint=checkpoint,

@@ -18,6 +18,8 @@ from typing import Protocol
 from fedops_mqtt.protocol import RunOutcome
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+REPLACED = "replaced"
+"""In the place of an outcome: another launch goes on with the run."""
 
 
 class EndNowError(BaseException):
@@ -103,17 +105,20 @@ class StopControl:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.requested is None:
-            self.request(EndRequest(outcome=RunOutcome.STOPPED, reason=self._why(number)))
+            self.request(self._asked_by(number))
         elif self._is_in_foreign_code:
             raise EndNowError
 
-    def _why(self, number: int) -> str:
-        """Return what whoever sent the signal wrote down, else which it was: a manager ends a server for a reason."""
+    def _asked_by(self, number: int) -> EndRequest:
+        """Return what whoever sent the signal wrote down before: what became of the run (or `replaced`), then why."""
         try:
-            said = self._reason_file.read_text(encoding="utf-8").strip() if self._reason_file else ""
+            said = self._reason_file.read_text(encoding="utf-8") if self._reason_file else ""
         except (OSError, UnicodeDecodeError):
             said = ""
-        return said or f"the FL server was ended by {signal.Signals(number).name}"
+        word, _, why = said.partition("\n")
+        reason = why.strip() or f"the FL server was ended by {signal.Signals(number).name}"
+        outcome = RunOutcome.FAILED if word == RunOutcome.FAILED else RunOutcome.STOPPED
+        return EndRequest(outcome=outcome, reason=reason, is_replaced=word == REPLACED)
 
     def _interrupt(self) -> None:
         if self._line is not None and self.requested is not None:

@@ -67,7 +67,7 @@ class Executor:
             case LaunchServer():
                 self._launch(run, action)
             case EndServer(reason=reason):
-                self._servers.end(run.run_id, reason)
+                self._servers.end(run.run_id, run.outcome, reason)
             case FireTrigger():
                 self._fire(run, action)
             case StopClient():

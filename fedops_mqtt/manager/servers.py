@@ -18,7 +18,7 @@ from fedops_mqtt.manager.journal import Journal, Launch
 from fedops_mqtt.manager.launcher import LaunchOrder, ServerProcess
 from fedops_mqtt.manager.probe import line_answers
 from fedops_mqtt.manager.tasks import TaskConfig
-from fedops_mqtt.protocol import check_run_id
+from fedops_mqtt.protocol import RunOutcome, check_run_id
 from fedops_mqtt.runtime.background import bare_error
 
 logger = logging.getLogger(__name__)
@@ -96,20 +96,21 @@ class Servers:
         if known is None:
             self._report(run.run_id, ServerExited(run.launch, NEVER_STARTED))
         else:
+            if run.has_ended:
+                _write_stop_reason(Path(known.log_path), run.outcome, run.reason or "run ended")
             self._occupy(run.run_id, self._resume(known))
 
-    def end(self, run_id: str, reason: str) -> None:
-        """End a run's server if there is one, which tells its clients why; asking again changes nothing."""
+    def end(self, run_id: str, outcome: RunOutcome | None, reason: str) -> None:
+        """End a run's server if there is one, which tells its clients why; asking again changes nothing.
+
+        `outcome` is the run's: the model of a failed one is no version. None: another launch goes on with the run.
+        """
         if not self._wanted.get(run_id, False):
             return
         self._wanted[run_id] = False
         process = self._processes.get(run_id)
         if process is not None:
-            try:
-                _stop_reason_file(process.log_path).write_text(reason, encoding="utf-8")
-            except OSError as error:
-                facts = {"run_id": run_id, "problem": str(error)}
-                logger.warning("an FL server cannot be told why it ends", extra=facts)
+            _write_stop_reason(process.log_path, outcome, reason)
             self._end(run_id, process)
 
     def probe(self, run: Run, now: float, *, every_s: float) -> None:
@@ -268,6 +269,14 @@ class Servers:
 
     def _final_status_file(self, run_id: str, launch: int) -> Path:
         return self._log_folder(run_id) / f"server-{launch}.last-word.json"
+
+
+def _write_stop_reason(log_path: Path, outcome: RunOutcome | None, reason: str) -> None:
+    try:
+        _stop_reason_file(log_path).write_text(f"{outcome or 'replaced'}\n{reason}", encoding="utf-8", errors="replace")
+    except OSError as error:
+        facts = {"log": str(log_path), "problem": str(error)}
+        logger.warning("an FL server cannot be told why it ends", extra=facts)
 
 
 def _stop_reason_file(log_path: Path) -> Path:

@@ -259,7 +259,9 @@ class ServerSettings(BusSettings):
     launch: Annotated[int, Field(ge=0)] = 0
     run_secret_file: Annotated[Path | None, Field(description="0600; holds the run secret, hexadecimal")] = None
     final_status_file: Annotated[Path | None, Field(description="keeps how the run ended, before it is said")] = None
-    stop_reason_file: Annotated[Path | None, Field(description="says, at SIGTERM, why the run is stopped")] = None
+    stop_reason_file: Annotated[Path | None, Field(description="says, at SIGTERM, what became of the run, and why")] = (
+        None
+    )
     join: Literal["invited", "open"] = "invited"
     join_token: SecretStr | None = None
     listen: HttpAddress = "127.0.0.1:0"

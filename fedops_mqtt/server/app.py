@@ -258,7 +258,10 @@ class FLServer:
 
     def _train(self, line: LineServer, beginning: StartingPoint, training: RunTraining) -> tuple[RunOutcome, str]:
         """Run foreign code: the strategy, the ServerApp, the evaluation; whatever it raises fails the run."""
-        if beginning.saved is not None or (training.rounds.num_left == 0 and self._server_app is None):
+        saved = beginning.saved
+        if saved is not None and saved.outcome == RunOutcome.STOPPED:
+            return RunOutcome.STOPPED, f"an earlier launch was stopped after round {saved.round}"
+        if saved is not None or (training.rounds.num_left == 0 and self._server_app is None):
             return RunOutcome.COMPLETED, "all rounds were done by an earlier launch"
         try:
             with self._ending.foreign_code(line):

@@ -35,6 +35,8 @@ class StoredModel:
     metrics: Mapping[str, float] = field(default_factory=dict)
     passed_over: tuple[str, ...] = ()
     """Paths of newer versions that are corrupt."""
+    outcome: str = ""
+    """How that run ended, `completed` or `stopped`; empty where nobody said."""
     origin: str | None = None
     """The version or failed run that somebody made it of again (`fedops-mqtt model rollback`)."""
 
@@ -158,6 +160,7 @@ class ModelStore:
         run_id: str | None = None,
         round: int = 0,
         metrics: Mapping[str, float] | None = None,
+        outcome: str = "",
         origin: str | None = None,
     ) -> StoredModel:
         """Write the next version; where another server takes the number first, the one after it.
@@ -167,7 +170,7 @@ class ModelStore:
             OSError: the place cannot be written to.
         """
         facts = {"model_name": self.model_name, "run_id": run_id, "round": round, "metrics": dict(metrics or {})}
-        facts |= {"at": f"{utc_now():%Y-%m-%dT%H:%M:%SZ}"} | ({"origin": origin} if origin else {})
+        facts |= {"at": f"{utc_now():%Y-%m-%dT%H:%M:%SZ}", "outcome": outcome, "origin": origin}
         version = self.next_version()
         while True:
             try:
@@ -216,5 +219,6 @@ def _stored(
         round=facts.get("round", 0),
         metrics=facts.get("metrics", {}),
         passed_over=passed_over,
+        outcome=facts.get("outcome") or "",
         origin=facts.get("origin"),
     )

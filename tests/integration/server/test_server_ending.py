@@ -74,6 +74,28 @@ async def test_sigterm_stops_the_run_and_keeps_the_last_whole_rounds_model(house
     assert [(end.outcome, end.run_outcome) for end in ends] == [(Outcome.STOPPED, RunOutcome.STOPPED)] * 2
 
 
+@pytest.mark.parametrize(("word", "is_kept"), [("failed", True), ("replaced", False)])
+async def test_a_server_that_its_manager_ends_makes_no_version_of_a_run_that_failed_or_goes_on(
+    house: House, tmp_path: Path, word: str, is_kept: bool
+) -> None:
+    """Its manager closes a run below its minimum at once, or launches the server again."""
+    gate, reason_file = Gate(), tmp_path / "stop-reason"
+    reason_file.write_text(f"{word}\n1 of 2 clients left")
+    async with house.listen() as bus:
+        process = house.spawn("fedavg", num_rounds=9, run_id="r", launch=1, stop_reason_file=reason_file)
+        address = await bus.ready(1)
+        clients = [house.join(address, number, app=gated_app(gate, from_round=3)) for number in (0, 1)]
+        for _ in clients:
+            await gate.wait_entered()
+        process.signal(signal.SIGTERM)
+        assert await process.wait() == 1
+        gate.opened.set()
+    assert house.models().versions() == []
+    folder = house.store / house.task_id
+    assert (folder / "digits_gl_model_failed_r.safetensors").exists() == is_kept
+    assert (folder / ".checkpoints" / "r.safetensors").exists() != is_kept
+
+
 async def test_evaluation_that_never_ends_is_interrupted_by_a_stop(house: House) -> None:
     async with house.listen() as bus:
         process = house.spawn("hang", num_rounds=2, stop_grace_s=0.5)

@@ -115,3 +115,11 @@ def test_a_store_that_fails_in_the_end_is_said_beside_the_runs_own_reason(tmp_pa
 def test_what_was_made_again_of_a_run_is_not_that_runs_own_end(tmp_path: Path) -> None:
     open_store(tmp_path).save(GOOD, run_id="r", origin="failed run r")
     assert begin(tmp_path, run_id="r").saved is None
+
+
+def test_a_run_that_was_stopped_and_saved_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
+    rounds = Rounds(num_rounds=3, arrays=GOOD, done=2)
+    save_model(open_store(tmp_path), rounds, run_id="r", outcome=RunOutcome.STOPPED, reason="enough")
+    beginning = begin(tmp_path, run_id="r")
+    assert beginning.saved is not None
+    assert (beginning.done, beginning.saved.outcome) == (2, RunOutcome.STOPPED)
