@@ -4,6 +4,7 @@ Whoever reads them is the run's only reason: when the reader is gone, the run is
 """
 
 import os
+import select
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +18,10 @@ from fedops_mqtt.aggregation.status_publisher import BusCallbacks, ServerStatusP
 from fedops_mqtt.bus import BusOptions, EpochFile
 from fedops_mqtt.protocol import ServerClient, ServerMetrics, encode
 from fedops_mqtt.runtime.settings import ServerSettings
+
+_LOOK_S = 0.5
+"""Between two looks whether somebody still reads."""
+_NOBODY = "nobody reads what this server says"
 
 
 def make_announcer(
@@ -49,6 +54,7 @@ class PipeStatusPublisher:
         self._clients: dict[str, ServerClient] = {}
         self._seq = 0
         self._lock = threading.Lock()
+        self._is_left = threading.Event()
 
     @property
     def snapshot(self) -> ServerSnapshot:
@@ -57,12 +63,15 @@ class PipeStatusPublisher:
             return replace(self._snapshot, clients=dict(self._clients))
 
     def __enter__(self) -> Self:
+        threading.Thread(target=self._watch_reader, name="reader", daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        os.close(self._descriptor)
+        self._is_left.set()
+        with self._lock:
+            os.close(self._descriptor)
 
     def say(self, *, is_urgent: bool = True, **changes: Any) -> None:
         """Change the snapshot and say it."""
@@ -90,9 +99,20 @@ class PipeStatusPublisher:
             seq = self._seq
         self._write(encode(self.snapshot.to_status(0, seq)))
 
+    def _watch_reader(self) -> None:
+        """A server that waits for clients says nothing, and would never find out by writing that nobody reads."""
+        looking = select.poll()
+        looking.register(self._descriptor, 0)  # errors alone: the other end is closed
+        while not self._is_left.wait(_LOOK_S):
+            with self._lock:
+                is_gone = not self._is_left.is_set() and bool(looking.poll(0))
+            if is_gone:
+                self._on_gone(_NOBODY)
+                return
+
     def _write(self, line: bytes) -> None:
         try:
             with self._lock:
                 os.write(self._descriptor, line + b"\n")
         except BrokenPipeError:
-            self._on_gone("nobody reads what this server says")
+            self._on_gone(_NOBODY)

@@ -45,15 +45,16 @@ class RunEndedError(flwr_private.RunNotRunningException):
 
 
 class BelowQuorumError(RunEndedError):
-    """Not enough clients within the join limit; `missing` says who was there before and how each left."""
+    """Not enough clients within a limit (None: nobody else can come); `missing` says how each of the others left."""
 
-    def __init__(self, present: int, needed: int | None, limit_s: float, missing: list[str]) -> None:
+    def __init__(self, present: int, needed: int | None, limit_s: float | None, missing: list[str]) -> None:
         self.present = present
         self.needed = needed
         self.missing = missing
         wanted = "the strategy waits for more" if needed is None else f"{needed} needed"
         gone = f"; gone: {', '.join(missing)}" if missing else ""
-        super().__init__(RunOutcome.FAILED, f"{TOO_FEW}: {present} after {limit_s:g} s, {wanted}{gone}")
+        when = "left" if limit_s is None else f"after {limit_s:g} s"
+        super().__init__(RunOutcome.FAILED, f"{TOO_FEW}: {present} {when}, {wanted}{gone}")
 
 
 class TrainingSeen:
@@ -122,7 +123,11 @@ def digest_of(record: ArrayRecord) -> bytes:
 
 
 class LineGrid(Grid):
-    """`flwr.serverapp.Grid` over one line; made by LineServer. `on_round` hears each new round as it goes out."""
+    """`flwr.serverapp.Grid` over one line; made by LineServer.
+
+    `on_round` hears each new round as it goes out. `max_clients`, where it is given, is how many ever come: once they
+    came, nobody makes up for one that has ended, and one that is lost is waited for no longer than the rejoin limit.
+    """
 
     def __init__(
         self,
@@ -131,10 +136,12 @@ class LineGrid(Grid):
         run_id: str,
         limits: LineLimits,
         min_clients: int = 1,
+        max_clients: int | None = None,
         compression: LineCompression | None = None,
         on_round: Callable[[int], None] | None = None,
     ) -> None:
         self._hub = hub
+        self._max_clients = max_clients
         self._run = flwr_private.make_run(flower_run_id_of(run_id))
         self._limits = limits
         self._min_clients = min_clients
@@ -188,7 +195,8 @@ class LineGrid(Grid):
             self._short_since = None
         else:
             since = self._short_since = self._short_since or now
-            nodes = self._hub.wait_for_present(num_clients, min(since + self._limits.join_s, self._run_deadline))
+            deadline = min(since + self._join_limit_s(), self._run_deadline)
+            nodes = self._hub.wait_for_present(num_clients, deadline, max_clients=self._max_clients)
         self._check_running()
         if len(nodes) < num_clients:
             raise self._too_few(len(nodes), num_clients)
@@ -337,6 +345,11 @@ class LineGrid(Grid):
         if now - self._asked_since > self._limits.join_s:
             raise self._too_few(present, None)
 
+    def _join_limit_s(self) -> float:
+        has_all = self._max_clients is not None and len(self._hub.members) >= self._max_clients
+        return self._limits.rejoin_s if has_all else self._limits.join_s
+
     def _too_few(self, present: int, needed: int | None) -> BelowQuorumError:
         gone = [f"{m.mac} ({m.reason or m.outcome})" for m in self._hub.members.values() if not m.is_present]
-        return BelowQuorumError(present, needed, self._limits.join_s, gone)
+        is_hopeless = needed is not None and self._hub.is_hopeless(needed, self._max_clients)
+        return BelowQuorumError(present, needed, None if is_hopeless else self._join_limit_s(), gone)

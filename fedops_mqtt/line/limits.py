@@ -15,7 +15,7 @@ class LineLimits:
     """One message is answered within this, whatever the strategy asks for; a client over it is dropped as failed."""
     run_s: float = 24 * 3600.0
     rejoin_s: float = 120.0
-    """How long a training process looks for its server after the line broke."""
+    """How long a client whose connection broke is waited for where nobody else can come in its place."""
     ping_s: float = 5.0
     """A vanished host is noticed within three of these."""
     poll_s: float = 25.0

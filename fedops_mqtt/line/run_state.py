@@ -78,11 +78,24 @@ class RunState:
         with self._changed:
             return self._members.present_node_ids()
 
-    def wait_for_present(self, num_clients: int, deadline: float) -> list[int]:
-        """Wait until so many are present, the run is over, or `deadline` (monotonic) has come; return who is there."""
+    def wait_for_present(self, num_clients: int, deadline: float, *, max_clients: int | None = None) -> list[int]:
+        """Wait until so many are present, or cannot be any more, the run is over, or `deadline` (monotonic) has come.
+
+        Returns who is there.
+        """
+
+        def is_known() -> bool:
+            return len(self._members.present_node_ids()) >= num_clients or self.is_hopeless(num_clients, max_clients)
+
         with self._changed:
-            self._wait(lambda: len(self._members.present_node_ids()) >= num_clients, deadline)
+            self._wait(is_known, deadline)
             return self._members.present_node_ids()
+
+    def is_hopeless(self, num_clients: int, max_clients: int | None) -> bool:
+        """Tell whether so many cannot be present any more: of the `max_clients` that ever come too many have ended."""
+        with self._changed:
+            num_ended = sum(member.outcome is not None for member in self._members.by_mac.values())
+            return max_clients is not None and max_clients - num_ended < num_clients
 
     def post(self, outbound_messages: Iterable[OutboundMessage]) -> None:
         """Hand out letters; one to a node that is not there is answered with a Flower Error at once."""

@@ -51,7 +51,7 @@ class LineServer:
     """One run's line. Listens from the moment it is built; serves inside its `with` block.
 
     `advertise` is `host` or `host:port` as clients reach it; default is the address it listens on. `min_clients` is how
-    many have to be there before `grid.get_node_ids()` answers.
+    many have to be there before `grid.get_node_ids()` answers, `max_clients` how many ever come (None: nobody knows).
 
     Raises:
         LineConfigError: the address is wrong, or nobody (or everybody on the network) could join.
@@ -72,6 +72,7 @@ class LineServer:
         tls: LineTls | None = None,
         compression: LineCompression | None = None,
         min_clients: int = 1,
+        max_clients: int | None = None,
         on_member: Callable[[MemberChange], None] = lambda change: None,
         on_round: Callable[[int], None] | None = None,
     ) -> None:
@@ -90,6 +91,7 @@ class LineServer:
             run_id=run_id,
             limits=limits,
             min_clients=min_clients,
+            max_clients=max_clients,
             compression=compression,
             on_round=on_round,
         )

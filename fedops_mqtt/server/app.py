@@ -236,6 +236,7 @@ class FLServer:
             tls=tls,
             compression=make_compression(settings),
             min_clients=self.plan.min_clients or own_minimum(self._strategy),
+            max_clients=self.plan.min_clients if settings.report_fd is not None else None,  # a simulation has no others
             on_member=self._say_member,
             on_round=self._teller.begin if self._server_app is not None else None,
         )

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedops_mqtt.device.training_process import exit_reason
 from fedops_mqtt.protocol import Outcome, ServerCondition, ServerMetrics, ServerStatus, decode, topics
 from fedops_mqtt.protocol.topics import Topic
 from fedops_mqtt.runtime.settings import ENV_PREFIX, inherited_environment
@@ -113,7 +114,7 @@ async def _see_through(
             left &= pending
         await asyncio.wait({ending}, timeout=_GRACE_S)
         if not ending.done():
-            server.stop()
+            server.stop("no client is left, each has ended")
         status = await ending
         if left:
             await asyncio.wait(left, timeout=_GRACE_S)
@@ -137,12 +138,14 @@ class _Server:
     ) -> None:
         self._process = process
         self._log = log
+        self._stop_reason = _stop_reason_file(log)
         self._said = said
         self._topics: tuple[Topic, ...] = (topics.server_metrics(task_id), topics.server_status(task_id))
 
-    def stop(self) -> None:
+    def stop(self, reason: str) -> None:
         """Ask it to end the run."""
         if self._process.returncode is None:
+            self._stop_reason.write_text(reason, encoding="utf-8")
             self._process.terminate()
 
     async def until(
@@ -163,6 +166,10 @@ class _Server:
         return said
 
 
+def _stop_reason_file(log: Path) -> Path:
+    return log.with_suffix(".stop-reason")
+
+
 def _too_early(status: int, log: Path) -> str:
     lines = log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
     return "\n".join([f"the server program ended with status {status} before the run did. Its last lines:", *lines])
@@ -170,6 +177,8 @@ def _too_early(status: int, log: Path) -> str:
 
 async def _start_server(options: SimulationOptions, stack: AsyncExitStack) -> _Server:
     read, write = os.pipe()
+    log = options.folder / "server.log"
+    _stop_reason_file(log).unlink(missing_ok=True)
     settings = {
         "task_id": options.task_id,
         "run_id": f"simulation-{os.getpid()}-{time.time_ns() // 1_000_000}",
@@ -179,9 +188,11 @@ async def _start_server(options: SimulationOptions, stack: AsyncExitStack) -> _S
         "store": (options.folder / "models").resolve(),
         "state_dir": (options.folder / "server").resolve(),
         "listen": "127.0.0.1:0",
+        "join_limit_s": _JOIN_S,
+        "rejoin_limit_s": _LOST_S,
+        "stop_reason_file": _stop_reason_file(log).resolve(),
         "report_fd": write,
     }
-    log = options.folder / "server.log"
     with log.open("wb") as file:
         output: dict[str, Any] = {"stdout": file, "stderr": file, "pass_fds": (write,)}
         process = await _spawn(
@@ -208,10 +219,15 @@ async def _play(jobs: Sequence[Job], options: SimulationOptions, stack: AsyncExi
     assert worker.stdin is not None
     assert worker.stdout is not None
     worker.stdin.write(Work(jobs=tuple(jobs)).model_dump_json().encode() + b"\n")
-    results = []
+    results: dict[str, Result] = {}
     while line := await worker.stdout.readline():
-        results.append(Result.model_validate_json(line))
-    return results
+        result = Result.model_validate_json(line)
+        results[result.client_mac] = result
+    lost = [job.client_mac for job in jobs if job.client_mac not in results]
+    if lost:
+        reason = f"its worker is gone: {exit_reason(await worker.wait())}"
+        results |= {mac: Result(client_mac=mac, outcome=Outcome.FAILED, reason=reason) for mac in lost}
+    return list(results.values())
 
 
 def _shares(options: SimulationOptions, server_ip: str) -> list[list[Job]]:
@@ -250,6 +266,8 @@ def _job(options: SimulationOptions, number: int, server_ip: str) -> Job:
 
 _JOIN_S = 300.0
 """On one machine many frameworks may be imported at once."""
+_LOST_S = 10.0
+"""For a client whose connection broke; one whose worker is gone never comes back."""
 
 
 async def _spawn(

@@ -205,6 +205,16 @@ def test_nobody_at_all_ends_the_run_after_the_join_limit(lines: Lines) -> None:
         server.grid.get_node_ids()
 
 
+def test_where_nobody_else_comes_a_client_that_has_ended_is_not_waited_for(lines: Lines) -> None:
+    server = lines.serve(min_clients=2, max_clients=2, limits={"join_s": 600.0, "rejoin_s": 0.1})
+    for number in (1, 2):
+        lines.join(server, echo_app(), mac=mac_of(number))
+    assert len(server.grid.get_node_ids()) == 2
+    server.drop(mac_of(1), Outcome.FAILED, "bad data")
+    with pytest.raises(BelowQuorumError, match=rf"too few clients: 1 left, 2 needed; gone: {mac_of(1)} \(bad data\)"):
+        server.grid.get_node_ids()
+
+
 def test_a_strategy_that_waits_for_more_than_our_minimum_is_ended_too(lines: Lines) -> None:
     server = lines.serve(limits={"join_s": 1.5})
     lines.join(server, echo_app())

@@ -206,7 +206,7 @@ def test_initial_parameters_may_come_from_a_client(join_all: Callable[..., Any])
 def test_a_classic_strategy_that_needs_more_clients_ends_too(join_all: Callable[..., Any]) -> None:
     server, _ = join_all(classic_app(), 1, limits={"join_s": 1.0})
     parameters = ndarrays_to_parameters(START)
-    with pytest.raises(BelowQuorumError, match="2 are needed"):
+    with pytest.raises(BelowQuorumError, match="2 needed"):
         start_classic(grid=server.grid, strategy=ClassicFedAvg(initial_parameters=parameters), num_rounds=1)
 
 

@@ -1,0 +1,34 @@
+"""A server that reports on a pipe finds out that nobody reads, also while it has nothing to say."""
+
+import os
+import queue
+
+import pytest
+
+from fedops_mqtt.aggregation.pipe_publisher import PipeStatusPublisher
+from fedops_mqtt.aggregation.snapshot import ServerSnapshot
+
+PATIENCE_S = 60.0
+
+
+@pytest.fixture
+def snapshot() -> ServerSnapshot:
+    return ServerSnapshot(task_id="t", run_id="r", launch=1, instance="i", heartbeat_s=60.0, agent={})
+
+
+def test_the_reader_is_missed_though_nothing_is_said(snapshot: ServerSnapshot) -> None:
+    read, write = os.pipe()
+    gone: queue.Queue[str] = queue.Queue()
+    with PipeStatusPublisher(snapshot, descriptor=write, on_departed=gone.put):
+        os.close(read)
+        assert gone.get(timeout=PATIENCE_S)
+
+
+def test_a_reader_that_is_there_is_not_missed(snapshot: ServerSnapshot) -> None:
+    read, write = os.pipe()
+    gone: queue.Queue[str] = queue.Queue()
+    with PipeStatusPublisher(snapshot, descriptor=write, on_departed=gone.put) as announcer:
+        announcer.say(round=1)
+        assert os.read(read, 2**16).endswith(b"\n")
+    os.close(read)
+    assert gone.empty()
