@@ -22,13 +22,18 @@ def read(epoch: int) -> object:
     return Intake().read(str(topics.client_status("digits", MAC)), payload, is_retained=False)
 
 
-@pytest.mark.parametrize("epoch", [2**63 - 1, 2**62, 2**62 - 1, 2**53, 2**53 - 1, latest_epoch(NOW_MS) + 600_000, -1])
+# With names: each worker of pytest has another clock, and all must collect the same tests.
+@pytest.mark.parametrize(
+    "epoch",
+    [2**63 - 1, 2**62, 2**62 - 1, 2**53, 2**53 - 1, latest_epoch(NOW_MS) + 600_000, -1],
+    ids=["2**63-1", "2**62", "2**62-1", "2**53", "2**53-1", "later", "negative"],
+)
 def test_an_epoch_that_no_clock_shows_is_malformed(epoch: int) -> None:
     event = read(epoch)
     assert isinstance(event, Malformed)
     assert "epoch" in str(event.error)
 
 
-@pytest.mark.parametrize("epoch", [0, 1, NOW_MS, 2**32 * 1000])
+@pytest.mark.parametrize("epoch", [0, 1, NOW_MS, 2**32 * 1000], ids=["0", "1", "now", "2106"])
 def test_an_epoch_of_any_clock_that_runs_is_believed(epoch: int) -> None:
     assert isinstance(read(epoch), Received)
