@@ -17,7 +17,7 @@ from fedops_mqtt.bridge.fedops_http_client import OnlineAnswer
 from fedops_mqtt.bridge.peer_registry import PeerRegistry
 from fedops_mqtt.bridge.peer_state import PeerState
 from fedops_mqtt.bridge.peers import Caller
-from fedops_mqtt.protocol import Outcome, TaskId
+from fedops_mqtt.protocol import Outcome, TaskId, count_of
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ def _server_manager_for_servers(desk: PeerRegistry) -> APIRouter:
         fields = numbers.parse_report(await request.body())
         host = request.client.host if request.client else "127.0.0.1"
         if fields.get("FLSeReady") is True:
-            await desk.server_ready(task_id, host=host, gl_model=numbers.count_in(fields, "GL_Model_V"))
+            await desk.server_ready(task_id, host=host, gl_model=count_of(fields.get("GL_Model_V")))
         else:
             desk.server_problem(task_id)
         return {"Server_Status": desk.server_view(task_id, None)}
@@ -194,7 +194,7 @@ def _performance(desk: PeerRegistry) -> APIRouter:
         if link is None or link.report is None:
             return {"taken": False}
         link.has_time_result = link.has_time_result or kind == "client_time_result"
-        link.report(numbers.client_report(known, fields))
+        link.report(numbers.client_report(known, fields, desk.cutter))
         return {"taken": True}
 
     @router.put("/server_perf/gl_model_evaluation/{task_id}")

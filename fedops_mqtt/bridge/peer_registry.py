@@ -11,6 +11,7 @@ from fedops_mqtt.bridge.client_proxy import ClientProxy
 from fedops_mqtt.bridge.fedops_http_client import OnlineAnswer
 from fedops_mqtt.bridge.peer_state import PeerState
 from fedops_mqtt.bridge.peers import Caller, Peers
+from fedops_mqtt.protocol import MetricsCutter, count_of, number_of
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ class PeerRegistry:
 
     def __init__(self, *, classic: ClassicOptions, server_at: str, make_presence: MakePresence) -> None:
         self.links = Peers()
+        self.cutter = MetricsCutter(logger.warning)
         self._classic = classic
         self._server_at = server_at
         self._make_presence = make_presence
@@ -113,11 +115,11 @@ class PeerRegistry:
         server = self._servers.get(task_id)
         if server is None or server.is_over:
             return False
-        took = fields.get("run_time_by_round")
+        took = number_of(fields.get("run_time_by_round"))
         server.note_evaluation(
-            round_=numbers.count_in(fields, "round"),
-            metrics=numbers.server_numbers(fields),
-            duration_s=float(took) if numbers.is_number(took) else None,
+            round_=count_of(fields.get("round")),
+            metrics=numbers.server_numbers(fields, self.cutter),
+            duration_s=None if took is None else float(took),
         )
         return True
 

@@ -4,6 +4,7 @@ The line's runner and the door have threads; what they tell comes back into the 
 """
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any, cast
@@ -20,9 +21,11 @@ from fedops_mqtt.core.reasons import INTERRUPTED
 from fedops_mqtt.line.client_session import RunEnd
 from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.runner import Joined, LineRunner, MessageAnswered, Progress, make_context
-from fedops_mqtt.protocol import MetricsKind, Outcome
+from fedops_mqtt.protocol import MetricsCutter, MetricsKind, Outcome, clip
 from fedops_mqtt.runtime.settings import ClientSettings
 from fedops_mqtt.training.pipe import EndedReport, MetricsReport, PhaseReport
+
+logger = logging.getLogger(__name__)
 
 _DISMISS_S = 5.0
 """A client that was told that it is over answers at once; one that computes for nobody is not waited for."""
@@ -46,6 +49,7 @@ class RelayedTraining:
         self._identity = identity
         self._doors = grpc_gateways
         self._on_report = on_report
+        self._cutter = MetricsCutter(logger.warning)
         self._loop = asyncio.get_running_loop()
         self._door: GrpcGateway | None = None
         self._runner: LineRunner | None = None
@@ -203,7 +207,8 @@ class RelayedTraining:
         )
 
     def _tell_answered(self, answered: MessageAnswered) -> None:
-        values = {**answered.metrics, "stage": answered.kind, "seconds": round(answered.seconds, 6)}
+        measured = self._cutter.cut(answered.metrics, num_more=2)
+        values = {**measured, "stage": clip(answered.kind), "seconds": round(answered.seconds, 6)}
         self._on_report(MetricsReport(kind=MetricsKind.ROUND, round=answered.round or 0, values=values))
 
     def _in_loop(self, tell: Callable[..., None]) -> Callable[..., None]:

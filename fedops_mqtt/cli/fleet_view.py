@@ -12,6 +12,7 @@ from fedops_mqtt.bus import BusEvent, Cleared, Connected, Disconnected, Dropped,
 from fedops_mqtt.core.dropped_messages import DroppedMessageDetector
 from fedops_mqtt.core.fleet import ClientView, Fleet, ServerView, StatusView
 from fedops_mqtt.protocol import (
+    MAX_METRICS,
     Channel,
     ClientMetrics,
     ClientStatus,
@@ -118,7 +119,8 @@ class FleetView:
                 return self._changed(self._record_of(message)) if is_news else None
             case ClientMetrics() if message.kind is not MetricsKind.SYSTEM:
                 key = (message.task_id, message.client_mac)
-                self.metrics[key] = {**self.metrics.get(key, {}), **_measures(message.values)}
+                known = {**self.metrics.get(key, {}), **_measures(message.values)}
+                self.metrics[key] = dict(list(known.items())[-MAX_METRICS:])
             case ServerMetrics():
                 return self._note_round(message)
             case _:

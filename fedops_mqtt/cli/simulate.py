@@ -52,7 +52,7 @@ def simulate(
     try:
         result = asyncio.run(run.simulate(options, show))
     except run.SimulationError as error:
-        typer.echo(f"fedops-mqtt simulate: {error}", err=True)
+        typer.echo(readable(f"fedops-mqtt simulate: {error}"), err=True)
         raise SystemExit(ExitCode.FAILED) from None
     if json:
         fields = {name: getattr(result, name) for name in result.__slots__}

@@ -227,7 +227,7 @@ class Demo:
         if self.options.is_json:
             print(json.dumps(result), flush=True)
             return
-        print("", *_tell(run, result), what_next, sep="\n", flush=True)
+        print("", *map(readable, _tell(run, result)), what_next, sep="\n", flush=True)
 
     def _count_finished(self, run: Record) -> int:
         return sum(member["status"] == "finished" for member in run["clients"].values())

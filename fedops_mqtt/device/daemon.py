@@ -60,6 +60,7 @@ from fedops_mqtt.protocol import (
     StartTrigger,
     StopTrigger,
     filter_for,
+    first_line,
     mac_to_level,
     topics,
     utc_now,
@@ -205,7 +206,7 @@ class Daemon:
 
     def _note_change(self, before: Client, after: Client) -> None:
         if before.condition is not after.condition:
-            facts = {"status": after.condition.value, "reason": after.reason}
+            facts = {"status": after.condition.value, "reason": after.reason and first_line(after.reason)}
             logger.info("status changed", extra=facts | ({"run_id": after.run.run_id} if after.run else {}))
 
     async def _recover(self) -> None:

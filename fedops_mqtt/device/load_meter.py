@@ -17,12 +17,12 @@ class LoadMeter:
 
     def __init__(self) -> None:
         self._started = time.monotonic()
-        self._network = psutil.net_io_counters()
+        self._network = _network_bytes()
         self._cpu = _cpu_seconds()
 
     def read(self) -> Values:
         """Return cpu and memory of this machine in percent, the training's own memory and threads, network in bytes."""
-        memory, network = psutil.virtual_memory(), psutil.net_io_counters()
+        memory, (sent, received) = psutil.virtual_memory(), _network_bytes()
         rss_bytes, num_threads = _of_training()
         return {
             "runtime": round(time.monotonic() - self._started, 1),
@@ -32,8 +32,8 @@ class LoadMeter:
             "memory_percent": round(100 * rss_bytes / memory.total, 1),
             "memory_rssMB": round(rss_bytes / _MB, 1),
             "memory_availableMB": round(memory.available / _MB, 1),
-            "network_sent": max(0, network.bytes_sent - self._network.bytes_sent),
-            "network_recv": max(0, network.bytes_recv - self._network.bytes_recv),
+            "network_sent": max(0, sent - self._network[0]),
+            "network_recv": max(0, received - self._network[1]),
             "disk": psutil.disk_usage("/").percent,
         }
 
@@ -41,6 +41,12 @@ class LoadMeter:
         (busy_before, total_before), self._cpu = self._cpu, _cpu_seconds()
         busy, total = self._cpu
         return round(100 * (busy - busy_before) / max(total - total_before, 1e-6), 1)
+
+
+def _network_bytes() -> tuple[int, int]:
+    """Return bytes sent and received; 0 where the machine has no network interface (psutil says None)."""
+    counters = psutil.net_io_counters()
+    return (counters.bytes_sent, counters.bytes_recv) if counters else (0, 0)
 
 
 def _cpu_seconds() -> tuple[float, float]:

@@ -4,40 +4,60 @@ Field names are FedOps' (`client_system`), for its dashboards and spreadsheets. 
 """
 
 import asyncio
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
-from fedops_mqtt.protocol import CurrentRun, MetricsKind
+from fedops_mqtt.protocol import CurrentRun, MetricsKind, name_error
 from fedops_mqtt.training.pipe import MetricsReport
 
-if TYPE_CHECKING:
-    from fedops_mqtt.device.load_meter import LoadMeter
+logger = logging.getLogger(__name__)
 
 _FIRST_S = 0.7
 """Between two looks at an idle client, and until the first reading: short runs are to be seen too."""
 
 
+class Meter(Protocol):
+    """What measures (a `LoadMeter`)."""
+
+    def read(self) -> Mapping[str, float]:
+        """Return the load since the last reading, by FedOps' names."""
+        ...
+
+
+def start_load_meter() -> Meter:
+    """Import the meter only now: its psutil is a megabyte that an idle daemon does without."""
+    from fedops_mqtt.device.load_meter import LoadMeter
+
+    return LoadMeter()
+
+
 async def measure_load(
-    *, run: Callable[[], CurrentRun | None], tell: Callable[[MetricsReport], None], interval_s: float
+    *,
+    run: Callable[[], CurrentRun | None],
+    tell: Callable[[MetricsReport], None],
+    interval_s: float,
+    start_meter: Callable[[], Meter] = start_load_meter,
 ) -> None:
-    """Measure every `interval_s` while there is a run in hand, for ever; the first time within a second or two."""
-    meter: LoadMeter | None = None
+    """Measure every `interval_s` while there is a run in hand; the first time within a second or two.
+
+    It ends only where this system cannot be measured, after one warning.
+    """
+    meter: Meter | None = None
     has_told = False
     while True:
         await asyncio.sleep(interval_s if has_told else min(_FIRST_S, interval_s))
         active_training = run()
         if active_training is None:
             meter, has_told = None, False
-        elif meter is None:
-            meter = _start_meter()
-        else:
+            continue
+        try:
+            if meter is None:
+                meter = await asyncio.to_thread(start_meter)
+                continue
             values = await asyncio.to_thread(meter.read)
-            tell(MetricsReport(kind=MetricsKind.SYSTEM, round=active_training.round, values=dict(values)))
-            has_told = True
-
-
-def _start_meter() -> "LoadMeter":
-    """Import the meter only now: its psutil is a megabyte that an idle daemon does without."""
-    from fedops_mqtt.device.load_meter import LoadMeter
-
-    return LoadMeter()
+        except Exception as error:  # psutil on a system that it does not know, or may not look at
+            logger.warning("the system load cannot be measured", extra={"problem": name_error(error)})
+            return
+        tell(MetricsReport(kind=MetricsKind.SYSTEM, round=active_training.round, values=dict(values)))
+        has_told = True

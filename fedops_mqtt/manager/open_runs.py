@@ -12,6 +12,9 @@ from fedops_mqtt.manager.run_history import tell
 from fedops_mqtt.manager.tasks import TaskConfig
 from fedops_mqtt.protocol import ClientMetrics, ServerMetrics
 
+_MAX_ROUND = 2**31 - 1
+"""Of the journal's columns, in a database that counts the bits."""
+
 
 class OpenRuns:
     """Open runs; `listener`, when there is one, is told the id of each that is not as it was."""
@@ -86,7 +89,7 @@ class OpenRuns:
     def note_round(self, said: ServerMetrics, now: float) -> None:
         """Remember a round's numbers, if the run is ours and of the task whose server it is."""
         run = self._runs.get(said.run_id)
-        if run is not None and run.spec.task_id == said.task_id:
+        if run is not None and run.spec.task_id == said.task_id and max(said.round, said.launch) <= _MAX_ROUND:
             row = said.model_dump(
                 include={"run_id", "launch", "round", "metrics", "duration_s", "bytes_in", "bytes_out"}
             )

@@ -51,7 +51,7 @@ def number_of(value: object) -> bool | int | float | None:
 def count_of(value: object, default: int = 0) -> int:
     """Return a whole number from 0 to 2^63 - 1; `default` where a value is not one."""
     number = number_of(value)
-    if number is None or not 0 <= number <= MAX_COUNT or number != int(number):
+    if number is None or isinstance(number, bool) or not 0 <= number <= MAX_COUNT or number != int(number):
         return default
     return int(number)
 

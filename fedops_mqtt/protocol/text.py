@@ -20,11 +20,14 @@ def clip(text: str, max_chars: int = ...) -> str: ...
 @overload
 def clip(text: str | None, max_chars: int = ...) -> str | None: ...
 def clip(text: str | None, max_chars: int = MAX_REASON_CHARS) -> str | None:
-    """Return `text` in at most `max_chars`: a long one loses its middle, a lone surrogate becomes its escape."""
+    """Return `text` in at most `max_chars`: a long one loses its middle; lone surrogates and NUL become escapes.
+
+    JSON and UTF-8 have no place for the one, PostgreSQL for the other.
+    """
     if text is None:
         return None
-    text = _cut(text, max_chars).encode(errors="backslashreplace").decode()
-    return _cut(text, max_chars)  # an escape is six times as long as what it stands for
+    text = _cut(text, max_chars).encode(errors="backslashreplace").decode().replace("\0", r"\x00")
+    return _cut(text, max_chars)  # an escape is longer than what it stands for
 
 
 def visible(text: str, *, keep: str = "") -> str:

@@ -18,7 +18,7 @@ from fedops_mqtt.line.client_session import RunEnd
 from fedops_mqtt.line.identity import flower_run_id_of, node_id_of
 from fedops_mqtt.line.rounds import metrics_of, round_of
 from fedops_mqtt.line.runner import Joined, MessageAnswered, Progress
-from fedops_mqtt.protocol import Outcome, Phase, name_error
+from fedops_mqtt.protocol import Outcome, Phase, describe_error
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class ClassicRunner:
 
     def _raised(self, error: Exception) -> RunEnd:
         logger.error("ClientApp raised", exc_info=error)
-        return RunEnd(outcome=Outcome.FAILED, reason=name_error(error))
+        return RunEnd(outcome=Outcome.FAILED, reason=describe_error(error))
 
     def _answer(self, message: Message, context: Context) -> Message:
         """Answer with the context of ours: Flower's has neither our state nor our configuration."""

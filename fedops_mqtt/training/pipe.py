@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
-from fedops_mqtt.protocol import MetricsKind, Outcome, Phase, Transport, clip
+from fedops_mqtt.protocol import MetricsKind, Outcome, Phase, RunId, Transport, clip
 from fedops_mqtt.protocol.values import Count, Scalars
 
 MAX_LINE_BYTES = 64 * 1024
@@ -88,7 +88,7 @@ class PhaseReport(_Line):
     report: Literal["phase"] = "phase"
     phase: Phase
     round: Count = 0
-    run_id: str | None = None
+    run_id: RunId | None = None
     bytes_in: Count = 0
     bytes_out: Count = 0
 

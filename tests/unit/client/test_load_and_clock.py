@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from fedops_mqtt.device.load_meter import LoadMeter
 from fedops_mqtt.device.system_load import measure_load
 from fedops_mqtt.protocol import CurrentRun, MetricsKind, Phase
@@ -37,6 +39,22 @@ async def test_it_is_measured_while_a_run_is_in_hand_and_not_before() -> None:
         active_training.append(IN_HAND)
         report = await asyncio.wait_for(told.get(), 10)
     assert (report.kind, report.round) == (MetricsKind.SYSTEM, 3)
+
+
+class NoMeter:
+    def read(self) -> dict[str, float]:
+        raise PermissionError("/proc/stat")
+
+
+async def test_a_system_that_cannot_be_measured_costs_one_warning_and_no_daemon(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told: list[MetricsReport] = []
+    async with asyncio.timeout(10):
+        await measure_load(run=lambda: IN_HAND, tell=told.append, interval_s=0.01, start_meter=NoMeter)
+    assert told == []
+    (warning,) = caplog.records
+    assert "/proc/stat" in warning.__dict__["problem"]
 
 
 def test_the_time_of_a_message_is_told_when_it_is_uploaded() -> None:

@@ -256,8 +256,8 @@ def test_numbers_are_a_runs_only_when_its_own_member_tells_them(
 def test_a_server_of_another_task_tells_no_round_of_a_run(journal: Journal) -> None:
     journal.add_run(JournaledRun(run=new_run(), secret=SECRET))
     open_runs = OpenRuns(journal.open_runs())
-    for task_id in ("digits", "other"):
-        open_runs.note_round(ServerMetrics(task_id=task_id, run_id="run-1", round=1, at=utc_now()), 1.0)
+    for task_id, round_ in (("digits", 1), ("other", 1), ("digits", 2**40)):  # a journal's round has 32 bits
+        open_runs.note_round(ServerMetrics(task_id=task_id, run_id="run-1", round=round_, at=utc_now()), 1.0)
     assert len(open_runs.take_batch().rounds) == 1
 
 
