@@ -127,16 +127,13 @@ def fold(
     if stamp_of(status) <= stamp_of(view.status):
         filled = _fill_in(view, status)
         return _come_back(filled or view, status, now=now, is_retained=is_retained) or filled
-    fresh = replace(
-        view,
+    return StatusView(
         status=_keep_what_a_will_omits(view.status, status) if is_will(status) else status,
         heard_at=now,
+        since=view.since if reports_offline(status) == view.is_out else now,
         is_confirmed=view.is_confirmed or not is_retained,
-        is_silent=False,
         snapshot=view.snapshot if is_will(status) else stamp_of(status),
-        comeback=None,
     )
-    return replace(fresh, since=now) if fresh.is_out != view.is_out else fresh
 
 
 def is_will(status: AnyStatus) -> bool:
@@ -248,10 +245,16 @@ class Fleet:
             yield self.clients[key]
 
     def _count(self, before: StatusView[ClientStatus] | None, after: StatusView[ClientStatus] | None) -> None:
-        if before is not None:
-            self.counts[_standing(before)] -= 1
-        if after is not None:
-            self.counts[_standing(after)] += 1
+        old = None if before is None else _standing(before)
+        new = None if after is None else _standing(after)
+        if old == new:
+            return
+        if old is not None:
+            self.counts[old] -= 1
+            if not self.counts[old]:
+                del self.counts[old]
+        if new is not None:
+            self.counts[new] += 1
 
     def _ended(self, view: StatusView[Status], now: float) -> bool:
         lease_s = LEASE_HEARTBEATS * (getattr(view.status, "heartbeat_s", None) or self.default_heartbeat_s)

@@ -6,10 +6,13 @@ everything has been taken in and a plan is about to be made (`settle`).
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import assert_never
 
+import orjson
+
 from fedops_mqtt.bus import BusEvent, Cleared, Connected, Disconnected, Dropped, Malformed, Received
+from fedops_mqtt.core.budget import Budget
 from fedops_mqtt.core.dropped_messages import DroppedMessageDetector
 from fedops_mqtt.core.fleet import Fleet, StatusView
 from fedops_mqtt.core.run import Run
@@ -32,8 +35,23 @@ LEASE_CHECK_S = 0.2
 """Between two looks at all leases; they are seconds long, and thousands of messages may come in one."""
 
 
+MAX_OTHER_TASKS = 4
+"""Tasks that are not in the tasks file under which one client is shown: enough to see that somebody mistyped one."""
+
+STATUSES_PER_S, STATUSES_AT_ONCE = 20.0, 500.0
+"""Of one client; a daemon says a few a second at most. What is beyond is dropped: the heartbeat says it again."""
+
+JOURNAL_BYTES_PER_S, JOURNAL_BYTES_AT_ONCE = 4_096.0, 4 * 1024.0 * 1024.0
+"""Of one client's numbers and changes: 350 MB a day, and a thousand rounds at once."""
+
+_ROW_BYTES = 256
+"""Of a row of the journal beside its values."""
+
+
 class BusReader:
-    """One reader of the bus.
+    """One reader of the bus. `tasks`: those of the tasks file; None: every task is one.
+
+    A client of another task is shown, and that is all: its words are in no journal and in no series of `/metrics`.
 
     Attributes:
         fleet: who is here.
@@ -46,9 +64,10 @@ class BusReader:
         num_client_reconnects: how often a client spoke with a new epoch.
         moved_at: when a client last came to stand where it had not stood, by the clock that `fold` is told; 0 before.
         changed: clients that spoke, went or were forgotten since `take_changed`.
+        num_over_budget: words of clients that were dropped because they had said too much.
     """
 
-    def __init__(self, fleet: Fleet, open_runs: OpenRuns) -> None:
+    def __init__(self, fleet: Fleet, open_runs: OpenRuns, tasks: Container[str] | None = None) -> None:
         self.fleet = fleet
         self.losses = DroppedMessageDetector()
         self._told_at: int | None = None
@@ -61,6 +80,11 @@ class BusReader:
         self.num_client_reconnects = 0
         self.moved_at = 0.0
         self.changed: set[tuple[str, str]] = set()
+        self.num_over_budget = 0
+        self._tasks = tasks
+        self._other_tasks: defaultdict[str, set[str]] = defaultdict(set)
+        self._statuses = Budget(per_s=STATUSES_PER_S, at_once=STATUSES_AT_ONCE)
+        self._journal_bytes = Budget(per_s=JOURNAL_BYTES_PER_S, at_once=JOURNAL_BYTES_AT_ONCE)
         self._ledger = open_runs
         self._news: defaultdict[str, list[RunEvent]] = defaultdict(list)
 
@@ -121,17 +145,53 @@ class BusReader:
     def _received(self, event: Received, now: float) -> None:
         match event.message:
             case ClientStatus() as status:
-                self._client(status, now, is_retained=event.is_retained)
-            case ServerStatus() as status:
+                if self._is_shown(status) and (event.is_retained or self._is_within(self._statuses, status, 1, now)):
+                    self._client(status, now, is_retained=event.is_retained)
+            case ServerStatus() as status if self.knows(status.task_id):
                 self._server(status, now, is_retained=event.is_retained)
             case ServerMetrics() as said:
                 self._ledger.note_round(said, now)
-            case ClientMetrics() as said:
-                self._ledger.note_metrics(said, now)
+            case ClientMetrics() as said if self.knows(said.task_id):
+                if self._is_within(self._journal_bytes, said, _ROW_BYTES + len(orjson.dumps(said.values)), now):
+                    self._ledger.note_metrics(said, now)
             case RunStatus() as said if event.is_retained and said.run_id not in self._ledger:
                 self.orphans[said.run_id] = event.topic
             case _:
                 pass
+
+    def knows(self, task_id: str) -> bool:
+        """Return whether a task is in the tasks file, or has a run that began when it was."""
+        return self._tasks is None or task_id in self._tasks or bool(self._ledger.of_task(task_id))
+
+    def _is_shown(self, status: ClientStatus) -> bool:
+        """Take a client's word for a task that is none only for a few: the names are its own to invent."""
+        if self.knows(status.task_id):
+            return True
+        others = self._other_tasks[status.client_mac]
+        if status.task_id not in others and len(others) >= MAX_OTHER_TASKS:
+            self._drop(status.client_mac, f"more than {MAX_OTHER_TASKS} tasks that are not in the tasks file")
+            return False
+        others.add(status.task_id)
+        return True
+
+    def _is_within(self, budget: Budget, said: ClientStatus | ClientMetrics, cost: float, now: float) -> bool:
+        is_within = budget.take(said.client_mac, cost, now=now)
+        if not is_within:
+            self._drop(said.client_mac, "more than a client may say at once")
+        return is_within
+
+    def _drop(self, client_mac: str, why: str) -> None:
+        self.num_over_budget += 1
+        # As at the door of the bus: the 1st, 2nd, 4th, 8th, … is told.
+        if self.num_over_budget & (self.num_over_budget - 1) == 0:
+            facts = {"client_mac": client_mac, "why": why, "dropped_so_far": self.num_over_budget}
+            logger.warning("dropped what a client said", extra=facts)
+
+    def _note_client(self, status: ClientStatus, now: float) -> None:
+        if self.knows(status.task_id) and self._is_within(
+            self._journal_bytes, status, _ROW_BYTES + len(status.reason or ""), now
+        ):
+            self._ledger.note(note_client(status, now))
 
     def _client(self, status: ClientStatus, now: float, *, is_retained: bool) -> None:
         before = self.fleet.client(status.task_id, status.client_mac)
@@ -145,7 +205,7 @@ class BusReader:
             self.moved_at = now
         is_first_live_word = before is None and not is_retained
         if is_first_live_word or (before is not None and before.status.status is not status.status):
-            self._ledger.note(note_client(status, now))
+            self._note_client(status, now)
         self._tell_runs(view)
 
     def _server(self, status: ServerStatus, now: float, *, is_retained: bool) -> None:
@@ -174,7 +234,7 @@ class BusReader:
             self.changed.add((view.status.task_id, view.status.client_mac))
             self.moved_at = now
             silent = view.status.model_copy(update={"reason": "silent"})
-            self._ledger.note(note_client(silent, now))
+            self._note_client(silent, now)
             self._tell_runs(view)
 
     def _tell_losses(self) -> None:
@@ -188,6 +248,7 @@ class BusReader:
         """Take note; True when it was a run that goes on."""
         self.fleet.forget(topic)
         if topic.channel is Channel.CLIENT_STATUS:
+            self._other_tasks[topic.client_mac or ""].discard(topic.task_id or "")
             self.losses.forget(topic.task_id or "", topic.client_mac or "")
             self.changed.add((topic.task_id or "", topic.client_mac or ""))
         return topic.channel is Channel.RUN_STATUS and (topic.run_id or "") in self._ledger

@@ -105,7 +105,7 @@ async def leading(
     owner = _owner(settings, journal, term=term, url=url_of(listening, access_rules(settings)))
     async with AsyncExitStack() as stack:
         connection = await stack.enter_async_context(_on_bus(settings, owner))
-        watch = BusReader(Fleet(), open_runs)
+        watch = BusReader(Fleet(), open_runs, tasks)
         desk = ManagerContext(
             settings=settings,
             term=term,

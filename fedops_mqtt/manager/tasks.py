@@ -112,6 +112,9 @@ class Tasks:
             raise TasksFileError(str(self.path), f"cannot be read: {error.strerror}") from error
         self._read_at = (found.st_mtime_ns, found.st_size)
 
+    def __contains__(self, task_id: object) -> bool:
+        return task_id in self._tasks
+
     def __getitem__(self, task_id: str) -> TaskConfig:
         """Return a task.
 

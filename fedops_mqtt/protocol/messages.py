@@ -183,7 +183,7 @@ class ClientStatus(OwnedStatus):
     last_trigger: LastTrigger | None = None
     server_ip: Address | None = None
     gl_model: Count = 0
-    agent: Annotated[dict[Text, Text], Field(max_length=32), bounded(32)] = {}
+    agent: Annotated[dict[Text, Text], Field(max_length=32)] = {}
 
 
 class StartTrigger(WireModel):

@@ -13,12 +13,12 @@ from fedops_mqtt.protocol.messages import (
     ManagerCondition,
     ManagerStatus,
     Message,
+    OwnedStatus,
     RunStatus,
     ServerCondition,
     ServerMetrics,
     ServerStatus,
     StartTrigger,
-    StatusMessage,
     StopTrigger,
 )
 from fedops_mqtt.protocol.topics import Channel, Topic
@@ -72,7 +72,7 @@ def decode(topic: Topic, payload: bytes) -> Message:
     except ValidationError as error:
         raise MalformedMessageError(str(topic), _describe(error)) from error
     _check_names(topic, message)
-    if isinstance(message, StatusMessage) and message.seq == LAST_SEQ and message.status not in _OUT:
+    if isinstance(message, OwnedStatus) and message.seq == LAST_SEQ and getattr(message, "status", None) not in _OUT:
         raise MalformedMessageError(str(topic), "seq: only a last will leaves it out, or has one of 2^53 - 1 or more")
     return message
 

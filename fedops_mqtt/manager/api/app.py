@@ -142,7 +142,7 @@ class Api:
 
     async def prometheus(self) -> Response:
         """Tell everything that can be counted, in Prometheus' text format."""
-        return Response(self._desk.meters.exposition(), media_type=CONTENT_TYPE)
+        return Response(await self._desk.meters.exposition(), media_type=CONTENT_TYPE)
 
     async def list_clients(
         self,

@@ -3,6 +3,7 @@
 Labels are tasks, statuses and outcomes only: a label per client would cost a time series each.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Protocol
@@ -20,6 +21,9 @@ from fedops_mqtt.manager.open_runs import OpenRuns
 from fedops_mqtt.protocol import MemberCondition, RunOutcome, visible
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+OTHER_TASKS = "(other)"
+"""The label of all tasks that are not in the tasks file: their names are for anybody to invent."""
 
 _TRIGGER_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2, 3, 5, 8, 13, 20, 30, 60, 120)
 """From a warm start on a fast machine to FedOps' polling and beyond."""
@@ -62,13 +66,17 @@ class ManagerMetrics:
             registry=self._registry,
         )  # fmt: skip
         self._known: set[str] = set()
+        self._gauges: list[Metric] = []
         self._registry.register(self)
 
-    def exposition(self) -> bytes:
-        """Return everything in Prometheus' text format."""
-        for task_id in {str(standing[0]) for standing in self._watch.fleet.counts} - self._known:
-            self._begin(task_id)
-        return generate_latest(self._registry)
+    async def exposition(self) -> bytes:
+        """Return everything in Prometheus' text format; it is read here, and written in a thread."""
+        tasks = {str(standing[0]) for standing in self._watch.fleet.counts}
+        for task_id in tasks - self._known:
+            if self._watch.knows(task_id):
+                self._begin(task_id)
+        self._gauges = list(self._read())
+        return await asyncio.to_thread(generate_latest, self._registry)
 
     def _begin(self, task_id: str) -> None:
         """Let a task's counters stand at 0 before they count: Prometheus sees no growth in a first sample of 1."""
@@ -111,7 +119,10 @@ class ManagerMetrics:
             self._members.labels(task_id, status).inc(count)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what is read at this moment (prometheus_client's collector protocol)."""
+        """Yield what was read last (prometheus_client's collector protocol)."""
+        yield from self._gauges
+
+    def _read(self) -> Iterator[Metric]:
         yield self._clients()
         moved = GaugeMetricFamily(
             "fedops_clients_moved_seconds", "When a client last changed presence or status, s since 1970."
@@ -128,9 +139,11 @@ class ManagerMetrics:
         clients = GaugeMetricFamily(
             "fedops_clients", "Clients by task, presence and status.", labels=("task_id", "presence", "status")
         )
-        for standing, count in sorted(self._watch.fleet.counts.items()):
-            if count:
-                clients.add_metric([str(part) for part in standing], count)
+        counts: Counter[tuple[str, str, str]] = Counter()
+        for (task_id, presence, status), count in self._watch.fleet.counts.items():
+            counts[task_id if self._watch.knows(task_id) else OTHER_TASKS, presence, status] += count
+        for labels, count in sorted(counts.items()):
+            clients.add_metric([str(label) for label in labels], count)
         return clients
 
     def _open_runs(self) -> Iterator[Metric]:
@@ -161,6 +174,7 @@ class ManagerMetrics:
             ("fedops_broker_reconnects", "How often the manager's connection came back.", watch.num_reconnects),
             ("fedops_client_reconnects", "How often clients came back with a new epoch.", watch.num_client_reconnects),
             ("fedops_stale_statuses", "Statuses dropped because a later one was known.", watch.fleet.num_stale),
+            ("fedops_over_budget_messages", "Clients' messages dropped: they said too much.", watch.num_over_budget),
             ("fedops_malformed_messages", "Messages that were none of the protocol.", self._connection.num_malformed),
         )
         for name, text, count in facts:

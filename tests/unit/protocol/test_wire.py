@@ -221,7 +221,7 @@ def _filled_up(topic: Topic, field: str, value: Any) -> bytes:
     ("topic", "field"),
     [
         (topics.client_metrics(TASK, MAC), "values"),
-        (topics.client_status(TASK, MAC), "agent"),
+        (topics.server_status(TASK), "agent"),
         (topics.server_status(TASK), "clients"),
         (topics.server_status(TASK), "metrics"),
         (topics.run_status(TASK, RUN), "clients"),
