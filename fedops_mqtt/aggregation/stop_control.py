@@ -16,8 +16,8 @@ from types import FrameType
 from typing import Protocol
 
 from fedops_mqtt.protocol import RunOutcome
+from fedops_mqtt.runtime.systemd import end_signals
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 REPLACED = "replaced"
 """In the place of an outcome: another launch goes on with the run."""
 
@@ -88,11 +88,11 @@ class StopControl:
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Take SIGTERM and SIGINT as a request to stop while the block runs; only a main thread can."""
+        """Take the signals that end a process as a request to stop while the block runs; only a main thread can."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+        before = {number: signal.signal(number, self._on_signal) for number in end_signals()}
         self._has_handlers = True
         try:
             yield

@@ -1,10 +1,8 @@
 """The bridge as a process: every FedOps client it is told of, its endpoints, and one life around them."""
 
 import asyncio
-import contextlib
 import logging
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import httpx
@@ -22,6 +20,7 @@ from fedops_mqtt.protocol import IdentityError, normalise_mac
 from fedops_mqtt.runtime.http_access import AccessRules
 from fedops_mqtt.runtime.http_listener import listen, serving, url_of
 from fedops_mqtt.runtime.settings import BridgeSettings
+from fedops_mqtt.runtime.systemd import told_to_end
 
 logger = logging.getLogger(__name__)
 
@@ -155,27 +154,13 @@ def doors_of(first: str, count: int) -> list[str]:
     return [f"{host or '127.0.0.1'}:{int(port) + index if int(port) else 0}" for index in range(count)]
 
 
-@contextlib.contextmanager
-def shutting_down_on_signals(bridge: Bridge) -> Iterator[None]:
-    """Leave on SIGTERM and SIGINT."""
-    loop = asyncio.get_running_loop()
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    for number in numbers:
-        loop.add_signal_handler(number, bridge.leave)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
-
-
 async def run_bridge(settings: BridgeSettings, say: Callable[[str], None]) -> None:
-    """Run the bridge until SIGTERM or Ctrl-C.
+    """Run the bridge until SIGTERM, SIGHUP or Ctrl-C.
 
     Raises:
         BridgeConfigError: the settings do not say whom it speaks for.
         ExposedError, OSError, BrokerUrlError: see `Bridge.run`.
     """
     bridge = Bridge(settings)
-    with shutting_down_on_signals(bridge):
+    with told_to_end(lambda number: bridge.leave()):
         await bridge.run(say)

@@ -1,8 +1,11 @@
 """From the command line to an exit status: the table of verbs, and the one place where an error becomes a message."""
 
+import errno
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -35,6 +38,9 @@ _EPILOG = """Every option can be given as an environment variable instead; an op
 are environment variables only. Exit statuses are in docs/operations.md."""
 
 
+typer.core.HAS_RICH = False  # else help has `\\[required]`: Typer 0.20 escapes for rich where its markup is off, too
+
+
 def make_app() -> typer.Typer:
     """Return the Typer app with every verb in it."""
     app = typer.Typer(
@@ -61,18 +67,25 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except click.ClickException as error:
-        error.show()
+        with suppress(OSError):
+            error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return _INTERRUPTED
     except BrokenPipeError:
         # The reader of our pipe left (`| head`): no more to say, and nothing to say it to.
-        sys.stdout = None
+        _drop_output()
         return ExitCode.OK
     except known_errors() as error:
         message, code = explain(error)
-        print("fedops-mqtt:", visible(message, keep="\n"), file=sys.stderr)
+        _say(message)
         return code
+    except OSError as error:
+        if error.errno not in _DISK_TROUBLE:
+            raise
+        _drop_output()
+        _say(f"cannot write {error.filename or 'the output'}: {error.strerror}")
+        return ExitCode.FAILED
 
 
 def _run(arguments: Sequence[str] | None) -> int:
@@ -81,6 +94,19 @@ def _run(arguments: Sequence[str] | None) -> int:
     sys.stdout.flush()
     return result if isinstance(result, int) else ExitCode.OK
 
+
+def _say(message: str) -> None:
+    with suppress(OSError):
+        print("fedops-mqtt:", visible(message, keep="\n"), file=sys.stderr)
+
+
+def _drop_output() -> None:
+    """Send what is still buffered nowhere: Python would try again at the end, and complain."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+_DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 _INTERRUPTED = 128 + signal.SIGINT
 """What a shell says of a process that Ctrl-C ended."""

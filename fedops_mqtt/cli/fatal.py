@@ -19,9 +19,10 @@ def known_errors() -> tuple[type[Exception], ...]:
     from fedops_mqtt.bus import BusError
     from fedops_mqtt.enrolment.errors import EnrolmentError
     from fedops_mqtt.protocol import IdentityError
+    from fedops_mqtt.runtime.machine import NoHomeError
     from fedops_mqtt.runtime.settings_file import SettingsFileError
 
-    return (FatalError, BusError, SettingsFileError, EnrolmentError, IdentityError)
+    return (FatalError, BusError, SettingsFileError, NoHomeError, EnrolmentError, IdentityError)
 
 
 def explain(error: Exception) -> tuple[str, ExitCode]:
@@ -29,12 +30,13 @@ def explain(error: Exception) -> tuple[str, ExitCode]:
     from fedops_mqtt import bus
     from fedops_mqtt.enrolment.errors import EnrolmentError
     from fedops_mqtt.protocol import IdentityError
+    from fedops_mqtt.runtime.machine import NoHomeError
     from fedops_mqtt.runtime.settings_file import SettingsFileError
 
     match error:
         case FatalError():
             return str(error), error.code
-        case SettingsFileError() | EnrolmentError() | IdentityError() | bus.ClientIdError():
+        case SettingsFileError() | NoHomeError() | EnrolmentError() | IdentityError() | bus.ClientIdError():
             return str(error), ExitCode.CONFIG
         case bus.CredentialsError():
             return f"{error}. Set FEDOPS_MQTT_BROKER_USER and FEDOPS_MQTT_BROKER_PASSWORD.", ExitCode.NO_PERMISSION

@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings
 
 from fedops_mqtt.cli.fatal import FatalError
 from fedops_mqtt.runtime.exit_codes import ExitCode
+from fedops_mqtt.runtime.machine import NoHomeError
 from fedops_mqtt.runtime.settings import CONFIG_VARIABLE, origin_of, use_config_file
 
 Settings = TypeVar("Settings", bound=BaseSettings)
@@ -126,7 +127,10 @@ def _config_parameter() -> inspect.Parameter:
 
 
 def _describe_default(field: FieldInfo) -> str:
-    default = field.get_default(call_default_factory=True, validated_data={})
+    try:
+        default = field.get_default(call_default_factory=True, validated_data={})
+    except NoHomeError as error:
+        default = error.path
     return "" if default is None else f"; default: {f'{default:g}' if isinstance(default, float) else default}"
 
 

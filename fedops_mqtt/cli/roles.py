@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import os
-import signal
 import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +19,7 @@ from fedops_mqtt.runtime.exit_codes import ExitCode
 from fedops_mqtt.runtime.settings import BrokerSettings, ClientSettings, ManagerSettings
 
 if TYPE_CHECKING:
+    from fedops_mqtt.bus import Mosquitto
     from fedops_mqtt.manager.leader import Front
 
 SWITCH_S = 0.0005
@@ -107,14 +107,20 @@ def _say(sentence: str) -> None:
 
 async def _run_broker(settings: BrokerSettings) -> int:
     from fedops_mqtt.bus import Mosquitto
+    from fedops_mqtt.runtime.systemd import told_to_end
 
-    ending = _ended_by_signal()
+    ending = asyncio.Event()
     mosquitto = Mosquitto(
         config=settings.broker_config,
         port=settings.broker_port,
         data_dir=settings.broker_data_dir,
         is_log_shown=True,
     )
+    with told_to_end(lambda number: ending.set()):
+        return await _serve(mosquitto, ending)
+
+
+async def _serve(mosquitto: "Mosquitto", ending: asyncio.Event) -> int:
     async with mosquitto:
         print(mosquitto.url, flush=True)
         async with asyncio.TaskGroup() as group:
@@ -124,10 +130,3 @@ async def _run_broker(settings: BrokerSettings) -> int:
             told.cancel()
             ended.cancel()
         return 0 if ending.is_set() or ended.cancelled() else ended.result()
-
-
-def _ended_by_signal() -> asyncio.Event:
-    ending = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, ending.set)
-    return ending

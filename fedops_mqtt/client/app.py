@@ -4,12 +4,12 @@ An app that stands in a module is imported by the training process; live objects
 """
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from fedops_mqtt.device.trainer import Trainer
 from fedops_mqtt.protocol import MetricsCutter, MetricsKind, Outcome, TaskId
 from fedops_mqtt.runtime.exit_codes import ExitCode, exit_code_of_disk
 from fedops_mqtt.runtime.settings import ClientSettings
+from fedops_mqtt.runtime.systemd import told_to_end
 from fedops_mqtt.runtime.task_config import Scalar, flatten, read_configuration
 from fedops_mqtt.training.live_task import LIVE, LiveFile, pack
 from fedops_mqtt.training.pipe import MetricsReport
@@ -100,11 +101,11 @@ class FLClientTask:
             DaemonRunningError, RivalError, ShimAddressError, OSError: see `Daemon.run`.
         """
         speaker = DaemonBackend(self.daemon, self._trainer, asyncio.get_running_loop())
-        with _shutting_down_on_signals(self.daemon), speaking(speaker):
+        with told_to_end(partial(_leave, self.daemon)), speaking(speaker):
             await self.daemon.run()
 
     def start(self) -> None:
-        """Serve until SIGTERM or Ctrl-C; blocks.
+        """Serve until SIGTERM, SIGHUP or Ctrl-C; blocks.
 
         Raises:
             SystemExit: it ended with something else than success, after saying what; the code is an `ExitCode`.
@@ -150,7 +151,7 @@ class DaemonBackend:
 
 
 async def run_client(settings: ClientSettings) -> int:
-    """Serve one client until SIGTERM or Ctrl-C and return the exit code; what went wrong is in the log."""
+    """Serve one client until SIGTERM, SIGHUP or Ctrl-C and return the exit code; what went wrong is in the log."""
     try:
         daemon = Daemon(settings, import_paths=(os.getcwd(),))
     except (ClientConfigError, NoMacAddressError, BrokerUrlError) as error:
@@ -158,7 +159,7 @@ async def run_client(settings: ClientSettings) -> int:
         return ExitCode.CONFIG
 
     async def serve() -> None:
-        with _shutting_down_on_signals(daemon):
+        with told_to_end(partial(_leave, daemon)):
             await daemon.run()
 
     return await _exit_code_of(serve())
@@ -185,26 +186,10 @@ async def _exit_code_of(serving: Any) -> ExitCode:
     return ExitCode.OK
 
 
-@contextlib.contextmanager
-def _shutting_down_on_signals(daemon: Daemon) -> Iterator[None]:
-    """Leave on SIGTERM and SIGINT; a second one has its usual effect. In a thread other than the main, nothing."""
-    loop = asyncio.get_running_loop()
-    taken: list[signal.Signals] = []
-
-    def leave(number: signal.Signals) -> None:
-        logger.info("told to leave", extra={"signal": number.name})
-        loop.remove_signal_handler(number)
-        daemon.leave()
-
-    with contextlib.suppress(ValueError, RuntimeError):
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, leave, number)
-            taken.append(number)
-    try:
-        yield
-    finally:
-        for number in taken:
-            loop.remove_signal_handler(number)
+def _leave(daemon: Daemon, number: signal.Signals) -> None:
+    logger.info("told to leave", extra={"signal": number.name})
+    asyncio.get_running_loop().remove_signal_handler(number)  # a second one has its usual effect
+    daemon.leave()
 
 
 def _settings_in(values: Mapping[str, Any]) -> dict[str, Any]:

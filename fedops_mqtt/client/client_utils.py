@@ -6,7 +6,6 @@
 import json
 import logging
 import re
-import socket
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from fedops_mqtt.client.client_api import ClientManagerAPI
 from fedops_mqtt.core.client import Client
 from fedops_mqtt.protocol import AnyMacAddress, ClientCondition
+from fedops_mqtt.runtime.machine import host_name
 from fedops_mqtt.runtime.task_config import entry
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ def get_mac_address() -> str:
 
 def get_hostname() -> str:
     """Return the name of this machine."""
-    return socket.gethostname()
+    return host_name()
 
 
 def local_model_directory(task_id: str) -> list[str]:

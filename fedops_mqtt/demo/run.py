@@ -29,6 +29,7 @@ from fedops_mqtt.demo.screen import Screen
 from fedops_mqtt.protocol import RunCondition, RunOutcome
 from fedops_mqtt.runtime.background import alongside
 from fedops_mqtt.runtime.exit_codes import ExitCode
+from fedops_mqtt.runtime.systemd import end_signals
 
 TASK_ID = "digits"
 
@@ -92,7 +93,7 @@ def _end_on_signals(playing: "asyncio.Task[None]", processes: Processes) -> None
         else:
             processes.hurry()
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in end_signals():
         asyncio.get_running_loop().add_signal_handler(number, end)
 
 

@@ -1,15 +1,14 @@
 """A manager's whole life as a process, from the settings to the exit status: standby, leading, leaving.
 
-SIGTERM and SIGINT end it in order; its runs and their servers go on unless it is told otherwise.
+SIGTERM, SIGHUP and SIGINT end it in order; its runs and their servers go on unless it is told otherwise.
 """
 
 import asyncio
 import logging
 import os
-import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
@@ -34,8 +33,9 @@ from fedops_mqtt.runtime.background import alongside
 from fedops_mqtt.runtime.exit_codes import ExitCode, exit_code_of_disk
 from fedops_mqtt.runtime.http_access import AccessRules
 from fedops_mqtt.runtime.http_listener import url_of
+from fedops_mqtt.runtime.machine import host_name
 from fedops_mqtt.runtime.settings import ManagerSettings
-from fedops_mqtt.runtime.systemd import supervised
+from fedops_mqtt.runtime.systemd import supervised, told_to_end
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ async def run_manager(
     """
     stop = stop or asyncio.Event()
     try:
-        with _signals(stop), _open_journal(settings) as journal, _lease(journal) as lease:
+        with told_to_end(lambda number: stop.set()), _open_journal(settings) as journal, _lease(journal) as lease:
             async with supervised():
                 term, listening = await _until_leading(settings, lease, journal, stop, say)
                 if term is not None:
@@ -171,23 +171,10 @@ def _journal_name(settings: ManagerSettings) -> str:
 
 
 def _lease(journal: Journal) -> AbstractContextManager[Lease]:
-    me = f"{socket.gethostname()} pid {os.getpid()}"
+    me = f"{host_name()} pid {os.getpid()}"
     if journal.file is not None:
         return FileLease(journal.file.with_name(journal.file.name + ".lock"), journal.engine, me)
     return RowLease(journal.engine, me)
-
-
-@contextmanager
-def _signals(stop: asyncio.Event) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    for number in numbers:
-        loop.add_signal_handler(number, stop.set)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
 
 
 def _exit_code(error: Exception) -> ExitCode:

@@ -337,6 +337,11 @@ class _HttpConnection(HttpToolsProtocol):
             self._write_limit.cancel()
             self._write_limit = None
 
+    def shutdown(self) -> None:
+        super().shutdown()
+        if not self._is_between_requests() and self.cycle.chunked_encoding:
+            self.transport.close()  # a stream has no end of its own that would be worth waiting for
+
     def _limit_head(self) -> None:
         if self._head_limit is None:
             self._head_limit = self.loop.call_later(HEAD_S, self.transport.abort)

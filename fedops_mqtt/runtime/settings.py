@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-import platformdirs
-from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from fedops_mqtt.protocol import AnyMacAddress, TaskId
 from fedops_mqtt.runtime.key_values import KeyValues
+from fedops_mqtt.runtime.machine import MAX_HOST_NAME, default_state_dir, default_store_url, in_home
 from fedops_mqtt.runtime.settings_file import FileSource
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -36,16 +36,6 @@ _AGGREGATION = ("FEDOPS_AGGREGATION_SERVER", "FEDOPS_AGGREGATION_HOST")
 ENV_PREFIX = "FEDOPS_MQTT_"
 CONFIG_VARIABLE = "FEDOPS_MQTT_CONFIG"
 """Names the settings file; the option `--config` does the same."""
-
-
-def default_state_dir() -> Path:
-    """Return where journals live by the platform's convention (`~/.local/state/fedops-mqtt` on Linux)."""
-    return Path(platformdirs.user_state_dir("fedops-mqtt", appauthor=False))
-
-
-def default_store_url() -> str:
-    """Return where global models live by default (`~/.local/share/fedops-mqtt/models` on Linux)."""
-    return str(Path(platformdirs.user_data_dir("fedops-mqtt", appauthor=False)) / "models")
 
 
 StateDir = Annotated[Path, Field(default_factory=default_state_dir)]
@@ -115,6 +105,11 @@ class _Settings(BaseSettings):
     file_table: ClassVar[str | None] = None
     """Which table of the settings file is read; None: its top."""
 
+    @field_validator("*")
+    @classmethod
+    def _write_out_home(cls, value: Any) -> Any:
+        return in_home(value) if isinstance(value, Path) else value
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -176,7 +171,9 @@ class ClientSettings(BusSettings, HttpAccessSettings):
     task_id: Annotated[TaskId | None, Field(description="the federated task that this device takes part in")] = None
     app: Annotated[str | None, Field(description="MODULE:ATTRIBUTE of the Flower ClientApp")] = None
     mac: Annotated[AnyMacAddress | None, Field(description="this device's MAC; default: its network card's")] = None
-    client_name: Annotated[str | None, Field(description="a name for people; default: the host name")] = None
+    client_name: Annotated[
+        str | None, Field(max_length=MAX_HOST_NAME, description="a name for people; default: the host name")
+    ] = None
     http: Annotated[HttpAddress | None, Field(description="where the FedOps HTTP shim listens; unset: no shim")] = None
     http_token: Annotated[SecretStr | None, Field(description="token of the shim; needed beyond loopback")] = None
     client_manager_url: Annotated[

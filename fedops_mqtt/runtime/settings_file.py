@@ -51,7 +51,7 @@ class FileSource(PydanticBaseSettingsSource):
             said = said.get(self._table, {})
         own = self.settings_cls.model_fields
         return {
-            name: self._path.parent / value if is_path(own[name].annotation) and isinstance(value, str) else value
+            name: self._path.parent / value if is_path(own[name].annotation) and _is_relative(value) else value
             for name, value in said.items()
             if name in own and not isinstance(value, dict)
         }
@@ -95,6 +95,10 @@ def is_path(annotation: Any) -> bool:
     if get_origin(annotation) in (Union, types.UnionType):
         kinds = get_args(annotation)
     return Path in kinds
+
+
+def _is_relative(value: object) -> bool:
+    return isinstance(value, str) and not value.startswith("~")
 
 
 def _holds_secret(said: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> bool:

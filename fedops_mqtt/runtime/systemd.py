@@ -1,19 +1,47 @@
-"""What a service manager is told of a process of ours (sd_notify(3)): ready, alive, stopping.
+"""A process and who runs it: the signals that end it, and what a service manager is told (sd_notify(3)).
 
 Alive means that the event loop turns: the watchdog's word comes from a task in it. Without systemd nothing is said.
 """
 
 import asyncio
 import os
+import signal
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 from fedops_mqtt.runtime.background import alongside
 from fedops_mqtt.runtime.settings import ServiceManager, service_manager
 
 _WORDS_PER_WATCHDOG = 3
 """sd_watchdog_enabled(3) recommends half the time; a third leaves room for a machine under load."""
+
+
+def end_signals() -> tuple[signal.Signals, ...]:
+    """Return the signals that ask this process to end.
+
+    SIGHUP comes when its terminal or SSH session is gone; where that is ignored (`nohup`) it stays so.
+    """
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
+        return signal.SIGTERM, signal.SIGINT
+    return signal.SIGTERM, signal.SIGINT, hangup
+
+
+@contextmanager
+def told_to_end(end: Callable[[signal.Signals], None]) -> Iterator[None]:
+    """Call `end` in the running event loop at each signal that asks for it; nothing in a thread other than the main."""
+    loop = asyncio.get_running_loop()
+    taken: list[signal.Signals] = []
+    with suppress(ValueError, RuntimeError):
+        for number in end_signals():
+            loop.add_signal_handler(number, end, number)
+            taken.append(number)
+    try:
+        yield
+    finally:
+        for number in taken:
+            loop.remove_signal_handler(number)
 
 
 @asynccontextmanager

@@ -191,7 +191,7 @@ def test_requests_that_are_none_are_not_logged(play: Play, caplog: pytest.LogCap
 
 def test_a_stream_ends_with_its_server_and_without_a_traceback(play: Play, caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
-        async with site(shutdown_s=0) as served:
+        async with site(shutdown_s=10 * HANGS_S) as served:
             stream = await served.connect(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n")
             await stream.readuntil(b"begun")
         await _end_of(stream)

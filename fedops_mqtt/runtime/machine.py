@@ -1,0 +1,58 @@
+"""What this machine is called, and where a user's files are on it."""
+
+import socket
+from pathlib import Path
+
+import platformdirs
+
+MAX_HOST_NAME = 255
+"""Characters of a domain name (RFC 1035); a kernel has room for 64, and what a container is told may be longer."""
+
+
+class NoHomeError(ValueError):
+    """There is no home folder, and a path needs it."""
+
+    def __init__(self, path: str, advice: str) -> None:
+        self.path = path
+        super().__init__(f"{path}: this user has no home folder; {advice}, or set HOME")
+
+
+def default_state_dir() -> Path:
+    """Return where journals live by the platform's convention (`~/.local/state/fedops-mqtt` on Linux).
+
+    Raises:
+        NoHomeError: there is no home folder.
+    """
+    try:
+        return Path(platformdirs.user_state_dir("fedops-mqtt", appauthor=False))
+    except RuntimeError as error:
+        raise NoHomeError("~/.local/state/fedops-mqtt", "say where to keep its state with --state-dir") from error
+
+
+def default_store_url() -> str:
+    """Return where global models live by default (`~/.local/share/fedops-mqtt/models` on Linux).
+
+    Raises:
+        NoHomeError: there is no home folder.
+    """
+    try:
+        return str(Path(platformdirs.user_data_dir("fedops-mqtt", appauthor=False)) / "models")
+    except RuntimeError as error:
+        raise NoHomeError("~/.local/share/fedops-mqtt/models", "say where models are kept with --store") from error
+
+
+def in_home(path: Path) -> Path:
+    """Return a path with a leading `~` written out: a shell does that for arguments, nobody does it in a file.
+
+    Raises:
+        NoHomeError: there is no such home folder.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise NoHomeError(str(path), "write the whole path") from error
+
+
+def host_name() -> str:
+    """Return this machine's name as text that can be sent: bytes that are not UTF-8 become `?`."""
+    return socket.gethostname().encode("utf-8", "replace").decode()[:MAX_HOST_NAME]
