@@ -51,6 +51,7 @@ from fedops_mqtt.device.system_load import measure_load
 from fedops_mqtt.device.trainer import MakeTrainer, Scalar, Trainer
 from fedops_mqtt.device.training_process import mark_of
 from fedops_mqtt.protocol import (
+    MAX_TEXT_CHARS,
     Answer,
     Channel,
     ClientMetrics,
@@ -59,6 +60,7 @@ from fedops_mqtt.protocol import (
     Phase,
     StartTrigger,
     StopTrigger,
+    clip,
     filter_for,
     first_line,
     mac_to_level,
@@ -382,7 +384,7 @@ def _identity_of(settings: ClientSettings) -> tuple[Identity, Path, EpochFile]:
     identity = Identity(
         task_id=settings.task_id,
         client_mac=mac,
-        client_name=settings.client_name or get_hostname(),
+        client_name=clip(settings.client_name or get_hostname(), MAX_TEXT_CHARS),
         instance=new_instance(last_epoch=epochs.load()),
     )
     return identity, folder, epochs

@@ -4,6 +4,7 @@ import json
 import os.path
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedops_mqtt.client.app import AppPathError, FLClientTask, import_path_of
+from fedops_mqtt.core.client import Client
+from fedops_mqtt.core.client_status import snapshot
+from fedops_mqtt.core.fencing import Stamp
+from fedops_mqtt.device.daemon import Daemon
 from fedops_mqtt.device.errors import ClientConfigError
+from fedops_mqtt.protocol import decode, encode, topics, utc_now
+from fedops_mqtt.runtime.settings import ClientSettings
 from fedops_mqtt.runtime.task_config import flatten
 
 MAC = "02:00:00:00:00:01"
@@ -121,3 +128,11 @@ def test_an_app_in_the_started_script_is_said(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(__main__, "mine", mine, raising=False)
     with pytest.raises(AppPathError, match="started a second time"):
         import_path_of(mine)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "K\udcfcche"])
+def test_a_name_that_no_message_takes_is_cut_to_one_that_it_does(name: str, tmp_path: Path) -> None:
+    settings = ClientSettings(task_id="t", app="a:b", mac=MAC, client_name=name, state_dir=tmp_path)
+    client = Client(identity=Daemon(settings).identity)
+    said = snapshot(client, Stamp(1, 1), at=utc_now(), heartbeat_s=60, agent={})
+    assert decode(topics.client_status("t", MAC), encode(said)) == said
