@@ -36,12 +36,15 @@ class Follower:
         self.strategy: Strategy | None = None
         self.begun_from: Arrays | None = None
         """The model that the strategy was started with."""
+        self.num_sent = 0
+        """Training messages of this run when the strategy had ended: what is sent later is not its."""
         self._rounds = rounds
         self._resumed = resumed
         self._prepare = prepare
         self._on_start = on_start
         self._grid: LineGrid | None = None
         self._offset = 0
+        self._sent_before = 0
         self._is_running = self._has_arrays = self._is_evaluated = False
         self._aggregated: tuple[int, ArrayRecord | None] | None = None
 
@@ -91,6 +94,7 @@ class Follower:
         finally:
             self._is_running = False
             self._unwrap(strategy)
+            self.num_sent = self._grid.training.num_sent
             self._grid.reply_check = None  # what an app asks for afterwards is its own affair
         if isinstance(result, Result) and self._offset:
             self._shift_result(result)
@@ -142,6 +146,7 @@ class Follower:
             self._rounds.restart()
         assert self._grid is not None
         self._grid.get_node_ids()
+        self._sent_before = self._grid.training.num_sent
         self._rounds.start(round_)
 
     def _on_replies(self, round_: int, replies: Iterable[Message]) -> None:
@@ -151,7 +156,9 @@ class Follower:
 
     def _on_train(self, round_: int, result: tuple[ArrayRecord | None, MetricRecord | None]) -> None:
         self._aggregated = (round_, result[0])
-        self._rounds.aggregated(result[0] is not None)
+        assert self._grid is not None
+        if result[0] is not None or self._grid.training.num_sent > self._sent_before:
+            self._rounds.aggregated(result[0] is not None)
         self._rounds.add(round_, result[1], prefix="train")
 
     def _on_evaluations(self, round_: int, replies: Iterable[Message]) -> None:

@@ -63,8 +63,11 @@ class RunTraining:
 
     @property
     def is_followed(self) -> bool:
-        """Tell whether rounds and model are those of a strategy that is known; a ServerApp may have started none."""
-        return self._server_app is None or self._follower.strategy is not None
+        """Tell whether all training is that of one known strategy; a ServerApp may start none, or go on after it."""
+        if self._server_app is None:
+            return True
+        num_sent = self._grid.training.num_sent if self._grid is not None else 0
+        return self._follower.strategy is not None and self._follower.num_sent == num_sent
 
     def run(self, grid: LineGrid) -> None:
         """Do the rounds.

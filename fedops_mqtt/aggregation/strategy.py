@@ -97,7 +97,7 @@ def count_on(strategy: AnyStrategy, rounds_before: int) -> Callable[[], None]:
     """
     wrapped: list[tuple[AnyStrategy, str]] = []
     for _, owner in parts(strategy):
-        is_wrapper = len(list(parts(owner))) > 1
+        is_wrapper = len(parts(owner)) > 1
         for name in _AGGREGATE:
             method = getattr(owner, name, None)
             if rounds_before and not is_wrapper and method is not None and method.__module__.startswith("flwr."):

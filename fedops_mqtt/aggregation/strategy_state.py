@@ -32,7 +32,8 @@ REFUSED = {
 _NPY = b"\x93NUMPY"
 """How a serialized numpy array begins; a tensor without it is kept as it is, a row of bytes."""
 _RAW = ":bytes"
-_RECORD, _BYTES, _PARAMETERS, _PAIRS, _OBJECT, _OWN = ":record", ":bytes", ":parameters", ":pairs", ":object", ":own:"
+_RECORD, _BYTES, _PARAMETERS, _PAIRS = ":record", ":bytes", ":parameters", ":pairs"
+_LIST, _OBJECT, _OWN = ":list", ":object", ":own:"
 """Between an attribute's path and (for `:own:`) the name that its `save_state` gave: what the value was."""
 _Scalar = bool | int | float | str | None
 
@@ -54,7 +55,8 @@ class StrategyState:
 
         A strategy with `save_state() -> dict` (arrays, lists and dicts of arrays, numbers) and `load_state(dict)` says
         it itself. Of the others every attribute is taken that has changed since and holds arrays, a number, a text or
-        a dict of them, or that has `state_dict` and `load_state_dict` of JSON values (Flower's privacy accountants).
+        a list or dict of them, or that has `state_dict` and `load_state_dict` of JSON values (Flower's privacy
+        accountants).
         """
         state: dict[str, StateValue] = {}
         for path, owner in parts(self._strategy):
@@ -88,12 +90,19 @@ class StrategyState:
                         yield path + name, form
 
 
-def parts(strategy: AnyStrategy, path: str = "") -> Iterator[tuple[str, AnyStrategy]]:
+def parts(strategy: AnyStrategy) -> list[tuple[str, AnyStrategy]]:
     """Return a strategy and those that it wraps (differential privacy, say), each with the path that leads to it."""
-    yield path, strategy
-    for name, value in list(vars(strategy).items()):
-        if isinstance(value, AnyStrategy):
-            yield from parts(value, f"{path}{name}.")
+    found = [("", strategy)]
+    waiting = list(found)
+    while waiting:
+        path, owner = waiting.pop(0)
+        inner = [(f"{path}{name}.", each) for name, each in vars(owner).items() if isinstance(each, AnyStrategy)]
+        new = [
+            (at, each) for at, each in inner if all(each is not known for _, known in found)
+        ]  # it may know its wrapper
+        found += new
+        waiting += new
+    return found
 
 
 def check_strategy(strategy: AnyStrategy) -> None:
@@ -267,6 +276,8 @@ def _form_of_many(value: list[Any] | dict[Any, Any]) -> tuple[str, StateValue] |
         return "", _copied(value)
     if isinstance(value, dict) and all(isinstance(item, _Scalar) for pair in value.items() for item in pair):
         return _PAIRS, json.dumps(list(value.items()))
+    if isinstance(value, list) and all(isinstance(item, _Scalar) for item in value):
+        return _LIST, json.dumps(value)
     return None
 
 
@@ -294,6 +305,8 @@ def _put(owner: AnyStrategy, name: str, form: str, value: Any) -> None:
             value = value.tobytes()
         case str(kind) if kind == _PAIRS:
             value = dict(json.loads(value))
+        case str(kind) if kind == _LIST:
+            value = json.loads(value)
         case str(kind) if kind == _OBJECT:
             getattr(owner, name).load_state_dict(json.loads(value))
             return

@@ -176,6 +176,18 @@ def test_clients_that_all_fail_leave_no_model_and_fail_the_run(task: Task) -> No
     assert task.models.versions() == []
 
 
+def test_training_after_the_followed_strategy_is_told_too(task: Task) -> None:
+    def main(grid: Grid, context: Context) -> None:
+        first = FedAvg(fraction_train=0.0, min_train_nodes=0)
+        first.start(grid=grid, initial_arrays=ArrayRecord(START), num_rounds=1)
+        result = FedAvg().start(grid=grid, initial_arrays=ArrayRecord(START), num_rounds=2)
+        context.state["arrays"] = result.arrays
+
+    result = run_app(task, main)
+    assert (result.outcome, result.round, result.reason) == (RunOutcome.COMPLETED, 2, "the ServerApp ended")
+    np.testing.assert_equal(task.newest(), [START[0] + 2])
+
+
 def test_bagging_that_fails_stores_no_untrained_trees(task: Task) -> None:
     def main(grid: Grid, context: Context) -> None:
         FedXgbBagging().start(

@@ -153,29 +153,16 @@ MESSAGE_DP = {
     ),
 }
 CLASSIC_DP = {
-    "DifferentialPrivacyServerSideFixedClipping": dp(
-        classic.DifferentialPrivacyServerSideFixedClipping, 0, 3.0, NUM_SAMPLED
-    ),
-    "DifferentialPrivacyServerSideAdaptiveClipping": dp(
-        classic.DifferentialPrivacyServerSideAdaptiveClipping, 0, NUM_SAMPLED
-    ),
-    "DifferentialPrivacyClientSideFixedClipping": dp(
-        classic.DifferentialPrivacyClientSideFixedClipping, 0, 3.0, NUM_SAMPLED
-    ),
-    "DifferentialPrivacyClientSideAdaptiveClipping": dp(
-        classic.DifferentialPrivacyClientSideAdaptiveClipping, 0, NUM_SAMPLED
-    ),
-    "DPFedAvgFixed": dp(classic.DPFedAvgFixed, NUM_SAMPLED, 3.0, 0.0),
-    "DPFedAvgAdaptive": dp(classic.DPFedAvgAdaptive, NUM_SAMPLED, 0.1, 0.0),
+    "ServerSideFixedClipping": dp(classic.DifferentialPrivacyServerSideFixedClipping, 0, 3.0, NUM_SAMPLED),
+    "ServerSideAdaptiveClipping": dp(classic.DifferentialPrivacyServerSideAdaptiveClipping, 0, NUM_SAMPLED),
+    "ClientSideFixedClipping": dp(classic.DifferentialPrivacyClientSideFixedClipping, 0, 3.0, NUM_SAMPLED),
+    "ClientSideAdaptiveClipping": dp(classic.DifferentialPrivacyClientSideAdaptiveClipping, 0, NUM_SAMPLED),
 }
 
 CASES: dict[str, Case] = {
     "message Bulyan": Case(messages.Bulyan),
-    **{
-        f"message DifferentialPrivacy{name}{inner}": make(inside)
-        for name, make in MESSAGE_DP.items()
-        for inner, inside in (("", messages.FedAvg), ("(FedAdam)", messages.FedAdam), ("(FedAvgM)", message_avgm))
-    },
+    **{f"message DifferentialPrivacy{name}": make(messages.FedAdam) for name, make in MESSAGE_DP.items()},
+    "message DifferentialPrivacyServerSideFixedClipping(FedAvgM)": MESSAGE_DP["ServerSideFixedClipping"](message_avgm),
     "message FedAdagrad": Case(messages.FedAdagrad),
     "message FedAdam": Case(messages.FedAdam),
     "message FedAvg": Case(messages.FedAvg),
@@ -190,11 +177,10 @@ CASES: dict[str, Case] = {
     "message MultiKrum": Case(lambda: messages.MultiKrum(num_nodes_to_select=2)),
     "message QFedAvg": Case(lambda: messages.QFedAvg(client_learning_rate=0.1)),
     "classic Bulyan": Case(lambda: classic.Bulyan(num_malicious_clients=0, to_keep=0)),
-    **{
-        f"classic {name}{inner}": make(inside)
-        for name, make in CLASSIC_DP.items()
-        for inner, inside in (("", classic.FedAvg), ("(FedAdam)", classic_adam), ("(FedAvgM)", classic_avgm))
-    },
+    **{f"classic DifferentialPrivacy{name}": make(classic_adam) for name, make in CLASSIC_DP.items()},
+    "classic DifferentialPrivacyServerSideFixedClipping(FedAvgM)": CLASSIC_DP["ServerSideFixedClipping"](classic_avgm),
+    "classic DPFedAvgFixed": dp(classic.DPFedAvgFixed, NUM_SAMPLED, 3.0, 0.0)(classic_adam),
+    "classic DPFedAvgAdaptive": dp(classic.DPFedAvgAdaptive, NUM_SAMPLED, 0.1, 0.0)(classic_adam),
     "classic FaultTolerantFedAvg": Case(classic.FaultTolerantFedAvg),
     "classic FedAdagrad": Case(lambda: classic.FedAdagrad(initial_parameters=first_parameters())),
     "classic FedAdam": Case(classic_adam),
@@ -288,3 +274,88 @@ def test_a_strategy_that_cannot_run_is_refused_before_a_client_can_join(name: st
     assert result.outcome is RunOutcome.FAILED
     assert name in result.reason
     assert not task.clients
+
+
+ZERO = {"w": np.zeros(2)}
+
+
+def plain_adam() -> Any:
+    """Without memory: each round goes one step towards what the clients found."""
+    zeros = ndarrays_to_parameters(list(ZERO.values()))
+    return classic.FedAdam(initial_parameters=zeros, eta=1.0, beta_1=0.0, beta_2=0.0)
+
+
+def plain_avgm() -> Any:
+    zeros = ndarrays_to_parameters(list(ZERO.values()))
+    return classic.FedAvgM(initial_parameters=zeros, server_momentum=0.0, server_learning_rate=0.5)
+
+
+class OwnBaseline(classic.FedAvg):
+    """One of somebody's own: goes half of the way from a model that it keeps itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.so_far = [array.copy() for array in ZERO.values()]
+
+    def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> Any:
+        found, metrics = super().aggregate_fit(server_round, results, failures)
+        pairs = zip(self.so_far, parameters_to_ndarrays(found), strict=True)
+        self.so_far = [before + 0.5 * (after - before) for before, after in pairs]
+        return ndarrays_to_parameters(self.so_far), metrics
+
+
+class AddOne(Trainer):
+    def fit(self, ins: FitIns) -> FitRes:
+        made = ndarrays_to_parameters([array + 1 for array in parameters_to_ndarrays(ins.parameters)])
+        return FitRes(Status(Code.OK, ""), made, 1, {})
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True])
+@pytest.mark.parametrize(
+    ("make", "step"), [(plain_avgm, 0.5), (plain_adam, 1.0), (OwnBaseline, 0.5)], ids=["FedAvgM", "FedAdam", "own"]
+)
+def test_without_its_state_a_strategy_computes_against_the_loaded_model(
+    make: Callable[[], Any], step: float, is_wrapped: bool, tmp_path: Path
+) -> None:
+    task = Task(tmp_path)
+    app = ClientApp(client_fn=lambda context: AddOne(has_trees=False))
+    for run_number in (1, 2):
+        strategy = classic.DifferentialPrivacyServerSideFixedClipping(make(), 0, 10.0, 3) if is_wrapped else make()
+        task.run(app, model=ZERO, strategy=strategy, settings={"num_rounds": 2})
+        np.testing.assert_allclose(task.newest(), [np.full(2, 2 * run_number * step)], atol=1e-6)
+        for name in task.kept:  # as after a roll-back
+            (task.folder / "store" / "t" / ".checkpoints" / name).unlink()
+
+
+def test_a_strategy_of_another_class_begins_from_the_model_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = Task(tmp_path)
+    task.run(message_app(), model=MODEL, strategy=messages.FedAdam(), settings={"num_rounds": 1})
+    assert len(task.kept) == 1
+    result = task.run(message_app(), model=MODEL, strategy=messages.FedYogi(), settings={"num_rounds": 1})
+    assert result.outcome is RunOutcome.COMPLETED
+    assert "state of another class" in caplog.text
+    task.run(message_app(), model=MODEL, strategy=messages.FedAvg(), settings={"num_rounds": 1})
+    assert task.kept == []
+
+
+def test_a_failed_run_leaves_the_state_of_the_run_before(tmp_path: Path) -> None:
+    task = Task(tmp_path)
+    task.run(message_app(), model=MODEL, strategy=messages.FedAdam(), settings={"num_rounds": 1})
+    kept = task.kept
+
+    def fail_in_round_2(round_: int, arrays: Any) -> dict[str, float]:
+        if round_ == 2:
+            raise ValueError("no test data")
+        return {}
+
+    result = task.run(
+        message_app(),
+        model=MODEL,
+        strategy=messages.FedAdam(),
+        evaluate_fn=fail_in_round_2,
+        settings={"num_rounds": 2, "run_id": "r", "launch": 1},
+    )
+    assert result.outcome is RunOutcome.FAILED
+    assert task.kept == kept

@@ -18,6 +18,7 @@ from fedops_mqtt.aggregation.strategy_state import (
     begin_from,
     check_strategy,
     first_models,
+    parts,
     to_arrays,
     to_parameters,
 )
@@ -78,6 +79,17 @@ def test_numbers_texts_and_dicts_of_them_come_back_if_they_changed() -> None:
     StrategyState(after).restore(state.capture())
     assert (after.best, after.where, after.seen) == (0.5, "here", {7: 2, 8: 1})
     assert after.learning_rate == 0.2  # configuration is no state
+
+
+def test_a_strategy_that_knows_its_wrapper_is_gone_through_once() -> None:
+    inner = FedAvg()
+    wrapper = AdaptiveClipping(inner, noise_multiplier=0.5, num_sampled_clients=20)
+    vars(inner)["outer"] = wrapper
+    assert [owner for _, owner in parts(wrapper)] == [wrapper, inner]
+
+
+def test_a_history_in_a_list_goes_on() -> None:
+    assert carried(FedAvg, set_to(losses=[0.5, 0.25])).losses == [0.5, 0.25]
 
 
 def test_arrays_that_are_configuration_are_no_state_and_those_changed_in_place_are() -> None:
