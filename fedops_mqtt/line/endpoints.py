@@ -10,15 +10,15 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import Error, Message
 
-from fedops_mqtt.line import wire
+from fedops_mqtt.line import flwr_private, wire
 from fedops_mqtt.line.access import Access
 from fedops_mqtt.line.codec import Frame, FrameReader
 from fedops_mqtt.line.errors import FrameError, LineRefusedError, MessageTooLargeError
 from fedops_mqtt.line.limits import LineCompression, LineLimits
 from fedops_mqtt.line.message_queue import OutboundMessage
-from fedops_mqtt.line.reply_check import LIMIT_RULE
+from fedops_mqtt.line.reply_check import LIMIT_RULE, kind_of, refusal_of
 from fedops_mqtt.line.run_state import RunState
 from fedops_mqtt.line.sessions import Session, Upload
 from fedops_mqtt.protocol import Outcome, Phase
@@ -181,9 +181,8 @@ class LineApp:
             problem = None
             if outbound_message is not None and check is not None:  # in a thread: it looks at every value
                 problem = await asyncio.to_thread(check.problem, outbound_message.message, reply)
-            if problem is not None:
-                self._hub.refuse(session, problem)
-                raise LineRefusedError(status=410, code="ended", reason=problem, outcome=Outcome.FAILED)
+            if problem is not None and outbound_message is not None:
+                reply = self._refuse(session, outbound_message.message, problem)
             self._hub.answer(session, message_id, reply)
             self._hub.forget_upload(message_id)
             self._hub.progress(session, Phase.WAITING)
@@ -196,6 +195,15 @@ class LineApp:
                 error = MessageTooLargeError(error.size_bytes, error.limit_bytes, rule=LIMIT_RULE)
                 self._hub.refuse(session, str(error))
             raise error from None
+
+    def _refuse(self, session: Session, sent: Message, problem: str) -> Message:
+        """A reply does not fit: an update ends its client's part as failed, another reply fails as a message."""
+        reason = refusal_of(sent, problem)
+        if kind_of(sent) == "train":
+            self._hub.refuse(session, reason)
+            raise LineRefusedError(status=410, code="ended", reason=reason, outcome=Outcome.FAILED)
+        _log.warning("reply refused", extra={"client_mac": session.mac, "reason": reason})
+        return Message(Error(flwr_private.CLIENT_APP_RAISED, f"{session.mac}: {reason}"), reply_to=sent)
 
     def _open_upload(self, request: "_Request", message_id: str, outbound_message: OutboundMessage | None) -> Upload:
         num_bytes, offset = request.number(wire.LENGTH_HEADER), request.number(wire.OFFSET_HEADER)
@@ -375,5 +383,4 @@ def _reply_of(session: Session, message_id: str, upload: Upload) -> Message:
 
 
 def _phase_of(outbound_message: OutboundMessage) -> Phase:
-    is_training = outbound_message.message.metadata.message_type.partition(".")[0] == "train"
-    return Phase.TRAINING if is_training else Phase.EVALUATING
+    return Phase.TRAINING if kind_of(outbound_message.message) == "train" else Phase.EVALUATING

@@ -24,7 +24,7 @@ from fedops_mqtt.line.errors import MessageTooLargeError
 from fedops_mqtt.line.identity import flower_run_id_of
 from fedops_mqtt.line.limits import LineCompression, LineLimits
 from fedops_mqtt.line.message_queue import OutboundMessage
-from fedops_mqtt.line.reply_check import ReplyCheck
+from fedops_mqtt.line.reply_check import ReplyCheck, kind_of, refusal_of
 from fedops_mqtt.line.rounds import round_of
 from fedops_mqtt.line.run_state import RunState
 from fedops_mqtt.protocol import Outcome, RunOutcome
@@ -260,16 +260,18 @@ class LineGrid(Grid):
         return replies
 
     def _drop_odd_ones(self, messages: list[Message], replies: list[Message]) -> list[Message]:
-        """Replies that would fail the strategy for everybody become errors, and their clients fail."""
+        """Replies that would fail the strategy for everybody become errors; clients whose updates they are fail."""
         odd = self.reply_check.odd_ones(messages, replies) if self.reply_check is not None else {}
         asked = {message.metadata.message_id: message for message in messages} if odd else {}
         macs = {member.node_id: member.mac for member in self._hub.members.values()} if odd else {}
         kept = [reply for reply in replies if reply.metadata.reply_to_message_id not in odd]
         for message_id, problem in odd.items():
-            mac = macs[asked[message_id].metadata.dst_node_id]
-            self._hub.drop(mac, Outcome.FAILED, problem)
-            error = Error(flwr_private.NODE_UNAVAILABLE, f"{mac} failed: {problem}")
-            kept.append(Message(error, reply_to=asked[message_id]))
+            sent = asked[message_id]
+            mac, reason = macs[sent.metadata.dst_node_id], refusal_of(sent, problem)
+            _log.warning("reply refused", extra={"client_mac": mac, "reason": reason})
+            if kind_of(sent) == "train":
+                self._hub.drop(mac, Outcome.FAILED, reason)
+            kept.append(Message(Error(flwr_private.CLIENT_APP_RAISED, f"{mac}: {reason}"), reply_to=sent))
         return kept
 
     def _letters(self, messages: Iterable[Message]) -> Iterator[OutboundMessage]:

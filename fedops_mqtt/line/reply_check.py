@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fedops_mqtt.line import arrays, flwr_private
 from fedops_mqtt.line.errors import FrameError
+from fedops_mqtt.line.rounds import round_of
 
 _ROOM_BYTES = 64 * 1024 * 1024
 """Beside twice the model: a reply's metrics and state of its own."""
@@ -49,7 +50,7 @@ class ReplyCheck:
 
     def problem(self, sent: Message, reply: Message) -> str | None:
         """Return what is wrong with a reply, or None. Reads every value: not for an event loop."""
-        kind = _kind_of(sent)
+        kind = kind_of(sent)
         if kind not in ("train", "evaluate") or reply.has_error() or _has_failed(reply.content):
             return None  # a failure in the client's own words is the strategy's business
         problem = self._weight_problem(kind, reply.content)
@@ -63,7 +64,7 @@ class ReplyCheck:
 
         Where as many have the one as the other, those that were asked first decide.
         """
-        kinds = {message.metadata.message_id: _kind_of(message) for message in sent}
+        kinds = {message.metadata.message_id: kind_of(message) for message in sent}
         forms = {
             message_id: _form(reply.content)
             for reply in replies
@@ -108,6 +109,18 @@ class ReplyCheck:
         return None
 
 
+def kind_of(message: Message) -> str:
+    """Return `train`, `evaluate` or `query`; a message of an action of its own (`train.mine`) is of that kind."""
+    return message.metadata.message_type.partition(".")[0]
+
+
+def refusal_of(sent: Message, problem: str) -> str:
+    """Return why a reply is refused, for people."""
+    what = "update" if kind_of(sent) == "train" else "reply"
+    round_ = round_of(sent)
+    return f"{what} of round {round_} refused: {problem}" if round_ is not None else f"{what} refused: {problem}"
+
+
 def count_nonfinite(values: NDArray[Any], allowed: NDArray[Any] | None = None) -> int:
     """Return how many values are NaN or infinite; an infinity that stands in `allowed` too (a mask) does not count."""
     if values.dtype.kind not in "fc" or _is_finite(values.reshape(-1, order="A")):
@@ -130,10 +143,6 @@ def _records(content: RecordDict, kind: type[Any]) -> dict[str, Any]:
 def _is_numpy(record: ArrayRecord) -> bool:
     """Tell whether a record is a model: classic XGBoost sends bytes of no type, or nothing yet."""
     return bool(record) and all(array.stype == flwr_private.NUMPY_STYPE and array.data for array in record.values())
-
-
-def _kind_of(message: Message) -> str:
-    return message.metadata.message_type.partition(".")[0]
 
 
 def _form(content: RecordDict) -> frozenset[str]:

@@ -6,6 +6,7 @@ import numpy as np
 import orjson
 import pytest
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 from line_parts import Lines, ask, ask_in_thread, echo_app, mac_of
 from test_line_wire import HandClient, replies_of, reply_to
 
@@ -72,3 +73,20 @@ def test_without_a_check_whatever_the_line_carries_is_taken(lines: Lines) -> Non
     lines.join(server, echo_app(spoil))
     (reply,) = ask(server, RecordDict(dict(MODEL)))
     assert reply.has_content()
+
+
+def test_a_reply_to_an_evaluation_that_nobody_can_average_fails_as_a_message_only(lines: Lines) -> None:
+    app = ClientApp()
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return Message(RecordDict({"metrics": MetricRecord({"num-examples": -1})}), reply_to=message)
+
+    server = lines.serve()
+    server.grid.reply_check = ReplyCheck(weight_key="num-examples")
+    lines.join(server, app)
+    (node,) = server.grid.get_node_ids()
+    (reply,) = server.grid.send_and_receive([Message(RecordDict(dict(MODEL)), node, "evaluate")])
+    assert mac_of(1) in reply.error.reason
+    assert "num-examples" in reply.error.reason
+    assert server.grid.get_node_ids() == [node]
