@@ -6,7 +6,8 @@ from uuid import uuid4
 
 import hypothesis
 import pytest
-from processor_time import (  # noqa: F401  (pytest finds hooks by their names in this module)
+from leftovers import pytest_configure, pytest_sessionfinish  # noqa: F401  (pytest finds hooks by their names here)
+from processor_time import (  # noqa: F401
     pytest_addoption,
     pytest_runtest_makereport,
     pytest_runtest_protocol,

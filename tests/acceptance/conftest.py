@@ -4,8 +4,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from orders import RunService
-from yard import Site, Yard, observing
+from orders import Orders
+from reader import observing
+from yard import Site, Yard
 
 from fedops_mqtt.bus import Mosquitto
 
@@ -28,6 +29,6 @@ async def site(yard: Yard, broker: Mosquitto, task_id: str) -> AsyncIterator[Sit
 
 
 @pytest.fixture
-def orders(site: Site) -> RunService:
+def orders(site: Site) -> Orders:
     """What the devices of this test are told (see `steered`)."""
-    return RunService(site.yard.folder)
+    return Orders(site.yard.folder)

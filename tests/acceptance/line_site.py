@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 from orders import SERVER as STARTER
-from orders import RunService
+from orders import Orders
+from reader import Json
 from yard import Installed, Site
 
-from fedops_mqtt.protocol import MemberCondition, Phase, RunStatus
+from fedops_mqtt.protocol import MemberCondition, Phase
 from fedops_mqtt.store.tensor_file import read_tensors
 
 APP = "steered:app"
@@ -17,11 +18,11 @@ PROGRAM = "line_program"
 FIRST, SECOND, THIRD = (f"02:00:00:00:01:0{number}" for number in (1, 2, 3))
 
 
-async def start_with_all(site: Site, orders: RunService, clients: Iterable[str], **fields: object) -> str:
+async def start_with_all(site: Site, orders: Orders, clients: Iterable[str], **fields: object) -> str:
     """Start a run in whose first round all devices take part, and compute until they are told more."""
     orders.write({STARTER: 0})
     run_id = await site.start_run(**fields)
-    await site.observer.until(lambda: all(member_status(site, mac) is MemberCondition.TRAINING for mac in clients))
+    await site.observer.until(lambda: all(member_status(site, mac) == MemberCondition.TRAINING for mac in clients))
     orders.write(dict.fromkeys(clients, 0))
     for mac in clients:
         await until_training(site, mac, 1)
@@ -60,12 +61,12 @@ def trainings(client: Installed) -> list[int]:
 
 def member_status(site: Site, mac: str) -> MemberCondition | None:
     """Return what the FL server says of a client."""
-    view = site.observer.fleet_view.fleet.servers.get(site.task_id)
+    view = site.observer.server
     said = view.status.clients.get(mac) if view is not None else None
     return said.status if said is not None else None
 
 
-def model_of(run: RunStatus) -> np.ndarray:
+def model_of(run: Json) -> np.ndarray:
     assert run.model_path is not None
     (array,) = read_tensors(Path(run.model_path))[0].values()
     return array

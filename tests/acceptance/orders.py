@@ -20,7 +20,7 @@ def evaluation_of(mac: str) -> str:
     return f"evaluation of {mac}"
 
 
-class RunService:
+class Orders:
     """What each device is to do: answer rounds up to a number, or go wrong in its next training."""
 
     def __init__(self, folder: Path) -> None:
@@ -51,5 +51,5 @@ class RunService:
             threading.Event().wait(POLL_S)
 
 
-def own_orders() -> RunService:
-    return RunService(Path(os.environ[FOLDER]))
+def own_orders() -> Orders:
+    return Orders(Path(os.environ[FOLDER]))

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 import httpx
 import pytest
 from paho.mqtt import publish
-from yard import TIMEOUT_S, Installed, Site, Yard, observing
+from reader import observing
+from yard import TIMEOUT_S, Installed, Site, Yard
 
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.bus.mosquitto import free_port
@@ -63,7 +64,7 @@ async def test_garbage_on_every_topic_disturbs_no_run(site: Site) -> None:
     await site.observer.until_client(MAC, ClientCondition.TRAIN_STARTED)
     await _throw(site)
     run = await site.observer.until_ended(run_id)
-    assert run.outcome is RunOutcome.COMPLETED
+    assert run.outcome == RunOutcome.COMPLETED
     for process in (manager, *clients.values()):
         assert process.process.returncode is None
         assert "Traceback" not in process.stderr

@@ -54,7 +54,7 @@ async def run_all(site: Site, *args: str) -> dict[str, dict[str, Any]]:
     """Run the program once and return what it said of each strategy."""
     site.write_tasks(module=PROGRAM, args=args, program_cwd=PROJECT)
     run = await site.observer.until_ended(await site.start_run(min_clients=2), timeout_s=120)
-    assert run.outcome is RunOutcome.COMPLETED, run
+    assert run.outcome == RunOutcome.COMPLETED, run
     for mac in run.clients:
         await site.observer.until_client(mac, ClientCondition.TRAIN_FINISHED)
     return told(site)

@@ -5,11 +5,11 @@ import sys
 import httpx
 import pytest
 from line_site import FIRST
+from reader import Heard
 from yard import TIMEOUT_S, Installed, Site
 
 import fedops_mqtt
 from fedops_mqtt.bus.mosquitto import free_port
-from fedops_mqtt.core.fleet import ClientView
 from fedops_mqtt.protocol import ClientCondition, Outcome, Phase, StartTrigger, Transport, topics, utc_now
 
 ROUNDS = 2
@@ -40,18 +40,18 @@ async def test_a_classic_server_is_joined_by_a_bare_start_and_by_a_trigger_even_
     by_trigger = await until_trained(site, run_id="by-trigger")
     assert await server.wait() == 0, server.stderr
     assert by_trigger.status.instance == by_http.status.instance
-    assert site.observer.fleet_view.metrics[site.task_id, FIRST]["train_loss"] == 0.5
+    assert site.observer.numbers[FIRST]["train_loss"] == 0.5
 
 
 async def until_it_waits(site: Site) -> None:
     def is_joining() -> bool:
         view = site.observer.client(FIRST)
-        return view is not None and view.status.run is not None and view.status.run.phase is Phase.JOINING
+        return view is not None and view.status.run is not None and view.status.run.phase == Phase.JOINING
 
     await site.observer.until(is_joining)
 
 
-async def until_trained(site: Site, *, run_id: str | None) -> ClientView:
+async def until_trained(site: Site, *, run_id: str | None) -> Heard:
     def has_trained() -> bool:
         view = site.observer.client(FIRST)
         last = view.status.last_run if view is not None else None
@@ -60,7 +60,7 @@ async def until_trained(site: Site, *, run_id: str | None) -> ClientView:
     await site.observer.until(has_trained)
     view = await site.observer.until_client(FIRST, ClientCondition.TRAIN_FINISHED)
     assert view.status.last_run is not None
-    assert view.status.last_run.outcome is Outcome.FINISHED
+    assert view.status.last_run.outcome == Outcome.FINISHED
     return view
 
 

@@ -7,7 +7,7 @@ import psutil
 import pytest
 from line_site import APP, FIRST, PROGRAM
 from memory_group import kills_in, memory_group
-from orders import RunService
+from orders import Orders
 from yard import MARK, Installed, Site, eventually
 
 from fedops_mqtt.demo.reaper import marked
@@ -35,7 +35,7 @@ def little_memory(site: Site) -> Iterator[Path | None]:
 
 @pytest.mark.long
 async def test_whatever_goes_wrong_is_told_and_leaves_a_daemon_that_is_ready(
-    site: Site, orders: RunService, little_memory: Path | None
+    site: Site, orders: Orders, little_memory: Path | None
 ) -> None:
     daemon = await site.start_client(FIRST, APP, partition_id=0, num_partitions=1)
     born = await site.observer.until_client(FIRST, ClientCondition.ONLINE)
@@ -45,12 +45,12 @@ async def test_whatever_goes_wrong_is_told_and_leaves_a_daemon_that_is_ready(
         orders.write({FIRST: fault})
         run_id = await site.start_run(num_rounds=1, min_clients=1)
         run = await site.observer.until_ended(run_id)
-        assert run.outcome is RunOutcome.FAILED, (fault, run)
+        assert run.outcome == RunOutcome.FAILED, (fault, run)
         await site.observer.until(lambda: last_run(site) == run_id)  # noqa: B023 - called here only
         failed = await site.observer.until_client(FIRST, ClientCondition.TRAIN_FAILED)
         assert failed.status.last_run is not None
         reason = failed.status.last_run.reason or ""
-        assert failed.status.last_run.outcome is Outcome.FAILED, (fault, reason)
+        assert failed.status.last_run.outcome == Outcome.FAILED, (fault, reason)
         assert all(word in reason for word in words), (fault, reason)
         assert "line 9\n" not in reason, "the last 20 lines and no more"
         assert not left_of(site), fault
@@ -58,15 +58,13 @@ async def test_whatever_goes_wrong_is_told_and_leaves_a_daemon_that_is_ready(
     assert little_memory is None or kills_in(little_memory) == 1
     orders.write({})
     run = await site.observer.until_ended(await site.start_run(num_rounds=1, min_clients=1))
-    assert run.outcome is RunOutcome.COMPLETED
+    assert run.outcome == RunOutcome.COMPLETED
     finished = await site.observer.until_client(FIRST, ClientCondition.TRAIN_FINISHED)
     assert finished.status.instance == born.status.instance
     assert psutil.Process(daemon.process.pid).memory_info().rss - idle_bytes < 20 * MEGABYTE
 
 
-async def test_training_that_is_deaf_dies_with_its_daemon_and_so_do_its_children(
-    site: Site, orders: RunService
-) -> None:
+async def test_training_that_is_deaf_dies_with_its_daemon_and_so_do_its_children(site: Site, orders: Orders) -> None:
     daemon = await site.start_client(FIRST, APP, partition_id=0, num_partitions=1)
     await site.observer.until_client(FIRST, ClientCondition.ONLINE)
     await site.start_manager(module=PROGRAM)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from line_site import APP, FIRST, PROGRAM, SECOND, model_of, start_with_all, trainings
-from orders import RunService, evaluation_of
+from orders import Orders, evaluation_of
 from yard import MARK, Site
 
 import fedops_mqtt
@@ -36,9 +36,7 @@ async def note_rounds(bus: Bus, task_id: str, noted: list[ClientMetrics]) -> Non
             noted.append(message)
 
 
-async def test_a_model_of_64_mib_adds_up_within_its_memory_and_its_bytes_are_told(
-    site: Site, orders: RunService
-) -> None:
+async def test_a_model_of_64_mib_adds_up_within_its_memory_and_its_bytes_are_told(site: Site, orders: Orders) -> None:
     clients = await site.start_clients(CLIENTS, APP)
     await site.start_manager(module=PROGRAM, server_args=["--numbers", str(NUMBERS)])
     noted: list[ClientMetrics] = []
@@ -51,7 +49,7 @@ async def test_a_model_of_64_mib_adds_up_within_its_memory_and_its_bytes_are_tol
         peaks = {name: peak_bytes(pid) / MODEL_BYTES for name, pid in processes.items()}
         orders.write({})
         run = await site.observer.until_ended(run_id)
-    assert run.outcome is RunOutcome.COMPLETED, run
+    assert run.outcome == RunOutcome.COMPLETED, run
     model = model_of(run)
     np.testing.assert_array_equal(model[:CLIENTS], ROUNDS)
     assert not model[CLIENTS:].any()
@@ -59,7 +57,7 @@ async def test_a_model_of_64_mib_adds_up_within_its_memory_and_its_bytes_are_tol
     print("peak memory in models:", {name: round(models, 1) for name, models in peaks.items()})
     assert peaks["server"] < CLIENTS + 2 + OWN_OF_SERVER + OWN_OF_PROCESS
     assert max(peaks[FIRST], peaks[SECOND]) < 3 + OWN_OF_APP + OWN_OF_PROCESS
-    by_server = [each for each in site.observer.fleet_view.history[site.task_id, run_id] if each.round]
+    by_server = [each for each in site.observer.rounds[run_id] if each.round]
     assert [each.round for each in by_server] == [1, 2]
     assert all(each.bytes_out >= 2 * CLIENTS * MODEL_BYTES for each in by_server), "to train and to evaluate"
     assert all(each.bytes_in >= CLIENTS * MODEL_BYTES for each in by_server)

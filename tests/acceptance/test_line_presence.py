@@ -18,7 +18,7 @@ from line_site import (
     trainings,
     until_training,
 )
-from orders import ALL_ROUNDS, RunService
+from orders import ALL_ROUNDS, Orders
 from yard import Site, eventually
 
 from fedops_mqtt.bus import Mosquitto
@@ -32,7 +32,7 @@ JOIN_S = 12
 
 
 async def test_killed_clients_leave_their_round_at_once_and_one_that_comes_back_rejoins(
-    site: Site, orders: RunService
+    site: Site, orders: Orders
 ) -> None:
     clients = await site.start_clients(3, APP)
     await site.start_manager(module=PROGRAM, server_args=["--numbers", "3"], line_ping_s=NEVER_S)
@@ -47,7 +47,7 @@ async def test_killed_clients_leave_their_round_at_once_and_one_that_comes_back_
     orders.write({THIRD: 1, SECOND: 0})
     await until_training(site, THIRD, 2)
     await site.start_client(SECOND, APP, partition_id=1, num_partitions=3)
-    await site.observer.until(lambda: member_status(site, SECOND) is MemberCondition.TRAINING)
+    await site.observer.until(lambda: member_status(site, SECOND) == MemberCondition.TRAINING)
     orders.write({})
     run = await site.observer.until_ended(run_id)
     assert (run.outcome, run.round, run.launch) == (RunOutcome.COMPLETED, 3, 1), run
@@ -67,7 +67,7 @@ async def test_killed_clients_leave_their_round_at_once_and_one_that_comes_back_
 
 @pytest.mark.long
 async def test_a_host_that_vanishes_is_lost_within_three_pings_and_rejoins_when_it_is_back(
-    site: Site, orders: RunService
+    site: Site, orders: Orders
 ) -> None:
     clients = await site.start_clients(2, APP)
     await site.start_manager(module=PROGRAM, line_ping_s=PING_S)
@@ -77,16 +77,16 @@ async def test_a_host_that_vanishes_is_lost_within_three_pings_and_rejoins_when_
     frozen = [psutil.Process(training), psutil.Process(clients[FIRST].process.pid)]
     for process in frozen:
         process.suspend()
-    await site.observer.until(lambda: member_status(site, FIRST) is MemberCondition.LOST)
+    await site.observer.until(lambda: member_status(site, FIRST) == MemberCondition.LOST)
     orders.write({SECOND: 1})
     await until_training(site, SECOND, 2)
     orders.write({FIRST: ALL_ROUNDS, SECOND: 1})
     for process in frozen:
         process.resume()
-    await site.observer.until(lambda: member_status(site, FIRST) is MemberCondition.TRAINING)
+    await site.observer.until(lambda: member_status(site, FIRST) == MemberCondition.TRAINING)
     orders.write({})
     run = await site.observer.until_ended(run_id)
-    assert run.outcome is RunOutcome.COMPLETED
+    assert run.outcome == RunOutcome.COMPLETED
     finished = await site.observer.until_client(FIRST, ClientCondition.TRAIN_FINISHED)
     assert finished.status.last_run is not None
     assert finished.status.last_run.attempt == 1, "the same process, without anyone's help"
@@ -95,7 +95,7 @@ async def test_a_host_that_vanishes_is_lost_within_three_pings_and_rejoins_when_
 
 @pytest.mark.long
 async def test_a_broker_restarted_in_a_round_costs_the_round_nothing(
-    site: Site, orders: RunService, broker: Mosquitto
+    site: Site, orders: Orders, broker: Mosquitto
 ) -> None:
     clients = await site.start_clients(2, APP)
     await site.start_manager(module=PROGRAM)
@@ -116,7 +116,7 @@ async def test_a_broker_restarted_in_a_round_costs_the_round_nothing(
 
 @pytest.mark.long
 async def test_training_that_hangs_is_dropped_after_the_round_limit_and_reported_failed(
-    site: Site, orders: RunService
+    site: Site, orders: Orders
 ) -> None:
     clients = await site.start_clients(2, APP)
     await site.start_manager(module=PROGRAM, more="limits = {round_s = 3}")
@@ -126,14 +126,14 @@ async def test_training_that_hangs_is_dropped_after_the_round_limit_and_reported
     assert "no reply within the round limit of 3 s" in (failed.status.reason or "")
     await eventually(lambda: not trainings(clients[FIRST]))
     run = await site.observer.until_ended(run_id)
-    assert run.outcome is RunOutcome.COMPLETED
-    assert run.clients[FIRST].status is MemberCondition.FAILED
+    assert run.outcome == RunOutcome.COMPLETED
+    assert run.clients[FIRST].status == MemberCondition.FAILED
     assert model_of(run)[1] > 0
 
 
 @pytest.mark.long
 async def test_fewer_clients_than_the_minimum_end_the_run_as_failed_with_their_names(
-    site: Site, orders: RunService
+    site: Site, orders: Orders
 ) -> None:
     clients = await site.start_clients(2, APP)
     await site.start_manager(module=PROGRAM, server_args=["--min-clients", "2"], more=f"limits = {{join_s = {JOIN_S}}}")
@@ -144,18 +144,18 @@ async def test_fewer_clients_than_the_minimum_end_the_run_as_failed_with_their_n
     await clients[FIRST].end(signal.SIGKILL)
     orders.write({})
     run = await site.observer.until_ended(run_id)
-    assert run.outcome is RunOutcome.FAILED
+    assert run.outcome == RunOutcome.FAILED
     assert FIRST in (run.reason or "")
     assert "1 of at least 2" in (run.reason or "") or f"too few clients: 1 after {JOIN_S} s" in (run.reason or ""), (
         run.reason
     )
     left = await site.observer.until_client(SECOND, ClientCondition.TRAIN_FAILED)
     assert left.status.last_run is not None
-    assert left.status.last_run.outcome is Outcome.STOPPED
+    assert left.status.last_run.outcome == Outcome.STOPPED
 
 
 @pytest.mark.long
-async def test_a_client_that_comes_online_during_an_open_run_joins_it(site: Site, orders: RunService) -> None:
+async def test_a_client_that_comes_online_during_an_open_run_joins_it(site: Site, orders: Orders) -> None:
     await site.start_client(FIRST, APP, partition_id=0, num_partitions=2)
     await site.observer.until_client(FIRST, ClientCondition.ONLINE)
     await site.start_manager(module=PROGRAM, more='join = "open"')
@@ -163,13 +163,13 @@ async def test_a_client_that_comes_online_during_an_open_run_joins_it(site: Site
     run_id = await site.start_run(num_rounds=5, min_clients=1)
     await until_training(site, FIRST, 2)
     late = await site.start_client(SECOND, APP, partition_id=1, num_partitions=2)
-    await site.observer.until(lambda: member_status(site, SECOND) is MemberCondition.TRAINING)
+    await site.observer.until(lambda: member_status(site, SECOND) == MemberCondition.TRAINING)
     orders.write({FIRST: 3, SECOND: 3})
     await until_training(site, SECOND, 4)
     await late.end(signal.SIGTERM)
     orders.write({})
     run = await site.observer.until_ended(run_id)
-    assert run.outcome is RunOutcome.COMPLETED, run
+    assert run.outcome == RunOutcome.COMPLETED, run
     first, second = model_of(run)
     assert second == 1, "half of what it added in round 3; it came in round 2 and was gone in round 4"
     assert first == 9, "two in rounds 1, 2, 4 and 5, which it did alone, and half of that in round 3"
@@ -178,7 +178,7 @@ async def test_a_client_that_comes_online_during_an_open_run_joins_it(site: Site
 async def kill_until_gone(site: Site, mac: str, pid: int) -> None:
     """Kill a process and wait until the server publishes that its client is not in the round."""
     os.kill(pid, signal.SIGKILL)
-    await site.observer.until(lambda: member_status(site, mac) is not MemberCondition.TRAINING)
+    await site.observer.until(lambda: member_status(site, mac) != MemberCondition.TRAINING)
 
 
 def is_heard_again(site: Site, mac: str) -> bool:

@@ -3,7 +3,7 @@
 import pytest
 from fault_proxy import FaultProxy
 from line_site import APP, FIRST, PROGRAM, until_phase
-from orders import SERVER, RunService, evaluation_of
+from orders import SERVER, Orders, evaluation_of
 from yard import Site
 
 from fedops_mqtt.bus.mosquitto import free_port
@@ -16,7 +16,7 @@ SLOWNESS_S = 0.02
 
 
 @pytest.mark.long
-async def test_every_phase_of_a_client_is_seen_on_the_bus(site: Site, orders: RunService) -> None:
+async def test_every_phase_of_a_client_is_seen_on_the_bus(site: Site, orders: Orders) -> None:
     await site.start_client(FIRST, APP, partition_id=0, num_partitions=1)
     await site.observer.until_client(FIRST, ClientCondition.ONLINE)
     port = free_port()
@@ -38,4 +38,4 @@ async def test_every_phase_of_a_client_is_seen_on_the_bus(site: Site, orders: Ru
         await until_phase(site, FIRST, Phase.EVALUATING)
         orders.write({})
         run = await site.observer.until_ended(run_id)
-    assert run.outcome is RunOutcome.COMPLETED, run
+    assert run.outcome == RunOutcome.COMPLETED, run

@@ -7,7 +7,7 @@ import numpy as np
 import psutil
 import pytest
 from line_site import APP, FIRST, PROGRAM, SECOND, member_status, model_of, start_with_all, trainings, until_training
-from orders import RunService
+from orders import Orders
 from yard import MARK, Installed, Site, eventually
 
 from fedops_mqtt.demo.reaper import marked
@@ -18,7 +18,7 @@ GRACE_S = 1.0
 
 @pytest.mark.long
 async def test_stop_ends_deaf_training_on_all_clients_and_keeps_the_last_whole_model(
-    site: Site, orders: RunService
+    site: Site, orders: Orders
 ) -> None:
     clients = await site.start_clients(2, APP, stop_grace_s=GRACE_S)
     await site.start_manager(module=PROGRAM)
@@ -53,7 +53,7 @@ async def test_stop_ends_deaf_training_on_all_clients_and_keeps_the_last_whole_m
     ids=["strategy", "classic-strategy", "server-app"],
 )
 async def test_a_killed_server_is_launched_again_and_goes_on_with_the_same_training_processes(
-    site: Site, orders: RunService, program: tuple[str, ...], app: str
+    site: Site, orders: Orders, program: tuple[str, ...], app: str
 ) -> None:
     clients = await site.start_clients(2, app)
     await site.start_manager(module=PROGRAM, server_args=program)
@@ -65,7 +65,7 @@ async def test_a_killed_server_is_launched_again_and_goes_on_with_the_same_train
     (server,) = servers(site)
     server.send_signal(signal.SIGKILL)
     await site.observer.until_run(run_id, lambda run: run.launch == 2)
-    await site.observer.until(lambda: all(member_status(site, mac) is MemberCondition.TRAINING for mac in clients))
+    await site.observer.until(lambda: all(member_status(site, mac) == MemberCondition.TRAINING for mac in clients))
     assert before == {mac: trainings(client) for mac, client in clients.items()}
     orders.write({})
     run = await site.observer.until_ended(run_id)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from yard import TIMEOUT_S, Yard, observing
+from reader import observing
+from yard import TIMEOUT_S, Yard
 
 from fedops_mqtt.bus.mosquitto import free_port
 from fedops_mqtt.protocol import ClientCondition

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from fault_proxy import FaultProxy
 from line_site import APP, PROGRAM, start_with_all
-from orders import RunService
+from orders import Orders
 from yard import TIMEOUT_S, Installed, Site, eventually
 
 from fedops_mqtt.demo.reaper import marked
@@ -27,7 +27,7 @@ async def test_presence_follows_birth_and_kill(site: Site) -> None:
     born = await site.observer.until_client(MAC, ClientCondition.ONLINE)
     await client.end(signal.SIGKILL)
     dead = await site.observer.until_client(MAC, ClientCondition.CLIENT_OUT)
-    assert dead.out_reason == "lost"
+    assert dead.status.reason == "lost"
     assert dead.status.instance == born.status.instance
     await site.start_client(MAC)
     back = await site.observer.until_client(MAC, ClientCondition.ONLINE)
@@ -49,7 +49,7 @@ async def test_a_trigger_leads_to_training_and_to_finished_and_then_again(site: 
             assert finished.status.last_run is not None
             assert (finished.status.last_run.run_id, finished.status.last_run.outcome) == (run_id, Outcome.FINISHED)
         run = await site.observer.until_ended(run_id)
-        assert run.outcome is RunOutcome.COMPLETED
+        assert run.outcome == RunOutcome.COMPLETED
         assert run.model_path is not None
         assert run.model_path.endswith(f"_V{version}.safetensors")
     assert instances == {mac: _instance(site, mac) for mac in clients}
@@ -67,7 +67,7 @@ async def test_training_that_raises_is_told_with_its_text_and_the_daemon_lives_o
         assert "ValueError: the disk with the training data is gone" in (failed.status.reason or "")
         assert not failed.is_out
         run = await site.observer.until_ended(run_id)
-        assert run.outcome is RunOutcome.FAILED
+        assert run.outcome == RunOutcome.FAILED
     assert client.process.returncode is None
 
 
@@ -120,17 +120,17 @@ async def test_a_completed_run_stays_so_when_its_servers_last_word_is_lost_on_th
     assert await asyncio.to_thread(Path(run.model_path).exists)
 
 
-async def test_a_manager_killed_during_a_run_finishes_it_after_its_restart(site: Site, orders: RunService) -> None:
+async def test_a_manager_killed_during_a_run_finishes_it_after_its_restart(site: Site, orders: Orders) -> None:
     clients = await site.start_clients(2, APP)
     manager = await site.start_manager(module=PROGRAM)
     run_id = await start_with_all(site, orders, clients, num_rounds=2, min_clients=2)
     server = (await site.observer.until_run(run_id, lambda run: run.server_ip is not None)).server_ip
     await manager.end(signal.SIGKILL)
-    await site.observer.until(lambda: (view := site.observer.fleet_view.fleet.manager) is not None and view.is_out)
+    await site.observer.until(lambda: (view := site.observer.manager) is not None and view.is_out)
     await site.start_manager(module=PROGRAM)
     orders.write({})
     run = await site.observer.until_ended(run_id)
-    assert run.outcome is RunOutcome.COMPLETED
+    assert run.outcome == RunOutcome.COMPLETED
     assert run.round == 2
     story = await site.ask(f"/runs/{run_id}")
     assert (story["launch"], story["server_ip"] or server) == (1, server)
@@ -178,8 +178,8 @@ def _instance(site: Site, mac: str) -> str:
 
 
 def _server_ready(site: Site) -> str | None:
-    view = site.observer.fleet_view.fleet.servers.get(site.task_id)
-    is_ready = view is not None and view.status.status is ServerCondition.READY and not view.is_out
+    view = site.observer.server
+    is_ready = view is not None and view.status.status == ServerCondition.READY and not view.is_out
     return view.status.server_ip if view is not None and is_ready else None
 
 

@@ -138,7 +138,7 @@ async def test_a_captured_trigger_starts_nothing_when_it_is_played_again(yard: Y
             answered.last_trigger.run_id != "r2"
         ):
             pass
-        assert answered.last_trigger.answer is Answer.REJECTED, "a trigger meant for the daemon before this one"
+        assert answered.last_trigger.answer == Answer.REJECTED, "a trigger meant for the daemon before this one"
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from functools import partial
 import psutil
 import pytest
 from line_site import APP, PROGRAM, start_with_all
-from orders import RunService
+from orders import Orders
 from yard import HERE, Installed, Site, eventually
 
 from fedops_mqtt.bus import Connection, Received
@@ -43,7 +43,7 @@ async def counting_firings(site: Site) -> AsyncIterator[Firings]:
         yield firings
 
 
-async def start_run(site: Site, orders: RunService, clients: dict[str, Installed]) -> str:
+async def start_run(site: Site, orders: Orders, clients: dict[str, Installed]) -> str:
     """Start a run whose clients compute in its first round until they are told more."""
     return await start_with_all(site, orders, clients, num_rounds=ROUNDS, min_clients=2)
 
@@ -53,7 +53,7 @@ async def until_standby(second: Installed, first: Installed) -> None:
     await second.until_said(rf"on standby: another manager leads \(.* pid {first.process.pid}\)")
 
 
-async def finish(site: Site, orders: RunService, run_id: str) -> None:
+async def finish(site: Site, orders: Orders, run_id: str) -> None:
     """Let the run go on, to its good end."""
     orders.write({})
     run = await site.observer.until_ended(run_id)
@@ -68,9 +68,7 @@ async def freeze(manager: Installed) -> None:
     await eventually(lambda: process.status() == psutil.STATUS_STOPPED)
 
 
-async def test_a_standby_leads_when_the_leader_is_killed_and_fires_nothing_again(
-    site: Site, orders: RunService
-) -> None:
+async def test_a_standby_leads_when_the_leader_is_killed_and_fires_nothing_again(site: Site, orders: Orders) -> None:
     async with counting_firings(site) as firings:
         clients = await site.start_clients(2, APP)
         first = await site.start_manager(module=PROGRAM, more=PATIENT.format(task_id=site.task_id))
@@ -86,7 +84,7 @@ async def test_a_standby_leads_when_the_leader_is_killed_and_fires_nothing_again
 
 @pytest.mark.long
 async def test_a_leader_that_was_frozen_beside_its_journal_still_leads_when_it_goes_on(
-    site: Site, orders: RunService
+    site: Site, orders: Orders
 ) -> None:
     """On one machine the lock on the file decides, and a frozen process holds it: nobody leads beside it."""
     async with counting_firings(site) as firings:
@@ -96,7 +94,7 @@ async def test_a_leader_that_was_frozen_beside_its_journal_still_leads_when_it_g
         await freeze(first)
         second = await site.launch_manager(site.yard.folder / "tasks.toml")
         await until_standby(second, first)
-        await site.observer.until(lambda: (view := site.observer.fleet_view.fleet.manager) is not None and view.is_out)
+        await site.observer.until(lambda: (view := site.observer.manager) is not None and view.is_out)
         first.process.send_signal(signal.SIGCONT)
         await finish(site, orders, run_id)
         assert "manager leads (term" not in second.stdout
@@ -105,7 +103,7 @@ async def test_a_leader_that_was_frozen_beside_its_journal_still_leads_when_it_g
 
 @pytest.mark.long
 async def test_a_leader_that_was_frozen_until_another_took_over_ends_when_it_goes_on_and_does_nothing(
-    site: Site, orders: RunService
+    site: Site, orders: Orders
 ) -> None:
     """With a database that is no file a row decides: silence ends the lease, and the term fences who had it."""
     launch_manager = partial(

@@ -7,8 +7,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
@@ -16,14 +15,10 @@ from typing import TypeVar
 import httpx
 import psutil
 from orders import FOLDER
+from reader import Observer
 
-import fedops_mqtt
-from fedops_mqtt.cli.fleet_view import FleetView
-from fedops_mqtt.cli.watch import feed
-from fedops_mqtt.core.fleet import ClientView
 from fedops_mqtt.demo.reaper import end_marked, marked
-from fedops_mqtt.protocol import ClientCondition, RunStatus
-from fedops_mqtt.runtime.background import alongside
+from fedops_mqtt.protocol import ClientCondition
 
 HERE = Path(__file__).parent
 COMMAND = Path(sys.executable).with_name("fedops-mqtt")
@@ -141,55 +136,6 @@ class Yard:
         await asyncio.to_thread(psutil.wait_procs, keepers, TIMEOUT_S)
         await asyncio.to_thread(end_marked, self.mark, is_hurried=lambda: True, name=MARK)
         assert not list(marked(self.mark, MARK))
-
-
-class Observer:
-    """What a dashboard would know, and a way to wait for it."""
-
-    def __init__(self, fleet_view: FleetView, task_id: str) -> None:
-        self.fleet_view = fleet_view
-        self.task_id = task_id
-        self._news = asyncio.Event()
-
-    def note(self, _: object) -> None:
-        self._news.set()
-
-    async def until(self, is_true: Callable[[], bool], *, timeout_s: float = TIMEOUT_S) -> None:
-        try:
-            async with asyncio.timeout(timeout_s):
-                while not is_true():
-                    self._news.clear()
-                    await self._news.wait()
-        except TimeoutError as error:
-            raise AssertionError(f"it never came to that; known: {list(self.fleet_view.records())}") from error
-
-    def client(self, mac: str) -> ClientView | None:
-        return self.fleet_view.fleet.client(self.task_id, mac)
-
-    async def until_client(self, mac: str, *conditions: ClientCondition, **waiting: float) -> ClientView:
-        """Wait until a client says one of these."""
-        await self.until(lambda: (view := self.client(mac)) is not None and view.status.status in conditions, **waiting)
-        view = self.client(mac)
-        assert view is not None
-        return view
-
-    async def until_run(self, run_id: str, is_true: Callable[[RunStatus], bool], **waiting: float) -> RunStatus:
-        runs = self.fleet_view.fleet.runs
-        await self.until(lambda: run_id in runs and is_true(runs[run_id].status), **waiting)
-        return runs[run_id].status
-
-    async def until_ended(self, run_id: str, **waiting: float) -> RunStatus:
-        return await self.until_run(run_id, lambda run: run.outcome is not None, **waiting)
-
-
-@asynccontextmanager
-async def observing(url: str, task_id: str) -> AsyncIterator[Observer]:
-    observer = Observer(FleetView(), task_id)
-    async with (
-        fedops_mqtt.connect(url) as bus,
-        alongside(feed(bus, task_id, observer.fleet_view, observer.note), name="observer"),
-    ):
-        yield observer
 
 
 class Site:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from browsing import Visitor, visiting
-from yard import Site, Yard, observing
+from reader import observing
+from yard import Site, Yard
 
 from fedops_mqtt.bus import Mosquitto
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from browsing import PHONE, WIDE, Visitor, visiting
+from reader import observing
 from test_large_fleet import CRAMPED, NUM_CRAMPED, a_fleet_of
-from yard import Site, Yard, observing
+from yard import Site, Yard
 
 from fedops_mqtt.bus import Mosquitto
 
@@ -48,7 +49,7 @@ async def show(site: Site, folder: Path) -> None:
         )
         for number in range(5)
     ]  # fmt: skip
-    await site.observer.until(lambda: len(site.observer.fleet_view.fleet.clients) == len(clients))
+    await site.observer.until(lambda: len(site.observer.clients) == len(clients))
     finished, _ = [await finish(site, rounds) for rounds in ("8", "4")]  # the first one has a model to make yet
     clients[-1].process.send_signal(signal.SIGKILL)
     busy = {f"02:00:00:00:02:0{number}": "yard_apps:flat_out" for number in (1, 2)}

@@ -59,9 +59,7 @@ async def test_every_message_of_a_run_is_as_the_document_says(site: Site) -> Non
             await site.yard.run("stop", run_id, "--manager", site.manager_url, "--wait")
             for process in (busy, *clients.values()):
                 process.process.kill()
-            await site.observer.until(
-                lambda: all(view.is_out for view in site.observer.fleet_view.fleet.clients.values())
-            )
+            await site.observer.until(lambda: all(view.is_out for view in site.observer.clients.values()))
     for channel, messages in heard.items():
         for message in messages:
             validate(channel, message)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 from browsing import PHONE, Visitor
+from reader import observing
 from test_large_fleet import CRAMPED, NUM_CRAMPED, a_fleet_of
-from yard import Site, Yard, observing
+from yard import Site, Yard
 
 from fedops_mqtt.bus import Mosquitto
 

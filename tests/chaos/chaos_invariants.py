@@ -8,7 +8,8 @@ import chaos_journals
 import httpx
 from chaos_journals import ManagerJournal, read_manager_journal
 from chaos_world import TASK, World
-from yard import Installed, Observer, observing
+from reader import Json, Observer, observing
+from yard import Installed
 
 from fedops_mqtt.core.client_state import ClientState
 from fedops_mqtt.core.fleet import Presence
@@ -89,10 +90,11 @@ async def _bus(world: World, journal: ManagerJournal) -> AsyncIterator[str]:
         for number, mac in enumerate(world.macs):
             view = fresh.client(mac)
             assert view is not None
-            for sentence in _client_as_it_is(world, number, view.status, view.presence):
+            said = ClientStatus.model_validate(view.status)
+            for sentence in _client_as_it_is(world, number, said, is_out=view.is_out):
                 yield sentence
         for run in journal.runs:
-            said = await _once_told(fresh, run)
+            said = RunStatus.model_validate(await _once_told(fresh, run))
             if (said.outcome, said.reason) != (run.outcome, run.reason):
                 yield f"run {run.run_id} is {run.outcome} ({run.reason}), the bus says {said.outcome} ({said.reason})"
             shown = {mac: member.status for mac, member in said.clients.items()}
@@ -100,7 +102,7 @@ async def _bus(world: World, journal: ManagerJournal) -> AsyncIterator[str]:
                 yield f"run {run.run_id} has {run.members}, the bus says {shown}"
 
 
-async def _once_told(fresh: Observer, run: Run) -> RunStatus:
+async def _once_told(fresh: Observer, run: Run) -> Json:
     """Return what the bus says of a run in the quiet: a manager that was cut off to the last has to come back first."""
     try:
         return await fresh.until_run(run.run_id, lambda said: said.outcome == run.outcome, timeout_s=COMEBACK_S)
@@ -116,19 +118,19 @@ async def _manager(world: World) -> AsyncIterator[str]:
             yield f"the manager thinks that {item['client_mac']} is out: {item['reason']}"
 
 
-def _client_as_it_is(world: World, number: int, said: ClientStatus, presence: Presence) -> Iterator[str]:
+def _client_as_it_is(world: World, number: int, said: ClientStatus, *, is_out: bool) -> Iterator[str]:
     mac = world.macs[number]
-    if presence is Presence.OUT:
+    if is_out:
         yield f"{mac} lives and is shown out: {said.reason}"
     if said.run is not None:
         yield f"{mac} is idle and is shown training {said.run.run_id}"
     facts = _facts_of(world, number)
     if said.last_run != facts.last_run:
         yield f"{mac} has {facts.last_run} in its journal and says {said.last_run}"
-    if said.last_run and said.last_run.outcome is not Outcome.FINISHED and not said.last_run.reason:
+    if said.last_run and said.last_run.outcome != Outcome.FINISHED and not said.last_run.reason:
         yield f"{mac} says {said.last_run} and not why"
-    finished = {(each.run_id, each.attempt) for each in facts.answers if each.outcome is Outcome.FINISHED}
-    if said.last_run and said.last_run.outcome is Outcome.FINISHED:
+    finished = {(each.run_id, each.attempt) for each in facts.answers if each.outcome == Outcome.FINISHED}
+    if said.last_run and said.last_run.outcome == Outcome.FINISHED:
         pair = (said.last_run.run_id, said.last_run.attempt)
         if pair not in finished:
             yield f"{mac} says that it finished {pair}, which its journal never accepted"

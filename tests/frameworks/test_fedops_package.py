@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 from bridge_parts import NEW, Crossing, free_port
-from yard import Installed, Site, Yard, observing
+from reader import Json, observing
+from yard import Installed, Site, Yard
 
 from fedops_mqtt.bus import Mosquitto
-from fedops_mqtt.protocol import ClientCondition, Outcome, RunOutcome, RunStatus
+from fedops_mqtt.protocol import ClientCondition, Outcome, RunOutcome
 
 pytestmark = pytest.mark.long
 
@@ -65,11 +66,8 @@ async def fedops(tmp_path: Path, broker: Mosquitto, task_id: str) -> AsyncIterat
         await yard.clear_up()
 
 
-async def ended(crossing: Crossing) -> RunStatus:
-    runs = crossing.site.observer.fleet_view.fleet.runs
-    await crossing.site.observer.until(lambda: any(view.status.outcome for view in runs.values()), timeout_s=SLOW_S)
-    [run] = [view.status for view in runs.values()]
-    return run
+async def ended(crossing: Crossing) -> Json:
+    return await crossing.site.observer.until_only_ended(timeout_s=SLOW_S)
 
 
 async def test_fedops_clients_train_with_our_server(fedops: FedOps) -> None:
@@ -80,14 +78,13 @@ async def test_fedops_clients_train_with_our_server(fedops: FedOps) -> None:
     await crossing.start_bridge(f"http://127.0.0.1:{ports[0]}", f"{other}=http://127.0.0.1:{ports[1]}")
     for seed, port in enumerate(ports):
         await fedops.start_client(port, seed)
-    fleet = crossing.site.observer.fleet_view.fleet
-    await crossing.site.observer.until(lambda: len(list(fleet.of_task(crossing.site.task_id))) == 2, timeout_s=SLOW_S)
+    await crossing.site.observer.until(lambda: len(crossing.site.observer.clients) == 2, timeout_s=SLOW_S)
 
     run_id = await crossing.site.start_run(num_rounds=3)
     run = await ended(crossing)
     assert (run.run_id, run.outcome, run.round) == (run_id, RunOutcome.COMPLETED, 3)
     assert (run.metrics["eval_accuracy"] or 0) > MIN_ACCURACY
-    for mac in [view.status.client_mac for view in fleet.of_task(crossing.site.task_id)]:
+    for mac in crossing.site.observer.clients:
         view = await crossing.site.observer.until_client(mac, ClientCondition.TRAIN_FINISHED)
         assert view.status.agent["via"] == "http bridge"
         assert view.status.last_run is not None
@@ -103,8 +100,7 @@ async def test_a_fedops_server_trains_a_fedops_client_and_one_of_ours(fedops: Fe
     await crossing.start_bridge(f"http://127.0.0.1:{port}")
     await fedops.start_client(port, 1)
     await crossing.start_new(app="fedops_numpy_app:app", folder=HERE)
-    fleet = crossing.site.observer.fleet_view.fleet
-    await crossing.site.observer.until(lambda: len(list(fleet.of_task(crossing.site.task_id))) == 2, timeout_s=SLOW_S)
+    await crossing.site.observer.until(lambda: len(crossing.site.observer.clients) == 2, timeout_s=SLOW_S)
 
     await fedops.start_server(2)
     run = await ended(crossing)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from bridge_parts import Crossing
-from yard import Site, Yard, observing
+from reader import observing
+from yard import Site, Yard
 
 from fedops_mqtt.bus import Mosquitto
 

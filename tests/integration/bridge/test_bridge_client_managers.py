@@ -44,7 +44,7 @@ async def test_a_device_with_its_own_client_manager_is_spoken_for_too(crossing: 
         async with httpx.AsyncClient(trust_env=False) as http:
             await http.get(f"{client}/release")
         run = await crossing.site.observer.until_ended(run_id)
-        assert run.outcome is RunOutcome.COMPLETED
+        assert run.outcome == RunOutcome.COMPLETED
         told = await crossing.site.ask(f"/runs/{run_id}/metrics")
         kinds = {row["kind"] for row in told["items"]}
         assert "train-result" in kinds
@@ -62,6 +62,6 @@ async def several_heartbeats(crossing: Crossing, since: int) -> None:
         view = crossing.site.observer.client(MACS[0])
         assert view is not None
         assert view.status.status in (ClientCondition.TRAIN_STARTED, ClientCondition.TRAIN_FINISHED)
-        return view.status.seq > since + _HEARTBEATS or view.status.status is ClientCondition.TRAIN_FINISHED
+        return view.status.seq > since + _HEARTBEATS or view.status.status == ClientCondition.TRAIN_FINISHED
 
     await crossing.site.observer.until(is_later)

@@ -25,7 +25,7 @@ async def test_an_old_client_trains_over_the_line_and_is_seen_finished(crossing:
     assert finished.status.last_run is not None
     assert (finished.status.last_run.run_id, finished.status.last_run.outcome) == (run_id, Outcome.FINISHED)
     run = await crossing.site.observer.until_ended(run_id)
-    assert run.outcome is RunOutcome.COMPLETED
+    assert run.outcome == RunOutcome.COMPLETED
     assert run.model_path is not None
     arrays = list(read_tensors(run.model_path)[0].values())
     assert all(np.array_equal(array, np.full_like(array, 2)) for array in arrays)
@@ -41,9 +41,7 @@ async def test_old_and_new_clients_train_together_at_a_fedops_server(crossing: C
         await crossing.site.observer.until_client(mac, ClientCondition.ONLINE)
     await crossing.start_server("--clients", "2", port=at)
 
-    runs = crossing.site.observer.fleet_view.fleet.runs
-    await crossing.site.observer.until(lambda: any(view.status.outcome for view in runs.values()))
-    [run] = [view.status for view in runs.values()]
+    run = await crossing.site.observer.until_only_ended()
     assert (run.outcome, run.round, run.gl_model) == (RunOutcome.COMPLETED, 2, 4)
     assert run.metrics == {"gl_loss": 0.5, "gl_accuracy": 0.5}
     async with httpx.AsyncClient(trust_env=False) as http:

@@ -1,0 +1,98 @@
+"""A test run leaves no process and no temporary file, however it ends: by itself, by Ctrl-C, by `kill -9`.
+
+All temporary files of a run are in one folder (`--basetemp` takes tests' own elsewhere, to look at), and all of its
+processes carry a mark in their environment. This module, run as a program, waits for the end of its stdin, which comes
+however the run ends; then it ends and removes what is left. Processes that are left after a whole run are a fault of a
+test: they are named, and the run fails.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+MARK = "TEST_RUN_OF_FEDOPS_MQTT"
+"""Environment variable that every process of a run inherits; its value is the folder."""
+GRACE_S = 10.0
+"""A process that was told to end does so within this, on a busy machine too."""
+POLL_S = 0.1
+HURRY = "hurry"
+
+KEEPER = pytest.StashKey["subprocess.Popen[str]"]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the run its folder and its keeper; the workers of a run are its processes."""
+    if hasattr(config, "workerinput") or config.option.collectonly:
+        return
+    folder = tempfile.mkdtemp(prefix="fedops-tests-")
+    environment = {name: value for name, value in os.environ.items() if name != MARK}
+    os.environ |= {MARK: folder, "TMPDIR": folder}
+    tempfile.tempdir = None
+    config.stash[KEEPER] = subprocess.Popen(
+        [sys.executable, __file__, folder],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Have everything cleared up; what was left by a run that was not interrupted fails it."""
+    keeper = session.config.stash.get(KEEPER, None)
+    if keeper is None:
+        return
+    is_interrupted = exitstatus == pytest.ExitCode.INTERRUPTED
+    left, _ = keeper.communicate(HURRY if is_interrupted else "")
+    if left and not is_interrupted:
+        print(f"\nprocesses that tests left behind:\n{left}", file=sys.stderr)
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+
+
+def keep(folder: str) -> None:
+    """Wait for the end of a run; end what is left of it, name it on stdout, and remove its folder."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    grace_s = 0.0 if sys.stdin.read() == HURRY else GRACE_S
+    deadline = time.monotonic() + grace_s
+    while list(marked(folder)) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    names = [(process.pid, name_of(process)) for process in marked(folder)]
+    while left := list(marked(folder)):
+        for process in left:
+            process.kill()
+        time.sleep(POLL_S)
+    shutil.rmtree(folder, ignore_errors=True)
+    print("".join(f"{pid} {name}\n" for pid, name in names), end="")
+
+
+def marked(folder: str) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == folder and process.status() != psutil.STATUS_ZOMBIE:
+                yield process
+        except (psutil.Error, OSError):
+            continue
+
+
+def name_of(process: psutil.Process) -> str:
+    try:
+        return f"{' '.join(process.cmdline())} (in {Path(process.cwd()).name})"
+    except psutil.Error:
+        return "gone"
+
+
+if __name__ == "__main__":
+    keep(sys.argv[1])
