@@ -25,6 +25,7 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
     2: (
         "ALTER TABLE runs ADD COLUMN task_config TEXT",
         "ALTER TABLE runs ADD COLUMN member_counts JSON",
+        "CREATE INDEX ix_client_metrics_of_run ON client_metrics (run_id, id)",
     ),
 }
 """SQL that leads from version n to n + 1, by n."""
@@ -106,6 +107,7 @@ client_metrics = Table(
     Column("round", BigInteger, nullable=False),
     Column("values", JSON, nullable=False),
     Index("ix_client_metrics_run", "run_id", "client_mac", "id"),
+    Index("ix_client_metrics_of_run", "run_id", "id"),  # pages of a whole run: else each sorts all of it anew
     Index("ix_client_metrics_client", "client_mac", "id"),
 )
 

@@ -185,6 +185,7 @@ def test_what_came_of_a_run_that_was_deleted_meanwhile_is_dropped_and_the_rest_i
 def test_a_journal_of_an_earlier_program_is_brought_up_to_date(journal: Journal, url: str) -> None:
     journal.add_run(JournaledRun(run=new_run(), secret=SECRET))
     with journal.engine.begin() as connection:  # as version 2 left it
+        connection.execute(text("DROP INDEX ix_client_metrics_of_run"))
         for column in ("task_config", "member_counts"):
             connection.execute(text(f"ALTER TABLE runs DROP COLUMN {column}"))
         connection.execute(text("UPDATE schema_version SET version = 2"))
