@@ -25,6 +25,7 @@ from fedops_mqtt.protocol.identity import (
 from fedops_mqtt.protocol.measured import MAX_METRICS, MEASURED, MetricsCutter, count_of, number_of
 from fedops_mqtt.protocol.messages import (
     Answer,
+    AppReference,
     ClientCondition,
     ClientMetrics,
     ClientStatus,
@@ -66,6 +67,7 @@ __all__ = [
     "MESSAGE_OF_CHANNEL",
     "Answer",
     "AnyMacAddress",
+    "AppReference",
     "Channel",
     "ClientCondition",
     "ClientMetrics",

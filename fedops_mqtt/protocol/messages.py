@@ -14,7 +14,9 @@ from fedops_mqtt.protocol.values import (
     LAST_SEQ,
     MAX_MEMBERS,
     Address,
+    Config,
     Count,
+    Digest,
     Metrics,
     Number,
     Scalars,
@@ -156,6 +158,8 @@ class LastTrigger(WireModel):
     launch: Count
     answer: Answer
     reason: Reason | None = None
+    reason_code: Text | None = None
+    """`reason` as one word for programs, where it has one; docs/deliver-an-app.md lists those of a refused app."""
 
 
 class OwnedStatus(WireModel):
@@ -186,6 +190,21 @@ class ClientStatus(OwnedStatus):
     agent: Annotated[dict[Text, Text], Field(max_length=32)] = {}
 
 
+class AppReference(WireModel):
+    """Which app bundle a run trains with; the bundle itself is at the FL server, `GET /app/{digest}`."""
+
+    digest: Digest
+    """SHA-256 of the bundle."""
+    version: Text
+    """The project's version (PEP 440); the signature covers it."""
+    size: Count
+    """Bytes of the bundle as it travels."""
+    key_id: Text | None = None
+    """Which key signed it; absent where nobody did."""
+    signature: Text | None = None
+    """Ed25519 over digest, task and version, as base64."""
+
+
 class StartTrigger(WireModel):
     """The manager's word to one client: join this run at this FL server."""
 
@@ -201,6 +220,10 @@ class StartTrigger(WireModel):
     token: Text | None = None
     gl_model: Count = 0
     num_clients: Count = 0
+    app: AppReference | None = None
+    """The delivered app to train with; absent: the app that the device has of its own."""
+    run_config: Config | None = None
+    """Settings of this run for the app; they outweigh those of the project and of the device."""
     at: Timestamp
 
 

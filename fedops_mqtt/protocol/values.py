@@ -71,6 +71,24 @@ def bounded(max_length: int) -> WrapValidator:
 
 Scalars = Annotated[dict[Text, Scalar], Field(max_length=MAX_METRICS), bounded(MAX_METRICS)]
 Metrics = Annotated[dict[Text, Number], Field(max_length=MAX_METRICS), bounded(MAX_METRICS)]
+
+
+def _expressible(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("JSON has no NaN or infinity")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("the integer needs more than 64 bits")  # else it would become a float on the way
+    return value
+
+
+Config = Annotated[
+    dict[Text, Annotated[bool | int | float | Reason, BeforeValidator(_expressible)]],
+    Field(max_length=MAX_METRICS),
+    bounded(MAX_METRICS),
+]
+"""Settings of an app by key, of the types that Flower's run configuration has; integers have 64 bits there."""
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""A SHA-256 in lower case."""
 Address = Annotated[str, StringConstraints(max_length=300, pattern=r"^\S+:\d{1,5}$")]
 """`host:port`; an IPv6 host stands in brackets."""
 

@@ -28,6 +28,7 @@ from fedops_mqtt.protocol import (
     RunMember,
     ServerClient,
     ServerStatus,
+    StartTrigger,
     Topic,
     decode,
     encode,
@@ -61,6 +62,9 @@ MAYBE = {
     "duration_s": numbers,
     "metrics": st.dictionaries(texts, st.none() | numbers, max_size=5),
     "values": st.dictionaries(texts, st.none() | numbers | st.integers(-(2**63), 2**63) | st.booleans() | texts),
+    "digest": st.binary(min_size=32, max_size=32).map(bytes.hex),
+    "run_config": st.none()
+    | st.dictionaries(texts, numbers | st.integers(-(2**63), 2**63 - 1) | st.booleans() | texts, max_size=5),
     "agent": st.dictionaries(texts, texts, max_size=5),
     "clients_by_status": st.dictionaries(st.sampled_from(MemberCondition), counts),
 }
@@ -118,6 +122,30 @@ def topic_of(message: Message) -> Topic:
 def status(**changes: object) -> ClientStatus:
     said = {"status": "online", "task_id": TASK, "client_mac": MAC, "instance": "a", "epoch": 1, "seq": 1}
     return ClientStatus.model_validate(said | {"at": utc_now()} | changes)
+
+
+def start(**changes: object) -> StartTrigger:
+    said = {"run_id": RUN, "attempt": 0, "launch": 0, "term": 0, "task_id": TASK, "client_mac": MAC}
+    return StartTrigger.model_validate(said | {"server_ip": "127.0.0.1:9", "at": utc_now()} | changes)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [float("nan"), float("inf"), 2**63, -(2**63) - 1, None, [], {}, "x" * 4097],
+    ids=lambda value: str(value)[:9],
+)
+def test_a_setting_of_a_run_that_a_message_cannot_carry_is_refused(value: object) -> None:
+    with pytest.raises(ValidationError):
+        start(run_config={"lr": value})
+
+
+def test_the_settings_of_a_run_keep_their_types() -> None:
+    config = {"lr": 1.0, "epochs": 2, "fast": True, "name": "3"}
+    sent = decode(topics.client_start(TASK, MAC), encode(start(run_config=config)))
+    assert isinstance(sent, StartTrigger)
+    assert {key: type(value) for key, value in (sent.run_config or {}).items()} == {
+        key: type(value) for key, value in config.items()
+    }
 
 
 def test_every_channel_is_drawn() -> None:
