@@ -90,9 +90,13 @@ async def test_a_stream_of_one_task_hears_nothing_of_another(house: House) -> No
 
 async def test_prometheus_reads_clients_runs_and_delays(house: House) -> None:
     async with house.managed() as api, house.device(A):
-        seen = await numbers(api)
         labels = (("presence", "online"), ("status", "online"), ("task_id", house.task_id))
-        assert seen["fedops_clients", labels] == 1
+
+        async def are_counted() -> bool:
+            return (await numbers(api)).get(("fedops_clients", labels)) == 1
+
+        await until(are_counted, "a live word of the client")
+        seen = await numbers(api)
         assert seen["fedops_clients_moved_seconds", ()] == pytest.approx(time.time(), abs=60)
         assert seen["fedops_broker_connected", ()] == 1
     async with house.managed() as api:
