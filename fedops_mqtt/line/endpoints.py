@@ -18,7 +18,8 @@ from fedops_mqtt.line.codec import Frame, FrameReader
 from fedops_mqtt.line.errors import FrameError, LineRefusedError, MessageTooLargeError
 from fedops_mqtt.line.limits import LineCompression, LineLimits
 from fedops_mqtt.line.message_queue import OutboundMessage
-from fedops_mqtt.line.reply_check import LIMIT_RULE, kind_of, refusal_of
+from fedops_mqtt.line.reply_check import LIMIT_RULE, refusal_of
+from fedops_mqtt.line.rounds import kind_of
 from fedops_mqtt.line.run_state import RunState
 from fedops_mqtt.line.sessions import Session, Upload
 from fedops_mqtt.protocol import Outcome, Phase

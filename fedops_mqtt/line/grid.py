@@ -24,8 +24,8 @@ from fedops_mqtt.line.errors import MessageTooLargeError
 from fedops_mqtt.line.identity import flower_run_id_of
 from fedops_mqtt.line.limits import LineCompression, LineLimits
 from fedops_mqtt.line.message_queue import OutboundMessage
-from fedops_mqtt.line.reply_check import ReplyCheck, kind_of, refusal_of
-from fedops_mqtt.line.rounds import round_of
+from fedops_mqtt.line.reply_check import ReplyCheck, refusal_of
+from fedops_mqtt.line.rounds import kind_of, round_of
 from fedops_mqtt.line.run_state import RunState
 from fedops_mqtt.protocol import Outcome, RunOutcome
 
@@ -79,9 +79,7 @@ class TrainingSeen:
     def sent(self, outbound_messages: Iterable[OutboundMessage]) -> None:
         """Messages go out."""
         mine = [
-            outbound_message
-            for outbound_message in outbound_messages
-            if outbound_message.message.metadata.message_type.partition(".")[0] == "train"
+            outbound_message for outbound_message in outbound_messages if kind_of(outbound_message.message) == "train"
         ]
         if mine and not self._rounds and mine[0].round is None:
             self._unnumbered += 1

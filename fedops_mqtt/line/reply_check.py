@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedops_mqtt.line import arrays, flwr_private
 from fedops_mqtt.line.errors import FrameError
-from fedops_mqtt.line.rounds import round_of
+from fedops_mqtt.line.rounds import kind_of, round_of
 
 _ROOM_BYTES = 64 * 1024 * 1024
 """Beside twice the model: a reply's metrics and state of its own."""
@@ -107,11 +107,6 @@ class ReplyCheck:
             if isinstance(weight, list) or not math.isfinite(weight) or weight < 0:
                 return f"{self.weight_key!r} is {str(weight)[:_MAX_NAME_CHARS]}, not a number from 0 on"
         return None
-
-
-def kind_of(message: Message) -> str:
-    """Return `train`, `evaluate` or `query`; a message of an action of its own (`train.mine`) is of that kind."""
-    return message.metadata.message_type.partition(".")[0]
 
 
 def refusal_of(sent: Message, problem: str) -> str:

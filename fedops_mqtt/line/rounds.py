@@ -1,4 +1,4 @@
-"""Which round a message belongs to, in the three ways that Flower says it.
+"""Which round a message belongs to, in the three ways that Flower says it, and what it asks for.
 
 Message strategies put `server-round` into a config record, classic ones use the group id; nobody has to say it at all.
 """
@@ -25,6 +25,11 @@ def round_of(message: Message) -> int | None:
         if isinstance(record, ConfigRecord) and (round_ := count_of(record.get(ROUND_KEY), -1)) >= 0:
             return round_
     return None
+
+
+def kind_of(message: Message) -> str:
+    """Return `train`, `evaluate` or `query`; a message of an action of its own (`train.mine`) is of that kind."""
+    return message.metadata.message_type.partition(".")[0]
 
 
 def metrics_of(content: RecordDict) -> dict[str, float]:

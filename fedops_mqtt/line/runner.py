@@ -32,7 +32,7 @@ from fedops_mqtt.line.cycle_collector import CycleCollector
 from fedops_mqtt.line.errors import FrameError, LineError, LineRefusedError, MessageTooLargeError
 from fedops_mqtt.line.identity import flower_run_id_of
 from fedops_mqtt.line.limits import LineCompression
-from fedops_mqtt.line.rounds import metrics_of, round_of
+from fedops_mqtt.line.rounds import kind_of, metrics_of, round_of
 from fedops_mqtt.protocol import Outcome, Phase, describe_error, name_error
 
 _log = logging.getLogger(__name__)
@@ -259,7 +259,7 @@ class LineRunner:
         return message
 
     def _answer(self, app: ClientApp, context: Context, message: Message, session: JoinedSession) -> _Outgoing:
-        kind, round_ = message.metadata.message_type.partition(".")[0], round_of(message)
+        kind, round_ = kind_of(message), round_of(message)
         self._enter(Phase.TRAINING if kind == "train" else Phase.EVALUATING, round_)
         started = time.monotonic()
         reply, end = _call(app, message, context)
@@ -277,7 +277,7 @@ class LineRunner:
         )
         frame, problem = _encode(reply, session)
         if problem is not None:
-            end = RunEnd(outcome=Outcome.FAILED, reason=problem) if _is_training(message) else None
+            end = RunEnd(outcome=Outcome.FAILED, reason=problem) if kind_of(message) == MessageType.TRAIN else None
             frame = encode_message(Message(Error(flwr_private.CLIENT_APP_RAISED, problem), reply_to=message))
         return _Outgoing(message_id=message_id, frame=frame, end=end)
 
@@ -353,10 +353,6 @@ def _poll_timeout_s(session: JoinedSession) -> float:
     return session.answer.poll_s + _POLL_MARGIN_S
 
 
-def _is_training(message: Message) -> bool:
-    return message.metadata.message_type.partition(".")[0] == MessageType.TRAIN
-
-
 def _call(app: ClientApp, message: Message, context: Context) -> tuple[Message, RunEnd | None]:
     """Run foreign code; what it raises becomes a Flower Error for the strategy.
 
@@ -371,7 +367,7 @@ def _call(app: ClientApp, message: Message, context: Context) -> tuple[Message, 
         _log.exception("ClientApp raised", extra={"message_type": message.metadata.message_type})
         reason = name_error(error)
         failure = Message(Error(flwr_private.CLIENT_APP_RAISED, reason), reply_to=message)
-        has_ended = _is_training(message) and not flwr_private.is_unhandled(error)
+        has_ended = kind_of(message) == MessageType.TRAIN and not flwr_private.is_unhandled(error)
         return failure, RunEnd(outcome=Outcome.FAILED, reason=reason) if has_ended else None
     if reply.metadata.reply_to_message_id != message.metadata.message_id:
         # Flower's mods answer the app's own reply where that is not what they expect (1.41 LocalDpMod).

@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 from fedops_mqtt.line import flwr_private
 from fedops_mqtt.line.client_session import RunEnd
 from fedops_mqtt.line.identity import flower_run_id_of, node_id_of
-from fedops_mqtt.line.rounds import metrics_of, round_of
+from fedops_mqtt.line.rounds import kind_of, metrics_of, round_of
 from fedops_mqtt.line.runner import Joined, MessageAnswered, Progress
 from fedops_mqtt.protocol import Outcome, Phase, describe_error
 
@@ -111,7 +111,7 @@ class ClassicRunner:
 
     def _answer(self, message: Message, context: Context) -> Message:
         """Answer with the context of ours: Flower's has neither our state nor our configuration."""
-        kind, round_ = message.metadata.message_type.partition(".")[0], round_of(message)
+        kind, round_ = kind_of(message), round_of(message)
         self._heard_at = started = time.monotonic()
         self._bytes_in += _array_bytes(message)
         self._enter(Phase.TRAINING if kind == "train" else Phase.EVALUATING, round_)

@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 from flwr.common import EvaluateIns, FitIns, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.common.typing import Code, Parameters, Status
 
+from fedops_mqtt.line.rounds import kind_of
 from fedops_mqtt.protocol import number_of
 
 _CLASSIC = ("fitins.parameters", "evaluateins.parameters")
@@ -37,7 +38,7 @@ class AnyServerApp(ClientApp):
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer a message."""
-        kind = message.metadata.message_type.partition(".")[0]
+        kind = kind_of(message)
         if kind not in ("train", "evaluate") or any(name in message.content for name in _CLASSIC):
             return super().__call__(message, context)
         answer = _train if kind == "train" else _evaluate
