@@ -18,8 +18,8 @@ from flwr.server import strategy as classic
 from flwr.server.compat import start_grid
 from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import FedAvg, FedXgbBagging, Result
-from strategy_parts import Task
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedXgbBagging, Result
+from strategy_parts import KilledError, Task
 
 from fedops_mqtt.line.client_session import RunEnd
 from fedops_mqtt.protocol import Outcome, RunOutcome
@@ -413,8 +413,6 @@ def test_an_exception_in_training_still_ends_the_client(task: Task) -> None:
 
 
 def test_after_a_relaunch_a_classic_strategys_clients_see_the_runs_rounds_and_each_takes_its_time(task: Task) -> None:
-    from strategy_parts import KilledError
-
     def kill(round_: int, arrays: Any) -> dict[str, float]:
         if round_ == 3:
             task.wait_until(lambda: task.round_kept("r") == 2)
@@ -429,3 +427,44 @@ def test_after_a_relaunch_a_classic_strategys_clients_see_the_runs_rounds_and_ea
     assert seen == [(kind, round_) for round_ in (3, 4, 5) for kind in (MessageType.TRAIN, MessageType.EVALUATE)]
     assert task.metrics(5)["duration_s"] is not None
     assert task.metrics(5)["metrics"]["eval_loss"] == 0.25
+
+
+class OwnLoopAdam(OwnLoop, FedAdam):
+    pass
+
+
+class Odd(FedAvg):
+    """A `start` that cannot be told how many rounds are left."""
+
+    def start(self, grid: Grid, model: ArrayRecord) -> ArrayRecord:  # type: ignore[override]
+        for round_ in range(1, 4):
+            sent = self.configure_train(round_, model, ConfigRecord(), grid)
+            model = self.aggregate_train(round_, grid.send_and_receive(sent))[0] or model
+        return model
+
+
+@pytest.mark.parametrize("is_resumable", [True, False])
+def test_a_killed_app_with_a_start_of_its_own_goes_on_or_begins_again(tmp_path: Path, is_resumable: bool) -> None:
+    def main(grid: Grid, context: Context) -> None:
+        if is_resumable:
+            OwnLoopAdam().start(grid=grid, initial_arrays=ArrayRecord(START), num_rounds=4)
+        else:
+            context.state["arrays"] = Odd().start(grid, ArrayRecord(START))
+
+    undisturbed, task = Task(tmp_path / "one"), Task(tmp_path / "many")
+    run_app(undisturbed, main)
+
+    def kill(round_: int, arrays: Any) -> dict[str, float]:
+        if round_ == 3:
+            task.wait_until(lambda: task.round_kept("r") == 2)
+            raise KilledError
+        return {}
+
+    settings = {"run_id": "r", "launch": 1}
+    with pytest.raises(KilledError):
+        task.run(add_one(), server_app=server_app(main), evaluate_fn=kill, settings=settings)
+    result = run_app(task, main, run_id="r", launch=2)
+    assert (result.outcome, result.round) == (RunOutcome.COMPLETED, 4 if is_resumable else 3)
+    seen = [answer.round for answer in task.clients[0].answered if answer.kind == "train"]
+    assert seen == ([3, 4] if is_resumable else [1, 2, 3])
+    np.testing.assert_allclose(task.newest(), undisturbed.newest())
