@@ -26,7 +26,7 @@ async def refused(answer: httpx.Response, status: int) -> str:
 
 
 async def test_clients_are_listed_with_presence_and_reason_and_can_be_filtered(house: House) -> None:
-    async with house.managed() as api, house.device(A):
+    async with house.managed() as api, house.device(A, heartbeat_s=0.5):
         async with house.device(B):
             await until(lambda: has_clients(api, 2), "two clients")
         await until(lambda: has_clients(api, 1, presence="out"), "a client that left")

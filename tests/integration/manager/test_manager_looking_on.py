@@ -89,7 +89,7 @@ async def test_a_stream_of_one_task_hears_nothing_of_another(house: House) -> No
 
 
 async def test_prometheus_reads_clients_runs_and_delays(house: House) -> None:
-    async with house.managed() as api, house.device(A):
+    async with house.managed() as api, house.device(A, heartbeat_s=0.5):
         labels = (("presence", "online"), ("status", "online"), ("task_id", house.task_id))
 
         async def are_counted() -> bool:
