@@ -34,10 +34,18 @@ def troubles(findings: Findings) -> list[str]:
     return [f"{each['check']}: {each['found']}" for each in findings if each["level"] == "problem"]
 
 
+OTHERS = (STANDBY, SERVER, SCREEN, "boss", "site-a", "site-b")
 EVERYTHING = {"files", "clock", "disk", "port", "broker", "TLS", "credentials", "ACL", "queues"}
 
 
-@pytest.mark.parametrize("who", [A, MANAGER, STANDBY, SERVER, SCREEN, "boss", "site-a", "site-b"])
+@pytest.mark.parametrize(
+    "who",
+    [
+        A,
+        MANAGER,
+        *(pytest.param(who, marks=pytest.mark.long) for who in (STANDBY, SERVER, SCREEN, "boss", "site-a", "site-b")),
+    ],
+)
 async def test_it_finds_nothing_wrong_with_a_healthy_fleet(yard: Yard, site: SecureSite, who: str) -> None:
     site.fleet.enrol(EnrolmentRequest(role=Role.MANAGER, name="boss"))
     site.fleet.enrol(EnrolmentRequest(role=Role.BRIDGE, name="site-a"))

@@ -12,6 +12,7 @@ import pytest
 from yard import COMMAND, TIMEOUT_S, Site
 
 
+@pytest.mark.long
 async def test_a_run_can_be_read_in_a_pipe_at_a_terminal_and_as_json(site: Site) -> None:
     await site.start_manager(module="line_program")
     mac, *_ = await site.start_clients(2, "steered:app")

@@ -31,6 +31,7 @@ JOIN_S = 12
 """Two training processes have to come up within it on a busy machine; then one is missed for as long."""
 
 
+@pytest.mark.long
 async def test_killed_clients_leave_their_round_at_once_and_one_that_comes_back_rejoins(
     site: Site, orders: Orders
 ) -> None:

@@ -67,6 +67,7 @@ def assert_nothing_secret_was_said(yard: Yard, site: SecureSite) -> None:
     assert [secret for secret in secrets for text in (*logs, *arguments) if secret in text] == []
 
 
+@pytest.mark.long
 async def test_a_bundle_that_others_can_read_is_pointed_out(yard: Yard, site: SecureSite) -> None:
     site.bundle(BY_PASSWORD).chmod(0o644)
     (site.bundle(A).parent / "client.key").chmod(0o640)
@@ -185,6 +186,7 @@ async def test_a_manager_in_the_network_wants_a_certificate_and_its_verbs_have_o
     assert stranger.process.returncode == ExitCode.UNAVAILABLE, stranger.stderr
 
 
+@pytest.mark.long
 async def test_home_assistant_is_told_as_soon_as_the_acl_lets_it(yard: Yard, site: SecureSite) -> None:
     site.fleet.enrol(EnrolmentRequest(role=Role.DASHBOARD, name="home", has_password=True))
     await site.reload()

@@ -5,6 +5,7 @@ import json
 import signal
 
 import psutil
+import pytest
 from terminals import at_a_terminal
 from yard import TIMEOUT_S, Site
 
@@ -68,6 +69,7 @@ async def test_clients_and_runs_are_tables_in_a_pipe_and_json_lines_on_demand(si
     assert unknown.process.returncode == ExitCode.FAILED
 
 
+@pytest.mark.long
 async def test_a_client_that_is_gone_for_good_can_be_forgotten(site: Site) -> None:
     client = await site.start_client(MAC)
     await site.observer.until_client(MAC, ClientCondition.ONLINE)

@@ -115,6 +115,7 @@ async def test_a_fedops_server_that_is_killed_fails_its_run(crossing: Crossing) 
     assert (run.outcome, run.reason) == (RunOutcome.FAILED, "the FedOps server is gone without a word")
 
 
+@pytest.mark.long
 async def test_a_bridge_that_is_killed_finds_client_and_server_where_they_are(crossing: Crossing) -> None:
     await crossing.start_manager(adopt=True)
     port, at = free_port(), free_port()

@@ -3,17 +3,21 @@
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
+from fl_server import make_line_server, serve
+
 from fedops_mqtt.bus import Connection, Received
 from fedops_mqtt.device.daemon import Daemon
+from fedops_mqtt.line.grid import RunEndedError
 from fedops_mqtt.line.token import make_token
 from fedops_mqtt.protocol import (
     ClientCondition,
     ClientMetrics,
     ClientStatus,
+    RunOutcome,
     StartTrigger,
     StopTrigger,
     topics,
@@ -33,6 +37,29 @@ class ServeFl(Protocol):
 
 @asynccontextmanager
 async def fl_server(*arguments: str) -> AsyncIterator[str]:
+    """An FL server, with the arguments of `fl_server.py`: one of the line in a thread, a classic one as a process."""
+    if arguments[0] == "line":
+        async with line_server(*arguments[1:]) as address:
+            yield address
+    else:
+        async with fl_process(*arguments) as address:
+            yield address
+
+
+@asynccontextmanager
+async def line_server(run_id: str, secret: str, num_rounds: str, launch: str = "1") -> AsyncIterator[str]:
+    with make_line_server(run_id, secret, int(launch)) as server:
+        serving = asyncio.create_task(asyncio.to_thread(serve, server, int(num_rounds)), name="fl-server")
+        try:
+            yield server.address
+        finally:
+            server.interrupt(RunOutcome.STOPPED, "the test is over")
+            with suppress(RunEndedError):
+                await serving
+
+
+@asynccontextmanager
+async def fl_process(*arguments: str) -> AsyncIterator[str]:
     server = await asyncio.create_subprocess_exec(
         sys.executable, str(HERE / "fl_server.py"), *arguments, stdout=asyncio.subprocess.PIPE
     )

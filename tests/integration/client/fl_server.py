@@ -10,28 +10,30 @@ import sys
 os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 
 
-def serve_line(run_id: str, secret: str, num_rounds: int, launch: int) -> None:
-    from flwr.app import Array, ArrayRecord
-    from flwr.serverapp.strategy import FedAvg
+import numpy as np
+from flwr.app import Array, ArrayRecord
+from flwr.serverapp.strategy import FedAvg
 
-    from fedops_mqtt.line.server import LineServer
-    from fedops_mqtt.protocol import RunOutcome
+from fedops_mqtt.line.server import LineServer
+from fedops_mqtt.protocol import RunOutcome
 
-    import numpy as np  # isort: skip
 
+def make_line_server(run_id: str, secret: str, launch: int) -> LineServer:
     is_open = secret == "open"
-    server = LineServer(
+    return LineServer(
         run_id=run_id,
         launch=launch,
         run_secret=None if is_open else bytes.fromhex(secret),
         join="open" if is_open else "invited",
     )
-    with server:
-        print(server.address, flush=True)
-        strategy = FedAvg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
-        start = ArrayRecord({"w": Array(np.zeros(2, dtype=np.float32))})
-        strategy.start(grid=server.grid, initial_arrays=start, num_rounds=num_rounds, timeout=60)
-        server.close(RunOutcome.COMPLETED, "all rounds done")
+
+
+def serve(server: LineServer, num_rounds: int) -> None:
+    """Train to the end of the run."""
+    strategy = FedAvg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
+    start = ArrayRecord({"w": Array(np.zeros(2, dtype=np.float32))})
+    strategy.start(grid=server.grid, initial_arrays=start, num_rounds=num_rounds, timeout=600)
+    server.close(RunOutcome.COMPLETED, "all rounds done")
 
 
 def serve_grpc(address: str, num_rounds: int) -> None:
@@ -47,6 +49,8 @@ def serve_grpc(address: str, num_rounds: int) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "line":
-        serve_line(sys.argv[2], sys.argv[3], int(sys.argv[4]), int((*sys.argv[5:], "1")[0]))
+        with make_line_server(sys.argv[2], sys.argv[3], int((*sys.argv[5:], "1")[0])) as server:
+            print(server.address, flush=True)
+            serve(server, int(sys.argv[4]))
     else:
         serve_grpc(sys.argv[2], int(sys.argv[3]))

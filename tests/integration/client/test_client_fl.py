@@ -112,6 +112,7 @@ async def test_a_server_that_accepts_and_says_nothing_is_a_failure_too(make_job:
     assert ended.outcome is Outcome.FAILED
 
 
+@pytest.mark.long
 async def test_a_classic_server_that_is_not_up_yet_is_waited_for(serve_fl: ServeFl, make_job: MakeJob) -> None:
     address = f"127.0.0.1:{free_port()}"
     job = make_job(app="fl_apps:AddOne", server_ip=address, transport="grpc", token=None)

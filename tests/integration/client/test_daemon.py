@@ -7,7 +7,7 @@ from pathlib import Path
 
 import aiomqtt
 import pytest
-from client_testbed import HERE, SECRET, Operator, RunDaemon, ServeFl, fl_server
+from client_testbed import HERE, SECRET, Operator, RunDaemon, ServeFl, fl_process, fl_server
 
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.client.app import FLClientTask
@@ -121,7 +121,7 @@ async def test_a_stop_that_comes_first_prevents_its_start(run_daemon: RunDaemon,
 async def test_a_higher_launch_re_aims_the_training_that_runs(run_daemon: RunDaemon, operator: Operator) -> None:
     await run_daemon(app="fl_apps:busy")
     await operator.until_condition(ClientCondition.ONLINE)
-    async with fl_server("line", "r1", SECRET.hex(), "50") as first:
+    async with fl_process("line", "r1", SECRET.hex(), "50") as first:
         await operator.trigger(first)
         await operator.until(lambda status: status.run is not None and status.run.phase is Phase.TRAINING)
     async with fl_server("line", "r1", SECRET.hex(), "2", "2") as second:

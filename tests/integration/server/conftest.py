@@ -7,7 +7,6 @@ from pathlib import Path
 import fsspec
 import httpx
 import pytest
-from moto.server import ThreadedMotoServer
 from server_parts import BUCKET, House
 
 from fedops_mqtt.bus import Mosquitto
@@ -23,6 +22,8 @@ async def house(broker: Mosquitto, task_id: str, tmp_path: Path) -> AsyncIterato
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[fsspec.AbstractFileSystem]:
+    from moto.server import ThreadedMotoServer  # it takes a second, which every worker would spend
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

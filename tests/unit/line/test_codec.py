@@ -313,6 +313,7 @@ def test_metadata_is_short() -> None:
         from_bytes(codec.HEAD.pack(codec.MAGIC, len(metadata), 2) + metadata + b"{}")
 
 
+@pytest.mark.long
 def test_a_model_of_a_hundred_thousand_arrays_fits() -> None:
     array = Array(np.zeros((1, 1, 1, 1), "f4"))
     record = ArrayRecord({f"blocks[{number}].conv.weight": array for number in range(100_000)})
