@@ -105,12 +105,14 @@ def waits_for(run: Run, fleet: Fleet) -> str | None:
 
     Said as soon as it is so, not when the join limit has passed.
     """
-    lost = {mac: member for mac, member in run.members.items() if member.status is MemberCondition.LOST}
-    num_here = sum(member.may_count for member in run.members.values()) - len(lost)
-    others = list(_unknown_servers(run, fleet))
-    num_idle = sum(is_idle(view) for view in others)
-    if fleet.listening_since is None or num_here + num_idle >= run.spec.min_clients:
+    num_here = sum(member.may_count and member.status is not MemberCondition.LOST for member in run.members.values())
+    if fleet.listening_since is None or num_here >= run.spec.min_clients:
         return None
+    others = list(_candidates(run, fleet))
+    num_idle = sum(is_idle(view) for view in others)
+    if num_here + num_idle >= run.spec.min_clients:
+        return None
+    lost = {mac: member for mac, member in run.members.items() if member.status is MemberCondition.LOST}
     num_out = sum(view.is_out for view in others)
     numbers = ((num_here, "in the run"), (num_out, "out"), (len(others) - num_idle - num_out, "training another run"))
     known = {view.status.client_mac for view in others} | set(run.members)
@@ -180,10 +182,10 @@ def _can_grow(run: Run, fleet: Fleet) -> bool:
         return not set(run.spec.clients) <= set(run.members)
     if run.spec.join == "open" or not run.members:
         return True
-    return any(not view.is_out for view in _unknown_servers(run, fleet))
+    return any(not view.is_out for view in _candidates(run, fleet))
 
 
-def _unknown_servers(run: Run, fleet: Fleet) -> Iterator[StatusView[ClientStatus]]:
+def _candidates(run: Run, fleet: Fleet) -> Iterator[StatusView[ClientStatus]]:
     """The task's clients that may be taken into the run and are not in it."""
     wanted = run.spec.clients
     for view in fleet.of_task(run.spec.task_id):
@@ -201,7 +203,7 @@ def _short_since(run: Run) -> float:
 def _quorum_reason(run: Run, fleet: Fleet, num_here: int) -> str:
     gone = {mac: m for mac, m in run.members.items() if not m.may_count or m.status is MemberCondition.LOST}
     missing = _standing(gone)
-    known = [view.status.client_mac for view in _unknown_servers(run, fleet)] if run.spec.clients is None else []
+    known = [view.status.client_mac for view in _candidates(run, fleet)] if run.spec.clients is None else []
     missing += [f"{mac} ({_absence(run, fleet, mac)})" for mac in run.spec.clients or known if mac not in run.members]
     who = f"; missing: {_named(missing)}" if missing else "; no other client of the task is known"
     return f"{num_here} of at least {run.spec.min_clients} clients{who}"
@@ -285,7 +287,7 @@ def _to_choose(run: Run, fleet: Fleet) -> list[str]:
     takes_all = run.spec.join == "open" or run.spec.clients is not None or not run.members
     if not takes_all and lacking <= 0:
         return []
-    idle = [view.status.client_mac for view in _unknown_servers(run, fleet) if is_idle(view)]
+    idle = [view.status.client_mac for view in _candidates(run, fleet) if is_idle(view)]
     if not run.members and run.spec.clients is None and len(idle) < lacking:
         return []
     return idle if takes_all else idle[:lacking]

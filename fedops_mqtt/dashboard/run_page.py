@@ -25,7 +25,7 @@ from fedops_mqtt.dashboard.stopping import stop_button
 from fedops_mqtt.dashboard.texts import clock, duration, moment, number, readable, run_label, short_reason, size, tell
 from fedops_mqtt.dashboard.view import PageView, subscription
 from fedops_mqtt.manager.api.history import MAX_HISTORY
-from fedops_mqtt.manager.api.models import ModelRecord, RunRecord
+from fedops_mqtt.manager.api.models import ModelRecord
 from fedops_mqtt.manager.errors import UnknownRunError
 from fedops_mqtt.manager.events import ChangeTopic
 
@@ -91,8 +91,8 @@ class RunDetails:
             self._draw_head()  # its clock goes on
 
     async def _refresh(self) -> None:
-        history, run = self._view.api.history, await self._view.api.history.find_run(self._run_id)
-        self._record = RunRecord.of(run).model_dump(mode="json")
+        history = self._view.api.history
+        self._record = (await history.run_record(self._run_id)).model_dump(mode="json")
         rounds = [dated(row) for row in (await history.list_rounds(self._run_id)).items]
         metrics = [dated(row) for row in (await history.list_metrics(self._run_id, limit=MAX_HISTORY)).items]
         events = [dated(row) for row in (await history.list_events(self._run_id, limit=MAX_HISTORY)).items]

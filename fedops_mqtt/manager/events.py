@@ -123,11 +123,11 @@ class Events:
                 self._tell(ChangeTopic.FORGOTTEN, partial(dict, forgotten), task_id, None, mac)
             elif self._told.get((task_id, mac)) != (gist := _gist(view)):
                 self._told[task_id, mac] = gist
-                self._tell(ChangeTopic.CLIENT, partial(_client_record, view), task_id, None, mac)
+                self._tell(ChangeTopic.CLIENT, partial(client_record, view), task_id, None, mac)
 
     def note_run(self, run: Run) -> None:
         """Tell how a run stands."""
-        self._tell(ChangeTopic.RUN, partial(_run_record, run), run.spec.task_id, run.run_id, None)
+        self._tell(ChangeTopic.RUN, partial(run_record, run), run.spec.task_id, run.run_id, None)
 
     def tell(self, batch: Batch, tasks: Mapping[str, str]) -> None:
         """Tell what a turn of the manager has written down; `tasks` by run."""
@@ -176,11 +176,13 @@ def _gist(view: ClientView) -> tuple[Any, ...]:
     )
 
 
-def _client_record(view: ClientView) -> dict[str, Any]:
+def client_record(view: ClientView) -> dict[str, Any]:
+    """Return a client's record as JSON has it."""
     return ClientRecord.of(view).model_dump(mode="json")
 
 
-def _run_record(run: Run) -> dict[str, Any]:
+def run_record(run: Run) -> dict[str, Any]:
+    """Return a run's record as JSON has it; of thousands of clients that is some 0.2 s of work."""
     return RunRecord.of(run).model_dump(mode="json")
 
 

@@ -11,9 +11,8 @@ from typing import Any
 
 from fastapi.responses import StreamingResponse
 
-from fedops_mqtt.manager.api.models import ClientRecord, RunRecord
 from fedops_mqtt.manager.context import ManagerContext
-from fedops_mqtt.manager.events import ChangeTopic, FleetChange, Subscription
+from fedops_mqtt.manager.events import ChangeTopic, FleetChange, Subscription, client_record, run_record
 from fedops_mqtt.protocol import RunId, TaskId
 
 KEEP_ALIVE_S = 15.0
@@ -50,18 +49,20 @@ class EventStream:
         with self._desk.events.subscribed() as subscription:
             yield "retry: 2000\n\n"
             if snapshot:
-                yield "".join(map(_block, self._present(task_id, run_id)))
+                yield await self._written(self._present(task_id, run_id))
             yield "event: ready\ndata: {}\n\n"
             async for news in _news(subscription):
                 wanted = [each for each in news if each.is_about(task_id, run_id)]
-                yield "".join(map(_block, wanted)) if wanted or news else ": still here\n\n"
+                yield await self._written(wanted) if wanted or news else ": still here\n\n"
+
+    async def _written(self, news: list[FleetChange]) -> str:
+        """Return news as text, written outside the event loop: a run of thousands is some megabytes."""
+        return await self._desk.journal.reader.call(lambda: "".join(map(_block, news)))
 
     def _present(self, task_id: str | None, run_id: str | None) -> list[FleetChange]:
         runs = [run for run in self._desk.open_runs if task_id in (None, run.spec.task_id)]
         news = [
-            FleetChange(
-                kind=ChangeTopic.RUN, run_id=run.run_id, make_record=partial(RunRecord.of(run).model_dump, mode="json")
-            )
+            FleetChange(kind=ChangeTopic.RUN, run_id=run.run_id, make_record=partial(run_record, run))
             for run in runs
             if run_id in (None, run.run_id)
         ]
@@ -69,7 +70,7 @@ class EventStream:
             return news
         views = self._desk.watch.fleet.clients.items()
         return news + [
-            FleetChange(kind=ChangeTopic.CLIENT, make_record=partial(ClientRecord.of(view).model_dump, mode="json"))
+            FleetChange(kind=ChangeTopic.CLIENT, make_record=partial(client_record, view))
             for (task, _), view in sorted(views)
             if task_id in (None, task)
         ]

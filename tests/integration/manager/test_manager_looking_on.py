@@ -5,7 +5,7 @@ import csv
 import io
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from fedops_mqtt.protocol import MetricsKind, Outcome, topics, utc_now
 from fedops_mqtt.protocol.messages import ClientMetrics
 
 FleetChange = tuple[str, dict[str, Any]]
+Numbers = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 @asynccontextmanager
@@ -55,11 +56,20 @@ async def finished_run(house: House, api: Api) -> str:
     return run_id
 
 
-async def numbers(api: Api) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+async def numbers(api: Api) -> Numbers:
     answer = await api.http.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     samples = [each for family in parse_prometheus(answer.text) for each in family.samples]
     return {(each.name, tuple(sorted(each.labels.items()))): each.value for each in samples}
+
+
+async def numbers_when(api: Api, are_so: Callable[[Numbers], object]) -> Numbers:
+    async def look() -> Numbers | None:
+        seen = await numbers(api)
+        return seen if are_so(seen) else None
+
+    seen: Numbers = await until(look, "the numbers")
+    return seen
 
 
 async def test_the_stream_tells_how_it_is_then_what_changes(house: House) -> None:
@@ -91,20 +101,15 @@ async def test_a_stream_of_one_task_hears_nothing_of_another(house: House) -> No
 async def test_prometheus_reads_clients_runs_and_delays(house: House) -> None:
     async with house.managed() as api, house.device(A, heartbeat_s=0.5):
         labels = (("presence", "online"), ("status", "online"), ("task_id", house.task_id))
-
-        async def are_counted() -> bool:
-            return (await numbers(api)).get(("fedops_clients", labels)) == 1
-
-        await until(are_counted, "a live word of the client")
-        seen = await numbers(api)
+        seen = await numbers_when(api, lambda seen: seen.get(("fedops_clients", labels)) == 1)
         assert seen["fedops_clients_moved_seconds", ()] == pytest.approx(time.time(), abs=60)
         assert seen["fedops_broker_connected", ()] == 1
     async with house.managed() as api:
         await finished_run(house, api)
-        seen = await numbers(api)
         task = ("task_id", house.task_id)
-        outcomes = {labels: value for (name, labels), value in seen.items() if name == "fedops_runs_total"}
-        assert sum(outcomes.values()) == 1
+        seen = await numbers_when(  # counted once it is written down
+            api, lambda seen: sum(value for (name, _), value in seen.items() if name == "fedops_runs_total") == 1
+        )
         assert seen["fedops_trigger_to_training_seconds_count", (task,)] == 2
         assert seen["fedops_trigger_to_training_seconds_sum", (task,)] > 0
         assert seen["fedops_run_clients_total", (("status", "finished"), task)] == 1
