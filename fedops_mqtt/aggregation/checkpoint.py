@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedops_mqtt.aggregation.errors import CorruptFileError, UnsupportedStateError
+from fedops_mqtt.aggregation.errors import UnsupportedStateError
 from fedops_mqtt.protocol import check_run_id, check_task_id
+from fedops_mqtt.store.errors import CorruptFileError
 from fedops_mqtt.store.folder import open_folder
 from fedops_mqtt.store.tensor_file import SUFFIX, Arrays, read_tensors, write_tensors
 

@@ -8,6 +8,7 @@ import threading
 
 from fedops_mqtt.aggregation.checkpoint import Checkpoint, CheckpointStore
 from fedops_mqtt.aggregation.errors import ServerError
+from fedops_mqtt.store.errors import StoreError
 
 _log = logging.getLogger(__name__)
 
@@ -34,5 +35,5 @@ class CheckpointWriter:
     def _write(self, checkpoint: Checkpoint) -> None:
         try:
             self._store.save(checkpoint)
-        except (ServerError, OSError) as error:  # a full disk: the run itself is not worse off
+        except (ServerError, StoreError, OSError) as error:  # a full disk: the run itself is not worse off
             _log.error("checkpoint was not saved", extra={"round": checkpoint.round, "problem": str(error)})

@@ -2,38 +2,9 @@
 
 from collections.abc import Sequence
 
-from fedops_mqtt.bus.address import without_password
-
 
 class ServerError(Exception):
     """Something on the FL server failed."""
-
-
-class CorruptFileError(ServerError):
-    """A file in the model store is not what was written: it is passed over, never trained from."""
-
-    def __init__(self, path: str, problem: str) -> None:
-        self.path = path
-        self.problem = problem
-        super().__init__(f"{path} is corrupt: {problem}")
-
-
-class StoreUrlError(ServerError, ValueError):
-    """The store's URL names no place that models can be kept in."""
-
-    def __init__(self, url: str, problem: str) -> None:
-        self.url = url
-        self.problem = problem
-        super().__init__(f"model store {without_password(url)!r}: {problem}")
-
-
-class UnsupportedArrayError(ServerError, ValueError):
-    """An array cannot be stored: complex, bfloat16, text, objects, or a name that is no text."""
-
-    def __init__(self, name: str, problem: str, advice: str) -> None:
-        self.name = name
-        self.problem = problem
-        super().__init__(f"array {name!r} {problem} that safetensors cannot hold; {advice}")
 
 
 class NonFiniteModelError(ServerError):

@@ -8,10 +8,22 @@ from typing import Any, Protocol
 from fedops_mqtt.aggregation.rounds import RoundReport
 from fedops_mqtt.aggregation.run_settings import RunPlan
 from fedops_mqtt.protocol import MetricsCutter, ServerCondition, ServerMetrics, count_of, utc_now
-from fedops_mqtt.server.server_utils import FLServerStatus
-from fedops_mqtt.server.server_wandb import Show
+from fedops_mqtt.runtime.wandb_log import Show
 
 _log = logging.getLogger(__name__)
+
+
+class RoundStatus(Protocol):
+    """What FedOps' status of a server shows of its rounds; times in seconds since the epoch."""
+
+    round: int
+    start_by_round: float
+    end_by_round: float
+
+    @property
+    def gl_model_v(self) -> int:
+        """Number of the global model that the run makes."""
+        ...
 
 
 class MetricsSink(Protocol):
@@ -31,7 +43,7 @@ class RoundReporter:
         self,
         *,
         plan: RunPlan,
-        status: FLServerStatus,
+        status: RoundStatus,
         voice: MetricsSink,
         show: Show,
         count_bytes: Callable[[], tuple[int, int]],

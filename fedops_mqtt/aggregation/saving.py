@@ -6,6 +6,7 @@ from typing import Any
 from fedops_mqtt.aggregation.errors import ServerError
 from fedops_mqtt.aggregation.rounds import Rounds
 from fedops_mqtt.protocol import RunOutcome
+from fedops_mqtt.store.errors import StoreError
 from fedops_mqtt.store.versions import ModelStore, StoredModel
 
 _log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ def save_model(
             saved = store.save_failed(rounds.arrays, **facts)
         else:
             saved = store.save(rounds.arrays, outcome=outcome, **facts)
-    except (ServerError, OSError) as error:
+    except (ServerError, StoreError, OSError) as error:
         _log.error("global model was not saved", extra={"problem": str(error)})
         said = f"global model was not saved: {error}"
         return None, RunOutcome.FAILED, f"{reason}; {said}" if outcome is RunOutcome.FAILED else said

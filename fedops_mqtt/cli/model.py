@@ -164,12 +164,13 @@ def _load(store: "ModelStore", version: int | None, run: str | None) -> "StoredM
 def _explained() -> Iterator[None]:
     """A store that cannot be read or written to, and a file that is corrupt, are a sentence each."""
     from fedops_mqtt.aggregation.errors import ServerError
+    from fedops_mqtt.store.errors import StoreError
 
     try:
         yield
     except FileNotFoundError:
         raise
-    except (ServerError, OSError) as error:
+    except (ServerError, StoreError, OSError) as error:
         raise FatalError(str(error), _FAILED) from error
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedops_mqtt.bus import BrokerUrlError, ConflictingInstanceError, EpochFileError
+from fedops_mqtt.client.attachment import FedOpsAttachment
 from fedops_mqtt.client.client_api import speaking
 from fedops_mqtt.client.client_utils import FLClientStatus, NoMacAddressError, view_of
 from fedops_mqtt.device.daemon import Daemon
@@ -74,7 +75,11 @@ class FLClientTask:
         if app == LIVE:
             self._live_task = pack(fl_task, self.cfg, self.settings.state_dir)
         self.daemon = Daemon(
-            self.settings, import_paths=_import_paths(), run_config=run_config, make_trainer=self._make_trainer
+            self.settings,
+            import_paths=_import_paths(),
+            run_config=run_config,
+            make_trainer=self._make_trainer,
+            attachment=FedOpsAttachment(self.settings),
         )
         if xai:
             logger.warning("xai has no effect here: explain the model in test_torch or in a program of its own")
@@ -153,7 +158,7 @@ class DaemonBackend:
 async def run_client(settings: ClientSettings) -> int:
     """Serve one client until SIGTERM, SIGHUP or Ctrl-C and return the exit code; what went wrong is in the log."""
     try:
-        daemon = Daemon(settings, import_paths=(os.getcwd(),))
+        daemon = Daemon(settings, import_paths=(os.getcwd(),), attachment=FedOpsAttachment(settings))
     except (ClientConfigError, NoMacAddressError, BrokerUrlError) as error:
         logger.error("%s", error)
         return ExitCode.CONFIG

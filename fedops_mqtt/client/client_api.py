@@ -5,52 +5,21 @@ They are made without a handle, so a process has one `ClientBackend` for them: i
 
 import json
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
-from fedops_mqtt.client.backend import ActiveBackend
 from fedops_mqtt.protocol import MetricsKind, Outcome, count_of
-from fedops_mqtt.runtime.task_config import Scalar, flatten
+from fedops_mqtt.runtime.task_config import flatten
+from fedops_mqtt.training.client_backend import ClientBackend, NoActiveBackendError, current_speaker, speaking
 
-
-class NoActiveBackendError(RuntimeError):
-    """There is no client in this process."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "no client runs in this process: FedOps' APIs speak through an FLClientTask, from when it serves, and "
-            "through a training that it has started"
-        )
-
-
-class ClientBackend(Protocol):
-    """Who says things for the client of this process; every method returns at once, from any thread."""
-
-    @property
-    def gl_model(self) -> int:
-        """Number of the global model that the manager said last."""
-        ...
-
-    @property
-    def server_ip(self) -> str | None:
-        """`host:port` of the FL server of the last start."""
-        ...
-
-    def tell(self, kind: MetricsKind, round_: int, values: dict[str, Scalar]) -> None:
-        """Publish one metrics message."""
-        ...
-
-    def end_training(self, outcome: Outcome, reason: str | None) -> None:
-        """Say how the training in hand ended."""
-        ...
-
-    def leave(self) -> None:
-        """Leave: what trains is interrupted, then client-out is said."""
-        ...
-
-
-_voices: ActiveBackend[ClientBackend] = ActiveBackend(NoActiveBackendError)
-speaking = _voices.speaking
-current_speaker = _voices.current
+__all__ = [
+    "ClientBackend",
+    "ClientManagerAPI",
+    "ClientMangerAPI",
+    "ClientServerAPI",
+    "InfoAnswer",
+    "NoActiveBackendError",
+    "speaking",
+]
 
 
 class InfoAnswer:

@@ -52,9 +52,10 @@ def main() -> int:
 
 
 def _do(job: Job, commands: IO[bytes], reporter: Reporter) -> int:
-    from fedops_mqtt.training.run import TrainingRun  # here flwr is imported
+    from fedops_mqtt.client.fl_client import make_register  # here flwr is imported
+    from fedops_mqtt.training.run import TrainingRun
 
-    training = TrainingRun(job=job, reporter=reporter)
+    training = TrainingRun(job=job, reporter=reporter, make_register=make_register)
     threading.Thread(target=_obey, args=(commands, training), name="commands", daemon=True).start()
     reporter.ended(training.run())
     return training.close()

@@ -9,12 +9,13 @@ import logging
 import re
 import urllib.request
 from http.client import HTTPException
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field
 
 from fedops_mqtt.bus import without_password
+from fedops_mqtt.device.attachment import Notice
 from fedops_mqtt.runtime.settings import ClientSettings
 
 logger = logging.getLogger(__name__)
@@ -24,8 +25,6 @@ _TIMEOUT_S = 5.0
 _MAX_ANSWER_BYTES = 64 * 1024
 _MAX_PROBLEM_CHARS = 300
 _WITH_PORT = re.compile(r"(\[.*\]|[^:]*):\d+")
-
-Label = Literal["trainFin", "trainFail", "flclient_out"]
 
 
 class NoServerError(ValueError):
@@ -79,11 +78,11 @@ class ClientManagers:
             task_id=task_id,
         )
 
-    async def tell(self, word: Label) -> None:
-        """Say `/trainFin`, `/trainFail` or `/flclient_out` (FedOps client_api.ClientMangerAPI)."""
+    async def notify(self, notice: Notice) -> None:
+        """Report `/trainFin`, `/trainFail` or `/flclient_out` (FedOps client_api.ClientMangerAPI)."""
         if self._client_manager_url is None:
             return
-        url = f"{self._client_manager_url.rstrip('/')}/{word}"
+        url = f"{self._client_manager_url.rstrip('/')}/{notice}"
         try:
             await asyncio.to_thread(_get, url)
         except (OSError, ValueError) as error:

@@ -6,7 +6,6 @@
 import json
 import logging
 import re
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,25 +14,34 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from fedops_mqtt.client.client_api import ClientManagerAPI
 from fedops_mqtt.core.client import Client
+from fedops_mqtt.device.identity import NoMacAddressError, get_hostname, get_mac_address
 from fedops_mqtt.protocol import AnyMacAddress, ClientCondition
-from fedops_mqtt.runtime.machine import host_name
 from fedops_mqtt.runtime.task_config import entry
 
 logger = logging.getLogger(__name__)
+
+__all__ = [
+    "FLClientStatus",
+    "ManagerData",
+    "NoMacAddressError",
+    "download_local_model",
+    "gen_parameter_shape",
+    "get_hostname",
+    "get_mac_address",
+    "get_parameters_for_llm",
+    "load_model",
+    "local_model_directory",
+    "local_model_stem",
+    "notify_fail",
+    "notify_fin",
+    "set_parameters_for_llm",
+    "view_of",
+]
 
 _LOCAL_MODELS = Path("local_model")
 """Below the folder that the client was started in (FedOps client_utils.local_model_directory)."""
 _LOCAL_MODEL = re.compile(r"(?P<name>.+)_local_model_V(?P<version>\d+)(?:\.(?P<ending>safetensors|pth))?")
 _MAX_PORT = 65535
-_MULTICAST_BIT = 1 << 40
-"""Set by `uuid.getnode` in a number that it made up because it found no network card (RFC 4122, 4.5)."""
-
-
-class NoMacAddressError(RuntimeError):
-    """This machine shows no network card to be known by."""
-
-    def __init__(self) -> None:
-        super().__init__("no network card with a MAC address was found; give this client one: --mac 02:00:00:00:00:01")
 
 
 class FLClientStatus(BaseModel):
@@ -102,24 +110,6 @@ def view_of(client: Client) -> FLClientStatus:
         server_IP=client.server_ip,
         gl_model=client.facts.gl_model,
     )
-
-
-def get_mac_address() -> str:
-    """Return this machine's MAC as `aa:bb:cc:dd:ee:ff`.
-
-    Raises:
-        NoMacAddressError: there is none; a made-up one would be another client after every restart.
-    """
-    node = uuid.getnode()
-    if node & _MULTICAST_BIT:
-        raise NoMacAddressError
-    digits = f"{node:012x}"
-    return ":".join(digits[at : at + 2] for at in range(0, 12, 2))
-
-
-def get_hostname() -> str:
-    """Return the name of this machine."""
-    return host_name()
 
 
 def local_model_directory(task_id: str) -> list[str]:

@@ -16,6 +16,8 @@ from fedops_mqtt.client.client_api import ClientServerAPI, NoActiveBackendError
 from fedops_mqtt.client.client_utils import local_model_stem
 from fedops_mqtt.model_types import Adapter, TrainPlan, make_adapter
 from fedops_mqtt.runtime.task_config import entry
+from fedops_mqtt.training.app_loading import Register
+from fedops_mqtt.training.pipe import Job
 
 logger = logging.getLogger(__name__)
 
@@ -162,3 +164,26 @@ def flower_client_start(FL_server_IP: str, client: NumPyClient) -> Callable[[], 
     from flwr.client import start_client
 
     return partial(start_client, server_address=FL_server_IP, client=client.to_client())
+
+
+def make_register(job: Job, cfg: Any) -> Register:
+    """Return what makes an `FLClient` of a registration, in the training that a job asks for."""
+
+    def register(registration: Mapping[str, Any]) -> NumPyClient:
+        return FLClient(
+            registration.get("model"),
+            entry(cfg, "dataset.validation_split"),
+            job.task_id,
+            job.client_mac,
+            job.client_name,
+            1,
+            job.gl_model,
+            False,
+            job.wandb.name if job.wandb else "",
+            model_name=registration.get("model_name"),
+            model_type=registration.get("model_type") or entry(cfg, "model_type", "Pytorch"),
+            cfg=cfg,
+            registration=registration,
+        )
+
+    return register

@@ -25,8 +25,6 @@ from fedops_mqtt.bus import (
     new_instance,
     parse_broker_url,
 )
-from fedops_mqtt.client.client_managers import ClientManagers
-from fedops_mqtt.client.client_utils import get_hostname, get_mac_address, view_of
 from fedops_mqtt.core import client as core
 from fedops_mqtt.core.client import Client, Identity, Step
 from fedops_mqtt.core.client_events import (
@@ -44,7 +42,9 @@ from fedops_mqtt.core.client_events import (
 from fedops_mqtt.core.client_state import ClientState
 from fedops_mqtt.core.client_status import last_will, snapshot
 from fedops_mqtt.core.fencing import Stamp
+from fedops_mqtt.device.attachment import Attachment, Notice
 from fedops_mqtt.device.errors import ClientConfigError
+from fedops_mqtt.device.identity import get_hostname, get_mac_address
 from fedops_mqtt.device.journal import ClientJournal, identity_dir, identity_lock
 from fedops_mqtt.device.metrics import MetricsSender
 from fedops_mqtt.device.system_load import measure_load
@@ -82,7 +82,7 @@ class Daemon:
     """One client. `run` it once; `start` and `leave` may be called while it runs, in its loop.
 
     `make_trainer` makes what trains, from `Trainer`'s arguments; where another machine trains, `agent` is what the
-    status says under it, in the place of this process' own.
+    status says under it, in the place of this process' own. `attachment` lives as long as the daemon is on the bus.
 
     Raises:
         ClientConfigError: a setting that a client needs is missing.
@@ -98,6 +98,7 @@ class Daemon:
         run_config: Mapping[str, Scalar] | None = None,
         make_trainer: MakeTrainer = Trainer,
         agent: Mapping[str, str] | None = None,
+        attachment: Attachment | None = None,
     ) -> None:
         self.settings = settings
         self._agent = _AGENT if agent is None else agent
@@ -112,7 +113,7 @@ class Daemon:
         self._training_news = asyncio.Event()
         self._metrics = MetricsSender()
         self._group: asyncio.TaskGroup | None = None
-        self._old_managers = ClientManagers.from_settings(settings, self.identity.task_id)
+        self._attachment = attachment
         self.http_address: str | None = None
         """Where the HTTP shim listens, once it does."""
         self._trainer = make_trainer(
@@ -151,7 +152,7 @@ class Daemon:
         with identity_lock(self._folder, task_id=self.identity.task_id, client_mac=self.identity.client_mac):
             self._journal = ClientJournal(self._folder)
             await self._recover()
-            async with self._on_bus() as bus, self._on_http(), supervised():
+            async with self._on_bus() as bus, self._attached(), supervised():
                 await self._live(bus)
 
     def leave(self, reason: str | None = None) -> None:
@@ -232,24 +233,16 @@ class Daemon:
             yield bus
 
     @asynccontextmanager
-    async def _on_http(self) -> AsyncIterator[None]:
-        if self.settings.http is None:
+    async def _attached(self) -> AsyncIterator[None]:
+        if self._attachment is None:
             yield
             return
-        # Here, not above: FastAPI is a fifth of an idle daemon, and most devices never listen.
-        from fedops_mqtt.client.http_shim import access_rules, allowed_servers, make_shim, serving
-
-        shim = make_shim(
-            view=lambda: view_of(self._client),
-            start=self.start,
-            managers=self._old_managers,
-            may_start_at=allowed_servers(self.settings),
-            starts_by_get=self.settings.http_get_start,
-            takes_any_mac=self.settings.http_any_mac,
-        )
-        async with serving(shim, self.settings.http, access_rules(self.settings)) as address:
-            self.http_address = address
+        async with self._attachment.serving(self) as self.http_address:
             yield
+
+    async def _notify(self, notice: Notice) -> None:
+        if self._attachment is not None:
+            await self._attachment.notify(notice)
 
     async def _live(self, bus: Connection) -> None:
         async with asyncio.TaskGroup() as group:
@@ -267,7 +260,7 @@ class Daemon:
             for task in tasks:
                 task.cancel()
         await self._metrics.flush(bus)
-        await self._old_managers.tell("flclient_out")
+        await self._notify("flclient_out")
 
     async def _listen(self, bus: Connection) -> None:
         async for event in bus.events():
@@ -341,7 +334,7 @@ class Daemon:
             await self.apply(
                 TrainingEnded(run_id=mine.run_id, attempt=mine.attempt, outcome=ended.outcome, reason=reason)
             )
-        await self._old_managers.tell("trainFin" if is_good else "trainFail")
+        await self._notify("trainFin" if is_good else "trainFail")
 
     def _snapshot(self, stamp: Stamp) -> ClientStatus:
         return snapshot(self._client, stamp, at=utc_now(), heartbeat_s=self.settings.heartbeat_s, agent=self._agent)

@@ -37,12 +37,13 @@ from fedops_mqtt.line.server import LineServer, LineTls
 from fedops_mqtt.protocol import LastRun, RunOutcome, ServerCondition, describe_error
 from fedops_mqtt.runtime.settings import ServerSettings
 from fedops_mqtt.runtime.task_config import read_configuration
+from fedops_mqtt.runtime.wandb_log import shown_on_wandb
 from fedops_mqtt.server.evaluation import TestTorch, make_evaluate
 from fedops_mqtt.server.server_api import ServerAPI, speaking
 from fedops_mqtt.server.server_utils import FLServerStatus
-from fedops_mqtt.server.server_wandb import shown_on_wandb
 from fedops_mqtt.server.strategy_config import strategy_of
 from fedops_mqtt.server.typed_model import loader_of, shared_arrays
+from fedops_mqtt.store.errors import StoreError
 from fedops_mqtt.store.tensor_file import Arrays
 from fedops_mqtt.store.versions import ModelStore, StoredModel
 
@@ -165,7 +166,7 @@ class FLServer:
         nothing = Rounds(num_rounds=self.plan.num_rounds)
         try:
             beginning = self._begin()
-        except (ServerError, OSError) as error:
+        except (ServerError, StoreError, OSError) as error:
             problem = f"model store: {error}" if isinstance(error, OSError) else str(error)
             _log.error("run cannot begin", extra={"problem": problem})
             return self._say_end(RunOutcome.FAILED, problem, nothing, None)
@@ -272,7 +273,10 @@ class FLServer:
         except EndNowError:
             requested = self._ending.requested
             return RunOutcome.STOPPED, requested.reason if requested else "interrupted"
-        except ServerError as error:  # the strategy is unfit for the model, or the model cannot be gone on with
+        except (
+            ServerError,
+            StoreError,
+        ) as error:  # the strategy is unfit for the model, or the model cannot be gone on with
             _log.error("run failed", extra={"problem": str(error)})
             return RunOutcome.FAILED, str(error)
         except Exception as error:
@@ -313,7 +317,7 @@ class FLServer:
                 self._checkpoints.save(last)
             if is_version and beginning.previous is not None:
                 self._checkpoints.remove(beginning.previous.run_id)
-        except (ServerError, OSError) as error:  # the model itself is saved
+        except (ServerError, StoreError, OSError) as error:  # the model itself is saved
             _log.warning("strategy's state was not kept for the next run", extra={"problem": str(error)})
 
     def _say_end(self, outcome: RunOutcome, reason: str, rounds: Rounds, saved: StoredModel | None) -> RunResult:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from fedops_mqtt.aggregation.snapshot import ServerSnapshot
-from fedops_mqtt.client.backend import ActiveBackend
 from fedops_mqtt.protocol import MetricsCutter, ServerCondition, ServerMetrics, count_of, number_of, utc_now
+from fedops_mqtt.runtime.active_backend import ActiveBackend
 
 _log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from fedops_mqtt.client.fl_client import make_register
 from fedops_mqtt.line.client_session import RunEnd
 from fedops_mqtt.line.runner import Joined, LineRunner, make_context
 from fedops_mqtt.protocol import Outcome
@@ -51,7 +52,7 @@ def _play(job: Job, turn: threading.Lock) -> Result:
     job.state_folder.mkdir(parents=True, exist_ok=True)
     try:
         with turn:
-            app = load_app(job)
+            app = load_app(job, make_register)
     except AppError as error:
         return result(Outcome.FAILED, error.reason)
     kept = KeptState(job.state_folder / "context.bin")

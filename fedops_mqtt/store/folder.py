@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
-from fedops_mqtt.aggregation.errors import StoreUrlError
+from fedops_mqtt.store.errors import StoreUrlError
 from fedops_mqtt.store.remote_folder import RemoteFolder
 
 _TEMPORARY = ".tmp"

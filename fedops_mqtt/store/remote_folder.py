@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from fedops_mqtt.aggregation.errors import StoreUrlError
 from fedops_mqtt.bus.address import without_password
+from fedops_mqtt.store.errors import StoreUrlError
 
 _READ_ONLY = ("http://", "https://")
 _PROBE = ".writable"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from fedops_mqtt.aggregation.errors import CorruptFileError, UnsupportedArrayError
+from fedops_mqtt.store.errors import CorruptFileError, UnsupportedArrayError
 
 Arrays = dict[str, NDArray[Any]]
 """A model or part of one: arrays by name, in order."""

@@ -11,8 +11,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fedops_mqtt.aggregation.errors import CorruptFileError
 from fedops_mqtt.protocol import IdentityError, check_run_id, check_task_id, utc_now
+from fedops_mqtt.store.errors import CorruptFileError
 from fedops_mqtt.store.folder import open_folder
 from fedops_mqtt.store.tensor_file import SUFFIX, Arrays, read_facts, read_tensors, write_tensors
 

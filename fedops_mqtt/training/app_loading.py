@@ -17,13 +17,12 @@ from flwr.app import Context, Message, RecordDict
 from flwr.client import Client, NumPyClient
 from flwr.clientapp import ClientApp
 
-from fedops_mqtt.client.fl_client import FLClient
 from fedops_mqtt.line.codec import EncodedContent, encode_content, encode_message, read_message
 from fedops_mqtt.line.errors import LineError
 from fedops_mqtt.model_types import RegistrationError
 from fedops_mqtt.protocol import describe_error, name_error
 from fedops_mqtt.runtime.flower_project import ProjectError, project_config
-from fedops_mqtt.runtime.task_config import entry, nest
+from fedops_mqtt.runtime.task_config import nest
 from fedops_mqtt.training.live_task import unpack
 from fedops_mqtt.training.numpy_clients import AnyServerApp
 from fedops_mqtt.training.pipe import Job
@@ -35,7 +34,8 @@ _KINDS = (
     "or FedOps' registration (a dict, or a function that makes one)"
 )
 Register = Callable[[Mapping[str, Any]], NumPyClient]
-"""Makes a client of FedOps' registration."""
+MakeRegister = Callable[[Job, Any], Register]
+"""Makes, for a job and its configuration, what makes a client of a registered model (`client.fl_client`)."""
 _MAX_STATE_BYTES = 4 * 1024**3
 _NOBODY = 0
 """Receiver of a message that never leaves the disk."""
@@ -52,8 +52,10 @@ class AppError(Exception):
         super().__init__(message)
 
 
-def load_app(job: Job) -> ClientApp:
+def load_app(job: Job, make_register: MakeRegister) -> ClientApp:
     """Return the ClientApp that a job is about: live objects, or what its `MODULE:ATTRIBUTE` names.
+
+    `make_register` gives an app that is a function what it registers its model with.
 
     Raises:
         AppError: there is none, or it is nothing that a ClientApp can be made of.
@@ -61,9 +63,9 @@ def load_app(job: Job) -> ClientApp:
     sys.path[:0] = [path for path in job.import_paths if path not in sys.path]
     importlib.invalidate_caches()
     if job.live_task is None:
-        return _as_client_app(job.app, _find(job.app), _register_for(job, nest(job.run_config)))
+        return _as_client_app(job.app, _find(job.app), make_register(job, nest(job.run_config)))
     fl_task, cfg = _unpack(job.live_task)
-    return _as_client_app("fl_task", fl_task, _register_for(job, cfg))
+    return _as_client_app("fl_task", fl_task, make_register(job, cfg))
 
 
 def _find(spec: str) -> Any:
@@ -83,27 +85,6 @@ def _unpack(descriptor: int) -> tuple[Any, Any]:
         logger.exception("fl_task could not be read")
         advice = "pass an import path instead, such as 'my_task:make_fl_task'"
         raise AppError("fl_task", f"the objects could not be made again ({advice}):", error) from error
-
-
-def _register_for(job: Job, cfg: Any) -> Register:
-    def register(registration: Mapping[str, Any]) -> NumPyClient:
-        return FLClient(
-            registration.get("model"),
-            entry(cfg, "dataset.validation_split"),
-            job.task_id,
-            job.client_mac,
-            job.client_name,
-            1,
-            job.gl_model,
-            False,
-            job.wandb.name if job.wandb else "",
-            model_name=registration.get("model_name"),
-            model_type=registration.get("model_type") or entry(cfg, "model_type", "Pytorch"),
-            cfg=cfg,
-            registration=registration,
-        )
-
-    return register
 
 
 def _import(spec: str, module_name: str) -> Any:

@@ -8,8 +8,6 @@ from functools import partial
 from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedops_mqtt.client.client_api import speaking
-from fedops_mqtt.client.client_wandb import WandbLog, start_wandb
 from fedops_mqtt.line.client_session import RunEnd
 from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.probe import Answers, probe
@@ -17,8 +15,18 @@ from fedops_mqtt.line.runner import Joined, LineRunner, MessageAnswered, Progres
 from fedops_mqtt.protocol import MetricsCutter, MetricsKind, Outcome, Phase, Transport, clip
 from fedops_mqtt.runtime.key_values import Plain
 from fedops_mqtt.runtime.task_config import Scalar
-from fedops_mqtt.training.app_loading import AppError, Keeping, KeptState, load_app, make_node_config, run_config_of
+from fedops_mqtt.runtime.wandb_log import WandbLog, start_wandb
+from fedops_mqtt.training.app_loading import (
+    AppError,
+    Keeping,
+    KeptState,
+    MakeRegister,
+    load_app,
+    make_node_config,
+    run_config_of,
+)
 from fedops_mqtt.training.classic_grpc import ClassicRunner
+from fedops_mqtt.training.client_backend import speaking
 from fedops_mqtt.training.message_clock import PhaseClock
 from fedops_mqtt.training.numpy_clients import AnyServerApp
 from fedops_mqtt.training.pipe import EndedReport, Job, MetricsReport, PhaseReport
@@ -38,8 +46,9 @@ _NUM_OWN_METRICS = 8
 class TrainingRun:
     """One job from its first line to its last report."""
 
-    def __init__(self, *, job: Job, reporter: Reporter) -> None:
+    def __init__(self, *, job: Job, reporter: Reporter, make_register: MakeRegister) -> None:
         self._job = job
+        self._make_register = make_register
         self._reporter = reporter
         self._runner: LineRunner | ClassicRunner | None = None
         self._lock = threading.Lock()
@@ -62,7 +71,7 @@ class TrainingRun:
         """Train until the run is over for this client and say how that was."""
         self._reporter.phase(PhaseReport(phase=Phase.JOINING))
         try:
-            app = load_app(self._job)
+            app = load_app(self._job, self._make_register)
             self._run_config = run_config_of(self._job)
             self._is_registered = isinstance(app, AnyServerApp) and app.is_registered
         except AppError as error:

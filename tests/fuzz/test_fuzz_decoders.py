@@ -15,7 +15,6 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedops_mqtt.aggregation.errors import CorruptFileError
 from fedops_mqtt.bus import EpochFile
 from fedops_mqtt.core.client_state import ClientState
 from fedops_mqtt.core.ownership import latest_epoch
@@ -24,6 +23,7 @@ from fedops_mqtt.line import codec, flwr_private, wire
 from fedops_mqtt.line.errors import FrameError, MessageTooLargeError
 from fedops_mqtt.protocol import ProtocolError, parse_topic
 from fedops_mqtt.runtime.streams import LineSplitter, Tail
+from fedops_mqtt.store.errors import CorruptFileError
 from fedops_mqtt.store.tensor_file import read_tensors, write_tensors
 from fedops_mqtt.training.pipe import parse_command, parse_report
 

@@ -9,6 +9,7 @@ import pytest
 from client_testbed import HERE, SECRET, MakeJob, Operator, RunDaemon, ServeFl, fl_server
 
 from fedops_mqtt.bus import Connection, Mosquitto
+from fedops_mqtt.client.attachment import FedOpsAttachment
 from fedops_mqtt.device.daemon import Daemon
 from fedops_mqtt.line.token import make_token
 from fedops_mqtt.protocol import (
@@ -83,8 +84,10 @@ async def run_daemon(broker: Mosquitto, task_id: str, mac: str, tmp_path: Path) 
         async def run(**settings: object) -> Daemon:
             fields = {"broker": broker.url, "task_id": task_id, "mac": mac, "app": "fl_apps:counting"}
             fields |= {"state_dir": tmp_path, "partition_id": 3, "num_partitions": 5, "join_limit_s": 20}
+            read = ClientSettings.model_validate(fields | settings)
             daemon = Daemon(
-                ClientSettings.model_validate(fields | settings),
+                read,
+                attachment=FedOpsAttachment(read),
                 import_paths=(str(HERE),),
                 run_config={"batch_size": 32},
             )

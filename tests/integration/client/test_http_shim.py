@@ -4,6 +4,7 @@ import httpx
 import pytest
 from client_testbed import SECRET, Operator, RunDaemon, ServeFl
 
+from fedops_mqtt.client.attachment import FedOpsAttachment
 from fedops_mqtt.client.http_shim import ShimAddressError
 from fedops_mqtt.device.daemon import Daemon
 from fedops_mqtt.protocol import ClientCondition, Outcome, Phase
@@ -108,4 +109,4 @@ async def test_a_shim_address_that_is_taken_is_said(daemon: Daemon) -> None:
     assert daemon.http_address is not None
     settings = daemon.settings.model_copy(update={"http": daemon.http_address, "mac": "02:00:00:00:00:77"})
     with pytest.raises(ShimAddressError, match=f"cannot listen on {daemon.http_address}"):
-        await Daemon(settings).run()
+        await Daemon(settings, attachment=FedOpsAttachment(settings)).run()

@@ -13,8 +13,8 @@ import pytest
 from server_parts import BUCKET
 
 from fedops_mqtt.aggregation.checkpoint import Checkpoint, CheckpointStore
-from fedops_mqtt.aggregation.errors import StoreUrlError
 from fedops_mqtt.server.server_utils import aws_session, model_download_s3, upload_model_to_bucket
+from fedops_mqtt.store.errors import StoreUrlError
 from fedops_mqtt.store.folder import open_folder
 from fedops_mqtt.store.versions import ModelStore
 

@@ -143,10 +143,10 @@ async def test_a_manager_that_speaks_no_http_is_left(word: Any, caplog: pytest.L
                 peer.recv(4096)
                 peer.sendall(b"\x16\x03\x01 no HTTP\r\n")
 
-        thread = threading.Thread(target=answer)
+        thread = threading.Thread(target=answer, daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        await ClientManagers(client_manager_url=url, server_manager_url=None, task_id="t").tell(word)
+        await ClientManagers(client_manager_url=url, server_manager_url=None, task_id="t").notify(word)
         thread.join()
     assert "was not told" in caplog.text
 

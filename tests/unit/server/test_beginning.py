@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from fedops_mqtt.aggregation.checkpoint import CheckpointStore
-from fedops_mqtt.aggregation.errors import NonFiniteModelError, UnsupportedArrayError
+from fedops_mqtt.aggregation.errors import NonFiniteModelError
 from fedops_mqtt.aggregation.rounds import Rounds
 from fedops_mqtt.aggregation.run_settings import RunPlan
 from fedops_mqtt.aggregation.saving import save_model
 from fedops_mqtt.aggregation.starting_point import StartingPoint, find_starting_point
 from fedops_mqtt.protocol import RunOutcome
+from fedops_mqtt.store.errors import UnsupportedArrayError
 from fedops_mqtt.store.versions import ModelStore
 
 NAN = {"w": np.array([1, np.nan])}

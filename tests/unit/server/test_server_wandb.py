@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 from fedops_mqtt.runtime.settings import ServerSettings
-from fedops_mqtt.server.server_wandb import shown_on_wandb
+from fedops_mqtt.runtime.wandb_log import shown_on_wandb
 
 PROGRAM = """
-from fedops_mqtt.server import server_wandb
-from fedops_mqtt.server.server_wandb import shown_on_wandb
+from fedops_mqtt.runtime import wandb_log
+from fedops_mqtt.runtime.wandb_log import shown_on_wandb
 from fedops_mqtt.runtime.settings import ServerSettings
-server_wandb.CLOSE_S = 100  # a busy machine takes its time to import wandb
+wandb_log.CLOSE_S = 100  # a busy machine takes its time to import wandb
 with shown_on_wandb(ServerSettings(wandb_project="digits"), "run-1") as show:
     for round_ in range(3):
         show({"accuracy": round_ / 3}, round_)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from safetensors.numpy import load_file
 
-from fedops_mqtt.aggregation.errors import CorruptFileError, StoreUrlError, UnsupportedArrayError
 from fedops_mqtt.protocol import IdentityError
+from fedops_mqtt.store.errors import CorruptFileError, StoreUrlError, UnsupportedArrayError
 from fedops_mqtt.store.tensor_file import check_storable
 from fedops_mqtt.store.versions import ModelStore, list_model_files
 
