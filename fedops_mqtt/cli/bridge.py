@@ -4,9 +4,9 @@ import asyncio
 
 from fedops_mqtt.cli.examples import shows
 from fedops_mqtt.cli.fatal import FatalError
-from fedops_mqtt.cli.logs import start_logging, warn_of_exposed_files
 from fedops_mqtt.cli.options import takes_settings
 from fedops_mqtt.runtime.exit_codes import ExitCode
+from fedops_mqtt.runtime.logs import start_logging, warn_of_exposed_files
 from fedops_mqtt.runtime.settings import BridgeSettings
 
 

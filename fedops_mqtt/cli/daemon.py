@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from pydantic import SecretStr
 
-from fedops_mqtt.cli.logs import start_logging, warn_of_exposed_files
+from fedops_mqtt.runtime.logs import start_logging, warn_of_exposed_files
 from fedops_mqtt.runtime.settings import ENV_PREFIX, ClientSettings, inherited_environment
 
 

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fedops_mqtt.cli.fleet_view import RECENT, FleetView, client_record, run_record
+from fedops_mqtt.bus.fleet_view import RECENT, FleetView, client_record, run_record
 from fedops_mqtt.cli.output import as_line, as_text, in_a_cell
 from fedops_mqtt.core.fleet import ClientView, Presence, StatusView
 from fedops_mqtt.core.measures import ACCURACY, measure
@@ -24,7 +24,7 @@ _OTHER_LINES = 13 + RECENT
 _MIN_ROWS = 5
 _SHOWN_METRICS = 3
 _CLIENT_COLUMNS = ("client", "task", "presence", "status", "phase", "round", "metrics", "since")
-_RUN_COLUMNS = ("run", "task", "status", "round", "accuracy", "by round", "clients", "why")
+_RUN_COLUMNS = ("run", "task", "status", "round", "accuracy", "by round", "clients", "reason")
 
 
 def draw(fleet_view: FleetView, *, now: float, height: int, title: str = "") -> RenderableType:
@@ -111,7 +111,7 @@ def _run_cells(fleet_view: FleetView, view: StatusView[RunStatus]) -> list[Rende
         Text(as_text(measure(record["metrics"], ACCURACY))),
         Text(sparkline([value for each in rounds if (value := measure(each.metrics, ACCURACY)) is not None])),
         Text(as_text(record["clients"])),
-        Text(in_a_cell(record["why"])),
+        Text(in_a_cell(record["reason"])),
     ]
 
 

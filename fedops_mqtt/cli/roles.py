@@ -13,9 +13,9 @@ from click import UsageError
 from fedops_mqtt.cli import daemon
 from fedops_mqtt.cli.examples import shows
 from fedops_mqtt.cli.fatal import FatalError
-from fedops_mqtt.cli.logs import start_logging, warn_of_exposed_files
 from fedops_mqtt.cli.options import takes_settings
 from fedops_mqtt.runtime.exit_codes import ExitCode
+from fedops_mqtt.runtime.logs import start_logging, warn_of_exposed_files
 from fedops_mqtt.runtime.settings import BrokerSettings, ClientSettings, ManagerSettings
 
 if TYPE_CHECKING:

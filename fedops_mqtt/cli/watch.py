@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 import typer
 
 from fedops_mqtt.cli.examples import shows
-from fedops_mqtt.cli.logs import mute_logging
 from fedops_mqtt.cli.options import takes_settings
+from fedops_mqtt.runtime.logs import mute_logging
 from fedops_mqtt.runtime.settings import WatchSettings
 
 if TYPE_CHECKING:
-    from fedops_mqtt.bus.watch import Bus
-    from fedops_mqtt.cli.fleet_view import FleetView, Record
+    from fedops_mqtt.bus.fleet_view import FleetView, Record
 
 DRAW_S = 0.25
 """Between two pictures: fast enough for the eye, slow enough for a link over ssh."""
@@ -106,7 +105,7 @@ async def _following(
     settings: WatchSettings, on_event: "Callable[[Record | None], None]"
 ) -> "AsyncIterator[FleetView]":
     from fedops_mqtt.bus import BusOptions, connect
-    from fedops_mqtt.cli.fleet_view import FleetView
+    from fedops_mqtt.bus.fleet_view import FleetView, feed
     from fedops_mqtt.runtime.background import alongside
 
     fleet_view = FleetView()
@@ -115,11 +114,3 @@ async def _following(
         alongside(feed(bus, settings.task_id, fleet_view, on_event), name="watch-feed"),
     ):
         yield fleet_view
-
-
-async def feed(
-    bus: "Bus", task_id: str | None, fleet_view: "FleetView", on_event: "Callable[[Record | None], None]"
-) -> None:
-    """Fold everything that a bus tells into a picture, for ever; `on_event` is told what each event changed."""
-    async for event in bus.events(task_id):
-        on_event(fleet_view.take(event, time.monotonic()))

@@ -11,22 +11,19 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
 from fedops_mqtt.bus import BusError, BusOptions, connect
-from fedops_mqtt.cli.fleet_view import FleetView, Record
-from fedops_mqtt.cli.output import readable
-from fedops_mqtt.cli.watch import feed
+from fedops_mqtt.bus.fleet_view import FleetView, Record, feed
 from fedops_mqtt.core.measures import ACCURACY, measure
 from fedops_mqtt.demo.processes import DemoError, Processes
-from fedops_mqtt.demo.screen import Screen
-from fedops_mqtt.protocol import RunCondition, RunOutcome
+from fedops_mqtt.protocol import RunCondition, RunOutcome, visible
 from fedops_mqtt.runtime.background import alongside
 from fedops_mqtt.runtime.exit_codes import ExitCode
 from fedops_mqtt.runtime.systemd import end_signals
@@ -55,11 +52,24 @@ class DemoOptions:
     is_kept: bool = False
 
 
-async def run_demo(options: DemoOptions) -> int:
+class Screen(Protocol):
+    """What shows a demo to a person."""
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence; control characters are shown."""
+
+    def note(self, change: Record) -> None:
+        """Show a change."""
+
+    def showing(self, fleet_view: FleetView) -> AbstractAsyncContextManager[None]:
+        """Show the view while the block runs."""
+
+
+async def run_demo(options: DemoOptions, screen: Screen) -> int:
     """Run the demo and return the exit status: 0 only when the run completed."""
     models = options.folder / datetime.now().strftime("%Y-%m-%d_%H-%M-%S.%f")
     processes = Processes(models.resolve())
-    demo = Demo(options, processes, Screen(options.is_json))
+    demo = Demo(options, processes, screen)
     try:
         async with asyncio.TaskGroup() as group:
             playing = group.create_task(demo.play(), name="demo")
@@ -224,11 +234,12 @@ class Demo:
 
     def _say_result(self, run: Record, result: Record, what_next: str) -> None:
         if run["outcome"] != RunOutcome.COMPLETED:
-            print(readable(f"fedops-mqtt demo: the run ended as {run['outcome']}: {run['reason']}"), file=sys.stderr)
+            problem = f"fedops-mqtt demo: the run ended as {run['outcome']}: {run['reason']}"
+            print(visible(problem, keep="\n\t"), file=sys.stderr)
         if self.options.is_json:
             print(json.dumps(result), flush=True)
             return
-        print("", *map(readable, _tell(run, result)), what_next, sep="\n", flush=True)
+        self.screen.say("\n".join(("", *_tell(run, result), what_next)))
 
     def _count_finished(self, run: Record) -> int:
         return sum(member["status"] == "finished" for member in run["clients"].values())

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from fedops_mqtt.aggregation.rounds import Evaluate
-from fedops_mqtt.cli.logs import start_logging
 from fedops_mqtt.demo import digits
 from fedops_mqtt.demo.client import DEFAULT_EPOCHS, DEFAULT_LEARNING_RATE
 from fedops_mqtt.protocol import RunOutcome
+from fedops_mqtt.runtime.logs import start_logging
 from fedops_mqtt.runtime.settings import ServerSettings
 from fedops_mqtt.server.app import FLServer
 from fedops_mqtt.store.tensor_file import Arrays

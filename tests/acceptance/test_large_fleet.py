@@ -94,7 +94,7 @@ async def test_watch_and_manager_say_that_a_broker_drops(yard: Yard) -> None:
         watch = await yard.start("watch", "--broker", broker.url)
         manager = await yard.start("manager", broker=broker.url, http=f"127.0.0.1:{port}", state_dir=yard.folder)
         said = "the broker dropped [0-9]+ messages: clients may be missing; raise max_queued_messages"
-        await watch.until_said(f'^bus status=dropping why="{said}')
+        await watch.until_said(f'^bus status=dropping reason="{said}')
         await manager.until_said(f"messages are lost at the broker.*{said}")
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
             health = (await http.get("/api/v1/health")).json()
@@ -122,7 +122,7 @@ async def test_watch_says_it_too_where_the_brokers_count_may_not_be_read(yard: Y
         await watch.until_said("^client .*presence=unconfirmed")
         await say(fleet, NUM_CRAMPED, seq=2)
         await watch.until_said(
-            '^bus status=dropping why="[0-9]+ clients speak whose earlier statuses the broker dropped'
+            '^bus status=dropping reason="[0-9]+ clients speak whose earlier statuses the broker dropped'
         )
 
 

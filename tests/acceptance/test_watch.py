@@ -23,7 +23,7 @@ async def test_watch_needs_no_manager_and_prints_a_line_a_change(site: Site) -> 
     client = await site.start_client(MAC, client_name="kitchen")
     await watch.until_said(rf"^client .*client_mac={MAC} client_name=kitchen presence=online status=online")
     client.process.kill()
-    await watch.until_said(rf"^client .*client_mac={MAC} .*presence=out status=client-out why=lost")
+    await watch.until_said(rf"^client .*client_mac={MAC} .*presence=out status=client-out reason=lost")
     assert "\x1b" not in watch.stdout
 
 

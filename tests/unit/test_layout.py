@@ -32,11 +32,10 @@ ORDER = (
     "bridge",
     "enrolment",
     "simulation",
+    "demo",
+    "cli",
 )
 """A folder imports itself and what stands before it."""
-
-EVERYWHERE = ("cli", "demo")
-"""Fronts: they import everything, and no other room imports them."""
 
 ONLY_IN = {
     "aiomqtt": ("bus/",),
@@ -54,7 +53,7 @@ ONLY_IN = {
     "nicegui": ("dashboard/",),
     "prometheus_client": ("manager/",),
     "typer": ("cli/",),
-    "rich": ("cli/", "demo/"),
+    "rich": ("cli/",),
 }
 """Where a library may be imported: path prefixes below the package."""
 
@@ -100,7 +99,7 @@ def test_a_room_imports_only_what_stands_before_it() -> None:
 
 def _rooms_above(module: str) -> set[str]:
     room = room_of(module)
-    if room in EVERYWHERE or module == "__init__.py":
+    if module == "__init__.py":
         return set()
     allowed = {*ORDER[: ORDER.index(room) + 1], "__version__"}
     return {name.split(".")[1] for name in imports(module) if name.startswith("fedops_mqtt.")} - allowed
@@ -113,7 +112,7 @@ def test_no_module_imports_itself_in_the_end() -> None:
 
 def test_every_room_has_its_place_in_the_order() -> None:
     rooms = {room_of(module) for module in modules()} - {"__init__"}
-    assert rooms <= {*ORDER, *EVERYWHERE}
+    assert rooms <= {*ORDER}
 
 
 def test_the_page_about_the_house_names_its_rooms_in_their_order() -> None:
@@ -121,7 +120,7 @@ def test_the_page_about_the_house_names_its_rooms_in_their_order() -> None:
     table = page[page.index("| room |") : page.index("Third-party")]
     first_cells = [row.split("|")[1] for row in table.splitlines()[2:] if row]
     named = [name for cell in first_cells for name in re.findall(r"`(\w+)/?`", cell)]
-    assert named == [*ORDER, *EVERYWHERE]
+    assert named == [*ORDER]
 
 
 @pytest.mark.parametrize("library", ONLY_IN)

@@ -9,8 +9,8 @@ import os
 import signal
 import sys
 
-from fedops_mqtt.cli.logs import start_logging
 from fedops_mqtt.client import run_client
+from fedops_mqtt.runtime.logs import start_logging
 from fedops_mqtt.runtime.settings import ClientSettings
 
 HEAVY = {"flwr", "torch", "wandb", "numpy", "grpc", "sqlalchemy"}

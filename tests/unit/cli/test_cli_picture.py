@@ -8,9 +8,8 @@ import pytest
 from rich.console import Console
 
 from fedops_mqtt.bus import Cleared, Connected, Disconnected, Received
-from fedops_mqtt.cli.fleet_view import FleetView, Record
+from fedops_mqtt.bus.fleet_view import FleetView, Record
 from fedops_mqtt.cli.live import draw, sparkline
-from fedops_mqtt.cli.logs import FactsFormatter
 from fedops_mqtt.cli.output import as_line, as_text, in_a_cell, pad_lines, print_records, print_records_as_lines
 from fedops_mqtt.core.fencing import LAST_SEQ
 from fedops_mqtt.protocol import (
@@ -25,6 +24,7 @@ from fedops_mqtt.protocol import (
     topics,
     utc_now,
 )
+from fedops_mqtt.runtime.logs import FactsFormatter
 
 TASK, MAC = "digits", "02:00:00:00:00:01"
 
@@ -70,7 +70,7 @@ def test_a_silent_client_is_told_once_as_out() -> None:
     fleet_view.take(Connected("5", 0.0), 0.0)
     hear(fleet_view, client(1))
     (out,) = fleet_view.expire(31.0)
-    assert (out["presence"], out["why"]) == ("out", "silent")
+    assert (out["presence"], out["reason"]) == ("out", "silent")
     assert fleet_view.expire(32.0) == []
 
 
@@ -78,7 +78,7 @@ def test_nobody_expires_while_the_watcher_is_deaf() -> None:
     fleet_view = FleetView()
     fleet_view.take(Connected("5", 0.0), 0.0)
     hear(fleet_view, client(1))
-    assert fleet_view.take(Disconnected("gone"), 1.0) == {"kind": "bus", "status": "lost", "why": "gone"}
+    assert fleet_view.take(Disconnected("gone"), 1.0) == {"kind": "bus", "status": "lost", "reason": "gone"}
     assert fleet_view.expire(1000.0) == []
 
 
@@ -144,8 +144,8 @@ def test_a_sparkline_stays_within_its_bars() -> None:
 
 
 def test_a_line_keeps_one_record_on_one_line() -> None:
-    line = as_line({"kind": "client", "why": "ValueError:\n  bad data", "round": 0, "run_id": None, "metrics": {}})
-    assert line == 'client why="ValueError: bad data" round=0'
+    line = as_line({"kind": "client", "reason": "ValueError:\n  bad data", "round": 0, "run_id": None, "metrics": {}})
+    assert line == 'client reason="ValueError: bad data" round=0'
 
 
 def test_columns_are_aligned_and_nothing_is_cut() -> None:
@@ -168,7 +168,7 @@ def test_nothing_that_others_chose_reaches_the_terminal_as_a_control_character(
     hear(fleet_view, ServerMetrics(task_id=TASK, run_id="r1", round=1, metrics={evil: 1e300}, at=utc_now()))
     screen = io.StringIO()
     Console(file=screen, width=200, force_terminal=False).print(draw(fleet_view, now=1.0, height=40))
-    print_records(list(fleet_view.records()), ("client_name", "why", "metrics"), is_json=False)
+    print_records(list(fleet_view.records()), ("client_name", "reason", "metrics"), is_json=False)
     print_records_as_lines(fleet_view.records(), is_json=False)
     print_records_as_lines(fleet_view.records(), is_json=True)
     record = logging.LogRecord("x", logging.INFO, "f", 1, f"{evil}\nforged line", None, None)

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from fedops_mqtt.cli.fleet_view import FleetView, Record
-from fedops_mqtt.cli.output import as_line
+from fedops_mqtt.bus.fleet_view import FleetView, Record
+from fedops_mqtt.cli.output import as_line, readable
 from fedops_mqtt.cli.watch import DRAW_S
 from fedops_mqtt.runtime.background import alongside
 
@@ -24,7 +24,7 @@ class Screen:
 
     def say(self, sentence: str) -> None:
         """Print a sentence."""
-        print(sentence, flush=True)
+        print(readable(sentence), flush=True)
 
     def note(self, change: Record) -> None:
         """Print a change, where there is no table that shows it."""

@@ -3,12 +3,14 @@
 A `FleetView` has no clock, screen or socket; whoever owns it feeds it events and the time they came.
 """
 
+import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedops_mqtt.bus import BusEvent, Cleared, Connected, Disconnected, Dropped, Received
+from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Disconnected, Dropped, Received
+from fedops_mqtt.bus.watch import Bus
 from fedops_mqtt.core.dropped_messages import DroppedMessageDetector
 from fedops_mqtt.core.fleet import ClientView, Fleet, ServerView, StatusView
 from fedops_mqtt.protocol import (
@@ -65,7 +67,7 @@ class FleetView:
         problem = self.losses.problem
         if problem is None:
             return None
-        return self._changed({"kind": "bus", "status": "dropping", "why": problem})
+        return self._changed({"kind": "bus", "status": "dropping", "reason": problem})
 
     def _take(self, event: BusEvent, now: float) -> Record | None:
         match event:
@@ -77,7 +79,7 @@ class FleetView:
             case Disconnected(reason):
                 self.is_connected = False
                 self.fleet.pause()
-                return {"kind": "bus", "status": "lost", "why": reason}
+                return {"kind": "bus", "status": "lost", "reason": reason}
             case Cleared(topic):
                 return self._forget(topic)
             case Dropped(num_messages):
@@ -186,8 +188,14 @@ _NAME_OF_CHANNEL = {
 }
 
 
+async def feed(bus: Bus, task_id: str | None, fleet_view: FleetView, on_event: Callable[[Record | None], None]) -> None:
+    """Apply every event of a bus to a view, for ever; `on_event` receives what each event changed."""
+    async for event in bus.events(task_id):
+        on_event(fleet_view.take(event, time.monotonic()))
+
+
 def client_record(fleet_view: FleetView, view: ClientView) -> Record:
-    """Return a client as a flat record; `why` is the reason that its presence or its last training has."""
+    """Return a client as a flat record; `reason` is the one that its presence or its last training has."""
     status = view.status
     return {
         "kind": "client",
@@ -196,7 +204,7 @@ def client_record(fleet_view: FleetView, view: ClientView) -> Record:
         "client_name": status.client_name,
         "presence": str(view.presence),
         "status": str(status.status),
-        "why": view.out_reason or status.reason,
+        "reason": view.out_reason or status.reason,
         "run_id": status.run.run_id if status.run else None,
         "phase": str(status.run.phase) if status.run else None,
         "round": status.run.round if status.run else None,
@@ -214,7 +222,7 @@ def server_record(view: ServerView) -> Record:
         "task_id": status.task_id,
         "presence": str(view.presence),
         "status": str(status.status),
-        "why": view.out_reason or status.reason,
+        "reason": view.out_reason or status.reason,
         "run_id": status.run_id,
         "server_ip": status.server_ip,
         "round": status.round,
@@ -232,7 +240,7 @@ def run_record(status: RunStatus) -> Record:
         "task_id": status.task_id,
         "status": str(status.status),
         "outcome": str(status.outcome) if status.outcome else None,
-        "why": status.reason,
+        "reason": status.reason,
         "round": status.round,
         "num_rounds": status.num_rounds,
         "gl_model": status.gl_model,
@@ -249,7 +257,7 @@ def manager_record(view: StatusView[ManagerStatus]) -> Record:
         "kind": "manager",
         "presence": str(view.presence),
         "status": str(status.status),
-        "why": view.out_reason,
+        "reason": view.out_reason,
         "url": status.url,
     }
 
