@@ -5,17 +5,20 @@ Whoever launched it has the last word: settings with a run id outrank cfg; a ser
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from fedops_mqtt.aggregation.errors import ServerConfigError
 from fedops_mqtt.line.limits import LineCompression, LineLimits
 from fedops_mqtt.protocol import check_task_id
+from fedops_mqtt.runtime.key_values import Plain, parse_pairs
 from fedops_mqtt.runtime.settings import FedOpsSettings, ServerSettings
 
 DEFAULT_NUM_ROUNDS = 3
 """Flower's own default (Flower 1.41 Strategy.start)."""
+NUM_ROUNDS_KEY = "num-server-rounds"
+"""What Flower's own project templates call the number of rounds in an app's configuration."""
 _MAX_TASK_PART = 40
 """Characters of the task id in a run id of our own making; a run id has 64 at most."""
 
@@ -34,6 +37,8 @@ class RunPlan:
     run_secret: bytes | None
     is_resumable: bool
     """Somebody else named the run, so it can be launched again."""
+    run_config: Mapping[str, Plain] = field(default_factory=dict)
+    """What was said for this run; it outweighs the project's configuration."""
 
 
 def make_plan(settings: ServerSettings, cfg: Any) -> RunPlan:
@@ -44,6 +49,8 @@ def make_plan(settings: ServerSettings, cfg: Any) -> RunPlan:
         IdentityError: the task id has another form.
     """
     is_launched = settings.run_id is not None
+
+    run_config = parse_pairs(settings.run_config)
 
     def choose(said: Any, name: str) -> Any:
         configured = read_cfg(cfg, name)
@@ -58,11 +65,15 @@ def make_plan(settings: ServerSettings, cfg: Any) -> RunPlan:
         task_id=check_task_id(str(task_id)),
         run_id=settings.run_id or _new_run_id(str(task_id)),
         launch=settings.launch,
-        num_rounds=_positive("num_rounds", choose(settings.num_rounds, "num_rounds") or DEFAULT_NUM_ROUNDS),
+        num_rounds=_positive(
+            "num_rounds",
+            run_config.get(NUM_ROUNDS_KEY, choose(settings.num_rounds, "num_rounds") or DEFAULT_NUM_ROUNDS),
+        ),
         min_clients=_positive("min_clients", choose(settings.min_clients, "min_clients")),
         join=settings.join if run_secret else "open",
         run_secret=run_secret,
         is_resumable=is_launched,
+        run_config=run_config,
     )
 
 

@@ -13,7 +13,7 @@ from fedops_mqtt.aggregation.follow import Follower
 from fedops_mqtt.aggregation.model_arrays import are_equal
 from fedops_mqtt.aggregation.replies import check_of
 from fedops_mqtt.aggregation.rounds import Rounds
-from fedops_mqtt.aggregation.run_settings import RunPlan
+from fedops_mqtt.aggregation.run_settings import NUM_ROUNDS_KEY, RunPlan
 from fedops_mqtt.aggregation.server_app import run_server_app
 from fedops_mqtt.aggregation.starting_point import StartingPoint
 from fedops_mqtt.aggregation.strategy import Config, count_on, run_classic, run_messages
@@ -40,6 +40,7 @@ class RunTraining:
         server_app: ServerApp | None,
         initial: Arrays | None,
         train_config: Config,
+        app_config: Config | None,
         settings: ServerSettings,
     ) -> None:
         self.rounds = rounds
@@ -51,6 +52,7 @@ class RunTraining:
         self._server_app = server_app
         self._initial = initial
         self._train_config = train_config
+        self._app_config = app_config
         self._settings = settings
         self._grid: LineGrid | None = None
         self._state: StrategyState | None = None
@@ -157,8 +159,9 @@ class RunTraining:
     def _run(self, grid: LineGrid) -> None:
         if self._server_app is not None:
             grid.training.wants_model = True
-            own: dict[str, Any] = {"num-server-rounds": self._plan.num_rounds, **self._train_config}
-            config = {**project_config("__main__"), **own}
+            own: dict[str, Any] = {NUM_ROUNDS_KEY: self._plan.num_rounds, **self._train_config}
+            project = project_config("__main__") if self._app_config is None else self._app_config
+            config = {**project, **own, **self._plan.run_config}
             self._left = run_server_app(self._server_app, grid=grid, follower=self._follower, run_config=config)
         elif isinstance(self._strategy, ClassicStrategy):
             strategy = self._strategy

@@ -5,6 +5,7 @@ becomes the app by one rename, so a power cut leaves the app or nothing, never h
 """
 
 import contextlib
+import fcntl
 import os
 import re
 import secrets
@@ -33,10 +34,21 @@ class KeepLimits:
 
 
 class AppLibrary:
-    """A folder of delivered apps; one daemon writes it at a time."""
+    """A folder of delivered apps; one process writes it at a time: a daemon, or whoever holds `locked`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder against other processes of this machine that write it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
 
     def find(self, digest: str) -> Path | None:
         """Return the folder of an installed app, or None."""

@@ -60,7 +60,7 @@ def init(
         ports=Ports(certificate=port, password=password_port, websockets=websocket_port),
         days=days or DEVICE_DAYS,
     )
-    print(f"made {fleet.folder}; keep its ca.key safe and away from the broker")
+    print(f"made {fleet.folder}; keep its ca.key and app-signing.key safe, away from broker and manager")
     print(f"broker:  {fleet.broker_folder}  (for {fleet.register.broker_dir})")
     print(f"manager: {fleet.folder / 'bundles' / 'manager' / 'bundle.toml'}")
 
@@ -77,7 +77,7 @@ def enrol(
     role: Annotated[str, typer.Option(help="device, manager, server, dashboard or bridge.")] = "device",
     task: Annotated[list[str] | None, typer.Option("--task", help="Its task; repeat. [default: every task]")] = None,
     host: Hosts = None,
-    app: Annotated[str | None, typer.Option(help="MODULE:ATTRIBUTE, for a device's settings file.")] = None,
+    app: Annotated[str | None, typer.Option(help="MODULE:ATTRIBUTE or delivered, for a device's settings.")] = None,
     password: Annotated[bool, typer.Option("--password", help="A password instead of a certificate.")] = False,
     names_from: Annotated[Path | None, typer.Option("--from", help="A file with a name a line.", exists=True)] = None,
     days: Days = None,
@@ -110,7 +110,7 @@ def enrol(
 def renew(
     settings: FleetSettings,
     names: Names = None,
-    app: Annotated[str | None, typer.Option(help="MODULE:ATTRIBUTE, for a device's settings file.")] = None,
+    app: Annotated[str | None, typer.Option(help="MODULE:ATTRIBUTE or delivered, for a device's settings.")] = None,
     revoke_old: Annotated[
         bool, typer.Option("--revoke-old", help="Make nothing; take back all certificates but the newest.")
     ] = False,

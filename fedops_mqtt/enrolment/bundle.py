@@ -31,6 +31,8 @@ class BundleContent:
     credentials: Credentials | None
     password: str | None
     app: str | None = None
+    app_signers: tuple[str, ...] = ()
+    """Public keys of whoever may sign apps for this device."""
 
 
 def write_bundle(folder: Path, content: BundleContent) -> Path:
@@ -112,8 +114,13 @@ def _own(identity: EnrolledIdentity) -> Mapping[str, str]:
 def _device_choices(content: BundleContent) -> list[str]:
     tasks = content.identity.tasks
     return [
+        *(_as_toml({"app_signers": ",".join(content.app_signers)}) if content.app_signers else []),
         *(_as_toml({"task_id": tasks[0]}) if tasks else ['# task_id = "digits"      # which task it takes part in']),
-        *(_as_toml({"app": content.app}) if content.app else ['# app = "my_task:app"     # its Flower ClientApp']),
+        *(
+            _as_toml({"app": content.app})
+            if content.app
+            else ['# app = "my_task:app"     # its Flower ClientApp, or "delivered"']
+        ),
     ]
 
 

@@ -1,7 +1,8 @@
 """A fleet's folder: its authority, its register, the broker's files and a bundle for everybody enrolled.
 
-The folder holds the key of the whole fleet (`ca.key`): it belongs on the machine of whoever enrols, not on the
-broker. Every change is whole: the register is written last, and the broker's files follow from it.
+The folder holds the keys of the whole fleet (`ca.key`, and `app-signing.key` that signs apps): it belongs on the
+machine of whoever enrols, not on the broker or the manager. Every change is whole: the register is written last, and
+the broker's files follow from it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from fedops_mqtt.apps import AppSigner, make_signing_key
 from fedops_mqtt.enrolment import broker_files
 from fedops_mqtt.enrolment.acl import FIRST_MANAGER
 from fedops_mqtt.enrolment.authority import Credentials, issue, make_authority, make_revocation_list
@@ -39,6 +41,8 @@ from fedops_mqtt.protocol import check_task_id
 REGISTER_FILE = "fleet.json"
 CA_CERTIFICATE_FILE = "ca.crt"
 CA_KEY_FILE = "ca.key"
+APP_KEY_FILE = "app-signing.key"
+"""Signs the apps that devices run; as `ca.key`, it never leaves the machine of whoever enrols."""
 BROKER_FOLDER = "broker"
 BUNDLE_FOLDER = "bundles"
 DYNAMIC_SECURITY_FILE = "dynamic-security.json"
@@ -167,6 +171,15 @@ class FleetFolder:
         """Return everybody who is or was enrolled, by role and name."""
         return sorted(self._register.identities.values(), key=lambda each: (each.role, each.name))
 
+    def app_signer(self) -> AppSigner:
+        """Return what signs this fleet's apps; a fleet from before there was a key gets one now.
+
+        Raises:
+            EnrolmentError: the key cannot be read, or is none.
+        """
+        with lock(self.folder):
+            return self._app_signer()
+
     def write_dynamic_security(self) -> Path:
         """Write the fleet for the dynamic-security plugin, which then takes the place of ACL and password file."""
         with self._changing():
@@ -204,6 +217,15 @@ class FleetFolder:
             self._load()
             yield datetime.now(UTC).replace(microsecond=0)
 
+    def _app_signer(self) -> AppSigner:
+        path = self.folder / APP_KEY_FILE
+        try:
+            if not path.exists():
+                write_file(path, make_signing_key())
+            return AppSigner(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise EnrolmentError(f"{path}: {error}") from error
+
     def _begin(self, name: str, wish: EnrolmentRequest, now: datetime) -> EnrolledIdentity:
         present = self._register.identities.get(name)
         return EnrolledIdentity(
@@ -238,6 +260,7 @@ class FleetFolder:
             credentials=credentials,
             password=password,
             app=wish.app,
+            app_signers=(self._app_signer().public_key,) if identity.role is Role.DEVICE else (),
         )
         return identity, write_bundle(self.folder / BUNDLE_FOLDER / identity.name, content)
 
@@ -300,6 +323,7 @@ def init_fleet(
         where = broker_dir or str((folder / BROKER_FOLDER).resolve())
         _write_new(folder, Register(hosts=tuple(hosts), broker_dir=where, ports=ports or Ports()), shipped)
     fleet = FleetFolder(folder)
+    fleet.app_signer()
     fleet.renew_broker(days=days)
     fleet.enrol(EnrolmentRequest(role=Role.MANAGER, name=FIRST_MANAGER, days=days))
     return fleet

@@ -16,7 +16,8 @@ from flwr.app import Error, Message, RecordDict
 from fedops_mqtt.line import arrays, flwr_private
 from fedops_mqtt.line.errors import FrameError, MessageTooLargeError
 from fedops_mqtt.line.limits import LineCompression
-from fedops_mqtt.line.records import Buffer, Compress, checked, decode_records, encode_record, parts_of
+from fedops_mqtt.line.records import Compress, checked, decode_records, encode_record, parts_of
+from fedops_mqtt.line.wire import Buffer
 
 MAGIC = b"FLM1"
 HEAD = struct.Struct(">4sII")

@@ -15,7 +15,7 @@ from typing import Any
 
 from fedops_mqtt.line import wire
 from fedops_mqtt.line.errors import FrameError, LineConfigError, LineRefusedError
-from fedops_mqtt.line.records import Buffer
+from fedops_mqtt.line.wire import Buffer
 
 BROKEN = (OSError, EOFError, http.client.HTTPException)
 """What a broken connection raises: try again. (A TLS failure is an OSError too: see `Connector`.)"""
@@ -183,7 +183,7 @@ class LineConnection:
 
 
 def _checked(response: http.client.HTTPResponse) -> http.client.HTTPResponse:
-    if response.status in (200, 204):
+    if response.status in (200, 204, 206):
         return response
     body = response.read()
     try:

@@ -1,4 +1,4 @@
-"""The line's HTTP endpoints as an ASGI application: join, next, reply, control, pong, leave.
+"""The line's HTTP endpoints as an ASGI application: app, join, next, reply, control, pong, leave.
 
 Requests are judged before their body is read: token, session, size. Frames stream both ways and are never whole in
 memory twice; a broken connection takes nothing from what arrived before it.
@@ -7,14 +7,14 @@ memory twice; a broken connection takes nothing from what arrived before it.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
 from flwr.app import Error, Message
 
 from fedops_mqtt.line import flwr_private, wire
 from fedops_mqtt.line.access import Access
-from fedops_mqtt.line.codec import Frame, FrameReader
+from fedops_mqtt.line.app_file import AppFile
+from fedops_mqtt.line.asgi_request import Receive, Request, Scope, Send
+from fedops_mqtt.line.codec import FrameReader
 from fedops_mqtt.line.errors import FrameError, LineRefusedError, MessageTooLargeError
 from fedops_mqtt.line.limits import LineCompression, LineLimits
 from fedops_mqtt.line.message_queue import OutboundMessage
@@ -25,10 +25,6 @@ from fedops_mqtt.line.sessions import Session, Upload
 from fedops_mqtt.protocol import Outcome, Phase
 
 _log = logging.getLogger(__name__)
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _MISSED_PINGS = 2
 """So many unanswered and a third period over: the host is gone. (Three periods in all, as the setting promises.)"""
@@ -46,6 +42,7 @@ class LineApp:
         launch: int,
         limits: LineLimits,
         compression: LineCompression | None,
+        app: AppFile | None = None,
     ) -> None:
         self._hub = hub
         self._access = access
@@ -53,11 +50,12 @@ class LineApp:
         self._launch = launch
         self._limits = limits
         self._compression = compression
+        self._app = app
         self.malformed_frames = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI 3)."""
-        request = _Request(scope, receive, send, stall_s=self._limits.stall_s)
+        request = Request(scope, receive, send, stall_s=self._limits.stall_s)
         try:
             await self._serve(request)
         except LineRefusedError as error:
@@ -70,7 +68,7 @@ class LineApp:
             _log.warning("malformed request on the line", extra={"path": request.path, "problem": error.problem})
             await request.answer(400, wire.encode_body(wire.Refusal(code="malformed", reason=error.problem)))
 
-    async def _serve(self, request: "_Request") -> None:
+    async def _serve(self, request: Request) -> None:
         match request.method, request.path:
             case "GET", wire.HELLO_PATH:
                 await request.answer(200, b'{"line":1}')
@@ -85,12 +83,21 @@ class LineApp:
                 await request.answer(200, b"{}")
             case "POST", wire.LEAVE_PATH:
                 await self._leave(request, self._session(request))
+            case "GET", path if path.startswith(wire.APP_PATH):
+                await self._send_app(request, path.removeprefix(wire.APP_PATH))
             case _, path if path.startswith(wire.REPLY_PATH):
                 await self._serve_reply(request, path.removeprefix(wire.REPLY_PATH))
             case _:
                 raise LineRefusedError(status=404, code="no_such_path", reason=f"{request.method} {request.path}")
 
-    async def _serve_reply(self, request: "_Request", message_id: str) -> None:
+    async def _send_app(self, request: Request, digest: str) -> None:
+        self._access.check(request.header(wire.CLIENT_HEADER) or "", request.token)
+        if self._app is None or self._app.digest != digest:
+            raise LineRefusedError(status=404, code="no_such_app", reason=f"this server has no app {digest[:64]}")
+        part = self._app.part(request.header("range"))
+        await request.answer_chunks(part.chunks(), "application/zip", part.num_bytes, part.status, part.headers)
+
+    async def _serve_reply(self, request: Request, message_id: str) -> None:
         session = self._session(request)
         match request.method:
             case "GET":
@@ -100,12 +107,12 @@ class LineApp:
             case _:
                 raise LineRefusedError(status=405, code="no_such_method", reason=request.method)
 
-    def _session(self, request: "_Request") -> Session:
+    def _session(self, request: Request) -> Session:
         session = self._hub.session(request.header(wire.SESSION_HEADER))
         self._access.check(session.mac, request.token)
         return session
 
-    async def _join(self, request: "_Request") -> None:
+    async def _join(self, request: Request) -> None:
         body = wire.decode_body(wire.JoinRequest, await request.small_body())
         self._access.check(body.client_mac, request.token)
         if body.run_id not in (None, self._run_id):
@@ -125,12 +132,12 @@ class LineApp:
         )
         await request.answer(200, wire.encode_body(answer))
 
-    async def _leave(self, request: "_Request", session: Session) -> None:
+    async def _leave(self, request: Request, session: Session) -> None:
         body = wire.decode_body(wire.LeaveRequest, await request.small_body())
         self._hub.leave(session, body.outcome, body.reason)
         await request.answer(200, b"{}")
 
-    async def _next(self, request: "_Request", session: Session) -> None:
+    async def _next(self, request: Request, session: Session) -> None:
         outbound_message = await self._wait_for_letter(session)
         if outbound_message is None:
             await request.answer(204)
@@ -161,7 +168,7 @@ class LineApp:
         upload = self._hub.upload(message_id)
         return wire.ReplyState(received_bytes=0 if upload is None else upload.reader.received_bytes)
 
-    async def _take_reply(self, request: "_Request", session: Session, message_id: str) -> None:
+    async def _take_reply(self, request: Request, session: Session, message_id: str) -> None:
         if self._hub.expects(session, message_id):
             self._hub.progress(session, Phase.UPLOADING)
             await self._receive_reply(request, session, message_id)
@@ -171,7 +178,7 @@ class LineApp:
         else:
             await request.answer(200, wire.encode_body(state))
 
-    async def _receive_reply(self, request: "_Request", session: Session, message_id: str) -> None:
+    async def _receive_reply(self, request: Request, session: Session, message_id: str) -> None:
         outbound_message = self._hub.outbound_message(message_id)
         check = outbound_message.check if outbound_message is not None else None
         try:
@@ -206,7 +213,7 @@ class LineApp:
         _log.warning("reply refused", extra={"client_mac": session.mac, "reason": reason})
         return Message(Error(flwr_private.CLIENT_APP_RAISED, f"{session.mac}: {reason}"), reply_to=sent)
 
-    def _open_upload(self, request: "_Request", message_id: str, outbound_message: OutboundMessage | None) -> Upload:
+    def _open_upload(self, request: Request, message_id: str, outbound_message: OutboundMessage | None) -> Upload:
         num_bytes, offset = request.number(wire.LENGTH_HEADER), request.number(wire.OFFSET_HEADER)
         upload = self._hub.upload(message_id)
         if offset == 0:
@@ -223,7 +230,7 @@ class LineApp:
         upload.turn += 1
         return upload
 
-    async def _feed(self, request: "_Request", session: Session, upload: Upload) -> bool:
+    async def _feed(self, request: Request, session: Session, upload: Upload) -> bool:
         """Feed the body to the reader; False if the request ended first, or a newer one took over."""
         turn = upload.turn
         async for chunk in request.chunks():
@@ -234,7 +241,7 @@ class LineApp:
             self._hub.count(session, bytes_in=len(chunk))
         return upload.turn == turn and upload.reader.is_complete
 
-    async def _control(self, request: "_Request", session: Session) -> None:
+    async def _control(self, request: Request, session: Session) -> None:
         await request.start_stream(wire.JSON_TYPE)
         self._hub.attach(session)
         reason = "connection closed"
@@ -247,12 +254,12 @@ class LineApp:
             self._hub.detach(session, reason)
         await request.end_stream()
 
-    async def _watch(self, request: "_Request", session: Session) -> None:
+    async def _watch(self, request: Request, session: Session) -> None:
         await request.wait_for_disconnect()
         session.has_disconnected = True
         session.control.set()
 
-    async def _talk(self, request: "_Request", session: Session) -> str | None:
+    async def _talk(self, request: Request, session: Session) -> str | None:
         """Say pings and orders until the session ends; returns why it did, if the client cannot know."""
         loop = asyncio.get_running_loop()
         number, next_ping = 0, loop.time()
@@ -273,107 +280,10 @@ class LineApp:
                     await session.control.wait()
         return None
 
-    async def _say(self, request: "_Request", session: Session, order: wire.ControlLine) -> None:
+    async def _say(self, request: Request, session: Session, order: wire.ControlLine) -> None:
         await request.send_chunk(wire.encode_body(order) + b"\n")
         if order.gone is not None:
             self._hub.note_departed(session)
-
-
-class _Request:
-    """One request and its answer, over ASGI."""
-
-    def __init__(self, scope: Scope, receive: Receive, send: Send, *, stall_s: float) -> None:
-        self.method: str = scope["method"]
-        self.path: str = scope["path"]
-        self._headers: dict[bytes, bytes] = dict(scope["headers"])
-        self._receive = receive
-        self._send = send
-        self._stall_s = stall_s
-
-    @property
-    def token(self) -> str | None:
-        """The bearer token, if there is one."""
-        scheme, _, token = (self.header("authorization") or "").partition(" ")
-        return token if scheme.lower() == "bearer" and token else None
-
-    def header(self, name: str) -> str | None:
-        value = self._headers.get(name.encode())
-        return None if value is None else value.decode("latin-1")
-
-    def number(self, name: str) -> int:
-        value = self.header(name) or ""
-        if not (value.isascii() and value.isdigit()) or len(value) > 18:
-            raise FrameError(f"header {name} is {value!r}, not a number of bytes")
-        return int(value)
-
-    async def chunks(self) -> Any:
-        """Yield the body as it comes; ends early when the connection breaks or stalls."""
-        with contextlib.suppress(TimeoutError):
-            while True:
-                async with asyncio.timeout(self._stall_s):
-                    event = await self._receive()
-                if event["type"] == "http.disconnect":
-                    return
-                if event["body"]:
-                    yield event["body"]
-                if not event["more_body"]:
-                    return
-
-    async def small_body(self) -> bytes:
-        """Return the whole body.
-
-        Raises:
-            FrameError: it did not come whole, or not in time.
-        """
-        body, is_more = b"", True
-        try:
-            async with asyncio.timeout(self._stall_s):
-                while is_more:
-                    event = await self._receive()
-                    if event["type"] == "http.disconnect":
-                        raise FrameError("the body was cut off")
-                    body, is_more = body + event["body"], event["more_body"]
-                    if len(body) > wire.MAX_BODY_BYTES:
-                        raise MessageTooLargeError(len(body), wire.MAX_BODY_BYTES)
-        except TimeoutError:
-            raise FrameError(f"the body took over {self._stall_s:g} s") from None
-        return body
-
-    async def wait_for_disconnect(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-
-    async def answer(self, status: int, body: bytes = b"") -> None:
-        await self._start(status, wire.JSON_TYPE, len(body) if status != 204 else None)
-        await self._send({"type": "http.response.body", "body": body})
-
-    async def answer_frame(self, frame: Frame) -> bool:
-        """Stream a frame; False if the client took nothing for too long (the connection is then cut)."""
-        await self._start(200, wire.FRAME_TYPE, frame.num_bytes)
-        left_bytes = frame.num_bytes
-        try:
-            for chunk in frame.chunks(max_bytes=wire.CHUNK_BYTES):
-                left_bytes -= len(chunk)
-                async with asyncio.timeout(self._stall_s):
-                    await self._send({"type": "http.response.body", "body": chunk, "more_body": left_bytes > 0})
-        except TimeoutError:
-            return False
-        return True
-
-    async def start_stream(self, content_type: str) -> None:
-        await self._start(200, content_type, None)
-
-    async def send_chunk(self, data: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
-
-    async def end_stream(self) -> None:
-        await self._send({"type": "http.response.body", "body": b""})
-
-    async def _start(self, status: int, content_type: str, num_bytes: int | None) -> None:
-        headers = [(b"content-type", content_type.encode())]
-        if num_bytes is not None:
-            headers.append((b"content-length", b"%d" % num_bytes))
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
 
 def _reply_of(session: Session, message_id: str, upload: Upload) -> Message:

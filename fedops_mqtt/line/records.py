@@ -12,8 +12,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedops_mqtt.line import arrays, flwr_private
 from fedops_mqtt.line.errors import FrameError
+from fedops_mqtt.line.wire import Buffer
 
-Buffer = bytes | memoryview
 Compress = Callable[[bytes], bytes | None]
 """Returns None for what is not worth it."""
 

@@ -17,6 +17,7 @@ from typing import Literal, Self
 import uvloop
 
 from fedops_mqtt.line.access import Access
+from fedops_mqtt.line.app_file import AppFile
 from fedops_mqtt.line.endpoints import LineApp
 from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.grid import LineGrid
@@ -52,6 +53,7 @@ class LineServer:
 
     `advertise` is `host` or `host:port` as clients reach it; default is the address it listens on. `min_clients` is how
     many have to be there before `grid.get_node_ids()` answers, `max_clients` how many ever come (None: nobody knows).
+    `app` is the app bundle that clients may fetch, all from this one buffer.
 
     Raises:
         LineConfigError: the address is wrong, or nobody (or everybody on the network) could join.
@@ -75,13 +77,20 @@ class LineServer:
         max_clients: int | None = None,
         on_member: Callable[[MemberChange], None] = lambda change: None,
         on_round: Callable[[int], None] | None = None,
+        app: bytes | None = None,
     ) -> None:
         limits = limits or LineLimits()
         host, port = split_address(listen)
         access = Access(join=join, run_id=run_id, run_secret=run_secret, join_token=join_token, host=host)
         self._hub = RunState(on_member=on_member)
         self._app = LineApp(
-            hub=self._hub, access=access, run_id=run_id, launch=launch, limits=limits, compression=compression
+            hub=self._hub,
+            access=access,
+            run_id=run_id,
+            launch=launch,
+            limits=limits,
+            compression=compression,
+            app=None if app is None else AppFile(app),
         )
         self._socket = open_socket(host, port)
         self._server = self._make_server(tls)

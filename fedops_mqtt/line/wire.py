@@ -20,8 +20,12 @@ REPLY_PATH = f"{PREFIX}/reply/"
 CONTROL_PATH = f"{PREFIX}/control"
 PONG_PATH = f"{PREFIX}/pong"
 LEAVE_PATH = f"{PREFIX}/leave"
+APP_PATH = "/app/"
+"""Before the digest of the app bundle that the run trains with."""
 
 SESSION_HEADER = "line-session"
+CLIENT_HEADER = "line-client"
+"""MAC of whoever fetches an app: no session yet says whose token it is."""
 OFFSET_HEADER = "line-offset"
 """Byte of the frame that an upload starts at: what arrived before is not sent again."""
 THEN_HEADER = "line-then"
@@ -35,6 +39,9 @@ JSON_TYPE = "application/json"
 FRAME_TYPE = "application/x-fedops-frame"
 CHUNK_BYTES = 1024 * 1024
 """Frames are written in pieces of this size: large enough to keep a link busy, small enough to feel a stall."""
+
+
+Buffer = bytes | memoryview
 
 
 class _Body(BaseModel):

@@ -3,6 +3,7 @@
 Each value is TOML: true, 3, 0.5, "text". What is none of it is an error, never a text by chance.
 """
 
+import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -32,6 +33,18 @@ def parse_pairs(text: str) -> dict[str, Plain]:
     return found
 
 
+def format_pairs(values: Mapping[str, Plain]) -> str:
+    """Return the line that `parse_pairs` reads as these values, types included.
+
+    Raises:
+        ValueError: a key or a value has no such form.
+    """
+    text = " ".join(f"{key}={_literal(value)}" for key, value in values.items())
+    if parse_pairs(text) != dict(values):
+        raise ValueError(f"{', '.join(values)[:200]}: a key is letters, digits, '.', '_' and '-'; a text is Unicode")
+    return text
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Plain]:
     """Return nested tables as dotted keys, as Flower does with a project's configuration.
 
@@ -47,6 +60,14 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Plain]:
         else:
             raise ValueError(f"{prefix}{key} is {type(value).__name__}, not a boolean, number or text")
     return flat
+
+
+def _literal(value: Plain) -> str:
+    if isinstance(value, str):
+        value.encode()  # a lone surrogate is no Unicode text
+        # a JSON string is a TOML one, but for DEL, which TOML wants as an escape
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return str(value).lower()
 
 
 def _value(key: str, text: str) -> Plain:

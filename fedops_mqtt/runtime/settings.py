@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, SecretStr, field_validator, model_va
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from fedops_mqtt.protocol import AnyMacAddress, TaskId
+from fedops_mqtt.runtime.app_settings import DeliveredAppSettings
 from fedops_mqtt.runtime.key_values import KeyValues
 from fedops_mqtt.runtime.machine import MAX_HOST_NAME, default_state_dir, default_store_url, in_home
 from fedops_mqtt.runtime.settings_file import FileSource
@@ -165,11 +166,10 @@ class HttpAccessSettings(_Settings):
         return self
 
 
-class ClientSettings(BusSettings, HttpAccessSettings):
+class ClientSettings(BusSettings, HttpAccessSettings, DeliveredAppSettings):
     """The daemon on a device."""
 
     task_id: Annotated[TaskId | None, Field(description="the federated task that this device takes part in")] = None
-    app: Annotated[str | None, Field(description="MODULE:ATTRIBUTE of the Flower ClientApp")] = None
     mac: Annotated[AnyMacAddress | None, Field(description="this device's MAC; default: its network card's")] = None
     client_name: Annotated[
         str | None, Field(max_length=MAX_HOST_NAME, description="a name for people; default: the host name")
@@ -265,6 +265,10 @@ class ServerSettings(BusSettings):
     advertise: Annotated[str | None, Field(description="host[:port] that clients reach; default: listen")] = None
     num_rounds: Annotated[int | None, Field(ge=1)] = None
     min_clients: Annotated[int | None, Field(ge=1)] = None
+    app_file: Annotated[Path | None, Field(description="app bundle of the run, which its clients fetch from here")] = (
+        None
+    )
+    run_config: Annotated[KeyValues, Field(description="settings of this run for the app: 'key=1'")] = ""
     store: StoreUrl
     report_fd: Annotated[int | None, Field(ge=0, description="said on this descriptor in the place of a bus")] = None
     state_dir: StateDir

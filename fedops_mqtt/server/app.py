@@ -74,6 +74,7 @@ class FLServer:
         strategy: of `flwr.serverapp.strategy` or `flwr.server.strategy`; default what cfg says, else FedAvg over all.
         server_app: a Flower ServerApp in place of a strategy.
         evaluate_fn: `(round, arrays by name) -> metrics`, in place of FedOps' evaluation.
+        app_config: configuration of the ServerApp's project; default: that of the program's own `pyproject.toml`.
         train_config: sent to the clients of a message strategy; default FedOps' fit_config out of cfg.
         settings: default: from the environment.
     """
@@ -93,6 +94,7 @@ class FLServer:
         server_app: ServerApp | None = None,
         evaluate_fn: Evaluate | None = None,
         train_config: Config | None = None,
+        app_config: Config | None = None,
         settings: ServerSettings | None = None,
     ) -> None:
         if strategy is not None and server_app is not None:
@@ -105,6 +107,7 @@ class FLServer:
         self.plan = make_plan(self.settings, cfg)
         self._initial = shared_arrays(model, model_type, cfg=cfg, x_val=x_val, y_val=y_val)
         self._server_app = server_app
+        self._app_config = app_config
         self._strategy = strategy or (self._make_strategy() if server_app is None else None)
         self._train_config = self.fit_config(1) if train_config is None else train_config
         data = {"gl_val_loader": gl_val_loader, "x_val": x_val, "y_val": y_val}
@@ -179,6 +182,7 @@ class FLServer:
             server_app=self._server_app,
             initial=self._initial,
             train_config=self._train_config,
+            app_config=self._app_config,
             settings=self.settings,
         )
         try:
@@ -238,6 +242,7 @@ class FLServer:
             compression=make_compression(settings),
             min_clients=self.plan.min_clients or own_minimum(self._strategy),
             max_clients=self.plan.min_clients if settings.report_fd is not None else None,  # a simulation has no others
+            app=settings.app_file.read_bytes() if settings.app_file else None,
             on_member=self._say_member,
             on_round=self._teller.begin if self._server_app is not None else None,
         )

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from fedops_mqtt.runtime import settings
+from fedops_mqtt.runtime import app_settings, settings
 
 ROOT = Path(__file__).parents[2]
 TABLES = {
     "Every process on the bus": settings.BusSettings,
     "Client": settings.ClientSettings,
+    "Delivered apps (client)": app_settings.DeliveredAppSettings,
     "Run (manager)": settings.RunLimits,
     "Manager": settings.ManagerSettings,
     "FL server": settings.ServerSettings,
@@ -19,6 +20,7 @@ TABLES = {
     "Verbs": settings.CliSettings,
 }
 COUNTED = {"max_launches", "max_attempts", "max_message_bytes"}
+COUNTED |= {"app_max_bytes", "app_keep_num", "app_keep_bytes", "app_keep_days", "app_install_max_bytes"}
 
 
 def test_every_guarantee_names_tests_and_each_of_them_is_there() -> None:

@@ -1,8 +1,10 @@
 """The one line that configures an app, and the tables of a project's file."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fedops_mqtt.runtime.key_values import flatten, parse_pairs
+from fedops_mqtt.runtime.key_values import Plain, flatten, format_pairs, parse_pairs
 
 
 def test_pairs_are_read_as_flowers_commands_take_them() -> None:
@@ -33,3 +35,26 @@ def test_tables_become_dotted_keys() -> None:
     }
     with pytest.raises(ValueError, match="layers is list"):
         flatten({"model": {"layers": [1, 2]}})
+
+
+@given(
+    st.dictionaries(
+        st.from_regex(r"[A-Za-z0-9_.-]+", fullmatch=True),
+        st.booleans()
+        | st.integers(-(2**63), 2**63 - 1)
+        | st.floats(allow_nan=False)
+        | st.text(st.characters(exclude_categories=["Cs"])),
+        max_size=5,
+    )
+)
+def test_a_line_that_is_written_is_read_as_the_same_values(values: dict[str, Plain]) -> None:
+    read = parse_pairs(format_pairs(values))
+    assert [(key, type(value), value) for key, value in read.items()] == [
+        (key, type(value), value) for key, value in values.items()
+    ]
+
+
+@pytest.mark.parametrize("values", [{"a b": 1}, {"": 1}, {"a=b": 1}, {"a": "\ud800"}], ids=ascii)
+def test_values_that_no_line_can_say_are_refused(values: dict[str, Plain]) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        format_pairs(values)

@@ -59,6 +59,30 @@ def test_everything_in_the_folder_is_for_its_owner_only(fleet: FleetFolder) -> N
         assert stat.S_IMODE(path.stat().st_mode) == wanted, path
 
 
+def test_a_device_learns_who_may_sign_its_apps_from_its_bundle_only(fleet: FleetFolder) -> None:
+    bundle = tomllib.loads(fleet.enrol(device()).read_text())
+    manager = (fleet.folder / "bundles" / "manager" / "bundle.toml").read_text()
+    assert bundle["app_signers"] == fleet.app_signer().public_key
+    assert "app_signers" not in manager
+    assert [
+        path.name for path in fleet.folder.rglob("*.key") if "PRIVATE" in path.read_text() and "app" in path.name
+    ] == ["app-signing.key"]
+
+
+def test_a_fleet_without_a_signing_key_gets_one_and_renewing_brings_it_to_a_device(fleet: FleetFolder) -> None:
+    fleet.enrol(device())
+    (fleet.folder / "app-signing.key").unlink()
+    renewed = tomllib.loads(fleet.renew(MAC).read_text())
+    assert renewed["app_signers"] == FleetFolder(fleet.folder).app_signer().public_key
+    assert stat.S_IMODE((fleet.folder / "app-signing.key").stat().st_mode) == 0o600
+
+
+def test_a_signing_key_that_is_none_is_said(fleet: FleetFolder) -> None:
+    (fleet.folder / "app-signing.key").write_bytes(b"\xff")
+    with pytest.raises(EnrolmentError, match=r"app-signing\.key"):
+        fleet.enrol(device())
+
+
 def test_the_broker_configuration_names_files_that_are_there(fleet: FleetFolder) -> None:
     named = [
         line.split(" ", 1)[1]

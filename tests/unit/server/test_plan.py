@@ -73,3 +73,14 @@ def test_limits_and_compression_are_the_settings() -> None:
 def test_clients_are_told_what_fedops_tells_them() -> None:
     assert fit_config(CFG, 7) == {"batch_size": 32, "local_epochs": 2, "num_rounds": 7}
     assert fit_config(None, 7) == {}
+
+
+def test_the_rounds_that_a_run_is_started_with_outweigh_everything() -> None:
+    settings = ServerSettings(task_id="t", run_id="r", num_rounds=3, run_config="num-server-rounds=7 lr=0.5")
+    plan = make_plan(settings, {"num_rounds": 4})
+    assert (plan.num_rounds, plan.run_config) == (7, {"num-server-rounds": 7, "lr": 0.5})
+
+
+def test_rounds_of_a_run_that_are_no_number_are_refused() -> None:
+    with pytest.raises(ServerConfigError, match="num_rounds"):
+        make_plan(ServerSettings(task_id="t", run_config='num-server-rounds="many"'), None)

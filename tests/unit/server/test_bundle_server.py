@@ -1,0 +1,65 @@
+"""The FL server program of a bundle: its ServerApp is found in its own folder, or a sentence says why not."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bundles import PROJECT, zipped
+from flwr.serverapp import ServerApp
+
+from fedops_mqtt.apps import AppBundle, read_bundle
+from fedops_mqtt.server.bundle_server import BundleServerError, load_server_app, unpack
+
+APP = b"from flwr.serverapp import ServerApp\napp = ServerApp()\n"
+
+
+def bundle_of(name: str, code: bytes = APP, project: str = PROJECT) -> bytes:
+    files = {"pyproject.toml": project.replace("digits.server_app", name).encode(), f"{name}.py": code}
+    return zipped(files)
+
+
+def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> tuple[AppBundle, ServerApp]:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    bundle = read_bundle(data)
+    return bundle, load_server_app(bundle, unpack(data, bundle, tmp_path))
+
+
+def test_a_bundles_server_app_comes_from_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, app = loaded(tmp_path, monkeypatch, bundle_of("delivered_server_one"))
+    assert isinstance(app, ServerApp)
+    assert sys.modules["delivered_server_one"].__file__ == str(tmp_path / bundle.digest / "delivered_server_one.py")
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "project", "fact"),
+    [
+        ("delivered_server_two", b"import no_such_module\n", PROJECT, "no_such_module"),
+        ("delivered_server_three", b"raise SystemExit('my words')\n", PROJECT, "my words"),
+        ("delivered_server_four", b"app = 3\n", PROJECT, "int"),
+        ("delivered_server_five", b"", PROJECT, "app"),
+        ("delivered_server_six", APP, PROJECT.replace('serverapp = "digits.server_app:app"', ""), "serverapp"),
+        ("delivered_server_seven", APP, PROJECT.replace("numpy>=1.26", "no-such-package-here"), "no-such-package-here"),
+    ],
+)
+def test_what_cannot_run_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: bytes, project: str, fact: str
+) -> None:
+    with pytest.raises(BundleServerError, match=fact):
+        loaded(tmp_path, monkeypatch, bundle_of(name, code, project))
+
+
+def test_a_file_that_is_no_bundle_ends_the_program_with_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "app.fab").write_bytes(b"no zip")
+    ended = subprocess.run(
+        [sys.executable, "-m", "fedops_mqtt.server.bundle_server"],
+        env={"FEDOPS_MQTT_APP_FILE": str(tmp_path / "app.fab"), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert "app.fab" in ended.stderr
+    assert "Traceback" not in ended.stderr
