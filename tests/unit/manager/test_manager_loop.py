@@ -72,6 +72,16 @@ async def test_a_run_that_is_archived_while_a_turn_is_written_ends_nobody(journa
     assert journal.reader.find_run("run-1") is not None
 
 
+async def test_a_run_whose_task_nobody_kept_fails_with_a_reason_and_ends_no_manager(
+    journal: Journal, tmp_path: Path
+) -> None:
+    journal.add_run(JournaledRun(run=a_run(), secret=b"s", task=None))  # as a program before 0.1.0 wrote it
+    desk, manager = parts(journal, tmp_path)
+    await manager.turn(0)
+    await manager.turn(0)
+    assert "'digits'" in (desk.open_runs["run-1"].exit_reason or "")
+
+
 def test_one_address_in_two_tasks_is_two_stragglers() -> None:
     watch = BusReader(Fleet(), OpenRuns([]))
     watch.take(
