@@ -18,6 +18,8 @@ Will = tuple[Topic, Message]
 
 SLOW_S = 8.0
 """The longest that a message takes which the network did not lose."""
+LOST_DOWN = 0.03
+"""Share of what the broker delivers that does not arrive: `subscribe_qos = 0`, or a full queue."""
 
 
 class Kernel:
@@ -156,6 +158,8 @@ class Broker:
             if session.is_at_client:
                 session.line.hear(event)
 
+        if self.is_troubled and self.kernel.chance(LOST_DOWN):
+            return
         self.kernel.after(session.in_order("down", topic, self.delay()), arrive)
         if self.is_troubled and self.kernel.chance(0.05):
             self.kernel.soon(0.0, 2 * SLOW_S, arrive)
