@@ -4,6 +4,7 @@ import asyncio
 import gc
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,8 @@ async def test_a_run_that_is_archived_while_a_turn_is_written_ends_nobody(journa
 async def test_a_run_whose_task_nobody_kept_fails_with_a_reason_and_ends_no_manager(
     journal: Journal, tmp_path: Path
 ) -> None:
-    journal.add_run(JournaledRun(run=a_run(), secret=b"s", task=None))  # as a program before 0.1.0 wrote it
+    run = replace(a_run(), created_at=Clock().now())
+    journal.add_run(JournaledRun(run=run, secret=b"s", task=None))  # as an earlier program wrote it
     desk, manager = parts(journal, tmp_path)
     await manager.turn(0)
     await manager.turn(0)
