@@ -6,6 +6,7 @@ import time
 from datetime import UTC, datetime
 
 from fedops_mqtt.bus import BusError, Connection, StatusOwner
+from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.core.run_member import Member
 from fedops_mqtt.manager.open_runs import OpenRuns
@@ -67,7 +68,8 @@ class RunStatusPublisher:
             if run is None or not connection.is_connected:
                 continue  # a new connection says everything again
             try:
-                status = self.describe(run, owner)
+                # On a thread: of a run of 20,000 clients it is some 0.3 s.
+                status = await asyncio.to_thread(self.describe, run, owner, owner.next_stamp())
                 await connection.publish(topics.run_status(status.task_id, run_id), status)
             except ProtocolError as error:  # said again when it has changed, and fits perhaps
                 logger.error("a run's status fits no message", extra={"run_id": run_id, "problem": str(error)})
@@ -76,9 +78,8 @@ class RunStatusPublisher:
                 self.changed(run_id)
         return not self._changed
 
-    def describe(self, run: Run, owner: StatusOwner) -> RunStatus:
-        """Return a run's status with a fresh stamp."""
-        stamp = owner.next_stamp()
+    def describe(self, run: Run, owner: StatusOwner, stamp: Stamp) -> RunStatus:
+        """Return a run's status."""
         word = run.server
         return RunStatus(
             instance=owner.instance,
@@ -100,7 +101,7 @@ class RunStatusPublisher:
             gl_model=word.gl_model if word else 0,
             metrics=word.metrics if word else {},
             model_path=word.model_path if word else None,
-            clients=roster.fit({mac: _member(member) for mac, member in run.members.items()}),
+            clients=roster.fit({mac: _member(member) for mac, member in roster.choose(run.members).items()}),
             clients_by_status=count_members(run),
             created_at=_utc(run.created_at),
             ended_at=_utc(run.ended_at) if run.ended_at is not None else None,

@@ -1,7 +1,7 @@
 """The list of a run's clients as a status can carry it: a run may have more than one message lists."""
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import orjson
 
@@ -22,13 +22,24 @@ _REST_BRACKETS = 8192
 _FINE = frozenset({MemberCondition.TRAINING, MemberCondition.FINISHED})
 
 
-def fit(clients: Mapping[str, Listed]) -> dict[str, Listed]:
-    """Return the clients that a message can list, those in trouble first where it cannot list all.
+class _Standing(Protocol):
+    @property
+    def status(self) -> MemberCondition: ...
 
-    Reasons are shortened, all of them alike, where they would not fit together.
-    """
-    if len(clients) > MAX_MEMBERS:
-        clients = dict(sorted(clients.items(), key=lambda each: each[1].status in _FINE)[:MAX_MEMBERS])
+
+Standing = TypeVar("Standing", bound=_Standing)
+
+
+def choose(clients: Mapping[str, Standing]) -> Mapping[str, Standing]:
+    """Return as many clients as a message lists, those in trouble first where it cannot list all."""
+    if len(clients) <= MAX_MEMBERS:
+        return clients
+    return dict(sorted(clients.items(), key=lambda each: each[1].status in _FINE)[:MAX_MEMBERS])
+
+
+def fit(clients: Mapping[str, Listed]) -> dict[str, Listed]:
+    """Return the clients that a message can list; reasons that would not fit together are shortened, all alike."""
+    clients = choose(clients)
     reasons = [each.reason for each in clients.values() if each.reason]
     num_bytes = Channel.RUN_STATUS.max_payload_bytes - _REST_BYTES - _CLIENT_BYTES * len(clients)
     num_brackets = MAX_BRACKETS - _REST_BRACKETS - len(clients)
