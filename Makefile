@@ -11,6 +11,8 @@ FEDOPS_STAMP := $(FEDOPS)/.installed
 OTHER_FLWR := 1.41
 FLWR := .venv-flwr
 FLWR_STAMP := $(FLWR)/.installed
+# What pyproject.toml admits beside the Python of make test; pyenv's commands need to be told.
+OTHER_PYTHONS := 3.12 3.13
 ARGS ?=
 SEED ?= 1
 MINUTES ?= 2
@@ -18,7 +20,7 @@ MINUTES ?= 2
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # test-all is steps, one after the other
 # The long ring: what takes long, or needs programs that make test does without; each a step of its own.
-LONG_RING := test-acceptance test-mutants test-fuzz test-chaos test-browser test-frameworks test-flwr test-cluster
+LONG_RING := test-acceptance test-mutants test-fuzz test-chaos test-browser test-frameworks test-flwr test-pythons test-cluster
 
 .PHONY: help setup mosquitto systemd-analyze prometheus browser-tools screenshots demo model chaos check clean
 .PHONY: test test-all $(LONG_RING)
@@ -80,6 +82,15 @@ test-flwr: mosquitto $(FLWR_STAMP)  ## what touches flwr, with the other flwr th
 	$(FLWR)/bin/python -m pytest -m "not long" $(addprefix tests/unit/,line server client bridge) \
 		tests/integration/line tests/integration/server $(ARGS)
 
+test-pythons: mosquitto  ## the unit tests and the demo, with the other Pythons that are supported and found here
+	@for version in $(OTHER_PYTHONS); do \
+		if PYENV_VERSION=$$version python$$version -c '' 2>/dev/null; then $(MAKE) test-python-$$version || exit 1; \
+		else echo "python$$version is not found here: nothing was run with it"; fi; \
+	done
+
+test-python-%: .venv-%/.installed
+	.venv-$*/bin/python -m pytest -m "not long" tests/unit tests/acceptance/test_demo.py $(ARGS)
+
 test-cluster:  ## a cluster of brokers: nothing here yet
 	@echo "no tests of a cluster yet"
 
@@ -94,6 +105,12 @@ $(FLWR_STAMP): pyproject.toml constraints.txt
 	grep -vE '^(certifi|flwr|uv)==' constraints.txt > $(FLWR)/constraints.txt
 	$(FLWR)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(FLWR)/constraints.txt \
 		--editable '.[dev]' 'flwr==$(OTHER_FLWR).*'
+	touch $@
+
+.PRECIOUS: .venv-%/.installed
+.venv-%/.installed: pyproject.toml constraints.txt
+	test -x .venv-$*/bin/python || PYENV_VERSION=$* python$* -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 model: setup  ## 10,000 seeded schedules over the pure core: make model SEED=1 SCHEDULES=10000
@@ -115,4 +132,4 @@ check: setup  ## ruff and mypy strict
 	$(BIN)/mypy
 
 clean:  ## remove .venv and caches
-	rm -rf $(VENV) $(FEDOPS) $(FRAMEWORKS) $(FLWR) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FEDOPS) $(FRAMEWORKS) $(FLWR) $(OTHER_PYTHONS:%=.venv-%) .pytest_cache .mypy_cache .ruff_cache .hypothesis

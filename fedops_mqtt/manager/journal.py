@@ -116,7 +116,11 @@ class Journal:
         self._term: int | None = None
 
     def __enter__(self) -> Self:
-        self._migrate()
+        try:
+            self._migrate()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

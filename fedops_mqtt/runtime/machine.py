@@ -24,7 +24,7 @@ def default_state_dir() -> Path:
         NoHomeError: there is no home folder.
     """
     try:
-        return Path(platformdirs.user_state_dir("fedops-mqtt", appauthor=False))
+        return Path(platformdirs.user_state_dir("fedops-mqtt", appauthor=False)).expanduser()
     except RuntimeError as error:
         raise NoHomeError("~/.local/state/fedops-mqtt", "say where to keep its state with --state-dir") from error
 
@@ -36,7 +36,7 @@ def default_store_url() -> str:
         NoHomeError: there is no home folder.
     """
     try:
-        return str(Path(platformdirs.user_data_dir("fedops-mqtt", appauthor=False)) / "models")
+        return str(Path(platformdirs.user_data_dir("fedops-mqtt", appauthor=False)).expanduser() / "models")
     except RuntimeError as error:
         raise NoHomeError("~/.local/share/fedops-mqtt/models", "say where models are kept with --store") from error
 
