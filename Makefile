@@ -22,7 +22,7 @@ MINUTES ?= 2
 # The long ring: what takes long, or needs programs that make test does without; each a step of its own.
 LONG_RING := test-acceptance test-mutants test-fuzz test-chaos test-browser test-frameworks test-flwr test-pythons test-cluster
 
-.PHONY: help setup mosquitto systemd-analyze prometheus browser-tools screenshots demo model chaos check clean
+.PHONY: help setup mosquitto systemd-analyze prometheus browser-tools screenshots demo model mutate chaos check clean
 .PHONY: test test-all $(LONG_RING)
 
 help:  ## list the targets
@@ -115,6 +115,9 @@ $(FLWR_STAMP): pyproject.toml constraints.txt
 
 model: setup  ## 10,000 seeded schedules over the pure core: make model SEED=1 SCHEDULES=10000
 	PYTHONPATH=tests/model $(BIN)/python tests/model/run_model.py --seed $(or $(SEED),1) --schedules $(or $(SCHEDULES),10000)
+
+mutate: setup  ## break one expression of a pure module at a time: which does no test notice? make mutate ARGS="--count 20"
+	$(BIN)/python tests/mutation/mutate.py $(ARGS)
 
 chaos: setup  ## faults over the whole system while runs go on: make chaos SEED=7 MINUTES=3
 	PYTHONPATH=tests/acceptance:tests/chaos $(BIN)/python tests/chaos/run_chaos.py --seed $(SEED) --minutes $(MINUTES) $(ARGS)
