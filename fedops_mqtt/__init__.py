@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fedops_mqtt.bus.watch import Bus, connect
+    from fedops_mqtt.manager.client import AsyncManagerClient, ManagerClient
 
 __version__ = "0.1.0"
 
-__all__ = ["Bus", "__version__", "connect"]
+__all__ = ["AsyncManagerClient", "Bus", "ManagerClient", "__version__", "connect"]
 
-_HOME_OF = {"Bus": "fedops_mqtt.bus.watch", "connect": "fedops_mqtt.bus.watch"}
+_HOME_OF = {
+    "AsyncManagerClient": "fedops_mqtt.manager.client",
+    "Bus": "fedops_mqtt.bus.watch",
+    "ManagerClient": "fedops_mqtt.manager.client",
+    "connect": "fedops_mqtt.bus.watch",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -7,10 +7,9 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Disconnected, Dropped, Received
-from fedops_mqtt.bus.watch import Bus
 from fedops_mqtt.core.dropped_messages import DroppedMessageDetector
 from fedops_mqtt.core.fleet import ClientView, Fleet, ServerView, StatusView
 from fedops_mqtt.protocol import (
@@ -28,6 +27,9 @@ from fedops_mqtt.protocol import (
     StatusMessage,
     Topic,
 )
+
+if TYPE_CHECKING:
+    from fedops_mqtt.bus.watch import Bus
 
 Record = dict[str, Any]
 """One client, server, run or manager as flat JSON; `kind` says which."""
@@ -188,7 +190,9 @@ _NAME_OF_CHANNEL = {
 }
 
 
-async def feed(bus: Bus, task_id: str | None, fleet_view: FleetView, on_event: Callable[[Record | None], None]) -> None:
+async def feed(
+    bus: "Bus", task_id: str | None, fleet_view: FleetView, on_event: Callable[[Record | None], None]
+) -> None:
     """Apply every event of a bus to a view, for ever; `on_event` receives what each event changed."""
     async for event in bus.events(task_id):
         on_event(fleet_view.take(event, time.monotonic()))

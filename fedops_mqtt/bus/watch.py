@@ -8,9 +8,10 @@
 overtaken (a last will that comes after its client is back) never appears.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -20,6 +21,7 @@ from fedops_mqtt.bus.connection import Connection
 from fedops_mqtt.bus.errors import NotConnectedError
 from fedops_mqtt.bus.event_buffer import EventBuffer
 from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Malformed, Received
+from fedops_mqtt.bus.fleet_view import FleetView
 from fedops_mqtt.core.fencing import Stamp, stamp_of
 from fedops_mqtt.protocol import Channel, Message, StatusMessage, Topic, filter_for
 from fedops_mqtt.runtime.background import alongside
@@ -33,6 +35,9 @@ WATCHED_CHANNELS = (
     Channel.MANAGER_STATUS,
 )
 """What anybody may read; triggers carry tokens and are for the addressed client alone."""
+
+_LEASES_S = 1.0
+"""How often `fleet` looks whose lease has ended."""
 
 
 def connect(
@@ -118,26 +123,60 @@ class Bus:
     async def events(self, task_id: str | None = None) -> AsyncIterator[BusEvent]:
         """Yield what `watch` is made from, unfenced: also connects, losses, cleared topics, and what is retained.
 
-        Feed it to `core.fleet.Fleet` to know presence as the manager does.
+        `fleet` makes presence of it.
 
         Raises:
             IdentityError, RefusedError: as for `watch`.
         """
-        filters = [filter_for(channel, task_id) for channel in WATCHED_CHANNELS]
-        inbox = EventBuffer()
-        self._inboxes.append(inbox)
-        try:
-            if await self._subscribe(filters):
-                yield Connected(self._connection.protocol_version, time.monotonic())
-                if self._connection.dropped is not None:
-                    yield self._connection.dropped
+        async with self._buffer(task_id) as (buffer, first):
+            for event in first:
+                yield event
             while True:
-                await inbox.wait()
-                for event in inbox.take_all():
+                await buffer.wait()
+                for event in buffer.take_all():
                     if _concerns(event, task_id):
                         yield event
+
+    async def fleet(self, task_id: str | None = None) -> AsyncIterator[FleetView]:
+        """Yield who is present, as the manager knows it, after each change; the same view each time, updated.
+
+        A client whose lease ended is `out` in it, though nothing was received.
+
+            async for fleet in bus.fleet("my-task"):
+                print({view.status.client_name: view.presence for view in fleet.clients()})
+
+        Raises:
+            IdentityError, RefusedError: as for `watch`.
+        """
+        view = FleetView()
+        async with self._buffer(task_id) as (buffer, first):
+            for event in first:
+                view.take(event, time.monotonic())
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_LEASES_S):
+                        await buffer.wait()
+                now = time.monotonic()
+                events = [event for event in buffer.take_all() if _concerns(event, task_id)]
+                changes = [view.take(event, now) for event in events]
+                if any(changes) or view.expire(now):
+                    yield view
+
+    @asynccontextmanager
+    async def _buffer(self, task_id: str | None) -> AsyncIterator[tuple[EventBuffer, list[BusEvent]]]:
+        """Subscribe to what a task's readers want; yields what is received from then on, and what comes before it."""
+        filters = [filter_for(channel, task_id) for channel in WATCHED_CHANNELS]
+        buffer = EventBuffer()
+        self._inboxes.append(buffer)
+        try:
+            first: list[BusEvent] = []
+            if await self._subscribe(filters):
+                first.append(Connected(self._connection.protocol_version, time.monotonic()))
+                if self._connection.dropped is not None:
+                    first.append(self._connection.dropped)
+            yield buffer, first
         finally:
-            self._inboxes.remove(inbox)
+            self._inboxes.remove(buffer)
 
     async def publish(self, topic: Topic, message: Message | None) -> None:
         """Publish a message to a topic made with `protocol.topics`; None clears what is retained there.

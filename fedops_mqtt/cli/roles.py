@@ -84,7 +84,7 @@ def manager(
     warn_of_exposed_files(settings)
     import uvloop
 
-    from fedops_mqtt.manager import run_manager
+    from fedops_mqtt.manager.app import run_manager
 
     sys.setswitchinterval(SWITCH_S)
     gc.set_threshold(*GC_THRESHOLDS)

@@ -10,19 +10,19 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
-
-import httpx
 
 from fedops_mqtt.bus import BusError, BusOptions, connect
 from fedops_mqtt.bus.fleet_view import FleetView, Record, feed
 from fedops_mqtt.core.measures import ACCURACY, measure
 from fedops_mqtt.demo.processes import DemoError, Processes
+from fedops_mqtt.manager.client import AsyncManagerClient, ManagerClientError
 from fedops_mqtt.protocol import RunCondition, RunOutcome, visible
 from fedops_mqtt.runtime.background import alongside
 from fedops_mqtt.runtime.exit_codes import ExitCode
@@ -181,17 +181,16 @@ class Demo:
             return await self._start_and_wait(manager)
 
     async def _start_and_wait(self, manager: str) -> Record:
-        async with httpx.AsyncClient(base_url=f"{manager}/api/v1", timeout=_ANSWER_S, trust_env=False) as api:
-            wanted = {
-                "task_id": TASK_ID,
-                "num_rounds": self.options.num_rounds,
-                "min_clients": self.options.num_clients,
-            }
-            run_id = (await _ask(api.post("/runs", json=wanted)))["run_id"]
-            await self._wait_for(lambda: self._has_ended(run_id), _RUN_LIMIT_S + _START_S, "the run has not ended")
-            with suppress(DemoError):  # the last picture shows everybody done; who hangs is not waited for
-                await self._wait_for(self._is_nobody_training, _SETTLE_S, "somebody still trains")
-            return await _ask(api.get(f"/runs/{run_id}"))
+        try:
+            async with AsyncManagerClient(manager, timeout_s=_ANSWER_S) as api:
+                run = await api.start(TASK_ID, num_rounds=self.options.num_rounds, min_clients=self.options.num_clients)
+                ended = partial(self._has_ended, run.run_id)
+                await self._wait_for(ended, _RUN_LIMIT_S + _START_S, "the run has not ended")
+                with suppress(DemoError):  # the last picture shows everybody done; who hangs is not waited for
+                    await self._wait_for(self._is_nobody_training, _SETTLE_S, "somebody still trains")
+                return (await api.run(run.run_id)).model_dump(mode="json")
+        except ManagerClientError as error:
+            raise DemoError(str(error)) from error
 
     def _note(self, change: Record | None) -> None:
         self._news.set()
@@ -243,17 +242,6 @@ class Demo:
 
     def _count_finished(self, run: Record) -> int:
         return sum(member["status"] == "finished" for member in run["clients"].values())
-
-
-async def _ask(asking: Awaitable[httpx.Response]) -> Record:
-    try:
-        answer = await asking
-    except httpx.HTTPError as error:
-        raise DemoError(f"the manager does not answer: {error or type(error).__name__}") from error
-    content: Record = answer.json()
-    if not answer.is_success:
-        raise DemoError(f"the manager says no: {content.get('detail')}")
-    return content
 
 
 def _tell(run: Record, result: Record) -> list[str]:

@@ -11,6 +11,7 @@ from bus_helpers import MAC, PATIENCE_S, QUICK, next_event, reader_of, status
 import fedops_mqtt
 from fedops_mqtt.bus import BusEvent, Cleared, Connected, ConnectError, Disconnected, Dropped, Mosquitto
 from fedops_mqtt.core.fencing import LAST_SEQ
+from fedops_mqtt.core.fleet import Presence
 from fedops_mqtt.protocol import ClientCondition, ClientMetrics, ClientStatus, Message, topics, utc_now
 
 
@@ -110,3 +111,23 @@ async def test_a_broker_that_hangs_is_an_error_in_time(broker: Mosquitto) -> Non
 def task_of(message: Message) -> str:
     assert isinstance(message, ClientStatus)
     return message.task_id
+
+
+async def test_a_fleet_shows_presence_by_lease_and_no_late_will(broker: Mosquitto, task_id: str) -> None:
+    topic = topics.client_status(task_id, MAC)
+    lively = status(task_id, epoch=2, name="device")
+    async with (
+        asyncio.timeout(PATIENCE_S),
+        fedops_mqtt.connect(broker.url, options=QUICK) as bus,
+        aclosing(bus.fleet(task_id)) as changes,
+    ):
+        await bus.publish(topic, lively.model_copy(update={"heartbeat_s": 0.5}))
+        (view,) = (await anext(changes)).clients()
+        assert view.status.client_name == "device"
+        assert not view.is_out
+        await bus.publish(topic, status(task_id, ClientCondition.CLIENT_OUT, epoch=1, reason="lost"))
+        async for fleet in changes:
+            (view,) = fleet.clients()
+            if view.is_out:
+                break
+    assert (view.presence, view.out_reason) == (Presence.OUT, "silent")

@@ -18,7 +18,7 @@ from fedops_mqtt.core.client import Client, Identity, apply
 from fedops_mqtt.core.client_events import Event, Progressed, ShutDown, TrainingEnded
 from fedops_mqtt.core.client_status import last_will, snapshot
 from fedops_mqtt.core.fencing import Stamp
-from fedops_mqtt.manager import run_manager
+from fedops_mqtt.manager.app import run_manager
 from fedops_mqtt.protocol import ClientStatus, Outcome, Phase, StartTrigger, StopTrigger, topics, utc_now
 from fedops_mqtt.runtime.background import alongside
 from fedops_mqtt.runtime.settings import ManagerSettings

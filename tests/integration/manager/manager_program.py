@@ -4,7 +4,7 @@ import asyncio
 import logging
 import sys
 
-from fedops_mqtt.manager import run_manager
+from fedops_mqtt.manager.app import run_manager
 from fedops_mqtt.runtime.settings import ManagerSettings
 
 

@@ -1,5 +1,6 @@
 """The manager's API over real HTTP: what it tells, what it refuses and how."""
 
+import asyncio
 import json
 from urllib.parse import quote
 
@@ -9,7 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from manager_parts import A, B, House, api_at, until
 
-from fedops_mqtt.manager import run_manager
+from fedops_mqtt import AsyncManagerClient, ManagerClient
+from fedops_mqtt.manager.app import run_manager
+from fedops_mqtt.manager.client import ManagerRefusedError
 from fedops_mqtt.protocol import ClientCondition
 from fedops_mqtt.runtime.exit_codes import ExitCode
 from fedops_mqtt.runtime.http_access import MAX_BODY_BYTES
@@ -166,3 +169,31 @@ async def test_nothing_that_is_sent_to_it_is_answered_with_a_server_error(house:
             headers = {"content-type": "application/json"}
             answer = await api.http.request(method, "/api/v1" + path, content=body, headers=headers)
             assert answer.status_code < 500, (method, path, body, answer.text)
+
+
+async def test_a_program_starts_a_run_and_waits_for_its_end_with_the_client(house: House) -> None:
+    async with house.managed() as api, house.device(A, heartbeat_s=0.5):
+        await until(lambda: has_clients(api, 1), "the client")
+        async with AsyncManagerClient(str(api.http.base_url)) as manager:
+            assert (await manager.health()).status == "ok"
+            assert [client.client_mac for client in await manager.clients(presence="online")] == [A]
+            run = await manager.start(house.task_id, num_rounds=2, min_clients=1)
+            with pytest.raises(ManagerRefusedError, match=run.run_id) as busy:
+                await manager.start(house.task_id)
+            assert busy.value.status == 409
+            with pytest.raises(TimeoutError, match=run.run_id):
+                await manager.wait(run.run_id, timeout_s=0)
+            await manager.stop(run.run_id, reason="that was enough")
+            ended = await manager.wait(run.run_id, timeout_s=60)
+            assert (ended.outcome, ended.reason) == ("stopped", "that was enough")
+            assert [known.run_id for known in await manager.runs(task_id=house.task_id)] == [run.run_id]
+            with pytest.raises(ManagerRefusedError, match="no-such"):
+                await manager.run("no-such")
+            url = manager.url
+        known = await asyncio.to_thread(tasks_of, url)
+    assert known == [house.task_id]
+
+
+def tasks_of(url: str) -> list[str]:
+    with ManagerClient(url) as manager:
+        return [task.task_id for task in manager.tasks()]

@@ -11,7 +11,8 @@ from sqlalchemy import update
 from fedops_mqtt.bus import Connection, Received
 from fedops_mqtt.core.run import Run, RunSpec, apply
 from fedops_mqtt.core.run_events import ServerLaunched
-from fedops_mqtt.manager import run_manager, tables
+from fedops_mqtt.manager import tables
+from fedops_mqtt.manager.app import run_manager
 from fedops_mqtt.manager.journal import Batch, Journal, JournaledRun
 from fedops_mqtt.protocol import ManagerCondition, ManagerStatus, topics
 from fedops_mqtt.runtime.exit_codes import ExitCode
