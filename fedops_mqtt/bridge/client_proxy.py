@@ -169,7 +169,7 @@ class ClientProxy:
             **said,
             task_id=link.task_id,
             mac=link.client_mac,
-            client_name=link.client_name or link.name[:_MAX_NAME],
+            client_name=link.client_name or link.name,
             app=_APP,
             http=None,
             join_limit_s=settings.come_limit_s,
@@ -226,7 +226,6 @@ class ClientProxy:
 
 _RETRY_S = 10.0
 """What stands in the way (another process, a disk) does not go away faster."""
-_MAX_NAME = 256
 _APP = "fedops_mqtt.bridge.trainer:HttpTrainer"
 """Stands where a device names its app: the training is done elsewhere."""
 

@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from fedops_mqtt.protocol import AnyMacAddress, TaskId
 from fedops_mqtt.runtime.app_settings import DeliveredAppSettings
 from fedops_mqtt.runtime.key_values import KeyValues
-from fedops_mqtt.runtime.machine import MAX_HOST_NAME, default_state_dir, default_store_url, in_home
+from fedops_mqtt.runtime.machine import default_state_dir, default_store_url, in_home
 from fedops_mqtt.runtime.settings_file import FileSource
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -171,9 +171,7 @@ class ClientSettings(BusSettings, HttpAccessSettings, DeliveredAppSettings):
 
     task_id: Annotated[TaskId | None, Field(description="the federated task that this device takes part in")] = None
     mac: Annotated[AnyMacAddress | None, Field(description="this device's MAC; default: its network card's")] = None
-    client_name: Annotated[
-        str | None, Field(max_length=MAX_HOST_NAME, description="a name for people; default: the host name")
-    ] = None
+    client_name: Annotated[str | None, Field(description="a name for people; default: the host name")] = None
     http: Annotated[HttpAddress | None, Field(description="where the FedOps HTTP shim listens; unset: no shim")] = None
     http_token: Annotated[SecretStr | None, Field(description="token of the shim; needed beyond loopback")] = None
     client_manager_url: Annotated[
