@@ -117,6 +117,7 @@ def test_every_status_that_is_told_is_brought_about_somewhere() -> None:
     here |= {("watch", ExitCode.UNAVAILABLE), ("watch", ExitCode.NO_PERMISSION), ("doctor", ExitCode.FAILED)}
     here |= {("broker", ExitCode.UNAVAILABLE), ("manager", ExitCode.UNAVAILABLE), ("simulate", ExitCode.FAILED)}
     here |= {("demo", ExitCode.FAILED), ("bridge", ExitCode.UNAVAILABLE)}
+    here |= {(f"model {verb}", ExitCode.FAILED) for verb in MODEL}
     assert told() == here | set(SHOWN_ELSEWHERE)
     root = Path(__file__).parents[3]
     for (_, code), path in SHOWN_ELSEWHERE.items():
@@ -210,6 +211,15 @@ def no_folder(tmp_path: Path) -> Path:
     """Return a path where no folder can be made."""
     (tmp_path / "file").touch()
     return tmp_path / "file" / "folder"
+
+
+MODEL = {"list": [], "show": [], "rollback": ["--to", "1"]}
+
+
+@pytest.mark.parametrize("verb", MODEL)
+def test_models_that_are_not_there(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["model", verb, "digits", "--store", str(tmp_path), *MODEL[verb]]
+    seen(arguments, ExitCode.FAILED, "--store says where they are", capsys)
 
 
 def test_a_demo_without_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
