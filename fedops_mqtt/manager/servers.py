@@ -244,7 +244,7 @@ class Servers:
             "run_id": run.run_id,
             "launch": launch,
             "run_secret_file": self._secret_file(run.run_id),
-            "last_word_file": self._final_status_file(run.run_id, launch),
+            "final_status_file": self._final_status_file(run.run_id, launch),
             "stop_reason_file": _stop_reason_file(log_path),
             "join": spec.join,
             "listen": task.listen if task.config is None or "listen" in task.model_fields_set else None,

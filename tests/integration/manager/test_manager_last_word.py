@@ -72,7 +72,7 @@ async def test_files_that_a_manager_names_by_relative_paths_are_found_from_its_s
         run_id = await api.start(house.task_id)
         await api.training(run_id)
         told = house.server().environ()
-        names = ("RUN_SECRET_FILE", "LAST_WORD_FILE", "STATE_DIR", "STORE")
+        names = ("RUN_SECRET_FILE", "FINAL_STATUS_FILE", "STATE_DIR", "STORE")
         assert [name for name in names if not Path(told[f"FEDOPS_MQTT_{name}"]).is_absolute()] == []
         house.tell_server("finish", "all rounds done")
         a.finishes()

@@ -247,7 +247,7 @@ async def test_the_last_word_is_on_disk_before_any_broker_hears_it(
 ) -> None:
     gate, kept = Gate(), tmp_path / "last-word"
     async with house.listen() as bus:
-        options = {"run_id": "r-9", "launch": 1, "last_word_file": kept, "join": "open"}
+        options = {"run_id": "r-9", "launch": 1, "final_status_file": kept, "join": "open"}
         run, clients = await start_with_two(house, bus, gated_app(gate, from_round=2), **options)
         for _ in clients:
             await gate.wait_entered()
@@ -273,7 +273,7 @@ async def test_a_server_that_is_replaced_while_it_says_its_last_word_ends_as_it_
     kept = tmp_path / "last-word"
     async with house.listen() as bus, FaultProxy(broker.host, broker.port).running() as proxy:
         proxy.swallows = lambda packet: b'"reason":"all rounds done"' in packet
-        options = {"broker": proxy.url, "run_id": "r-10", "launch": 1, "last_word_file": kept, "join": "open"}
+        options = {"broker": proxy.url, "run_id": "r-10", "launch": 1, "final_status_file": kept, "join": "open"}
         run, _ = await start_with_two(house, bus, client_app, **options)
         async with asyncio.timeout(60):
             while not kept.exists():  # noqa: ASYNC110 - the word goes no further than the disk
