@@ -95,7 +95,8 @@ def read_bundle(data: bytes, *, digest: str | None = None, limits: BundleLimits 
     if digest is not None and found != digest:
         raise AppRefusedError(RefusalCode.DIGEST_MISMATCH, f"its SHA-256 is {found}, not {digest}")
     files = tuple(_check_file(each, content) for each, content in _contents(data, limits))
-    return _describe(dict(iter_contents(data, files, only={PROJECT}))[PROJECT], found, len(data), files)
+    project = dict(iter_contents(data, files, only={PROJECT}))[PROJECT]
+    return describe(project, digest=found, size=len(data), files=files)
 
 
 def iter_contents(
@@ -203,7 +204,12 @@ def _check_file(listed: BundledFile, content: bytes) -> BundledFile:
     return listed
 
 
-def _describe(project: bytes, digest: str, size: int, files: tuple[BundledFile, ...]) -> AppBundle:
+def describe(project: bytes, *, digest: str, size: int, files: tuple[BundledFile, ...] = ()) -> AppBundle:
+    """Return what a `pyproject.toml` says of the app; the files of one that is installed already are not listed.
+
+    Raises:
+        AppRefusedError: something is missing in it, or has another form.
+    """
     try:
         read: dict[str, Any] = tomllib.loads(project.decode("utf-8"))
         about, app = read["project"], read["tool"]["flwr"]["app"]

@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 
-from packaging.requirements import InvalidRequirement, Requirement
-from packaging.version import InvalidVersion
+from packaging.requirements import Requirement
 
 _ENGINE = "flwr"
 """Its extras (`flwr[simulation]` in Flower's own templates) are for Flower's engines, which do not run an app here."""
@@ -19,18 +18,18 @@ def missing_requirements(requires: Iterable[str]) -> list[str]:
 
 
 def _problems(requirement: Requirement, seen: set[str]) -> Iterator[str]:
-    if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-        return
     try:
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            return
         found = distribution(requirement.name)
-        if not requirement.specifier.contains(found.version, prereleases=True):
+        if not requirement.specifier.contains(str(found.version), prereleases=True):
             yield f"{requirement} (installed: {found.version})"
             return
     except PackageNotFoundError:
         yield str(requirement)
         return
-    except InvalidVersion as error:
-        yield f"{requirement} (installed: {error})"
+    except ValueError as error:  # a marker that compares what cannot be compared, a version that is none
+        yield f"{requirement} ({error})"
         return
     extras = set() if requirement.name.lower() == _ENGINE else requirement.extras
     for extra in sorted(extras):
@@ -44,8 +43,9 @@ def _problems_of_extra(requires: Iterable[str], extra: str, seen: set[str]) -> I
     for line in requires:
         try:
             needed = Requirement(line)
-        except InvalidRequirement:  # the metadata of an installed package, nothing that the app can help
+            marker, needed.marker = needed.marker, None
+            is_of_extra = marker and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""})
+        except ValueError:  # in the metadata of an installed package: nothing that the app can help
             continue
-        marker, needed.marker = needed.marker, None
-        if marker is not None and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""}):
+        if is_of_extra:
             yield from _problems(needed, seen)

@@ -25,6 +25,7 @@ from fedops_mqtt.core.client_state import (
     ClientState,
     TrainingOutcome,
     TriggerReply,
+    as_last_trigger,
     find,
     is_stopped,
     record_stop,
@@ -36,7 +37,6 @@ from fedops_mqtt.protocol import (
     ClientCondition,
     CurrentRun,
     LastRun,
-    LastTrigger,
     Outcome,
     Phase,
     StartTrigger,
@@ -88,15 +88,18 @@ class Step:
     decision: StartDecision | None = None
 
 
-def apply(client: Client, event: Event) -> Step:
-    """Return the client after `event`, what is to be done, and for a start the answer."""
+def apply(client: Client, event: Event, *, app_refusal: StartDecision | None = None) -> Step:
+    """Return the client after `event`, what is to be done, and for a start the answer.
+
+    `app_refusal` is what the device's rule about apps says against a start; where nothing else is, that is the answer.
+    """
     match event:
         case StartTrigger():
-            return _take_trigger(client, event)
+            return _take_trigger(client, event, app_refusal)
         case StopTrigger():
             return _take_stop(client, event)
         case LocalStart():
-            return _take_local_start(client, event)
+            return _take_local_start(client, event, app_refusal)
         case Progressed():
             return Step(client=_progress(client, event))
         case TrainingEnded():
@@ -119,7 +122,7 @@ def restore(identity: Identity, facts: ClientState) -> Client:
 # Starts
 
 
-def _take_trigger(client: Client, trigger: StartTrigger) -> Step:
+def _take_trigger(client: Client, trigger: StartTrigger, app_refusal: StartDecision | None) -> Step:
     misfit = _mismatch(client.identity, trigger.task_id, trigger.client_mac)
     if misfit:
         return answer(client, trigger, StartDecision(answer=Answer.REJECTED, reason=misfit))
@@ -127,13 +130,15 @@ def _take_trigger(client: Client, trigger: StartTrigger) -> Step:
         return _redirect(client, trigger)
     known = find(client.facts, trigger.run_id, trigger.attempt)
     if known:
-        return answer(client, trigger, StartDecision(answer=known.answer, reason=known.reason), launch=known.launch)
+        decision = StartDecision(answer=known.answer, reason=known.reason, reason_code=known.reason_code)
+        return answer(client, trigger, decision, launch=known.launch)
     refusal = _unwanted(client, trigger)
     if refusal:
         return answer(client, trigger, StartDecision(answer=Answer.REJECTED, reason=refusal))
     refusal = _refusal(client, trigger)
-    if refusal:
-        return answer(client, trigger, StartDecision(answer=Answer.REJECTED, reason=refusal), is_remembered=True)
+    refused = StartDecision(answer=Answer.REJECTED, reason=refusal) if refusal else app_refusal
+    if refused:
+        return answer(client, trigger, refused, is_remembered=True)
     return _accept(client, trigger)
 
 
@@ -197,6 +202,8 @@ def _accept(client: Client, trigger: StartTrigger) -> Step:
             gl_model=trigger.gl_model,
             num_clients=trigger.num_clients,
             is_local=False,
+            app=trigger.app,
+            run_config=trigger.run_config,
         ),
     )
 
@@ -222,24 +229,16 @@ def answer(
 ) -> Step:
     """Return the step that answers a trigger; a remembered answer is given again when the trigger comes again."""
     launch = trigger.launch if launch is None else launch
-    facts = replace(
-        client.facts,
-        last_trigger=LastTrigger(
-            run_id=trigger.run_id,
-            attempt=trigger.attempt,
-            launch=launch,
-            answer=decision.answer,
-            reason=decision.reason,
-        ),
+    answered = TriggerReply(
+        run_id=trigger.run_id,
+        attempt=trigger.attempt,
+        launch=launch,
+        answer=decision.answer,
+        reason=decision.reason,
+        reason_code=decision.reason_code,
     )
+    facts = replace(client.facts, last_trigger=as_last_trigger(answered))
     if is_remembered:
-        answered = TriggerReply(
-            run_id=trigger.run_id,
-            attempt=trigger.attempt,
-            launch=launch,
-            answer=decision.answer,
-            reason=decision.reason,
-        )
         facts = remember(replace(facts, term=max(facts.term, trigger.term)), answered)
     return Step(client=replace(client, facts=facts), decision=decision)
 
@@ -267,15 +266,16 @@ def _redirect(client: Client, trigger: StartTrigger) -> Step:
     return replace(step, action=ServerMoved(server_ip=trigger.server_ip, launch=trigger.launch))
 
 
-def _take_local_start(client: Client, start: LocalStart) -> Step:
+def _take_local_start(client: Client, start: LocalStart, app_refusal: StartDecision | None) -> Step:
     mine = client.facts.active_training
     if mine and mine.server_ip == start.server_ip and mine.ending is None:
         return Step(
             client=client, decision=StartDecision(answer=Answer.ACCEPTED, reason="already training for this server")
         )
     refusal = _busy(client)
-    if refusal:
-        return Step(client=client, decision=StartDecision(answer=Answer.REJECTED, reason=refusal))
+    refused = StartDecision(answer=Answer.REJECTED, reason=refusal) if refusal else app_refusal
+    if refused:
+        return Step(client=client, decision=refused)
     return _accept_local(client, start)
 
 
@@ -351,7 +351,7 @@ def _progress(client: Client, event: Progressed) -> Client:
     facts = client.facts
     if mine.is_local and event.run_id:
         facts = replace(facts, active_training=replace(mine, run_id=event.run_id))
-    return replace(client, facts=facts, phase=event.phase, round=event.round)
+    return replace(client, facts=facts, phase=event.phase, round=event.round, reason=event.detail)
 
 
 def _end(client: Client, event: TrainingEnded) -> Client:
@@ -360,7 +360,7 @@ def _end(client: Client, event: TrainingEnded) -> Client:
         return client
     client = replace(client, phase=Phase.STARTING, round=0)
     if event.outcome is None and mine.ending is None:
-        return _end_unjoined(client, mine, clip(event.reason))
+        return _end_unjoined(client, mine, clip(event.reason), event.reason_code)
     ending = mine.ending if mine.ending and event.outcome is not Outcome.FINISHED else None
     outcome = ending.outcome if ending else event.outcome or Outcome.FAILED
     last_run = LastRun(
@@ -382,18 +382,11 @@ def _end(client: Client, event: TrainingEnded) -> Client:
     )
 
 
-def _end_unjoined(client: Client, mine: ActiveTraining, reason: str | None) -> Client:
-    """The run was over before this client joined it: its start is rejected after all, and no training failed."""
+def _end_unjoined(client: Client, mine: ActiveTraining, reason: str | None, code: str | None) -> Client:
+    """The run was over before this client joined it, or its app is refused: its start is rejected after all."""
     facts = replace(client.facts, active_training=None)
     known = find(facts, mine.run_id, mine.attempt)
     if known:
-        facts = remember(facts, replace(known, answer=Answer.REJECTED, reason=reason))
-        last_trigger = LastTrigger(
-            run_id=mine.run_id,
-            attempt=mine.attempt,
-            launch=mine.launch,
-            answer=Answer.REJECTED,
-            reason=reason,
-        )
-        facts = replace(facts, last_trigger=last_trigger)
+        known = replace(known, answer=Answer.REJECTED, reason=reason, reason_code=code, launch=mine.launch)
+        facts = replace(remember(facts, known), last_trigger=as_last_trigger(known))
     return replace(client, facts=facts, condition=ClientCondition.ONLINE, reason=None)

@@ -3,9 +3,10 @@
 Events are in the past tense or what somebody asked for; actions are orders to the daemon.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fedops_mqtt.protocol import Answer, Outcome, Phase, StartTrigger, StopTrigger, Transport
+from fedops_mqtt.protocol import Answer, AppReference, Outcome, Phase, StartTrigger, StopTrigger, Transport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,16 +25,19 @@ class Progressed:
     phase: Phase
     round: int
     run_id: str | None = None
+    detail: str | None = None
+    """What a phase that takes long is about, for people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingEnded:
-    """The training process is gone; `outcome` is None when the run was over before it could join."""
+    """The training process is gone; `outcome` is None when the run was over before it could join, or never began."""
 
     run_id: str
     attempt: int
     outcome: Outcome | None
     reason: str | None = None
+    reason_code: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +68,9 @@ class StartTraining:
     gl_model: int
     num_clients: int
     is_local: bool
+    app: AppReference | None = None
+    """The delivered app to train with; None: the device's own."""
+    run_config: Mapping[str, bool | int | float | str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,3 +97,4 @@ class StartDecision:
 
     answer: Answer
     reason: str | None = None
+    reason_code: str | None = None

@@ -20,6 +20,7 @@ class TriggerReply:
     launch: int
     answer: Answer
     reason: str | None = None
+    reason_code: str | None = None
     outcome: Outcome | None = None
 
 
@@ -66,6 +67,18 @@ class ClientState:
     last_run: LastRun | None = None
     last_trigger: LastTrigger | None = None
     gl_model: int = 0
+
+
+def as_last_trigger(reply: TriggerReply) -> LastTrigger:
+    """Return an answer as the status has it."""
+    return LastTrigger(
+        run_id=reply.run_id,
+        attempt=reply.attempt,
+        launch=reply.launch,
+        answer=reply.answer,
+        reason=reply.reason,
+        reason_code=reply.reason_code,
+    )
 
 
 def find(facts: ClientState, run_id: str, attempt: int) -> TriggerReply | None:

@@ -9,7 +9,6 @@ import logging
 import platform
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import assert_never
 
 from fedops_mqtt import __version__
@@ -18,15 +17,11 @@ from fedops_mqtt.bus import (
     BusOptions,
     Connected,
     Connection,
-    EpochFile,
     Received,
     StatusOwner,
-    client_id_of,
-    new_instance,
-    parse_broker_url,
 )
 from fedops_mqtt.core import client as core
-from fedops_mqtt.core.client import Client, Identity, Step
+from fedops_mqtt.core.client import Client, Step
 from fedops_mqtt.core.client_events import (
     Event,
     LocalStart,
@@ -42,16 +37,15 @@ from fedops_mqtt.core.client_events import (
 from fedops_mqtt.core.client_state import ClientState
 from fedops_mqtt.core.client_status import last_will, snapshot
 from fedops_mqtt.core.fencing import Stamp
+from fedops_mqtt.device.app_policy import AppPolicy
 from fedops_mqtt.device.attachment import Attachment, Notice
-from fedops_mqtt.device.errors import ClientConfigError
-from fedops_mqtt.device.identity import get_hostname, get_mac_address
-from fedops_mqtt.device.journal import ClientJournal, identity_dir, identity_lock
+from fedops_mqtt.device.identity import client_id_for, identity_of
+from fedops_mqtt.device.journal import ClientJournal, identity_lock
 from fedops_mqtt.device.metrics import MetricsSender
 from fedops_mqtt.device.system_load import measure_load
 from fedops_mqtt.device.trainer import MakeTrainer, Scalar, Trainer
 from fedops_mqtt.device.training_process import mark_of
 from fedops_mqtt.protocol import (
-    MAX_TEXT_CHARS,
     Answer,
     Channel,
     ClientMetrics,
@@ -60,10 +54,8 @@ from fedops_mqtt.protocol import (
     Phase,
     StartTrigger,
     StopTrigger,
-    clip,
     filter_for,
     first_line,
-    mac_to_level,
     topics,
     utc_now,
 )
@@ -102,9 +94,10 @@ class Daemon:
     ) -> None:
         self.settings = settings
         self._agent = _AGENT if agent is None else agent
-        self.identity, self._folder, epochs = _identity_of(settings)
+        self.identity, self._folder, epochs = identity_of(settings)
         self._client = Client(identity=self.identity)
-        self._client_id = _client_id_of(settings, self.identity)
+        self._policy = AppPolicy(settings, self.identity, self._folder)
+        self._client_id = client_id_for(settings, self.identity)
         self._step_lock = asyncio.Lock()
         self._told_to_leave = asyncio.Event()
         self._leave_reason: str | None = None
@@ -172,7 +165,8 @@ class Daemon:
         """Take an event in: keep its facts, carry out what follows, let the next status say so."""
         async with self._step_lock:
             before = self._client
-            step = core.apply(before, event)
+            refusal = self._policy.refusal(event) if isinstance(event, StartTrigger | LocalStart) else None
+            step = core.apply(before, event, app_refusal=refusal)
             problem = await self._keep(step.client.facts)
             if problem is not None and isinstance(step.action, StartTraining):
                 step = _refused(before, event, problem)
@@ -323,7 +317,9 @@ class Daemon:
     async def _take_phase(self) -> None:
         report, self._phase = self._phase, None
         if report is not None:
-            await self.apply(Progressed(phase=report.phase, round=report.round, run_id=report.run_id))
+            await self.apply(
+                Progressed(phase=report.phase, round=report.round, run_id=report.run_id, detail=report.detail)
+            )
 
     async def _say_ended(self, ended: EndedReport) -> None:
         await self._take_phase()
@@ -332,7 +328,13 @@ class Daemon:
         if mine is not None:
             reason = None if is_good else ended.reason
             await self.apply(
-                TrainingEnded(run_id=mine.run_id, attempt=mine.attempt, outcome=ended.outcome, reason=reason)
+                TrainingEnded(
+                    run_id=mine.run_id,
+                    attempt=mine.attempt,
+                    outcome=ended.outcome,
+                    reason=reason,
+                    reason_code=ended.reason_code,
+                )
             )
         await self._notify("trainFin" if is_good else "trainFail")
 
@@ -364,26 +366,3 @@ def _refused(client: Client, event: Event, problem: str) -> Step:
     if not isinstance(event, StartTrigger):
         return Step(client=client, decision=decision)
     return core.answer(client, event, decision)
-
-
-def _identity_of(settings: ClientSettings) -> tuple[Identity, Path, EpochFile]:
-    """Return who this client is from now on, its folder, and what its connections before counted there."""
-    if settings.task_id is None:
-        raise ClientConfigError("task_id", "a client needs to know its task; give it --task-id")
-    if not settings.app or not all(settings.app.partition(":")[::2]):
-        raise ClientConfigError("app", f"{settings.app!r} is not MODULE:ATTRIBUTE, such as my_project.client:app")
-    mac = settings.mac or get_mac_address()
-    epochs = EpochFile((folder := identity_dir(settings.state_dir, settings.task_id, mac)) / "epoch")
-    identity = Identity(
-        task_id=settings.task_id,
-        client_mac=mac,
-        client_name=clip(settings.client_name or get_hostname(), MAX_TEXT_CHARS),
-        instance=new_instance(last_epoch=epochs.load()),
-    )
-    return identity, folder, epochs
-
-
-def _client_id_of(settings: ClientSettings, identity: Identity) -> str | None:
-    """Return the MQTT client id: the user name where there is one (the broker may insist), else task and MAC."""
-    user = settings.broker_user or parse_broker_url(settings.broker).user
-    return client_id_of(user or f"{identity.task_id}-{mac_to_level(identity.client_mac)}")

@@ -1,8 +1,16 @@
-"""Which device this is, from the machine itself."""
+"""Which device this is: from the settings, and where they say nothing, from the machine itself."""
 
 import uuid
+from pathlib import Path
 
+from fedops_mqtt.bus import EpochFile, client_id_of, new_instance, parse_broker_url
+from fedops_mqtt.core.client import Identity
+from fedops_mqtt.device.errors import ClientConfigError
+from fedops_mqtt.device.journal import identity_dir
+from fedops_mqtt.protocol import MAX_TEXT_CHARS, clip, mac_to_level
+from fedops_mqtt.runtime.app_settings import DELIVERED, IS_DELIVERED
 from fedops_mqtt.runtime.machine import host_name
+from fedops_mqtt.runtime.settings import ClientSettings
 
 _MULTICAST_BIT = 1 << 40
 """Set by `uuid.getnode` in a number that it made up because it found no network card (RFC 4122, 4.5)."""
@@ -31,3 +39,27 @@ def get_mac_address() -> str:
 def get_hostname() -> str:
     """Return the name of this machine."""
     return host_name()
+
+
+def identity_of(settings: ClientSettings) -> tuple[Identity, Path, EpochFile]:
+    """Return who this client is from now on, its folder, and what its connections before counted there."""
+    if settings.task_id is None:
+        raise ClientConfigError("task_id", "a client needs to know its task; give it --task-id")
+    if settings.app not in IS_DELIVERED and not all((settings.app or "").partition(":")[::2]):
+        problem = f"{settings.app!r} is neither MODULE:ATTRIBUTE, such as my_project.client:app, nor {DELIVERED}"
+        raise ClientConfigError("app", problem)
+    mac = settings.mac or get_mac_address()
+    epochs = EpochFile((folder := identity_dir(settings.state_dir, settings.task_id, mac)) / "epoch")
+    identity = Identity(
+        task_id=settings.task_id,
+        client_mac=mac,
+        client_name=clip(settings.client_name or get_hostname(), MAX_TEXT_CHARS),
+        instance=new_instance(last_epoch=epochs.load()),
+    )
+    return identity, folder, epochs
+
+
+def client_id_for(settings: ClientSettings, identity: Identity) -> str | None:
+    """Return the MQTT client id: the user name where there is one (the broker may insist), else task and MAC."""
+    user = settings.broker_user or parse_broker_url(settings.broker).user
+    return client_id_of(user or f"{identity.task_id}-{mac_to_level(identity.client_mac)}")

@@ -1,17 +1,25 @@
 """The one training that a daemon has at a time: made from a start and the settings, steered, and told how it ended."""
 
 import asyncio
+import logging
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fedops_mqtt.core.client import Identity
 from fedops_mqtt.core.client_events import ServerMoved, StartTraining, StopTraining
-from fedops_mqtt.device.training_process import TrainingOptions, TrainingProcess
+from fedops_mqtt.device.training_process import MODULE, TrainingOptions, TrainingProcess
 from fedops_mqtt.protocol import Outcome, utc_now
 from fedops_mqtt.runtime.key_values import parse_pairs
 from fedops_mqtt.runtime.settings import ClientSettings
 from fedops_mqtt.training.pipe import EndedReport, Job, MetricsReport, PhaseReport, WandbOptions
+
+if TYPE_CHECKING:
+    from fedops_mqtt.device.app_delivery import AppDelivery, DeliveredApp
+
+logger = logging.getLogger(__name__)
 
 Scalar = bool | int | float | str | None
 
@@ -77,29 +85,33 @@ class Trainer:
         self._on_report = on_report
         self._on_ended = on_ended
         self._training: TrainingProcess | None = None
+        self._start: StartTraining | None = None
+        self._preparing: asyncio.Task[DeliveredApp | EndedReport] | None = None
+        self._delivery: AppDelivery | None = None
         self._is_idle = asyncio.Event()
         self._is_idle.set()
 
     def start(self, start: StartTraining, group: asyncio.TaskGroup) -> None:
-        """Start a training process as a task of `group`; the one before must have ended."""
-        options = TrainingOptions(
-            state_folder=self._folder,
-            stop_grace_s=self._settings.stop_grace_s,
-            run_limit_s=self._settings.run_limit_s,
-            stderr_lines=self._settings.stderr_lines,
-        )
-        self._training = TrainingProcess(job=self._job(start), options=options, on_report=self._on_report)
+        """Start a training process as a task of `group`; the one before must have ended.
+
+        A delivered app is made ready first, in the same task.
+        """
+        self._start = start
         self._is_idle.clear()
-        group.create_task(self._see_through(self._training), name=f"training-{start.run_id}-{start.attempt}")
+        if start.app is not None:
+            self._preparing = group.create_task(self._prepare(start), name=f"app-{start.run_id}-{start.attempt}")
+        else:
+            self._training = self._process(start, None)
+        group.create_task(self._see_through(), name=f"training-{start.run_id}-{start.attempt}")
 
     def steer(self, action: ServerMoved | StopTraining) -> None:
         """Pass a change of address or a stop on to the process; nothing happens when it has just ended."""
-        if self._training is None:
-            return
         if isinstance(action, ServerMoved):
-            self._training.redirect(action.server_ip, action.launch)
-        else:
+            self._redirect(action)
+        elif self._training is not None:
             self._training.stop(action.reason)
+        elif self._preparing is not None:
+            self._preparing.cancel(action.reason)
 
     def end(self, outcome: Outcome, reason: str | None) -> None:
         """End the training in hand as its program says that it ended; nothing happens when there is none."""
@@ -110,20 +122,74 @@ class Trainer:
         """Wait until nothing trains and the end of the last training was taken in."""
         await self._is_idle.wait()
 
-    async def _see_through(self, training: TrainingProcess) -> None:
-        ended = await training.run()
-        self._training = None
+    def _redirect(self, moved: ServerMoved) -> None:
+        if self._start is not None:
+            self._start = replace(self._start, server_ip=moved.server_ip, launch=moved.launch)
+        if self._delivery is not None:
+            self._delivery.redirect(moved.server_ip)
+        if self._training is not None:
+            self._training.redirect(moved.server_ip, moved.launch)
+
+    async def _see_through(self) -> None:
+        ended = await self._ended()
+        self._training = self._start = None
         await self._on_ended(ended)
-        if self._training is None:
+        if self._start is None:
             self._is_idle.set()
 
-    def _job(self, start: StartTraining) -> Job:
+    async def _ended(self) -> EndedReport:
+        if self._preparing is not None:
+            preparing = self._preparing
+            await asyncio.wait([preparing])
+            self._preparing = None
+            if preparing.cancelled():
+                return EndedReport(outcome=Outcome.STOPPED, reason="stopped before its app was there")
+            if isinstance(ended := preparing.result(), EndedReport):
+                return ended
+            assert self._start is not None
+            self._training = self._process(self._start, ended)
+        assert self._training is not None
+        return await self._training.run()
+
+    async def _prepare(self, start: StartTraining) -> "DeliveredApp | EndedReport":
+        # Here, not above: what checks bundles and signatures takes memory that a device without them keeps.
+        from fedops_mqtt.apps import AppRefusedError
+        from fedops_mqtt.device.app_delivery import AppDelivery
+
+        if self._delivery is None:
+            self._delivery = AppDelivery(
+                settings=self._settings,
+                client_mac=self._identity.client_mac,
+                folder=self._folder,
+                on_report=self._on_report,
+            )
+        try:
+            return await self._delivery.prepare(start)
+        except AppRefusedError as error:
+            facts = {"run_id": start.run_id, "reason_code": error.code.value, "reason": error.problem}
+            logger.error("the app is refused", extra=facts)
+            return EndedReport(outcome=None, reason=error.problem, reason_code=error.code.value)
+
+    def _process(self, start: StartTraining, app: "DeliveredApp | None") -> TrainingProcess:
+        options = TrainingOptions(
+            state_folder=self._folder,
+            stop_grace_s=self._settings.stop_grace_s,
+            run_limit_s=self._settings.run_limit_s,
+            stderr_lines=self._settings.stderr_lines,
+        )
+        if app is not None:
+            # -P: its modules come from its own folder, not from where the daemon was started; -B: that stays as it is.
+            python = str(app.python or sys.executable)
+            options = replace(options, command=(python, "-P", "-B", "-m", MODULE))
+        return TrainingProcess(job=self._job(start, app), options=options, on_report=self._on_report)
+
+    def _job(self, start: StartTraining, app: "DeliveredApp | None") -> Job:
         settings, identity = self._settings, self._identity
         join_token = settings.join_token.get_secret_value() if settings.join_token else None
         return Job(
-            app=settings.app or "",
+            app=app.client_app if app else settings.app or "",
             live_task=self._live_task,
-            import_paths=self._import_paths,
+            import_paths=(str(app.folder),) if app else self._import_paths,
             task_id=identity.task_id,
             client_mac=identity.client_mac,
             client_name=identity.client_name,
@@ -144,7 +210,7 @@ class Trainer:
             partition_id=settings.partition_id,
             num_partitions=settings.num_partitions,
             node_config=parse_pairs(settings.node_config),
-            run_config={**self._run_config, **parse_pairs(settings.run_config)},
+            run_config={**self._run_config, **parse_pairs(settings.run_config), **(start.run_config or {})},
             wandb=self._wandb(start),
         )
 

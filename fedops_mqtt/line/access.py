@@ -4,11 +4,11 @@ Invited: only the run secret's tokens (or the join token, where there is no secr
 also the join token, and nobody's token at all only on loopback with no join token set.
 """
 
-import ipaddress
 from typing import Literal
 
 from fedops_mqtt.line.errors import LineConfigError, LineRefusedError
 from fedops_mqtt.line.token import check_token, is_same_secret
+from fedops_mqtt.runtime.machine import is_loopback
 
 
 class Access:
@@ -30,7 +30,7 @@ class Access:
         self._run_id = run_id
         self._run_secret = run_secret
         self._join_token = join_token if join == "open" or run_secret is None else None
-        self._needs_token = join == "invited" or self._join_token is not None or not _is_loopback(host)
+        self._needs_token = join == "invited" or self._join_token is not None or not is_loopback(host)
         if self._needs_token and run_secret is None and join_token is None:
             raise LineConfigError(
                 f"nobody could join a line that is {join} on {host} without run secret or join token: set a join token,"
@@ -50,12 +50,3 @@ class Access:
         if self._needs_token and not (is_invited or has_join_token):
             reason = "token is missing" if token is None else "token is not the one of this client in this run"
             raise LineRefusedError(status=401, code="token", reason=reason)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -4,6 +4,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
+DELIVERED = "delivered"
+"""What `app` says where the device runs what it is sent."""
+AFTER_APPROVAL = "delivered-after-approval"
+IS_DELIVERED = (DELIVERED, AFTER_APPROVAL)
+
 
 def _join(value: Any) -> Any:
     return ",".join(value) if isinstance(value, list) and all(isinstance(each, str) for each in value) else value

@@ -25,6 +25,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fedops_mqtt.runtime.machine import is_loopback
+
 MAX_BODY_BYTES = 1024 * 1024
 """20,000 named clients are 400 kB."""
 
@@ -210,14 +212,6 @@ def check_address(host: str, address: str, rules: AccessRules, *, what: str, set
     """
     if not rules.is_guarded and not is_loopback(host):
         raise ExposedError(what, address, setting)
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host to listen on is reached from this machine only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _names_this_machine(host: str) -> bool:

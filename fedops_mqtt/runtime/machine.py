@@ -1,5 +1,6 @@
-"""What this machine is called, and where a user's files are on it."""
+"""What this machine is called, which addresses are its own, and where a user's files are on it."""
 
+import ipaddress
 import socket
 from pathlib import Path
 
@@ -15,6 +16,14 @@ class NoHomeError(ValueError):
     def __init__(self, path: str, advice: str) -> None:
         self.path = path
         super().__init__(f"{path}: this user has no home folder; {advice}, or set HOME")
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host is this machine and is reached from here only; no name but `localhost` is looked up."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def default_state_dir() -> Path:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from fedops_mqtt.protocol import MetricsKind, Outcome, Phase, RunId, Transport, clip
+from fedops_mqtt.protocol.identity import Text
 from fedops_mqtt.protocol.values import Count, Scalars
 
 MAX_LINE_BYTES = 64 * 1024
@@ -91,6 +92,8 @@ class PhaseReport(_Line):
     run_id: RunId | None = None
     bytes_in: Count = 0
     bytes_out: Count = 0
+    detail: Text | None = None
+    """What a phase that takes long is about, for people."""
 
 
 class MetricsReport(_Line):
@@ -103,12 +106,13 @@ class MetricsReport(_Line):
 
 
 class EndedReport(_Line):
-    """How it ended; `outcome` is None when the run was over before this client joined."""
+    """How it ended; `outcome` is None when the run was over before this client joined, or its app was refused."""
 
     report: Literal["ended"] = "ended"
     outcome: Outcome | None
     reason: Annotated[str | None, BeforeValidator(clip)] = None
     """Clipped to what a status takes: whatever an exception says, the report of it arrives."""
+    reason_code: str | None = None
 
 
 Report = PhaseReport | MetricsReport | EndedReport

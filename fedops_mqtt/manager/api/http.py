@@ -9,8 +9,9 @@ from starlette.types import ASGIApp
 
 from fedops_mqtt.manager.api.app import problem
 from fedops_mqtt.manager.errors import ExposedApiError
-from fedops_mqtt.runtime.http_access import AccessControlMiddleware, AccessRules, ExposedError, is_loopback
+from fedops_mqtt.runtime.http_access import AccessControlMiddleware, AccessRules, ExposedError
 from fedops_mqtt.runtime.http_listener import listen as open_address
+from fedops_mqtt.runtime.machine import is_loopback
 from fedops_mqtt.runtime.settings import ManagerSettings
 
 logger = logging.getLogger(__name__)

@@ -29,3 +29,7 @@ def test_what_is_missing_is_listed_with_what_is_here_instead() -> None:
     assert missing[0] == "no-such-package-here>=2"
     assert missing[1] == f"numpy<0.1 (installed: {version('numpy')})"
     assert missing[2] == f"flwr<1 (installed: {version('flwr')})"
+
+
+def test_a_marker_that_compares_nonsense_is_a_problem_not_a_crash() -> None:
+    assert len(missing_requirements(["numpy; os_name ~= 'posix'"])) == 1

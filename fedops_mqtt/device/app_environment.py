@@ -1,0 +1,181 @@
+"""Virtual environments for what delivered apps need and the device lacks, one for each set of requirements.
+
+An environment is used only where its last file says that it was finished; whatever else lies there is removed.
+"""
+
+import asyncio
+import hashlib
+import logging
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from fedops_mqtt.apps import AppRefusedError, RefusalCode
+from fedops_mqtt.device.training_process import mark_of
+from fedops_mqtt.runtime.background import bare_error
+from fedops_mqtt.runtime.orphans import MARK, kill_group, sweep
+from fedops_mqtt.runtime.settings import ENV_PREFIX, ClientSettings, inherited_environment
+from fedops_mqtt.runtime.streams import LineSplitter, Tail
+
+logger = logging.getLogger(__name__)
+
+_FINISHED = ".finished"
+_DEVICE_PACKAGES = "device-packages.pth"
+"""Makes the device's own packages (flwr, this one) importable behind those of the environment (Python's `site`)."""
+_MEASURE_S = 1.0
+"""How often the size of an environment that is being made is looked at."""
+_TAIL_LINES = 8
+_TAIL_BYTES = 1500
+_LINE_BYTES = 2000
+_CHUNK_BYTES = 64 * 1024
+
+
+class AppEnvironments:
+    """The environments of one client; one is made at a time."""
+
+    def __init__(self, *, settings: ClientSettings, state_folder: Path) -> None:
+        self._settings = settings
+        self._mark = mark_of(state_folder)
+        self._folder = state_folder / "app-environments"
+
+    async def python_with(
+        self, requires: Sequence[str], missing: Sequence[str], *, on_progress: Callable[[str], None]
+    ) -> Path:
+        """Return the Python that has these requirements (PEP 508); an environment is made where there is none yet.
+
+        Raises:
+            AppRefusedError: it cannot be made within the limits of time and size; nothing of it is left.
+            OSError: the disk is full or cannot be written.
+        """
+        if direct := [each for each in requires if Requirement(each).url]:
+            problem = f"{', '.join(direct)}: from an address, not from this device's package index"
+            raise AppRefusedError(RefusalCode.DEPENDENCIES_MISSING, problem)
+        environment = self._folder / lock_digest(requires)
+        python = environment / "bin" / "python"
+        if (environment / _FINISHED).exists():
+            os.utime(environment)
+            return python
+        await asyncio.to_thread(self._clear, environment)
+        logger.info("making an environment for an app", extra={"missing": list(missing), "folder": str(environment)})
+        try:
+            await self._make(environment, python, requires, on_progress)
+        except TimeoutError as error:
+            problem = f"installing {', '.join(missing)} took over {self._settings.app_install_limit_s:g} s"
+            raise AppRefusedError(RefusalCode.DEPENDENCIES_MISSING, problem) from error
+        finally:
+            if not (environment / _FINISHED).exists():
+                await asyncio.to_thread(shutil.rmtree, environment, ignore_errors=True)
+        return python
+
+    async def _make(
+        self, environment: Path, python: Path, requires: Sequence[str], on_progress: Callable[[str], None]
+    ) -> None:
+        async with asyncio.timeout(self._settings.app_install_limit_s):
+            on_progress("making a virtual environment for the app")
+            await self._run(environment, on_progress, sys.executable, "-m", "venv", str(environment))
+            await asyncio.to_thread(_add_device_packages, environment)
+            pip = (str(python), "-m", "pip", "install", "--no-input", "--no-cache-dir", "--progress-bar", "off")
+            await self._run(environment, on_progress, *pip, *sorted(requires))
+        await asyncio.to_thread(_finish, environment)
+
+    async def _run(self, environment: Path, on_progress: Callable[[str], None], *command: str) -> None:
+        mark = self._mark + uuid.uuid4().hex
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+            env=self._environment_variables() | {MARK: mark},
+        )
+        tail = Tail(max_lines=_TAIL_LINES, max_bytes=_TAIL_BYTES)
+        assert process.stdout is not None
+        try:
+            with bare_error():
+                async with asyncio.TaskGroup() as group:
+                    watching = group.create_task(self._watch_size(environment), name="app-environment-size")
+                    await _follow(process.stdout, tail, on_progress)
+                    await process.wait()
+                    watching.cancel()
+        finally:
+            kill_group(process.pid)
+            await process.wait()
+            await asyncio.to_thread(sweep, mark)
+        if process.returncode != 0:
+            problem = (
+                f"they could not be installed: {' '.join(command[1:4])} ended with {process.returncode}: {tail.text}"
+            )
+            raise AppRefusedError(RefusalCode.DEPENDENCIES_MISSING, problem)
+
+    async def _watch_size(self, environment: Path) -> None:
+        limit = self._settings.app_install_max_bytes
+        while True:
+            await asyncio.sleep(_MEASURE_S)
+            if await asyncio.to_thread(_size_of, environment) > limit:
+                problem = f"what the app needs takes more than {limit:,} bytes (app_install_max_bytes)"
+                raise AppRefusedError(RefusalCode.DEPENDENCIES_MISSING, problem)
+
+    def _environment_variables(self) -> dict[str, str]:
+        """Return what `pip` gets: the device's own configuration of it, and none of our settings, some are secrets."""
+        inherited = inherited_environment().items()
+        mine = {name: value for name, value in inherited if not name.startswith((ENV_PREFIX, "PYTHON"))}
+        mine |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        if self._settings.app_index_url is not None:
+            # By the environment: an address may hold a password, and others on the machine read arguments.
+            mine |= {"PIP_INDEX_URL": self._settings.app_index_url, "PIP_EXTRA_INDEX_URL": "", "PIP_NO_INDEX": "0"}
+        return mine
+
+    def _clear(self, environment: Path) -> None:
+        """Remove what was not finished, and of the others those that were used longest ago."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(environment, ignore_errors=True)
+        made = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        finished = [path for path in made if (path / _FINISHED).exists()]
+        for path in made:
+            if path not in finished[: self._settings.app_keep_num - 1]:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def lock_digest(requires: Sequence[str]) -> str:
+    """Return the name of the environment for these requirements and this Python."""
+    text = "\n".join((sys.version, sys.prefix, *sorted(requires)))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+async def _follow(output: asyncio.StreamReader, tail: Tail, on_progress: Callable[[str], None]) -> None:
+    splitter = LineSplitter(_LINE_BYTES)
+    while chunk := await output.read(_CHUNK_BYTES):
+        tail.feed(chunk)
+        for line in splitter.feed(chunk):
+            text = line.decode(errors="replace").strip()
+            if text.startswith(("Collecting ", "Downloading ", "Building ", "Installing ")):
+                on_progress(f"installing what the app needs: {text}")
+
+
+def _add_device_packages(environment: Path) -> None:
+    folders = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    site_packages = next((environment / "lib").glob("python*/site-packages"))
+    lines = "".join(f"import site; site.addsitedir({path!r})\n" for path in folders)
+    (site_packages / _DEVICE_PACKAGES).write_text(lines, encoding="utf-8")
+
+
+def _finish(environment: Path) -> None:
+    os.sync()  # thousands of files: a power cut must not leave some of them behind a mark that says all
+    with (environment / _FINISHED).open("wb") as file:
+        os.fsync(file.fileno())
+
+
+def _size_of(folder: Path) -> int:
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(root, name)).st_size
+            except OSError:  # pip has removed it meanwhile
+                continue
+    return total
