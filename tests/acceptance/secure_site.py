@@ -19,7 +19,7 @@ from fedops_mqtt.enrolment import EnrolmentRequest, FleetFolder, Ports, Role, in
 from fedops_mqtt.protocol import mac_to_level
 
 HOST = "127.0.0.1"
-PATIENCE_S = 20.0
+PATIENCE_S = 300.0
 TASK = "digits"
 A = "02:00:00:00:00:0a"
 B = "02:00:00:00:00:0b"

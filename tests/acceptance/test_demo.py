@@ -9,14 +9,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from yard import HERE, Installed, Yard
+from yard import HERE, TIMEOUT_S, Installed, Yard
 
 from fedops_mqtt.demo.reaper import MARK
 
 
 @pytest.mark.long
 async def test_the_demo_completes_and_says_so_in_its_last_line(yard: Yard, tmp_path: Path) -> None:
-    demo = await yard.run("demo", "--json", "--folder", str(tmp_path / "models"), timeout_s=150)
+    demo = await yard.run("demo", "--json", "--folder", str(tmp_path / "models"))
     assert demo.process.returncode == 0, demo.stderr + demo.stdout
     result = json.loads(demo.stdout.splitlines()[-1])
     assert result["outcome"] == "completed"
@@ -29,7 +29,7 @@ async def test_the_demo_completes_and_says_so_in_its_last_line(yard: Yard, tmp_p
 
 
 async def test_options_reach_the_run_and_a_pipe_gets_plain_lines(yard: Yard, tmp_path: Path) -> None:
-    demo = await yard.run("demo", "--clients", "2", "--rounds", "1", "--folder", str(tmp_path / "m"), timeout_s=120)
+    demo = await yard.run("demo", "--clients", "2", "--rounds", "1", "--folder", str(tmp_path / "m"))
     assert demo.process.returncode == 0, demo.stderr + demo.stdout
     assert "\x1b" not in demo.stdout
     assert "1 round with 2 clients" in demo.stdout
@@ -72,7 +72,7 @@ async def test_a_killed_demo_takes_its_processes_and_files_with_it(yard: Yard, t
     await demo.until_said("^server .*status=ready")
     traces = await _traces_of(demo)
     await demo.end(signal.SIGKILL)
-    await asyncio.to_thread(psutil.wait_procs, traces.processes, 30)
+    await asyncio.to_thread(psutil.wait_procs, traces.processes, TIMEOUT_S)
     _assert_nothing_is_left(traces, tmp_path)
 
 
@@ -114,7 +114,7 @@ async def _traces_of(demo: Installed) -> _Traces:
 
 def _look_for_traces(pid: int) -> _Traces:
     """The demo's own mark is in its children's environment; grandchildren in sessions of their own carry it too."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline:
         children = psutil.Process(pid).children()
         found = {_environ(child).get(MARK) for child in children} - {None}

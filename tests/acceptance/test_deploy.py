@@ -23,7 +23,7 @@ pytestmark = pytest.mark.long
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 UNITS = ("fedops-mqtt-client.service", "fedops-mqtt-manager.service")
 MAX_EXPOSURE = 3.0
-PATIENCE_S = 30.0
+PATIENCE_S = 300.0
 
 Compose = dict[str, Any]
 
@@ -228,5 +228,5 @@ async def test_every_command_of_the_compose_file_runs_and_a_run_completes(
         for name in ("client-1", "client-2", "client-3"):
             client = await host.run(name)
             await client.until_said("connected to the broker")
-        run = await yard.run("start", "digits", "--manager", url, "--wait", timeout_s=120)
+        run = await yard.run("start", "digits", "--manager", url, "--wait")
         assert run.process.returncode == 0, run.stdout + run.stderr + manager.stderr

@@ -53,7 +53,7 @@ async def start(site: Site, app: str, **settings: object) -> None:
 async def run_all(site: Site, *args: str) -> dict[str, dict[str, Any]]:
     """Run the program once and return what it said of each strategy."""
     site.write_tasks(module=PROGRAM, args=args, program_cwd=PROJECT)
-    run = await site.observer.until_ended(await site.start_run(min_clients=2), timeout_s=120)
+    run = await site.observer.until_ended(await site.start_run(min_clients=2))
     assert run.outcome == RunOutcome.COMPLETED, run
     for mac in run.clients:
         await site.observer.until_client(mac, ClientCondition.TRAIN_FINISHED)

@@ -49,7 +49,7 @@ async def test_a_run_over_tls_with_nothing_but_bundles(yard: Yard, site: SecureS
         extra = {} if mac == A else {"app": "fedops_mqtt.demo:client_app"}
         device = await start_device(yard, site, mac, **extra)
         await device.until_said("connected to the broker")
-    run = await yard.run("start", TASK, "--manager", url, "--wait", timeout_s=90)
+    run = await yard.run("start", TASK, "--manager", url, "--wait")
     assert run.process.returncode == 0, run.stdout + run.stderr + manager.stderr
     assert_nothing_secret_was_said(yard, site)
 

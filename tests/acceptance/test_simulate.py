@@ -11,7 +11,7 @@ pytestmark = pytest.mark.long
 
 DIGITS = EXAMPLES / "digits_numpy"
 SERVER = "server_main.py"
-LIMIT_S = 200.0
+LIMIT_S = 500.0
 
 
 def said(tmp_path: Path, *more: str) -> list[str]:

@@ -59,7 +59,7 @@ async def show(site: Site, folder: Path) -> None:
     chosen = ",".join([*busy, *broken])
     await site.observer.until(lambda: all(site.observer.client(mac) for mac in chosen.split(",")))
     running = await site.start_run(num_rounds=60, min_clients=2, clients=chosen.split(","))
-    await site.observer.until_run(running, lambda run: run.round >= 2, timeout_s=120)
+    await site.observer.until_run(running, lambda run: run.round >= 2)
     level = "02-00-00-00-02-01"
     views = {
         "fleet": "/", "tasks": "/tasks", "task": "/tasks/digits", "run-finished": f"/runs/{finished}",

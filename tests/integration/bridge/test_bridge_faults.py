@@ -50,10 +50,10 @@ async def test_a_killed_client_leaves_its_round_at_once_and_is_asked_again_when_
     )
     await devices[1].process.end(signal.SIGKILL)
     lost = await crossing.site.observer.until_run(
-        run_id, lambda run: run.clients[MACS[1]].status == MemberCondition.LOST, timeout_s=5
+        run_id, lambda run: run.clients[MACS[1]].status == MemberCondition.LOST
     )
     assert lost.outcome is None
-    out = await crossing.site.observer.until_client(MACS[1], ClientCondition.CLIENT_OUT, timeout_s=10)
+    out = await crossing.site.observer.until_client(MACS[1], ClientCondition.CLIENT_OUT)
     assert out.status.reason == "lost"
 
     port = int(devices[1].url.rpartition(":")[2])

@@ -27,6 +27,8 @@ from fedops_mqtt.training.pipe import Job
 
 HERE = Path(__file__).parent
 SECRET = b"0123456789abcdef"
+PATIENCE_S = 300.0
+"""Means "hangs", on a machine ten times slower too."""
 
 
 class ServeFl(Protocol):
@@ -65,7 +67,7 @@ async def fl_process(*arguments: str) -> AsyncIterator[str]:
     )
     assert server.stdout is not None
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             yield (await server.stdout.readline()).decode().strip()
     finally:
         if server.returncode is None:
@@ -86,7 +88,7 @@ class Operator:
         self.statuses: list[ClientStatus] = []
         self.metrics: list[ClientMetrics] = []
 
-    async def until(self, is_it: Callable[[ClientStatus], bool], *, timeout_s: float = 40) -> ClientStatus:
+    async def until(self, is_it: Callable[[ClientStatus], bool], *, timeout_s: float = PATIENCE_S) -> ClientStatus:
         """Wait for a status."""
         async with asyncio.timeout(timeout_s):
             async for event in self.bus.events():
@@ -98,7 +100,7 @@ class Operator:
                         return event.message
         raise AssertionError
 
-    async def until_metrics(self, is_it: Callable[[ClientMetrics], bool], *, timeout_s: float = 40) -> None:
+    async def until_metrics(self, is_it: Callable[[ClientMetrics], bool], *, timeout_s: float = PATIENCE_S) -> None:
         """Wait for numbers."""
         async with asyncio.timeout(timeout_s):
             while not any(is_it(said) for said in self.metrics):

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from client_testbed import HERE, SECRET, MakeJob, Operator, RunDaemon, ServeFl, fl_server
+from client_testbed import HERE, PATIENCE_S, SECRET, MakeJob, Operator, RunDaemon, ServeFl, fl_server
 
 from fedops_mqtt.bus import Connection, Mosquitto
 from fedops_mqtt.client.attachment import FedOpsAttachment
@@ -54,7 +54,7 @@ def make_job(tmp_path: Path, mac: str) -> MakeJob:
             "is_local": False,
             "state_folder": tmp_path,
             "ca_file": None,
-            "join_limit_s": 20,
+            "join_limit_s": PATIENCE_S,
             "rejoin_limit_s": 5,
             "partition_id": 3,
             "num_partitions": 5,
@@ -79,11 +79,11 @@ async def operator(broker: Mosquitto, task_id: str, mac: str) -> AsyncIterator[O
 async def run_daemon(broker: Mosquitto, task_id: str, mac: str, tmp_path: Path) -> AsyncIterator[RunDaemon]:
     """Daemons that are told to leave at the end of the test."""
     daemons: list[Daemon] = []
-    async with asyncio.timeout(100), asyncio.TaskGroup() as group:
+    async with asyncio.TaskGroup() as group:
 
         async def run(**settings: object) -> Daemon:
             fields = {"broker": broker.url, "task_id": task_id, "mac": mac, "app": "fl_apps:counting"}
-            fields |= {"state_dir": tmp_path, "partition_id": 3, "num_partitions": 5, "join_limit_s": 20}
+            fields |= {"state_dir": tmp_path, "partition_id": 3, "num_partitions": 5, "join_limit_s": PATIENCE_S}
             read = ClientSettings.model_validate(fields | settings)
             daemon = Daemon(
                 read,

@@ -15,7 +15,7 @@ from fedops_mqtt.protocol import MAX_METRICS, Outcome, Phase
 from fedops_mqtt.runtime.streams import OUTPUT_FOLDER, find_outputs, read_output
 from fedops_mqtt.training.pipe import EndedReport, Job, MetricsReport, PhaseReport, to_line
 
-from client_testbed import SECRET, MakeJob, ServeFl  # isort: skip
+from client_testbed import PATIENCE_S, SECRET, MakeJob, ServeFl  # isort: skip
 
 
 class Trial:
@@ -39,7 +39,7 @@ class Trial:
             self.is_training.set()
 
     async def run(self) -> EndedReport:
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(PATIENCE_S):
             return await self.training.run()
 
 
@@ -245,7 +245,7 @@ def test_a_training_process_dies_with_its_daemon_even_while_it_holds_the_gil(tmp
         pids = [int(child.stderr.readline()) for _ in range(2)]
         assert child.pid in pids
         os.close(write)
-        assert child.wait(20) == -signal.SIGKILL
+        assert child.wait(PATIENCE_S) == -signal.SIGKILL
         assert child.stderr.read() == b""  # its end has come: nobody holds the other side any more
 
 

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from client_testbed import HERE, SECRET, Operator, ServeFl
+from client_testbed import HERE, PATIENCE_S, SECRET, Operator, ServeFl
 
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.core.reasons import is_interruption
@@ -31,7 +31,7 @@ class DaemonProcess:
     async def until_log(self, text: str) -> str:
         """Read the log up to a line with `text` in it."""
         assert self.process.stderr is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while line := (await self.process.stderr.readline()).decode():
                 self.log.append(line)
                 if text in line:
@@ -41,7 +41,7 @@ class DaemonProcess:
     async def end(self, number: signal.Signals) -> int:
         """Send a signal and wait for the exit."""
         self.process.send_signal(number)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             await self.process.communicate()
         assert self.process.returncode is not None
         return self.process.returncode
@@ -167,7 +167,7 @@ async def test_the_older_of_two_daemons_with_one_identity_yields_with_its_own_ex
     older = await spawn_daemon(state_dir=tmp_path / "a")
     await operator.until_condition(ClientCondition.ONLINE)
     newer = await spawn_daemon(state_dir=tmp_path / "b", backoff_initial_s=0.05, backoff_max_s=0.1)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         assert await older.process.wait() == ExitCode.RIVAL
     assert newer.process.returncode is None
 
@@ -217,7 +217,7 @@ async def test_a_setting_that_is_wrong_ends_the_daemon_and_is_named(
     spawn_daemon: SpawnDaemon, settings: dict[str, object], says: str
 ) -> None:
     daemon = await spawn_daemon(**settings)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         _, log = await daemon.process.communicate()
     assert daemon.process.returncode in (1, ExitCode.CONFIG)  # 1: the settings themselves refuse it
     assert says in log.decode()
@@ -228,7 +228,7 @@ async def test_an_address_of_the_shim_that_is_taken_ends_the_daemon_and_is_named
     async with server:
         address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
         daemon = await spawn_daemon(http=address)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             _, log = await daemon.process.communicate()
     assert daemon.process.returncode == ExitCode.UNAVAILABLE
     assert f"cannot listen on {address}" in log.decode()

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from client_testbed import HERE, SECRET, Operator, ServeFl
+from client_testbed import HERE, PATIENCE_S, SECRET, Operator, ServeFl
 
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.protocol import ClientCondition
@@ -34,7 +34,7 @@ async def test_a_program_of_a_users_own_trains_and_leaves_when_it_is_told(
         assert finished.status is ClientCondition.TRAIN_FINISHED, finished.reason
         program.send_signal(number)
         await operator.until_condition(ClientCondition.CLIENT_OUT, reason="shutdown")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             out, _ = await program.communicate()
     finally:
         if program.returncode is None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from client_testbed import ServeFl
+from client_testbed import PATIENCE_S, ServeFl
 from safetensors.numpy import load_file
 from test_client_fl import free_port
 
@@ -48,7 +48,7 @@ async def test_it_trains_with_a_classic_server_until_that_ends(serve_fl: ServeFl
 
 async def listening(address: str) -> None:
     host, _, port = address.rpartition(":")
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
                 _, writer = await asyncio.open_connection(host, int(port))

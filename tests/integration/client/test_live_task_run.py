@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from client_testbed import HERE, SECRET, Operator, ServeFl
+from client_testbed import HERE, PATIENCE_S, SECRET, Operator, ServeFl
 from safetensors.numpy import load_file
 
 from fedops_mqtt.bus import Mosquitto
@@ -37,7 +37,7 @@ async def test_a_program_with_live_objects_trains_twice_and_says_fedops_results(
             np.testing.assert_array_equal(kept["0"], [6, 6])
         await operator.until_metrics(lambda said: said.kind is MetricsKind.TIME_RESULT and said.run_id == "r2")
         program.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             assert await program.wait() == 0
     finally:
         if program.returncode is None:

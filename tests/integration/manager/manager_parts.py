@@ -23,7 +23,7 @@ from fedops_mqtt.protocol import ClientStatus, Outcome, Phase, StartTrigger, Sto
 from fedops_mqtt.runtime.background import alongside
 from fedops_mqtt.runtime.settings import ManagerSettings
 
-PATIENCE_S = 60.0
+PATIENCE_S = 300.0
 """How long a test waits for what must come; generous, since a passing test never uses it up."""
 
 HERE = Path(__file__).parent
@@ -97,7 +97,7 @@ class Api:
 @asynccontextmanager
 async def api_at(url: str, token: str | None = None) -> AsyncIterator[Api]:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=10) as http:
+    async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=PATIENCE_S) as http:
         yield Api(http=http)
 
 

@@ -5,7 +5,7 @@ import signal
 import time
 
 import psutil
-from manager_parts import A, B, House, api_at, hear, manager_process, run_that_ends_without_a_manager, until
+from manager_parts import PATIENCE_S, A, B, House, api_at, hear, manager_process, run_that_ends_without_a_manager, until
 from sqlalchemy import update
 
 from fedops_mqtt.bus import Connection, Received
@@ -166,7 +166,7 @@ async def test_of_two_managers_that_share_a_broker_but_no_database_the_older_one
         pass
     ready, older = asyncio.Event(), house.settings(state_dir=house.folder / "older")
     life = asyncio.create_task(run_manager(older, say=said.append, on_ready=lambda url: ready.set()))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_S):
         await ready.wait()
         async with Connection(house.broker.url, subscriptions=[str(topics.manager_status())]) as reader:
             await final_status(reader, ManagerCondition.LEADING)
@@ -187,7 +187,7 @@ def journal_of(house: House) -> Journal:
 
 
 async def final_status(reader: Connection, status: ManagerCondition, *, term: int = 1) -> ManagerStatus:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         async for event in reader.events():
             word = event.message if isinstance(event, Received) else None
             if isinstance(word, ManagerStatus) and word.status is status and word.term >= term:

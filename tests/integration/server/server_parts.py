@@ -25,7 +25,7 @@ from fedops_mqtt.runtime.settings import ServerSettings
 from fedops_mqtt.server.app import FLServer, RunResult
 from fedops_mqtt.store.versions import ModelStore
 
-WAIT_S = 60.0
+WAIT_S = 300.0
 
 BUCKET = "models"
 """Generous: a machine under load; nothing waits this long when it works."""

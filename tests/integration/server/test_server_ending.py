@@ -10,7 +10,7 @@ from fault_proxy import FaultProxy
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
-from server_parts import Bus, Client, Gate, House, gated_app, mac_of
+from server_parts import WAIT_S, Bus, Client, Gate, House, gated_app, mac_of
 
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.demo.client import client_app
@@ -253,7 +253,7 @@ async def test_the_last_word_is_on_disk_before_any_broker_hears_it(
             await gate.wait_entered()
         await broker.terminate()
         gate.opened.set()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(WAIT_S):
             while not kept.exists():  # noqa: ASYNC110 - nobody can tell: there is no broker
                 await asyncio.sleep(0.02)
         assert not run.done()
@@ -275,7 +275,7 @@ async def test_a_server_that_is_replaced_while_it_says_its_last_word_ends_as_it_
         proxy.swallows = lambda packet: b'"reason":"all rounds done"' in packet
         options = {"broker": proxy.url, "run_id": "r-10", "launch": 1, "final_status_file": kept, "join": "open"}
         run, _ = await start_with_two(house, bus, client_app, **options)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(WAIT_S):
             while not kept.exists():  # noqa: ASYNC110 - the word goes no further than the disk
                 await asyncio.sleep(0.02)
         own = bus.statuses[-1]

@@ -13,7 +13,7 @@ from flwr.server.strategy import FedAdam as ClassicFedAdam
 from flwr.server.strategy import FedAvg as ClassicFedAvg
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
-from server_parts import House, mac_of
+from server_parts import WAIT_S, House, mac_of
 
 from fedops_mqtt.aggregation.errors import ServerConfigError
 from fedops_mqtt.bus.mosquitto import free_port
@@ -169,7 +169,7 @@ async def test_without_a_broker_the_run_is_done_all_the_same(house: House, caplo
     address = f"127.0.0.1:{free_port()}"
     settings = house.settings(broker="mqtt://127.0.0.1:1", listen=address, num_rounds=1)
     run = house.start(house.make(settings))
-    async with asyncio.timeout(30):  # nobody has joined yet, so the run cannot end before the bus has said this
+    async with asyncio.timeout(WAIT_S):  # nobody has joined yet, so the run cannot end before the bus has said this
         while "cannot use the broker" not in caplog.text:  # noqa: ASYNC110 - a log tells nobody
             await asyncio.sleep(0.02)
     for number in (0, 1):

@@ -148,7 +148,7 @@ async def test_who_waits_looks_outside_the_loop_and_can_be_stopped(journal: Jour
         waiting = asyncio.ensure_future(
             wait_for_lease(second, call=journal.call, stop=stop, say=lambda sentence: said.set())
         )
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(300):
             await said.wait()
             stop.set()
             assert await waiting is None
@@ -160,7 +160,7 @@ async def test_who_waits_says_so_once_and_leads_when_the_lease_is_free(journal: 
     said: asyncio.Queue[str] = asyncio.Queue()
     with FileLease(path, journal.engine, "pid 1") as first, FileLease(path, journal.engine, "pid 2") as second:
         first.try_take()
-        async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(300), asyncio.TaskGroup() as group:
             waiting = group.create_task(
                 wait_for_lease(second, call=journal.call, stop=asyncio.Event(), say=said.put_nowait)
             )

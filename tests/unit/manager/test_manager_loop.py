@@ -32,7 +32,7 @@ from fedops_mqtt.protocol import ClientStatus, CurrentRun, Phase, RunOutcome, to
 from fedops_mqtt.runtime.settings import ManagerSettings
 
 A = "02:00:00:00:00:01"
-PATIENCE_S = 60
+PATIENCE_S = 300
 
 
 @pytest.fixture

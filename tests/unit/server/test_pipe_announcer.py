@@ -8,7 +8,7 @@ import pytest
 from fedops_mqtt.aggregation.pipe_publisher import PipeStatusPublisher
 from fedops_mqtt.aggregation.snapshot import ServerSnapshot
 
-PATIENCE_S = 60.0
+PATIENCE_S = 300.0
 
 
 @pytest.fixture
