@@ -99,6 +99,10 @@ class AppLibrary:
         self._approval(digest).touch()
         _sync(self._approval(digest).parent)
 
+    def withdraw(self, digest: str) -> None:
+        """Take an approval back; nothing happens where there was none."""
+        self._approval(digest).unlink(missing_ok=True)
+
     def is_approved(self, digest: str) -> bool:
         """Tell whether the owner has allowed this digest."""
         return self._approval(digest).exists()
