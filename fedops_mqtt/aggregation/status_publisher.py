@@ -184,6 +184,7 @@ class ServerStatusPublisher:
             make_will=self._owner.will,
             options=self._options,
             observers=[self._look, self._owner.take],
+            may_move=lambda: False,  # its life is one run
         )
         async with connection, self._owner.speaking(connection), asyncio.TaskGroup() as group:
             hearing = group.create_task(self._hear(connection), name="hear-clients")

@@ -15,7 +15,7 @@ from fedops_mqtt.bridge.fedops_http_client import FedOpsHttpClient
 from fedops_mqtt.bridge.http import guarded
 from fedops_mqtt.bridge.peer_registry import PeerRegistry
 from fedops_mqtt.bridge.peer_state import PeerState
-from fedops_mqtt.bus import BusOptions, parse_broker_url, without_password
+from fedops_mqtt.bus import BusOptions, parse_broker_urls, without_password
 from fedops_mqtt.protocol import IdentityError, normalise_mac
 from fedops_mqtt.runtime.http_access import AccessRules
 from fedops_mqtt.runtime.http_listener import listen, serving, url_of
@@ -55,7 +55,7 @@ class Bridge:
 
     def __init__(self, settings: BridgeSettings) -> None:
         self.settings = settings
-        parse_broker_url(settings.broker)
+        parse_broker_urls(settings.broker)
         self._targets = clients_in(settings.clients)
         doors_of(settings.grpc_gateways, len(self._targets))
         self._told_to_leave = asyncio.Event()

@@ -3,7 +3,14 @@
 Bytes and topic strings end here: above the bus there are only messages.
 """
 
-from fedops_mqtt.bus.address import BrokerAddress, BusOptions, client_id_of, parse_broker_url, without_password
+from fedops_mqtt.bus.address import (
+    BrokerAddress,
+    BusOptions,
+    client_id_of,
+    parse_broker_url,
+    parse_broker_urls,
+    without_password,
+)
 from fedops_mqtt.bus.connection import Connection, Publication
 from fedops_mqtt.bus.epochs import EpochFile, EpochStore, MemoryEpochs
 from fedops_mqtt.bus.errors import (
@@ -63,5 +70,6 @@ __all__ = [
     "connect",
     "new_instance",
     "parse_broker_url",
+    "parse_broker_urls",
     "without_password",
 ]

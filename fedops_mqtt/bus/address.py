@@ -3,11 +3,14 @@
 A URL's user and password stay out of every log and `repr`.
 """
 
+import asyncio
 import hashlib
 import random
 import re
+import socket
 import ssl
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -16,6 +19,7 @@ from fedops_mqtt.runtime.settings import BusSettings
 
 _DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
 _MAX_PORT = 65535
+_NEXT_URL = re.compile(r"\s*,\s*(?=mqtts?://)", re.IGNORECASE)
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_-]+")
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9_-]")
 
@@ -34,6 +38,9 @@ class BusOptions:
     key_file: Path | None = None
     keepalive_s: int = 20
     connect_timeout_s: float = 10.0
+    first_try_s: float = 3.0
+    """Bounds the first CONNECT to each of several brokers."""
+    return_s: float = 120.0
     publish_timeout_s: float = 10.0
     backoff_initial_s: float = 0.5
     backoff_max_s: float = 30.0
@@ -54,6 +61,8 @@ class BusOptions:
             key_file=settings.broker_key_file,
             keepalive_s=settings.keepalive_s,
             connect_timeout_s=settings.connect_timeout_s,
+            first_try_s=settings.broker_first_try_s,
+            return_s=settings.broker_return_s,
             publish_timeout_s=settings.publish_timeout_s,
             subscribe_qos=settings.subscribe_qos,
             backoff_initial_s=settings.backoff_initial_s,
@@ -70,10 +79,34 @@ class BrokerAddress:
     is_tls: bool
     user: str | None = None
     password: str | None = field(default=None, repr=False)
+    ip: str | None = None
+    """Which of the host's IP addresses is meant, where it has several."""
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'mqtts' if self.is_tls else 'mqtt'}://{host}:{self.port}"
+        url = f"{'mqtts' if self.is_tls else 'mqtt'}://{host}:{self.port}"
+        return f"{url} ({self.ip})" if self.ip else url
+
+    async def resolve(self, timeout_s: float) -> "list[BrokerAddress]":
+        """Return this address once for each IP address of its host, in the resolver's order.
+
+        A host that has only one, or none, comes back as it is: connecting to it tells what is wrong.
+        """
+        found: list[str] = []
+        with suppress(OSError, UnicodeError):  # a time-out is an OSError too
+            async with asyncio.timeout(timeout_s):
+                answers = await asyncio.get_running_loop().getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+            found = list(dict.fromkeys(str(address[0]) for *_, address in answers))
+        return [replace(self, ip=ip) for ip in found] if len(found) > 1 else [self]
+
+
+def parse_broker_urls(urls: str) -> tuple[BrokerAddress, ...]:
+    """Return the parts of one broker URL, or of several with a comma between them, the preferred one first.
+
+    Raises:
+        BrokerUrlError: one of them has another form than `parse_broker_url` takes.
+    """
+    return tuple(dict.fromkeys(parse_broker_url(url) for url in _NEXT_URL.split(urls)))
 
 
 def parse_broker_url(url: str) -> BrokerAddress:
@@ -105,6 +138,8 @@ def _find_problem(scheme: str, host: str | None, port: int | None, rest: str) ->
         return "its scheme is not mqtt or mqtts"
     if not host or any(len(label) not in range(1, 64) for label in host.rstrip(".").split(".")):
         return "no usable host"
+    if "," in host:
+        return "several brokers are written mqtt://a,mqtt://b"
     if port == 0:
         return f"port must be 1 to {_MAX_PORT}"
     if rest.strip("/"):
@@ -113,7 +148,9 @@ def _find_problem(scheme: str, host: str | None, port: int | None, rest: str) ->
 
 
 def without_password(url: str) -> str:
-    """Return a URL as it may be shown: without user and password, nor what may be a part of one."""
+    """Return a URL, or several, as they may be shown: without user and password, nor what may be a part of one."""
+    if len(several := _NEXT_URL.split(url)) > 1:
+        return ",".join(map(without_password, several))
     scheme = re.match(r"([a-z][a-z0-9+.-]*://)?", url, re.IGNORECASE)
     start = scheme.group() if scheme else ""
     _, at, host = url.removeprefix(start).rpartition("@")

@@ -6,17 +6,17 @@ snapshot that its owner announces after `Connected`, and a trigger that comes la
 
 import asyncio
 import logging
-import ssl
+import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from fedops_mqtt.bus.address import Backoff, BusOptions, VersionChoice, make_tls_context, parse_broker_url
+from fedops_mqtt.bus.address import Backoff, BusOptions, VersionChoice
+from fedops_mqtt.bus.brokers import Attempt, Brokers
 from fedops_mqtt.bus.errors import (
-    BrokerUrlError,
     BusError,
     ClientIdError,
     ConnectError,
@@ -58,13 +58,14 @@ class Connection:
     """A connection that heals itself, as an async context manager; entering it does not wait for the broker.
 
     Args:
-        url: `mqtt://` or `mqtts://`, see `parse_broker_url`.
+        url: see `parse_broker_url`; several with a comma between them, the preferred one first.
         client_id: MQTT client id; None lets the broker choose.
         subscriptions: topic filters, subscribed after every connect.
         make_will: asked for the last will before every CONNECT; it must be fresh, its epoch belongs to the connection.
         options: time-outs, credentials, TLS files, back-off.
         hears_drops: also ask for the broker's count of dropped messages (`Dropped`), where it tells.
         observers: called with every event as it happens, before it can be drained; they must not raise or block.
+        may_move: asked before a connection is left because a preferred broker answers again; False: not now.
 
     Attributes:
         dropped: the broker's last count of dropped messages, where it is asked for and tells.
@@ -84,10 +85,11 @@ class Connection:
         options: BusOptions | None = None,
         hears_drops: bool = False,
         observers: Sequence[Observer] = (),
+        may_move: Callable[[], bool] = lambda: True,
     ) -> None:
         self._options = options or BusOptions()
-        self._address = parse_broker_url(url)
-        self._tls = make_tls_context(self._address, self._options)
+        self._brokers = Brokers(url, self._options)
+        self._may_move = may_move
         self._client_id = client_id
         self._filters = list(dict.fromkeys(subscriptions))
         self._added: list[str] = []
@@ -118,8 +120,8 @@ class Connection:
 
     @property
     def broker(self) -> str:
-        """The broker's URL without user and password."""
-        return str(self._address)
+        """URL, without user and password, of the broker that is connected, or was last."""
+        return self._brokers.last
 
     @property
     def is_connected(self) -> bool:
@@ -210,39 +212,63 @@ class Connection:
         while True:
             raise_if_cancelled()
             try:
-                await self._connect_once()
-            except ConnectError as error:
-                is_doubtful = isinstance(error, VersionError | ConnectTimeoutError)
-                if self._version.failed(is_version_doubtful=is_doubtful):
-                    continue
-                self._note_failure(error)
+                await self._try_each()
             except ClientIdError as error:
                 self._fail_first_try(error)
                 raise
             await asyncio.sleep(self._backoff.next_wait_s())
 
-    async def _connect_once(self) -> None:
+    async def _try_each(self) -> None:
+        """Try every broker until one has been connected, and that connection came to its end."""
+        async with aclosing(self._brokers.round()) as attempts:
+            async for attempt in attempts:
+                try:
+                    await self._try(attempt)
+                except ConnectError as error:
+                    self._brokers.failed(error)
+                else:
+                    return
+        self._note_failure(self._brokers.problem())
+
+    async def _try(self, attempt: Attempt) -> None:
+        """Connect, in 3.1.1 where the broker does not take 5, and stay until the connection ends."""
+        while True:
+            try:
+                await self._connect_once(attempt)
+            except ConnectError as error:
+                is_slow = isinstance(error, ConnectTimeoutError) and not attempt.is_quick
+                if not self._version.failed(is_version_doubtful=is_slow or isinstance(error, VersionError)):
+                    raise
+            else:
+                return
+
+    async def _connect_once(self, attempt: Attempt) -> None:
         will = await self._will_packet()
         self._held = []
         self.dropped = None
         async with open_session(
-            self._address,
-            self._options,
+            attempt.endpoint,
+            attempt.options,
             client_id=self._client_id,
             is_mqtt5=self._version.is_mqtt5,
-            tls=self._renewed_tls(),
+            tls=self._brokers.tls(attempt.endpoint),
             will=will,
             on_message=self._take_in,
         ) as session:
-            await self._serve(session)
+            self._brokers.connected(attempt)
+            async with alongside(self._return_to_better(attempt, session), name="bus-return"):
+                await self._serve(session)
 
-    def _renewed_tls(self) -> ssl.SSLContext | None:
-        """Read certificate and key again: renewed ones are used without a restart, half-written ones are not."""
-        try:
-            self._tls = make_tls_context(self._address, self._options)
-        except BrokerUrlError as error:
-            logger.warning("TLS files cannot be used, going on with those read before", extra={"why": str(error)})
-        return self._tls
+    async def _return_to_better(self, attempt: Attempt, session: MqttSession) -> None:
+        """Leave when a preferred broker takes connections again, at a moment of our own and with nothing under way."""
+        while attempt.better:
+            await asyncio.sleep(self._options.return_s * random.uniform(0.5, 1.5))  # noqa: S311
+            if not self._may_move():
+                continue
+            can_return = await self._brokers.can_connect(attempt.better, is_mqtt5=session.is_mqtt5)
+            if can_return and session.is_idle and self._may_move():
+                session.end("a preferred broker can be used again")
+                return
 
     async def _will_packet(self) -> WillPacket | None:
         publication = await self._make_will() if self._make_will else None

@@ -156,6 +156,7 @@ class StatusOwner:
         subscriptions: Sequence[str] = (),
         options: BusOptions | None = None,
         hears_drops: bool = False,
+        may_move: Callable[[], bool] = lambda: True,
     ) -> AsyncIterator[Connection]:
         """Connect, announce, and speak while the block runs; say goodbye at its end. Arguments as for `Connection`.
 
@@ -171,6 +172,7 @@ class StatusOwner:
             options=options,
             hears_drops=hears_drops,
             observers=[self.take],
+            may_move=may_move,
         )
         async with connection, self.speaking(connection):
             yield connection

@@ -1,9 +1,10 @@
 """What paho 2.2 and aiomqtt 2.5.1 do with their own insides, done otherwise.
 
-Private and hooked on purpose: `paho.Client._handle_publish` and `._in_packet`, `aiomqtt.Client._loop`, `._client` and
-`._disconnected`, and paho's `on_socket_register_write`.
+Private and hooked on purpose: `paho.Client._handle_publish`, `._in_packet` and `._create_socket_connection`,
+`aiomqtt.Client._loop`, `._client` and `._disconnected`, and paho's `on_socket_register_write`.
 """
 
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -59,3 +60,16 @@ def writes_while_open(client: aiomqtt.Client) -> Callable[[Any, Any, Any], None]
         loop.call_soon_threadsafe(watch, sock)  # paho connects in a thread of its own
 
     return on_register_write
+
+
+def connect_to_ip(paho: paho_client.Client, ip: str, port: int) -> None:
+    """Let paho connect to one IP address of its host; TLS still asks for the host's name.
+
+    `socket.create_connection` takes a host's next address only where this one refuses: one that is frozen takes the
+    connection and says nothing.
+    """
+
+    def connect() -> socket.socket:
+        return socket.create_connection((ip, port), timeout=paho.connect_timeout)
+
+    paho._create_socket_connection = connect  # type: ignore[method-assign]

@@ -37,7 +37,7 @@ from fedops_mqtt.bus.errors import (
     PublishTimeoutError,
     VersionError,
 )
-from fedops_mqtt.bus.paho_private import skip_properties, writes_while_open
+from fedops_mqtt.bus.paho_private import connect_to_ip, skip_properties, writes_while_open
 from fedops_mqtt.runtime.background import raise_if_cancelled
 
 _REFUSED_FROM = 128
@@ -121,6 +121,11 @@ class MqttSession:
     def protocol_version(self) -> str:
         """`5` or `3.1.1`."""
         return "5" if self.is_mqtt5 else "3.1.1"
+
+    @property
+    def is_idle(self) -> bool:
+        """True while no publish waits for its acknowledgement."""
+        return not self._acks
 
     async def wait_ended(self) -> str:
         """Wait for the end of the connection and return its reason."""
@@ -258,6 +263,8 @@ def _make_client(
         logger=_last_words(),
     )
     client._client.connect_timeout = options.connect_timeout_s
+    if address.ip is not None:
+        connect_to_ip(client._client, address.ip, address.port)
     client._client.on_socket_register_write = writes_while_open(client)
     if is_mqtt5:
         skip_properties(client._client)

@@ -23,7 +23,7 @@ from fedops_mqtt.bus import (
     VersionError,
     client_id_of,
 )
-from fedops_mqtt.bus.address import BrokerAddress, make_tls_context, parse_broker_url
+from fedops_mqtt.bus.address import BrokerAddress, make_tls_context, parse_broker_urls
 from fedops_mqtt.bus.intake import DROPPED_TOPIC
 from fedops_mqtt.bus.session import MqttSession, open_session
 from fedops_mqtt.cli.doctor_local import WARN_DAYS
@@ -48,8 +48,12 @@ class _ReceivedMessages:
 
 
 async def look_at_bus(settings: DoctorSettings, role: Role) -> list[Finding]:
-    """Connect as the identity does, and find out what it may do."""
-    address = parse_broker_url(settings.broker)
+    """Connect to each broker as the identity does, and find out what it may do there."""
+    addresses = parse_broker_urls(settings.broker)
+    return [finding for address in addresses for finding in await _look_at(address, settings, role)]
+
+
+async def _look_at(address: BrokerAddress, settings: DoctorSettings, role: Role) -> list[Finding]:
     findings = [await asyncio.to_thread(_reach, address, settings.connect_timeout_s)]
     if findings[0].level is Level.PROBLEM:
         return findings

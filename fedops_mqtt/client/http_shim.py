@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 from starlette.types import ASGIApp
 
-from fedops_mqtt.bus import parse_broker_url
+from fedops_mqtt.bus import parse_broker_urls
 from fedops_mqtt.client.client_managers import ClientManagers, NoServerError
 from fedops_mqtt.client.client_utils import FLClientStatus, ManagerData
 from fedops_mqtt.core.client_events import LocalStart, StartDecision
@@ -156,7 +156,7 @@ def allowed_servers(settings: ClientSettings) -> Callable[[str], bool]:
         "127.0.0.0/8",
         "::1",
         "localhost",
-        parse_broker_url(settings.broker).host,
+        *(each.host for each in parse_broker_urls(settings.broker)),
         urlsplit(settings.server_manager_url or "").hostname or "",
         settings.aggregation_host or "",
     ]

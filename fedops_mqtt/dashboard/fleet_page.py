@@ -7,6 +7,7 @@ from typing import Any
 
 from nicegui import events, ui
 
+from fedops_mqtt.bus import without_password
 from fedops_mqtt.dashboard.parts import hint
 from fedops_mqtt.dashboard.rows import Row
 from fedops_mqtt.dashboard.texts import Label
@@ -98,10 +99,10 @@ class FleetTable:
             self._tasks.style("min-width:9rem").on_value_change(self._choose_task)
         self._empty = ui.element("div")
         with self._empty:
-            broker = self._view.desk.settings.broker.rpartition("@")[2].removeprefix("mqtt://")
+            broker = without_password(self._view.desk.settings.broker)
             hint(
                 "No clients yet. On a device, this adds one:",
-                f"fedops-mqtt client --task-id TASK --app MODULE:ATTRIBUTE --broker mqtt://{broker}",
+                f"fedops-mqtt client --task-id TASK --app MODULE:ATTRIBUTE --broker {broker}",
             )
         with ui.element("div").classes("fed-box") as self._box:  # what changes the grid's own element makes it anew
             self._grid = ui.aggrid(_OPTIONS, auto_size_columns=False).classes("fed-grid")

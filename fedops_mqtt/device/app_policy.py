@@ -6,7 +6,7 @@ What decides comes from the settings and the disk only; a trigger carries claims
 import logging
 from pathlib import Path
 
-from fedops_mqtt.bus import parse_broker_url
+from fedops_mqtt.bus import parse_broker_urls
 from fedops_mqtt.core.client import Identity
 from fedops_mqtt.core.client_events import LocalStart, StartDecision
 from fedops_mqtt.device.errors import ClientConfigError
@@ -101,9 +101,9 @@ class AppPolicy:
 
     @property
     def _takes_unsigned(self) -> bool:
-        """True on a laptop: a broker on this machine without TLS, and no fleet that would sign."""
-        broker = parse_broker_url(self._settings.broker)
-        return not self._signers and not broker.is_tls and is_loopback(broker.host)
+        """True on a laptop: brokers on this machine without TLS, and no fleet that would sign."""
+        brokers = parse_broker_urls(self._settings.broker)
+        return not self._signers and all(not each.is_tls and is_loopback(each.host) for each in brokers)
 
     def _check_settings(self) -> None:
         from packaging.version import InvalidVersion, Version

@@ -223,6 +223,7 @@ class Daemon:
             client_id=self._client_id,
             subscriptions=[filter_for(channel, *mine) for channel in (Channel.CLIENT_START, Channel.CLIENT_STOP)],
             options=BusOptions.from_settings(self.settings),
+            may_move=lambda: self._client.run is None,
         ) as bus:
             yield bus
 

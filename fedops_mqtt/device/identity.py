@@ -3,7 +3,7 @@
 import uuid
 from pathlib import Path
 
-from fedops_mqtt.bus import EpochFile, client_id_of, new_instance, parse_broker_url
+from fedops_mqtt.bus import EpochFile, client_id_of, new_instance, parse_broker_urls
 from fedops_mqtt.core.client import Identity
 from fedops_mqtt.device.errors import ClientConfigError
 from fedops_mqtt.device.journal import identity_dir
@@ -61,5 +61,5 @@ def identity_of(settings: ClientSettings) -> tuple[Identity, Path, EpochFile]:
 
 def client_id_for(settings: ClientSettings, identity: Identity) -> str | None:
     """Return the MQTT client id: the user name where there is one (the broker may insist), else task and MAC."""
-    user = settings.broker_user or parse_broker_url(settings.broker).user
+    user = settings.broker_user or parse_broker_urls(settings.broker)[0].user
     return client_id_of(user or f"{identity.task_id}-{mac_to_level(identity.client_mac)}")

@@ -104,7 +104,7 @@ async def leading(
     clock = Clock(not_before=await journal.call(journal.last_time))
     owner = _owner(settings, journal, term=term, url=url_of(listening, access_rules(settings)))
     async with AsyncExitStack() as stack:
-        connection = await stack.enter_async_context(_on_bus(settings, owner))
+        connection = await stack.enter_async_context(_on_bus(settings, owner, open_runs))
         watch = BusReader(Fleet(), open_runs, tasks)
         desk = ManagerContext(
             settings=settings,
@@ -172,13 +172,16 @@ def _say_how_to_have_a_page() -> PlainTextResponse:
     return PlainTextResponse(text)
 
 
-def _on_bus(settings: ManagerSettings, owner: StatusOwner) -> AbstractAsyncContextManager[Connection]:
+def _on_bus(
+    settings: ManagerSettings, owner: StatusOwner, open_runs: OpenRuns
+) -> AbstractAsyncContextManager[Connection]:
     return owner.on_bus(
         settings.broker,
         client_id=client_id_of(settings.broker_user),
         subscriptions=[filter_for(channel) for channel in _READ],
         options=BusOptions.from_settings(settings),
         hears_drops=True,
+        may_move=lambda: all(run.has_ended for run in open_runs),
     )
 
 

@@ -16,7 +16,7 @@ from fedops_mqtt.protocol import AnyMacAddress, TaskId
 from fedops_mqtt.runtime.app_settings import DeliveredAppSettings
 from fedops_mqtt.runtime.key_values import KeyValues
 from fedops_mqtt.runtime.machine import default_state_dir, default_store_url, in_home
-from fedops_mqtt.runtime.settings_file import FileSource
+from fedops_mqtt.runtime.settings_file import JOINED, FileSource
 
 Seconds = Annotated[float, Field(gt=0)]
 _MAX_PORT = 65535
@@ -127,20 +127,20 @@ class _Settings(BaseSettings):
 class BusSettings(_Settings):
     """How to reach the broker and how long to wait for it."""
 
-    broker: Annotated[str, Field(description="mqtt://[user:password@]host:port, or mqtts://")] = "mqtt://127.0.0.1:1883"
+    broker: Annotated[str, JOINED, Field(description="mqtt[s]://[user:password@]host:port[,…]")] = (
+        "mqtt://127.0.0.1:1883"
+    )
     broker_user: Annotated[str | None, Field(description="user name, where the broker wants one")] = None
     broker_password: Annotated[SecretStr | None, Field(description="its password")] = None
-    broker_ca_file: Annotated[Path | None, Field(description="CA certificate that the broker's must be signed by")] = (
-        None
-    )
+    broker_ca_file: Annotated[Path | None, Field(description="CA that the broker's certificate is signed by")] = None
+    broker_first_try_s: Annotated[float, Field(gt=0, description="of several brokers, wait for each at first")] = 3.0
+    broker_return_s: Annotated[float, Field(gt=0, description="look whether the first of several is back")] = 120.0
     broker_cert_file: Annotated[Path | None, Field(description="our certificate, where the broker wants one")] = None
     broker_key_file: Annotated[Path | None, Field(description="the key of our certificate")] = None
     keepalive_s: Annotated[int, Field(ge=1, le=65535, description="MQTT keep alive; a silent death shows in 1.5x")] = 20
     connect_timeout_s: Annotated[float, Field(gt=0, description="wait for the broker to take a connection")] = 10.0
     publish_timeout_s: Annotated[float, Field(gt=0, description="wait for the broker's acknowledgement")] = 10.0
-    subscribe_qos: Annotated[
-        int, Field(ge=0, le=1, description="MQTT QoS of subscriptions; 0 is enough, and cheaper on a cluster")
-    ] = 1
+    subscribe_qos: Annotated[int, Field(ge=0, le=1, description="of subscriptions; 0: cheaper on a cluster")] = 1
     backoff_initial_s: Annotated[float, Field(gt=0, description="first upper bound of the jittered wait")] = 0.5
     backoff_max_s: Annotated[float, Field(gt=0, description="last upper bound of the jittered wait")] = 30.0
     heartbeat_s: Annotated[

@@ -10,9 +10,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
-from pydantic import SecretStr
+from pydantic import BeforeValidator, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+
+JOINED = BeforeValidator(lambda value: ",".join(map(str, value)) if isinstance(value, list) else value)
+"""A setting that is a list in a file, and the same with commas elsewhere."""
 
 _OTHERS_READ = stat.S_IRWXG | stat.S_IRWXO
 

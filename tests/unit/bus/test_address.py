@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedops_mqtt.bus.address import Backoff, BusOptions, VersionChoice, client_id_of, make_tls_context, parse_broker_url
+from fedops_mqtt.bus.address import (
+    Backoff,
+    BusOptions,
+    VersionChoice,
+    client_id_of,
+    make_tls_context,
+    parse_broker_url,
+    parse_broker_urls,
+    without_password,
+)
 from fedops_mqtt.bus.errors import BrokerUrlError
 from fedops_mqtt.runtime.settings import BusSettings
 
@@ -64,6 +73,24 @@ def test_no_part_of_a_password_is_in_an_error(scheme: str, rest: str) -> None:
 def test_what_is_no_broker_url(url: str) -> None:
     with pytest.raises(BrokerUrlError, match="expected mqtt://"):
         parse_broker_url(url)
+
+
+def test_several_urls_have_a_comma_between_them_and_keep_their_order() -> None:
+    several = parse_broker_urls("mqtts://a, mqtt://al,ice:p%2Cw@b:9,mqtts://a")
+    assert [str(each) for each in several] == ["mqtts://a:8883", "mqtt://b:9"]
+    assert several[1].password == "p,w"
+
+
+@pytest.mark.parametrize(
+    "urls", ["mqtt://a,b", "mqtt://a,", "mqtt://a,,mqtt://b", "mqtt://a,http://b", ",mqtt://a", ""]
+)
+def test_what_is_no_list_of_broker_urls(urls: str) -> None:
+    with pytest.raises(BrokerUrlError, match="expected mqtt://"):
+        parse_broker_urls(urls)
+
+
+def test_no_password_of_several_urls_is_shown() -> None:
+    assert without_password("mqtt://u:hush@a,mqtts://u:hu,sh@b:9") == "mqtt://a,mqtts://b:9"
 
 
 @given(st.text(max_size=40).map("mqtt://{}".format) | st.text(max_size=40))

@@ -42,6 +42,15 @@ def test_paths_are_relative_to_the_file(file: Path) -> None:
     assert (made.broker_ca_file, made.broker_key_file) == (file.parent / "ca.crt", Path("/elsewhere/key"))
 
 
+def test_several_brokers_are_a_list_in_a_file_and_have_commas_elsewhere(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text('broker = ["mqtts://a", "mqtts://b"]\n')
+    assert ClientSettings().broker == "mqtts://a,mqtts://b"
+    monkeypatch.setenv("FEDOPS_MQTT_BROKER", "mqtts://c,mqtts://d")
+    assert ClientSettings().broker == "mqtts://c,mqtts://d"
+
+
 def test_limits_of_a_run_are_a_table(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text("[limits]\nround_s = 5\njoin_s = 6\n")
     monkeypatch.setenv("FEDOPS_MQTT_JOIN_S", "9")
