@@ -1,8 +1,13 @@
-"""The retained status of each open run: said again whenever it changes, a few times a second at most."""
+"""The retained status of each open run: published whenever it changes, a few times a second at most, and repeated.
+
+Repeated at each heartbeat, changed or not: a broker that forgot it, or a cluster's node that shows an old one to
+newcomers, is mended like with every other retained status.
+"""
 
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from fedops_mqtt.bus import BusError, Connection, StatusOwner
@@ -51,8 +56,14 @@ class RunStatusPublisher:
 
     async def run(self, connection: Connection, owner: StatusOwner) -> None:
         """Publish, for ever."""
+        repeat_at = time.monotonic() + owner.heartbeat_s
         while True:
-            await self._news.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(repeat_at - time.monotonic()):
+                    await self._news.wait()
+            if time.monotonic() >= repeat_at:
+                repeat_at = time.monotonic() + owner.heartbeat_s
+                self.publish_all()
             self._news.clear()
             began = time.monotonic()
             is_said = await self._say(connection, owner)

@@ -52,6 +52,19 @@ async def test_a_server_started_by_hand_is_adopted_where_its_task_says_so(house:
         assert "begin when its server announces itself" in answer.json()["detail"]
 
 
+async def test_the_status_of_a_run_is_repeated_for_newcomers_while_nothing_changes(house: House) -> None:
+    """A broker that forgot it, or shows an old one, is mended by the next heartbeat."""
+    async with house.managed(heartbeat_s=0.3) as api, house.device(A), house.device(B):
+        run_id = await api.start(house.task_id)
+        await api.training(run_id)
+        async with reading(house, str(topics.run_status(house.task_id, run_id))) as reader:
+            said_of_run = [await said(reader, lambda message: isinstance(message, RunStatus)) for _ in range(4)]
+    stamps = [(each.epoch, each.seq) for each in said_of_run]
+    assert stamps == sorted(set(stamps))
+    changing = {"at", "seq"}
+    assert said_of_run[-1].model_dump(exclude=changing) == said_of_run[-2].model_dump(exclude=changing)
+
+
 async def test_a_server_of_a_task_that_does_not_say_so_is_left_alone(house: House) -> None:
     async with house.managed() as api, house.device(A) as a, server_by_hand(house):
         async with reading(house, str(topics.server_status(house.task_id))) as reader:
