@@ -1,0 +1,105 @@
+"""What an app needs and the device lacks becomes an environment of its own, within limits, or nothing is left of it."""
+
+import asyncio
+import hashlib
+import subprocess
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from fedops_mqtt.apps import AppRefusedError
+from fedops_mqtt.device.app_environment import AppEnvironments
+from fedops_mqtt.runtime.settings import ClientSettings
+
+pytestmark = pytest.mark.long  # each makes virtual environments, and pip runs in them
+
+NAME = "delivered-test-package"
+MODULE = "delivered_test_package"
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> str:
+    """A package index (PEP 503) in a folder, with one package of one module."""
+    wheel = tmp_path / "index" / NAME / f"{MODULE}-2.0-py3-none-any.whl"
+    wheel.parent.mkdir(parents=True)
+    about = f"{MODULE}-2.0.dist-info"
+    files = {
+        f"{MODULE}.py": "answer = 42\n",
+        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {NAME}\nVersion: 2.0\n",
+        f"{about}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path, text in files.items():
+            archive.writestr(path, text)
+        archive.writestr(f"{about}/RECORD", "".join(f"{path},,\n" for path in [*files, f"{about}/RECORD"]))
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    page = f'<a href="{wheel.name}#sha256={digest}">{wheel.name}</a>'
+    (wheel.parent / "index.html").write_text(page, encoding="utf-8")
+    return (tmp_path / "index").as_uri()
+
+
+def environments(tmp_path: Path, index: str, **settings: object) -> AppEnvironments:
+    said = {"app": "delivered", "app_install": "venv", "app_index_url": index}
+    return AppEnvironments(settings=ClientSettings.model_validate(said | settings), state_folder=tmp_path / "state")
+
+
+async def make(made: AppEnvironments, requires: Sequence[str], told: list[str] | None = None) -> Path:
+    return await made.python_with(requires, requires, on_progress=(told if told is not None else []).append)
+
+
+def run(python: Path, code: str) -> str:
+    done = subprocess.run([python, "-P", "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    return done.stdout.strip()
+
+
+async def test_an_environment_has_what_is_asked_for_and_the_devices_own_packages(tmp_path: Path, index: str) -> None:
+    told: list[str] = []
+    python = await make(environments(tmp_path, index), [f"{NAME}>=1"], told)
+    code = f"import {MODULE}, flwr, fedops_mqtt.client.client_fl; print({MODULE}.answer)"
+    assert await asyncio.to_thread(run, python, code) == "42"
+    assert any(NAME in each for each in told)
+    again: list[str] = []
+    assert await make(environments(tmp_path, "http://127.0.0.1:1"), [f"{NAME}>=1"], again) == python
+    assert again == []
+
+
+@pytest.mark.parametrize(
+    ("requires", "settings", "fact"),
+    [
+        ([f"{NAME}>=3"], {}, NAME),
+        (["no-such-package-here"], {}, "no-such-package-here"),
+        ([f"{NAME} @ https://example.org/x.whl"], {}, "not from this device's package index"),
+        ([NAME], {"app_install_limit_s": 0.01}, "0.01 s"),
+        ([NAME], {"app_install_max_bytes": 1}, "more than 1 bytes"),
+    ],
+    ids=["too old", "unknown", "address", "time", "size"],
+)
+async def test_what_cannot_be_made_is_said_and_nothing_of_it_is_left(
+    tmp_path: Path, index: str, requires: list[str], settings: dict[str, object], fact: str
+) -> None:
+    with pytest.raises(AppRefusedError, match=fact) as refused:
+        await make(environments(tmp_path, index, **settings), requires)
+    assert refused.value.code.value == "dependencies-missing"
+    assert not list((tmp_path / "state").rglob("bin"))
+
+
+async def test_one_that_was_not_finished_is_made_anew(tmp_path: Path, index: str) -> None:
+    made = environments(tmp_path, index)
+    python = await make(made, [NAME])
+    (python.parents[1] / ".finished").unlink()
+    (python.parents[1] / "half").touch()
+    assert await make(made, [NAME]) == python
+    assert not (python.parents[1] / "half").exists()
+
+
+async def test_a_cancelled_one_leaves_nothing(tmp_path: Path, index: str) -> None:
+    began = asyncio.Event()
+    made = environments(tmp_path, index)
+    making = asyncio.create_task(made.python_with([NAME], [NAME], on_progress=lambda text: began.set()))
+    await began.wait()
+    making.cancel()
+    await asyncio.wait([making])
+    assert making.cancelled()
+    assert not list((tmp_path / "state").rglob("bin"))
