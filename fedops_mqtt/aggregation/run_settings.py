@@ -31,6 +31,8 @@ class RunPlan:
     run_id: str
     launch: int
     num_rounds: int
+    is_num_rounds_set: bool
+    """False: nobody said, it is the default."""
     min_clients: int | None
     """None: nobody said, the strategy's own minimum counts."""
     join: Literal["invited", "open"]
@@ -61,14 +63,13 @@ def make_plan(settings: ServerSettings, cfg: Any) -> RunPlan:
     if task_id is None:
         raise ServerConfigError("no task id: set FEDOPS_MQTT_TASK_ID, or task_id in cfg")
     run_secret = _read_secret(settings)
+    num_rounds = run_config.get(NUM_ROUNDS_KEY, choose(settings.num_rounds, "num_rounds"))
     return RunPlan(
         task_id=check_task_id(str(task_id)),
         run_id=settings.run_id or _new_run_id(str(task_id)),
         launch=settings.launch,
-        num_rounds=_positive(
-            "num_rounds",
-            run_config.get(NUM_ROUNDS_KEY, choose(settings.num_rounds, "num_rounds") or DEFAULT_NUM_ROUNDS),
-        ),
+        num_rounds=_positive("num_rounds", DEFAULT_NUM_ROUNDS if num_rounds is None else num_rounds),
+        is_num_rounds_set=num_rounds is not None,
         min_clients=_positive("min_clients", choose(settings.min_clients, "min_clients")),
         join=settings.join if run_secret else "open",
         run_secret=run_secret,

@@ -20,7 +20,7 @@ from fedops_mqtt.aggregation.strategy import Config, count_on, run_classic, run_
 from fedops_mqtt.aggregation.strategy_state import AnyStrategy, StrategyState, arrays_in, begin_from
 from fedops_mqtt.line.grid import LineGrid, digest_of
 from fedops_mqtt.protocol import RunOutcome
-from fedops_mqtt.runtime.flower_project import project_config
+from fedops_mqtt.runtime.flower_project import module_of, project_config
 from fedops_mqtt.runtime.settings import ServerSettings
 from fedops_mqtt.store.tensor_file import Arrays
 
@@ -159,9 +159,10 @@ class RunTraining:
     def _run(self, grid: LineGrid) -> None:
         if self._server_app is not None:
             grid.training.wants_model = True
-            own: dict[str, Any] = {NUM_ROUNDS_KEY: self._plan.num_rounds, **self._train_config}
-            project = project_config("__main__") if self._app_config is None else self._app_config
-            config = {**project, **own, **self._plan.run_config}
+            said = {NUM_ROUNDS_KEY: self._plan.num_rounds}
+            project = project_config(module_of(self._server_app)) if self._app_config is None else self._app_config
+            over = said if self._plan.is_num_rounds_set else {}
+            config: dict[str, Any] = {**said, **project, **over, **self._train_config, **self._plan.run_config}
             self._left = run_server_app(self._server_app, grid=grid, follower=self._follower, run_config=config)
         elif isinstance(self._strategy, ClassicStrategy):
             strategy = self._strategy

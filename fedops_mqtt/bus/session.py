@@ -311,7 +311,16 @@ async def _connect(client: aiomqtt.Client, address: BrokerAddress, options: BusO
         raise ConnectError(str(address), str(error)) from error
     except UnicodeError as error:
         raise ConnectError(str(address), f"not a host name ({error})") from error
+    _check_abilities(said[0], address)
     return getattr(said[0], "MaximumPacketSize", _MAX_REMAINING_BYTES)
+
+
+def _check_abilities(connack: Properties | None, address: BrokerAddress) -> None:
+    """Refuse a broker that cannot carry a status: else each publish would cost the connection (MQTT 5, 3.2.2.3)."""
+    if getattr(connack, "RetainAvailable", 1) == 0:
+        raise ConnectError(str(address), "it keeps no retained messages, and every status is one (retain_available)")
+    if getattr(connack, "MaximumQoS", 2) == 0:
+        raise ConnectError(str(address), "it takes QoS 0 only, and every status has QoS 1 (max_qos)")
 
 
 @contextmanager

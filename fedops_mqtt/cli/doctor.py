@@ -28,13 +28,14 @@ def doctor(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
-    """Check broker, TLS, credentials, ACL, queues, clock, ports and disk.
+    """Check broker, TLS, credentials, ACL, queues, clock, ports, disk and app.
 
     It connects as the identity whose settings it has: a daemon of that identity loses its connection for a moment.
     """
     from fedops_mqtt.cli.doctor_bus import look_at_bus
     from fedops_mqtt.cli.doctor_local import (
         listening_addresses,
+        look_at_app,
         look_at_broker_config,
         look_at_clock,
         look_at_disk,
@@ -50,6 +51,7 @@ def doctor(
         *look_at_files(settings),
         *look_at_clock(),
         *look_at_disk(settings.state_dir),
+        *look_at_app(settings),
         *look_at_ports(listening_addresses(settings, role)),
         *(look_at_broker_config(broker_conf) if broker_conf else ()),
         *([] if no_bus else asyncio.run(look_at_bus(settings, role))),

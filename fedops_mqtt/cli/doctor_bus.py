@@ -144,6 +144,8 @@ _SIGNS = {
     "ip address mismatch": "reach it under a name of its certificate, or make one with that name: fleet init --host",
     "self-signed": "broker_ca_file is not this broker's CA: copy the bundle here again",
     "unable to get local issuer": "broker_ca_file is not this broker's CA: copy the bundle here again",
+    "no retained messages": "let the broker keep them: `retain_available true` in mosquitto.conf",
+    "qos 0 only": "let the broker take QoS 1: `max_qos 2` in mosquitto.conf",
     "revoked": "this certificate was taken back: enrol the identity again",
     "expired": "a certificate has expired: `fedops-mqtt fleet renew`, then copy the bundle",
     "wrong version number": "this port is without TLS: use mqtt://, or the TLS port",

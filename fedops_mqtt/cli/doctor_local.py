@@ -1,5 +1,6 @@
 """What the doctor looks at on this machine: secret files, certificates, clock, ports, disk, a mosquitto.conf."""
 
+import asyncio
 import shutil
 import socket
 import subprocess
@@ -8,8 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fedops_mqtt.cli.findings import Finding, ok, problem, unknown, warning
+from fedops_mqtt.device.app_check import check_app
 from fedops_mqtt.enrolment.inspection import is_issued_by, is_pair, read_certificate
 from fedops_mqtt.enrolment.roles import Role
+from fedops_mqtt.runtime.app_settings import IS_DELIVERED
 from fedops_mqtt.runtime.settings import BridgeSettings, DoctorSettings, ManagerSettings, config_file
 from fedops_mqtt.runtime.settings_file import exposed_files
 
@@ -135,6 +138,17 @@ def look_at_disk(folder: Path) -> Iterator[Finding]:
         yield problem("disk", room, "make room: journals, models and checkpoints need it")
     else:
         yield ok("disk", room)
+
+
+def look_at_app(settings: DoctorSettings) -> Iterator[Finding]:
+    """Whether a device's app can be imported."""
+    if settings.app is None or settings.app in IS_DELIVERED:
+        return
+    trouble = asyncio.run(check_app(settings.app, (str(Path.cwd()),), state_folder=settings.state_dir))
+    if trouble is None:
+        yield ok("app", f"{settings.app} can be imported")
+    else:
+        yield problem("app", trouble, "correct `app`; run this in the daemon's folder, with its PYTHONPATH")
 
 
 def look_at_broker_config(path: Path) -> Iterator[Finding]:

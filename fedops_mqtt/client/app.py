@@ -8,7 +8,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,14 @@ from fedops_mqtt.bus import BrokerUrlError, ConflictingInstanceError, EpochFileE
 from fedops_mqtt.client.attachment import FedOpsAttachment
 from fedops_mqtt.client.client_api import speaking
 from fedops_mqtt.client.client_utils import FLClientStatus, NoMacAddressError, view_of
+from fedops_mqtt.device.app_check import check_app
 from fedops_mqtt.device.daemon import Daemon
 from fedops_mqtt.device.errors import ClientConfigError, ShimAddressError, ShimExposedError
 from fedops_mqtt.device.journal import DaemonRunningError
 from fedops_mqtt.device.trainer import Trainer
-from fedops_mqtt.protocol import MetricsCutter, MetricsKind, Outcome, TaskId
+from fedops_mqtt.protocol import MetricsCutter, MetricsKind, Outcome, TaskId, clip
+from fedops_mqtt.runtime.app_settings import IS_DELIVERED
+from fedops_mqtt.runtime.background import alongside
 from fedops_mqtt.runtime.exit_codes import ExitCode, exit_code_of_disk
 from fedops_mqtt.runtime.settings import ClientSettings
 from fedops_mqtt.runtime.systemd import told_to_end
@@ -104,10 +108,12 @@ class FLClientTask:
 
         Raises:
             DaemonRunningError, RivalError, ShimAddressError, OSError: see `Daemon.run`.
+            ClientConfigError: the app cannot be imported.
         """
         speaker = DaemonBackend(self.daemon, self._trainer, asyncio.get_running_loop())
         with told_to_end(partial(_leave, self.daemon)), speaking(speaker):
-            await self.daemon.run()
+            async with _app_checked(self.daemon, _import_paths()):
+                await self.daemon.run()
 
     def start(self) -> None:
         """Serve until SIGTERM, SIGHUP or Ctrl-C; blocks.
@@ -165,9 +171,32 @@ async def run_client(settings: ClientSettings) -> int:
 
     async def serve() -> None:
         with told_to_end(partial(_leave, daemon)):
-            await daemon.run()
+            async with _app_checked(daemon, (os.getcwd(),)):
+                await daemon.run()
 
     return await _exit_code_of(serve())
+
+
+@asynccontextmanager
+async def _app_checked(daemon: Daemon, import_paths: Sequence[str]) -> AsyncIterator[None]:
+    """Import the app in a process of its own beside the block; where that fails the daemon leaves, and says why.
+
+    Raises:
+        ClientConfigError: it failed.
+    """
+    app, problems = daemon.settings.app, list[str]()
+
+    async def check() -> None:
+        if app is None or app in (LIVE, *IS_DELIVERED) or not daemon.settings.check_app:
+            return
+        if problem := await check_app(app, import_paths, state_folder=daemon.settings.state_dir):
+            problems.append(problem)
+            daemon.leave(clip(problem))
+
+    async with alongside(check(), name="app-check"):
+        yield
+    for problem in problems:
+        raise ClientConfigError("app", problem)
 
 
 async def _exit_code_of(serving: Any) -> ExitCode:
@@ -176,7 +205,7 @@ async def _exit_code_of(serving: Any) -> ExitCode:
     except ConflictingInstanceError as error:
         logger.error("%s", error)
         return ExitCode.RIVAL
-    except (DaemonRunningError, ShimExposedError, BrokerUrlError) as error:
+    except (ClientConfigError, DaemonRunningError, ShimExposedError, BrokerUrlError) as error:
         logger.error("%s", error)
         return ExitCode.CONFIG
     except ShimAddressError as error:

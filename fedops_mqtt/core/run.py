@@ -66,7 +66,7 @@ class RunDeadlines:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSpec:
-    """What was asked for. `clients`: None takes every client of the task that is idle."""
+    """What was asked for. `clients`: None takes every client of the task that is idle; 0 rounds: the server's own."""
 
     run_id: str
     task_id: str
@@ -103,6 +103,11 @@ class Run:
     def run_id(self) -> str:
         """The run's id."""
         return self.spec.run_id
+
+    @property
+    def num_rounds(self) -> int:
+        """How many rounds it has: what its server says, else what was asked for; 0 where nobody has said yet."""
+        return (self.server.num_rounds if self.server else 0) or self.spec.num_rounds
 
     @property
     def has_ended(self) -> bool:

@@ -163,6 +163,7 @@ class Demo:
             broker=broker,
             task_id=TASK_ID,
             app="fedops_mqtt.demo:client_app",
+            check_app=False,
             mac=f"02:00:00:00:{number // 256:02x}:{number % 256 + 1:02x}",
             client_name=f"device-{number + 1}",
             state_dir=self.processes.folder / f"client-{number + 1}",

@@ -131,7 +131,7 @@ class TrainingProcess:
             stderr=ends.stderr_of_child,
             pass_fds=(ends.lifeline.fileno(), *self._live_task),
             start_new_session=True,
-            env=_environment(self._options.state_folder, mark),
+            env=training_environment(self._options.state_folder, mark),
         )
         ends.close_those_of_child()
         return process
@@ -226,7 +226,7 @@ def _failed(reason: str) -> EndedReport:
     return EndedReport(outcome=Outcome.FAILED, reason=reason)
 
 
-def _environment(state_folder: Path, mark: str) -> dict[str, str]:
+def training_environment(state_folder: Path, mark: str) -> dict[str, str]:
     """Return the child's environment: ours without our own settings, some of which are secrets."""
     mine = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
     return mine | {

@@ -6,6 +6,7 @@ hands the change on (to a queue, or to another loop by `call_soon_threadsafe`).
 
 import asyncio
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ from fedops_mqtt.line.members import LineMember, MemberChange
 from fedops_mqtt.line.run_state import RunState
 from fedops_mqtt.line.sessions import DepartedClient
 from fedops_mqtt.protocol import Outcome, RunOutcome, name_error
+from fedops_mqtt.runtime.addresses import check_host
 from fedops_mqtt.runtime.http_listener import open_socket
 from fedops_mqtt.runtime.http_server import HttpServer
 
@@ -218,4 +220,8 @@ def split_address(address: str) -> tuple[str, int]:
 def _advertised(host: str, port: int, advertise: str | None) -> str:
     if advertise is None:
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return advertise if advertise.rpartition(":")[2].isdigit() and ":" in advertise else f"{advertise}:{port}"
+    try:
+        check_host(advertise)
+    except ValueError as error:
+        raise LineConfigError(f"advertise: {error}") from error
+    return advertise if re.search(r":\d+$", advertise) else f"{advertise}:{port}"

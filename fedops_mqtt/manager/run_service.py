@@ -165,7 +165,7 @@ class RunService:
         return RunSpec(
             run_id=run_id or _new_run_id(order.task_id),
             task_id=order.task_id,
-            num_rounds=order.num_rounds or config.num_rounds,
+            num_rounds=order.num_rounds or config.num_rounds or 0,
             min_clients=min_clients,
             clients=clients,
             join=order.join or config.join,

@@ -107,7 +107,7 @@ class RunStatusPublisher:
             launch=run.launch,
             server_ip=run.server_ip,
             round=word.round if word else 0,
-            num_rounds=run.spec.num_rounds,
+            num_rounds=run.num_rounds,
             min_clients=run.spec.min_clients,
             gl_model=word.gl_model if word else 0,
             metrics=word.metrics if word else {},

@@ -249,7 +249,7 @@ class Servers:
             "join": spec.join,
             "listen": task.listen if task.config is None or "listen" in task.model_fields_set else None,
             "advertise": task.advertise,
-            "num_rounds": spec.num_rounds,
+            "num_rounds": spec.num_rounds or None,
             "min_clients": spec.min_clients,
             "join_limit_s": spec.limits.join_s,
             "run_limit_s": spec.limits.run_s,

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fedops_mqtt.manager.errors import TasksFileError, UnknownTaskError
 from fedops_mqtt.protocol import TaskId
+from fedops_mqtt.runtime.addresses import HostAndPort, HttpAddress
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -60,12 +61,13 @@ class TaskConfig(_Table):
     cwd: Path | None = None
     env: dict[str, str] = {}
     config: Path | None = None
-    num_rounds: Annotated[int, Field(ge=1)] = 3
+    num_rounds: Annotated[int, Field(ge=1)] | None = None
+    """None: as many as the server's own program or Flower project says."""
     min_clients: Annotated[int, Field(ge=1)] = 2
     join: Literal["invited", "open"] = "invited"
     adopt: bool = False
-    listen: Annotated[str, Field(pattern=r"^\S*:\d{1,5}$")] = "127.0.0.1:0"
-    advertise: str | None = None
+    listen: HttpAddress = "127.0.0.1:0"
+    advertise: HostAndPort | None = None
     limits: TaskLimits = TaskLimits()
 
     @model_validator(mode="after")

@@ -41,6 +41,17 @@ def project_config(module_name: str) -> dict[str, Plain]:
         raise ProjectError(path, str(error)) from error
 
 
+def module_of(app: object) -> str:
+    """Return the module that an app stands in: another than the script that was started, where one has it too."""
+    script = sys.modules["__main__"]
+    others = ((name, module) for name, module in list(sys.modules.items()) if module is not script)
+    return next((name for name, module in others if any(each is app for each in _values(module))), "__main__")
+
+
+def _values(module: object) -> list[object]:
+    return list(vars(module).values()) if hasattr(module, "__dict__") else []
+
+
 def _find(folder: Path) -> Path | None:
     """Return the nearest project file, in this folder or above; a package's folders have none of their own."""
     return next((path for each in (folder, *folder.parents) if (path := each / _FILE).is_file()), None)

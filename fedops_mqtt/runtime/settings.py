@@ -9,28 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from fedops_mqtt.protocol import AnyMacAddress, TaskId
+from fedops_mqtt.runtime.addresses import HostAndPort, HttpAddress, HttpUrl
 from fedops_mqtt.runtime.app_settings import DeliveredAppSettings
 from fedops_mqtt.runtime.key_values import KeyValues
 from fedops_mqtt.runtime.machine import default_state_dir, default_store_url, in_home
 from fedops_mqtt.runtime.settings_file import JOINED, FileSource
 
 Seconds = Annotated[float, Field(gt=0)]
-_MAX_PORT = 65535
-
-
-def _check_port(address: str) -> str:
-    if int(address.rpartition(":")[2]) > _MAX_PORT:
-        raise ValueError(f"{address}: a port is 0 to {_MAX_PORT}")
-    return address
-
-
-HttpAddress = Annotated[str, Field(pattern=r"^\S*:\d{1,5}$"), AfterValidator(_check_port)]
-"""`host:port` to listen on; port 0 takes a free one."""
-
 LogLevel = Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR")]
 
 _AGGREGATION = ("FEDOPS_AGGREGATION_SERVER", "FEDOPS_AGGREGATION_HOST")
@@ -170,18 +159,19 @@ class ClientSettings(BusSettings, HttpAccessSettings, DeliveredAppSettings):
     """The daemon on a device."""
 
     task_id: Annotated[TaskId | None, Field(description="the federated task that this device takes part in")] = None
+    check_app: Annotated[bool, Field(description="import the app at the start, in a process of its own")] = True
     mac: Annotated[AnyMacAddress | None, Field(description="this device's MAC; default: its network card's")] = None
     client_name: Annotated[str | None, Field(description="a name for people; default: the host name")] = None
     http: Annotated[HttpAddress | None, Field(description="where the FedOps HTTP shim listens; unset: no shim")] = None
     http_token: Annotated[SecretStr | None, Field(description="token of the shim; needed beyond loopback")] = None
     client_manager_url: Annotated[
-        str | None, Field(description="FedOps client manager before the shim; default: FEDOPS_CLIENT_MANAGER_URL")
+        HttpUrl | None, Field(description="FedOps client manager before the shim; default: FEDOPS_CLIENT_MANAGER_URL")
     ] = Field(default_factory=lambda: os.environ.get("FEDOPS_CLIENT_MANAGER_URL") or None)
     server_manager_url: Annotated[
-        str | None, Field(description="FedOps server manager that knows ports; default: FEDOPS_SERVER_MANAGER_URL")
+        HttpUrl | None, Field(description="FedOps server manager that knows ports; default: FEDOPS_SERVER_MANAGER_URL")
     ] = Field(default_factory=lambda: os.environ.get("FEDOPS_SERVER_MANAGER_URL") or None)
     aggregation_host: Annotated[
-        str | None,
+        HostAndPort | None,
         Field(description="FL server's host[:port], for FedOps managers; FEDOPS_AGGREGATION_SERVER, …_HOST"),
     ] = Field(default_factory=lambda: next(filter(None, map(os.environ.get, _AGGREGATION)), None))
     http_any_mac: Annotated[bool, Field(description="take POST /start of a manager that has another MAC")] = False
@@ -260,7 +250,7 @@ class ServerSettings(BusSettings):
     join: Literal["invited", "open"] = "invited"
     join_token: SecretStr | None = None
     listen: HttpAddress = "127.0.0.1:0"
-    advertise: Annotated[str | None, Field(description="host[:port] that clients reach; default: listen")] = None
+    advertise: Annotated[HostAndPort | None, Field(description="host[:port] for clients; default: listen")] = None
     num_rounds: Annotated[int | None, Field(ge=1)] = None
     min_clients: Annotated[int | None, Field(ge=1)] = None
     app_file: Annotated[Path | None, Field(description="app bundle of the run, which its clients fetch from here")] = (
@@ -386,6 +376,7 @@ class DoctorSettings(BusSettings):
 
     task_id: Annotated[TaskId | None, Field(description="the task of the identity that is checked")] = None
     mac: Annotated[AnyMacAddress | None, Field(description="the MAC of the device that is checked")] = None
+    app: Annotated[str | None, Field(description="the ClientApp that the device trains: it is imported")] = None
     role: Annotated[
         Literal["device", "manager", "server", "dashboard", "bridge"] | None,
         Field(description="whose rules are checked: device, manager, server, dashboard or bridge; default: a guess"),

@@ -9,7 +9,7 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,16 @@ class AppError(Exception):
         message = f"cannot load app {spec!r}: {self.problem}"
         self.reason = message if raised is None else describe_error(raised, message)
         super().__init__(message)
+
+
+def check_app(spec: str, import_paths: Sequence[str]) -> None:
+    """Import an app, and look at what it is; nothing of it is called.
+
+    Raises:
+        AppError: there is none, or it is nothing that a ClientApp can be made of.
+    """
+    sys.path[:0] = [path for path in import_paths if path not in sys.path]
+    _check_kind(spec, _find(spec))
 
 
 def load_app(job: Job, make_register: MakeRegister) -> ClientApp:
@@ -117,13 +127,17 @@ def _as_client_app(spec: str, found: Any, register: Register) -> ClientApp:
         return _app_of_client(_registered(spec, found, register), is_registered=True)
     if isinstance(found, NumPyClient | Client):
         return _app_of_client(found)
-    if not callable(found):
-        raise AppError(spec, f"it is {type(found).__name__}, expected {_KINDS}")
-    if isinstance(found, type) and not issubclass(found, NumPyClient | Client):
-        raise AppError(spec, f"it is the class {found.__name__}, expected {_KINDS}")
+    _check_kind(spec, found)
     if _takes_context(found):
         return _app_of_factory(found, register)
     return _as_client_app(spec, _make(spec, found), register)
+
+
+def _check_kind(spec: str, found: Any) -> None:
+    if not isinstance(found, ClientApp | Mapping | NumPyClient | Client) and not callable(found):
+        raise AppError(spec, f"it is {type(found).__name__}, expected {_KINDS}")
+    if isinstance(found, type) and not issubclass(found, NumPyClient | Client):
+        raise AppError(spec, f"it is the class {found.__name__}, expected {_KINDS}")
 
 
 def _registered(spec: str, registration: Mapping[str, Any], register: Register) -> NumPyClient:
@@ -161,20 +175,27 @@ def _app_of_client(client: NumPyClient | Client, *, is_registered: bool = False)
     return AnyServerApp(lambda context: one, is_registered=is_registered)
 
 
-def _app_of_factory(factory: Callable[[Context], Any], register: Register) -> ClientApp:
+def _app_of_factory(factory: Callable[[Any], Any], register: Register) -> ClientApp:
     """Ask a function for its client at each message, as Flower does; a registration it is asked for only once."""
     registered: list[Client] = []
+    first = next(iter(inspect.signature(factory).parameters.values()))
+    takes_cid = first.annotation in (str, "str") or first.name == "cid"
 
     def make(context: Context) -> Client:
         if registered:
             return registered[0]
-        made = factory(context)
+        made = factory(_cid_of(context) if takes_cid else context)
         if not isinstance(made, Mapping):
             return _as_client(made)
         registered.append(_as_client(_registered("fl_task", made, register)))
         return registered[0]
 
     return AnyServerApp(make)
+
+
+def _cid_of(context: Context) -> Any:
+    """Return what Flower gives a `client_fn(cid: str)` of its older versions (Flower 1.41 ClientApp)."""
+    return str(context.node_config.get("partition-id", context.node_id))
 
 
 def _as_client(made: Any) -> Client:

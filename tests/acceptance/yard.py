@@ -112,6 +112,7 @@ class Yard:
                     MARK: self.mark,
                     FOLDER: str(self.folder),
                     "PYTHONUNBUFFERED": "1",
+                    "FEDOPS_MQTT_CHECK_APP": "false",  # two seconds of a processor for each daemon
                     **environment,
                     **said,
                 },

@@ -161,7 +161,7 @@ class _RunFacts(Record):
             "reason": run.reason,
             "created_at": to_utc(run.created_at),
             "ended_at": to_utc(run.ended_at) if run.ended_at is not None else None,
-            "num_rounds": run.spec.num_rounds,
+            "num_rounds": run.num_rounds,
             "min_clients": run.spec.min_clients,
             "join": run.spec.join,
             "is_adopted": run.spec.is_adopted,
@@ -244,7 +244,8 @@ class TaskRecord(Record):
     task_id: str
     is_launchable: bool
     adopt: bool
-    num_rounds: int
+    num_rounds: int | None
+    """None: as many as its server says."""
     min_clients: int
     join: Literal["invited", "open"]
     active_run: str | None

@@ -430,3 +430,25 @@ async def test_a_socket_that_closes_before_its_writer_is_registered_is_left_alon
         paho._sock_close()
         await asyncio.sleep(0)  # the loop's next turn, in which the writer would be registered
     assert not [record for record in caplog.records if record.name == "asyncio"]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"), [("retain_available false", "no retained messages"), ("max_qos 0", "QoS 0 only")]
+)
+async def test_a_broker_that_cannot_carry_a_status_is_refused_with_what_it_lacks(
+    tmp_path: Path, line: str, says: str
+) -> None:
+    config = tmp_path / "mosquitto.conf"
+    config.write_text(f"listener 1883 127.0.0.1\nallow_anonymous true\n{line}\n")
+    async with Mosquitto(config=config) as broker:
+        session = open_session(
+            parse_broker_url(broker.url),
+            QUICK,
+            client_id=None,
+            is_mqtt5=True,
+            tls=None,
+            will=None,
+            on_message=lambda *said: None,
+        )
+        with pytest.raises(ConnectError, match=says):
+            await session.__aenter__()

@@ -56,7 +56,7 @@ async def spawn_daemon(broker: Mosquitto, task_id: str, mac: str, tmp_path: Path
 
         async def spawn(**settings: object) -> DaemonProcess:
             fields = {"broker": broker.url, "task_id": task_id, "mac": mac, "app": "fl_apps:endless"}
-            fields |= {"state_dir": tmp_path, "partition_id": 3, "num_partitions": 5} | settings
+            fields |= {"check_app": False, "state_dir": tmp_path, "partition_id": 3, "num_partitions": 5} | settings
             env = {f"FEDOPS_MQTT_{name.upper()}": str(value) for name, value in fields.items()}
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -221,6 +221,19 @@ async def test_a_setting_that_is_wrong_ends_the_daemon_and_is_named(
         _, log = await daemon.process.communicate()
     assert daemon.process.returncode in (1, ExitCode.CONFIG)  # 1: the settings themselves refuse it
     assert says in log.decode()
+
+
+async def test_an_app_that_cannot_be_imported_ends_the_daemon_at_once_and_its_status_says_why(
+    spawn_daemon: SpawnDaemon, operator: Operator
+) -> None:
+    daemon = await spawn_daemon(app="there_is_no_such_module:app", check_app=True)
+    out = await operator.until_condition(ClientCondition.CLIENT_OUT)
+    assert "there_is_no_such_module" in str(out.reason)
+    async with asyncio.timeout(30):
+        _, log = await daemon.process.communicate()
+    assert daemon.process.returncode == ExitCode.CONFIG
+    assert "no module named 'there_is_no_such_module'" in log.decode()
+    assert "Traceback" not in log.decode()
 
 
 async def test_an_address_of_the_shim_that_is_taken_ends_the_daemon_and_is_named(spawn_daemon: SpawnDaemon) -> None:

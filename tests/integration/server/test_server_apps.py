@@ -1,8 +1,10 @@
 """What came of a run is told as it was, whatever shape the ServerApp, the strategy or a client's answers have."""
 
 import io
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -468,3 +470,25 @@ def test_a_killed_app_with_a_start_of_its_own_goes_on_or_begins_again(tmp_path: 
     seen = [answer.round for answer in task.clients[0].answered if answer.kind == "train"]
     assert seen == ([3, 4] if is_resumable else [1, 2, 3])
     np.testing.assert_allclose(task.newest(), undisturbed.newest())
+
+
+def test_a_server_app_has_its_own_projects_configuration_and_rounds(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pyproject.toml").write_text("[tool.flwr.app.config]\nnum-server-rounds = 2\nlr = 0.5\n")
+    seen: dict[str, Any] = {}
+
+    def main(grid: Grid, context: Context) -> None:
+        seen.update(context.run_config)
+        rounds = int(context.run_config["num-server-rounds"])
+        FedAvg().start(grid=grid, initial_arrays=ArrayRecord(START), num_rounds=rounds)
+
+    home = ModuleType("a_project_of_this_test")
+    home.__file__ = str(tmp_path / "server_app.py")
+    home.app = server_app(main)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, home.__name__, home)
+    result = task.run(add_one(), server_app=home.app, settings={})
+    assert (seen, result.round) == ({"num-server-rounds": 2, "lr": 0.5}, 2)
+    seen.clear()
+    task.run(add_one(), server_app=home.app, settings={"num_rounds": 1})
+    assert seen["num-server-rounds"] == 1, "whoever says a number for this run outweighs the project"

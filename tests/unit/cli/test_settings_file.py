@@ -116,3 +116,23 @@ def test_half_a_certificate_is_an_error_and_not_a_plain_connection(
     file.write_text(text)
     with pytest.raises(ValidationError, match=r"go together|set http_cert_file"):
         role()
+
+
+@pytest.mark.parametrize(
+    "said", ["http://fl.example.org", "http://fl:9000", "fl.example.org:", "fl:x", "fl:99999", "::1", "a b"]
+)
+def test_an_address_that_nobody_could_reach_is_refused_at_the_start(said: str) -> None:
+    with pytest.raises(ValidationError, match=r"host or host:port|a port is 1"):
+        ServerSettings(advertise=said)
+
+
+@pytest.mark.parametrize("said", ["fl.example.org", "fl.example.org:9000", "10.0.0.7", "[2001:db8::7]:9000", "[::1]"])
+def test_an_address_is_host_or_host_and_port(said: str) -> None:
+    assert ServerSettings(advertise=said).advertise == said
+
+
+def test_a_managers_url_without_its_scheme_is_refused_at_the_start_and_not_repeated() -> None:
+    for name in ("client_manager_url", "server_manager_url"):
+        with pytest.raises(ValidationError, match="begins with http://") as caught:
+            ClientSettings(**{name: "02-00-00-00-00-01:S3cret@manager:8004"})  # type: ignore[arg-type]
+        assert "S3cret" not in caught.value.errors(include_input=False)[0]["msg"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedops_mqtt.runtime.flower_project import ProjectError, project_config
+from fedops_mqtt.runtime.flower_project import ProjectError, module_of, project_config
 
 
 @pytest.fixture
@@ -41,3 +41,14 @@ def test_a_project_that_cannot_be_used_is_named(package: Path, content: str) -> 
 
 def test_a_module_that_is_not_there_is_in_no_project() -> None:
     assert project_config("there.is_no_such_module") == {}
+
+
+def test_an_app_that_a_script_has_imported_is_in_its_own_project(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = object()
+    monkeypatch.setattr(sys.modules["__main__"], "app", app, raising=False)
+    assert module_of(app) == "__main__"
+    monkeypatch.setattr(sys.modules["a_flower_project.app"], "server_app", app, raising=False)
+    assert module_of(app) == "a_flower_project.app"
+    assert module_of(object()) == "__main__"

@@ -37,6 +37,10 @@ def test_a_task_says_how_its_server_is_started_and_what_a_run_needs(tmp_path: Pa
     assert digits.cwd == tmp_path, "relative to the file"
 
 
+def test_rounds_that_no_file_says_are_the_servers_own(tmp_path: Path) -> None:
+    assert tasks_of(tmp_path, "[tasks.digits]\nmodule = 'fedops_mqtt.demo.server'")["digits"].num_rounds is None
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -47,6 +51,7 @@ def test_a_task_says_how_its_server_is_started_and_what_a_run_needs(tmp_path: Pa
         ("[tasks.a]\nnum_rounds = 1", "give `command` or `module`, or adopt = true"),
         ("[tasks.'a/b']\nmodule = 'm'", "task_id 'a/b' is not valid"),
         ("[tasks.a]\nmodule = 'm'\nlisten = 'nowhere'", "tasks.a.listen"),
+        ("[tasks.a]\nmodule = 'm'\nadvertise = 'http://fl.example.org'", "is not host or host:port"),
         ("[tasks.a]\nmodule = 'm'\n[tasks.a.limits]\njoin_s = -1", "tasks.a.limits.join_s"),
     ],
 )

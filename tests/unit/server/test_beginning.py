@@ -31,6 +31,7 @@ def begin(folder: Path, initial: Any = GOOD, *, run_id: str = "r", **options: An
         run_id=run_id,
         launch=1,
         num_rounds=3,
+        is_num_rounds_set=True,
         min_clients=1,
         join="open",
         run_secret=None,

@@ -84,3 +84,9 @@ def test_the_rounds_that_a_run_is_started_with_outweigh_everything() -> None:
 def test_rounds_of_a_run_that_are_no_number_are_refused() -> None:
     with pytest.raises(ServerConfigError, match="num_rounds"):
         make_plan(ServerSettings(task_id="t", run_config='num-server-rounds="many"'), None)
+
+
+def test_it_is_known_whether_anybody_said_how_many_rounds() -> None:
+    assert not make_plan(ServerSettings(task_id="t"), None).is_num_rounds_set
+    assert make_plan(ServerSettings(task_id="t", num_rounds=3), None).is_num_rounds_set
+    assert make_plan(ServerSettings(task_id="t"), {"num_rounds": 4}).is_num_rounds_set
