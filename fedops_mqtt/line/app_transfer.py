@@ -4,6 +4,7 @@ The server's numbers are claims: at most the bytes that the start trigger named 
 """
 
 import os
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -86,6 +87,10 @@ class AppTransfer:
                 problem = error.reason
             except LineConfigError as error:
                 raise TransferError(str(error)) from error
+            except ssl.SSLCertVerificationError as error:  # waiting does not mend it
+                raise TransferError(
+                    f"the FL server {self._server_ip} is not trusted: {error.verify_message}"
+                ) from error
             except BROKEN as error:
                 problem = f"{type(error).__name__}: {error}"
             wait_s = _RETRY_S if self.num_received > had else min(2 * wait_s, _MAX_RETRY_S)

@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import hashlib
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -13,11 +14,23 @@ from client_testbed import SECRET, Operator, RunDaemon
 from fl_server import serve
 
 from fedops_mqtt.apps import AppLibrary, AppSigner, make_signing_key
+from fedops_mqtt.bus import Connection, Mosquitto, Received
 from fedops_mqtt.device.app_policy import app_folder
 from fedops_mqtt.device.journal import identity_dir
 from fedops_mqtt.line.grid import RunEndedError
 from fedops_mqtt.line.server import LineServer
-from fedops_mqtt.protocol import Answer, ClientCondition, ClientStatus, Outcome, Phase, RunOutcome
+from fedops_mqtt.protocol import (
+    Answer,
+    Channel,
+    ClientCondition,
+    ClientStatus,
+    Outcome,
+    Phase,
+    RunOutcome,
+    ServerStatus,
+    filter_for,
+)
+from fedops_mqtt.runtime.settings import inherited_environment
 
 SIGNER = AppSigner(make_signing_key())
 PROJECT = """
@@ -134,6 +147,61 @@ async def test_a_signed_app_is_fetched_once_and_trains_in_two_runs_with_each_run
         await operator.until(lambda status: status.last_run is not None and status.last_run.run_id == "r2")
         await serving
     assert told(marker)[0]["lr"] == 0.1
+
+
+SERVER_CODE = b"""
+import numpy as np
+from flwr.app import Array, ArrayRecord
+from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import FedAvg
+app = ServerApp()
+
+@app.main()
+def main(grid, context):
+    config = context.run_config
+    print("the ServerApp has", sorted(config.items()), flush=True)
+    strategy = FedAvg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
+    start = ArrayRecord({"w": Array(np.zeros(2, dtype=np.float32))})
+    strategy.start(grid=grid, initial_arrays=start, num_rounds=config["num-server-rounds"])
+"""
+
+
+async def test_one_bundle_runs_at_the_fl_server_and_on_the_device_with_the_runs_settings(
+    run_daemon: RunDaemon,
+    operator: Operator,
+    broker: Mosquitto,
+    make_bundle: Make,
+    marker: Path,
+    tmp_path: Path,
+    task_id: str,
+) -> None:
+    project = PROJECT.replace("[tool.flwr.app.config]", 'serverapp = "delivered_serving:app"\n[tool.flwr.app.config]')
+    data = make_bundle(project, **{"delivered_serving.py": SERVER_CODE})
+    (tmp_path / "app.fab").write_bytes(data)
+    (tmp_path / "secret").write_text(SECRET.hex(), encoding="ascii")
+    said = {"task_id": task_id, "run_id": "r1", "launch": 1, "min_clients": 1, "num_rounds": 1, "broker": broker.url}
+    said |= {"app_file": tmp_path / "app.fab", "run_secret_file": tmp_path / "secret", "store": tmp_path / "store"}
+    said |= {"state_dir": tmp_path / "server", "run_config": "lr=0.25 num-server-rounds=2"}
+    environment = inherited_environment() | {f"FEDOPS_MQTT_{name.upper()}": str(value) for name, value in said.items()}
+    await run_daemon(app="delivered", app_signers=SIGNER.public_key)
+    await operator.until_condition(ClientCondition.ONLINE)
+    async with Connection(broker.url, subscriptions=[filter_for(Channel.SERVER_STATUS, task_id)]) as bus:
+        program = (sys.executable, "-m", "fedops_mqtt.server.bundle_server")
+        server = await asyncio.create_subprocess_exec(*program, env=environment, stdout=asyncio.subprocess.PIPE)
+        try:
+            async for event in bus.events():
+                if isinstance(event, Received) and isinstance(event.message, ServerStatus) and event.message.server_ip:
+                    break
+            await operator.trigger(event.message.server_ip, app=reference(data, task_id), run_config={"lr": 0.25})
+            await operator.until_condition(ClientCondition.TRAIN_FINISHED)
+            output, _ = await server.communicate()
+        finally:
+            if server.returncode is None:
+                server.kill()
+    assert server.returncode == 0
+    assert "('lr', 0.25), ('name', 'project'), ('num-server-rounds', 2)" in output.decode()
+    assert told(marker)[0]["lr"] == 0.25
+    assert {metrics.round for metrics in operator.metrics if metrics.values.get("stage") == "train"} == {1, 2}
 
 
 ODD = {"pyproject.toml": PROJECT.encode(), "../evil.py": b"x"}
