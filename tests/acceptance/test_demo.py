@@ -45,7 +45,7 @@ async def test_options_reach_the_run_and_a_pipe_gets_plain_lines(yard: Yard, tmp
         "^starting",
         pytest.param("^bus status=connected", marks=pytest.mark.long),
         pytest.param("^client .*status=online", marks=pytest.mark.long),
-        "^server .*status=ready",
+        pytest.param("^server .*status=ready", marks=pytest.mark.long),
         pytest.param("^round .*round=1", marks=pytest.mark.long),
     ],
 )

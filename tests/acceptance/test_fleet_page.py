@@ -9,6 +9,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
 from secure_site import calm_port
 from yard import COMMAND, Yard
 
@@ -52,6 +53,7 @@ def follow(folder: Path) -> None:
         assert (done.returncode, done.stderr) == (0, ""), command
 
 
+@pytest.mark.long
 async def test_the_commands_of_the_page_make_a_fleet_whose_doctor_finds_nothing_wrong(yard: Yard) -> None:
     follow(yard.folder)
     broker, manager, client = (

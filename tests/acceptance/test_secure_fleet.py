@@ -163,6 +163,7 @@ async def test_a_device_whose_bundle_is_revoked_says_why_it_is_alone(yard: Yard,
     await device.until_said("connected to the broker")
 
 
+@pytest.mark.long
 async def test_a_manager_in_the_network_wants_a_certificate_and_its_verbs_have_one(
     yard: Yard, site: SecureSite
 ) -> None:

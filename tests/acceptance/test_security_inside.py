@@ -56,7 +56,7 @@ async def site(tmp_path: Path) -> AsyncIterator[SecureSite]:
 def status_of(mac: str) -> ClientStatus:
     return ClientStatus(
         status=ClientCondition.ONLINE, task_id=TASK, client_mac=mac, client_name="", instance="x", epoch=1,
-        seq=LAST_SEQ, at=utc_now(),
+        seq=LAST_SEQ - 1, at=utc_now(),
     )  # fmt: skip
 
 

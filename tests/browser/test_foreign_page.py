@@ -8,10 +8,12 @@ from contextlib import contextmanager
 import pytest
 from browsing import visiting
 
+from fedops_mqtt.client.client_managers import ClientManagers
 from fedops_mqtt.client.client_utils import FLClientStatus
 from fedops_mqtt.client.http_shim import make_shim, serving
 from fedops_mqtt.core.client_events import LocalStart, StartDecision
 from fedops_mqtt.protocol import Answer
+from fedops_mqtt.runtime.settings import ClientSettings
 
 MAC = "02:00:00:00:00:01"
 
@@ -63,6 +65,7 @@ def _page_elsewhere(content: str) -> Iterator[str]:
         server.shutdown()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("starts_by_get", [False, True])
 async def test_a_page_elsewhere_starts_no_training(starts_by_get: bool) -> None:
     starts: list[LocalStart] = []
@@ -71,7 +74,10 @@ async def test_a_page_elsewhere_starts_no_training(starts_by_get: bool) -> None:
         starts.append(asked)
         return StartDecision(answer=Answer.ACCEPTED)
 
-    shim = make_shim(view=lambda: FLClientStatus(client_mac=MAC), start=start, starts_by_get=starts_by_get)
+    managers = ClientManagers.from_settings(ClientSettings(), "t")
+    shim = make_shim(
+        view=lambda: FLClientStatus(client_mac=MAC), start=start, managers=managers, starts_by_get=starts_by_get
+    )
     async with serving(shim, "127.0.0.1:0") as address:
         with _page_elsewhere(_ATTACK % {"mac": MAC, "port": int(address.rpartition(":")[2])}) as url:
             async with visiting(flags=("--host-resolver-rules=MAP evil.example.org 127.0.0.1",)) as visitor:

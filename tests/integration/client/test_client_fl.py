@@ -128,10 +128,10 @@ async def test_a_classic_server_that_is_not_up_yet_is_waited_for(serve_fl: Serve
     ("app", "reason"),
     [
         ("fl_apps", "expected MODULE:ATTRIBUTE"),
-        ("no_such_module:app", "no module named 'no_such_module'"),
-        ("fl_apps:missing", "has no 'missing'"),
-        ("fl_apps:not_an_app", "it is int, expected a flwr ClientApp"),
-        ("broken_app:app", "importing it raised SyntaxError"),
+        pytest.param("no_such_module:app", "no module named 'no_such_module'", marks=pytest.mark.long),
+        pytest.param("fl_apps:missing", "has no 'missing'", marks=pytest.mark.long),
+        pytest.param("fl_apps:not_an_app", "it is int, expected a flwr ClientApp", marks=pytest.mark.long),
+        pytest.param("broken_app:app", "importing it raised SyntaxError", marks=pytest.mark.long),
     ],
 )
 async def test_an_app_that_cannot_be_loaded_is_a_failure_that_says_why(

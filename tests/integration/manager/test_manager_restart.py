@@ -5,6 +5,7 @@ import signal
 import time
 
 import psutil
+import pytest
 from manager_parts import PATIENCE_S, A, B, House, api_at, hear, manager_process, run_that_ends_without_a_manager, until
 from sqlalchemy import update
 
@@ -18,6 +19,7 @@ from fedops_mqtt.protocol import ManagerCondition, ManagerStatus, topics
 from fedops_mqtt.runtime.exit_codes import ExitCode
 
 
+@pytest.mark.long
 async def test_a_manager_killed_during_a_run_finishes_it_when_it_is_started_again(house: House) -> None:
     async with house.device(A) as a, house.device(B) as b:
         async with manager_process(house) as first, api_at(first.url) as api:
@@ -124,6 +126,7 @@ async def test_a_second_manager_waits_says_so_and_takes_over_with_a_higher_term(
         assert len(a.starts) == 1
 
 
+@pytest.mark.long
 async def test_a_manager_that_waits_can_be_told_to_end(house: House) -> None:
     async with manager_process(house), manager_process(house, waits=False) as second:
         await hear(second, "on standby")
@@ -160,6 +163,7 @@ async def test_a_server_whose_process_id_was_not_written_down_is_found_again(hou
             await until(lambda: _said(len(a.starts) == 2), "the second aim")
 
 
+@pytest.mark.long
 async def test_of_two_managers_that_share_a_broker_but_no_database_the_older_one_leaves(house: House) -> None:
     said: list[str] = []
     async with house.managed(state_dir=house.folder / "newer"):

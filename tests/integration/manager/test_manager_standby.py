@@ -1,6 +1,7 @@
 """A manager on standby answers at its address, and leads from the same one."""
 
 import httpx
+import pytest
 from manager_parts import House, api_at, hear, manager_process
 
 PERSON = {"Accept": "text/html"}
@@ -25,6 +26,7 @@ async def test_a_manager_that_waits_says_so_to_people_and_programs_and_then_lead
             assert (await api.get("/health"))["role"] == "leading"
 
 
+@pytest.mark.long
 async def test_a_manager_whose_address_its_leader_has_waits_without_one(house: House) -> None:
     async with manager_process(house) as first:
         same = first.url.removeprefix("http://")

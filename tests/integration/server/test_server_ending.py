@@ -74,7 +74,9 @@ async def test_sigterm_stops_the_run_and_keeps_the_last_whole_rounds_model(house
     assert [(end.outcome, end.run_outcome) for end in ends] == [(Outcome.STOPPED, RunOutcome.STOPPED)] * 2
 
 
-@pytest.mark.parametrize(("word", "is_kept"), [("failed", True), ("replaced", False)])
+@pytest.mark.parametrize(
+    ("word", "is_kept"), [("failed", True), pytest.param("replaced", False, marks=pytest.mark.long)]
+)
 async def test_a_server_that_its_manager_ends_makes_no_version_of_a_run_that_failed_or_goes_on(
     house: House, tmp_path: Path, word: str, is_kept: bool
 ) -> None:
@@ -295,7 +297,7 @@ async def test_a_port_that_is_taken_fails_the_run_with_its_reason(house: House) 
         assert not first.done()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 async def test_a_server_that_waits_for_clients_can_be_stopped(house: House, number: signal.Signals) -> None:
     async with house.listen() as bus:
         process = house.spawn("fedavg")

@@ -120,6 +120,7 @@ async def test_a_launch_that_finds_all_rounds_in_its_checkpoint_only_saves(house
         np.testing.assert_array_equal(array, arrays[name])
 
 
+@pytest.mark.long
 async def test_what_a_run_left_that_was_closed_without_its_server_goes_when_the_next_one_begins(house: House) -> None:
     gate, options = Gate(), {"num_rounds": NUM_ROUNDS, "launch": 1}
     async with house.listen() as bus:
