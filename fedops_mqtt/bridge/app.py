@@ -49,7 +49,7 @@ class Bridge:
     """Speaks for FedOps' programs; `run` it once.
 
     Raises:
-        BridgeConfigError: `clients` or `doors` is malformed.
+        BridgeConfigError: `clients` or `grpc_gateways` is malformed.
         BrokerUrlError: the broker's URL is none.
     """
 
@@ -57,10 +57,10 @@ class Bridge:
         self.settings = settings
         parse_broker_urls(settings.broker)
         self._targets = clients_in(settings.clients)
-        doors_of(settings.grpc_gateways, len(self._targets))
+        gateway_addresses(settings.grpc_gateways, len(self._targets))
         self._told_to_leave = asyncio.Event()
         self._turn = asyncio.Lock()
-        self._num_doors = 0
+        self._num_gateways = 0
         self._desk = PeerRegistry(
             classic=ClassicOptions(
                 reach=partial(_reach_for, settings),
@@ -112,8 +112,8 @@ class Bridge:
             self._desk.close()
 
     def _make_presence(self, link: PeerState) -> ClientProxy:
-        grpc_gateways = doors_of(self.settings.grpc_gateways, self._num_doors + 1)[-1]
-        self._num_doors += 1
+        grpc_gateways = gateway_addresses(self.settings.grpc_gateways, self._num_gateways + 1)[-1]
+        self._num_gateways += 1
         return ClientProxy(link, settings=self.settings, grpc_gateways=grpc_gateways, turn=self._turn, agent=_AGENT)
 
 
@@ -142,7 +142,7 @@ def _client_in(word: str) -> tuple[str | None, str]:
     return mac, url
 
 
-def doors_of(first: str, count: int) -> list[str]:
+def gateway_addresses(first: str, count: int) -> list[str]:
     """Return the gRPC addresses of so many clients: consecutive ports, or any where the first is 0.
 
     Raises:
@@ -150,7 +150,7 @@ def doors_of(first: str, count: int) -> list[str]:
     """
     host, _, port = first.rpartition(":")
     if int(port) and int(port) + count - 1 > _MAX_PORT:
-        raise BridgeConfigError("doors", f"{count} clients do not fit into the ports from {port} on")
+        raise BridgeConfigError("grpc_gateways", f"{count} clients do not fit into the ports from {port} on")
     return [f"{host or '127.0.0.1'}:{int(port) + index if int(port) else 0}" for index in range(count)]
 
 

@@ -49,7 +49,7 @@ class ClientProxy:
     ) -> None:
         self._link = link
         self._settings = settings
-        self._doors = grpc_gateways
+        self._gateway_address = grpc_gateways
         self._turn = turn
         self._agent = agent
         self._daemon: Daemon | None = None
@@ -176,7 +176,9 @@ class ClientProxy:
             system_interval_s=0,  # the load of this machine is not that of the client's
         )
         limits = BridgeLimits(come_s=settings.come_limit_s, word_s=settings.word_limit_s)
-        make_trainer = partial(HttpTrainer, link=link, grpc_gateways=self._doors, turn=self._turn, limits=limits)
+        make_trainer = partial(
+            HttpTrainer, link=link, grpc_gateways=self._gateway_address, turn=self._turn, limits=limits
+        )
         return Daemon(client, make_trainer=make_trainer, agent=self._agent)
 
     async def _poll(self, peer: FedOpsHttpClient, identity: OnlineAnswer) -> str:

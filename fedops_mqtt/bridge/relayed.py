@@ -47,11 +47,11 @@ class RelayedTraining:
         self._start = start
         self._settings = settings
         self._identity = identity
-        self._doors = grpc_gateways
+        self._address = grpc_gateways
         self._on_report = on_report
         self._cutter = MetricsCutter(logger.warning)
         self._loop = asyncio.get_running_loop()
-        self._door: GrpcGateway | None = None
+        self._gateway: GrpcGateway | None = None
         self._runner: LineRunner | None = None
         self._joined = asyncio.Event()
         self._ended: asyncio.Future[RunEnd] = self._loop.create_future()
@@ -74,17 +74,19 @@ class RelayedTraining:
         """Train to whatever end."""
         try:
             self._runner = self._make_runner()
-            self._door = await asyncio.to_thread(GrpcGateway, self._doors, on_departed=self._in_loop(self._client_gone))
+            self._gateway = await asyncio.to_thread(
+                GrpcGateway, self._address, on_departed=self._in_loop(self._client_gone)
+            )
         except (OSError, LineConfigError) as error:
             return EndedReport(outcome=Outcome.FAILED, reason=str(error))
         try:
             async with asyncio.timeout(self._settings.run_limit_s):
-                end = await self._train(self._door, self._runner)
+                end = await self._train(self._gateway, self._runner)
         except TimeoutError:
             end = RunEnd(outcome=Outcome.FAILED, reason=f"run limit of {self._settings.run_limit_s:g} s passed")
         finally:
-            self._door.give_up("the run is over")
-            await asyncio.to_thread(self._door.dismiss, _DISMISS_S)
+            self._gateway.give_up("the run is over")
+            await asyncio.to_thread(self._gateway.dismiss, _DISMISS_S)
         return await self._last_word(end)
 
     async def _train(self, door: GrpcGateway, runner: LineRunner) -> RunEnd:
@@ -104,7 +106,7 @@ class RelayedTraining:
 
     async def _bring_client(self, door: GrpcGateway, runner: LineRunner) -> None:
         await self._joined.wait()
-        host = self._doors.rpartition(":")[0]
+        host = self._address.rpartition(":")[0]
         try:
             await self._call.to(f"{host}:{door.port}")
         except FedOpsHttpError as error:
@@ -127,8 +129,8 @@ class RelayedTraining:
 
     def _give_up(self, problem: str, *, on_line: str | None = None) -> None:
         self._problem = self._problem or problem
-        if self._door is not None:
-            self._door.give_up(problem)
+        if self._gateway is not None:
+            self._gateway.give_up(problem)
         if self._runner is not None:
             self._runner.fail(on_line or problem)
 

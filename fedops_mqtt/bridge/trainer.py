@@ -19,10 +19,10 @@ from fedops_mqtt.training.pipe import EndedReport
 
 
 class HttpTrainer:
-    """Trains by telling a FedOps client to; see `client.trainer.AnyTrainer`.
+    """Starts the training of a FedOps client over HTTP; a `device.trainer.AnyTrainer`.
 
-    `doors` is where old clients reach the bridge by gRPC (`host:port`); `turn` is held while one is started, because
-    the questions it asks then (`getPort`) do not say who asks.
+    `grpc_gateways` is the gRPC address for this client (`host:port`). `turn` is held while a client is started, because
+    the requests that it sends then (`getPort`) do not name their sender.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class HttpTrainer:
         on_ended: Callable[[EndedReport], Awaitable[None]],
     ) -> None:
         self._link = link
-        self._doors = grpc_gateways
+        self._gateway_address = grpc_gateways
         self._turn = turn
         self._limits = limits
         self._identity = identity
@@ -78,7 +78,7 @@ class HttpTrainer:
             return DirectTraining(call, start, self._settings, self._on_report)
         from fedops_mqtt.bridge.relayed import RelayedTraining  # here flwr is imported
 
-        return RelayedTraining(call, start, self._settings, self._identity, self._doors, self._on_report)
+        return RelayedTraining(call, start, self._settings, self._identity, self._gateway_address, self._on_report)
 
     async def _see_through(self, training: PeerTraining) -> None:
         self._link.report = self._on_report

@@ -13,7 +13,7 @@ from fedops_mqtt.runtime.settings import BridgeSettings
 @shows(
     "fedops-mqtt bridge --broker mqtt://broker.local:1883",
     "fedops-mqtt bridge --clients http://192.168.1.20:8003,02:00:00:00:00:02=http://192.168.1.21:8003 "
-    "--http 192.168.1.10:8004 --doors 192.168.1.10:8080",
+    "--http 192.168.1.10:8004 --grpc-gateways 192.168.1.10:8080",
     model=BridgeSettings,
 )
 @takes_settings(BridgeSettings)

@@ -178,7 +178,7 @@ class LineGrid(Grid):
         """Return who can be given work right now; waits for the minimum first, up to the join limit.
 
         Raises:
-            TooFewClientsError: the minimum is not there (any more) within the join limit.
+            BelowQuorumError: the minimum is not there (any more) within the join limit.
             RunOverError: the run was interrupted, or is over its limit.
         """
         with self._lock:  # strategies ask between their phases: a good moment

@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from fedops_mqtt.bridge.app import BridgeConfigError, clients_in, doors_of
+from fedops_mqtt.bridge.app import BridgeConfigError, clients_in, gateway_addresses
 from fedops_mqtt.bridge.fedops_http_client import FedOpsHttpError, OnlineAnswer
 from fedops_mqtt.bridge.numbers import ReportError, client_report, parse_report, server_numbers
 from fedops_mqtt.protocol import MetricsCutter, MetricsKind
@@ -68,11 +68,11 @@ def test_clients_are_urls_with_a_mac_or_without() -> None:
             clients_in(wrong)
 
 
-def test_doors_have_consecutive_ports_or_any() -> None:
-    assert doors_of("10.0.0.1:8080", 2) == ["10.0.0.1:8080", "10.0.0.1:8081"]
-    assert doors_of(":0", 2) == ["127.0.0.1:0", "127.0.0.1:0"]
-    with pytest.raises(BridgeConfigError, match="doors"):
-        doors_of("10.0.0.1:65535", 2)
+def test_gateways_have_consecutive_ports_or_any() -> None:
+    assert gateway_addresses("10.0.0.1:8080", 2) == ["10.0.0.1:8080", "10.0.0.1:8081"]
+    assert gateway_addresses(":0", 2) == ["127.0.0.1:0", "127.0.0.1:0"]
+    with pytest.raises(BridgeConfigError, match="grpc_gateways"):
+        gateway_addresses("10.0.0.1:65535", 2)
 
 
 def test_user_and_password_come_from_a_url_or_a_proxys() -> None:
