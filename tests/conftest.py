@@ -13,6 +13,7 @@ from processor_time import (  # noqa: F401
     pytest_runtest_protocol,
     pytest_terminal_summary,
 )
+from sendable import pytest_report_to_serializable  # noqa: F401
 from time_limit import (  # noqa: F401
     pytest_runtest_call,
     pytest_runtest_setup,

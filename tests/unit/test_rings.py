@@ -73,6 +73,9 @@ async def sticky():
 async def test_leaves_a_fixture_that_hangs(sticky):
     pass
 
+def test_fails_with_what_no_stream_takes():
+    pytest.fail(chr(0xdc80))
+
 def test_goes_on():
     pass
 """
@@ -81,7 +84,7 @@ def test_goes_on():
 @pytest.mark.long
 def test_a_limit_that_passes_fails_that_test_alone_and_says_where_it_stood(tmp_path: Path) -> None:
     (tmp_path / "test_limits.py").write_text(PROGRAM)
-    (tmp_path / "conftest.py").write_text("from time_limit import *\n")
+    (tmp_path / "conftest.py").write_text("from sendable import *\nfrom time_limit import *\n")
     (tmp_path / "pytest.ini").write_text(
         f"[pytest]\nasyncio_mode = auto\ntimeout = 1\npythonpath = {TESTS / 'harness'}\n"
     )
@@ -89,7 +92,7 @@ def test_a_limit_that_passes_fails_that_test_alone_and_says_where_it_stood(tmp_p
         [sys.executable, "-m", "pytest", "-n1", "-rA", "-p", "no:cacheprovider", tmp_path],
         cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
-    assert "3 failed, 2 passed, 1 error" in done.stdout, done.stdout
+    assert "4 failed, 2 passed, 1 error" in done.stdout, done.stdout
     assert done.stdout.count("the limit of 1 s passed; the test stood at:") >= 4
     for position in ("in test_waits", "task the other", "in test_blocks", "in test_spins"):
         assert position in done.stdout
