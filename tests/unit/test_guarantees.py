@@ -25,8 +25,8 @@ COUNTED |= {"app_max_bytes", "app_keep_num", "app_keep_bytes", "app_keep_days", 
 
 def test_every_guarantee_names_tests_and_each_of_them_is_there() -> None:
     text = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
-    guarantees = re.split(r"^(?=\*\*G-\d)", text, flags=re.MULTILINE)
-    assert [part[2:5] for part in guarantees[1:]] == [f"G-{number}" for number in range(1, 9)]
+    guarantees = re.split(r"^(?=## G-\d)", text, flags=re.MULTILINE)
+    assert [part[3:6] for part in guarantees[1:]] == [f"G-{number}" for number in range(1, 9)]
     for part in guarantees:
         named = re.findall(r"`(tests/\S+?)::(\w+)`", part)
         assert named, part[:40]
