@@ -69,14 +69,16 @@ class AppPolicy:
         if self._takes_unsigned:
             facts = {"digest": app.digest, "version": app.version}
             logger.warning(
-                "nobody's signature is asked for: no app_signers, and the broker is this machine's", extra=facts
+                "no signature is needed for this app: app_signers is empty, and every broker is this machine's",
+                extra=facts,
             )
             check_version(app.version, self._settings.app_min_version)
         else:
             self._check_signature(app)
         is_approved = AppLibrary(app_folder(self._folder)).is_approved
         if self._settings.app == AFTER_APPROVAL and not is_approved(app.digest):
-            problem = f"its owner has not approved this app: fedops-mqtt app approve {app.digest}"
+            # Short: a run's own reason names its clients with theirs cut, and the digest has to be in it whole.
+            problem = f"not approved; fedops-mqtt app approve {app.digest}"
             raise AppRefusedError(RefusalCode.NOT_APPROVED, problem)
 
     def _check_signature(self, app: AppReference) -> None:

@@ -116,7 +116,7 @@ def test_every_status_that_is_told_is_brought_about_somewhere() -> None:
     here |= {(verb, ExitCode.CONFIG) for verb in [*FLEET, "fleet init", "bridge", "manager", "watch"]}
     here |= {("watch", ExitCode.UNAVAILABLE), ("watch", ExitCode.NO_PERMISSION), ("doctor", ExitCode.FAILED)}
     here |= {("broker", ExitCode.UNAVAILABLE), ("manager", ExitCode.UNAVAILABLE), ("simulate", ExitCode.FAILED)}
-    here |= {("demo", ExitCode.FAILED), ("bridge", ExitCode.UNAVAILABLE)}
+    here |= {("app approve", ExitCode.CONFIG), ("demo", ExitCode.FAILED), ("bridge", ExitCode.UNAVAILABLE)}
     here |= {(f"model {verb}", ExitCode.FAILED) for verb in MODEL}
     assert told() == here | set(SHOWN_ELSEWHERE)
     root = Path(__file__).parents[3]
@@ -241,3 +241,8 @@ def test_a_disk_that_may_be_mended_is_worth_another_start(number: int) -> None:
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENOENT, errno.EEXIST])
 def test_a_path_that_is_wrong_is_not(number: int) -> None:
     assert exit_code_of_disk(OSError(number, "no")) is ExitCode.CONFIG
+
+
+def test_app_approve_where_no_client_has_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--task-id", "digits", "--mac", "02:00:00:00:00:01", "--state-dir", str(tmp_path)]
+    seen(["app", "approve", "ab" * 32, *where], ExitCode.CONFIG, "--state-dir", capsys)
