@@ -22,7 +22,7 @@ MINUTES ?= 2
 # The long ring: what takes long, or needs programs that make test does without; each a step of its own.
 LONG_RING := test-acceptance test-mutants test-fuzz test-chaos test-browser test-frameworks test-flwr test-pythons test-cluster
 
-.PHONY: help setup mosquitto systemd-analyze prometheus browser-tools screenshots demo model mutate chaos check clean
+.PHONY: help setup mosquitto systemd-analyze prometheus postgresql browser-tools screenshots demo model mutate chaos check clean
 .PHONY: test test-all $(LONG_RING)
 
 help:  ## list the targets
@@ -54,19 +54,23 @@ systemd-analyze:
 prometheus:
 	@command -v $@ >/dev/null || sh deploy/install-debian.sh --no-install-recommends prometheus
 
+# Its programs are in no PATH; the tests start servers of their own.
+postgresql:
+	@ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || sh deploy/install-debian.sh --no-install-recommends $@
+
 test: setup  ## what a change can break, in minutes: make test ARGS="-k will"
 	$(BIN)/python -m pytest -m "not long" $(ARGS)
 	@echo "not run here: the long ring (chaos, fuzzing, mutants, browsers, large fleets, frameworks); make test-all runs it"
 
 test-all: test $(LONG_RING)  ## make test, then the long ring, step by step
 
-test-acceptance: setup systemd-analyze prometheus  ## large fleets, large models, many processes
+test-acceptance: setup systemd-analyze prometheus postgresql  ## large fleets, large models, many processes
 	$(BIN)/python -m pytest -m long tests/integration tests/acceptance $(ARGS)
 
 test-mutants: setup  ## the model: more schedules, and rules broken on purpose that it must find
 	$(BIN)/python -m pytest -m long tests/model $(ARGS)
 
-test-fuzz: setup  ## every property with many examples, hostile requests against everything that listens
+test-fuzz: setup postgresql  ## every property with many examples, hostile requests against everything that listens
 	$(BIN)/python -m pytest -m "hypothesis or long" --hypothesis-profile=long tests/fuzz tests/unit $(ARGS)
 
 test-chaos: setup  ## a short chaos over the whole system

@@ -7,6 +7,7 @@ from uuid import uuid4
 import hypothesis
 import pytest
 from leftovers import pytest_configure, pytest_sessionfinish  # noqa: F401  (pytest finds hooks by their names here)
+from postgres import database_url, own_postgres, postgres  # noqa: F401
 from processor_time import (  # noqa: F401
     pytest_addoption,
     pytest_runtest_makereport,

@@ -7,7 +7,9 @@ import asyncio
 import logging
 import os
 import socket
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 
 from sqlalchemy import make_url
@@ -28,7 +30,7 @@ from fedops_mqtt.manager.errors import (
 )
 from fedops_mqtt.manager.journal import Journal
 from fedops_mqtt.manager.leader import Front, leading
-from fedops_mqtt.manager.lease import ROW_LEASE_S, FileLease, Lease, RowLease, wait_for_lease
+from fedops_mqtt.manager.lease import FileLease, Lease, RowLease, wait_for_lease
 from fedops_mqtt.runtime.background import alongside
 from fedops_mqtt.runtime.exit_codes import ExitCode, exit_code_of_disk
 from fedops_mqtt.runtime.http_access import AccessRules
@@ -67,11 +69,12 @@ async def run_manager(
             async with supervised():
                 term, listening = await _until_leading(settings, lease, journal, stop, say)
                 if term is not None:
-                    async with alongside(_renew(lease, journal), name="lease-renewal"):
+                    async with alongside(_hold(lease), name="lease"):
                         await _lead(
                             settings,
                             journal,
                             term,
+                            lease.may_act,
                             listening,
                             stop,
                             ends_servers=ends_servers,
@@ -95,6 +98,7 @@ async def _lead(
     settings: ManagerSettings,
     journal: Journal,
     term: int,
+    may_act: Callable[[], bool],
     listening: socket.socket | None,
     stop: asyncio.Event,
     *,
@@ -104,6 +108,7 @@ async def _lead(
     front: Front | None,
 ) -> None:
     rules = access_rules(settings)
+    journal.lead(term, may_act)
     with listening or _listen(settings.http, rules) as listening:
         async with leading(settings, journal, term=term, listening=listening, front=front) as leader:
             say(f"manager leads (term {term}), API at {url_of(listening, rules)}")
@@ -147,10 +152,14 @@ def _listen_if_free(settings: ManagerSettings) -> socket.socket | None:
         return None
 
 
-async def _renew(lease: Lease, journal: Journal) -> None:
-    while True:
-        await asyncio.sleep(ROW_LEASE_S / 3)
-        await journal.call(lease.renew)
+async def _hold(lease: Lease) -> None:
+    """Keep the lease on a thread of its own: what holds up the loop must not cost it."""
+    stop, threads = threading.Event(), ThreadPoolExecutor(1, thread_name_prefix="lease")
+    try:
+        await asyncio.get_running_loop().run_in_executor(threads, lease.hold, stop)
+    finally:
+        stop.set()
+        threads.shutdown(wait=False)
 
 
 def _open_journal(settings: ManagerSettings) -> Journal:

@@ -101,7 +101,7 @@ class StateDirError(ManagerError):
 class JournalVersionError(ManagerError):
     """The journal was written by a newer version of this program."""
 
-    def __init__(self, url: str, found: int, known: int) -> None:
+    def __init__(self, url: str, found: str, known: str) -> None:
         self.found = found
         self.known = known
         super().__init__(f"journal {url} has schema version {found}, this program knows {known}; use a newer program")
@@ -122,6 +122,13 @@ class JournalUnusableError(ManagerError):
     def __init__(self, journal: str, problem: str) -> None:
         self.journal = journal
         super().__init__(f"journal {journal}: {problem}; look at its disk, its folder's permissions or its database")
+
+
+class JournalAwayError(ManagerError):
+    """The database cannot be reached at the moment; what was asked can be asked again."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"the database cannot be reached: {problem}; ask again in a moment")
 
 
 class ExposedApiError(ManagerError):

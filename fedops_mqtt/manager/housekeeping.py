@@ -47,7 +47,8 @@ class Housekeeping:
         seen = dict(stragglers)
         views = {key: self._desk.watch.fleet.client(*key) for key in seen}
         hands = {key: view.status.run for key, view in views.items() if view is not None and not view.is_out}
-        closed = await reader.call(reader.ended_runs, {hand.run_id for hand in hands.values() if hand}) if seen else ()
+        run_ids = {hand.run_id for hand in hands.values() if hand}
+        closed = await self._desk.journal.call(reader.ended_runs, run_ids) if seen else ()
         for key, view in seen.items():
             hand = hands.get(key)
             if hand is None or hand.run_id not in closed or hand.run_id in self._desk.open_runs:

@@ -6,44 +6,34 @@ through `Journal.reader`.
 """
 
 import asyncio
+import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar, cast
 
-from sqlalchemy import (
-    Connection,
-    Engine,
-    Row,
-    Select,
-    create_engine,
-    delete,
-    event,
-    func,
-    insert,
-    make_url,
-    select,
-    text,
-    update,
-)
-from sqlalchemy.exc import ArgumentError
-from sqlalchemy.pool import QueuePool
+from sqlalchemy import Connection, Engine, Row, Select, delete, func, insert, make_url, select, text, update
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.manager import tables
-from fedops_mqtt.manager.errors import JournalUrlError, JournalVersionError
+from fedops_mqtt.manager.database import is_away, migrate, open_engine
+from fedops_mqtt.manager.errors import JournalUrlError
 from fedops_mqtt.manager.journal_reader import NUM_READERS, JournalReader, members_of
-from fedops_mqtt.manager.lease import check_term
+from fedops_mqtt.manager.lease import fence
 from fedops_mqtt.manager.run_record import changed_members, count_members, dump_member, dump_run, load_run
 from fedops_mqtt.manager.tasks import TaskConfig
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-BUSY_TIMEOUT_S = 30
-"""How long SQLite waits for another process that writes (a backup, a person with a shell)."""
+AWAY_POLL_S = 0.5
+"""Between two tries to reach a database that is away."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +69,8 @@ class Launch:
     pid: int | None = None
     process_started_at: float | None = None
     exit_reason: str | None = None
+    host: str | None = None
+    """Where the process is; None where a program did not say so yet: here."""
 
 
 @dataclass(kw_only=True)
@@ -106,7 +98,7 @@ class Journal:
     def __init__(self, url: str) -> None:
         try:
             self._url = make_url(url)
-            self._engine = _make_engine(url)
+            self._engine = open_engine(self._url, num_connections=NUM_READERS + 2)  # the writer and the lease
         except (ArgumentError, ImportError) as error:
             raise JournalUrlError(str(error)) from error
         except ValueError:  # a port that is no number, which may be a part of a password
@@ -114,16 +106,21 @@ class Journal:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self.reader = JournalReader(self._engine)
         self._term: int | None = None
+        self._may_act: Callable[[], bool] = lambda: True
+        self._num_written = 0
+        self._is_closing = threading.Event()
 
     def __enter__(self) -> Self:
         try:
-            self._migrate()
+            with self._engine.begin() as connection:
+                migrate(connection, self.name)
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._is_closing.set()
         self.reader.close()
         self._thread.shutdown(wait=True)
         self._engine.dispose()
@@ -145,18 +142,41 @@ class Journal:
         return self._engine
 
     async def call(self, method: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run one of the methods on the journal's thread; calls happen in the order in which they were made."""
-        loop = asyncio.get_running_loop()
-        done = loop.run_in_executor(self._thread, lambda: method(*args, **kwargs))
-        done.add_done_callback(_look_at_error)  # a caller that was cancelled does not hear of it
-        return await asyncio.shield(done)
+        """Run one of the methods on the journal's thread; calls happen in the order in which they were made.
 
-    def lead(self, term: int) -> None:
+        While the database is away it waits, and a leader that is not sure to lead any more waits until it is: who goes
+        on after this may act on what was written.
+        """
+        loop = asyncio.get_running_loop()
+        done = loop.run_in_executor(self._thread, lambda: self.insist(method, *args, **kwargs))
+        done.add_done_callback(_look_at_error)  # a caller that was cancelled does not hear of it
+        result = await asyncio.shield(done)
+        while not self._may_act():  # noqa: ASYNC110 - time decides, and another thread
+            await asyncio.sleep(AWAY_POLL_S / 5)
+        return result
+
+    def insist(self, method: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a method again and again until the database is there for it, or the journal is closed; this blocks."""
+        is_told = False
+        while True:
+            try:
+                return method(*args, **kwargs)
+            except _AlreadyWrittenError:
+                return cast("T", None)  # as every write
+            except DBAPIError as error:
+                if not is_away(error) or self._is_closing.wait(AWAY_POLL_S):
+                    raise
+                if not is_told:
+                    logger.warning("the database is away, waiting for it", extra={"problem": str(error.orig)})
+                    is_told = True
+
+    def lead(self, term: int, may_act: Callable[[], bool] = lambda: True) -> None:
         """From now on write only as the leader of this term: one that was frozen finds out before it acts.
 
-        `LeaseLostError` is raised by `add_run`, `write` and `add_launch` once another manager leads.
+        `LeaseLostError` is raised by `add_run`, `write` and `add_launch` once another manager leads. `may_act` says
+        whether nobody else can lead yet.
         """
-        self._term = term
+        self._term, self._may_act, self._num_written = term, may_act, 0
 
     # Runs
 
@@ -224,7 +244,7 @@ class Journal:
 
     def add_launch(self, launch: Launch) -> None:
         """Note that a server's process is about to be started."""
-        row = {"log_path": launch.log_path, "secret_file": launch.secret_file}
+        row = {"log_path": launch.log_path, "secret_file": launch.secret_file, "host": launch.host}
         with self._begin() as connection:
             connection.execute(_of_launch(delete(tables.launches), launch.run_id, launch.launch))
             connection.execute(insert(tables.launches).values(run_id=launch.run_id, launch=launch.launch, **row))
@@ -260,27 +280,14 @@ class Journal:
 
     @contextmanager
     def _begin(self) -> Iterator[Connection]:
-        """A transaction of the leader."""
+        """A transaction of the leader; `insist` skips one that was committed as its connection broke."""
+        number = self._num_written + 1
         with self._engine.begin() as connection:
-            if self._term is not None:
-                check_term(connection, self._term)
+            if self._term is not None and not fence(connection, self._term, number):
+                self._num_written = number
+                raise _AlreadyWrittenError
             yield connection
-
-    def _migrate(self) -> None:
-        with self._engine.begin() as connection:
-            tables.metadata.create_all(connection)
-            found = connection.execute(select(tables.schema.c.version)).scalar()
-            if found is None:
-                connection.execute(insert(tables.schema).values(version=tables.SCHEMA_VERSION))
-                return
-            if found == tables.SCHEMA_VERSION:
-                return  # nothing is written: a leader that was frozen while it wrote does not keep a standby out
-            if found > tables.SCHEMA_VERSION:
-                raise JournalVersionError(self.name, found, tables.SCHEMA_VERSION)
-            for version in range(found, tables.SCHEMA_VERSION):
-                for statement in tables.MIGRATIONS[version]:
-                    connection.execute(text(statement))
-            connection.execute(update(tables.schema).values(version=tables.SCHEMA_VERSION))
+        self._num_written = number
 
     def _rows(self, query: Select[Any]) -> Sequence[Row[Any]]:
         with self._engine.connect() as connection:
@@ -290,24 +297,14 @@ class Journal:
         return [dict(row._mapping) for row in self._rows(query)]
 
 
+class _AlreadyWrittenError(Exception):
+    """The last try of a write was committed, though nobody heard so."""
+
+
 def _look_at_error(done: asyncio.Future[Any]) -> None:
     """asyncio prints an error that nobody has looked at (Python 3.11 Future.__del__)."""
     if not done.cancelled():
         done.exception()
-
-
-def _make_engine(url: str) -> Engine:
-    engine = create_engine(url, poolclass=QueuePool, pool_size=NUM_READERS + 2)  # the writer and the lease
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _set_up_sqlite)
-    return engine
-
-
-def _set_up_sqlite(connection: Any, _record: object) -> None:
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_S * 1000}"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
 
 
 def _journaled(row: Row[Any], members: Mapping[str, str]) -> JournaledRun:

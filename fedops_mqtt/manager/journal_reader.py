@@ -9,9 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
 from sqlalchemy import JSON, Connection, Engine, Row, Select, Table, func, select, true
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.manager import tables
+from fedops_mqtt.manager.errors import JournalAwayError
 from fedops_mqtt.manager.run_record import count_members, load_run
 
 P = ParamSpec("P")
@@ -19,6 +21,10 @@ T = TypeVar("T")
 
 NUM_READERS = 4
 """Reads at a time; more wait. Each takes one connection of the engine's pool."""
+
+
+READ_LIMIT_S = 30.0
+"""A read that takes longer has a database that stands still; whoever asked is told so, and asks again."""
 
 
 class JournalReader:
@@ -37,8 +43,19 @@ class JournalReader:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     async def call(self, method: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a method, or anything else that blocks for somebody who only looks, on one of the readers' threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: method(*args, **kwargs))
+        """Run a method, or anything else that blocks for somebody who only looks, on one of the readers' threads.
+
+        Raises:
+            JournalAwayError: the database cannot be reached, or does not answer.
+        """
+        reading = asyncio.get_running_loop().run_in_executor(self._threads, lambda: method(*args, **kwargs))
+        try:
+            async with asyncio.timeout(READ_LIMIT_S):
+                return await reading
+        except (OperationalError, InterfaceError) as error:
+            raise JournalAwayError(str(error.orig).strip()) from error
+        except TimeoutError as error:
+            raise JournalAwayError(f"no answer within {READ_LIMIT_S:g} s") from error
 
     def find_run(self, run_id: str) -> Run | None:
         """Return one run, archived or not."""

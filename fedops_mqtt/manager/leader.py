@@ -96,7 +96,6 @@ async def leading(
     Raises:
         BusError, TasksFileError: the broker's URL or the tasks file cannot be used.
     """
-    journal.lead(term)
     tasks = Tasks(settings.tasks_file)
     runs = await journal.call(journal.open_runs)
     # A journal of a program that did not keep a run's task: the file has to do.
@@ -251,7 +250,7 @@ class _JournalEpochs:
         self._journal = journal
 
     def load(self) -> int:
-        return self._journal.read_epoch("manager")
+        return self._journal.insist(self._journal.read_epoch, "manager")
 
     def save(self, epoch: int) -> None:
-        self._journal.write_epoch("manager", epoch)
+        self._journal.insist(self._journal.write_epoch, "manager", epoch)

@@ -1,7 +1,9 @@
 """Who leads: at most one manager acts on a database, and each that begins to lead takes a higher `term`.
 
-With SQLite a lock on a file beside the database decides (the kernel frees it when its holder dies); with other
-databases a row with a time limit, renewed at a third of it. A manager without the lease only waits.
+With SQLite a lock on a file beside the database decides (the kernel frees it when its holder dies); with a database
+server a row that its holder renews. No two clocks are compared: who waits takes a row that it has seen unchanged for
+`ROW_LEASE_S` by its own clock, in looks that the database answered, and who leads counts the same time from before its
+last renewal. A database that is away, or hosts that stand still, count for nobody.
 """
 
 import asyncio
@@ -9,25 +11,37 @@ import errno
 import fcntl
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
-from sqlalchemy import Connection, Engine, insert, select, update
+from sqlalchemy import Connection, Engine, Row, insert, select, text, update
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from fedops_mqtt.core.term import next_term
 from fedops_mqtt.manager import tables
+from fedops_mqtt.manager.database import is_away
 from fedops_mqtt.manager.errors import LeaseLostError
 
 logger = logging.getLogger(__name__)
 
-STANDBY_POLL_S = 0.5
+STANDBY_POLL_S = 0.25
 """How often a manager on standby looks whether the lease is free."""
 
-ROW_LEASE_S = 15.0
-"""A leader on another machine that says nothing for this long has lost its lease."""
+ROW_LEASE_S = 4.0
+"""A leader on another machine that says nothing for this long has lost its lease: four renewals are missing."""
+
+RENEW_S = 1.0
+"""Between two renewals; they have a thread of their own: neither the event loop nor a long write delays them."""
+
+_LONGEST_LOOK_S = 2 * STANDBY_POLL_S
+"""Of the time between two looks no more counts: who waits may itself be what stood still."""
+
+_MARGIN_S = 0.25
+"""A leader stops acting so long before its lease can be taken; two clocks may run at different speeds."""
 
 _NAME = "manager"
 
@@ -43,18 +57,22 @@ class StartCall(Protocol):
 
 
 class Lease(Protocol):
-    """The right to act; `try_take` and `renew` block for one short transaction."""
+    """The right to act; `try_take` blocks for one short transaction, `hold` as long as it is held."""
 
     def try_take(self) -> int | None:
         """Return the new term, or None while another manager leads."""
         ...
 
-    def renew(self) -> None:
-        """Keep the lease.
+    def hold(self, stop: threading.Event) -> None:
+        """Keep the lease until `stop` is set.
 
         Raises:
             LeaseLostError: another manager has it.
         """
+        ...
+
+    def may_act(self) -> bool:
+        """Return whether nobody else can lead at this moment."""
         ...
 
     def release(self) -> None:
@@ -127,14 +145,19 @@ class FileLease:
             os.truncate(fd, 0)
             os.write(fd, self._me.encode())
             with self._engine.begin() as connection:
-                term = _take_row(connection, self._me, now=self._clock(), held_until=0.0)
+                seen = connection.execute(select(tables.lease).where(tables.lease.c.name == _NAME)).first()
+                term = _take_row(connection, self._me, now=self._clock(), held_until=0.0, seen=seen)
         finally:
             if term is None:
                 self.release()  # or the next try, on a descriptor of its own, would find the lock taken: by us
         return term
 
-    def renew(self) -> None:
+    def hold(self, stop: threading.Event) -> None:
         """Nothing: the kernel keeps the lock."""
+
+    def may_act(self) -> bool:
+        """Return True: the lock is this process's."""
+        return True
 
     def release(self) -> None:
         """Free the lock."""
@@ -148,13 +171,31 @@ class FileLease:
 
 
 class RowLease:
-    """A row in the database, for managers on several machines; their wall clocks must agree to a few seconds."""
+    """A row in the database, for managers on several machines.
 
-    def __init__(self, engine: Engine, me: str, clock: Callable[[], float] = time.time) -> None:
+    Args:
+        engine: of the database.
+        me: who this is, for people.
+        clock: seconds since 1970; terms begin with it, nothing else is decided by it.
+        monotonic: seconds that never step, by which the lease is counted.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        me: str,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._engine = engine
         self._me = me
         self._clock = clock
+        self._monotonic = monotonic
         self._term: int | None = None
+        self._renewed_at = float("-inf")
+        self._seen: Row[Any] | None = None
+        self._seen_for_s = 0.0
+        self._looked_at = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -163,14 +204,45 @@ class RowLease:
         self.release()
 
     def try_take(self) -> int | None:
-        """Return the new term if the last holder let go or let its time pass."""
-        now = self._clock()
-        with self._engine.begin() as connection:
+        """Return the new term if the last holder let go or was not seen to renew for `ROW_LEASE_S`."""
+        try:
+            return self._try_take()
+        except DBAPIError as error:
+            if not is_away(error):
+                raise
+            self._seen = None  # as long as nobody can renew nobody is late
+            logger.warning("the database is away, nobody can lead", extra={"problem": str(error.orig)})
+            return None
+
+    def _try_take(self) -> int | None:
+        with self._engine.connect() as connection:
             row = connection.execute(select(tables.lease).where(tables.lease.c.name == _NAME)).first()
-            if row is not None and row.held_until > now:
+        now = self._monotonic()
+        if row is not None and row.held_until:
+            is_same = self._seen is not None and (row.term, row.held_until) == (self._seen.term, self._seen.held_until)
+            self._seen_for_s = self._seen_for_s + min(now - self._looked_at, _LONGEST_LOOK_S) if is_same else 0.0
+            self._seen, self._looked_at = row, now
+            if self._seen_for_s < ROW_LEASE_S:
                 return None
-            self._term = _take_row(connection, self._me, now=now, held_until=now + ROW_LEASE_S)
-            return self._term
+        began = self._monotonic()
+        with self._engine.begin() as connection:
+            self._term = _take_row(connection, self._me, now=self._clock(), held_until=self._until(), seen=row)
+        self._renewed_at = began
+        return self._term
+
+    def hold(self, stop: threading.Event) -> None:
+        """Renew it every `RENEW_S` until `stop` is set; a database that is away is waited for.
+
+        Raises:
+            LeaseLostError: another manager took it.
+        """
+        while not stop.wait(RENEW_S):
+            try:
+                self.renew()
+            except DBAPIError as error:
+                if not is_away(error):
+                    raise
+                logger.warning("the lease cannot be renewed, the database is away", extra={"problem": str(error.orig)})
 
     def renew(self) -> None:
         """Hold it for another `ROW_LEASE_S`.
@@ -178,13 +250,22 @@ class RowLease:
         Raises:
             LeaseLostError: another manager took it.
         """
-        if not self._set_until(self._clock() + ROW_LEASE_S):
+        began = self._monotonic()
+        if not self._set_until(self._until()):
             raise LeaseLostError(self.holder())
+        self._renewed_at = began
+
+    def may_act(self) -> bool:
+        """Return whether the last renewal is so young that nobody can have taken the lease."""
+        return self._monotonic() - self._renewed_at < ROW_LEASE_S - _MARGIN_S
 
     def release(self) -> None:
         """Let the next one take it at once."""
         if self._term is not None:
-            self._set_until(0.0)
+            try:
+                self._set_until(0.0)
+            except SQLAlchemyError as error:
+                logger.warning("the lease is not given back, it ends by itself", extra={"problem": str(error)})
             self._term = None
 
     def holder(self) -> str:
@@ -193,34 +274,44 @@ class RowLease:
             found = connection.execute(select(tables.lease.c.holder).where(tables.lease.c.name == _NAME)).scalar()
         return str(found or "nobody")
 
+    def _until(self) -> float:
+        """Return a value that no renewal before had; to people it says when it ends."""
+        return self._clock() + ROW_LEASE_S
+
     def _set_until(self, until: float) -> bool:
         mine = (
             (tables.lease.c.name == _NAME) & (tables.lease.c.term == self._term) & (tables.lease.c.holder == self._me)
         )
         with self._engine.begin() as connection:
+            if connection.dialect.name == "postgresql":  # nothing is lost with a renewal, and a slow disk delays none
+                connection.execute(text("SET LOCAL synchronous_commit = off"))
             return connection.execute(update(tables.lease).where(mine).values(held_until=until)).rowcount == 1
 
 
-def _take_row(connection: Connection, me: str, *, now: float, held_until: float) -> int | None:
-    """Take the row with the next term; None when another one was faster."""
-    last = connection.execute(select(tables.lease.c.term).where(tables.lease.c.name == _NAME)).scalar()
-    term = next_term(int(last or 0), int(now))
-    values = {"term": term, "holder": me, "held_until": held_until}
-    if last is None:
+def _take_row(connection: Connection, me: str, *, now: float, held_until: float, seen: Row[Any] | None) -> int | None:
+    """Take the row, if it still is as it was seen, with the next term; None when another one was faster."""
+    term = next_term(int(seen.term if seen else 0), int(now))
+    values = {"term": term, "holder": me, "held_until": held_until, "last_write": 0}
+    if seen is None:
         connection.execute(insert(tables.lease).values(name=_NAME, **values))
         return term
-    this = (tables.lease.c.name == _NAME) & (tables.lease.c.term == last)
-    taken = connection.execute(update(tables.lease).where(this).values(**values)).rowcount
+    table = tables.lease
+    this = (table.c.name == _NAME) & (table.c.term == seen.term) & (table.c.held_until == seen.held_until)
+    taken = connection.execute(update(table).where(this).values(**values)).rowcount
     return term if taken == 1 else None
 
 
-def check_term(connection: Connection, term: int) -> None:
-    """Check, within a transaction that writes, that nobody has taken the lease since.
+def fence(connection: Connection, term: int, number: int) -> bool:
+    """Count a write within its transaction; False where one of this number was committed before.
 
     Raises:
-        LeaseLostError: another manager has it.
+        LeaseLostError: another manager has the lease.
     """
-    row = select(tables.lease.c.term, tables.lease.c.holder).where(tables.lease.c.name == _NAME)
-    found = connection.execute(row.with_for_update(read=True)).first()
+    table = tables.lease
+    mine = (table.c.name == _NAME) & (table.c.term == term)
+    if connection.execute(update(table).where(mine, table.c.last_write < number).values(last_write=number)).rowcount:
+        return True
+    found = connection.execute(select(table.c.term, table.c.holder).where(table.c.name == _NAME)).first()
     if found is not None and found.term != term:
         raise LeaseLostError(found.holder)
+    return found is None

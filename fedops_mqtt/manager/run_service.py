@@ -121,7 +121,7 @@ class RunService:
             if active is not None:
                 self._replace(active, word, run_id)
                 return
-            if await self._desk.journal.reader.call(self._desk.journal.reader.find_run, run_id) is not None:
+            if await self._desk.journal.call(self._desk.journal.reader.find_run, run_id) is not None:
                 return  # it was closed here, whatever its server believes
             order = RunOrder(task_id=word.task_id, num_rounds=word.num_rounds or None)
             spec = self._spec(order, config, run_id=run_id, is_adopted=True)

@@ -1,10 +1,13 @@
-"""The journal's tables. A change of them needs a new `SCHEMA_VERSION` and a step in `MIGRATIONS`."""
+"""The journal's tables. A change of them needs a step in `migrations/versions`, and its number as `REVISION`."""
+
+from typing import Any
 
 from sqlalchemy import (
     JSON,
     BigInteger,
     Boolean,
     Column,
+    Dialect,
     Float,
     ForeignKey,
     Index,
@@ -13,22 +16,11 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TypeDecorator,
 )
 
-SCHEMA_VERSION = 3
-
-MIGRATIONS: dict[int, tuple[str, ...]] = {
-    1: (
-        "CREATE INDEX ix_events_client ON events (client_mac, id)",
-        "CREATE INDEX ix_client_metrics_client ON client_metrics (client_mac, id)",
-    ),
-    2: (
-        "ALTER TABLE runs ADD COLUMN task_config TEXT",
-        "ALTER TABLE runs ADD COLUMN member_counts JSON",
-        "CREATE INDEX ix_client_metrics_of_run ON client_metrics (run_id, id)",
-    ),
-}
-"""SQL that leads from version n to n + 1, by n."""
+REVISION = "0004"
+"""Of these tables, and the newest in `migrations/versions`. Revisions are numbers: a greater one is newer."""
 
 metadata = MetaData()
 
@@ -37,11 +29,25 @@ _ROW_ID = BigInteger().with_variant(Integer, "sqlite")
 """SQLite counts up by itself only in a column declared INTEGER."""
 
 
+class _Text(TypeDecorator[str]):
+    """Text of any program; NUL, for which PostgreSQL has no place, is an escape."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        """Return what is written."""
+        return value and value.replace("\0", r"\x00")
+
+
 def _run_id() -> Column[str]:
     return Column("run_id", _ID, ForeignKey("runs.run_id", ondelete="CASCADE"), primary_key=True)
 
 
+revision = Table("alembic_version", metadata, Column("version_num", String(32), primary_key=True))
+
 schema = Table("schema_version", metadata, Column("version", Integer, primary_key=True))
+"""For programs before Alembic, which look here and leave a greater version alone."""
 
 runs = Table(
     "runs",
@@ -55,7 +61,7 @@ runs = Table(
     Column("created_at", Float, nullable=False, index=True),
     Column("ended_at", Float),
     Column("outcome", String(16)),
-    Column("reason", Text),
+    Column("reason", _Text),
     Column("is_archived", Boolean, nullable=False, default=False, index=True),
 )
 
@@ -120,7 +126,8 @@ launches = Table(
     Column("secret_file", Text, nullable=False),
     Column("pid", BigInteger),
     Column("process_started_at", Float),
-    Column("exit_reason", Text),
+    Column("exit_reason", _Text),
+    Column("host", String(256)),
 )
 
 lease = Table(
@@ -130,6 +137,7 @@ lease = Table(
     Column("term", BigInteger, nullable=False),
     Column("holder", String(256), nullable=False),
     Column("held_until", Float, nullable=False),
+    Column("last_write", BigInteger, nullable=False, server_default="0"),
 )
 
 epochs = Table(

@@ -34,6 +34,7 @@ from fedops_mqtt.manager.api.prometheus import CONTENT_TYPE
 from fedops_mqtt.manager.context import ManagerContext
 from fedops_mqtt.manager.errors import (
     ClientPresentError,
+    JournalAwayError,
     ManagerError,
     NotLaunchableError,
     TaskBusyError,
@@ -60,6 +61,7 @@ _STATUS_OF_ERROR: dict[type[Exception], HTTPStatus] = {
     NotLaunchableError: HTTPStatus.CONFLICT,
     TooFewClientsError: HTTPStatus.UNPROCESSABLE_ENTITY,
     TasksFileError: HTTPStatus.SERVICE_UNAVAILABLE,
+    JournalAwayError: HTTPStatus.SERVICE_UNAVAILABLE,
     IdentityError: HTTPStatus.UNPROCESSABLE_ENTITY,
 }
 

@@ -174,7 +174,7 @@ class HistoryApi:
     ) -> LogPart:
         """Read the log of a run's FL server from a byte on; without `launch` that of the last one."""
         run = await self.find_run(run_id)
-        launches = await self._desk.journal.call(self._desk.journal.list_launches, run_id)
+        launches = await self._reader.call(self._desk.journal.list_launches, run_id)
         wanted = [each for each in launches if launch in (None, each.launch)]
         if not wanted:
             return LogPart(run_id=run_id, launch=launch or 0, text="", next_offset=offset, is_over=run.has_ended)

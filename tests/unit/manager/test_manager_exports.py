@@ -3,7 +3,6 @@
 import csv
 import io
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -16,8 +15,8 @@ A = "02:00:00:00:00:01"
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    with Journal(f"sqlite:///{tmp_path / 'manager.db'}") as opened:
+def journal(database_url: str) -> Iterator[Journal]:
+    with Journal(database_url) as opened:
         yield opened
 
 

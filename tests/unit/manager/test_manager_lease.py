@@ -9,12 +9,12 @@ import pytest
 from fedops_mqtt.core.run import Run, RunSpec
 from fedops_mqtt.manager.errors import LeaseLostError
 from fedops_mqtt.manager.journal import Batch, Journal, JournaledRun, Launch
-from fedops_mqtt.manager.lease import ROW_LEASE_S, FileLease, RowLease, wait_for_lease
+from fedops_mqtt.manager.lease import ROW_LEASE_S, STANDBY_POLL_S, FileLease, RowLease, wait_for_lease
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'manager.db'}"
+def url(database_url: str) -> str:
+    return database_url
 
 
 @pytest.fixture
@@ -45,38 +45,81 @@ def test_a_file_lease_has_one_holder_and_every_holder_a_higher_term(journal: Jou
         assert first.holder() == "second"
 
 
+def row_lease(journal: Journal, name: str, clock: Hands) -> RowLease:
+    return RowLease(journal.engine, name, clock, clock)
+
+
+def look_for(lease: RowLease, clock: Hands, seconds: float) -> int | None:
+    """Look as a standby does for so long, or until the lease is taken."""
+    until, term = clock.now + seconds, lease.try_take()
+    while term is None and clock.now < until:
+        clock.now += STANDBY_POLL_S
+        term = lease.try_take()
+    return term
+
+
 def test_a_row_lease_is_free_when_its_holder_lets_go_or_falls_silent(journal: Journal) -> None:
     clock = Hands()
-    first, second = (RowLease(journal.engine, name, clock) for name in ("first", "second"))
+    first, second = (row_lease(journal, name, clock) for name in ("first", "second"))
     assert first.try_take() == 1000
-    assert second.try_take() is None
-    clock.now += ROW_LEASE_S - 1
+    assert look_for(second, clock, ROW_LEASE_S - 1) is None
     first.renew()
-    clock.now += 2
-    assert second.try_take() is None
-    clock.now += ROW_LEASE_S
-    assert second.try_take() == 1031
+    assert look_for(second, clock, ROW_LEASE_S - 1) is None
+    assert look_for(second, clock, 2.0) == int(clock.now)
     with pytest.raises(LeaseLostError, match="second"):
         first.renew()
     second.release()
-    assert first.try_take() == 1032
+    assert first.try_take() == int(clock.now) + 1
+
+
+def test_a_leader_stops_acting_before_its_lease_can_be_taken(journal: Journal) -> None:
+    clock = Hands()
+    first, second = (row_lease(journal, name, clock) for name in ("first", "second"))
+    assert not first.may_act()
+    first.try_take()
+    while second.try_take() is None:
+        could_act = first.may_act()
+        clock.now += 0.05
+    assert not could_act
+    assert second.may_act()
+
+
+def test_a_standby_that_stood_still_itself_takes_nothing_for_that(journal: Journal) -> None:
+    clock = Hands()
+    first, second = (row_lease(journal, name, clock) for name in ("first", "second"))
+    first.try_take()
+    assert second.try_take() is None
+    clock.now += 100 * ROW_LEASE_S  # a busy machine, a frozen process, a database that answers late
+    assert second.try_take() is None
+    first.renew()
+    assert look_for(second, clock, ROW_LEASE_S - 1) is None
+
+
+def test_clocks_of_hosts_that_differ_decide_nothing(journal: Journal) -> None:
+    clock, ahead = Hands(), Hands()
+    ahead.now += 86_400
+    first = RowLease(journal.engine, "first", clock, clock)
+    second = RowLease(journal.engine, "second", ahead, clock)
+    first.try_take()
+    assert look_for(second, clock, ROW_LEASE_S - 1) is None
+    assert (look_for(second, clock, 2.0) or 0) > 86_400
+    assert look_for(first, clock, ROW_LEASE_S - 1) is None
 
 
 def test_a_lease_that_was_lost_is_not_given_back(journal: Journal) -> None:
     clock = Hands()
-    with RowLease(journal.engine, "second", clock) as second:
-        with RowLease(journal.engine, "first", clock) as first:
+    with row_lease(journal, "second", clock) as second:
+        with row_lease(journal, "first", clock) as first:
             first.try_take()
-            clock.now += ROW_LEASE_S + 1
-            assert second.try_take() == 1016
-        assert RowLease(journal.engine, "third", clock).try_take() is None
+            assert look_for(second, clock, ROW_LEASE_S + 1) is not None
+        assert row_lease(journal, "third", clock).try_take() is None
 
 
 def test_a_manager_whose_database_is_lost_still_takes_a_higher_term(tmp_path: Path) -> None:
     clock = Hands()
     terms = []
     for name in ("before.db", "after.db"):
-        with Journal(f"sqlite:///{tmp_path / name}") as journal, RowLease(journal.engine, "me", clock) as lease:
+        with Journal(f"sqlite:///{tmp_path / name}") as journal, row_lease(journal, "me", clock) as lease:
             terms.append(lease.try_take())
         clock.now += 60
     assert terms == [1000, 1060]
@@ -84,7 +127,7 @@ def test_a_manager_whose_database_is_lost_still_takes_a_higher_term(tmp_path: Pa
 
 def test_a_clock_that_was_set_back_lowers_no_term(journal: Journal) -> None:
     clock = Hands()
-    with RowLease(journal.engine, "me", clock) as lease:
+    with row_lease(journal, "me", clock) as lease:
         assert lease.try_take() == 1000
         lease.release()
         clock.now -= 500
@@ -94,11 +137,10 @@ def test_a_clock_that_was_set_back_lowers_no_term(journal: Journal) -> None:
 def test_a_leader_that_was_frozen_while_another_took_over_writes_nothing_more(journal: Journal, url: str) -> None:
     clock = Hands()
     with Journal(url) as other:
-        frozen, next_one = (RowLease(each.engine, name, clock) for each, name in ((journal, "old"), (other, "new")))
+        frozen, next_one = row_lease(journal, "old", clock), row_lease(other, "new", clock)
         journal.lead(frozen.try_take() or 0)
         journal.add_run(JournaledRun(run=a_run("run-1"), secret=b""))
-        clock.now += ROW_LEASE_S + 1
-        other.lead(next_one.try_take() or 0)
+        other.lead(look_for(next_one, clock, ROW_LEASE_S + 1) or 0)
         before, after = a_run("run-1"), replace(a_run("run-1"), launch=1)
         for write in (
             lambda: journal.add_run(JournaledRun(run=a_run("run-2"), secret=b"")),

@@ -1,0 +1,1 @@
+"""One module a step; its name says what the step is for."""

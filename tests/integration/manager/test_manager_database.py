@@ -1,0 +1,93 @@
+"""A manager over PostgreSQL: its database is stopped, frozen and started again while it leads."""
+
+import asyncio
+import logging
+
+import pytest
+from manager_parts import A, B, House, until
+from postgres import Postgres, frozen
+from sqlalchemy import event, func, select
+
+from fedops_mqtt.manager import tables
+from fedops_mqtt.manager.journal import Batch, Journal, JournalEvent
+from fedops_mqtt.manager.lease import ROW_LEASE_S, RowLease
+
+pytestmark = pytest.mark.long
+
+
+async def test_a_database_that_is_away_ends_nobody_and_nothing_is_done_that_is_not_in_it(
+    house: House, own_postgres: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.write_tasks("min_clients = 2")
+    caplog.set_level(logging.WARNING)
+    url = own_postgres.new_database()
+    async with house.managed(database_url=url) as api, house.device(A) as a, house.device(B) as b:
+        await asyncio.to_thread(own_postgres.stop)
+        starting = asyncio.create_task(api.start(house.task_id))
+        for _ in range(3):
+            refused = await api.http.get("/api/v1/runs")
+            assert (refused.status_code, refused.headers["content-type"]) == (503, "application/problem+json")
+            assert "the database cannot be reached" in refused.json()["detail"]
+        assert (await api.get("/clients"))["total"] == 2, "who is here is known without it"
+        await until(lambda: is_told(caplog, "the database is away"), "the manager's word on it")
+        assert not starting.done()
+        assert house.servers() == []
+        await asyncio.to_thread(own_postgres.start)
+        run_id = await starting
+        await api.training(run_id)
+
+        await asyncio.to_thread(own_postgres.stop)
+        house.tell_server("finish", "all rounds done")
+        a.finishes()
+        b.finishes()
+        assert (await api.http.get("/api/v1/runs")).status_code == 503
+        await asyncio.to_thread(own_postgres.start)
+        run = await api.ended(run_id)
+        assert (run["outcome"], run["reason"], run["launch"]) == ("completed", "all rounds done", 1)
+        assert [(each.attempt, each.launch) for each in a.starts + b.starts] == [(1, 1), (1, 1)]
+        assert len(await api.events(run_id, "RunClosed")) == 1
+
+
+async def is_told(caplog: pytest.LogCaptureFixture, sentence: str) -> bool:
+    return any(sentence in record.getMessage() for record in caplog.records)
+
+
+async def test_a_leader_whose_database_stood_still_longer_than_its_lease_leads_on(
+    house: House, own_postgres: Postgres
+) -> None:
+    """Its standby saw nothing change for as long, and counts none of it."""
+    house.write_tasks("min_clients = 1")
+    url = own_postgres.new_database()
+    async with house.managed(database_url=url) as api, house.device(A):
+        with Journal(url) as journal, RowLease(journal.engine, "standby") as standby:
+
+            def look() -> int | None:
+                return standby.try_take()
+
+            assert await asyncio.to_thread(look) is None
+            with frozen(own_postgres):
+                looking = asyncio.create_task(asyncio.to_thread(look))
+                await asyncio.sleep(1.5 * ROW_LEASE_S)  # the time itself is what is tested
+            assert await looking is None
+            run_id = await api.start(house.task_id)
+            await api.training(run_id, 1)
+            assert await asyncio.to_thread(look) is None
+
+
+def test_a_write_whose_commit_nobody_heard_of_is_made_once(own_postgres: Postgres) -> None:
+    with Journal(own_postgres.new_database()) as journal, RowLease(journal.engine, "me") as lease:
+        journal.lead(lease.try_take() or 0)
+        cut: list[bool] = []
+
+        @event.listens_for(journal.engine, "commit")
+        def commit_and_cut(connection: object) -> None:
+            if not cut:
+                cut.append(True)
+                dbapi = connection.connection.dbapi_connection  # type: ignore[attr-defined]
+                dbapi.commit()
+                dbapi.close()
+
+        journal.insist(journal.write, Batch(events=[JournalEvent(at=1.0, kind="K")]))
+        journal.insist(journal.write, Batch(events=[JournalEvent(at=2.0, kind="L")]))
+        with journal.engine.connect() as connection:
+            assert connection.execute(select(func.count()).select_from(tables.events)).scalar_one() == 2
