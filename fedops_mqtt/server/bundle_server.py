@@ -15,7 +15,7 @@ from fedops_mqtt.aggregation.errors import ServerError
 from fedops_mqtt.aggregation.run_settings import NUM_ROUNDS_KEY
 from fedops_mqtt.apps import AppBundle, AppLibrary, AppRefusedError, BundleLimits, KeepLimits, read_bundle
 from fedops_mqtt.apps.requirements import missing_requirements
-from fedops_mqtt.protocol import RunOutcome, describe_error
+from fedops_mqtt.protocol import RunOutcome, describe_error, name_error
 from fedops_mqtt.runtime.settings import ServerSettings
 from fedops_mqtt.server.app import FLServer
 
@@ -69,12 +69,13 @@ def load_server_app(bundle: AppBundle, folder: Path) -> ServerApp:
     """Import a bundle's ServerApp from its folder; whatever its code raises becomes the error's text.
 
     Raises:
-        BundleServerError: there is none, something that it needs is missing, or it cannot be imported.
+        BundleServerError: there is none, or it cannot be imported.
     """
     if bundle.server_app is None:
         raise BundleServerError("pyproject.toml names no serverapp in [tool.flwr.app.components]")
-    if missing := missing_requirements(bundle.requires):
-        raise BundleServerError(f"not installed on the manager's machine: {', '.join(missing)}")
+    # No refusal: what only the ClientApp imports need not be here.
+    if missing := ", ".join(missing_requirements(bundle.requires)):
+        _log.warning("not all that the app asks for is installed on this machine", extra={"missing": missing})
     sys.path.insert(0, str(folder))
     sys.dont_write_bytecode = True  # the folder is what was signed, and stays that
     module, _, attribute = bundle.server_app.partition(":")
@@ -83,9 +84,9 @@ def load_server_app(bundle: AppBundle, folder: Path) -> ServerApp:
         for name in attribute.split("."):
             found = getattr(found, name)
     except (Exception, SystemExit) as error:  # the app's own code
-        raise BundleServerError(
-            describe_error(error, f"the ServerApp {bundle.server_app} cannot be imported")
-        ) from error
+        known = f"; not installed on this machine: {missing}" if missing else ""
+        problem = f"the ServerApp {bundle.server_app} cannot be imported, {name_error(error)}{known}"
+        raise BundleServerError(describe_error(error, problem)) from error
     if not isinstance(found, ServerApp):
         raise BundleServerError(f"{bundle.server_app} is {type(found).__name__}, not a flwr ServerApp")
     return found

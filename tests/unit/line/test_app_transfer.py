@@ -57,6 +57,11 @@ def test_a_bundle_comes_whole_and_its_second_half_alone(tmp_path: Path) -> None:
     assert into.stat().st_mode & 0o777 == 0o600
 
 
+def test_all_clients_are_served_from_one_buffer() -> None:
+    app = AppFile(DATA)
+    assert all(app.part(asked).content.obj is DATA for asked in (None, "bytes=7-", "bytes=5-9"))
+
+
 def test_what_is_there_is_not_asked_for(tmp_path: Path) -> None:
     (tmp_path / "app.part").write_bytes(DATA)
     transfer(tmp_path / "app.part", "127.0.0.1:1").run()

@@ -14,6 +14,9 @@ from fedops_mqtt.server.bundle_server import BundleServerError, load_server_app,
 APP = b"from flwr.serverapp import ServerApp\napp = ServerApp()\n"
 
 
+NEEDY = PROJECT.replace("numpy>=1.26", "no-such-package-here")
+
+
 def bundle_of(name: str, code: bytes = APP, project: str = PROJECT) -> bytes:
     files = {"pyproject.toml": project.replace("digits.server_app", name).encode(), f"{name}.py": code}
     return zipped(files)
@@ -32,6 +35,12 @@ def test_a_bundles_server_app_comes_from_its_own_folder(tmp_path: Path, monkeypa
     assert sys.modules["delivered_server_one"].__file__ == str(tmp_path / bundle.digest / "delivered_server_one.py")
 
 
+def test_what_only_the_devices_need_is_not_asked_of_the_manager(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert loaded(tmp_path, monkeypatch, bundle_of("delivered_server_eight", project=NEEDY))
+
+
 @pytest.mark.parametrize(
     ("name", "code", "project", "fact"),
     [
@@ -40,7 +49,7 @@ def test_a_bundles_server_app_comes_from_its_own_folder(tmp_path: Path, monkeypa
         ("delivered_server_four", b"app = 3\n", PROJECT, "int"),
         ("delivered_server_five", b"", PROJECT, "app"),
         ("delivered_server_six", APP, PROJECT.replace('serverapp = "digits.server_app:app"', ""), "serverapp"),
-        ("delivered_server_seven", APP, PROJECT.replace("numpy>=1.26", "no-such-package-here"), "no-such-package-here"),
+        ("delivered_server_seven", b"import nothing_here", NEEDY, "no-such-package-here"),
     ],
 )
 def test_what_cannot_run_is_said(
