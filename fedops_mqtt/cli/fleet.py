@@ -26,6 +26,8 @@ _PLUGIN_ADVICE = (
     "mosquitto_ctrl ... dynsec disableClient NAME (or createClient, addClientRole)"
 )
 
+_NATS_ADVICE = "with NATS: copy nats-users.conf to every server, and there: nats-server --signal reload"
+
 Names = Annotated[list[str] | None, typer.Argument(help="MACs of devices, or names of other identities.")]
 Hosts = Annotated[list[str] | None, typer.Option("--host", help="Name or address under which it is reached; repeat.")]
 Days = Annotated[int | None, typer.Option(min=1, help="How long the certificate holds. [default: 825]")]
@@ -164,6 +166,22 @@ def dynsec(settings: FleetSettings) -> None:
     print(FleetFolder(settings.fleet_dir).write_dynamic_security())
 
 
+@shows("fedops-mqtt fleet nats")
+@takes_settings(FleetSettings)
+def nats(settings: FleetSettings) -> None:
+    """Write the fleet as users and permissions for a cluster of NATS servers."""
+    from fedops_mqtt.bus.mosquitto import find_config
+    from fedops_mqtt.enrolment import FleetFolder
+    from fedops_mqtt.enrolment.nats import can_use_nats
+
+    fleet = FleetFolder(settings.fleet_dir)
+    print(fleet.write_nats(find_config("ha/cluster/nats.conf").read_text(encoding="utf-8")))
+    for each in fleet.list_identities():
+        if each.password and not can_use_nats(each):
+            print(f"left out: {each.name} has a password; NATS takes certificates (`fleet revoke`, then `fleet enrol`)")
+    _tell_broker(fleet)
+
+
 VERBS: dict[str, Callable[..., None]] = {
     "init": init,
     "enrol": enrol,
@@ -171,6 +189,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "revoke": revoke,
     "list": list_identities,
     "dynsec": dynsec,
+    "nats": nats,
 }
 
 
@@ -193,6 +212,8 @@ def _all_names(names: Sequence[str] | None, file: Path | None) -> list[str]:
 def _tell_broker(fleet: "FleetFolder") -> None:
     if fleet.has_plugin:
         print(_PLUGIN_ADVICE)
+    if fleet.has_nats:
+        print(_NATS_ADVICE)
     if fleet.reload_broker():
         print("the broker has been told to read its files again")
         return

@@ -25,6 +25,7 @@ from fedops_mqtt.enrolment.errors import (
     NoFleetError,
 )
 from fedops_mqtt.enrolment.files import lock, make_folder, write_file
+from fedops_mqtt.enrolment.nats import render_nats_users
 from fedops_mqtt.enrolment.passwords import hash_password, make_password
 from fedops_mqtt.enrolment.register import (
     EnrolledIdentity,
@@ -47,6 +48,8 @@ BROKER_FOLDER = "broker"
 BUNDLE_FOLDER = "bundles"
 DYNAMIC_SECURITY_FILE = "dynamic-security.json"
 DYNAMIC_SECURITY_CONFIG = "mosquitto.dynsec.conf"
+NATS_FILE = "nats-users.conf"
+NATS_CONFIG = "nats.conf"
 
 DEVICE_DAYS = 825
 """Two years and a quarter: `fedops-mqtt fleet list` and `doctor` tell a month before, see docs/security.md."""
@@ -189,6 +192,20 @@ class FleetFolder:
             self._write_plugins_file()
         return self._plugins_file
 
+    def write_nats(self, shipped: str) -> Path:
+        """Write the fleet's users for NATS, and `shipped`, a server's configuration, where there is none yet."""
+        with self._changing():
+            config = self.broker_folder / NATS_CONFIG
+            if not config.exists():
+                write_file(config, shipped.encode())
+            self._write_nats_users()
+        return self.broker_folder / NATS_FILE
+
+    @property
+    def has_nats(self) -> bool:
+        """True when the fleet was written for NATS."""
+        return (self.broker_folder / NATS_FILE).exists()
+
     @property
     def has_plugin(self) -> bool:
         """True when the fleet was written for the dynamic-security plugin, which a reload does not reach."""
@@ -277,6 +294,8 @@ class FleetFolder:
         broker_files.write_access(self.broker_folder, register.identities.values())
         if self.has_plugin:
             self._write_plugins_file()
+        if self.has_nats:
+            self._write_nats_users()
 
     @property
     def _plugins_file(self) -> Path:
@@ -284,6 +303,9 @@ class FleetFolder:
 
     def _write_plugins_file(self) -> None:
         write_file(self._plugins_file, render_dynamic_security(self._register.identities.values()).encode())
+
+    def _write_nats_users(self) -> None:
+        write_file(self.broker_folder / NATS_FILE, render_nats_users(self._register.identities.values()).encode())
 
     def _issue_broker(self, now: datetime, days: int) -> None:
         credentials = issue(self._authority, "broker", hosts=self._register.hosts, now=now, days=days)

@@ -100,6 +100,7 @@ def test_what_its_owner_approved_is_taken_and_only_that(tmp_path: Path) -> None:
         ("mqtt://[::1]:1883", None),
         ("mqtts://localhost", "app-unsigned"),
         ("mqtt://10.0.0.5", "app-unsigned"),
+        ("mqtt://127.0.0.1,mqtt://10.0.0.5", "app-unsigned"),
         ("mqtt://localhost.example.org", "app-unsigned"),
         ("mqtt://0.0.0.0", "app-unsigned"),
         ("mqtt://127.0.0.1,mqtt://127.0.0.1:1884", None),
