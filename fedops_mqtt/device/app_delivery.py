@@ -148,6 +148,7 @@ class AppDelivery:
     async def _python_for(self, bundle: AppBundle) -> Path | None:
         missing = await asyncio.to_thread(missing_requirements, bundle.requires)
         if not missing:
+            await asyncio.to_thread(self._environments.clear)
             return None
         if self._settings.app_install == "off":
             problem = f"not installed on this device: {', '.join(missing)}"

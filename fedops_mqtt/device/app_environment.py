@@ -60,7 +60,7 @@ class AppEnvironments:
         if (environment / _FINISHED).exists():
             os.utime(environment)
             return python
-        await asyncio.to_thread(self._clear, environment)
+        await asyncio.to_thread(self.clear)
         logger.info("making an environment for an app", extra={"missing": list(missing), "folder": str(environment)})
         try:
             await self._make(environment, python, requires, on_progress)
@@ -130,14 +130,13 @@ class AppEnvironments:
             mine |= {"PIP_INDEX_URL": self._settings.app_index_url, "PIP_EXTRA_INDEX_URL": "", "PIP_NO_INDEX": "0"}
         return mine
 
-    def _clear(self, environment: Path) -> None:
-        """Remove what was not finished, and of the others those that were used longest ago."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(environment, ignore_errors=True)
-        made = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+    def clear(self) -> None:
+        """Remove what was not finished, by a power cut perhaps, and of the others those that were used longest ago."""
+        there = self._folder.iterdir() if self._folder.is_dir() else ()
+        made = sorted(there, key=lambda path: path.stat().st_mtime, reverse=True)
         finished = [path for path in made if (path / _FINISHED).exists()]
         for path in made:
-            if path not in finished[: self._settings.app_keep_num - 1]:
+            if path not in finished[: self._settings.app_keep_num]:
                 shutil.rmtree(path, ignore_errors=True)
 
 

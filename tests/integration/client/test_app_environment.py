@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 import subprocess
 import zipfile
 from collections.abc import Sequence
@@ -92,6 +93,17 @@ async def test_one_that_was_not_finished_is_made_anew(tmp_path: Path, index: str
     (python.parents[1] / "half").touch()
     assert await make(made, [NAME]) == python
     assert not (python.parents[1] / "half").exists()
+
+
+async def test_what_a_power_cut_left_goes_with_the_next_app_and_so_do_the_oldest(tmp_path: Path, index: str) -> None:
+    folder = tmp_path / "state" / "app-environments"
+    for number in range(4):
+        (folder / str(number)).mkdir(parents=True)
+        if number:
+            (folder / str(number) / ".finished").touch()
+        os.utime(folder / str(number), (number, number))
+    environments(tmp_path, index, app_keep_num=2).clear()
+    assert {path.name for path in folder.iterdir()} == {"2", "3"}
 
 
 async def test_a_cancelled_one_leaves_nothing(tmp_path: Path, index: str) -> None:
