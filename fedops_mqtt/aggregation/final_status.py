@@ -19,4 +19,4 @@ def keep_final_status(path: Path | None, word: ServerStatus) -> None:
     try:
         write_atomically(path, encode(word))
     except (OSError, ProtocolError) as error:
-        _log.error("the last word is not kept; the bus may still have it", extra={"problem": str(error)})
+        _log.error("the final status is not on disk, perhaps on the bus", extra={"problem": str(error)})

@@ -89,7 +89,7 @@ def _client_manager(desk: PeerRegistry) -> APIRouter:
 async def _told(desk: PeerRegistry, request: Request, outcome: Outcome) -> Json:
     link = desk.find(_caller(request), expected=lambda link: link.is_training)
     if link is None:
-        logger.warning("cannot tell which client this is", extra={"path": request.url.path})
+        logger.warning("cannot identify the client", extra={"path": request.url.path})
     else:
         await link.note_word(outcome)
     return _manager_view(link)

@@ -112,7 +112,7 @@ class ClassicServer:
                 await self._flush(bus)
                 await self._owner.flush(_LAST_WORD_S)
         except ConflictingInstanceError as error:
-            logger.warning("another process speaks for this task's FL server now", extra={"why": str(error)})
+            logger.warning("another process publishes for this task's FL server now", extra={"why": str(error)})
         finally:
             self.gone.set()
         if self.is_over:
@@ -184,7 +184,7 @@ class ClassicServer:
             elif self._run.status is not ServerCondition.STARTING:
                 misses += 1
             if misses >= self._misses_allowed():
-                self._lose("the FedOps server is gone without a word")
+                self._lose("the FedOps server ended without a report")
             elif self._run.status is ServerCondition.STARTING and time.monotonic() > deadline:
                 self._lose(f"no gRPC server at {self._run.server_ip} within {self._options.start_s:g} s")
             await asyncio.sleep(self._options.probe_s)

@@ -68,7 +68,7 @@ class ClientProxy:
             try:
                 await self._speak(identity)
             except ConflictingInstanceError:
-                logger.warning("this client speaks for itself on the bus now; left to it", extra=self._facts())
+                logger.warning("this client is on the bus by itself now; the bridge leaves it", extra=self._facts())
                 return
             except (
                 BrokerUrlError,
@@ -79,7 +79,7 @@ class ClientProxy:
                 OSError,
             ) as error:
                 problem = str(error).splitlines()[0]
-                logger.error("cannot speak for a FedOps client", extra=self._facts() | {"problem": problem})
+                logger.error("cannot serve a FedOps client", extra=self._facts() | {"problem": problem})
                 await asyncio.sleep(_RETRY_S)
 
     def leave(self) -> None:
@@ -149,7 +149,7 @@ class ClientProxy:
 
     async def _speak(self, identity: OnlineAnswer) -> None:
         self._daemon = daemon = self._make_daemon()
-        logger.info("speaks for a FedOps client", extra=self._facts() | {"task_id": identity.task_id})
+        logger.info("serves a FedOps client", extra=self._facts() | {"task_id": identity.task_id})
         watch = self._watch_registrations if self._link.peer is None else partial(self._poll, self._link.peer, identity)
         try:
             async with alongside(_leaving_after(watch, daemon), name=f"presence-{self._link.name}"):
@@ -158,7 +158,7 @@ class ClientProxy:
             self._daemon = None
             self._registered.clear()
             await self._link.note_departed()
-        logger.info("FedOps client is gone", extra=self._facts())
+        logger.info("FedOps client does not answer", extra=self._facts())
 
     def _make_daemon(self) -> Daemon:
         link, settings = self._link, self._settings

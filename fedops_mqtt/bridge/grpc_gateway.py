@@ -68,7 +68,7 @@ class GrpcGateway:
         """
         client = self._clients.take()
         if client is None:
-            return _error(message, self._clients.problem or "the FedOps client is gone")
+            return _error(message, self._clients.problem or "the FedOps client does not answer")
         try:
             content = _pass_on(client, message)
         except (ValueError, TypeError, KeyError) as error:
@@ -149,7 +149,7 @@ def _say_goodbye(client: ClientProxy) -> None:
     try:
         client.reconnect(common.ReconnectIns(seconds=None), timeout=None, group_id=None)
     except (flwr_private.ClassicStreamClosed, ValueError) as error:  # it left before, or still computes for nobody
-        logger.debug("FedOps client was gone before its goodbye", extra={"problem": repr(error)})
+        logger.debug("FedOps client disconnected before it left", extra={"problem": repr(error)})
 
 
 def _pass_on(client: ClientProxy, message: Message) -> RecordDict:

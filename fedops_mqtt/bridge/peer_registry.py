@@ -164,7 +164,7 @@ class PeerRegistry:
 
     def _speak_for_server(self, run: ClassicRun) -> None:
         assert self._group is not None
-        logger.info("speaks for a FedOps server", extra={"task_id": run.task_id, "server_ip": run.server_ip})
+        logger.info("serves a FedOps server", extra={"task_id": run.task_id, "server_ip": run.server_ip})
         self._servers[run.task_id] = server = ClassicServer(run, self._classic)
         self._group.create_task(server.run(), name=f"server-{run.task_id}")
 

@@ -103,6 +103,6 @@ class StartCall:
         answer = await peer.start(server_ip=server_ip, client_mac=self.client_mac)
         await self.link.note_online(answer)
         if not answer.is_training:
-            raise FedOpsHttpError(self.link.name, "was told to start and says that it does not train")
+            raise FedOpsHttpError(self.link.name, "got a start and reports that it does not train")
         if answer.server_ip not in (None, server_ip):
             logger.info("FedOps client uses another address", extra={"told": server_ip, "uses": answer.server_ip})

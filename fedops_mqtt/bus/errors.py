@@ -108,7 +108,7 @@ class ConflictingInstanceError(BusError):
         self.instance = instance
         self.conflicting_instance = conflicting_instance
         super().__init__(
-            f"a newer process ({conflicting_instance}) speaks on {topic!r}, this one ({instance}) ends: "
+            f"a newer process ({conflicting_instance}) publishes on {topic!r}, this one ({instance}) ends: "
             "one identity, one daemon; stop one of them or give it a MAC of its own"
         )
 

@@ -244,7 +244,7 @@ class StatusOwner:
     def _note_refusal(self, error: BusError | ProtocolError) -> None:
         """The broker does not take our status, or no message holds it: say so once; each heartbeat tries again."""
         if not self._is_refused:
-            logger.error("nobody sees our status", extra={"problem": str(error)})
+            logger.error("cannot publish our status", extra={"problem": str(error)})
         self._is_refused = True
 
     async def _stand_above(self, connection: Connection) -> None:

@@ -69,7 +69,7 @@ async def _look_at(address: BrokerAddress, settings: DoctorSettings, role: Role)
             findings += [each async for each in _ask(session, settings, role, heard, options.user or address.user)]
     except VersionError:
         findings.append(
-            warning("credentials", "the broker speaks MQTT 3.1.1 only", "use one that speaks 5: it says no")
+            warning("credentials", "the broker supports MQTT 3.1.1 only", "use one with MQTT 5: it reports refusals")
         )
     except CredentialsError as error:
         findings.append(problem("credentials", str(error), "enrol this identity again, or copy its bundle here again"))
@@ -244,7 +244,7 @@ async def _read(session: MqttSession, heard: _ReceivedMessages, role: Role, rule
 
 def _look_at_drops(statistics: dict[str, bytes], role: Role) -> Iterator[Finding]:
     if role is not Role.MANAGER:
-        yield unknown("queues", "only a manager hears of dropped messages; on the broker's machine: --broker-conf")
+        yield unknown("queues", "only a manager reads the count of drops; on the broker's machine: --broker-conf")
         return
     dropped = statistics.get(DROPPED_TOPIC)
     if dropped is None:

@@ -221,7 +221,7 @@ async def _exit_code_of(serving: Any) -> ExitCode:
 
 
 def _leave(daemon: Daemon, number: signal.Signals) -> None:
-    logger.info("told to leave", extra={"signal": number.name})
+    logger.info("asked to leave", extra={"signal": number.name})
     asyncio.get_running_loop().remove_signal_handler(number)  # a second one has its usual effect
     daemon.leave()
 

@@ -87,7 +87,7 @@ class ClientManagers:
             await asyncio.to_thread(_get, url)
         except (OSError, ValueError) as error:
             logger.warning(
-                "FedOps client manager was not told", extra={"url": without_password(url), "problem": _brief(error)}
+                "FedOps client manager was not notified", extra={"url": without_password(url), "problem": _brief(error)}
             )
 
     async def find_server(self, server_ip: str | None) -> str:

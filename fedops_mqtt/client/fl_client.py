@@ -145,7 +145,7 @@ class FLClient(NumPyClient):
         try:
             put(ClientServerAPI(self.fl_task_id), result)
         except NoActiveBackendError:
-            logger.debug("no client in this process, a result is said to nobody")
+            logger.debug("no client in this process, a result is not published")
 
 
 _REGISTERED = frozenset(

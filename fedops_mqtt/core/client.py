@@ -155,7 +155,7 @@ def _unwanted(client: Client, trigger: StartTrigger) -> str | None:
     if trigger.instance not in (None, client.identity.instance):
         return f"meant for instance {trigger.instance}, this is {client.identity.instance}"
     if trigger.term < client.facts.term:
-        return f"term {trigger.term} is over, {client.facts.term} was heard"
+        return f"term {trigger.term} is over, {client.facts.term} is known"
     return None
 
 

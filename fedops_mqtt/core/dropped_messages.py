@@ -62,7 +62,7 @@ class DroppedMessageDetector:
         if self.num_dropped:
             seen = f"the broker dropped {self.num_dropped} messages"
         elif len(self.dropped_topics) >= MIN_UNHEARD:
-            seen = f"{len(self.dropped_topics)} clients speak whose earlier statuses the broker dropped"
+            seen = f"{len(self.dropped_topics)} clients are present whose earlier statuses the broker dropped"
         else:
             return None
         return f"{seen}: clients may be missing; {ADVICE}"

@@ -68,7 +68,7 @@ class ClientDetails:
         with ui.element("div").classes("fed-columns") as self._charts:
             self._percent = draw_chart("System load while training", unit="%")
             self._network = draw_chart("Network while training", unit="MB")
-        self._story = section("Timeline")
+        self._history = section("Timeline")
         await self._refresh()
         ui.timer(REFRESH_S, self._keep_up)
 
@@ -114,7 +114,7 @@ class ClientDetails:
                     ("MAC", record["client_mac"]),
                     ("Task", record["task_id"]),
                     ("Since (UTC)", clock(record["since"])),
-                    ("Last heard (UTC)", clock(record["heard_at"])),
+                    ("Last message (UTC)", clock(record["heard_at"])),
                     ("Last run", f"{last['run_id']}: {last['outcome']}" if last else "none"),
                     ("Global model", record["gl_model"]),
                     ("FL server", record["server_ip"] or "–"),
@@ -138,14 +138,14 @@ class ClientDetails:
             ui.label(readable(reason or "", keep="\n\t")).classes("fed-code fed-pre").props('tabindex="0"')
 
     def _draw_history(self, events: list[Record]) -> None:
-        clear_section(self._story)
-        with self._story:
+        clear_section(self._history)
+        with self._history:
             if not events:
                 ui.label("Nothing yet.").classes("fed-soft")
                 return
             with table("When (UTC)", "What", "Run"):
                 for event in reversed(events):
-                    with ui.element("tr").classes("fed-story"):
+                    with ui.element("tr").classes("fed-history"):
                         cells(clock(event["at"]), words=tell(event))
                         with ui.element("td"):
                             if event["run_id"]:

@@ -32,7 +32,7 @@ from fedops_mqtt.manager.events import ChangeTopic
 REFRESH_S = 1.0
 _TOOK = "Time"
 _GAPS = "gaps: waiting for the others"
-MAX_STORY = 300
+MAX_SHOWN_EVENTS = 300
 _TROUBLE = ("failed", "lost", "rejected", "stopped")
 _ABOUT = (ChangeTopic.RUN, ChangeTopic.ROUND, ChangeTopic.METRICS, ChangeTopic.EVENT, ChangeTopic.LAGGED)
 
@@ -78,7 +78,7 @@ class RunDetails:
         with ui.element("div").classes("fed-columns"):
             self._clients = section("Clients")
             self._models = section("Model versions")
-        self._story = section("Story")
+        self._history = section("History")
         self._dialogs = ui.element("div")  # outlives what is drawn again around the button
         await self._refresh()
         ui.timer(REFRESH_S, self._keep_up)
@@ -105,7 +105,7 @@ class RunDetails:
         self._draw_lanes(metrics, events)
         self._redraw("clients", self._members(), self._draw_clients)
         self._redraw("models", [model for model in models if model.run_id == self._run_id], self._draw_models)
-        self._redraw("story", events[-MAX_STORY:], self._draw_history)
+        self._redraw("history", events[-MAX_SHOWN_EVENTS:], self._draw_history)
 
     def _redraw(self, name: str, content: Any, draw: Callable[[Any], None]) -> None:
         """Draw a part again only when it is not what it was: what a person reads does not jump."""
@@ -217,10 +217,10 @@ class RunDetails:
                         cells(model.round, *measures, size(model.size_bytes), clock(model.saved_at.isoformat()))
 
     def _draw_history(self, events: list[Record]) -> None:
-        clear_section(self._story)
-        with self._story, table("When (UTC)", "Who", "What"):
+        clear_section(self._history)
+        with self._history, table("When (UTC)", "Who", "What"):
             for event in reversed(events):
-                with ui.element("tr").classes("fed-story"):
+                with ui.element("tr").classes("fed-history"):
                     cells(clock(event["at"])[11:], self._name_of(event["client_mac"] or "manager"), words=tell(event))
 
     def _name_of(self, who: str) -> str:

@@ -64,7 +64,7 @@ body, body.body--dark { --q-primary:var(--accent) !important; background:var(--p
   border-radius:2px; margin-right:.35rem; background:var(--swatch); }
 .fed-scroll { overflow:auto; max-height:24rem; width:100%; }
 .fed-failure { border-left:4px solid var(--red); padding:.1rem .7rem; }
-.fed-story { font-variant-numeric:tabular-nums; }
+.fed-history { font-variant-numeric:tabular-nums; }
 .fed-bar { height:8px; background:var(--line); border-radius:99px; overflow:hidden; width:100%; }
 .fed-bar > div { height:100%; background:var(--accent); transition:width .3s; }
 .fed-main .q-btn { text-transform:none; }
@@ -85,6 +85,6 @@ body, body.body--dark { --q-primary:var(--accent) !important; background:var(--p
   .fed-table td:nth-child(6)::before { content:var(--name6); }
   .fed-table td:nth-child(7)::before { content:var(--name7); }
   .fed-table td:nth-child(8)::before { content:var(--name8); }
-  .fed-table .fed-story td::before { content:none; } }
+  .fed-table .fed-history td::before { content:none; } }
 @media (prefers-reduced-motion:reduce) { * { transition:none !important; animation:none !important; } }
 """

@@ -24,7 +24,7 @@ class Label(StrEnum):
 
 WHY = {
     "lost": "its connection broke (last will)",
-    "silent": "nothing heard for three heartbeats",
+    "silent": "no message for three heartbeats",
     "shutdown": "its daemon was ended",
     "rival": "another daemon has its identity",
 }
@@ -135,22 +135,22 @@ def clock(iso: str | None) -> str:
     return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S") if at else "–"
 
 
-STORY = {
-    "RunCreated": "run was asked for",
+EVENT_TEXTS = {
+    "RunCreated": "run requested",
     "ServerLaunched": "FL server launched",
     "ServerExited": "FL server ended",
     "ServerUnreachable": "FL server does not answer",
-    "ServerSaid": "FL server says",
+    "ServerSaid": "FL server",
     "ClientChosen": "chosen",
     "TriggerFired": "start trigger sent",
-    "StopSaid": "told to stop",
+    "StopSent": "stop sent",
     "MemberGaveUp": "given up",
     "MemberSaid": "now",
-    "ClientSaid": "says",
-    "StopRequested": "stop asked for",
+    "ClientSaid": "status",
+    "StopRequested": "stop requested",
     "RunClosed": "run closed",
 }
-"""What the journal's kinds of events mean to people."""
+"""The journal's kinds of events, as the page shows them."""
 
 
 def tell(event: Record) -> str:
@@ -160,4 +160,4 @@ def tell(event: Record) -> str:
     if detail.get("reason"):
         facts.append(short_reason(str(detail["reason"])))
     facts += [f"{name} {detail[name]}" for name in ("attempt", "launch") if detail.get(name)]
-    return f"{STORY.get(event['kind'], event['kind'])}: {', '.join(facts)}".removesuffix(": ")
+    return f"{EVENT_TEXTS.get(event['kind'], event['kind'])}: {', '.join(facts)}".removesuffix(": ")

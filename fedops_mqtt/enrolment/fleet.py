@@ -372,7 +372,7 @@ def _check_wish(wish: EnrolmentRequest) -> str:
     for task in wish.tasks:
         check_task_id(task)
     if wish.role is Role.SERVER and len(wish.tasks) != 1:
-        raise EnrolmentError(f"an FL server speaks for one task: give {name} one --task")
+        raise EnrolmentError(f"an FL server has one task: give {name} one --task")
     if wish.role is Role.DEVICE and wish.hosts:
         raise NameRefusedError(name, "a device listens for nobody: --host is for servers")
     if wish.has_password and wish.hosts:

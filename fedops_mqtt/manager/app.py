@@ -135,7 +135,7 @@ async def _until_leading(
         return term or await wait_for_lease(lease, call=journal.call, stop=stop, say=say), None
     rules = access_rules(settings)
     async with standing_by(listening, rules):
-        say(f"waits for its turn, says so at {url_of(listening, rules)}")
+        say(f"waits for the lead, answers at {url_of(listening, rules)}")
         term = await wait_for_lease(lease, call=journal.call, stop=stop, say=say)
     if term is None:
         listening.close()

@@ -185,7 +185,7 @@ class BusReader:
         # As at the door of the bus: the 1st, 2nd, 4th, 8th, … is told.
         if self.num_over_budget & (self.num_over_budget - 1) == 0:
             facts = {"client_mac": client_mac, "why": why, "dropped_so_far": self.num_over_budget}
-            logger.warning("dropped what a client said", extra=facts)
+            logger.warning("dropped a client's message", extra=facts)
 
     def _note_client(self, status: ClientStatus, now: float) -> None:
         if self.knows(status.task_id) and self._is_within(

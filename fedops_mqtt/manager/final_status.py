@@ -16,9 +16,9 @@ def read_final_status(path: Path, *, task_id: str, run_id: str, launch: int) -> 
     except FileNotFoundError:
         return None
     except (OSError, ProtocolError) as error:
-        logger.warning("an FL server's last word cannot be read", extra={"path": str(path), "problem": str(error)})
+        logger.warning("an FL server's final status cannot be read", extra={"path": str(path), "problem": str(error)})
         return None
     if isinstance(word, ServerStatus) and (word.run_id, word.launch) == (run_id, launch) and word.status.is_final:
         return word
-    logger.warning("an FL server's last word is not of this launch, or not a last one", extra={"path": str(path)})
+    logger.warning("a final status file is of another launch, or not final", extra={"path": str(path)})
     return None

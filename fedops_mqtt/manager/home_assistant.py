@@ -60,11 +60,13 @@ class HomeAssistant:
 
     def _say_why(self, error: BusError) -> None:
         """Tell of a refusal once: nobody but whoever writes the broker's ACL can mend it (MQTT 3.1.1 never tells)."""
-        logger.debug("Home Assistant is told later", extra={"problem": str(error)})
+        logger.debug("Home Assistant discovery is published later", extra={"problem": str(error)})
         if isinstance(error, PublishRefusedError) and not self._has_warned:
             self._has_warned = True
             advice = f"allow it in the broker's ACL: topic write {self._prefix}/#"
-            logger.warning("the manager may not tell Home Assistant", extra={"problem": str(error), "advice": advice})
+            logger.warning(
+                "the broker refuses Home Assistant discovery", extra={"problem": str(error), "advice": advice}
+            )
 
     async def _tell(self, key: ClientKey) -> None:
         """Describe a client if it is not as it was told; take the description back where it is not known any more."""

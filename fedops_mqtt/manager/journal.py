@@ -167,7 +167,7 @@ class Journal:
                 if not is_away(error) or self._is_closing.wait(AWAY_POLL_S):
                     raise
                 if not is_told:
-                    logger.warning("the database is away, waiting for it", extra={"problem": str(error.orig)})
+                    logger.warning("the database is not available, waiting for it", extra={"problem": str(error.orig)})
                     is_told = True
 
     def lead(self, term: int, may_act: Callable[[], bool] = lambda: True) -> None:

@@ -211,7 +211,7 @@ class RowLease:
             if not is_away(error):
                 raise
             self._seen = None  # as long as nobody can renew nobody is late
-            logger.warning("the database is away, nobody can lead", extra={"problem": str(error.orig)})
+            logger.warning("the database is not available, no manager can lead", extra={"problem": str(error.orig)})
             return None
 
     def _try_take(self) -> int | None:
@@ -242,7 +242,7 @@ class RowLease:
             except DBAPIError as error:
                 if not is_away(error):
                     raise
-                logger.warning("the lease cannot be renewed, the database is away", extra={"problem": str(error.orig)})
+                logger.warning("the lease is not renewed, no database", extra={"problem": str(error.orig)})
 
     def renew(self) -> None:
         """Hold it for another `ROW_LEASE_S`.

@@ -137,7 +137,7 @@ class RunService:
                 active.run_id, ServerExited(active.launch, f"its server was started anew (run {run_id})")
             )
         else:
-            logger.warning("a foreign server speaks for a task", extra={"run_id": active.run_id, "foreign": run_id})
+            logger.warning("an unknown FL server is in a task", extra={"run_id": active.run_id, "foreign": run_id})
 
     async def _begin(self, spec: RunSpec, secret: bytes, config: TaskConfig) -> Run:
         run = Run(spec=spec, created_at=self._desk.clock.now())

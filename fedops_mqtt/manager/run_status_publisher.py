@@ -85,7 +85,7 @@ class RunStatusPublisher:
             except ProtocolError as error:  # said again when it has changed, and fits perhaps
                 logger.error("a run's status fits no message", extra={"run_id": run_id, "problem": str(error)})
             except BusError as error:
-                logger.warning("could not say a run's status", extra={"run_id": run_id, "problem": str(error)})
+                logger.warning("could not publish a run's status", extra={"run_id": run_id, "problem": str(error)})
                 self.changed(run_id)
         return not self._changed
 

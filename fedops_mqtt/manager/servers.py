@@ -215,7 +215,7 @@ class Servers:
 
     async def _exited(self, row: Launch, reason: str) -> None:
         await self._journal.call(self._journal.note_exit, row.run_id, row.launch, reason)
-        logger.info("FL server is gone", extra={"run_id": row.run_id, "launch": row.launch, "reason": reason})
+        logger.info("FL server has ended", extra={"run_id": row.run_id, "launch": row.launch, "reason": reason})
         await self._pass_on_last_word(row.run_id, row.launch)
         self._report(row.run_id, ServerExited(row.launch, reason))
 
@@ -276,7 +276,7 @@ def _write_stop_reason(log_path: Path, outcome: RunOutcome | None, reason: str) 
         _stop_reason_file(log_path).write_text(f"{outcome or 'replaced'}\n{reason}", encoding="utf-8", errors="replace")
     except OSError as error:
         facts = {"log": str(log_path), "problem": str(error)}
-        logger.warning("an FL server cannot be told why it ends", extra=facts)
+        logger.warning("cannot write why an FL server ends", extra=facts)
 
 
 def _stop_reason_file(log_path: Path) -> Path:

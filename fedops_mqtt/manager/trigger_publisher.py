@@ -50,6 +50,6 @@ class TriggerPublisher:
         facts = {"run_id": message.run_id, "client_mac": message.client_mac, "attempt": message.attempt}
         try:
             await self._connection.publish(make_topic(message.task_id, message.client_mac), message)
-            logger.debug("told a client", extra={"message_kind": type(message).__name__, **facts})
+            logger.debug("published a trigger", extra={"message_kind": type(message).__name__, **facts})
         except (BusError, ProtocolError) as error:
-            logger.warning("could not tell a client", extra={"problem": str(error), **facts})
+            logger.warning("could not publish a trigger", extra={"problem": str(error), **facts})

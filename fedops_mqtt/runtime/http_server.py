@@ -245,7 +245,7 @@ class _Places:
         try:
             oldest.shutdown(socket.SHUT_RDWR)  # the loop, or a TLS handshake, reads its end and closes it
         except OSError as error:
-            logger.debug("connection was gone already", extra={"why": str(error)})
+            logger.debug("connection was closed already", extra={"why": str(error)})
         return True
 
     def leave(self, connection: _Accepted) -> None:

@@ -203,7 +203,7 @@ class RunLimits(_Settings):
 
     file_table = "limits"
     trigger_answer_s: Annotated[float, Field(gt=0, description="a triggered client answers within this")] = 30.0
-    trigger_retry_s: Annotated[float, Field(gt=0, description="an unanswered trigger is said again after this")] = 5.0
+    trigger_retry_s: Annotated[float, Field(gt=0, description="an unanswered trigger is repeated after this")] = 5.0
     server_start_s: Annotated[float, Field(gt=0, description="a launched server is ready within this")] = 60.0
     join_s: Annotated[float, Field(gt=0, description="enough clients have joined within this")] = 120.0
     round_s: Annotated[float, Field(gt=0, description="one message to a client is answered within this")] = 3600.0
@@ -299,7 +299,7 @@ class CliSettings(_Settings):
 
     manager: Annotated[str, Field(description="URL of the manager's API")] = "http://127.0.0.1:8004"
     manager_token: Annotated[SecretStr | None, Field(description="token of a manager that wants one")] = None
-    manager_ca_file: Annotated[Path | None, Field(description="CA of a manager that speaks HTTPS")] = None
+    manager_ca_file: Annotated[Path | None, Field(description="CA of a manager with HTTPS")] = None
     manager_cert_file: Annotated[Path | None, Field(description="our certificate, where the manager wants one")] = None
     manager_key_file: Annotated[Path | None, Field(description="the key of our certificate")] = None
     request_timeout_s: Annotated[float, Field(gt=0, description="wait for an answer of the manager")] = 10.0
@@ -324,7 +324,7 @@ class BrokerSettings(_Settings):
 class BridgeSettings(BusSettings):
     """The bridge for FedOps clients and servers that know HTTP and gRPC only."""
 
-    clients: Annotated[str, Field(description="FedOps clients to speak for: [MAC=]URL, comma between them")] = (
+    clients: Annotated[str, Field(description="FedOps clients to serve: [MAC=]URL, comma between them")] = (
         "http://127.0.0.1:8003"
     )
     http: Annotated[HttpAddress, Field(description="where FedOps' programs find their managers")] = "127.0.0.1:8004"
@@ -343,7 +343,7 @@ class BridgeSettings(BusSettings):
     poll_s: Annotated[float, Field(gt=0, description="a client is asked whether it is online this often")] = 2.0
     online_timeout_s: Annotated[float, Field(gt=0, description="wait for the answer to that")] = 5.0
     come_limit_s: Annotated[float, Field(gt=0, description="from a client's start until it is at its server")] = 60.0
-    word_limit_s: Annotated[float, Field(gt=0, description="from a run's end until its client says so")] = 30.0
+    word_limit_s: Annotated[float, Field(gt=0, description="from a run's end until its client reports it")] = 30.0
     server_start_limit_s: Annotated[float, Field(gt=0, description="a FedOps server answers within this")] = 120.0
     state_dir: Annotated[StateDir, Field(description="where the journals of its clients are kept")]
     join_token: Annotated[SecretStr | None, Field(description="shared token of servers started by hand")] = None

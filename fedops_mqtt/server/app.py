@@ -340,7 +340,7 @@ class FLServer:
             model_path=result.model_path,
         )
         if not is_said:
-            _log.warning("the broker was not told how the run ended")
+            _log.warning("could not publish how the run ended")
         return result
 
     def _result(self, outcome: RunOutcome, reason: str, rounds: Rounds, saved: StoredModel | None) -> RunResult:

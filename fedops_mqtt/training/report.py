@@ -65,7 +65,7 @@ class Reporter:
             self._pipe.write(to_line(report))
             self._pipe.flush()
         except BrokenPipeError:
-            logger.debug("nobody listens to our reports")
+            logger.debug("the daemon no longer reads our reports")
 
     def _tell_phases(self) -> None:
         pause = threading.Event()

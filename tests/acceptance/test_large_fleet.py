@@ -122,7 +122,7 @@ async def test_watch_says_it_too_where_the_brokers_count_may_not_be_read(yard: Y
         await watch.until_said("^client .*presence=unconfirmed")
         await say(fleet, NUM_CRAMPED, seq=2)
         await watch.until_said(
-            '^bus status=dropping reason="[0-9]+ clients speak whose earlier statuses the broker dropped'
+            '^bus status=dropping reason="[0-9]+ clients are present whose earlier statuses the broker dropped'
         )
 
 

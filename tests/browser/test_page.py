@@ -154,7 +154,7 @@ async def test_a_page_that_is_open_comes_back_when_its_manager_is_killed_and_sta
 async def test_a_page_on_standby_says_so_and_becomes_the_fleets(site: Site, visitor: Visitor) -> None:
     leader = await site.start_manager()
     standby = await site.launch_manager(site.write_tasks())
-    visitor.url = (await standby.until_said(r"waits for its turn, says so at (\S+)")).group(1)
+    visitor.url = (await standby.until_said(r"waits for the lead, answers at (\S+)")).group(1)
     await visitor.page.goto(visitor.url)
     await visitor.sees("This manager is on standby")
     await visitor.check_accessibility()

@@ -124,7 +124,7 @@ class HistoryApi:
         return ClientRecord.of(max(views, key=lambda view: view.heard_at))
 
     async def list_client_events(self, client_mac: str, limit: HistoryLimit = 1000) -> History:
-        """Tell a client's newest story, in all its runs and between them; oldest first."""
+        """Return a client's newest events, in all its runs and between them, oldest first."""
         return await self._history(self._reader.newest_of_client, "events", normalise_mac(client_mac), limit=limit)
 
     async def list_client_metrics(self, client_mac: str, limit: HistoryLimit = 1000) -> History:
@@ -145,7 +145,7 @@ class HistoryApi:
         return FileResponse(found.path, filename=file_name, media_type="application/octet-stream")
 
     async def list_events(self, run_id: str, after: Offset = 0, limit: HistoryLimit = 1000) -> History:
-        """Tell a run's story, oldest first; `after` is the last id that was read."""
+        """Return a run's events, oldest first; `after` is the last id that was read."""
         await self.find_run(run_id)
         return await self._history(self._reader.list_events, run_id=run_id, after_id=after, limit=limit)
 

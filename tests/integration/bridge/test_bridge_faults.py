@@ -112,7 +112,7 @@ async def test_a_fedops_server_that_is_killed_fails_its_run(crossing: Crossing) 
     await crossing.site.observer.until_client(MACS[0], ClientCondition.TRAIN_STARTED)
     await server.end(signal.SIGKILL)
     run = await crossing.site.observer.until_only_ended()
-    assert (run.outcome, run.reason) == (RunOutcome.FAILED, "the FedOps server is gone without a word")
+    assert (run.outcome, run.reason) == (RunOutcome.FAILED, "the FedOps server ended without a report")
 
 
 @pytest.mark.long

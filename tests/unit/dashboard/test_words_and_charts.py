@@ -1,11 +1,23 @@
 """What people read on the page, and what its charts are made of."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from fedops_mqtt.core.run_events import RunEvent, RunWaits
 from fedops_mqtt.dashboard import charts
-from fedops_mqtt.dashboard.texts import Label, duration, label_of, load_text, row_of, short_reason, size, tell, why_of
+from fedops_mqtt.dashboard.texts import (
+    EVENT_TEXTS,
+    Label,
+    duration,
+    label_of,
+    load_text,
+    row_of,
+    short_reason,
+    size,
+    tell,
+    why_of,
+)
 from fedops_mqtt.manager.api.examples import CLIENT
 
 AT = "2026-11-24T10:15:30+00:00"
@@ -52,6 +64,11 @@ def test_an_event_is_a_short_sentence() -> None:
     said = {"kind": "MemberSaid", "detail": {"status": "failed", "reason": "Traceback\nValueError: bad", "attempt": 2}}
     assert tell(said) == "now: failed, ValueError: bad, attempt 2"
     assert tell({"kind": "ClientChosen", "detail": {}}) == "chosen"
+
+
+def test_every_event_of_a_runs_history_has_its_text() -> None:
+    kinds = {kind for kind in get_args(RunEvent) if kind.__module__ == RunWaits.__module__ and kind is not RunWaits}
+    assert {kind.__name__ for kind in kinds} - {*EVENT_TEXTS} == set()
 
 
 def message(number: int, **seconds: float) -> dict[str, Any]:

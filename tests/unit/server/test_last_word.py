@@ -65,4 +65,4 @@ def test_a_folder_that_cannot_be_written_to_costs_the_run_nothing(
 ) -> None:
     keep_final_status(tmp_path / "no such folder" / "word", word())
     keep_final_status(None, word())
-    assert [record.message for record in caplog.records] == ["the last word is not kept; the bus may still have it"]
+    assert [record.message for record in caplog.records] == ["the final status is not on disk, perhaps on the bus"]
