@@ -104,7 +104,6 @@ def test_what_its_owner_approved_is_taken_and_only_that(tmp_path: Path) -> None:
         ("mqtt://localhost.example.org", "app-unsigned"),
         ("mqtt://0.0.0.0", "app-unsigned"),
         ("mqtt://127.0.0.1,mqtt://127.0.0.1:1884", None),
-        ("mqtt://127.0.0.1,mqtt://10.0.0.5", "app-unsigned"),
     ],
 )
 def test_an_unsigned_app_is_taken_on_a_laptop_only(tmp_path: Path, broker: str, code: str | None) -> None:
