@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from fedops_mqtt.cli.findings import Finding, ok, problem, unknown, warning
 from fedops_mqtt.device.app_check import check_app
 from fedops_mqtt.enrolment.inspection import is_issued_by, is_pair, read_certificate
@@ -100,7 +102,7 @@ def _is_synchronised() -> bool | None:
 
 def listening_addresses(settings: DoctorSettings, role: Role) -> list[str]:
     """Return where this identity's programs would listen; nowhere for a device without a shim."""
-    usual = {Role.MANAGER: ManagerSettings, Role.BRIDGE: BridgeSettings}
+    usual: dict[Role, type[BaseModel]] = {Role.MANAGER: ManagerSettings, Role.BRIDGE: BridgeSettings}
     http = settings.http or (usual[role].model_fields["http"].default if role in usual else None)
     return [address for address in (http, settings.listen) if address and not address.endswith(":0")]
 

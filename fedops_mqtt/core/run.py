@@ -37,6 +37,7 @@ from fedops_mqtt.core.run_member import (
 )
 from fedops_mqtt.protocol import (
     Answer,
+    AppReference,
     ClientStatus,
     CurrentRun,
     LastRun,
@@ -75,6 +76,10 @@ class RunSpec:
     clients: tuple[str, ...] | None = None
     join: Literal["invited", "open"] = "invited"
     is_adopted: bool = False
+    app: AppReference | None = None
+    """The published app that it trains with; None: the one that each device has of its own."""
+    run_config: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+    """Settings of this run for the app."""
     limits: RunDeadlines = field(default_factory=RunDeadlines)
 
 

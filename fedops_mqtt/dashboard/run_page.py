@@ -24,8 +24,8 @@ from fedops_mqtt.dashboard.parts import (
 from fedops_mqtt.dashboard.stopping import stop_button
 from fedops_mqtt.dashboard.texts import clock, duration, moment, number, readable, run_label, short_reason, size, tell
 from fedops_mqtt.dashboard.view import PageView, subscription
+from fedops_mqtt.manager.api.file_records import ModelRecord
 from fedops_mqtt.manager.api.history import MAX_HISTORY
-from fedops_mqtt.manager.api.models import ModelRecord
 from fedops_mqtt.manager.errors import UnknownRunError
 from fedops_mqtt.manager.events import ChangeTopic
 

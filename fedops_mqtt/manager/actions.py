@@ -122,6 +122,8 @@ class Executor:
                 token=make_token(secret, run.run_id, action.client_mac) if secret else None,
                 gl_model=word.gl_model,
                 num_clients=len(run.members),
+                app=run.spec.app,
+                run_config=dict(run.spec.run_config) or None,
                 at=utc_now(),
             )
         )

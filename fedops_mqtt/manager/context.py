@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from fedops_mqtt.bus import Connection
 from fedops_mqtt.manager.api.prometheus import ManagerMetrics
+from fedops_mqtt.manager.app_store import AppStore
 from fedops_mqtt.manager.bus_reader import BusReader
 from fedops_mqtt.manager.clock import Clock
 from fedops_mqtt.manager.events import Events
@@ -23,6 +24,7 @@ class ManagerContext:
     clock: Clock
     journal: Journal
     tasks: Tasks
+    apps: AppStore
     open_runs: OpenRuns
     watch: BusReader
     inbox: RunEventQueue

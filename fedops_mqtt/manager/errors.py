@@ -6,13 +6,16 @@ class ManagerError(Exception):
 
 
 class UnknownTaskError(ManagerError):
-    """No such task in the tasks file."""
+    """No such task in the tasks file, and no app was published for it."""
 
     def __init__(self, task_id: str, known: list[str]) -> None:
         self.task_id = task_id
         self.known = known
         names = ", ".join(known) or "none"
-        super().__init__(f"task {task_id!r} is not in the tasks file (known: {names}); add a [tasks.{task_id}] table")
+        super().__init__(
+            f"task {task_id!r} is not known (known: {names}); add a [tasks.{task_id}] table to the tasks file, or "
+            f"publish an app: fedops-mqtt app publish FOLDER --task {task_id}"
+        )
 
 
 class NotLaunchableError(ManagerError):
@@ -21,7 +24,8 @@ class NotLaunchableError(ManagerError):
     def __init__(self, task_id: str) -> None:
         self.task_id = task_id
         super().__init__(
-            f"task {task_id!r} has neither `command` nor `module`; its runs begin when its server announces itself"
+            f"task {task_id!r} has neither `command`, `module` nor a published app with a ServerApp; its runs begin "
+            "when its server announces itself (adopt = true)"
         )
 
 
@@ -57,6 +61,34 @@ class UnknownModelError(ManagerError):
         self.task_id = task_id
         self.file_name = file_name
         super().__init__(f"task {task_id!r} has no global model {file_name!r} on the manager's machine")
+
+
+class UnknownAppError(ManagerError):
+    """No such published app."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"no published app: {what}; `fedops-mqtt app list TASK` lists a task's versions")
+
+
+class NoEarlierAppError(ManagerError):
+    """Nothing was published before a task's current app."""
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(f"task {task_id!r} has no earlier version of its app; name one of `fedops-mqtt app list`")
+
+
+class AppFileMissingError(ManagerError):
+    """A bundle that the journal names is not on this machine."""
+
+    def __init__(self, digest: str, path: str) -> None:
+        super().__init__(f"the bundle of app {digest} is not on this manager's machine ({path}); publish it again")
+
+
+class RunConfigError(ManagerError):
+    """A run's configuration does not fit its app."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"run configuration: {problem}")
 
 
 class ClientPresentError(ManagerError):

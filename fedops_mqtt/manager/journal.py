@@ -185,14 +185,15 @@ class Journal:
         run, task = journaled.run, journaled.task
         row = {"task_id": run.spec.task_id, "secret": journaled.secret.hex(), "created_at": run.created_at}
         row["task_config"] = task.model_dump_json(exclude_unset=True) if task else None
-        with self._begin() as connection:
+        row["app_digest"] = run.spec.app.digest if run.spec.app else None
+        with self.begin() as connection:
             connection.execute(insert(tables.runs).values(run_id=run.run_id, is_archived=False, **row, **_facts(run)))
             _write_members(connection, None, run)
             _add_events(connection, [_created(run)])
 
     def write(self, batch: Batch) -> None:
         """Write one turn of the manager; what came of a run that was deleted meanwhile goes with it."""
-        with self._begin() as connection:
+        with self.begin() as connection:
             for before, run in batch.runs.values():
                 this = update(tables.runs).where(tables.runs.c.run_id == run.run_id)
                 if connection.execute(this.values(**_facts(run))).rowcount:
@@ -245,7 +246,7 @@ class Journal:
     def add_launch(self, launch: Launch) -> None:
         """Note that a server's process is about to be started."""
         row = {"log_path": launch.log_path, "secret_file": launch.secret_file, "host": launch.host}
-        with self._begin() as connection:
+        with self.begin() as connection:
             connection.execute(_of_launch(delete(tables.launches), launch.run_id, launch.launch))
             connection.execute(insert(tables.launches).values(run_id=launch.run_id, launch=launch.launch, **row))
 
@@ -279,7 +280,7 @@ class Journal:
             connection.execute(insert(tables.epochs).values(owner=owner, epoch=epoch))
 
     @contextmanager
-    def _begin(self) -> Iterator[Connection]:
+    def begin(self) -> Iterator[Connection]:
         """A transaction of the leader; `insist` skips one that was committed as its connection broke."""
         number = self._num_written + 1
         with self._engine.begin() as connection:

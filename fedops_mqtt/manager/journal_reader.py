@@ -69,11 +69,12 @@ class JournalReader:
         return {row.run_id for row in self._rows(select(tables.runs.c.run_id).where(ended))}
 
     def list_runs(
-        self, *, task_id: str | None = None, limit: int = 50, offset: int = 0
+        self, *, task_id: str | None = None, app_digest: str | None = None, limit: int = 50, offset: int = 0
     ) -> tuple[list[tuple[Run, dict[str, int]]], int]:
         """Return a page of runs, newest first, and how many there are; of members only how many have which status."""
         table = tables.runs
         where = table.c.task_id == task_id if task_id else true()
+        where = where & (table.c.app_digest == app_digest) if app_digest else where
         newest = select(table.c.run_id, table.c.state, table.c.member_counts).where(where)
         newest = newest.order_by(table.c.created_at.desc()).limit(limit).offset(offset)
         with self._engine.connect() as connection:

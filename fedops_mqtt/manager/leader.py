@@ -12,11 +12,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 from starlette.types import ASGIApp
 
+from fedops_mqtt.apps import BundleLimits
 from fedops_mqtt.bus import BusOptions, Connection, StatusOwner, client_id_of
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.core.fleet import Fleet
@@ -27,6 +29,7 @@ from fedops_mqtt.manager.actions import Executor
 from fedops_mqtt.manager.api.app import Api
 from fedops_mqtt.manager.api.http import access_rules, guarded
 from fedops_mqtt.manager.api.prometheus import ManagerMetrics
+from fedops_mqtt.manager.app_store import AppStore, PublishRules
 from fedops_mqtt.manager.bus_reader import BusReader
 from fedops_mqtt.manager.clock import Clock
 from fedops_mqtt.manager.context import ManagerContext
@@ -45,6 +48,7 @@ from fedops_mqtt.manager.trigger_publisher import TriggerPublisher
 from fedops_mqtt.protocol import Channel, ManagerCondition, ManagerStatus, filter_for, topics, utc_now
 from fedops_mqtt.runtime.background import alongside
 from fedops_mqtt.runtime.http_listener import serving, url_of
+from fedops_mqtt.runtime.machine import is_loopback
 from fedops_mqtt.runtime.settings import ManagerSettings, inherited_environment
 
 logger = logging.getLogger(__name__)
@@ -96,7 +100,9 @@ async def leading(
     Raises:
         BusError, TasksFileError: the broker's URL or the tasks file cannot be used.
     """
-    tasks = Tasks(settings.tasks_file)
+    apps = AppStore(journal, settings.state_dir.resolve() / "manager" / "apps", _publish_rules(settings))
+    await apps.load()
+    tasks = Tasks(settings.tasks_file, published=apps.current)
     runs = await journal.call(journal.open_runs)
     # A journal of a program that did not keep a run's task: the file has to do.
     open_runs = OpenRuns([replace(each, task=each.task or tasks.get(each.run.spec.task_id)) for each in runs])
@@ -111,6 +117,7 @@ async def leading(
             clock=clock,
             journal=journal,
             tasks=tasks,
+            apps=apps,
             open_runs=open_runs,
             watch=watch,
             inbox=RunEventQueue(),
@@ -184,8 +191,19 @@ def _on_bus(
     )
 
 
+def _publish_rules(settings: ManagerSettings) -> PublishRules:
+    hosts = settings.http.rpartition(":")[0].strip("[]"), urlsplit(settings.broker).hostname or ""
+    return PublishRules(
+        limits=BundleLimits(packed_bytes=settings.app_max_bytes),
+        signers=tuple(filter(None, settings.app_signers.replace(",", " ").split())),
+        takes_unsigned=all(map(is_loopback, hosts)) and not settings.app_signers,
+        num_kept=settings.keep_apps,
+    )
+
+
 def _servers(desk: ManagerContext) -> Servers:
     return Servers(
+        apps=desk.apps,
         journal=desk.journal,
         report=desk.inbox.put,
         folder=desk.settings.state_dir.resolve() / "manager",

@@ -6,19 +6,22 @@ A task has one server and one server topic, so it has at most one active run.
 import asyncio
 import logging
 import secrets
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Literal
 
+from fedops_mqtt.apps import AppBundle
 from fedops_mqtt.core.run import Run, RunSpec
 from fedops_mqtt.core.run import RunDeadlines as CoreLimits
 from fedops_mqtt.core.run_events import ServerExited, StopRequested
 from fedops_mqtt.core.run_plan import waits_for
+from fedops_mqtt.manager.app_store import PublishedApp
 from fedops_mqtt.manager.context import ManagerContext
 from fedops_mqtt.manager.errors import (
     ClientPresentError,
     NotLaunchableError,
+    RunConfigError,
     TaskBusyError,
     TooFewClientsError,
     UnknownClientError,
@@ -27,9 +30,15 @@ from fedops_mqtt.manager.errors import (
 from fedops_mqtt.manager.journal import JournaledRun
 from fedops_mqtt.manager.tasks import TaskConfig, TaskLimits
 from fedops_mqtt.protocol import ServerCondition, ServerStatus, topics
+from fedops_mqtt.runtime.key_values import Plain
 
 logger = logging.getLogger(__name__)
 
+BUNDLE_SERVER = "fedops_mqtt.server.bundle_server"
+"""The FL server program of a published app."""
+NUM_ROUNDS_KEY = "num-server-rounds"
+"""What Flower's own project templates call the rounds in an app's configuration."""
+MAX_ROUNDS = 1_000_000
 SECRET_BYTES = 32
 _MAX_TASK_IN_RUN_ID = 38
 """Characters of the task in a run id, which has 64: the rest is time and chance."""
@@ -44,6 +53,7 @@ class RunOrder:
     min_clients: int | None = None
     clients: tuple[str, ...] | None = None
     join: Literal["invited", "open"] | None = None
+    run_config: Mapping[str, Plain] = field(default_factory=dict)
 
 
 class RunService:
@@ -57,14 +67,21 @@ class RunService:
         """Begin a run; it is in the journal when this returns.
 
         Raises:
-            UnknownTaskError, NotLaunchableError, TaskBusyError, TooFewClientsError, TasksFileError: why it cannot be.
+            UnknownTaskError, NotLaunchableError, TaskBusyError, TooFewClientsError, RunConfigError, TasksFileError,
+            AppFileMissingError: why it cannot be.
         """
         self._desk.tasks.refresh()
-        config = self._desk.tasks[order.task_id]
-        if not config.is_launchable:
-            raise NotLaunchableError(order.task_id)
-        spec = self._spec(order, config)
-        async with self._one_at_a_time:
+        async with self._one_at_a_time, self._desk.apps.lock:
+            config = self._desk.tasks[order.task_id]
+            app = self._desk.apps.current.get(order.task_id)
+            if app is not None:
+                self._desk.apps.open(app.bundle.digest)
+                config = with_app(config, app.bundle)
+            if not config.is_launchable:
+                raise NotLaunchableError(order.task_id)
+            spec = replace(self._spec(order, config), run_config=check_config(order.run_config, app))
+            if app is not None:
+                spec = replace(spec, app=app.reference)
             active = self._desk.open_runs.active(order.task_id)
             if active is not None:
                 raise TaskBusyError(order.task_id, active.run_id)
@@ -165,13 +182,51 @@ class RunService:
         return RunSpec(
             run_id=run_id or _new_run_id(order.task_id),
             task_id=order.task_id,
-            num_rounds=order.num_rounds or config.num_rounds or 0,
+            num_rounds=_rounds_in(order.run_config) or order.num_rounds or config.num_rounds or 0,
             min_clients=min_clients,
             clients=clients,
             join=order.join or config.join,
             is_adopted=is_adopted,
             limits=CoreLimits(**{each.name: getattr(limits, each.name) for each in fields(CoreLimits)}),
         )
+
+
+def with_app(config: TaskConfig, bundle: AppBundle) -> TaskConfig:
+    """Return a task as it is with this app: its ServerApp is run, and its rounds count where the task says none."""
+    update: dict[str, object] = {}
+    if bundle.server_app is not None:
+        update = {"command": None, "module": BUNDLE_SERVER, "args": ()}
+    if "num_rounds" not in config.model_fields_set and (num_rounds := _rounds_in(bundle.config)):
+        update["num_rounds"] = num_rounds
+    return config.model_copy(update=update)
+
+
+def _rounds_in(config: Mapping[str, Plain]) -> int | None:
+    """Return the rounds that an app's configuration says.
+
+    Raises:
+        RunConfigError: they are no number of rounds.
+    """
+    value = config.get(NUM_ROUNDS_KEY)
+    if value is not None and (type(value) is not int or not 1 <= value <= MAX_ROUNDS):
+        raise RunConfigError(f"{NUM_ROUNDS_KEY} is {value!r}, not a whole number from 1 to {MAX_ROUNDS:,}")
+    return value
+
+
+def check_config(run_config: Mapping[str, Plain], app: PublishedApp | None) -> Mapping[str, Plain]:
+    """Return a run's configuration; what a published app's project does not name is refused, as `flwr run` does.
+
+    Raises:
+        RunConfigError: it names a key that the app does not have.
+    """
+    if app is None:
+        return run_config
+    known = {*app.bundle.config, NUM_ROUNDS_KEY}
+    if unknown := sorted(run_config.keys() - known):
+        names = ", ".join(sorted(app.bundle.config)) or "none"
+        where = f"not in [tool.flwr.app.config] of {app.bundle.title} (its keys: {names[:1000]})"
+        raise RunConfigError(f"{', '.join(unknown)[:200]}: {where}")
+    return run_config
 
 
 def _new_run_id(task_id: str) -> str:

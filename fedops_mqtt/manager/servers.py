@@ -13,6 +13,7 @@ from pathlib import Path
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.core.run_events import RunEvent, ServerExited, ServerUnreachable
 from fedops_mqtt.manager import launcher
+from fedops_mqtt.manager.app_store import AppStore
 from fedops_mqtt.manager.final_status import read_final_status
 from fedops_mqtt.manager.journal import Journal, Launch
 from fedops_mqtt.manager.launcher import LaunchOrder, ServerProcess
@@ -20,6 +21,7 @@ from fedops_mqtt.manager.probe import line_answers
 from fedops_mqtt.manager.tasks import TaskConfig
 from fedops_mqtt.protocol import RunOutcome, check_run_id
 from fedops_mqtt.runtime.background import bare_error
+from fedops_mqtt.runtime.key_values import format_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class Servers:
         self,
         *,
         journal: Journal,
+        apps: AppStore,
         report: Report,
         folder: Path,
         inherited: Mapping[str, str],
@@ -51,6 +54,7 @@ class Servers:
         self._group: asyncio.TaskGroup | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._journal = journal
+        self._apps = apps
         self._report = report
         self._folder = folder
         self._inherited = inherited
@@ -254,6 +258,8 @@ class Servers:
             "join_limit_s": spec.limits.join_s,
             "run_limit_s": spec.limits.run_s,
             "round_limit_s": task.limits.round_s or self._said["round_limit_s"],
+            "app_file": self._apps.path(spec.app.digest) if spec.app else None,
+            "run_config": format_pairs(spec.run_config) or None,
         }
         return LaunchOrder(
             run_id=run.run_id,

@@ -17,9 +17,10 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    UniqueConstraint,
 )
 
-REVISION = "0004"
+REVISION = "0005"
 """Of these tables, and the newest in `migrations/versions`. Revisions are numbers: a greater one is newer."""
 
 metadata = MetaData()
@@ -61,6 +62,7 @@ runs = Table(
     Column("created_at", Float, nullable=False, index=True),
     Column("ended_at", Float),
     Column("outcome", String(16)),
+    Column("app_digest", String(64), index=True),
     Column("reason", _Text),
     Column("is_archived", Boolean, nullable=False, default=False, index=True),
 )
@@ -129,6 +131,20 @@ launches = Table(
     Column("exit_reason", _Text),
     Column("host", String(256)),
 )
+
+apps = Table(
+    "apps",
+    metadata,
+    Column("id", _ROW_ID, primary_key=True, autoincrement=True),
+    Column("task_id", _ID, nullable=False),
+    Column("digest", String(64), nullable=False, index=True),
+    Column("bundle", Text, nullable=False),
+    Column("signature", Text),
+    Column("published_at", Float, nullable=False),
+    Column("is_current", Boolean, nullable=False),
+    UniqueConstraint("task_id", "digest", name="uq_apps_task_digest"),
+)
+"""The versions of each task's app in the order in which they were published."""
 
 lease = Table(
     "lease",

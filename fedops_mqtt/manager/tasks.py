@@ -5,11 +5,12 @@
     num_rounds = 5
     min_clients = 3
 
-Read when the manager starts, and again when the file has changed and a run is asked for.
+Read when the manager starts, and again when the file has changed and a run is asked for. A task whose app was
+published needs no table; the table [published] says what such tasks are like.
 """
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -49,8 +50,9 @@ class TaskLimits(_Table):
 class TaskConfig(_Table):
     """One task.
 
-    `command` is a list of arguments, `module` is run with the manager's own Python; with neither the server is started
-    by somebody else, and `adopt` says that its announcement begins a run. `join` is `open` where clients that come
+    `command` is a list of arguments, `module` is run with the manager's own Python; a published app with a ServerApp
+    takes their place. With neither, the server is started by somebody else, and `adopt` says that its announcement
+    begins a run. `join` is `open` where clients that come
     later join a run that goes on. `cwd` and `config` are relative to the tasks file; `Tasks` makes them absolute.
     `config` is the server's own settings file, its bundle: with it the server gets none of the manager's credentials.
     """
@@ -74,8 +76,6 @@ class TaskConfig(_Table):
     def _one_way_to_start(self) -> Self:
         if self.command and self.module:
             raise ValueError("give `command` or `module`, not both")
-        if not (self.command or self.module or self.adopt):
-            raise ValueError("give `command` or `module`, or adopt = true for a server that somebody else starts")
         return self
 
     @property
@@ -86,13 +86,16 @@ class TaskConfig(_Table):
 
 class _TasksFile(_Table):
     tasks: dict[TaskId, TaskConfig] = {}
+    published: TaskConfig = TaskConfig()
 
 
 class Tasks:
-    """The tasks of a file, read again when it changes; no file is no tasks."""
+    """The tasks of a file, read again when it changes, and those with a current app in `published`."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, *, published: Collection[str] = ()) -> None:
         self.path = path
+        self._published = published
+        self._like = TaskConfig()
         self._read_at: tuple[int, int] | None = None
         self._tasks: Mapping[str, TaskConfig] = {}
         self.refresh()
@@ -109,47 +112,49 @@ class Tasks:
             found = self.path.stat()
             if (found.st_mtime_ns, found.st_size) == self._read_at:
                 return
-            self._tasks = _parse(self.path)
+            self._tasks, self._like = _parse(self.path)
         except OSError as error:
             raise TasksFileError(str(self.path), f"cannot be read: {error.strerror}") from error
         self._read_at = (found.st_mtime_ns, found.st_size)
 
     def __contains__(self, task_id: object) -> bool:
-        return task_id in self._tasks
+        return task_id in self._tasks or task_id in self._published
 
     def __getitem__(self, task_id: str) -> TaskConfig:
         """Return a task.
 
         Raises:
-            UnknownTaskError: it is not in the file.
+            UnknownTaskError: it is not in the file, and no app is published for it.
         """
-        if task_id not in self._tasks:
-            raise UnknownTaskError(task_id, sorted(self._tasks))
-        return self._tasks[task_id]
+        if task_id not in self:
+            raise UnknownTaskError(task_id, sorted(self.by_id))
+        return self._tasks.get(task_id, self._like)
 
     def get(self, task_id: str) -> TaskConfig | None:
-        """Return a task, or None when it is not in the file."""
-        return self._tasks.get(task_id)
+        """Return a task, or None when there is none of that name."""
+        like = self._like if task_id in self._published else None
+        return self._tasks.get(task_id, like)
 
     @property
     def by_id(self) -> Mapping[str, TaskConfig]:
         """Every task."""
-        return self._tasks
+        return {**dict.fromkeys(self._published, self._like), **self._tasks}
 
 
-def _parse(path: Path) -> Mapping[str, TaskConfig]:
+def _parse(path: Path) -> tuple[Mapping[str, TaskConfig], TaskConfig]:
+    """Return the tasks by id, and what a task is like that is published only."""
     try:
         content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-        tasks = _TasksFile.model_validate(content).tasks
+        file = _TasksFile.model_validate(content)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TasksFileError(str(path), f"not TOML: {error}") from error
     except ValidationError as error:
         problems = (f"{'.'.join(map(str, each['loc'])) or 'file'}: {each['msg']}" for each in error.errors())
         raise TasksFileError(str(path), "; ".join(problems)) from error
     folder = path.resolve().parent
-    return {
-        task_id: task.model_copy(
-            update={"cwd": folder / (task.cwd or ""), "config": task.config and folder / task.config}
-        )
-        for task_id, task in tasks.items()
-    }
+
+    def placed(task: TaskConfig) -> TaskConfig:
+        update = {"cwd": folder / (task.cwd or ""), "config": task.config and folder / task.config}
+        return task.model_copy(update=update)
+
+    return {task_id: placed(task) for task_id, task in file.tasks.items()}, placed(file.published)

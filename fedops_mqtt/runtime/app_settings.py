@@ -1,4 +1,4 @@
-"""Which app a device runs, part of `ClientSettings`; of delivered apps: whose it takes, and what they may cost it."""
+"""Settings about delivered apps: which a device takes and what they may cost it, and which a manager takes."""
 
 from typing import Annotated, Any, Literal
 
@@ -39,3 +39,15 @@ class DeliveredAppSettings(BaseModel):
     ] = None
     app_install_limit_s: Annotated[float, Field(gt=0, description="making one of these environments")] = 900.0
     app_install_max_bytes: Annotated[int, Field(ge=0, description="size of one of these environments")] = 2 * 1024**3
+
+
+class PublishSettings(BaseModel):
+    """What a manager lets be published, and how much of it stays."""
+
+    app_signers: Annotated[
+        str,
+        BeforeValidator(_join),
+        Field(description="public keys, comma between: only apps signed with one can be published"),
+    ] = ""
+    app_max_bytes: Annotated[int, Field(ge=1024, description="largest app bundle that can be published")] = 10 * 1024**2
+    keep_apps: Annotated[int, Field(ge=2, description="versions of each task's app that are kept")] = 20

@@ -33,6 +33,12 @@ MAX_BODY_BYTES = 1024 * 1024
 BODY_S = 60.0
 """A request's whole body arrives within this."""
 
+UPLOAD_S = 600.0
+"""A request's whole file arrives within this."""
+
+FILE_TYPE = b"application/zip"
+"""Media type of a body that may be as large as `AccessRules.max_file_bytes`."""
+
 IS_ABSOLUTE = "is_target_absolute"
 """In a request's state: its target is a whole URL, which programs send to a proxy, and browsers to nobody else."""
 
@@ -64,6 +70,8 @@ class AccessRules:
     client_ca_file: Path | None = None
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = MAX_BODY_BYTES
+    max_file_bytes: int = 0
+    """Of an upload; 0: no body may be larger than others."""
     is_for_fedops: bool = False
     """The token is the password of a URL (basic authentication), and programs may have us as their `http_proxy`."""
 
@@ -122,15 +130,20 @@ class AccessControlMiddleware:
             await self._take_in(scope, receive, send)
 
     async def _take_in(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_file = bool(self._rules.max_file_bytes) and dict(scope["headers"]).get(b"content-type") == FILE_TYPE
+        max_bytes = self._rules.max_file_bytes if is_file else self._rules.max_body_bytes
+        within_s = UPLOAD_S if is_file else BODY_S
         try:
-            async with asyncio.timeout(BODY_S):
-                body = await self._read_body(scope, receive)
+            async with asyncio.timeout(within_s):
+                body = await _read_body(scope, receive, max_bytes)
         except ClientDisconnect:
             return
         except TimeoutError:
-            await self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"the body took over {BODY_S:g} s", {})(scope, receive, send)
+            await self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"the body took over {within_s:g} s", {})(
+                scope, receive, send
+            )
         except _TooLargeError:
-            limit = f"the body is over {self._rules.max_body_bytes} bytes"
+            limit = f"the body is over {max_bytes} bytes"
             await self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, limit, {})(scope, receive, send)
         else:
             await self._app(scope, _replay(body, receive), send)
@@ -171,21 +184,22 @@ class AccessControlMiddleware:
         scheme, _, given = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         return hmac.compare_digest(given.strip().encode(), wanted) and scheme.lower() == "bearer"
 
-    async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared[:20]) > self._rules.max_body_bytes:
+
+async def _read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
+    declared = dict(scope["headers"]).get(b"content-length", b"0")
+    if declared.isdigit() and int(declared[:20]) > max_bytes:
+        raise _TooLargeError
+    body = bytearray()
+    is_more = True
+    while is_more:
+        part = await receive()
+        if part["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += part.get("body", b"")
+        is_more = part.get("more_body", False)
+        if len(body) > max_bytes:
             raise _TooLargeError
-        body = bytearray()
-        is_more = True
-        while is_more:
-            part = await receive()
-            if part["type"] == "http.disconnect":
-                raise ClientDisconnect
-            body += part.get("body", b"")
-            is_more = part.get("more_body", False)
-            if len(body) > self._rules.max_body_bytes:
-                raise _TooLargeError
-        return bytes(body)
+    return bytes(body)
 
 
 class _TooLargeError(Exception):

@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from fedops_mqtt.protocol import AnyMacAddress, TaskId
 from fedops_mqtt.runtime.addresses import HostAndPort, HttpAddress, HttpUrl
-from fedops_mqtt.runtime.app_settings import DeliveredAppSettings
+from fedops_mqtt.runtime.app_settings import DeliveredAppSettings, PublishSettings
 from fedops_mqtt.runtime.key_values import KeyValues
 from fedops_mqtt.runtime.machine import default_state_dir, default_store_url, in_home
 from fedops_mqtt.runtime.settings_file import JOINED, FileSource
@@ -214,7 +214,7 @@ class RunLimits(_Settings):
     max_attempts: Annotated[int, Field(ge=1, description="firings per client in one run")] = 3
 
 
-class ManagerSettings(BusSettings, HttpAccessSettings):
+class ManagerSettings(BusSettings, HttpAccessSettings, PublishSettings):
     """The manager."""
 
     http: Annotated[HttpAddress, Field(description="where the manager's API and page listen")] = "127.0.0.1:8004"

@@ -12,8 +12,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from fedops_mqtt.apps import AppRefusedError, RefusalCode
 from fedops_mqtt.bus import BusError
 from fedops_mqtt.core.fleet import Presence
+from fedops_mqtt.manager.api.apps import AppsApi
 from fedops_mqtt.manager.api.event_stream import DOCUMENTED, EventStream
 from fedops_mqtt.manager.api.history import HistoryApi
 from fedops_mqtt.manager.api.models import (
@@ -33,13 +35,16 @@ from fedops_mqtt.manager.api.models import (
 from fedops_mqtt.manager.api.prometheus import CONTENT_TYPE
 from fedops_mqtt.manager.context import ManagerContext
 from fedops_mqtt.manager.errors import (
+    AppFileMissingError,
     ClientPresentError,
     JournalAwayError,
     ManagerError,
     NotLaunchableError,
+    RunConfigError,
     TaskBusyError,
     TasksFileError,
     TooFewClientsError,
+    UnknownAppError,
     UnknownClientError,
     UnknownModelError,
     UnknownRunError,
@@ -56,6 +61,9 @@ _STATUS_OF_ERROR: dict[type[Exception], HTTPStatus] = {
     UnknownRunError: HTTPStatus.NOT_FOUND,
     UnknownClientError: HTTPStatus.NOT_FOUND,
     UnknownModelError: HTTPStatus.NOT_FOUND,
+    UnknownAppError: HTTPStatus.NOT_FOUND,
+    AppFileMissingError: HTTPStatus.GONE,
+    RunConfigError: HTTPStatus.UNPROCESSABLE_ENTITY,
     TaskBusyError: HTTPStatus.CONFLICT,
     ClientPresentError: HTTPStatus.CONFLICT,
     NotLaunchableError: HTTPStatus.CONFLICT,
@@ -99,6 +107,7 @@ class Api:
         self._desk = desk
         self._orders = orders
         self.history = HistoryApi(desk)
+        self.apps = AppsApi(desk)
         self._stream = EventStream(desk)
 
     def app(self) -> FastAPI:
@@ -129,6 +138,7 @@ class Api:
         router.get("/runs/{run_id}", response_model=RunRecord)(self.history.written(self.get_run))
         router.post("/runs/{run_id}/stop", status_code=HTTPStatus.ACCEPTED)(self.stop_run)
         self.history.add_to(router)
+        self.apps.add_to(router)
         return router
 
     async def health(self) -> Health:
@@ -169,15 +179,19 @@ class Api:
         return Forgotten(client_mac=mac, tasks=await self._orders.forget(mac, is_forced=force))
 
     async def list_tasks(self) -> TaskPage:
-        """List the tasks of the tasks file."""
+        """List the tasks of the tasks file, and those with a published app."""
         self._desk.tasks.refresh()
         tasks = [self._task(task_id) for task_id in sorted(self._desk.tasks.by_id)]
         return TaskPage(items=tasks, total=len(tasks))
 
-    async def list_runs(self, task_id: str | None = None, limit: Limit = 50, offset: Offset = 0) -> RunPage:
+    async def list_runs(
+        self, task_id: str | None = None, app_digest: str | None = None, limit: Limit = 50, offset: Offset = 0
+    ) -> RunPage:
         """List the runs, newest first, each without its clients: `GET /runs/{run_id}` has them."""
         reader = self._desk.journal.reader
-        runs, total = await reader.call(reader.list_runs, task_id=task_id, limit=limit, offset=offset)
+        runs, total = await reader.call(
+            reader.list_runs, task_id=task_id, app_digest=app_digest, limit=limit, offset=offset
+        )
         return RunPage(items=[RunSummary.of(run, clients_by_status) for run, clients_by_status in runs], total=total)
 
     async def start_run(self, request: RunRequest) -> RunRecord:
@@ -188,6 +202,7 @@ class Api:
             min_clients=request.min_clients,
             clients=tuple(request.clients) if request.clients else None,
             join=request.join,
+            run_config=request.run_config,
         )
         return RunRecord.of(await self._orders.start(order))
 
@@ -203,13 +218,18 @@ class Api:
         active = self._desk.open_runs.active(task_id)
         here = sum(not view.is_out for view in self._desk.watch.fleet.of_task(task_id))
         return TaskRecord.of(
-            task_id, self._desk.tasks[task_id], active_run=active.run_id if active else None, num_clients=here
+            task_id,
+            self._desk.tasks[task_id],
+            self._desk.apps.current.get(task_id),
+            active_run=active.run_id if active else None,
+            num_clients=here,
         )
 
 
 def _add_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ManagerError, _refuse)
     app.add_exception_handler(IdentityError, _refuse)
+    app.add_exception_handler(AppRefusedError, _refuse_app)
     app.add_exception_handler(BusError, _no_bus)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
@@ -220,6 +240,12 @@ Handler = Callable[[Request, Exception], Awaitable[JSONResponse]]
 
 async def _refuse(_: Request, error: Exception) -> JSONResponse:
     return problem(_STATUS_OF_ERROR.get(type(error), HTTPStatus.CONFLICT), str(error))
+
+
+async def _refuse_app(_: Request, error: Exception) -> JSONResponse:
+    is_too_large = isinstance(error, AppRefusedError) and error.code is RefusalCode.TOO_LARGE
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE if is_too_large else HTTPStatus.UNPROCESSABLE_ENTITY
+    return problem(status, str(error))
 
 
 async def _no_bus(_: Request, error: Exception) -> JSONResponse:

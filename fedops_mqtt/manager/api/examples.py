@@ -4,6 +4,7 @@ from typing import Any
 
 _MAC = "02:00:00:00:00:01"
 _RUN = "digits-20261124-101530-4f2a"
+_DIGEST = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 _FIRST, _LATER = "2026-11-24T10:15:30Z", "2026-11-24T10:16:02Z"
 
 CLIENT: dict[str, Any] = {
@@ -35,6 +36,9 @@ RUN: dict[str, Any] = {
     "num_rounds": 5,
     "min_clients": 1,
     "join": "invited",
+    "app_digest": _DIGEST,
+    "app_version": "1.2.0",
+    "run_config": {"lr": 0.1, "local-epochs": 2},
     "is_adopted": False,
     "is_stopping": False,
     "launch": 1,
@@ -61,6 +65,8 @@ RUN_SUMMARY: dict[str, Any] = {
     name: value for name, value in RUN.items() if name not in ("trigger_to_training_ms", "clients")
 }
 
+RUN_REQUEST: dict[str, Any] = {"task_id": "digits", "num_rounds": 5, "min_clients": 3, "run_config": {"lr": 0.1}}
+
 TASK: dict[str, Any] = {
     "task_id": "digits",
     "is_launchable": True,
@@ -68,6 +74,8 @@ TASK: dict[str, Any] = {
     "num_rounds": 5,
     "min_clients": 1,
     "join": "invited",
+    "app_digest": _DIGEST,
+    "app_version": "1.2.0",
     "active_run": _RUN,
     "num_clients": 1,
 }
@@ -82,6 +90,31 @@ MODEL: dict[str, Any] = {
     "run_id": _RUN,
     "round": 5,
     "metrics": {"accuracy": 0.95},
+    "app_digest": _DIGEST,
+    "app_version": "1.2.0",
+    "run_config": {"lr": 0.1, "local-epochs": 2},
+}
+
+APP: dict[str, Any] = {
+    "task_id": "digits",
+    "digest": _DIGEST,
+    "version": "1.2.0",
+    "publisher": "lab",
+    "name": "digits",
+    "size": 18_204,
+    "is_current": True,
+    "published_at": _FIRST,
+    "key_id": "5d41402abc4b2a76",
+    "client_app": "digits.client_app:app",
+    "server_app": "digits.server_app:app",
+    "requires": ["numpy>=1.26"],
+    "config": {"lr": 0.05, "local-epochs": 1},
+}
+
+APP_DETAILS: dict[str, Any] = {
+    "published": [APP],
+    "files": [{"path": "pyproject.toml", "sha256": _DIGEST, "size": 812}],
+    "runs": [RUN_SUMMARY],
 }
 
 LOG: dict[str, Any] = {

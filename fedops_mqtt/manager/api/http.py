@@ -27,6 +27,7 @@ def access_rules(settings: ManagerSettings) -> AccessRules:
         cert_file=settings.http_cert_file,
         key_file=settings.http_key_file,
         client_ca_file=settings.http_client_ca_file,
+        max_file_bytes=settings.app_max_bytes,
         cors_origins=tuple(filter(None, settings.http_cors.replace(",", " ").split())),
     )
 

@@ -5,13 +5,13 @@ from datetime import UTC, datetime
 from statistics import median_high
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from fedops_mqtt.core.fleet import ClientView, Presence
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.core.run_member import Member
 from fedops_mqtt.manager.api import examples as examples
-from fedops_mqtt.manager.files import ModelFile
+from fedops_mqtt.manager.app_store import PublishedApp
 from fedops_mqtt.manager.run_record import count_members
 from fedops_mqtt.manager.tasks import TaskConfig
 from fedops_mqtt.protocol import (
@@ -25,11 +25,13 @@ from fedops_mqtt.protocol import (
     RunCondition,
     RunOutcome,
     TaskId,
-    count_of,
-    number_of,
 )
+from fedops_mqtt.protocol.values import Config
+from fedops_mqtt.runtime.key_values import Plain, format_pairs
 
 MAX_NAMED_CLIENTS = 20_000
+MAX_CONFIG_CHARS = 32_000
+"""Of a run's configuration as one line: it travels in an environment variable and in every trigger."""
 
 
 class Record(BaseModel):
@@ -38,14 +40,15 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-def _shown(example: dict[str, Any]) -> ConfigDict:
+def shown(example: dict[str, Any]) -> ConfigDict:
+    """Return a record's configuration with its example."""
     return ConfigDict(frozen=True, json_schema_extra={"examples": [example]})
 
 
 class ClientRecord(Record):
     """One client as the manager knows it; `since` and `heard_at` are by the manager's clock."""
 
-    model_config = _shown(examples.CLIENT)
+    model_config = shown(examples.CLIENT)
 
     task_id: str
     client_mac: str
@@ -89,7 +92,7 @@ class ClientRecord(Record):
 class ClientPage(Record):
     """Some of the clients."""
 
-    model_config = _shown(examples.page(examples.CLIENT))
+    model_config = shown(examples.page(examples.CLIENT))
 
     items: list[ClientRecord]
     total: int
@@ -138,6 +141,11 @@ class _RunFacts(Record):
     num_rounds: int
     min_clients: int
     join: Literal["invited", "open"]
+    app_digest: str | None
+    """Of the published app that it trains with."""
+    app_version: str | None
+    run_config: dict[str, Plain | None]
+    """Settings of this run for its app."""
     is_adopted: bool
     is_stopping: bool
     launch: int
@@ -164,6 +172,7 @@ class _RunFacts(Record):
             "num_rounds": run.num_rounds,
             "min_clients": run.spec.min_clients,
             "join": run.spec.join,
+            **made_with(run),
             "is_adopted": run.spec.is_adopted,
             "is_stopping": run.stop_reason is not None and not run.has_ended,
             "launch": run.launch,
@@ -178,7 +187,7 @@ class _RunFacts(Record):
 class RunSummary(_RunFacts):
     """A run without its clients, of whom there may be thousands; times by the manager's clock."""
 
-    model_config = _shown(examples.RUN_SUMMARY)
+    model_config = shown(examples.RUN_SUMMARY)
 
     @classmethod
     def of(cls, run: Run, clients_by_status: Mapping[str, int]) -> "RunSummary":
@@ -189,7 +198,7 @@ class RunSummary(_RunFacts):
 class RunRecord(_RunFacts):
     """A run and each of its clients; times by the manager's clock."""
 
-    model_config = _shown(examples.RUN)
+    model_config = shown(examples.RUN)
 
     trigger_to_training_ms: Delay | None
     clients: dict[str, MemberRecord]
@@ -208,24 +217,30 @@ class RunRecord(_RunFacts):
 class RunPage(Record):
     """Some of the runs, newest first."""
 
-    model_config = _shown(examples.page(examples.RUN_SUMMARY))
+    model_config = shown(examples.page(examples.RUN_SUMMARY))
 
     items: list[RunSummary]
     total: int
 
 
+def _sayable(config: dict[str, Plain]) -> dict[str, Plain]:
+    if len(format_pairs(config)) > MAX_CONFIG_CHARS:
+        raise ValueError(f"over {MAX_CONFIG_CHARS:,} characters")
+    return config
+
+
 class RunRequest(BaseModel):
     """A run that is wanted; what is left out is as the tasks file says."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"task_id": "digits", "num_rounds": 5, "min_clients": 3}]}
-    )
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [examples.RUN_REQUEST]})
 
     task_id: TaskId
     num_rounds: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     min_clients: Annotated[int, Field(ge=1, le=MAX_NAMED_CLIENTS)] | None = None
     clients: Annotated[list[AnyMacAddress], Field(min_length=1, max_length=MAX_NAMED_CLIENTS)] | None = None
     join: Literal["invited", "open"] | None = None
+    run_config: Annotated[Config, AfterValidator(_sayable)] = {}
+    """Settings of this run for its app."""
 
 
 class StopRequest(BaseModel):
@@ -237,9 +252,9 @@ class StopRequest(BaseModel):
 
 
 class TaskRecord(Record):
-    """A task of the tasks file."""
+    """A task of the tasks file, or one with a published app."""
 
-    model_config = _shown(examples.TASK)
+    model_config = shown(examples.TASK)
 
     task_id: str
     is_launchable: bool
@@ -248,19 +263,25 @@ class TaskRecord(Record):
     """None: as many as its server says."""
     min_clients: int
     join: Literal["invited", "open"]
+    app_digest: str | None
+    app_version: str | None
     active_run: str | None
     num_clients: int
 
     @classmethod
-    def of(cls, task_id: str, config: TaskConfig, *, active_run: str | None, num_clients: int) -> "TaskRecord":
-        """Return what is said of a task."""
+    def of(
+        cls, task_id: str, config: TaskConfig, app: PublishedApp | None, *, active_run: str | None, num_clients: int
+    ) -> "TaskRecord":
+        """Return what is said of a task and its current app."""
         return cls(
             task_id=task_id,
-            is_launchable=config.is_launchable,
+            is_launchable=config.is_launchable or bool(app and app.bundle.server_app),
             adopt=config.adopt,
             num_rounds=config.num_rounds,
             min_clients=config.min_clients,
             join=config.join,
+            app_digest=app.bundle.digest if app else None,
+            app_version=app.bundle.version if app else None,
             active_run=active_run,
             num_clients=num_clients,
         )
@@ -269,7 +290,7 @@ class TaskRecord(Record):
 class TaskPage(Record):
     """Every task."""
 
-    model_config = _shown(examples.page(examples.TASK))
+    model_config = shown(examples.page(examples.TASK))
 
     items: list[TaskRecord]
     total: int
@@ -278,77 +299,16 @@ class TaskPage(Record):
 class Forgotten(Record):
     """A client whose retained status was cleared, and the tasks it was known in."""
 
-    model_config = _shown(examples.FORGOTTEN)
+    model_config = shown(examples.FORGOTTEN)
 
     client_mac: str
     tasks: list[str]
 
 
-class History(Record):
-    """Rows of the journal."""
-
-    model_config = _shown(examples.HISTORY)
-
-    items: list[dict[str, Any]]
-
-
-class ModelRecord(Record):
-    """One version of a task's global model; `run_id`, `round` and `metrics` are what its server wrote into it."""
-
-    model_config = _shown(examples.MODEL)
-
-    task_id: str
-    file_name: str
-    model_name: str
-    version: int
-    size_bytes: int
-    saved_at: datetime
-    run_id: str | None
-    round: int
-    metrics: dict[str, float | None]
-
-    @classmethod
-    def of(cls, file: ModelFile, task_id: str) -> "ModelRecord":
-        """Return what is said of a file."""
-        facts = file.facts
-        return cls(
-            task_id=task_id,
-            file_name=file.path.name,
-            model_name=file.model_name,
-            version=file.version,
-            size_bytes=file.size_bytes,
-            saved_at=to_utc(file.saved_at),
-            run_id=facts.get("run_id"),
-            round=count_of(facts.get("round")),
-            metrics={name: number_of(value) for name, value in dict(facts.get("metrics") or {}).items()},
-        )
-
-
-class ModelPage(Record):
-    """The versions of a task's global model, newest first."""
-
-    model_config = _shown(examples.page(examples.MODEL))
-
-    items: list[ModelRecord]
-    total: int
-
-
-class LogPart(Record):
-    """A part of the log of an FL server; `is_over`: this launch says nothing more."""
-
-    model_config = _shown(examples.LOG)
-
-    run_id: str
-    launch: int
-    text: str
-    next_offset: int
-    is_over: bool
-
-
 class Health(Record):
     """Whether this manager can work."""
 
-    model_config = _shown(examples.HEALTH)
+    model_config = shown(examples.HEALTH)
 
     status: Literal["ok", "no-broker"]
     role: Literal["leading"] = "leading"
@@ -363,7 +323,7 @@ class Health(Record):
 class Problem(Record):
     """Why a request was not answered as wished (RFC 9457)."""
 
-    model_config = _shown(examples.PROBLEM)
+    model_config = shown(examples.PROBLEM)
 
     type: str = "about:blank"
     title: str
@@ -376,6 +336,16 @@ def trigger_to_training(run: Run) -> Delay | None:
     """Return how long the run's clients took from trigger to training; None while none has begun."""
     delays = [delay for member in run.members.values() if (delay := _delay_ms(member)) is not None]
     return Delay(p50=median_high(delays), max=max(delays)) if delays else None
+
+
+def made_with(run: Run) -> dict[str, Any]:
+    """Return the app and the settings that a run, and the models of it, were made with."""
+    app = run.spec.app
+    return {
+        "app_digest": app.digest if app else None,
+        "app_version": app.version if app else None,
+        "run_config": dict(run.spec.run_config),
+    }
 
 
 def to_utc(at: float) -> datetime:

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from fedops_mqtt.apps import BundleLimits
 from fedops_mqtt.bus import Connected, Connection, Received
 from fedops_mqtt.core.fleet import Fleet
 from fedops_mqtt.core.run import Run, RunSpec, apply_all
 from fedops_mqtt.core.run_events import ClientChosen, RunClosed, RunEvent, ServerExited, ServerLaunched, TriggerFired
 from fedops_mqtt.manager.actions import Executor
 from fedops_mqtt.manager.api.prometheus import ManagerMetrics
+from fedops_mqtt.manager.app_store import AppStore, PublishRules
 from fedops_mqtt.manager.bus_reader import BusReader
 from fedops_mqtt.manager.clock import Clock
 from fedops_mqtt.manager.context import ManagerContext
@@ -95,7 +97,8 @@ def test_one_address_in_two_tasks_is_two_stragglers() -> None:
 async def test_nothing_of_a_server_is_kept_when_its_run_is_archived(journal: Journal, tmp_path: Path) -> None:
     exits: asyncio.Queue[RunEvent] = asyncio.Queue()
     servers = Servers(
-        journal=journal, report=lambda _, event: exits.put_nowait(event), folder=tmp_path, inherited={},
+        journal=journal, apps=apps_in(tmp_path, journal),
+        report=lambda _, event: exits.put_nowait(event), folder=tmp_path, inherited={},
         said={"round_limit_s": 1}, grace_s=1.0,
     )  # fmt: skip
     async with servers.tending(), asyncio.timeout(PATIENCE_S):
@@ -111,17 +114,24 @@ async def test_nothing_of_a_server_is_kept_when_its_run_is_archived(journal: Jou
         assert [name for name in kept if name.startswith("server-")] == []
 
 
+def apps_in(folder: Path, journal: Journal) -> AppStore:
+    return AppStore(journal, folder / "apps", PublishRules(limits=BundleLimits()))
+
+
 def parts(journal: Journal, folder: Path) -> tuple[ManagerContext, Manager]:
     """A manager's loop and what it needs, with a broker that it never reaches."""
     settings = ManagerSettings(broker="mqtt://127.0.0.1:1", state_dir=folder)
     open_runs = OpenRuns(journal.open_runs())
     watch, connection = BusReader(Fleet(), open_runs), Connection(settings.broker)
     desk = ManagerContext(
-        settings=settings, term=1, clock=Clock(), journal=journal, tasks=Tasks(None), open_runs=open_runs, watch=watch,
+        apps=apps_in(folder, journal), settings=settings, term=1, clock=Clock(), journal=journal,
+        tasks=Tasks(None), open_runs=open_runs, watch=watch,
         inbox=RunEventQueue(), connection=connection, events=Events(),
         meters=ManagerMetrics(watch=watch, open_runs=open_runs, connection=connection),
     )  # fmt: skip
-    servers = Servers(journal=journal, report=desk.inbox.put, folder=folder, inherited={}, said={}, grace_s=1.0)
+    servers = Servers(
+        journal=journal, apps=desk.apps, report=desk.inbox.put, folder=folder, inherited={}, said={}, grace_s=1.0
+    )
     executor = Executor(desk, servers=servers, speaker=TriggerPublisher(connection))
     board, orders = RunStatusPublisher(open_runs, term=1), RunService(desk)
     return desk, Manager(desk, board=board, servers=servers, executor=executor, orders=orders)

@@ -48,7 +48,6 @@ def test_rounds_that_no_file_says_are_the_servers_own(tmp_path: Path) -> None:
         ("[tasks.a]\nmodule = 'm'\nrounds = 3", "tasks.a.rounds: Extra inputs are not permitted"),
         ("[tasks.a]\nmodule = 'm'\nnum_rounds = 0", "tasks.a.num_rounds: Input should be greater than or equal to 1"),
         ("[tasks.a]\nmodule = 'm'\ncommand = ['c']", "not both"),
-        ("[tasks.a]\nnum_rounds = 1", "give `command` or `module`, or adopt = true"),
         ("[tasks.'a/b']\nmodule = 'm'", "task_id 'a/b' is not valid"),
         ("[tasks.a]\nmodule = 'm'\nlisten = 'nowhere'", "tasks.a.listen"),
         ("[tasks.a]\nmodule = 'm'\nadvertise = 'http://fl.example.org'", "is not host or host:port"),
@@ -68,7 +67,7 @@ def test_a_file_that_is_not_there_is_said_by_name(tmp_path: Path) -> None:
 
 
 def test_an_unknown_task_is_refused_with_those_that_are_known(tmp_path: Path) -> None:
-    with pytest.raises(UnknownTaskError, match=r"'b' is not in the tasks file \(known: a\)"):
+    with pytest.raises(UnknownTaskError, match=r"'b' is not known \(known: a\)"):
         tasks_of(tmp_path, "[tasks.a]\nmodule = 'm'")["b"]
 
 
@@ -83,6 +82,20 @@ def test_a_changed_file_is_read_again_and_a_broken_one_leaves_what_was_known(tmp
     with pytest.raises(TasksFileError):
         tasks.refresh()
     assert set(tasks.by_id) == {"bb"}
+
+
+def test_a_task_whose_app_was_published_is_as_the_file_says_of_such_tasks(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.toml"
+    path.write_text(
+        "[published]\nlisten = '0.0.0.0:0'\nmin_clients = 7\n[tasks.a]\nmodule = 'm'\n[tasks.b]\nnum_rounds = 2"
+    )
+    tasks = Tasks(path, published={"digits": 1, "a": 1})
+    assert set(tasks.by_id) == {"a", "b", "digits"}
+    assert (tasks["digits"].listen, tasks["digits"].min_clients, tasks["digits"].cwd) == ("0.0.0.0:0", 7, tmp_path)
+    assert tasks["a"].min_clients == 2
+    assert tasks["a"].is_launchable
+    assert not tasks["b"].is_launchable
+    assert tasks.get("other") is None
 
 
 def test_no_file_is_no_tasks() -> None:

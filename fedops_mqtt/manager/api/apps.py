@@ -1,0 +1,189 @@
+"""Published apps over HTTP: publish, list, look at one, go back to one, download a bundle."""
+
+from datetime import datetime
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import FileResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from fedops_mqtt.apps import AppSignature
+from fedops_mqtt.manager.api import examples
+from fedops_mqtt.manager.api.models import Problem, Record, RunSummary, shown, to_utc
+from fedops_mqtt.manager.app_store import PublishedApp
+from fedops_mqtt.manager.context import ManagerContext
+from fedops_mqtt.protocol import TaskId
+from fedops_mqtt.runtime.http_access import FILE_TYPE
+from fedops_mqtt.runtime.key_values import Plain
+
+MAX_SHOWN_RUNS = 1000
+_ZIP = FILE_TYPE.decode()
+
+
+class AppRecord(Record):
+    """One version of a task's app."""
+
+    model_config = shown(examples.APP)
+
+    task_id: str
+    digest: str
+    """SHA-256 of the bundle."""
+    version: str
+    publisher: str
+    name: str
+    size: int
+    """Bytes of the bundle."""
+    is_current: bool
+    """The next run of the task trains with it."""
+    published_at: datetime
+    key_id: str | None
+    """Which key signed it; None: it is not signed."""
+    client_app: str | None
+    server_app: str | None
+    requires: list[str]
+    config: dict[str, Plain | None]
+    """What its project says in `[tool.flwr.app.config]`."""
+
+    @classmethod
+    def of(cls, app: PublishedApp) -> "AppRecord":
+        """Return what is said of a version."""
+        bundle = app.bundle
+        return cls(
+            task_id=app.task_id,
+            digest=bundle.digest,
+            version=bundle.version,
+            publisher=bundle.publisher,
+            name=bundle.name,
+            size=bundle.size,
+            is_current=app.is_current,
+            published_at=to_utc(app.published_at),
+            key_id=app.signature.key_id if app.signature else None,
+            client_app=bundle.client_app,
+            server_app=bundle.server_app,
+            requires=list(bundle.requires),
+            config=dict(bundle.config),
+        )
+
+
+class AppPage(Record):
+    """The versions of a task's app, newest first."""
+
+    model_config = shown(examples.page(examples.APP))
+
+    items: list[AppRecord]
+    total: int
+
+
+class AppFile(Record):
+    """One file of a bundle; `size` is in bytes."""
+
+    path: str
+    sha256: str
+    size: int
+
+
+class AppDetails(Record):
+    """A bundle: as which tasks' app it was published, its files, and the newest runs that trained with it."""
+
+    model_config = shown(examples.APP_DETAILS)
+
+    published: list[AppRecord]
+    files: list[AppFile]
+    runs: list[RunSummary]
+
+
+class RollbackRequest(BaseModel):
+    """Which version is wanted; without one that before the current."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"version": "1.1.0"}]})
+
+    version: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """A version, or a digest."""
+
+
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {_ZIP: {"schema": {"type": "string", "format": "binary"}, "example": "what `flwr build` makes"}},
+    }
+}
+_BUNDLE_FILE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The bundle, a zip.",
+        "content": {_ZIP: {"schema": {"type": "string", "format": "binary"}, "example": "…"}},
+    }
+}
+
+
+class AppsApi:
+    """The endpoints."""
+
+    def __init__(self, desk: ManagerContext) -> None:
+        self._desk = desk
+        self._apps = desk.apps
+        self._reader = desk.journal.reader
+
+    def add_to(self, router: APIRouter) -> None:
+        """Put the endpoints on the API's router."""
+        router.get("/tasks/{task_id}/apps")(self.list_apps)
+        router.post(
+            "/tasks/{task_id}/apps",
+            status_code=HTTPStatus.CREATED,
+            responses={413: {"model": Problem}, 422: {"model": Problem}},
+            openapi_extra=_BODY,
+        )(self.publish)
+        router.post("/tasks/{task_id}/apps/rollback")(self.roll_back)
+        router.delete("/tasks/{task_id}/apps/current")(self.withdraw)
+        router.get("/apps/{digest}")(self.get_app)
+        router.get("/apps/{digest}/bundle", response_class=FileResponse, responses=_BUNDLE_FILE)(self.download)
+
+    async def list_apps(self, task_id: TaskId) -> AppPage:
+        """List the versions of a task's app, newest first."""
+        found = await self._reader.call(self._apps.versions, task_id)
+        return AppPage(items=[AppRecord.of(each) for each in found], total=len(found))
+
+    async def publish(
+        self,
+        request: Request,
+        task_id: TaskId,
+        key_id: Annotated[str | None, Query(pattern="^[0-9a-f]{16}$")] = None,
+        signature: Annotated[str | None, Query(max_length=88)] = None,
+    ) -> AppRecord:
+        """Make a bundle, as `flwr build` makes them, the current version of a task's app; the body is the file."""
+        if (key_id is None) != (signature is None):
+            raise HTTPException(HTTPStatus.UNPROCESSABLE_ENTITY, "key_id and signature go together")
+        signed = AppSignature(key_id=key_id, signature=signature) if key_id and signature else None
+        app = await self._apps.publish(
+            await request.body(),  # the door has bounded it
+            task_id,
+            signed,
+            at=self._desk.clock.now(),
+            in_use=lambda: [run.spec.app.digest for run in self._desk.open_runs if run.spec.app],
+        )
+        return AppRecord.of(app)
+
+    async def roll_back(self, task_id: TaskId, request: RollbackRequest | None = None) -> AppRecord:
+        """Make an earlier version of a task's app current again; runs that go on keep theirs."""
+        return AppRecord.of(await self._apps.roll_back(task_id, (request or RollbackRequest()).version))
+
+    async def withdraw(self, task_id: TaskId) -> AppRecord:
+        """Leave a task without a current app: its next run is as its devices and the tasks file say."""
+        return AppRecord.of(await self._apps.withdraw(task_id))
+
+    async def get_app(self, digest: str) -> AppDetails:
+        """Tell all of a bundle: its tasks, its files, and the runs that trained with it."""
+        published = await self._reader.call(self._apps.publications, digest)
+        bundle = await self._reader.call(self._apps.read, digest)
+        runs, _ = await self._reader.call(self._reader.list_runs, app_digest=digest, limit=MAX_SHOWN_RUNS)
+        return AppDetails(
+            published=[AppRecord.of(each) for each in published],
+            files=[AppFile(path=each.path, sha256=each.sha256, size=each.size) for each in bundle.files],
+            runs=[RunSummary.of(run, clients_by_status) for run, clients_by_status in runs],
+        )
+
+    async def download(self, digest: str) -> FileResponse:
+        """Hand out a bundle."""
+        path = self._apps.open(digest)
+        return FileResponse(path, filename=path.name, media_type=_ZIP)
