@@ -7,9 +7,11 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 from fedops_mqtt.aggregation.errors import ServerConfigError
+from fedops_mqtt.apps import AppBundle, AppRefusedError, BundleLimits, read_bundle
 from fedops_mqtt.line.limits import LineCompression, LineLimits
 from fedops_mqtt.protocol import check_task_id
 from fedops_mqtt.runtime.key_values import Plain, parse_pairs
@@ -41,6 +43,14 @@ class RunPlan:
     """Somebody else named the run, so it can be launched again."""
     run_config: Mapping[str, Plain] = field(default_factory=dict)
     """What was said for this run; it outweighs the project's configuration."""
+    app_digest: str | None = None
+    """Of the published app that the run trains with."""
+    app_version: str | None = None
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """What a model of this run, and the run on W&B, say of how it was made."""
+        return {"app_digest": self.app_digest, "app_version": self.app_version, "run_config": dict(self.run_config)}
 
 
 def make_plan(settings: ServerSettings, cfg: Any) -> RunPlan:
@@ -64,6 +74,7 @@ def make_plan(settings: ServerSettings, cfg: Any) -> RunPlan:
         raise ServerConfigError("no task id: set FEDOPS_MQTT_TASK_ID, or task_id in cfg")
     run_secret = _read_secret(settings)
     num_rounds = run_config.get(NUM_ROUNDS_KEY, choose(settings.num_rounds, "num_rounds"))
+    app = _read_app(settings.app_file) if settings.app_file else None
     return RunPlan(
         task_id=check_task_id(str(task_id)),
         run_id=settings.run_id or _new_run_id(str(task_id)),
@@ -75,7 +86,17 @@ def make_plan(settings: ServerSettings, cfg: Any) -> RunPlan:
         run_secret=run_secret,
         is_resumable=is_launched,
         run_config=run_config,
+        app_digest=app.digest if app else None,
+        app_version=app.version if app else None,
     )
+
+
+def _read_app(path: Path) -> AppBundle:
+    try:
+        data = path.read_bytes()
+        return read_bundle(data, limits=BundleLimits(packed_bytes=len(data)))
+    except (OSError, AppRefusedError) as error:
+        raise ServerConfigError(f"app_file {path}: {error}") from error
 
 
 def make_limits(settings: ServerSettings) -> LineLimits:

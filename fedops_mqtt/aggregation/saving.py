@@ -1,6 +1,7 @@
 """What becomes of the model that a run ends with: the next version, or, of a failed run, a file beside the versions."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from fedops_mqtt.aggregation.errors import ServerError
@@ -13,7 +14,13 @@ _log = logging.getLogger(__name__)
 
 
 def save_model(
-    store: ModelStore, rounds: Rounds, *, run_id: str, outcome: RunOutcome, reason: str
+    store: ModelStore,
+    rounds: Rounds,
+    *,
+    run_id: str,
+    outcome: RunOutcome,
+    reason: str,
+    made_with: Mapping[str, Any] | None = None,
 ) -> tuple[StoredModel | None, RunOutcome, str]:
     """Store the model of the last whole round; return it, and how the run ended with that.
 
@@ -25,6 +32,7 @@ def save_model(
         said = f"the global model of round {rounds.done} is not finite: {problem}"
         outcome, reason = RunOutcome.FAILED, reason if outcome is RunOutcome.FAILED else said
     facts: dict[str, Any] = {"run_id": run_id, "round": rounds.done, "metrics": rounds.metrics}
+    facts["made_with"] = made_with
     try:
         if outcome is RunOutcome.FAILED:
             saved = store.save_failed(rounds.arrays, **facts)

@@ -5,9 +5,11 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
 from click import UsageError
 
+from fedops_mqtt.cli.apps import run_project
 from fedops_mqtt.cli.examples import shows
 from fedops_mqtt.cli.fatal import FatalError
 from fedops_mqtt.cli.options import takes_settings
@@ -26,16 +28,30 @@ RunId = Annotated[str, typer.Argument(hidden=True)]
 
 _FACTS = (
     "run_id", "task_id", "status", "outcome", "reason", "created_at", "ended_at", "round", "num_rounds", "min_clients",
-    "launch", "server_ip", "gl_model", "metrics", "trigger_to_training_ms", "model_path",
+    "app_version", "app_digest", "run_config", "launch", "server_ip", "gl_model", "metrics", "trigger_to_training_ms",
+    "model_path",
 )  # fmt: skip
 _MEMBER_COLUMNS = ("client_mac", "status", "round", "attempt", "delay_ms", "reason")
 
 
 def make_run_app() -> typer.Typer:
-    """Return the verbs about one run."""
-    app = typer.Typer(help="Look at one run.", no_args_is_help=True, rich_markup_mode=None)
+    """Return the verbs about one run; what is none of them is a project to run."""
+    text = "Run a Flower project (`run FOLDER`, as `run project FOLDER`), or look at one run."
+    app = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None, cls=_RunGroup)
     app.command("show", epilog=show.__dict__["epilog"])(show)
+    app.command(_RunGroup.default, epilog=run_project.__dict__["epilog"])(run_project)
     return app
+
+
+class _RunGroup(typer.core.TyperGroup):
+    """`run FOLDER …` is `run project FOLDER …`."""
+
+    default = "project"
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in {*self.commands, *ctx.help_option_names}:
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
 
 
 @shows("fedops-mqtt run show RUN_ID", "fedops-mqtt run show RUN_ID --json", model=CliSettings)
@@ -46,14 +62,16 @@ def show(settings: CliSettings, run: RunId, json: Json = False) -> None:
     RUN is its id, as `start` and `runs` print it.
     """
     from fedops_mqtt.cli.manager_api import ManagerApi
-    from fedops_mqtt.cli.output import print_records_as_lines
+    from fedops_mqtt.cli.output import as_pairs, print_records_as_lines
 
     with ManagerApi(settings) as manager:
         found = manager.get(f"/runs/{run}")
         rounds = manager.get(f"/runs/{run}/rounds")["items"]
     if json:
         print_records_as_lines([{**found, "rounds": rounds}], is_json=True)
-    elif sys.stdout.isatty():
+        return
+    found["run_config"] = as_pairs(found["run_config"])
+    if sys.stdout.isatty():
         _show_run(found, rounds)
     else:
         print_records_as_lines(_as_records(found, rounds), is_json=False)

@@ -71,6 +71,11 @@ class ManagerApi:
         with _advice():
             return self._client.request("POST", path, body=dict(body or {}))
 
+    def upload(self, path: str, data: bytes, **query: Any) -> Any:
+        """Send a zip and return the answer. Raises: FatalError."""
+        with _advice():
+            return self._client.request("POST", path, body=data, **query)
+
     def delete(self, path: str, **query: Any) -> Any:
         """Ask for something to be removed. Raises: FatalError."""
         with _advice():
@@ -85,6 +90,8 @@ def _advice() -> Iterator[None]:
     except ManagerUrlError as error:
         problem = f"{without_password(error.url)!r} is no manager's URL ({error.problem})"
         raise FatalError(f"{problem}. --manager wants http://host:port.", ExitCode.CONFIG) from error
+    except UnicodeEncodeError as error:
+        raise FatalError(f"{str(error.object)[:200]!r} is not UTF-8", ExitCode.USAGE) from error
     except ManagerUnreachableError as error:
         advice = "`fedops-mqtt manager` starts one; --manager says where another one is"
         if error.is_timeout:

@@ -57,12 +57,15 @@ def show(
     json: Json = False,
 ) -> None:
     """Show one model: where it comes from, and each of its arrays. Its checksum is verified."""
-    from fedops_mqtt.cli.output import print_records_as_lines
+    from fedops_mqtt.cli.output import as_pairs, print_records_as_lines
     from fedops_mqtt.line.reply_check import count_nonfinite
 
     store = _store(settings, task, name)
     found = _load(store, version or (None if run else store.next_version() - 1), run)
     facts = {"run_id": found.run_id, "round": found.round, "metrics": dict(found.metrics), "origin": found.origin}
+    facts |= (
+        found.made_with if json else {**found.made_with, "run_config": as_pairs(found.made_with.get("run_config", {}))}
+    )
     about: dict[str, Any] = {"kind": "model", "model": found.model_name, "version": found.version, **facts}
     print_records_as_lines([{**about, "path": found.path}], is_json=json)
     arrays = (
@@ -107,6 +110,7 @@ def rollback(
     origin = f"V{to}" if to is not None else f"failed run {run}"
     with _explained():
         facts: dict[str, Any] = {"run_id": found.run_id, "round": found.round, "metrics": found.metrics}
+        facts["made_with"] = found.made_with
         saved = store.save(found.arrays, origin=origin, **facts)
     print(f"V{saved.version} is {what} again; the next run begins from it: {saved.path}")
 

@@ -62,6 +62,11 @@ def as_text(value: Any) -> str:
             return visible(" ".join(str(value).split()))
 
 
+def as_pairs(values: Mapping[str, Any]) -> str:
+    """Return settings as `--run-config` takes them."""
+    return " ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in values.items())
+
+
 def in_a_cell(value: Any) -> str:
     """Return what a cell has room for: below its first line a reason may have a traceback."""
     shown = as_text(first_line(value) if isinstance(value, str) else value)

@@ -5,6 +5,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from click import UsageError
 
 from fedops_mqtt.cli.examples import shows
 from fedops_mqtt.cli.fatal import FatalError
@@ -21,6 +22,11 @@ _COMPLETED = "completed"
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 Task = Annotated[str | None, typer.Option("--task-id", help="Only of this task.")]
+
+RunConfig = Annotated[
+    str | None,
+    typer.Option(metavar="'KEY=VALUE …'", help='Settings of this run for its app, as Flower\'s: lr=0.1 name="x"'),
+]
 
 _CLIENT_COLUMNS = ("client_mac", "client_name", "task_id", "presence", "status", "reason")
 _RUN_COLUMNS = ("run_id", "task_id", "status", "outcome", "round", "num_rounds", "metrics", "reason")
@@ -59,6 +65,7 @@ def runs(settings: CliSettings, task_id: Task = None, json: Json = False) -> Non
 
 @shows(
     "fedops-mqtt start digits --rounds 5 --min-clients 3 --wait",
+    "fedops-mqtt start digits --run-config 'lr=0.1 local-epochs=2' --wait",
     "fedops-mqtt start digits --clients 02:00:00:00:00:01,02:00:00:00:00:02",
     model=CliSettings,
 )
@@ -71,26 +78,19 @@ def start(
     clients: Annotated[
         str | None, typer.Option(metavar="MAC,…", help="Only these; default: all that are idle.")
     ] = None,
+    run_config: RunConfig = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the end; status 0 only when it completed.")] = False,
     json: Json = False,
 ) -> None:
     """Start a run of a task and print its id.
 
-    TASK is the task's name in the manager's tasks file.
+    TASK is the task's name in the manager's tasks file, or the one for which an app was published.
     """
     from fedops_mqtt.cli.manager_api import ManagerApi
 
-    chosen = [mac.strip() for mac in clients.split(",")] if clients is not None else None
-    wanted = {"task_id": task, "num_rounds": rounds, "min_clients": min_clients, "clients": chosen}
+    wanted = {"num_rounds": rounds, "min_clients": min_clients, "clients": chosen_clients(clients)}
     with ManagerApi(settings) as manager:
-        run = manager.post("/runs", {name: value for name, value in wanted.items() if value is not None})
-        if not json:
-            print(run["run_id"], flush=True)
-        if run["reason"] is not None:
-            typer.echo(f"run {run['run_id']} {run['reason']}", err=True)
-        if wait:
-            run = _wait_for_end(manager, run["run_id"])
-        _say_run(run, is_json=json, is_over=wait)
+        start_run(manager, task, wanted, run_config, waits=wait, is_json=json)
 
 
 @shows("fedops-mqtt stop RUN_ID", "fedops-mqtt stop RUN_ID --wait", model=CliSettings)
@@ -114,6 +114,38 @@ def stop(
             stopped = _wait_for_end(manager, run)
     if json:
         print_records_as_lines([stopped], is_json=True)
+
+
+def chosen_clients(text: str | None) -> list[str] | None:
+    """Return the clients that an option names."""
+    return [mac.strip() for mac in text.split(",")] if text is not None else None
+
+
+def start_run(
+    manager: "ManagerApi",
+    task: str,
+    wanted: "Record",
+    run_config: str | None,
+    *,
+    waits: bool,
+    is_json: bool,
+) -> None:
+    """Start a run, print it, and follow it to its end where that is asked for. Raises: UsageError, FatalError."""
+    from fedops_mqtt.runtime.key_values import parse_pairs
+
+    try:
+        config = parse_pairs(run_config) if run_config else None
+    except ValueError as error:
+        raise UsageError(f"--run-config: {error}") from error
+    body = {"task_id": task, "run_config": config, **wanted}
+    run = manager.post("/runs", {name: value for name, value in body.items() if value is not None})
+    if not is_json:
+        print(run["run_id"], flush=True)
+    if run["reason"] is not None:
+        typer.echo(f"run {run['run_id']} {run['reason']}", err=True)
+    if waits:
+        run = _wait_for_end(manager, run["run_id"])
+    _say_run(run, is_json=is_json, is_over=waits)
 
 
 def _wait_for_end(manager: "ManagerApi", run_id: str) -> "Record":

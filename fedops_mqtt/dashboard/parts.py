@@ -6,6 +6,7 @@ from typing import Any
 from nicegui import ui
 
 from fedops_mqtt.dashboard.texts import readable
+from fedops_mqtt.runtime.key_values import format_pairs
 
 Record = Mapping[str, Any]
 
@@ -29,6 +30,13 @@ def facts(pairs: list[tuple[str, Any]]) -> dict[str, ui.label]:
                 with ui.element("dd"):
                     labels[name] = ui.label(readable(value))
     return labels
+
+
+def made_with(run: Record) -> list[tuple[str, Any]]:
+    """Return the published app and the settings of a run as facts; none where it has none."""
+    app = f"{run['app_version']} ({run['app_digest'][:12]})" if run["app_digest"] else None
+    found = [("App", app), ("Settings", format_pairs(run["run_config"]))]
+    return [(name, value) for name, value in found if value]
 
 
 def chip(word: str) -> None:

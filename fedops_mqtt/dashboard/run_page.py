@@ -17,6 +17,7 @@ from fedops_mqtt.dashboard.parts import (
     draw_chart,
     facts,
     hint,
+    made_with,
     section,
     set_chart,
     table,
@@ -126,6 +127,7 @@ class RunDetails:
             ("Round", f"{run['round']} of {run['num_rounds']}"),
             ("Clients", _counted(counts)),
             ("FL server", _server_of(run)),
+            *made_with(run),
             *((name, number(value)) for name, value in run["metrics"].items() if name.endswith((ACCURACY, LOSS))),
         ]
         self._redraw("head", (run_label(run), run["reason"], shown), self._draw_facts)

@@ -28,6 +28,7 @@ from fedops_mqtt.dashboard.view import PageView, subscription
 from fedops_mqtt.manager.api.models import RunRequest, RunSummary, TaskRecord
 from fedops_mqtt.manager.errors import TasksFileError
 from fedops_mqtt.manager.events import ChangeTopic
+from fedops_mqtt.runtime.key_values import parse_pairs
 
 REFRESH_S = 1.0
 NUM_RUNS = 20
@@ -93,7 +94,15 @@ def _draw_task(task: TaskRecord) -> None:
         if task.active_run:
             ui.link(f"active: {task.active_run}", f"/runs/{task.active_run}")
         facts([("Clients here", task.num_clients), ("Rounds", task.num_rounds), ("Needs", task.min_clients)])
+        _draw_app(task)
         ui.link("Start a run, compare its runs", f"/tasks/{task.task_id}")
+
+
+def _draw_app(task: TaskRecord) -> None:
+    if task.app_digest:
+        with ui.element("div").classes("fed-row"):
+            ui.label(f"App {readable(task.app_version)}").classes("fed-soft")
+            ui.link(task.app_digest[:12], f"/api/v1/apps/{task.app_digest}")
 
 
 def build(view: PageView) -> Callable[[str], Awaitable[None]]:
@@ -124,9 +133,11 @@ class TaskDetails:
         self._news = subscription(self._view)
         if self._task is not None and self._task.is_launchable:
             with section("Start a run"):
+                _draw_app(self._task)
                 self._draw_form(self._task)
         elif self._task is not None:
-            hint("Runs of this task begin when its FL server announces itself (adopt = true).")
+            publish = f"fedops-mqtt app publish FOLDER --task {self._task_id}"
+            hint("Runs of this task begin when its FL server announces itself, or with a published app:", publish)
         with ui.element("div").classes("fed-columns") as self._compared:
             self._charts = {
                 ending: draw_chart(f"{ending.capitalize()} of its last runs") for ending in (ACCURACY, LOSS)
@@ -142,6 +153,8 @@ class TaskDetails:
             self._min = ui.number("Needs at least", value=task.min_clients, min=1, precision=0).props("dense outlined")
             self._chosen = ui.select(self._choices(), multiple=True, with_input=True, label=_CHOOSE)
             self._chosen.props("dense outlined use-chips options-dense").style("min-width:min(100%, 20rem)")
+            self._settings = ui.input("Settings of this run", placeholder="lr=0.1 local-epochs=2")
+            self._settings.props("dense outlined").style("min-width:min(100%, 16rem)")
             self._button = ui.button("Start", color=None, on_click=self._start).props("unelevated no-caps")
             self._button.classes("fed-primary")
         self._idle = ui.label().classes("fed-soft")
@@ -168,12 +181,15 @@ class TaskDetails:
                 num_rounds=int(self._rounds.value) if self._rounds.value else None,
                 min_clients=int(self._min.value) if self._min.value else None,
                 clients=self._chosen.value or None,
+                run_config=parse_pairs(self._settings.value or ""),
             )
             async with self._view.refusals_shown():
                 run = await self._view.api.start_run(request)
                 ui.navigate.to(f"/runs/{run.run_id}")
         except ValidationError as error:
             ui.notify(error.errors()[0]["msg"], type="negative")
+        except ValueError as error:
+            ui.notify(str(error), type="negative")
         finally:
             self._button.props(remove="loading")
 
@@ -212,7 +228,7 @@ class TaskDetails:
             if active is not None:
                 with ui.element("div").classes("fed-row"):
                     stop_button(self._view, active.run_id, self._dialogs).set_enabled(not active.is_stopping)
-            with table("Run", "Outcome", "Accuracy", "Loss", "Rounds", "Clients", "Took", "Began (UTC)"):
+            with table("Run", "Outcome", "App", "Accuracy", "Loss", "Rounds", "Clients", "Took", "Began (UTC)"):
                 for run, colour in zip_longest(runs, charts.COLOURS[:NUM_COMPARED]):
                     if run is not None:
                         _draw_run(run, colour)
@@ -232,4 +248,11 @@ def _draw_run(record: RunSummary, colour: str | None) -> None:
             chip(run_label(run))
         measures = (number(measure(run["metrics"], ending)) for ending in (ACCURACY, LOSS))
         rounds = f"{run['round']}/{run['num_rounds']}"
-        cells(*measures, rounds, sum(run["clients_by_status"].values()), took, clock(run["created_at"]))
+        cells(
+            run["app_version"] or "–",
+            *measures,
+            rounds,
+            sum(run["clients_by_status"].values()),
+            took,
+            clock(run["created_at"]),
+        )

@@ -18,13 +18,12 @@ import httpx
 from pydantic import TypeAdapter, ValidationError
 
 from fedops_mqtt.bus.address import without_password
+from fedops_mqtt.manager.api.file_records import ModelPage, ModelRecord
 from fedops_mqtt.manager.api.models import (
     ClientPage,
     ClientRecord,
     Forgotten,
     Health,
-    ModelPage,
-    ModelRecord,
     RunPage,
     RunRecord,
     RunRequest,
@@ -33,6 +32,7 @@ from fedops_mqtt.manager.api.models import (
     TaskPage,
     TaskRecord,
 )
+from fedops_mqtt.runtime.http_access import FILE_TYPE
 
 ROOT = "/api/v1"
 PAGE = 500
@@ -89,7 +89,8 @@ class _Call(Generic[Answer]):
     path: str
     read: Callable[[Any], Answer]
     query: dict[str, Any] | None = None
-    body: dict[str, Any] | None = None
+    body: dict[str, Any] | bytes | None = None
+    """Bytes are a zip, else it is JSON."""
     is_text: bool = False
 
 
@@ -145,7 +146,10 @@ class _Connection:
 
     def _request(self, call: _Call[Any]) -> dict[str, Any]:
         query = {name: value for name, value in (call.query or {}).items() if value is not None}
-        return {"method": call.method, "url": call.path, "params": query, "json": call.body}
+        request = {"method": call.method, "url": call.path, "params": query}
+        if isinstance(call.body, bytes):
+            return {**request, "content": call.body, "headers": {"Content-Type": FILE_TYPE.decode()}}
+        return {**request, "json": call.body}
 
     def _read(self, call: _Call[Answer], answer: httpx.Response) -> Answer:
         if answer.is_success and call.is_text:
@@ -217,7 +221,7 @@ class ManagerClient(_Connection):
         return self._ask(_call("GET", f"/tasks/{quote(task_id)}/models", ModelPage)).items
 
     def start(self, task_id: str, **options: Any) -> RunRecord:
-        """Start a run; `options` are `RunRequest`'s: `num_rounds`, `min_clients`, `clients`, `join`."""
+        """Start a run; `options` are `RunRequest`'s: `num_rounds`, `min_clients`, `clients`, `join`, `run_config`."""
         return self._ask(_start(task_id, options))
 
     def stop(self, run_id: str, *, reason: str | None = None) -> RunRecord:
@@ -242,7 +246,7 @@ class ManagerClient(_Connection):
         return self._ask(_forget(client_mac, is_forced))
 
     def request(self, method: str, path: str, *, body: Any = None, is_text: bool = False, **query: Any) -> Any:
-        """Call an endpoint below `/api/v1` that has no method here, and return its JSON, or its text."""
+        """Call an endpoint below `/api/v1` that has no method here, and return its JSON, or its text; bytes as body are a zip."""
         return self._ask(_Call(method=method, path=path, read=_as_it_is, query=query, body=body, is_text=is_text))
 
     def _ask(self, call: _Call[Answer]) -> Answer:
@@ -310,7 +314,7 @@ class AsyncManagerClient(_Connection):
         return (await self._ask(_call("GET", f"/tasks/{quote(task_id)}/models", ModelPage))).items
 
     async def start(self, task_id: str, **options: Any) -> RunRecord:
-        """Start a run; `options` are `RunRequest`'s: `num_rounds`, `min_clients`, `clients`, `join`."""
+        """Start a run; `options` are `RunRequest`'s: `num_rounds`, `min_clients`, `clients`, `join`, `run_config`."""
         return await self._ask(_start(task_id, options))
 
     async def stop(self, run_id: str, *, reason: str | None = None) -> RunRecord:
@@ -335,7 +339,7 @@ class AsyncManagerClient(_Connection):
         return await self._ask(_forget(client_mac, is_forced))
 
     async def request(self, method: str, path: str, *, body: Any = None, is_text: bool = False, **query: Any) -> Any:
-        """Call an endpoint below `/api/v1` that has no method here, and return its JSON, or its text."""
+        """Call an endpoint below `/api/v1` that has no method here, and return its JSON, or its text; bytes as body are a zip."""
         return await self._ask(_Call(method=method, path=path, read=_as_it_is, query=query, body=body, is_text=is_text))
 
     async def _ask(self, call: _Call[Answer]) -> Answer:

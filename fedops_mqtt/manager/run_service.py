@@ -196,7 +196,7 @@ def with_app(config: TaskConfig, bundle: AppBundle) -> TaskConfig:
     update: dict[str, object] = {}
     if bundle.server_app is not None:
         update = {"command": None, "module": BUNDLE_SERVER, "args": ()}
-    if "num_rounds" not in config.model_fields_set and (num_rounds := _rounds_in(bundle.config)):
+    if config.num_rounds is None and (num_rounds := _rounds_in(bundle.config)):
         update["num_rounds"] = num_rounds
     return config.model_copy(update=update)
 

@@ -26,13 +26,20 @@ Show = Callable[[Mapping[str, Any], int], None]
 
 
 @contextmanager
-def shown_on_wandb(settings: ServerSettings, run_id: str) -> Iterator[Show]:
-    """Yield what shows numbers at a round; it neither blocks nor raises."""
+def shown_on_wandb(settings: ServerSettings, run_id: str, config: Mapping[str, Any] | None = None) -> Iterator[Show]:
+    """Yield what shows numbers at a round; it neither blocks nor raises. `config` is what the run was made with."""
     if settings.wandb_project is None:
         yield lambda values, step: None
         return
     key = settings.wandb_key.get_secret_value() if settings.wandb_key else None
-    wandb = WandbLog(partial(start_wandb, key, settings.wandb_project, f"{run_id}-server"))
+    begin = partial(start_wandb, key, settings.wandb_project, f"{run_id}-server")
+
+    def start() -> Any:
+        run = begin()
+        run.config.update({"run_id": run_id, **(config or {})})
+        return run
+
+    wandb = WandbLog(start)
     try:
         yield wandb.log
     finally:

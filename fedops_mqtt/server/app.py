@@ -147,7 +147,7 @@ class FLServer:
         """
         callbacks = BusCallbacks(on_client_ended=self._drop_client, on_replaced=self._be_replaced)
         announcer = make_announcer(self.settings, self._first_snapshot(), callbacks)
-        shown = shown_on_wandb(self.settings, self.plan.run_id)
+        shown = shown_on_wandb(self.settings, self.plan.run_id, self.plan.made_with)
         with self._ending.on_signals(), announcer, speaking(announcer), shown as show:
             self._announcer, self.api = announcer, ServerAPI(self.task_id, announcer)
             self._teller = RoundReporter(
@@ -302,7 +302,12 @@ class FLServer:
         if saved is None:
             rounds.arrays = training.model()
             saved, outcome, reason = save_model(
-                self._store, rounds, run_id=self.plan.run_id, outcome=outcome, reason=reason
+                self._store,
+                rounds,
+                run_id=self.plan.run_id,
+                outcome=outcome,
+                reason=reason,
+                made_with=self.plan.made_with,
             )
         untold = line.close(outcome, reason, linger_s=self.settings.linger_s)
         if untold:

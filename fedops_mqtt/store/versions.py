@@ -16,6 +16,9 @@ from fedops_mqtt.store.errors import CorruptFileError
 from fedops_mqtt.store.folder import open_folder
 from fedops_mqtt.store.tensor_file import SUFFIX, Arrays, read_facts, read_tensors, write_tensors
 
+MADE_WITH = ("app_digest", "app_version", "run_config")
+"""What a model's file says of the run that made it, beside the run's id."""
+
 _log = logging.getLogger(__name__)
 
 _FILE = re.compile(rf"(?P<name>.+)_gl_model_(?:V(?P<version>[1-9]\d{{0,17}})|failed_(?P<run>.+)){re.escape(SUFFIX)}")
@@ -33,6 +36,8 @@ class StoredModel:
     """The run that made it."""
     round: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    made_with: Mapping[str, Any] = field(default_factory=dict)
+    """The app (`app_digest`, `app_version`) and the `run_config` of that run."""
     passed_over: tuple[str, ...] = ()
     """Paths of newer versions that are corrupt."""
     outcome: str = ""
@@ -145,10 +150,11 @@ class ModelStore:
         run_id: str,
         round: int = 0,
         metrics: Mapping[str, float] | None = None,
+        made_with: Mapping[str, Any] | None = None,
     ) -> StoredModel:
         """Keep a failed run's model beside the versions, as version 0: no run begins from it. Raises as `save`."""
         about = {"model_name": self.model_name, "run_id": run_id, "round": round, "metrics": dict(metrics or {})}
-        about |= {"at": f"{utc_now():%Y-%m-%dT%H:%M:%SZ}"}
+        about |= {"at": f"{utc_now():%Y-%m-%dT%H:%M:%SZ}", **(made_with or {})}
         path = self._folder.replace(self._failed_name(run_id), lambda path: write_tensors(path, arrays, about))
         _log.info("model of the failed run saved", extra={"path": str(path)})
         return _stored(self.model_name, 0, str(path), dict(arrays), about, ())
@@ -160,6 +166,7 @@ class ModelStore:
         run_id: str | None = None,
         round: int = 0,
         metrics: Mapping[str, float] | None = None,
+        made_with: Mapping[str, Any] | None = None,
         outcome: str = "",
         origin: str | None = None,
     ) -> StoredModel:
@@ -170,7 +177,7 @@ class ModelStore:
             OSError: the place cannot be written to.
         """
         facts = {"model_name": self.model_name, "run_id": run_id, "round": round, "metrics": dict(metrics or {})}
-        facts |= {"at": f"{utc_now():%Y-%m-%dT%H:%M:%SZ}", "outcome": outcome, "origin": origin}
+        facts |= {"at": f"{utc_now():%Y-%m-%dT%H:%M:%SZ}", "outcome": outcome, "origin": origin, **(made_with or {})}
         version = self.next_version()
         while True:
             try:
@@ -218,6 +225,7 @@ def _stored(
         run_id=facts.get("run_id"),
         round=facts.get("round", 0),
         metrics=facts.get("metrics", {}),
+        made_with={name: facts[name] for name in MADE_WITH if facts.get(name)},
         passed_over=passed_over,
         outcome=facts.get("outcome") or "",
         origin=facts.get("origin"),

@@ -42,7 +42,7 @@ ONLY_IN = {
     "paho": ("bus/",),
     "flwr": (
         *("line/", "training/", "aggregation/", "server/", "model_types/", "client/client_fl", "client/fl_client"),
-        *("bridge/", "demo/client.py", "simulation/"),
+        *("bridge/", "demo/client.py", "simulation/", "cli/app_source.py"),
     ),
     "torch": ("model_types/", "aggregation/", "server/"),
     "tensorflow": ("model_types/", "aggregation/", "server/"),

@@ -75,7 +75,11 @@ def shown_commands() -> list[str]:
 def test_every_command_that_is_shown_exists_with_its_options(shown: str) -> None:
     command = typer.main.get_command(make_app())
     words = shlex.split(shown)
-    while words and words[0] in getattr(command, "commands", {}):
+    while words and getattr(command, "commands", None):
+        if words[0] not in command.commands and hasattr(command, "default"):  # type: ignore[attr-defined]
+            words.insert(0, command.default)
+        if words[0] not in command.commands:  # type: ignore[attr-defined]
+            break
         command = command.commands[words.pop(0)]  # type: ignore[attr-defined]
     assert not getattr(command, "commands", None) or not words, f"no such verb: {shown}"
     known = {option for parameter in command.params for option in parameter.opts} | {"--help"}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from statistics import median_high
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -11,7 +11,6 @@ from fedops_mqtt.core.fleet import ClientView, Presence
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.core.run_member import Member
 from fedops_mqtt.manager.api import examples as examples
-from fedops_mqtt.manager.app_store import PublishedApp
 from fedops_mqtt.manager.run_record import count_members
 from fedops_mqtt.manager.tasks import TaskConfig
 from fedops_mqtt.protocol import (
@@ -28,6 +27,9 @@ from fedops_mqtt.protocol import (
 )
 from fedops_mqtt.protocol.values import Config
 from fedops_mqtt.runtime.key_values import Plain, format_pairs
+
+if TYPE_CHECKING:
+    from fedops_mqtt.manager.app_store import PublishedApp
 
 MAX_NAMED_CLIENTS = 20_000
 MAX_CONFIG_CHARS = 32_000
@@ -270,7 +272,7 @@ class TaskRecord(Record):
 
     @classmethod
     def of(
-        cls, task_id: str, config: TaskConfig, app: PublishedApp | None, *, active_run: str | None, num_clients: int
+        cls, task_id: str, config: TaskConfig, app: "PublishedApp | None", *, active_run: str | None, num_clients: int
     ) -> "TaskRecord":
         """Return what is said of a task and its current app."""
         return cls(
