@@ -10,7 +10,7 @@ import typer
 from fedops_mqtt.apps import AppBundle, AppRefusedError, AppSignature, BundleLimits, read_bundle
 from fedops_mqtt.cli.fatal import FatalError
 from fedops_mqtt.runtime.exit_codes import ExitCode
-from fedops_mqtt.runtime.http_access import is_loopback
+from fedops_mqtt.runtime.machine import is_loopback
 
 DEFAULT_FLEET = Path("fleet")
 """As the verbs of a fleet have it."""

@@ -119,7 +119,8 @@ def withdraw(settings: CliSettings, task: Task) -> None:
 
     with ManagerApi(settings) as manager:
         app = manager.delete(f"/tasks/{check_task_id(task)}/apps/current")
-    print(f"withdrew {app['publisher']}/{app['name']} {app['version']} from task {task}; `app rollback` brings it back")
+    back = f"fedops-mqtt app rollback {task} {app['version']}"
+    print(f"withdrew {app['publisher']}/{app['name']} {app['version']} from task {task}; {back} brings it back")
 
 
 @shows(

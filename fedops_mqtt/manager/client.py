@@ -246,7 +246,7 @@ class ManagerClient(_Connection):
         return self._ask(_forget(client_mac, is_forced))
 
     def request(self, method: str, path: str, *, body: Any = None, is_text: bool = False, **query: Any) -> Any:
-        """Call an endpoint below `/api/v1` that has no method here, and return its JSON, or its text; bytes as body are a zip."""
+        """Call an endpoint below `/api/v1` that has no method here, and return its JSON or text; bytes go as a zip."""
         return self._ask(_Call(method=method, path=path, read=_as_it_is, query=query, body=body, is_text=is_text))
 
     def _ask(self, call: _Call[Answer]) -> Answer:
@@ -339,7 +339,7 @@ class AsyncManagerClient(_Connection):
         return await self._ask(_forget(client_mac, is_forced))
 
     async def request(self, method: str, path: str, *, body: Any = None, is_text: bool = False, **query: Any) -> Any:
-        """Call an endpoint below `/api/v1` that has no method here, and return its JSON, or its text; bytes as body are a zip."""
+        """Call an endpoint below `/api/v1` that has no method here, and return its JSON or text; bytes go as a zip."""
         return await self._ask(_Call(method=method, path=path, read=_as_it_is, query=query, body=body, is_text=is_text))
 
     async def _ask(self, call: _Call[Answer]) -> Answer:
