@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
@@ -20,6 +19,7 @@ from starlette.types import ASGIApp
 
 from fedops_mqtt.apps import BundleLimits
 from fedops_mqtt.bus import BusOptions, Connection, StatusOwner, client_id_of
+from fedops_mqtt.bus.address import parse_broker_urls
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.core.fleet import Fleet
 from fedops_mqtt.core.ownership import new_instance
@@ -192,11 +192,15 @@ def _on_bus(
 
 
 def _publish_rules(settings: ManagerSettings) -> PublishRules:
-    hosts = settings.http.rpartition(":")[0].strip("[]"), urlsplit(settings.broker).hostname or ""
+    # A broker with TLS is a fleet's, also on loopback: there is a key, and devices take only what it signed.
+    brokers = parse_broker_urls(settings.broker)
+    is_alone = is_loopback(settings.http.rpartition(":")[0].strip("[]")) and all(
+        not each.is_tls and is_loopback(each.host) for each in brokers
+    )
     return PublishRules(
         limits=BundleLimits(packed_bytes=settings.app_max_bytes),
         signers=tuple(filter(None, settings.app_signers.replace(",", " ").split())),
-        takes_unsigned=all(map(is_loopback, hosts)) and not settings.app_signers,
+        takes_unsigned=is_alone and not settings.app_signers,
         num_kept=settings.keep_apps,
     )
 
