@@ -89,6 +89,8 @@ class Brokers:
 
     fleet: FleetFolder
     nodes: dict[str, Node]
+    urls: str
+    """Of the nodes themselves, in the form of `--broker`, for who does without the proxy."""
 
 
 Enrol = Callable[[FleetFolder], None]
@@ -112,7 +114,7 @@ async def pair(folder: Path, enrol: Enrol) -> AsyncIterator[Brokers]:
     shutil.copy(fleet.folder / "ca.crt", folder)
     proxy = _proxy_config("pair", fleet)
     async with AsyncExitStack() as stack:
-        nodes: dict[str, Node] = {}
+        nodes: dict[str, Mosquitto] = {}
         for number, name in ((11, "a"), (12, "b")):
             shutil.copytree(fleet.broker_folder, folder / name)
             config = folder / name / "mosquitto.conf"
@@ -125,7 +127,8 @@ async def pair(folder: Path, enrol: Enrol) -> AsyncIterator[Brokers]:
             config.write_text(text)
             nodes[name] = await stack.enter_async_context(Mosquitto(config=config, data_dir=folder / name / "data"))
         await stack.enter_async_context(_proxy(folder, fleet, proxy.replace("/etc/haproxy/fedops/", f"{folder}/")))
-        yield Brokers(fleet=fleet, nodes=nodes)
+        urls = ",".join(node.url for node in nodes.values())
+        yield Brokers(fleet=fleet, nodes=dict(nodes), urls=urls)
 
 
 @asynccontextmanager
@@ -135,7 +138,7 @@ async def cluster(folder: Path, enrol: Enrol) -> AsyncIterator[Brokers]:
     fleet.write_nats(find_config("ha/cluster/nats.conf").read_text())
     names = {11: "a", 12: "b", 13: "c"}
     routes = {number: calm_port() for number in names}
-    proxy = _proxy_config("cluster", fleet)
+    proxy, urls = _proxy_config("cluster", fleet), []
     async with AsyncExitStack() as stack:
         nodes: dict[str, Node] = {}
         for number, name in names.items():
@@ -154,13 +157,14 @@ async def cluster(folder: Path, enrol: Enrol) -> AsyncIterator[Brokers]:
                 text = text.replace(shipped, used)
             (own / "nats.conf").write_text(text)
             proxy = proxy.replace(f"192.0.2.{number}:8883 check", f"{HOST}:{mqtt} check port {monitor}")
+            urls.append(f"mqtts://{HOST}:{mqtt}")
             nodes[name] = nats_node(own, name, monitor)
             stack.push_async_callback(nodes[name].kill)
         async with asyncio.TaskGroup() as group:
             for node in nodes.values():
                 group.create_task(node.start())
         await stack.enter_async_context(_proxy(folder, fleet, proxy))
-        yield Brokers(fleet=fleet, nodes=nodes)
+        yield Brokers(fleet=fleet, nodes=nodes, urls=",".join(urls))
 
 
 def nats_node(folder: Path, name: str, monitor: int) -> Program:

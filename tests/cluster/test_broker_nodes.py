@@ -35,3 +35,21 @@ async def test_a_run_outlives_a_node(yard: Yard, tmp_path: Path, profile: str, n
             await site.finish_run(second, num_rounds=1)
             await site.check_presence(now())
             assert trained_twice(clients) == []
+
+
+async def test_without_a_proxy_several_urls_lead_past_a_frozen_node_and_back(yard: Yard, tmp_path: Path) -> None:
+    async with PROFILES["cluster"](tmp_path / "brokers", enrol_everybody) as brokers:
+        direct = {"broker": brokers.urls, "broker_return_s": 4, "publish_timeout_s": 4}
+        async with site_on(yard, brokers, subscribe_qos=0, **direct) as site:
+            clients = await site.start_all()
+            run_id = await site.begin_run(clients)
+            async with FAULTS["frozen"](brokers.nodes["a"]):
+                for client in clients.values():
+                    await client.until_said("the preferred broker cannot be used, going on with another one")
+                await site.check_presence(now())
+            await site.finish_run(run_id)
+            for client in clients.values():
+                await client.until_said("a preferred broker can be used again")
+            second = await site.start_run(num_rounds=1, min_clients=3)
+            await site.finish_run(second, num_rounds=1)
+            assert trained_twice(clients) == []
