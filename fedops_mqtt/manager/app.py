@@ -70,18 +70,23 @@ async def run_manager(
                 term, listening = await _until_leading(settings, lease, journal, stop, say)
                 if term is not None:
                     async with alongside(_hold(lease), name="lease"):
-                        await _lead(
-                            settings,
-                            journal,
-                            term,
-                            lease.may_act,
-                            listening,
-                            stop,
-                            ends_servers=ends_servers,
-                            say=say,
-                            on_ready=on_ready,
-                            front=front,
-                        )
+                        try:
+                            await _lead(
+                                settings,
+                                journal,
+                                term,
+                                lease.may_act,
+                                listening,
+                                stop,
+                                ends_servers=ends_servers,
+                                say=say,
+                                on_ready=on_ready,
+                                front=front,
+                            )
+                        except ConflictingInstanceError:
+                            # The bus may tell sooner than the database that another one took over: that is no mistake.
+                            await asyncio.to_thread(lease.renew)
+                            raise
     except (ManagerError, BusError, OSError) as error:
         logger.error("manager ends", extra={"problem": str(error)})
         say(f"manager ends: {error}")

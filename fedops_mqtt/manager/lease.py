@@ -57,7 +57,7 @@ class StartCall(Protocol):
 
 
 class Lease(Protocol):
-    """The right to act; `try_take` blocks for one short transaction, `hold` as long as it is held."""
+    """The right to act; all but `hold` block for one short transaction at most."""
 
     def try_take(self) -> int | None:
         """Return the new term, or None while another manager leads."""
@@ -65,6 +65,14 @@ class Lease(Protocol):
 
     def hold(self, stop: threading.Event) -> None:
         """Keep the lease until `stop` is set.
+
+        Raises:
+            LeaseLostError: another manager has it.
+        """
+        ...
+
+    def renew(self) -> None:
+        """Keep the lease a while longer.
 
         Raises:
             LeaseLostError: another manager has it.
@@ -154,6 +162,9 @@ class FileLease:
 
     def hold(self, stop: threading.Event) -> None:
         """Nothing: the kernel keeps the lock."""
+
+    def renew(self) -> None:
+        """Nothing, as `hold`."""
 
     def may_act(self) -> bool:
         """Return True: the lock is this process's."""

@@ -22,6 +22,7 @@ from fedops_mqtt.manager.tasks import TaskConfig
 from fedops_mqtt.protocol import RunOutcome, check_run_id
 from fedops_mqtt.runtime.background import bare_error
 from fedops_mqtt.runtime.key_values import format_pairs
+from fedops_mqtt.runtime.machine import host_name
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,8 @@ class Servers:
         self._task_ids: dict[str, str] = {}
         self._busy: dict[str, asyncio.Task[None]] = {}
         self._wanted: dict[str, bool] = {}
+        self._elsewhere: dict[str, int] = {}
+        self._log_folders: dict[str, Path] = {}
         self._probed_at: dict[str, float] = {}
         self._probing: set[str] = set()
 
@@ -88,17 +91,28 @@ class Servers:
     def launch(self, run: Run, launch: int, secret: bytes, task: TaskConfig) -> None:
         """Start a run's server; an earlier launch of it is ended first."""
         self._wanted[run.run_id] = True
+        self._elsewhere.pop(run.run_id, None)
+        self._log_folders.pop(run.run_id, None)
         self._task_ids[run.run_id] = run.spec.task_id
         order = self._order(run, launch, task)
         self._occupy(run.run_id, self._launch(order, secret, after=self._busy.get(run.run_id)))
 
     def resume(self, run: Run, launches: list[Launch]) -> None:
-        """Find the server of a run that an earlier manager launched, and watch it."""
+        """Find the server of a run that an earlier manager launched, and watch it.
+
+        One on another host is known by the bus and by its line, as is one whose host is gone: only processes of this
+        host are looked for and ended.
+        """
         self._wanted[run.run_id] = not run.has_ended
         self._task_ids[run.run_id] = run.spec.task_id
         known = next((each for each in launches if each.launch == run.launch), None)
+        if known is not None:  # of a manager that may have had another state folder
+            self._log_folders[run.run_id] = Path(known.log_path).parent
         if known is None:
             self._report(run.run_id, ServerExited(run.launch, NEVER_STARTED))
+        elif known.host not in (None, host_name()):
+            logger.info("an FL server is on another host", extra={"run_id": run.run_id, "host": known.host})
+            self._elsewhere[run.run_id], self._wanted[run.run_id] = known.launch, True
         else:
             if run.has_ended:
                 _write_stop_reason(Path(known.log_path), run.outcome, run.reason or "run ended")
@@ -112,6 +126,8 @@ class Servers:
         if not self._wanted.get(run_id, False):
             return
         self._wanted[run_id] = False
+        if run_id in self._elsewhere:
+            self._report(run_id, ServerExited(self._elsewhere.pop(run_id), "FL server is on another host"))
         process = self._processes.get(run_id)
         if process is not None:
             _write_stop_reason(process.log_path, outcome, reason)
@@ -139,6 +155,8 @@ class Servers:
         self._wanted.pop(run_id, None)
         self._busy.pop(run_id, None)
         self._task_ids.pop(run_id, None)
+        self._elsewhere.pop(run_id, None)
+        self._log_folders.pop(run_id, None)
         self._probed_at.pop(run_id, None)
 
     def delete_logs(self, run_id: str) -> None:
@@ -166,7 +184,11 @@ class Servers:
         await self._clear_the_way(order.run_id, after)
         secret_file = self._secret_file(order.run_id)
         row = Launch(
-            run_id=order.run_id, launch=order.launch, log_path=str(order.log_path), secret_file=str(secret_file)
+            run_id=order.run_id,
+            launch=order.launch,
+            log_path=str(order.log_path),
+            secret_file=str(secret_file),
+            host=host_name(),
         )
         await self._journal.call(self._journal.add_launch, row)
         try:
@@ -274,7 +296,7 @@ class Servers:
         return self._folder / "secrets" / run_id
 
     def _final_status_file(self, run_id: str, launch: int) -> Path:
-        return self._log_folder(run_id) / f"server-{launch}.last-word.json"
+        return self._log_folders.get(run_id, self._log_folder(run_id)) / f"server-{launch}.last-word.json"
 
 
 def _write_stop_reason(log_path: Path, outcome: RunOutcome | None, reason: str) -> None:

@@ -2,7 +2,6 @@
 
 import re
 import signal
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,7 +11,8 @@ import psutil
 import pytest
 from line_site import APP, PROGRAM, start_with_all
 from orders import Orders
-from yard import HERE, Installed, Site, eventually
+from postgres import Postgres
+from yard import Installed, Site, eventually
 
 from fedops_mqtt.bus import Connection, Received
 from fedops_mqtt.protocol import Channel, RunOutcome, StartTrigger, filter_for
@@ -102,29 +102,32 @@ async def test_a_leader_that_was_frozen_beside_its_journal_still_leads_when_it_g
 
 
 @pytest.mark.long
-async def test_a_leader_that_was_frozen_until_another_took_over_ends_when_it_goes_on_and_does_nothing(
-    site: Site, orders: Orders
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_leader_of_a_database_server_that_goes_silent_is_replaced_and_fires_nothing_again(
+    site: Site, orders: Orders, postgres: Postgres, ending: signal.Signals
 ) -> None:
-    """With a database that is no file a row decides: silence ends the lease, and the term fences who had it."""
+    """A row decides: silence ends the lease, and the term fences who had it."""
     launch_manager = partial(
         site.launch_manager,
         site.write_tasks(module=PROGRAM, more=PATIENT.format(task_id=site.task_id)),
-        str(HERE / "shared_journal.py"),
-        command=sys.executable,
-        database_url=f"shared:///{site.yard.folder / 'shared.db'}",
+        database_url=postgres.new_database(),
     )
     async with counting_firings(site) as firings:
         clients = await site.start_clients(2, APP)
-        first = await launch_manager()
+        first = await launch_manager(state_dir=site.yard.folder / "first")
         term = await site.until_leading(first)
         run_id = await start_run(site, orders, clients)
-        second = await launch_manager()
+        second = await launch_manager(state_dir=site.yard.folder / "second")
         await until_standby(second, first)
-        await freeze(first)
+        if ending is signal.SIGKILL:
+            await first.end(ending)
+        else:
+            await freeze(first)
         assert await site.until_leading(second) > term
-        first.process.send_signal(signal.SIGCONT)
-        assert await first.wait() == ExitCode.FAILED
-        assert re.search(rf"another manager leads now \(.* pid {second.process.pid}\)", first.stdout), first.stderr
-        assert "Traceback" not in first.stderr
+        if ending is signal.SIGSTOP:
+            first.process.send_signal(signal.SIGCONT)
+            assert await first.wait() == ExitCode.FAILED
+            assert re.search(rf"another manager leads now \(.* pid {second.process.pid}\)", first.stdout), first.stderr
+            assert "Traceback" not in first.stderr
         await finish(site, orders, run_id)
         assert firings == Counter({(mac, 1): 1 for mac in clients})

@@ -173,7 +173,7 @@ async def test_nothing_that_is_sent_to_it_is_answered_with_a_server_error(house:
 
 async def test_a_program_starts_a_run_and_waits_for_its_end_with_the_client(house: House) -> None:
     async with house.managed() as api, house.device(A, heartbeat_s=0.5):
-        await until(lambda: has_clients(api, 1), "the client")
+        await until(lambda: has_clients(api, 1, presence="online"), "the client")
         async with AsyncManagerClient(str(api.http.base_url)) as manager:
             assert (await manager.health()).status == "ok"
             assert [client.client_mac for client in await manager.clients(presence="online")] == [A]

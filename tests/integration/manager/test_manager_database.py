@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+import shutil
 
+import psutil
 import pytest
-from manager_parts import A, B, House, until
+from manager_parts import A, Api, B, House, api_at, manager_process, until
 from postgres import Postgres, frozen
-from sqlalchemy import event, func, select
+from sqlalchemy import event, func, select, update
 
 from fedops_mqtt.manager import tables
 from fedops_mqtt.manager.journal import Batch, Journal, JournalEvent
@@ -46,6 +48,62 @@ async def test_a_database_that_is_away_ends_nobody_and_nothing_is_done_that_is_n
         assert (run["outcome"], run["reason"], run["launch"]) == ("completed", "all rounds done", 1)
         assert [(each.attempt, each.launch) for each in a.starts + b.starts] == [(1, 1), (1, 1)]
         assert len(await api.events(run_id, "RunClosed")) == 1
+
+
+def move_launches(url: str, host: str) -> None:
+    """As if the servers that are there were launched on another host."""
+    with Journal(url) as journal, journal.engine.begin() as connection:
+        connection.execute(update(tables.launches).values(host=host))
+
+
+async def test_a_server_on_another_host_goes_on_when_a_manager_elsewhere_takes_over(
+    house: House, postgres: Postgres
+) -> None:
+    url = postgres.new_database()
+    async with house.device(A) as a, house.device(B) as b:
+        async with manager_process(house, database_url=url) as first, api_at(first.url) as api:
+            run_id = await api.start(house.task_id)
+            await api.training(run_id)
+            first.kill()
+            await first.gone()
+        server = house.server()
+        move_launches(url, "far-away")
+        async with house.managed(database_url=url, state_dir=house.folder / "elsewhere", archive_after_s=0.5) as api:
+            await api.training(run_id)
+            house.tell_server("finish", "all rounds done")
+            a.finishes()
+            b.finishes()
+            run = await api.ended(run_id)
+            assert (run["outcome"], run["reason"], run["launch"]) == ("completed", "all rounds done", 1)
+            await asyncio.to_thread(psutil.wait_procs, [server], 20)
+            await until(lambda: is_told_exit(api, run_id), "the end of its launch")
+
+
+async def is_told_exit(api: Api, run_id: str) -> bool:
+    return bool(await api.events(run_id, "ServerExited"))
+
+
+async def test_a_server_whose_host_is_gone_is_launched_again_where_the_next_manager_is(
+    house: House, postgres: Postgres
+) -> None:
+    """All that the launch needs is in the database: the host and its disk are gone."""
+    url = postgres.new_database()
+    async with house.device(A), house.device(B):
+        async with manager_process(house, database_url=url) as first, api_at(first.url) as api:
+            run_id = await api.start(house.task_id)
+            await api.training(run_id)
+            first.kill()
+            await first.gone()
+        house.server().kill()
+        move_launches(url, "far-away")
+        shutil.rmtree(house.folder / "state")
+        house.tasks_file.write_text("")
+        async with house.managed(database_url=url, state_dir=house.folder / "elsewhere") as api:
+            run = await api.run_when(run_id, lambda run: run["launch"] == 2 and run["status"] == "running")
+            assert run["outcome"] is None
+            secret = house.folder / "elsewhere/manager/secrets" / run_id
+            with Journal(url) as journal:
+                assert [each.secret.hex() for each in journal.open_runs()] == [secret.read_text()]
 
 
 async def is_told(caplog: pytest.LogCaptureFixture, sentence: str) -> bool:
