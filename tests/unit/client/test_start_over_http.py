@@ -148,7 +148,7 @@ async def test_a_manager_that_speaks_no_http_is_left(word: Any, caplog: pytest.L
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         await ClientManagers(client_manager_url=url, server_manager_url=None, task_id="t").notify(word)
         thread.join()
-    assert "was not told" in caplog.text
+    assert "was not notified" in caplog.text
 
 
 async def test_a_start_for_another_mac_is_refused_with_what_to_do_and_taken_where_that_is_set() -> None:
