@@ -92,7 +92,7 @@ async def test_a_device_that_moves_to_mqtt_is_left_to_itself(crossing: Crossing)
     await crossing.start_old(MACS[0], managers=crossing.url, port=port)
     old = await crossing.site.observer.until_client(NEW, ClientCondition.ONLINE)
     await crossing.start_new(NEW)
-    await bridge.until_said("speaks for itself on the bus now")
+    await bridge.until_said("is on the bus by itself now")
     new = await crossing.site.observer.until_client(NEW, ClientCondition.ONLINE)
     await crossing.site.observer.until(
         lambda: (crossing.site.observer.client(NEW) or old).status.agent.get("via") is None

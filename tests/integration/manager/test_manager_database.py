@@ -31,7 +31,7 @@ async def test_a_database_that_is_away_ends_nobody_and_nothing_is_done_that_is_n
             assert (refused.status_code, refused.headers["content-type"]) == (503, "application/problem+json")
             assert "the database cannot be reached" in refused.json()["detail"]
         assert (await api.get("/clients"))["total"] == 2, "who is here is known without it"
-        await until(lambda: is_told(caplog, "the database is away"), "the manager's word on it")
+        await until(lambda: is_told(caplog, "the database is not available"), "the manager's word on it")
         assert not starting.done()
         assert house.servers() == []
         await asyncio.to_thread(own_postgres.start)

@@ -11,7 +11,7 @@ async def test_a_manager_that_waits_says_so_to_people_and_programs_and_then_lead
     house: House,
 ) -> None:
     async with manager_process(house) as first, manager_process(house, waits=False) as second:
-        url = (await hear(second, "waits for its turn")).rpartition(" ")[2]
+        url = (await hear(second, "waits for the lead")).rpartition(" ")[2]
         async with httpx.AsyncClient(base_url=url, trust_env=False) as standby:
             page = await standby.get("/runs/any", headers=PERSON)
             assert (page.status_code, "on standby" in page.text) == (200, True)

@@ -57,7 +57,7 @@ def test_what_is_no_last_word_of_this_launch_is_said_and_not_believed(
 ) -> None:
     (tmp_path / "word").write_bytes(content)
     assert read(tmp_path / "word") is None
-    assert "an FL server's last word" in caplog.text
+    assert "final status" in caplog.text
 
 
 def test_a_folder_that_cannot_be_written_to_costs_the_run_nothing(
