@@ -4,7 +4,6 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,7 +12,9 @@ from pathlib import Path
 from typing import Protocol
 
 import httpx
-from secure_site import HOST, calm_port
+import psutil
+import secure_site
+from secure_site import HOST
 
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.bus.mosquitto import find_config, listener_ports
@@ -22,6 +23,17 @@ from fedops_mqtt.enrolment import EnrolmentRequest, FleetFolder, Ports, Role, in
 START_S = 60.0
 POLL_S = 0.05
 PROBE = "haproxy-a"
+
+
+_given: set[int] = set()
+
+
+def calm_port() -> int:
+    """A free port that was given to no other node: most are bound only later."""
+    while (port := secure_site.calm_port()) in _given:
+        pass
+    _given.add(port)
+    return port
 
 
 class Node(Protocol):
@@ -67,6 +79,11 @@ class Program:
                 assert self._process.returncode is None, self._log.read_text(errors="replace")[-2000:]
                 await asyncio.sleep(POLL_S)
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     async def kill(self) -> None:
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
@@ -79,8 +96,7 @@ class Program:
         self.signal(signal.SIGCONT)
 
     def signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        os.kill(self._process.pid, number)
+        os.kill(self.pid, number)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,8 +216,9 @@ async def _proxy(folder: Path, fleet: FleetFolder, text: str) -> AsyncIterator[N
     (folder / "haproxy.cfg").write_text(text)
 
     def is_open() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex((HOST, fleet.register.ports.certificate)) == 0
+        """Tell whether this very process listens: somebody else may have taken the port."""
+        sockets = psutil.Process(proxy.pid).net_connections("tcp")
+        return any(each.laddr.port == fleet.register.ports.certificate for each in sockets if each.status == "LISTEN")
 
     proxy = Program(program, "-db", "-f", folder / "haproxy.cfg", log=folder / "haproxy.log", is_ready=is_open)
     await proxy.start()
