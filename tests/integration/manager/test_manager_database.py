@@ -24,6 +24,7 @@ async def test_a_database_that_is_away_ends_nobody_and_nothing_is_done_that_is_n
     caplog.set_level(logging.WARNING)
     url = own_postgres.new_database()
     async with house.managed(database_url=url) as api, house.device(A) as a, house.device(B) as b:
+        await until(lambda: has_clients(api, 2), "the clients")
         await asyncio.to_thread(own_postgres.stop)
         starting = asyncio.create_task(api.start(house.task_id))
         for _ in range(3):
@@ -104,6 +105,10 @@ async def test_a_server_whose_host_is_gone_is_launched_again_where_the_next_mana
             secret = house.folder / "elsewhere/manager/secrets" / run_id
             with Journal(url) as journal:
                 assert [each.secret.hex() for each in journal.open_runs()] == [secret.read_text()]
+
+
+async def has_clients(api: Api, number: int) -> bool:
+    return bool((await api.get("/clients"))["total"] == number)
 
 
 async def is_told(caplog: pytest.LogCaptureFixture, sentence: str) -> bool:
