@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from bundles import flower_bundle
 from click import Group
 
 from fedops_mqtt.bus import Mosquitto
@@ -37,13 +38,19 @@ ASKING = {
     "logs": ["logs", "run-1"],
     "metrics": ["metrics", "run-1"],
     "run show": ["run", "show", "run-1"],
+    "app list": ["app", "list", "digits"],
+    "app show": ["app", "show", "0" * 64],
+    "app rollback": ["app", "rollback", "digits"],
+    "app withdraw": ["app", "withdraw", "digits"],
 }
+PUBLISHING = {"app publish": ["--task", "digits"], "run project": []}
 FLEET = {
     "fleet enrol": ["02:00:00:00:00:01"],
     "fleet renew": ["broker"],
     "fleet revoke": ["broker"],
     "fleet list": [],
     "fleet dynsec": [],
+    "fleet nats": [],
 }
 
 
@@ -73,7 +80,7 @@ def answering(status: int) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(body)
 
-        do_POST = do_GET
+        do_POST = do_PUT = do_DELETE = do_GET
 
         def log_message(self, *_: object) -> None:
             """Say nothing."""
@@ -112,7 +119,7 @@ def test_every_verb_of_the_command_table_has_its_statuses_told() -> None:
 
 def test_every_status_that_is_told_is_brought_about_somewhere() -> None:
     asking = {ExitCode.FAILED, ExitCode.UNAVAILABLE, ExitCode.NO_PERMISSION, ExitCode.CONFIG}
-    here = {(verb, code) for verb in ASKING for code in asking}
+    here = {(verb, code) for verb in [*ASKING, *PUBLISHING] for code in asking}
     here |= {(verb, ExitCode.CONFIG) for verb in [*FLEET, "fleet init", "bridge", "manager", "watch"]}
     here |= {("watch", ExitCode.UNAVAILABLE), ("watch", ExitCode.NO_PERMISSION), ("doctor", ExitCode.FAILED)}
     here |= {("broker", ExitCode.UNAVAILABLE), ("manager", ExitCode.UNAVAILABLE), ("simulate", ExitCode.FAILED)}
@@ -133,6 +140,22 @@ def test_a_verb_that_asks_a_manager(verb: str, capsys: pytest.CaptureFixture[str
         seen([*asking, "--manager", url], ExitCode.NO_PERMISSION, "set FEDOPS_MQTT_MANAGER_TOKEN", capsys)
     with answering(404) as url:
         seen([*asking, "--manager", url], ExitCode.FAILED, "see GET /api/v1/runs", capsys)
+
+
+@pytest.mark.parametrize("verb", PUBLISHING)
+def test_a_verb_that_publishes_an_app(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bundle = tmp_path / "app.fab"
+    bundle.write_bytes(flower_bundle(tmp_path / "project"))
+    publishing = [*verb.split(), str(bundle), *PUBLISHING[verb], "--manager"]
+    seen([*publishing, f"http://{NOBODY}"], ExitCode.UNAVAILABLE, "`fedops-mqtt manager` starts one", capsys)
+    seen([*publishing, "https://manager.example"], ExitCode.CONFIG, "must be signed", capsys)
+    with answering(401) as url:
+        seen([*publishing, url], ExitCode.NO_PERMISSION, "set FEDOPS_MQTT_MANAGER_TOKEN", capsys)
+    with answering(404) as url:
+        seen([*publishing, url], ExitCode.FAILED, "see GET /api/v1/runs", capsys)
 
 
 @pytest.mark.parametrize("verb", FLEET)
