@@ -1,6 +1,7 @@
 """What every ring of tests shares: a real broker, and names that no other test uses."""
 
 import logging
+import signal
 from collections.abc import AsyncIterator, Iterator
 from uuid import uuid4
 
@@ -24,6 +25,10 @@ from time_limit import (  # noqa: F401
 )
 
 from fedops_mqtt.bus import Mosquitto
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what runs in its background with SIGINT ignored, and children inherit that: no Ctrl-C would work.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # By default an example that takes 0.2 s is a failure: not on a machine that does other work too.
 for profile, max_examples in {"short": 50, "long": 1000}.items():

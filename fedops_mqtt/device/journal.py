@@ -4,6 +4,7 @@ Facts are written before anything they imply is done or said; a file that cannot
 """
 
 import fcntl
+import json
 import logging
 import os
 import tempfile
@@ -11,9 +12,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from fedops_mqtt.core.client_state import ClientState
 from fedops_mqtt.protocol import check_task_id, mac_to_level
@@ -62,10 +63,10 @@ class ClientJournal:
     def load(self) -> ClientState:
         """Return the facts as last saved; none when there is no journal or it cannot be read (it is set aside)."""
         try:
-            self.written = _FACTS.validate_json(_read_bounded(self._facts_file))
+            self.written = _FACTS.validate_python(_with_new_names(json.loads(_read_bounded(self._facts_file))))
         except FileNotFoundError:
             return ClientState()
-        except (ValidationError, OSError) as error:
+        except (ValueError, RecursionError, OSError) as error:  # no JSON, or other facts
             self._set_aside(self._facts_file, error)
             return ClientState()
         return self.written
@@ -92,6 +93,14 @@ class ClientJournal:
             path.replace(aside)
         except OSError as failure:
             logger.warning("journal cannot be set aside", extra={"path": str(path), "error": str(failure)})
+
+
+def _with_new_names(facts: Any) -> Any:
+    """Return the facts of a journal that an earlier program wrote under the names of today."""
+    return {_RENAMED.get(name, name): fact for name, fact in facts.items()} if isinstance(facts, dict) else facts
+
+
+_RENAMED = {"in_hand": "active_training", "tombstones": "stop_records"}
 
 
 def write_atomically(path: Path, content: bytes) -> None:

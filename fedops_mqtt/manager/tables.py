@@ -20,7 +20,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISION = "0005"
+REVISION = "0006"
 """Of these tables, and the newest in `migrations/versions`. Revisions are numbers: a greater one is newer."""
 
 metadata = MetaData()

@@ -5,10 +5,12 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from client_testbed import HERE, PATIENCE_S, SECRET, Operator, ServeFl
 
@@ -78,16 +80,19 @@ async def _kill(process: asyncio.subprocess.Process) -> None:
         await process.communicate()
 
 
-def training_processes() -> set[int]:
-    """Every training process that is alive on this machine (tests run one at a time)."""
-    found = set()
-    for path in Path("/proc").iterdir():
-        try:
-            if path.name.isdigit() and b"fedops_mqtt.client.client_fl" in (path / "cmdline").read_bytes():
-                found.add(int(path.name))
-        except OSError:
-            continue
-    return found
+def training_processes(daemon: DaemonProcess) -> list[psutil.Process]:
+    """Return this daemon's training processes; other tests have daemons of their own at the same time."""
+    children = psutil.Process(daemon.process.pid).children()
+    return [child for child in children if "fedops_mqtt.client.client_fl" in child.cmdline()]
+
+
+def until_gone(process: psutil.Process) -> None:
+    """Wait until a process is dead, whether or not somebody has asked for its status yet."""
+    until = time.monotonic() + PATIENCE_S
+    with suppress(psutil.NoSuchProcess):
+        while process.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < until, f"{process} lives on"
+            time.sleep(0.02)
 
 
 async def until_training(operator: Operator, serve_fl: ServeFl, *, run_id: str = "r1", **changes: object) -> None:
@@ -114,14 +119,12 @@ async def test_a_daemon_that_is_killed_is_out_by_its_will_and_its_training_dies_
 ) -> None:
     daemon = await spawn_daemon()
     await operator.until_condition(ClientCondition.ONLINE)
-    before = training_processes()
     await until_training(operator, serve_fl)
-    mine = training_processes() - before
-    assert len(mine) == 1
+    (training,) = training_processes(daemon)
     await daemon.end(signal.SIGKILL)
     out = await operator.until_condition(ClientCondition.CLIENT_OUT, reason="lost")
     assert (out.run, out.last_run, out.heartbeat_s) == (None, None, 60)
-    assert not (training_processes() & mine)
+    await asyncio.to_thread(until_gone, training)
 
     await spawn_daemon()
     back = await operator.until_condition(ClientCondition.ONLINE)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedops_mqtt.core.client_state import ActiveTraining, ClientState
+from fedops_mqtt.core.client_state import ActiveTraining, ClientState, StopRecord
 from fedops_mqtt.device.journal import ClientJournal, DaemonRunningError, identity_dir, identity_lock
 from fedops_mqtt.protocol import IdentityError
 
@@ -28,6 +28,15 @@ def test_facts_come_back_as_they_were_saved(tmp_path: Path) -> None:
     journal.save(FACTS)
     assert ClientJournal(journal.folder).load() == FACTS
     assert [path.name for path in journal.folder.iterdir()] == ["journal.json"]
+
+
+def test_a_journal_of_an_earlier_program_is_read_under_the_names_of_today(tmp_path: Path) -> None:
+    ClientJournal(tmp_path).save(replace(FACTS, stop_records=(StopRecord(run_id="s", attempt=2),)))
+    path = tmp_path / "journal.json"
+    written = path.read_text()
+    path.write_text(written.replace('"active_training"', '"in_hand"').replace('"stop_records"', '"tombstones"'))
+    assert path.read_text() != written
+    assert ClientJournal(tmp_path).load() == replace(FACTS, stop_records=(StopRecord(run_id="s", attempt=2),))
 
 
 def test_the_same_facts_are_not_written_again(tmp_path: Path) -> None:
