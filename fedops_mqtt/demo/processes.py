@@ -53,8 +53,12 @@ class Processes:
         self._keeper = await asyncio.create_subprocess_exec(
             *command, stdin=asyncio.subprocess.PIPE, start_new_session=True
         )
-        self.folder.mkdir(mode=0o700)
-        self.models.mkdir(parents=True)
+        try:
+            self.folder.mkdir(mode=0o700)
+            self.models.mkdir(parents=True)
+        except OSError:
+            await self._clear_up()
+            raise
         self._watchers = asyncio.TaskGroup()
         await self._watchers.__aenter__()
         return self
