@@ -125,11 +125,15 @@ class ClientManagers:
             return None
 
 
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""A proxy of the environment has no business between a device and its managers; most are on the device itself."""
+
+
 def _get(url: str) -> bytes:
     if not url.startswith(("http://", "https://")):
         raise ValueError("it is no HTTP URL")
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:  # noqa: S310 - the scheme is checked above
+        with _DIRECT.open(url, timeout=_TIMEOUT_S) as answer:
             return bytes(answer.read(_MAX_ANSWER_BYTES))
     except HTTPException as error:  # it is no OSError; its text may hold a part of the URL's password
         raise OSError(f"it is no URL, or no HTTP is spoken there ({type(error).__name__})") from error

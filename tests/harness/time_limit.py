@@ -26,7 +26,10 @@ class Limit(Protocol):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_timeout_set_timer(item: pytest.Item, settings: Limit) -> bool:
-    """Set the alarm. It comes again after another limit, for what takes no notice and for a fixture that hangs."""
+    """Set the alarm. It comes again after another limit, for what takes no notice and for a fixture that hangs.
+
+    An exception is raised where code computes or blocks; where the loop waits, cancelling the test's task is enough.
+    """
 
     def alarm(_: int, frame: FrameType | None) -> None:
         task, is_first = _task_of_test(frame), STOOD not in item.stash
@@ -35,7 +38,7 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: Limit) -> bool:
             item.stash[STOOD] = f"the limit of {settings.timeout:g} s passed; the test stood at:\n{stood}"
         if is_first and task is not None:
             task.get_loop().call_soon_threadsafe(task.cancel)
-        else:
+        if not is_first or not _waits_in_loop(frame):
             raise pytest.fail.Exception(item.stash[STOOD], pytrace=False)
 
     signal.signal(signal.SIGALRM, alarm)
@@ -85,6 +88,11 @@ def _task_of_test(frame: FrameType | None) -> asyncio.Task[Any] | None:
             return future if isinstance(future, asyncio.Task) else None
         frame = frame.f_back
     return None
+
+
+def _waits_in_loop(frame: FrameType | None) -> bool:
+    """Tell whether the event loop waits for something, and no callback computes or blocks."""
+    return frame is not None and frame.f_code.co_name == "select"
 
 
 def _positions(frame: FrameType | None, task: asyncio.Task[Any] | None) -> Iterator[str]:

@@ -133,6 +133,17 @@ async def test_a_client_manager_that_knows_no_model_keeps_nobody_from_training(
     assert [record.levelname for record in caplog.records if "model" in record.message] == ["WARNING"]
 
 
+async def test_a_proxy_of_the_environment_stands_between_no_device_and_its_managers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    starts: Starts = []
+    with managers(info=b'{"GL_Model_V": 3}') as url:
+        assert (await post(starts, url)).status_code == 200
+    assert starts == [LocalStart(server_ip="127.0.0.1:9000", gl_model=3)]
+
+
 @pytest.mark.parametrize("word", ["trainFin", "trainFail", "flclient_out"])
 async def test_a_manager_that_speaks_no_http_is_left(word: Any, caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
