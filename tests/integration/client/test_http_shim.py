@@ -23,7 +23,7 @@ async def daemon(run_daemon: RunDaemon, operator: Operator) -> Daemon:
 
 @pytest.fixture
 async def http(daemon: Daemon):  # type: ignore[no-untyped-def]
-    async with httpx.AsyncClient(base_url=f"http://{daemon.http_address}") as client:
+    async with httpx.AsyncClient(base_url=f"http://{daemon.http_address}", trust_env=False) as client:
         yield client
 
 
@@ -63,7 +63,7 @@ async def test_a_second_start_for_the_same_server_starts_nothing_and_for_another
     daemon = await run_daemon(http="127.0.0.1:0", app="fl_apps:endless")
     await operator.until_condition(ClientCondition.ONLINE)
     server_ip = await serve_fl("line", "by-hand", "open", "1")
-    async with httpx.AsyncClient(base_url=f"http://{daemon.http_address}") as http:
+    async with httpx.AsyncClient(base_url=f"http://{daemon.http_address}", trust_env=False) as http:
         start = {"server_ip": server_ip, "client_mac": mac}
         assert (await http.post("/start", json=start)).status_code == 200
         training = await operator.until(lambda status: status.run is not None and status.run.phase is Phase.TRAINING)

@@ -138,6 +138,7 @@ async def test_a_proxy_of_the_environment_stands_between_no_device_and_its_manag
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
     starts: Starts = []
     with managers(info=b'{"GL_Model_V": 3}') as url:
         assert (await post(starts, url)).status_code == 200
