@@ -22,8 +22,8 @@ def demo(
     Starts a broker, a manager, client daemons and, through the manager, an FL server, each a process of its own; trains
     on handwritten digits and ends everything it started.
     """
-    from fedops_mqtt.cli.demo_screen import Screen
+    from fedops_mqtt.cli.demo_screen import TerminalScreen
     from fedops_mqtt.demo.run import DemoOptions, run_demo
 
     options = DemoOptions(num_clients=clients, num_rounds=rounds, folder=folder, is_json=json, is_kept=keep)
-    raise SystemExit(asyncio.run(run_demo(options, Screen(json))))
+    raise SystemExit(asyncio.run(run_demo(options, TerminalScreen(json))))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 
-class Screen:
+class TerminalScreen:
     """Where the demo talks; lines also at a terminal when the last one has to be JSON."""
 
     def __init__(self, is_json: bool) -> None:

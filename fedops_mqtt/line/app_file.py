@@ -26,7 +26,7 @@ class AppPart:
             yield self.content[at : at + wire.CHUNK_BYTES]
 
 
-class AppFile:
+class ServedApp:
     """A bundle in memory; `digest` is its SHA-256."""
 
     def __init__(self, data: bytes) -> None:

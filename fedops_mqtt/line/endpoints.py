@@ -12,7 +12,7 @@ from flwr.app import Error, Message
 
 from fedops_mqtt.line import flwr_private, wire
 from fedops_mqtt.line.access import Access
-from fedops_mqtt.line.app_file import AppFile
+from fedops_mqtt.line.app_file import ServedApp
 from fedops_mqtt.line.asgi_request import Receive, Request, Scope, Send
 from fedops_mqtt.line.codec import FrameReader
 from fedops_mqtt.line.errors import FrameError, LineRefusedError, MessageTooLargeError
@@ -42,7 +42,7 @@ class LineApp:
         launch: int,
         limits: LineLimits,
         compression: LineCompression | None,
-        app: AppFile | None = None,
+        app: ServedApp | None = None,
     ) -> None:
         self._hub = hub
         self._access = access

@@ -18,7 +18,7 @@ from typing import Literal, Self
 import uvloop
 
 from fedops_mqtt.line.access import Access
-from fedops_mqtt.line.app_file import AppFile
+from fedops_mqtt.line.app_file import ServedApp
 from fedops_mqtt.line.endpoints import LineApp
 from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.grid import LineGrid
@@ -92,7 +92,7 @@ class LineServer:
             launch=launch,
             limits=limits,
             compression=compression,
-            app=None if app is None else AppFile(app),
+            app=None if app is None else ServedApp(app),
         )
         self._socket = open_socket(host, port)
         self._server = self._make_server(tls)

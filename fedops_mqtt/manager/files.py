@@ -15,7 +15,7 @@ _VERSION = re.compile(rf"(?P<name>.+)_gl_model_V(?P<version>[1-9]\d{{0,17}}){re.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelFile:
+class ListedModel:
     """One version of a task's global model; `facts` is what the server wrote into it (run, round, metrics)."""
 
     path: Path
@@ -26,7 +26,7 @@ class ModelFile:
     facts: dict[str, Any]
 
 
-def list_models(store: str, task_id: str) -> list[ModelFile]:
+def list_models(store: str, task_id: str) -> list[ListedModel]:
     """Return the versions that a store on this machine holds of a task's model, newest first."""
     folder = _folder(store, task_id)
     if folder is None or not folder.is_dir():
@@ -35,7 +35,7 @@ def list_models(store: str, task_id: str) -> list[ModelFile]:
     return sorted((each for each in found if each is not None), key=lambda each: each.version, reverse=True)
 
 
-def find_model(store: str, task_id: str, file_name: str) -> ModelFile | None:
+def find_model(store: str, task_id: str, file_name: str) -> ListedModel | None:
     """Return one version by its file name."""
     folder, match = _folder(store, task_id), _VERSION.fullmatch(file_name)
     if folder is None or match is None or Path(file_name).name != file_name:
@@ -63,13 +63,13 @@ def _folder(store: str, task_id: str) -> Path | None:
     return Path(store.removeprefix("file://")).expanduser() / task_id
 
 
-def _read(path: Path, match: re.Match[str]) -> ModelFile | None:
+def _read(path: Path, match: re.Match[str]) -> ListedModel | None:
     try:
         found = path.stat()
         facts = _facts(path)
     except (OSError, ValueError):
         return None
-    return ModelFile(
+    return ListedModel(
         path=path,
         model_name=match["name"],
         version=int(match["version"]),

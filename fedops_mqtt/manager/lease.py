@@ -48,7 +48,7 @@ _NAME = "manager"
 T = TypeVar("T")
 
 
-class StartCall(Protocol):
+class ThreadCall(Protocol):
     """Runs what blocks on a thread of its own and waits for it."""
 
     async def __call__(self, method: Callable[[], T], /) -> T:
@@ -93,7 +93,7 @@ class Lease(Protocol):
 
 
 async def wait_for_lease(
-    lease: Lease, *, call: StartCall, stop: asyncio.Event, say: Callable[[str], None]
+    lease: Lease, *, call: ThreadCall, stop: asyncio.Event, say: Callable[[str], None]
 ) -> int | None:
     """Return the term once this manager leads; None when it is stopped before.
 

@@ -134,6 +134,15 @@ def test_a_file_has_one_subject_and_stays_short() -> None:
     assert {module: count for module, count in lines.items() if count > MAX_LINES} == {}
 
 
+def test_a_class_name_means_one_thing_in_the_whole_package() -> None:
+    homes: dict[str, list[str]] = {}
+    for module in modules():
+        for node in ast.walk(ast.parse((PACKAGE / module).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(module)
+    assert {name: found for name, found in homes.items() if len(found) > 1} == {}
+
+
 @pytest.mark.parametrize("room", ["protocol", "core"])
 def test_pure_rooms_have_no_await_clock_or_socket(room: str) -> None:
     assert [module for module in modules() if room_of(module) == room and not _is_pure(module)] == []

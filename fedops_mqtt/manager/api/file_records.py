@@ -5,7 +5,7 @@ from typing import Any
 
 from fedops_mqtt.manager.api import examples
 from fedops_mqtt.manager.api.models import Record, shown, to_utc
-from fedops_mqtt.manager.files import ModelFile
+from fedops_mqtt.manager.files import ListedModel
 from fedops_mqtt.protocol import count_of, number_of
 from fedops_mqtt.runtime.key_values import Plain
 
@@ -39,7 +39,7 @@ class ModelRecord(Record):
     """The settings of the run that made it."""
 
     @classmethod
-    def of(cls, file: ModelFile, task_id: str) -> "ModelRecord":
+    def of(cls, file: ListedModel, task_id: str) -> "ModelRecord":
         """Return what is said of a file."""
         facts = file.facts
         return cls(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fedops_mqtt.line.app_file import AppFile
+from fedops_mqtt.line.app_file import ServedApp
 from fedops_mqtt.line.app_transfer import AppTransfer, TransferError
 from fedops_mqtt.line.errors import LineRefusedError
 from fedops_mqtt.line.server import LineServer
@@ -58,7 +58,7 @@ def test_a_bundle_comes_whole_and_its_second_half_alone(tmp_path: Path) -> None:
 
 
 def test_all_clients_are_served_from_one_buffer() -> None:
-    app = AppFile(DATA)
+    app = ServedApp(DATA)
     assert all(app.part(asked).content.obj is DATA for asked in (None, "bytes=7-", "bytes=5-9"))
 
 
@@ -118,7 +118,7 @@ def test_an_address_where_nobody_is_ends_with_its_name_and_the_limit(tmp_path: P
 @pytest.mark.parametrize("asked", ["bytes=0-", "bytes=5-9", "bytes=1279999-", "bytes=3-99999999"])
 def test_a_range_is_what_it_says(asked: str) -> None:
     first, _, last = asked.removeprefix("bytes=").partition("-")
-    part = AppFile(DATA).part(asked)
+    part = ServedApp(DATA).part(asked)
     assert b"".join(part.chunks()) == DATA[int(first) : int(last) + 1 if last else None]
     assert part.status == 206
 
@@ -126,14 +126,14 @@ def test_a_range_is_what_it_says(asked: str) -> None:
 @pytest.mark.parametrize("asked", ["bytes=1280000-", "bytes=9-5", "bytes=999999999999999-"])
 def test_a_range_outside_is_refused(asked: str) -> None:
     with pytest.raises(LineRefusedError):
-        AppFile(DATA).part(asked)
+        ServedApp(DATA).part(asked)
 
 
 @pytest.mark.parametrize(
     "asked", [None, "", "bytes=-5", "bytes=0-1,3-4", "lines=0-", "bytes=a-", "bytes=" + "9" * 400 + "-"]
 )
 def test_a_range_of_another_form_gets_the_whole(asked: str | None) -> None:
-    part = AppFile(DATA).part(asked)
+    part = ServedApp(DATA).part(asked)
     assert (part.status, part.num_bytes) == (200, len(DATA))
 
 
