@@ -189,7 +189,9 @@ def child_environment(
     `python` on its PATH is the manager's own. The manager's settings file is not the server's; a server that has one
     takes how to reach the broker from there, and gets no credentials of the manager's.
     """
-    environment = {name: value for name, value in inherited.items() if name not in _MANAGERS_OWN}
+    # Unbuffered, unless somebody sets it empty: what a server printed before it was killed is in its log, in order.
+    environment = {"PYTHONUNBUFFERED": "1", **inherited}
+    environment = {name: value for name, value in environment.items() if name not in _MANAGERS_OWN}
     bin_folder = str(Path(sys.executable).parent)
     environment["PATH"] = os.pathsep.join((bin_folder, environment.get("PATH", os.defpath)))
     for name, value in said.items():

@@ -9,11 +9,14 @@ import pytest
 from fedops_mqtt.manager import launcher
 from fedops_mqtt.manager.launcher import LaunchOrder, ServerProcess
 
+BARE = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+"""The environment of a machine where nobody has set how Python prints."""
+
 
 def order(tmp_path: Path, program: str, **changes: object) -> LaunchOrder:
     given = {
         "run_id": "run-1", "launch": 1, "command": [sys.executable, "-c", program], "cwd": tmp_path,
-        "environment": dict(os.environ), "log_path": tmp_path / "logs/server-1.log",
+        "environment": launcher.child_environment(BARE, {}, {}), "log_path": tmp_path / "logs/server-1.log",
     }  # fmt: skip
     return LaunchOrder(**{**given, **changes})  # type: ignore[arg-type]
 
