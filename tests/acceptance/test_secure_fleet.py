@@ -194,7 +194,7 @@ async def test_home_assistant_is_told_as_soon_as_the_acl_lets_it(yard: Yard, sit
     common = {"http": "127.0.0.1:0", "state_dir": yard.folder / "manager", "home_assistant": "homeassistant"}
     manager = await yard.start("manager", "--config", str(site.bundle(MANAGER)), **common)
     await start_device(yard, site, A)
-    await manager.until_said(r"may not tell Home Assistant.*topic write homeassistant/#")
+    await manager.until_said(r"refuses Home Assistant discovery.*topic write homeassistant/#")
 
     acl = site.fleet.broker_folder / "acl"
     acl.write_text(re.sub(r"^#(topic \w+ homeassistant/#|user home)$", r"\1", acl.read_text(), flags=re.MULTILINE))
