@@ -34,7 +34,7 @@ async def until_phase(site: Site, mac: str, phase: Phase) -> None:
 
     def is_there() -> bool:
         view = site.observer.client(mac)
-        return view is not None and view.status.run is not None and view.status.run.phase is phase
+        return view is not None and view.status.run is not None and view.status.run.phase == phase
 
     await site.observer.until(is_there)
 
