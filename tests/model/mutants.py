@@ -46,7 +46,7 @@ def _forget_the_result(mine: Any, event: Any) -> Any:
     return replace(ended, facts=replace(ended.facts, last_run=mine.facts.last_run))
 
 
-def _answer_anew(mine: Any, trigger: Any) -> Step:
+def _answer_anew(mine: Any, trigger: Any, _app_refusal: Any) -> Step:
     return _accept(mine, trigger) if mine.facts.active_training is None else Step(client=mine)
 
 
