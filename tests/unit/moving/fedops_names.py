@@ -154,6 +154,15 @@ NAMES: tuple[Name, ...] = (
 
 OURS = frozenset({"ClientManagerAPI"})
 """Names here that FedOps has not."""
+EARLIER = frozenset(
+    {
+        "client.client_api.ClientServerAPI.get_client_out",
+        "client.client_api.ClientServerAPI.get_train_fail",
+        "client.client_api.ClientServerAPI.get_train_fin",
+        "client.client_utils.ManagerData",
+    }
+)
+"""Names that FedOps' programs use and its published package no longer has."""
 
 _WHO = "fl_task_id client_mac client_name"
 _ROUND = f"{_WHO} round gl_model_v wandb_name"
