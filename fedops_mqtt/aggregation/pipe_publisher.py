@@ -3,21 +3,35 @@
 Whoever reads them is the run's only reason: when the reader is gone, the run is stopped.
 """
 
+import logging
 import os
 import select
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from fedops_mqtt.aggregation.final_status import keep_final_status
-from fedops_mqtt.aggregation.snapshot import ServerSnapshot
-from fedops_mqtt.aggregation.status_publisher import BusCallbacks, ServerStatusPublisher
+from fedops_mqtt.aggregation.status_publisher import BusCallbacks, ServerSnapshot, ServerStatusPublisher
 from fedops_mqtt.bus import BusOptions, EpochFile
-from fedops_mqtt.protocol import ServerClient, ServerMetrics, encode
+from fedops_mqtt.device.journal import write_atomically
+from fedops_mqtt.protocol import ProtocolError, ServerClient, ServerMetrics, ServerStatus, encode
 from fedops_mqtt.runtime.settings import ServerSettings
+
+_log = logging.getLogger(__name__)
+
+
+def keep_final_status(path: Path | None, word: ServerStatus) -> None:
+    """Write a final status where the manager looks for it; None: nobody does. A full disk costs the run nothing."""
+    if path is None:
+        return
+    try:
+        write_atomically(path, encode(word))
+    except (OSError, ProtocolError) as error:
+        _log.error("the final status is not on disk, perhaps on the bus", extra={"problem": str(error)})
+
 
 _LOOK_S = 0.5
 """Between two looks whether somebody still reads."""

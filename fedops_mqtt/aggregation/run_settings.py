@@ -10,9 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from flwr.server.strategy import Strategy as ClassicStrategy
+from flwr.serverapp.strategy import Strategy
+
 from fedops_mqtt.aggregation.errors import ServerConfigError
 from fedops_mqtt.apps import AppBundle, AppRefusedError, BundleLimits, read_bundle
-from fedops_mqtt.line.limits import LineCompression, LineLimits
+from fedops_mqtt.line.reply_check import ReplyCheck
+from fedops_mqtt.line.wire import LineCompression, LineLimits
 from fedops_mqtt.protocol import check_task_id
 from fedops_mqtt.runtime.key_values import Plain, parse_pairs
 from fedops_mqtt.runtime.settings import FedOpsSettings, ServerSettings
@@ -158,3 +162,31 @@ def _positive(name: str, value: Any) -> Any:
 
 def _new_run_id(task_id: str) -> str:
     return f"{task_id[:_MAX_TASK_PART]}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def check_of(strategy: Strategy | ClassicStrategy | None, settings: ServerSettings) -> ReplyCheck:
+    """Return the check; a strategy takes more by attributes named as the settings, `accept_any_shape = True`.
+
+    None: a ServerApp's strategy, before it has started one.
+    """
+    chain = [strategy]
+    while isinstance(inner := getattr(chain[-1], "strategy", None), Strategy | ClassicStrategy):  # a wrapper: privacy
+        chain.append(inner)
+    innermost = chain[-1]
+
+    def accepts(name: str) -> bool:
+        return getattr(settings, name) or any(getattr(each, name, False) is True for each in chain)
+
+    is_classic = isinstance(innermost, ClassicStrategy)
+    weight_key = "num_examples" if is_classic else getattr(innermost, "weighted_by_key", None)
+    return ReplyCheck(
+        any_shape=accepts("accept_any_shape"),
+        nonfinite=accepts("accept_nonfinite"),
+        weight_key=weight_key if isinstance(weight_key, str) else None,
+        averaged=frozenset(kind for kind in ("train", "evaluate") if weight_key and _is_flowers(innermost, kind)),
+    )
+
+
+def _is_flowers(strategy: object, kind: str) -> bool:
+    method = getattr(type(strategy), f"aggregate_{kind}", None)  # classic strategies have no aggregate_train
+    return isinstance(strategy, Strategy) and str(getattr(method, "__module__", "")).startswith("flwr.")

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flwr.app import ConfigRecord, MessageType
+from flwr.app import ArrayRecord, ConfigRecord, Context, MessageType, RecordDict
 from flwr.common import Parameters
 from flwr.server.strategy import Strategy as ClassicStrategy
+from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, Strategy
 
 from fedops_mqtt.aggregation.follow import Follower, wrap_round
@@ -183,3 +184,18 @@ class _RoundsServer(GridServer):
 
     def _arrays(self, parameters: Parameters) -> Arrays:
         return to_arrays(parameters, list(self._initial or ()))
+
+
+def run_server_app(app: ServerApp, *, grid: Grid, follower: Follower, run_config: Config) -> ArrayRecord | None:
+    """Run a ServerApp; return the model that it left as an ArrayRecord in `context.state`, None where it left none.
+
+    Raises:
+        RunOverError: the line ended the run.
+    """
+    context = Context(
+        run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config=dict(run_config)
+    )
+    with follower.watching():
+        app(grid, context)
+    records = list(context.state.array_records.values())
+    return records[-1] if records and records[-1] else None

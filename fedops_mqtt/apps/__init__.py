@@ -1,7 +1,6 @@
 """App bundles: checked, signed, and kept on a device by digest. Imports no flwr and runs nothing of a bundle."""
 
-from fedops_mqtt.apps.bundle import AppBundle, BundledFile, BundleLimits, read_bundle
-from fedops_mqtt.apps.errors import AppRefusedError, RefusalCode
+from fedops_mqtt.apps.bundle import AppBundle, AppRefusedError, BundledFile, BundleLimits, RefusalCode, read_bundle
 from fedops_mqtt.apps.library import AppLibrary, KeepLimits
 from fedops_mqtt.apps.signing import AppSignature, AppSigner, check_signature, make_signing_key, parse_public_key
 

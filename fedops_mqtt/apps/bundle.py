@@ -12,8 +12,10 @@ import tomllib
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, distribution
 from io import BytesIO
 from pathlib import PurePosixPath
 from typing import Any
@@ -21,8 +23,34 @@ from typing import Any
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
-from fedops_mqtt.apps.errors import AppRefusedError, RefusalCode
 from fedops_mqtt.runtime.key_values import Plain, flatten
+
+
+class RefusalCode(StrEnum):
+    """Why a device, a manager or a publisher refuses an app; it travels in a rejected start's `reason_code`."""
+
+    MALFORMED = "app-malformed"
+    """The bundle is not one that `flwr build` makes, or it holds what a bundle may not hold."""
+    TOO_LARGE = "app-too-large"
+    DIGEST_MISMATCH = "app-digest-mismatch"
+    UNSIGNED = "app-unsigned"
+    UNKNOWN_SIGNER = "app-unknown-signer"
+    BAD_SIGNATURE = "app-bad-signature"
+    TOO_OLD = "app-too-old"
+    NOT_APPROVED = "app-not-approved"
+    NOT_DELIVERED = "app-not-delivered"
+    """The device takes no delivered apps, or the transfer did not come to its end."""
+    DEPENDENCIES_MISSING = "dependencies-missing"
+
+
+class AppRefusedError(Exception):
+    """An app is refused; nothing of it was kept and nothing of it has run."""
+
+    def __init__(self, code: RefusalCode, problem: str) -> None:
+        self.code = code
+        self.problem = problem
+        super().__init__(f"{code}: {problem}")
+
 
 MANIFEST = ".info/CONTENT"
 PROJECT = "pyproject.toml"
@@ -248,3 +276,49 @@ def _reference(value: object) -> str | None:
 
 def _malformed(problem: str) -> AppRefusedError:
     return AppRefusedError(RefusalCode.MALFORMED, problem)
+
+
+_ENGINE = "flwr"
+"""Its extras (`flwr[simulation]` in Flower's own templates) are for Flower's engines, which do not run an app here."""
+
+
+def missing_requirements(requires: Iterable[str]) -> list[str]:
+    """Return each of the requirements (PEP 508) that is not met, with what is installed in its place.
+
+    Requirements whose marker is for another Python or system are passed over; extras are looked into.
+    """
+    return [problem for each in requires for problem in _problems(Requirement(each), set())]
+
+
+def _problems(requirement: Requirement, seen: set[str]) -> Iterator[str]:
+    try:
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            return
+        found = distribution(requirement.name)
+        if not requirement.specifier.contains(str(found.version), prereleases=True):
+            yield f"{requirement} (installed: {found.version})"
+            return
+    except PackageNotFoundError:
+        yield str(requirement)
+        return
+    except ValueError as error:  # a marker that compares what cannot be compared, a version that is none
+        yield f"{requirement} ({error})"
+        return
+    extras = set() if requirement.name.lower() == _ENGINE else requirement.extras
+    for extra in sorted(extras):
+        key = f"{requirement.name}[{extra}]"
+        if key not in seen:
+            seen.add(key)
+            yield from _problems_of_extra(found.requires or [], extra, seen)
+
+
+def _problems_of_extra(requires: Iterable[str], extra: str, seen: set[str]) -> Iterator[str]:
+    for line in requires:
+        try:
+            needed = Requirement(line)
+            marker, needed.marker = needed.marker, None
+            is_of_extra = marker and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""})
+        except ValueError:  # in the metadata of an installed package: nothing that the app can help
+            continue
+        if is_of_extra:
+            yield from _problems(needed, seen)

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 from packaging.version import InvalidVersion, Version
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedops_mqtt.apps.errors import AppRefusedError, RefusalCode
+from fedops_mqtt.apps.bundle import AppRefusedError, RefusalCode
 
 PREFIX = "ed25519:"
 _PURPOSE = "fedops-mqtt app v1"

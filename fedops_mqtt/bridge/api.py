@@ -12,11 +12,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fedops_mqtt.bridge import numbers
-from fedops_mqtt.bridge.fedops_http_client import OnlineAnswer
-from fedops_mqtt.bridge.peer_registry import PeerRegistry
-from fedops_mqtt.bridge.peer_state import PeerState
-from fedops_mqtt.bridge.peers import Caller
+from fedops_mqtt.bridge import peer_registry
+from fedops_mqtt.bridge.peer_registry import Caller, PeerRegistry
+from fedops_mqtt.bridge.peer_state import OnlineAnswer, PeerState
 from fedops_mqtt.protocol import Outcome, TaskId, count_of
 
 logger = logging.getLogger(__name__)
@@ -44,7 +42,7 @@ def make_api(desk: PeerRegistry) -> FastAPI:
     app.include_router(_server_manager_for_servers(desk))
     app.include_router(_performance(desk))
 
-    @app.exception_handler(numbers.ReportError)
+    @app.exception_handler(peer_registry.ReportError)
     @app.exception_handler(ValidationError)
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: Exception) -> JSONResponse:
@@ -117,7 +115,7 @@ def _server_manager_for_clients(desk: PeerRegistry) -> APIRouter:
     async def register(request: Request) -> list[Json]:
         """Take in how a device is; the answer is that device alone, not the whole fleet."""
         # Read by hand: FedOps sends its JSON without saying that it is JSON.
-        task = FLTask.model_validate(numbers.parse_report(await request.body()))
+        task = FLTask.model_validate(peer_registry.parse_report(await request.body()))
         if task.FL_task_ID and task.Device_mac:
             await desk.register(_as_answer(task), host=request.client.host if request.client else None)
         return [task.model_dump()]
@@ -161,7 +159,7 @@ def _server_manager_for_servers(desk: PeerRegistry) -> APIRouter:
     @router.put("/FLSeUpdate/{task_id}")
     async def update(task_id: TaskId, request: Request) -> Json:
         """A FedOps server is there, or something went wrong with it."""
-        fields = numbers.parse_report(await request.body())
+        fields = peer_registry.parse_report(await request.body())
         host = request.client.host if request.client else "127.0.0.1"
         if fields.get("FLSeReady") is True:
             await desk.server_ready(task_id, host=host, gl_model=count_of(fields.get("GL_Model_V")))
@@ -184,9 +182,9 @@ def _performance(desk: PeerRegistry) -> APIRouter:
 
     @router.put("/client_perf/{kind}/{task_id}")
     async def client_perf(kind: str, task_id: TaskId, request: Request) -> Json:
-        """A client's numbers."""
-        fields = numbers.parse_report(await request.body())
-        known = numbers.CLIENT_KINDS.get(kind)
+        """A client's peer_registry."""
+        fields = peer_registry.parse_report(await request.body())
+        known = peer_registry.CLIENT_KINDS.get(kind)
         if known is None:
             raise HTTPException(status.HTTP_404_NOT_FOUND, f"no report of kind {kind}")
         caller = _caller(request, task_id=task_id, own_mac=fields.get("client_mac"))
@@ -194,18 +192,18 @@ def _performance(desk: PeerRegistry) -> APIRouter:
         if link is None or link.report is None:
             return {"taken": False}
         link.has_time_result = link.has_time_result or kind == "client_time_result"
-        link.report(numbers.client_report(known, fields, desk.cutter))
+        link.report(peer_registry.client_report(known, fields, desk.cutter))
         return {"taken": True}
 
     @router.put("/server_perf/gl_model_evaluation/{task_id}")
     async def evaluation(task_id: TaskId, request: Request) -> Json:
         """A FedOps server's round is done."""
-        return {"taken": desk.server_round(task_id, numbers.parse_report(await request.body()))}
+        return {"taken": desk.server_round(task_id, peer_registry.parse_report(await request.body()))}
 
     @router.put("/server_perf/server_time_result/{task_id}")
     async def time_result(task_id: TaskId, request: Request) -> Json:
         """A FedOps server's last round is done."""
-        numbers.parse_report(await request.body())
+        peer_registry.parse_report(await request.body())
         return {"taken": desk.server_rounds_done(task_id)}
 
     return router

@@ -2,25 +2,54 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from http import HTTPStatus
 
 import httpx
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fedops_mqtt import __version__
 from fedops_mqtt.bridge.api import make_api
 from fedops_mqtt.bridge.classic import ClassicOptions
 from fedops_mqtt.bridge.client_proxy import ClientProxy, own_identity
-from fedops_mqtt.bridge.fedops_http_client import FedOpsHttpClient
-from fedops_mqtt.bridge.http import guarded
 from fedops_mqtt.bridge.peer_registry import PeerRegistry
-from fedops_mqtt.bridge.peer_state import PeerState
+from fedops_mqtt.bridge.peer_state import FedOpsHttpClient, PeerState
 from fedops_mqtt.bus import BusOptions, parse_broker_urls, without_password
 from fedops_mqtt.protocol import IdentityError, normalise_mac
-from fedops_mqtt.runtime.http_access import AccessRules
-from fedops_mqtt.runtime.http_listener import listen, serving, url_of
+from fedops_mqtt.runtime.http_access import AccessControlMiddleware, AccessRules, credentials_in
+from fedops_mqtt.runtime.http_server import listen, serving, url_of
 from fedops_mqtt.runtime.settings import BridgeSettings
 from fedops_mqtt.runtime.systemd import told_to_end
+
+_SAID_BY_BROWSERS = (b"origin", b"sec-fetch-site")
+
+
+def guarded(app: ASGIApp, rules: AccessRules) -> ASGIApp:
+    """Return the application behind its door, with the client that a URL's user name says in each request's state."""
+
+    async def enter(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope.get("headers", ()))
+        if any(name in headers for name in _SAID_BY_BROWSERS):
+            await _refuse(HTTPStatus.FORBIDDEN, "not for web pages", {})(scope, receive, send)
+        else:
+            scope.setdefault("state", {})["client_mac"] = _mac_of(credentials_in(headers)[0])
+            await app(scope, receive, send)
+
+    return AccessControlMiddleware(enter, rules, refuse=_refuse)
+
+
+def _refuse(status: HTTPStatus, why: str, headers: Mapping[str, str]) -> ASGIApp:
+    return JSONResponse({"detail": why}, status, dict(headers))
+
+
+def _mac_of(user: str) -> str | None:
+    try:
+        return normalise_mac(user)
+    except IdentityError:
+        return None
+
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from fedops_mqtt.bridge.fedops_http_client import FedOpsHttpClient, FedOpsHttpError, OnlineAnswer
-from fedops_mqtt.bridge.peer_state import PeerState
+from fedops_mqtt.bridge.peer_state import FedOpsHttpClient, FedOpsHttpError, OnlineAnswer, PeerState
 from fedops_mqtt.bridge.start_call import BridgeLimits
 from fedops_mqtt.bridge.trainer import HttpTrainer
 from fedops_mqtt.bus import BrokerUrlError, ConflictingInstanceError, EpochFileError, without_password

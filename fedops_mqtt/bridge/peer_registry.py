@@ -1,17 +1,62 @@
 """What the bridge's endpoints can ask and say: who calls, which port is told, what a FedOps server has said."""
 
 import asyncio
+import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from fedops_mqtt.bridge import numbers
 from fedops_mqtt.bridge.classic import ClassicOptions, ClassicRun, ClassicServer, load_runs, new_run_id
 from fedops_mqtt.bridge.client_proxy import ClientProxy
-from fedops_mqtt.bridge.fedops_http_client import OnlineAnswer
-from fedops_mqtt.bridge.peer_state import PeerState
-from fedops_mqtt.bridge.peers import Caller, Peers
-from fedops_mqtt.protocol import MetricsCutter, count_of, number_of
+from fedops_mqtt.bridge.peer_state import OnlineAnswer, PeerState
+from fedops_mqtt.protocol import MetricsCutter, MetricsKind, count_of, number_of
+from fedops_mqtt.training.pipe import MetricsReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """What a request tells of who made it."""
+
+    host: str | None = None
+    client_mac: str | None = None
+    """The user name in its URL."""
+    own_mac: str | None = None
+    """The MAC in its body."""
+    task_id: str | None = None
+
+
+class Peers:
+    """All links, in the order in which they came to be known."""
+
+    def __init__(self, links: Iterable[PeerState] = ()) -> None:
+        self._links = list(links)
+
+    def __iter__(self) -> Iterator[PeerState]:
+        return iter(self._links)
+
+    def add(self, link: PeerState) -> None:
+        """Take one more in."""
+        self._links.append(link)
+
+    def of_mac(self, own_mac: str) -> PeerState | None:
+        """Return who says this MAC of itself."""
+        return next((link for link in self._links if own_mac in (link.own_mac, link.client_mac)), None)
+
+    def find(self, caller: Caller, *, expected: Callable[[PeerState], bool]) -> PeerState | None:
+        """Return who calls; None where it cannot be told."""
+        if caller.client_mac is not None:
+            return next((link for link in self._links if link.client_mac == caller.client_mac), None)
+        found = [link for link in self._links if caller.task_id in (None, link.task_id)]
+        for sieve in (
+            lambda link: caller.own_mac in (link.own_mac, link.client_mac),
+            lambda link: caller.host in link.hosts,
+            expected,
+        ):
+            if len(found) > 1:
+                found = list(filter(sieve, found)) or found
+        return found[0] if len(found) == 1 else None
+
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +163,7 @@ class PeerRegistry:
         took = number_of(fields.get("run_time_by_round"))
         server.note_evaluation(
             round_=count_of(fields.get("round")),
-            metrics=numbers.server_numbers(fields, self.cutter),
+            metrics=server_numbers(fields, self.cutter),
             duration_s=None if took is None else float(took),
         )
         return True
@@ -177,3 +222,53 @@ def _task_status(link: PeerState) -> dict[str, Any]:
         "Device_online": link.is_here,
         "Device_training": link.is_training,
     }
+
+
+CLIENT_KINDS = {
+    "train_result": MetricsKind.TRAIN_RESULT,
+    "test_result": MetricsKind.TEST_RESULT,
+    "client_time_result": MetricsKind.TIME_RESULT,
+    "client_system": MetricsKind.SYSTEM,
+    "xai_result": MetricsKind.DATA,
+}
+"""What a FedOps client puts to `client_perf/KIND/TASK` (FedOps client_api.ClientServerAPI), and what it is here."""
+
+_ENVELOPE = ("fl_task_id", "client_mac", "round", "gl_model_v")
+"""Said by the message around the numbers already."""
+
+
+class ReportError(ValueError):
+    """A performance report is no JSON object."""
+
+
+def parse_report(body: bytes) -> dict[str, Any]:
+    """Return the fields of a report.
+
+    Raises:
+        ReportError: it has none.
+    """
+    try:
+        fields = json.loads(body)
+    except ValueError as error:
+        raise ReportError(f"no JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ReportError(f"expected a JSON object, got {type(fields).__name__}")
+    return fields
+
+
+def client_report(kind: MetricsKind, fields: Mapping[str, Any], cutter: MetricsCutter) -> MetricsReport:
+    """Return a client's report as its daemon sends it; what is nested becomes JSON text."""
+    plain = {
+        name: json.dumps(value) if isinstance(value, list | dict) else value
+        for name, value in fields.items()
+        if name not in _ENVELOPE
+    }
+    return MetricsReport(kind=kind, round=count_of(fields.get("round")), values=cutter.cut(plain))
+
+
+def server_numbers(fields: Mapping[str, Any], cutter: MetricsCutter) -> dict[str, float]:
+    """Return the numbers of a server's evaluation, FedOps' own bookkeeping left out."""
+    left_out = {*_ENVELOPE, "run_time_by_round"}
+    return cutter.cut_numbers(
+        {name: value for name, value in fields.items() if name not in left_out and not isinstance(value, bool)}
+    )

@@ -12,11 +12,11 @@ from typing import Any, cast
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 
-from fedops_mqtt.bridge.fedops_http_client import FedOpsHttpError
 from fedops_mqtt.bridge.grpc_gateway import GrpcGateway
+from fedops_mqtt.bridge.peer_state import FedOpsHttpError
 from fedops_mqtt.bridge.start_call import WORDS, OnReport, StartCall, failed_to_start
 from fedops_mqtt.core.client import Identity
-from fedops_mqtt.core.client_events import StartTraining
+from fedops_mqtt.core.client_state import StartTraining
 from fedops_mqtt.core.reasons import INTERRUPTED
 from fedops_mqtt.line.client_session import RunEnd
 from fedops_mqtt.line.errors import LineConfigError

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from fedops_mqtt.bridge.fedops_http_client import FedOpsHttpClient, FedOpsHttpError
-from fedops_mqtt.bridge.peer_state import PeerState
+from fedops_mqtt.bridge.peer_state import FedOpsHttpClient, FedOpsHttpError, PeerState
 from fedops_mqtt.core.reasons import INTERRUPTED
 from fedops_mqtt.protocol import Outcome
 from fedops_mqtt.training.pipe import EndedReport, MetricsReport, PhaseReport

@@ -12,7 +12,6 @@ from fedops_mqtt.bus.address import (
     without_password,
 )
 from fedops_mqtt.bus.connection import Connection, Publication
-from fedops_mqtt.bus.epochs import EpochFile, EpochStore, MemoryEpochs
 from fedops_mqtt.bus.errors import (
     BrokerUrlError,
     BusError,
@@ -31,7 +30,7 @@ from fedops_mqtt.bus.errors import (
 )
 from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Disconnected, Dropped, Malformed, Received
 from fedops_mqtt.bus.mosquitto import Mosquitto
-from fedops_mqtt.bus.owner import StatusOwner, new_instance
+from fedops_mqtt.bus.owner import EpochFile, EpochStore, MemoryEpochs, StatusOwner, new_instance
 from fedops_mqtt.bus.watch import Bus, connect
 
 __all__ = [

@@ -26,9 +26,7 @@ from fedops_mqtt.bus.errors import (
     PublishRefusedError,
     VersionError,
 )
-from fedops_mqtt.bus.event_buffer import EventBuffer
-from fedops_mqtt.bus.events import BusEvent, Connected, Disconnected, Dropped
-from fedops_mqtt.bus.intake import DROPPED_TOPIC, Intake
+from fedops_mqtt.bus.events import DROPPED_TOPIC, BusEvent, Connected, Disconnected, Dropped, EventBuffer, Intake
 from fedops_mqtt.bus.session import MqttSession, WillPacket, open_session
 from fedops_mqtt.protocol import Message, Topic, encode
 from fedops_mqtt.runtime.background import alongside, raise_if_cancelled

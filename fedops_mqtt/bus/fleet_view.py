@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Disconnected, Dropped, Received
-from fedops_mqtt.core.dropped_messages import DroppedMessageDetector
+from fedops_mqtt.core.fencing import DroppedMessageDetector
 from fedops_mqtt.core.fleet import ClientView, Fleet, ServerView, StatusView
 from fedops_mqtt.protocol import (
     MAX_METRICS,

@@ -19,8 +19,7 @@ from typing import Self
 from fedops_mqtt.bus.address import BusOptions
 from fedops_mqtt.bus.connection import Connection
 from fedops_mqtt.bus.errors import NotConnectedError
-from fedops_mqtt.bus.event_buffer import EventBuffer
-from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Malformed, Received
+from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, EventBuffer, Malformed, Received
 from fedops_mqtt.bus.fleet_view import FleetView
 from fedops_mqtt.core.fencing import Stamp, stamp_of
 from fedops_mqtt.protocol import Channel, Message, StatusMessage, Topic, filter_for

@@ -1,19 +1,138 @@
 """The verbs about published apps: app publish, list, show, rollback, withdraw; and `run FOLDER`, which does all."""
 
+import re
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
+from click import UsageError
 
-from fedops_mqtt.cli.examples import shows
-from fedops_mqtt.cli.options import takes_settings
+from fedops_mqtt.apps import AppBundle, AppRefusedError, AppSignature, BundleLimits, read_bundle
+from fedops_mqtt.cli.options import shows, takes_settings
+from fedops_mqtt.cli.output import FatalError
 from fedops_mqtt.cli.steer import Json, RunConfig, chosen_clients, start_run
 from fedops_mqtt.protocol import check_task_id
-from fedops_mqtt.runtime.settings import CliSettings
+from fedops_mqtt.runtime.machine import is_loopback
+from fedops_mqtt.runtime.settings import ClientSettings, CliSettings
+from fedops_mqtt.runtime.systemd import ExitCode
 
 if TYPE_CHECKING:
-    from fedops_mqtt.cli.app_source import AppSource
     from fedops_mqtt.cli.manager_api import ManagerApi, Record
+
+
+def make_app_app() -> typer.Typer:
+    """Return the verbs about delivered apps."""
+    app = typer.Typer(
+        help="Deliver apps to devices, and allow them there.", no_args_is_help=True, rich_markup_mode=None
+    )
+    for name, verb in {"approve": approve}.items():
+        app.command(name, epilog=verb.__dict__["epilog"])(verb)
+    return app
+
+
+@shows("fedops-mqtt app approve DIGEST --config bundle.toml", "fedops-mqtt app approve DIGEST --task-id digits")
+@takes_settings(ClientSettings)
+def approve(
+    settings: ClientSettings,
+    digest: Annotated[str, typer.Argument(metavar="DIGEST", help="SHA-256 of the bundle, as the refusal named it.")],
+    withdraw: Annotated[bool, typer.Option("--withdraw", help="Take an approval back.")] = False,
+) -> None:
+    """Allow this device to run one delivered app, where its setting says delivered-after-approval."""
+    from fedops_mqtt.apps import AppLibrary
+    from fedops_mqtt.device.app_policy import app_folder
+    from fedops_mqtt.device.identity import NoMacAddressError, get_mac_address
+    from fedops_mqtt.device.journal import identity_dir
+
+    if not re.fullmatch(r"[0-9a-f]{64}", digest := digest.lower()):
+        raise UsageError(f"{digest!r} is no digest: 64 hexadecimal digits, as the rejected start's reason names them")
+    if settings.task_id is None:
+        raise UsageError(
+            "say of which client: --config bundle.toml, or --task-id TASK (and --mac, --state-dir as it has)"
+        )
+    try:
+        folder = identity_dir(settings.state_dir, settings.task_id, settings.mac or get_mac_address())
+    except NoMacAddressError as error:
+        raise FatalError(str(error), ExitCode.CONFIG) from error
+    if not folder.is_dir():
+        problem = (
+            f"no client of task {settings.task_id} has run here with this MAC and state folder: {folder} is missing"
+        )
+        raise FatalError(f"{problem}; give --mac and --state-dir as the client has them", ExitCode.CONFIG)
+    library = AppLibrary(app_folder(folder))
+    if withdraw:
+        library.withdraw(digest)
+    else:
+        library.approve(digest)
+    print(f"{'no longer approved' if withdraw else 'approved'}: {digest} for task {settings.task_id}")
+
+
+DEFAULT_FLEET = Path("fleet")
+"""As the verbs of a fleet have it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppSource:
+    """A bundle that was read and found whole."""
+
+    data: bytes
+    bundle: AppBundle
+
+
+def read_source(source: Path) -> AppSource:
+    """Return the bundle that a file is, or that a project's folder makes.
+
+    Raises:
+        FatalError: it cannot be read or built, or is no bundle.
+    """
+    try:
+        data = _build(source) if source.is_dir() else source.read_bytes()
+        return AppSource(data=data, bundle=read_bundle(data, limits=BundleLimits(packed_bytes=len(data))))
+    except OSError as error:
+        raise FatalError(f"{source} cannot be read: {error.strerror or error}", ExitCode.FAILED) from error
+    except AppRefusedError as error:
+        raise FatalError(f"{source} is no app that can be published: {error}", ExitCode.FAILED) from error
+
+
+def sign(source: AppSource, task_id: str, fleet: Path | None, *, manager: str) -> AppSignature | None:
+    """Return the signature by the fleet's key; None, and a sentence about it, where there is no fleet.
+
+    Raises:
+        EnrolmentError: the fleet's folder or its key cannot be used.
+        FatalError: there is no fleet, and the manager is on another machine.
+    """
+    from fedops_mqtt.enrolment import FleetFolder
+    from fedops_mqtt.enrolment.fleet import REGISTER_FILE
+
+    if fleet is None and (DEFAULT_FLEET / REGISTER_FILE).exists():
+        fleet = DEFAULT_FLEET
+    if fleet is not None:
+        about = source.bundle
+        return FleetFolder(fleet).app_signer().sign(digest=about.digest, task_id=task_id, version=about.version)
+    if not is_loopback(urlsplit(manager).hostname or ""):
+        advice = "an app for a manager on another machine must be signed: --fleet FOLDER names the fleet with the key"
+        raise FatalError(advice, ExitCode.CONFIG)
+    typer.echo("not signed: there is no fleet here (--fleet FOLDER). Only a manager on loopback takes it.", err=True)
+    return None
+
+
+def _build(folder: Path) -> bytes:
+    """Return what `flwr build` makes of a folder."""
+    from flwr.cli.build import build_fab_from_disk
+
+    if not (folder / "pyproject.toml").is_file():
+        raise FatalError(f"{folder} is no Flower project: it has no pyproject.toml", ExitCode.FAILED)
+    try:
+        with warnings.catch_warnings():  # flwr 1.41 uses a name of pathspec that is deprecated
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return build_fab_from_disk(folder)
+    except OSError:
+        raise
+    except (Exception, SystemExit) as error:  # flwr's own code, which raises click's, pathspec's and tomli's errors
+        raise FatalError(f"{folder} cannot be built: {error}", ExitCode.FAILED) from error
+
 
 Source = Annotated[Path, typer.Argument(metavar="FILE|FOLDER", help="What `flwr build` made, or the project's folder.")]
 Task = Annotated[str, typer.Argument(metavar="TASK", help="The task whose app it is.")]
@@ -48,7 +167,6 @@ def publish(
     json: Json = False,
 ) -> None:
     """Make a Flower app the current version of a task's app: its next run trains with it."""
-    from fedops_mqtt.cli.app_source import read_source
     from fedops_mqtt.cli.manager_api import ManagerApi
 
     with ManagerApi(settings) as manager:
@@ -143,7 +261,6 @@ def run_project(
     json: Json = False,
 ) -> None:
     """Build and publish a Flower project, start a run of it, and follow it to its end."""
-    from fedops_mqtt.cli.app_source import read_source
     from fedops_mqtt.cli.manager_api import ManagerApi
 
     app = read_source(source)
@@ -155,7 +272,6 @@ def run_project(
 
 
 def _publish(manager: "ManagerApi", settings: CliSettings, app: "AppSource", task: str, fleet: Path | None) -> "Record":
-    from fedops_mqtt.cli.app_source import sign
 
     signature = sign(app, check_task_id(task), fleet, manager=settings.manager)
     query: dict[str, Any] = signature.model_dump() if signature else {}

@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
-from fedops_mqtt.cli.examples import shows
-from fedops_mqtt.cli.options import takes_settings
-from fedops_mqtt.runtime.exit_codes import ExitCode
+from fedops_mqtt.cli.options import shows, takes_settings
 from fedops_mqtt.runtime.settings import DoctorSettings
+from fedops_mqtt.runtime.systemd import ExitCode
 
 _COLUMNS = ("level", "check", "found", "advice")
 
@@ -34,6 +33,7 @@ def doctor(
     """
     from fedops_mqtt.cli.doctor_bus import look_at_bus
     from fedops_mqtt.cli.doctor_local import (
+        Level,
         listening_addresses,
         look_at_app,
         look_at_broker_config,
@@ -42,7 +42,6 @@ def doctor(
         look_at_files,
         look_at_ports,
     )
-    from fedops_mqtt.cli.findings import Level
     from fedops_mqtt.cli.output import print_records
     from fedops_mqtt.enrolment import Role
 

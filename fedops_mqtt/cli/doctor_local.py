@@ -5,18 +5,62 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 
 from pydantic import BaseModel
 
-from fedops_mqtt.cli.findings import Finding, ok, problem, unknown, warning
-from fedops_mqtt.device.app_check import check_app
-from fedops_mqtt.enrolment.inspection import is_issued_by, is_pair, read_certificate
+from fedops_mqtt.device.training_process import check_app
+from fedops_mqtt.enrolment.authority import is_issued_by, is_pair, read_certificate
 from fedops_mqtt.enrolment.roles import Role
-from fedops_mqtt.runtime.app_settings import IS_DELIVERED
-from fedops_mqtt.runtime.settings import BridgeSettings, DoctorSettings, ManagerSettings, config_file
+from fedops_mqtt.runtime.settings import IS_DELIVERED, BridgeSettings, DoctorSettings, ManagerSettings, config_file
 from fedops_mqtt.runtime.settings_file import exposed_files
+
+
+class Level(StrEnum):
+    """How bad it is."""
+
+    OK = "ok"
+    UNKNOWN = "unknown"
+    WARNING = "warning"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was looked at. `advice` is empty where nothing has to be done."""
+
+    check: str
+    level: Level
+    found: str
+    advice: str = ""
+
+    def as_record(self) -> dict[str, str]:
+        """Return it for a program."""
+        return {"check": self.check, "level": self.level.value, "found": self.found, "advice": self.advice}
+
+
+def ok(check: str, found: str) -> Finding:
+    """Return that something is as it should be."""
+    return Finding(check=check, level=Level.OK, found=found)
+
+
+def unknown(check: str, found: str) -> Finding:
+    """Return that something could not be looked at from here."""
+    return Finding(check=check, level=Level.UNKNOWN, found=found)
+
+
+def warning(check: str, found: str, advice: str) -> Finding:
+    """Return that something works, but not for ever or not for everybody."""
+    return Finding(check=check, level=Level.WARNING, found=found, advice=advice)
+
+
+def problem(check: str, found: str, advice: str) -> Finding:
+    """Return that something does not work, or stands open."""
+    return Finding(check=check, level=Level.PROBLEM, found=found, advice=advice)
+
 
 WARN_DAYS = 30
 """A certificate that expires within this is pointed out; renewing leaves the old one good, so nobody need wait."""

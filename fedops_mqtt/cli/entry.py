@@ -11,11 +11,10 @@ from typing import Any
 import click
 import typer
 
-from fedops_mqtt.cli import app as app_verbs
-from fedops_mqtt.cli import apps, bridge, demo, doctor, fleet, history, model, roles, simulate, steer, watch
-from fedops_mqtt.cli.fatal import explain, known_errors
+from fedops_mqtt.cli import apps, demo, doctor, fleet, history, model, roles, simulate, steer, watch
+from fedops_mqtt.cli.output import explain, known_errors
 from fedops_mqtt.protocol import visible
-from fedops_mqtt.runtime.exit_codes import ExitCode
+from fedops_mqtt.runtime.systemd import ExitCode
 
 VERBS: dict[str, Callable[..., None]] = {
     "demo": demo.demo,
@@ -23,7 +22,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "broker": roles.broker,
     "client": roles.client,
     "manager": roles.manager,
-    "bridge": bridge.bridge,
+    "bridge": roles.bridge,
     "clients": steer.clients,
     "runs": steer.runs,
     "start": steer.start,
@@ -59,7 +58,7 @@ def make_app() -> typer.Typer:
         app.command(name, epilog=verb.__dict__.get("epilog"))(verb)
     app.add_typer(history.make_run_app(), name="run")
     app.add_typer(model.make_model_app(), name="model")
-    app.add_typer(apps.add_to(app_verbs.make_app_app()), name="app")
+    app.add_typer(apps.add_to(apps.make_app_app()), name="app")
     app.add_typer(fleet.make_fleet_app(), name="fleet")
     return app
 

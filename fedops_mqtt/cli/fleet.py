@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from click import UsageError
 
-from fedops_mqtt.cli.examples import shows
-from fedops_mqtt.cli.options import takes_settings
+from fedops_mqtt.cli.options import shows, takes_settings
 from fedops_mqtt.runtime.settings import FleetSettings
 
 if TYPE_CHECKING:
@@ -172,7 +171,7 @@ def nats(settings: FleetSettings) -> None:
     """Write the fleet as users and permissions for a cluster of NATS servers."""
     from fedops_mqtt.bus.mosquitto import find_config
     from fedops_mqtt.enrolment import FleetFolder
-    from fedops_mqtt.enrolment.nats import can_use_nats
+    from fedops_mqtt.enrolment.permissions import can_use_nats
 
     fleet = FleetFolder(settings.fleet_dir)
     print(fleet.write_nats(find_config("ha/cluster/nats.conf").read_text(encoding="utf-8")))

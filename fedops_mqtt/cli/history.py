@@ -10,11 +10,10 @@ import typer
 from click import UsageError
 
 from fedops_mqtt.cli.apps import run_project
-from fedops_mqtt.cli.examples import shows
-from fedops_mqtt.cli.fatal import FatalError
-from fedops_mqtt.cli.options import takes_settings
-from fedops_mqtt.runtime.exit_codes import ExitCode
+from fedops_mqtt.cli.options import shows, takes_settings
+from fedops_mqtt.cli.output import FatalError
 from fedops_mqtt.runtime.settings import CliSettings, LogsSettings
+from fedops_mqtt.runtime.systemd import ExitCode
 
 if TYPE_CHECKING:
     from fedops_mqtt.cli.manager_api import ManagerApi, Record
@@ -213,7 +212,7 @@ def _print_output(settings: LogsSettings, run: str | None, client: str | None, *
     """Print the newest output of a training, of this run and client where they are given."""
     from fedops_mqtt.cli.output import print_records_as_lines, readable
     from fedops_mqtt.protocol import mac_to_level
-    from fedops_mqtt.runtime.streams import OUTPUT_FOLDER, find_outputs, read_output
+    from fedops_mqtt.runtime.processes import OUTPUT_FOLDER, find_outputs, read_output
 
     folders = (settings.state_dir / "clients").glob(f"{mac_to_level(client) if client else '*'}/*/{OUTPUT_FOLDER}")
     found = [path for folder in folders for path in find_outputs(folder)]
@@ -244,9 +243,9 @@ def _show_run(run: "Record", rounds: "list[Record]") -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from fedops_mqtt.cli.live import sparkline
     from fedops_mqtt.cli.output import as_text, print_records
-    from fedops_mqtt.core.measures import ACCURACY, measure
+    from fedops_mqtt.cli.watch import sparkline
+    from fedops_mqtt.core.run import ACCURACY, measure
 
     console = Console()
     for name in _FACTS:

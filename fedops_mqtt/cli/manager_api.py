@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from fedops_mqtt.bus.address import without_password
-from fedops_mqtt.cli.fatal import FatalError
+from fedops_mqtt.cli.output import FatalError
 from fedops_mqtt.manager.client import (
     PAGE,
     ManagerClient,
@@ -14,8 +14,8 @@ from fedops_mqtt.manager.client import (
     ManagerUnreachableError,
     ManagerUrlError,
 )
-from fedops_mqtt.runtime.exit_codes import ExitCode
 from fedops_mqtt.runtime.settings import CliSettings
+from fedops_mqtt.runtime.systemd import ExitCode
 
 Record = dict[str, Any]
 

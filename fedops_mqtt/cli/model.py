@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from click import UsageError
 
-from fedops_mqtt.cli.examples import shows
-from fedops_mqtt.cli.fatal import FatalError
-from fedops_mqtt.cli.options import takes_settings
-from fedops_mqtt.runtime.exit_codes import ExitCode
+from fedops_mqtt.cli.options import shows, takes_settings
+from fedops_mqtt.cli.output import FatalError
 from fedops_mqtt.runtime.settings import ModelSettings
+from fedops_mqtt.runtime.systemd import ExitCode
 
 if TYPE_CHECKING:
     from fedops_mqtt.store.versions import ModelFile, ModelStore, StoredModel

@@ -16,10 +16,10 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
-from fedops_mqtt.cli.fatal import FatalError
-from fedops_mqtt.runtime.exit_codes import ExitCode
+from fedops_mqtt.cli.output import FatalError
 from fedops_mqtt.runtime.machine import NoHomeError
 from fedops_mqtt.runtime.settings import CONFIG_VARIABLE, origin_of, use_config_file
+from fedops_mqtt.runtime.systemd import ExitCode
 
 Settings = TypeVar("Settings", bound=BaseSettings)
 
@@ -166,3 +166,19 @@ def _explain(error: ValidationError, given: Mapping[str, Any]) -> Exception:
     if field in given:
         return UsageError(f"{option_name(field)}: {problem}")
     return FatalError(f"{origin_of(field)}: {problem}", ExitCode.CONFIG)
+
+
+def shows(
+    *examples: str, model: type[BaseSettings] | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Put examples below a verb's help, and the secrets of its settings class."""
+    lines = ["\b", "Example:" if len(examples) == 1 else "Examples:", *(f"  {example}" for example in examples)]
+    secrets = secrets_of(model) if model else []
+    if secrets:
+        lines += ["", "\b", "Only from the environment:", *(f"  {name}" for name in secrets)]
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        verb.__dict__["epilog"] = "\n".join(lines)
+        return verb
+
+    return decorate

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fedops_mqtt.protocol import first_line, visible
+from fedops_mqtt.runtime.systemd import ExitCode, exit_code_of_disk
 
 Row = Mapping[str, Any]
 
@@ -98,3 +99,56 @@ def _print_table(records: Sequence[Row], columns: Sequence[str]) -> None:
     for row in records:
         table.add_row(*(Text(in_a_cell(row.get(name))) for name in columns))
     Console().print(table)
+
+
+class FatalError(Exception):
+    """A verb cannot go on. The message says what happened and what to do next."""
+
+    def __init__(self, message: str, code: ExitCode) -> None:
+        self.code = code
+        super().__init__(message)
+
+
+def known_errors() -> tuple[type[Exception], ...]:
+    """Return every error that `explain` has words for; loads their modules."""
+    from fedops_mqtt.bus import BusError
+    from fedops_mqtt.enrolment.errors import EnrolmentError
+    from fedops_mqtt.protocol import IdentityError
+    from fedops_mqtt.runtime.machine import NoHomeError
+    from fedops_mqtt.runtime.settings_file import SettingsFileError
+
+    return (FatalError, BusError, SettingsFileError, NoHomeError, EnrolmentError, IdentityError)
+
+
+def explain(error: Exception) -> tuple[str, ExitCode]:
+    """Return what to tell the person, and the exit status."""
+    from fedops_mqtt import bus
+    from fedops_mqtt.enrolment.errors import EnrolmentError
+    from fedops_mqtt.protocol import IdentityError
+    from fedops_mqtt.runtime.machine import NoHomeError
+    from fedops_mqtt.runtime.settings_file import SettingsFileError
+
+    match error:
+        case FatalError():
+            return str(error), error.code
+        case SettingsFileError() | NoHomeError() | EnrolmentError() | IdentityError() | bus.ClientIdError():
+            return str(error), ExitCode.CONFIG
+        case bus.CredentialsError():
+            return f"{error}. Set FEDOPS_MQTT_BROKER_USER and FEDOPS_MQTT_BROKER_PASSWORD.", ExitCode.NO_PERMISSION
+        case bus.BrokerUrlError():
+            return f"{error}. Correct --broker or the file it names.", ExitCode.CONFIG
+        case bus.ConnectError():
+            return f"{error}. Is it running? `fedops-mqtt broker` starts one here; --broker says where.", _UNAVAILABLE
+        case bus.ConflictingInstanceError():
+            return str(error), ExitCode.RIVAL
+        case bus.PublishRefusedError():
+            return str(error), ExitCode.NO_PERMISSION
+        case bus.EpochFileError():
+            return f"{error}. Choose a folder that can be written with --state-dir.", exit_code_of_disk(error.__cause__)
+        case bus.MosquittoError():
+            return str(error), _UNAVAILABLE
+        case _:
+            return str(error), ExitCode.FAILED
+
+
+_UNAVAILABLE = ExitCode.UNAVAILABLE

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedops_mqtt.cli.examples import shows
+from fedops_mqtt.cli.options import shows
 
 
 @shows("fedops-mqtt simulate --app client_main:make_client --server server_main.py --clients 20 --rounds 5")
@@ -29,7 +29,7 @@ def simulate(
     """
     from fedops_mqtt.cli.output import readable
     from fedops_mqtt.protocol import ServerMetrics
-    from fedops_mqtt.runtime.exit_codes import ExitCode
+    from fedops_mqtt.runtime.systemd import ExitCode
     from fedops_mqtt.simulation import run
 
     options = run.SimulationOptions(

@@ -12,13 +12,26 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from fedops_mqtt.cli.examples import shows
-from fedops_mqtt.cli.options import takes_settings
+from fedops_mqtt.cli.options import shows, takes_settings
 from fedops_mqtt.runtime.logs import mute_logging
 from fedops_mqtt.runtime.settings import WatchSettings
 
 if TYPE_CHECKING:
     from fedops_mqtt.bus.fleet_view import FleetView, Record
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fedops_mqtt.bus.fleet_view import RECENT, FleetView, client_record, run_record
+from fedops_mqtt.cli.output import as_line, as_text, in_a_cell
+from fedops_mqtt.core.fleet import ClientView, Presence, StatusView
+from fedops_mqtt.core.run import ACCURACY, measure
+from fedops_mqtt.protocol import ClientCondition, RunCondition, RunOutcome, RunStatus
 
 DRAW_S = 0.25
 """Between two pictures: fast enough for the eye, slow enough for a link over ssh."""
@@ -88,8 +101,6 @@ async def _print_changes(settings: WatchSettings, *, is_json: bool) -> None:
 async def _show_live(settings: WatchSettings) -> None:
     from rich.live import Live
 
-    from fedops_mqtt.cli.live import draw
-
     async with _following(settings, lambda _: None) as fleet_view:
         with Live(auto_refresh=False, screen=True) as live:
             while True:
@@ -114,3 +125,128 @@ async def _following(
         alongside(feed(bus, settings.task_id, fleet_view, on_event), name="watch-feed"),
     ):
         yield fleet_view
+
+
+_BARS = "▁▂▃▄▅▆▇█"
+_MAX_RUNS = 5
+_OTHER_LINES = 13 + RECENT
+"""Lines of a screen that are not rows of clients: titles, heads, runs, blanks."""
+_MIN_ROWS = 5
+_SHOWN_METRICS = 3
+_CLIENT_COLUMNS = ("client", "task", "presence", "status", "phase", "round", "metrics", "since")
+_RUN_COLUMNS = ("run", "task", "status", "round", "accuracy", "by round", "clients", "reason")
+
+
+def draw(fleet_view: FleetView, *, now: float, height: int, title: str = "") -> RenderableType:
+    """Return the whole screen: who is there, below it the runs; at most `height` lines."""
+    head = Text.assemble((title, "bold"), "  ", _say_connection(fleet_view))
+    max_rows = max(_MIN_ROWS, height - _OTHER_LINES)
+    return Group(head, _draw_clients(fleet_view, now, max_rows), _draw_runs(fleet_view), _draw_recent(fleet_view))
+
+
+def _say_connection(fleet_view: FleetView) -> Text:
+    if fleet_view.is_connected is None:
+        return Text("connecting to the broker", style="yellow")
+    if not fleet_view.is_connected:
+        return Text("broker lost, connecting again", style="bold red")
+    if fleet_view.losses.problem is not None:
+        return Text(fleet_view.losses.problem, style="bold red")
+    manager = fleet_view.fleet.manager
+    if manager is None or manager.is_out:
+        return Text("connected; no manager", style="yellow")
+    return Text(f"connected; manager {as_text(manager.status.url or 'online')}", style="green")
+
+
+def _draw_clients(fleet_view: FleetView, now: float, max_rows: int) -> RenderableType:
+    views = fleet_view.clients()
+    if not views:
+        return Text("no clients yet: `fedops-mqtt client --task-id T --app MODULE:ATTRIBUTE` adds one", style="dim")
+    table = Table(*_CLIENT_COLUMNS, box=box.SIMPLE_HEAD, pad_edge=False)
+    for view in views[:max_rows]:
+        table.add_row(*_client_cells(fleet_view, view, now))
+    more = len(views) - max_rows
+    return Group(table, Text(f"… and {more} more", style="dim")) if more > 0 else table
+
+
+def _client_cells(fleet_view: FleetView, view: ClientView, now: float) -> list[RenderableType]:
+    record = client_record(fleet_view, view)
+    name = record["client_name"] or record["client_mac"]
+    return [
+        Text(as_text(name)),
+        Text(record["task_id"]),
+        Text(_say_presence(view), style=_PRESENCE_STYLE[view.presence]),
+        Text(record["status"], style=_STATUS_STYLE.get(view.status.status, "")),
+        Text(as_text(record["phase"])),
+        Text(as_text(record["round"])),
+        Text(say_metrics(record["metrics"])),
+        Text(_say_duration(now - view.since)),
+    ]
+
+
+def _say_presence(view: ClientView) -> str:
+    return f"{view.presence} ({as_text(view.out_reason)})" if view.is_out else str(view.presence)
+
+
+def say_metrics(metrics: Mapping[str, Any]) -> str:
+    """Return the numbers that say how the model does, or the first few where none is called so."""
+    measures = [name for name in metrics if name.endswith(("loss", "accuracy"))] or list(metrics)
+    return "  ".join(f"{as_text(name)} {as_text(metrics[name])}" for name in measures[:_SHOWN_METRICS])
+
+
+def _draw_runs(fleet_view: FleetView) -> RenderableType:
+    views = fleet_view.runs()[:_MAX_RUNS]
+    if not views:
+        return Text("no runs yet: `fedops-mqtt start TASK` starts one", style="dim")
+    table = Table(*_RUN_COLUMNS, box=box.SIMPLE_HEAD, pad_edge=False)
+    for view in views:
+        table.add_row(*_run_cells(fleet_view, view))
+    return table
+
+
+def _draw_recent(fleet_view: FleetView) -> RenderableType:
+    """The last events, each cut to one line."""
+    lines = [Text(as_line(change), style="dim", no_wrap=True, overflow="ellipsis") for change in fleet_view.recent]
+    return Group(Text(), *lines)
+
+
+def _run_cells(fleet_view: FleetView, view: StatusView[RunStatus]) -> list[RenderableType]:
+    record = run_record(view.status)
+    rounds = fleet_view.history.get((view.status.task_id, view.status.run_id), [])
+    said = record["outcome"] or record["status"]
+    return [
+        Text(record["run_id"]),
+        Text(record["task_id"]),
+        Text(said, style=_run_style(view.status)),
+        Text(f"{record['round']}/{record['num_rounds']}"),
+        Text(as_text(measure(record["metrics"], ACCURACY))),
+        Text(sparkline([value for each in rounds if (value := measure(each.metrics, ACCURACY)) is not None])),
+        Text(as_text(record["clients"])),
+        Text(in_a_cell(record["reason"])),
+    ]
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Return values between 0 and 1 as a row of bars."""
+    top = len(_BARS) - 1
+    return "".join(_BARS[min(top, int(min(1.0, max(0.0, value)) * (top + 1)))] for value in values)
+
+
+def _run_style(status: RunStatus) -> str:
+    if status.outcome is not None:
+        return "green" if status.outcome is RunOutcome.COMPLETED else "bold red"
+    return "cyan" if status.status is RunCondition.RUNNING else "yellow"
+
+
+def _say_duration(duration_s: float) -> str:
+    minutes, seconds = divmod(int(max(0.0, duration_s)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+_PRESENCE_STYLE = {Presence.ONLINE: "green", Presence.UNCONFIRMED: "yellow", Presence.OUT: "red"}
+_STATUS_STYLE = {
+    ClientCondition.TRAIN_STARTED: "cyan",
+    ClientCondition.TRAIN_FINISHED: "green",
+    ClientCondition.TRAIN_FAILED: "bold red",
+    ClientCondition.CLIENT_OUT: "red",
+}

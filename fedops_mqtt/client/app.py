@@ -15,23 +15,59 @@ from pathlib import Path
 from typing import Any
 
 from fedops_mqtt.bus import BrokerUrlError, ConflictingInstanceError, EpochFileError
-from fedops_mqtt.client.attachment import FedOpsAttachment
 from fedops_mqtt.client.client_api import speaking
+from fedops_mqtt.client.client_managers import ClientManagers
 from fedops_mqtt.client.client_utils import FLClientStatus, NoMacAddressError, view_of
-from fedops_mqtt.device.app_check import check_app
-from fedops_mqtt.device.daemon import Daemon
-from fedops_mqtt.device.errors import ClientConfigError, ShimAddressError, ShimExposedError
+from fedops_mqtt.device.daemon import Daemon, Notice
+from fedops_mqtt.device.identity import ClientConfigError, ShimAddressError, ShimExposedError
 from fedops_mqtt.device.journal import DaemonRunningError
 from fedops_mqtt.device.trainer import Trainer
+from fedops_mqtt.device.training_process import check_app
 from fedops_mqtt.protocol import MetricsCutter, MetricsKind, Outcome, TaskId, clip
-from fedops_mqtt.runtime.app_settings import IS_DELIVERED
 from fedops_mqtt.runtime.background import alongside
-from fedops_mqtt.runtime.exit_codes import ExitCode, exit_code_of_disk
-from fedops_mqtt.runtime.settings import ClientSettings
-from fedops_mqtt.runtime.systemd import told_to_end
+from fedops_mqtt.runtime.settings import IS_DELIVERED, ClientSettings
+from fedops_mqtt.runtime.systemd import ExitCode, exit_code_of_disk, told_to_end
 from fedops_mqtt.runtime.task_config import Scalar, flatten, read_configuration
 from fedops_mqtt.training.live_task import LIVE, LiveFile, pack
 from fedops_mqtt.training.pipe import MetricsReport
+
+
+class FedOpsAttachment:
+    """The FedOps side of one daemon, as its settings ask for it."""
+
+    def __init__(self, settings: ClientSettings) -> None:
+        self._settings = settings
+        self._managers = ClientManagers.from_settings(settings, settings.task_id or "")
+
+    @asynccontextmanager
+    async def serving(self, daemon: Daemon) -> AsyncIterator[str | None]:
+        """Serve the shim while the block runs; yields its `host:port`, or None where the settings ask for none.
+
+        Raises:
+            ShimAddressError: the address is taken, none of this machine's, or beyond it and open to anybody.
+        """
+        settings = self._settings
+        if settings.http is None:
+            yield None
+            return
+        # Here, not above: FastAPI is a fifth of an idle daemon, and most devices never listen.
+        from fedops_mqtt.client.http_shim import access_rules, allowed_servers, make_shim, serving
+
+        shim = make_shim(
+            view=lambda: view_of(daemon.client),
+            start=daemon.start,
+            managers=self._managers,
+            may_start_at=allowed_servers(settings),
+            starts_by_get=settings.http_get_start,
+            takes_any_mac=settings.http_any_mac,
+        )
+        async with serving(shim, settings.http, access_rules(settings)) as address:
+            yield address
+
+    async def notify(self, notice: Notice) -> None:
+        """Report an end to FedOps' client manager, where there is one."""
+        await self._managers.notify(notice)
+
 
 logger = logging.getLogger(__name__)
 

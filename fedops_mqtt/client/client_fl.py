@@ -14,8 +14,7 @@ import sys
 import threading
 from typing import IO, Protocol
 
-from fedops_mqtt.training.pipe import Job, Redirect, Stop, parse_command
-from fedops_mqtt.training.report import Reporter
+from fedops_mqtt.training.pipe import Job, Redirect, Reporter, Stop, parse_command
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, Field
 
 from fedops_mqtt.bus import without_password
-from fedops_mqtt.device.attachment import Notice
+from fedops_mqtt.device.daemon import Notice
 from fedops_mqtt.runtime.settings import ClientSettings
 
 logger = logging.getLogger(__name__)

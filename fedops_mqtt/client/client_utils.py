@@ -170,17 +170,17 @@ def get_parameters_for_llm(model: Any) -> list[Any]:
 
 def load_model(model_name: str, quantization: int, gradient_checkpointing: bool, peft_config: Any) -> Any:
     """Return a causal language model with a PEFT adapter, in 4 or 8 bits where `quantization` says so."""
-    from fedops_mqtt.model_types import llm
+    from fedops_mqtt.model_types import peft_model
 
-    return llm.load_model(model_name, quantization, gradient_checkpointing, peft_config)
+    return peft_model.load_model(model_name, quantization, gradient_checkpointing, peft_config)
 
 
 def gen_parameter_shape(cfg: Any) -> None:
     """Write the shapes of a LoRA adapter to `cfg.save_filename` (`parameter_shapes.json`), for the FL server."""
-    from fedops_mqtt.model_types import llm
+    from fedops_mqtt.model_types import peft_model
 
     path = Path(entry(cfg, "save_filename", "parameter_shapes.json"))
-    shapes = llm.parameter_shapes(
+    shapes = peft_model.parameter_shapes(
         entry(cfg, "model.name"),
         r=int(entry(cfg, "finetune.lora_r")),
         lora_alpha=int(entry(cfg, "finetune.lora_alpha")),

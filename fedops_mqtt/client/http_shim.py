@@ -20,12 +20,12 @@ from starlette.types import ASGIApp
 from fedops_mqtt.bus import parse_broker_urls
 from fedops_mqtt.client.client_managers import ClientManagers, NoServerError
 from fedops_mqtt.client.client_utils import FLClientStatus, ManagerData
-from fedops_mqtt.core.client_events import LocalStart, StartDecision
-from fedops_mqtt.device.errors import ShimAddressError, ShimExposedError
+from fedops_mqtt.core.client_state import LocalStart, StartDecision
+from fedops_mqtt.device.identity import ShimAddressError, ShimExposedError
 from fedops_mqtt.protocol import Answer
 from fedops_mqtt.runtime.http_access import AccessControlMiddleware, AccessRules, ExposedError
-from fedops_mqtt.runtime.http_listener import listen
-from fedops_mqtt.runtime.http_listener import serving as serve
+from fedops_mqtt.runtime.http_server import listen
+from fedops_mqtt.runtime.http_server import serving as serve
 from fedops_mqtt.runtime.settings import ClientSettings
 
 logger = logging.getLogger(__name__)

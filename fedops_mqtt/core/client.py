@@ -4,11 +4,15 @@ Pure: an event goes in, the next client and at most one action come out; `Client
 carried out or the status is published, or a crash in between could start one training twice.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import assert_never
 
-from fedops_mqtt.core.client_events import (
+from fedops_mqtt.core.client_state import (
     Action,
+    ActiveTraining,
+    ClientState,
     Event,
     LocalStart,
     Progressed,
@@ -19,10 +23,6 @@ from fedops_mqtt.core.client_events import (
     StartTraining,
     StopTraining,
     TrainingEnded,
-)
-from fedops_mqtt.core.client_state import (
-    ActiveTraining,
-    ClientState,
     TrainingOutcome,
     TriggerReply,
     as_last_trigger,
@@ -31,10 +31,12 @@ from fedops_mqtt.core.client_state import (
     record_stop,
     remember,
 )
+from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.core.reasons import BUSY, INTERRUPTED, SHUTTING_DOWN, STOPPED
 from fedops_mqtt.protocol import (
     Answer,
     ClientCondition,
+    ClientStatus,
     CurrentRun,
     LastRun,
     Outcome,
@@ -390,3 +392,46 @@ def _end_unjoined(client: Client, mine: ActiveTraining, reason: str | None, code
         known = replace(known, answer=Answer.REJECTED, reason=reason, reason_code=code, launch=mine.launch)
         facts = replace(remember(facts, known), last_trigger=as_last_trigger(known))
     return replace(client, facts=facts, condition=ClientCondition.ONLINE, reason=None)
+
+
+LOST = "lost"
+
+
+def snapshot(
+    client: Client, stamp: Stamp, *, at: datetime, heartbeat_s: float, agent: Mapping[str, str]
+) -> ClientStatus:
+    """Return the status that says everything about a client."""
+    return ClientStatus(
+        status=client.condition,
+        reason=client.reason,
+        task_id=client.identity.task_id,
+        client_mac=client.identity.client_mac,
+        client_name=client.identity.client_name,
+        instance=client.identity.instance,
+        epoch=stamp.epoch,
+        seq=stamp.seq,
+        at=at,
+        heartbeat_s=heartbeat_s,
+        run=client.run,
+        last_run=client.facts.last_run,
+        last_trigger=client.facts.last_trigger,
+        server_ip=client.server_ip,
+        gl_model=client.facts.gl_model,
+        agent=dict(agent),
+    )
+
+
+def last_will(identity: Identity, stamp: Stamp, *, at: datetime, heartbeat_s: float) -> ClientStatus:
+    """Return what the broker says for a client that dies: only who, and that it is lost."""
+    return ClientStatus(
+        status=ClientCondition.CLIENT_OUT,
+        reason=LOST,
+        task_id=identity.task_id,
+        client_mac=identity.client_mac,
+        client_name=identity.client_name,
+        instance=identity.instance,
+        epoch=stamp.epoch,
+        seq=stamp.seq,
+        at=at,
+        heartbeat_s=heartbeat_s,
+    )

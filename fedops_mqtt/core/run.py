@@ -10,8 +10,11 @@ from typing import Literal, assert_never
 
 from fedops_mqtt.core.fleet import StatusView
 from fedops_mqtt.core.reasons import is_interruption
-from fedops_mqtt.core.run_events import (
+from fedops_mqtt.core.run_member import (
+    BAD_ENDS,
+    SAID_BY_SERVERS,
     ClientChosen,
+    Member,
     MemberGaveUp,
     RunClosed,
     RunEvent,
@@ -22,11 +25,6 @@ from fedops_mqtt.core.run_events import (
     StopRequested,
     StopSent,
     TriggerFired,
-)
-from fedops_mqtt.core.run_member import (
-    BAD_ENDS,
-    SAID_BY_SERVERS,
-    Member,
     fired,
     moved,
     rejected,
@@ -345,3 +343,18 @@ def _client_out(run: Run, member: Member, view: StatusView[ClientStatus], now: f
     if is_on_the_line and run.has_living_server:
         return member
     return moved(member, MemberCondition.LOST, view.out_reason, now)
+
+
+ACCURACY, LOSS = "accuracy", "loss"
+
+
+def measure_name(metrics: Mapping[str, float | None], ending: str) -> str | None:
+    """Return the name that is the ending itself, else the shortest that ends so; None when no value is called so."""
+    named = (name for name, value in metrics.items() if name.endswith(ending) and value is not None)
+    return min(sorted(named), key=len, default=None)
+
+
+def measure(metrics: Mapping[str, float | None], ending: str) -> float | None:
+    """Return the value that `measure_name` names."""
+    name = measure_name(metrics, ending)
+    return None if name is None else metrics[name]

@@ -9,8 +9,7 @@ from nicegui import events, ui
 
 from fedops_mqtt.bus import without_password
 from fedops_mqtt.dashboard.parts import hint
-from fedops_mqtt.dashboard.rows import Row
-from fedops_mqtt.dashboard.texts import Label
+from fedops_mqtt.dashboard.texts import Label, Row
 from fedops_mqtt.dashboard.view import TICK_S, PageView
 from fedops_mqtt.manager.events import ClientKey
 

@@ -3,19 +3,91 @@
 NiceGUI is one per process, and so is a manager that leads.
 """
 
+import hmac
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from hashlib import sha256
+from http.cookies import CookieError, SimpleCookie
 from typing import Any
+from urllib.parse import parse_qs
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from fedops_mqtt.dashboard.sign_in import SessionCookieMiddleware
 from fedops_mqtt.manager.api.app import Api
 from fedops_mqtt.manager.api.http import access_rules
 from fedops_mqtt.manager.context import ManagerContext
 from fedops_mqtt.runtime.background import alongside
+
+COOKIE = "fedops_mqtt"
+SIGN_IN = "/sign-in"
+_MAX_FORM_BYTES = 4096
+
+_FORM = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Sign in - fedops-mqtt</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
+<style>body{font:16px system-ui,sans-serif;display:grid;place-items:center;min-height:90vh;margin:1rem}
+form{display:grid;gap:.8rem;max-width:22rem;width:100%%}input,button{font:inherit;padding:.6rem;border-radius:6px;
+border:1px solid #888}button{background:#0b6b7a;color:#fff;border:0}p{margin:0}</style>
+<main><form method="post"><h1>fedops-mqtt</h1><p>%s</p><label for="token">Token of the manager</label>
+<input id="token" name="token" type="password" autocomplete="current-password" required autofocus>
+<button>Sign in</button><p>It is FEDOPS_MQTT_MANAGER_TOKEN where the manager was started.</p></form></main></html>"""
+
+
+class SessionCookieMiddleware:
+    """ASGI middleware around the door; without a token it does nothing."""
+
+    def __init__(self, door: ASGIApp, *, token: str | None, is_tls: bool) -> None:
+        self._door = door
+        self._token = token
+        self._is_tls = is_tls
+        self._pass = hmac.new((token or "").encode(), b"fedops-mqtt page", sha256).hexdigest()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a signed-in browser through as if it had the token."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._door(scope, receive, send)
+            return
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        if self._token is None or b"authorization" in headers:
+            await self._door(scope, receive, send)
+        elif scope["path"] == SIGN_IN and scope["type"] == "http":
+            await (await self._sign_in(scope, receive))(scope, receive, send)
+        elif self._has_pass(headers.get(b"cookie", "")):
+            bearer = (b"authorization", f"Bearer {self._token}".encode())
+            await self._door({**scope, "headers": [*scope["headers"], bearer]}, receive, send)
+        elif scope["type"] == "http" and "text/html" in headers.get(b"accept", ""):
+            await RedirectResponse(SIGN_IN, 303)(scope, receive, send)
+        else:
+            await self._door(scope, receive, send)
+
+    def _has_pass(self, cookies: str) -> bool:
+        try:
+            known = SimpleCookie(cookies).get(COOKIE)
+        except CookieError:
+            return False
+        return known is not None and hmac.compare_digest(known.value.encode(), self._pass.encode())
+
+    async def _sign_in(self, scope: Scope, receive: Receive) -> Response:
+        if scope["method"] != "POST":
+            return HTMLResponse(_FORM % "This manager asks who you are.")
+        given = parse_qs((await _read(receive)).decode("latin-1")).get("token", [""])[0]
+        if not hmac.compare_digest(given.encode(), (self._token or "").encode()):
+            return HTMLResponse(_FORM % "That is not its token.", 401)
+        answer = RedirectResponse("/", 303)
+        answer.set_cookie(COOKIE, self._pass, httponly=True, samesite="strict", secure=self._is_tls)
+        return answer
+
+
+async def _read(receive: Receive) -> bytes:
+    body, is_more = b"", True
+    while is_more and len(body) <= _MAX_FORM_BYTES:
+        part = await receive()
+        body += part.get("body", b"")
+        is_more = part.get("more_body", False)
+    return body[:_MAX_FORM_BYTES]
+
 
 BUILD_S = 20.0
 """A page may take this long to be built; with thousands of clients on a busy machine it is more than NiceGUI's 3 s."""
@@ -33,7 +105,7 @@ async def page(app: FastAPI, api: Api, desk: ManagerContext) -> AsyncIterator[Ca
     from nicegui import ui
 
     from fedops_mqtt.dashboard import client_page, fleet_page, run_page, task_page
-    from fedops_mqtt.dashboard.rows import TOLD, FleetRows
+    from fedops_mqtt.dashboard.texts import TOLD, FleetRows
     from fedops_mqtt.dashboard.view import PageView
 
     app.add_api_route("/api/{rest:path}", _nothing_there, include_in_schema=False)

@@ -6,8 +6,7 @@ from typing import Any
 
 from nicegui import ui
 
-from fedops_mqtt.core.measures import ACCURACY, LOSS, measure
-from fedops_mqtt.core.run import Run
+from fedops_mqtt.core.run import ACCURACY, LOSS, Run, measure
 from fedops_mqtt.dashboard import charts
 from fedops_mqtt.dashboard.parts import (
     cells,
@@ -20,13 +19,13 @@ from fedops_mqtt.dashboard.parts import (
     made_with,
     section,
     set_chart,
+    stop_button,
     table,
 )
-from fedops_mqtt.dashboard.stopping import stop_button
 from fedops_mqtt.dashboard.texts import clock, duration, moment, number, readable, run_label, short_reason, size, tell
 from fedops_mqtt.dashboard.view import PageView, subscription
-from fedops_mqtt.manager.api.file_records import ModelRecord
 from fedops_mqtt.manager.api.history import MAX_HISTORY
+from fedops_mqtt.manager.api.models import ModelRecord
 from fedops_mqtt.manager.errors import UnknownRunError
 from fedops_mqtt.manager.events import ChangeTopic
 

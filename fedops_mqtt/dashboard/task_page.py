@@ -8,7 +8,7 @@ from nicegui import ui
 from pydantic import ValidationError
 
 from fedops_mqtt.core.fleet import is_idle
-from fedops_mqtt.core.measures import ACCURACY, LOSS, measure
+from fedops_mqtt.core.run import ACCURACY, LOSS, measure
 from fedops_mqtt.dashboard import charts
 from fedops_mqtt.dashboard.parts import (
     cells,
@@ -20,9 +20,9 @@ from fedops_mqtt.dashboard.parts import (
     hint,
     section,
     set_chart,
+    stop_button,
     table,
 )
-from fedops_mqtt.dashboard.stopping import stop_button
 from fedops_mqtt.dashboard.texts import clock, duration, moment, number, readable, run_label
 from fedops_mqtt.dashboard.view import PageView, subscription
 from fedops_mqtt.manager.api.models import RunRequest, RunSummary, TaskRecord

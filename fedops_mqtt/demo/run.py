@@ -20,13 +20,12 @@ from typing import Any, Protocol
 
 from fedops_mqtt.bus import BusError, BusOptions, connect
 from fedops_mqtt.bus.fleet_view import FleetView, Record, feed
-from fedops_mqtt.core.measures import ACCURACY, measure
+from fedops_mqtt.core.run import ACCURACY, measure
 from fedops_mqtt.demo.processes import DemoError, Processes
 from fedops_mqtt.manager.client import AsyncManagerClient, ManagerClientError
 from fedops_mqtt.protocol import RunCondition, RunOutcome, visible
 from fedops_mqtt.runtime.background import alongside
-from fedops_mqtt.runtime.exit_codes import ExitCode
-from fedops_mqtt.runtime.systemd import end_signals
+from fedops_mqtt.runtime.systemd import ExitCode, end_signals
 
 TASK_ID = "digits"
 

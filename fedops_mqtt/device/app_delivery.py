@@ -18,9 +18,8 @@ from fedops_mqtt.apps import (
     RefusalCode,
     read_bundle,
 )
-from fedops_mqtt.apps.bundle import PROJECT, describe
-from fedops_mqtt.apps.requirements import missing_requirements
-from fedops_mqtt.core.client_events import StartTraining
+from fedops_mqtt.apps.bundle import PROJECT, describe, missing_requirements
+from fedops_mqtt.core.client_state import StartTraining
 from fedops_mqtt.device.app_environment import AppEnvironments
 from fedops_mqtt.device.app_policy import app_folder
 from fedops_mqtt.line.app_transfer import AppTransfer, TransferError

@@ -18,9 +18,8 @@ from packaging.requirements import Requirement
 from fedops_mqtt.apps import AppRefusedError, RefusalCode
 from fedops_mqtt.device.training_process import mark_of
 from fedops_mqtt.runtime.background import bare_error
-from fedops_mqtt.runtime.orphans import MARK, kill_group, sweep
+from fedops_mqtt.runtime.processes import MARK, LineSplitter, Tail, kill_group, sweep
 from fedops_mqtt.runtime.settings import ENV_PREFIX, ClientSettings, inherited_environment
-from fedops_mqtt.runtime.streams import LineSplitter, Tail
 
 logger = logging.getLogger(__name__)
 

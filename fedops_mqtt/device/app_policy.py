@@ -8,12 +8,11 @@ from pathlib import Path
 
 from fedops_mqtt.bus import parse_broker_urls
 from fedops_mqtt.core.client import Identity
-from fedops_mqtt.core.client_events import LocalStart, StartDecision
-from fedops_mqtt.device.errors import ClientConfigError
+from fedops_mqtt.core.client_state import LocalStart, StartDecision
+from fedops_mqtt.device.identity import ClientConfigError
 from fedops_mqtt.protocol import Answer, AppReference, StartTrigger, clip
-from fedops_mqtt.runtime.app_settings import AFTER_APPROVAL, IS_DELIVERED
 from fedops_mqtt.runtime.machine import is_loopback
-from fedops_mqtt.runtime.settings import ClientSettings
+from fedops_mqtt.runtime.settings import AFTER_APPROVAL, IS_DELIVERED, ClientSettings
 
 logger = logging.getLogger(__name__)
 

@@ -7,22 +7,26 @@ nor torch, wandb or numpy is ever imported here: an idle daemon stays small.
 import asyncio
 import logging
 import platform
+from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
-from typing import assert_never
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import Literal, Protocol, assert_never
 
 from fedops_mqtt import __version__
 from fedops_mqtt.bus import (
+    BusError,
     BusEvent,
     BusOptions,
     Connected,
     Connection,
+    NotConnectedError,
     Received,
     StatusOwner,
 )
 from fedops_mqtt.core import client as core
-from fedops_mqtt.core.client import Client, Step
-from fedops_mqtt.core.client_events import (
+from fedops_mqtt.core.client import Client, Step, last_will, snapshot
+from fedops_mqtt.core.client_state import (
+    ClientState,
     Event,
     LocalStart,
     Progressed,
@@ -34,14 +38,10 @@ from fedops_mqtt.core.client_events import (
     StopTraining,
     TrainingEnded,
 )
-from fedops_mqtt.core.client_state import ClientState
-from fedops_mqtt.core.client_status import last_will, snapshot
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.device.app_policy import AppPolicy
-from fedops_mqtt.device.attachment import Attachment, Notice
 from fedops_mqtt.device.identity import client_id_for, identity_of
 from fedops_mqtt.device.journal import ClientJournal, identity_lock
-from fedops_mqtt.device.metrics import MetricsSender
 from fedops_mqtt.device.system_load import measure_load
 from fedops_mqtt.device.trainer import MakeTrainer, Scalar, Trainer
 from fedops_mqtt.device.training_process import mark_of
@@ -52,6 +52,7 @@ from fedops_mqtt.protocol import (
     ClientStatus,
     Outcome,
     Phase,
+    ProtocolError,
     StartTrigger,
     StopTrigger,
     filter_for,
@@ -59,12 +60,67 @@ from fedops_mqtt.protocol import (
     topics,
     utc_now,
 )
-from fedops_mqtt.runtime.orphans import sweep
+from fedops_mqtt.runtime.processes import sweep
 from fedops_mqtt.runtime.settings import ClientSettings
 from fedops_mqtt.runtime.systemd import supervised
 from fedops_mqtt.training.pipe import EndedReport, MetricsReport, PhaseReport
 
+Notice = Literal["trainFin", "trainFail", "flclient_out"]
+"""FedOps' words for how a training ended, and for a client that leaves (FedOps client_api.ClientMangerAPI)."""
+
+
+class Attachment(Protocol):
+    """What other programs reach a daemon by; FedOps' side is `client.app`."""
+
+    def serving(self, daemon: "Daemon") -> AbstractAsyncContextManager[str | None]:
+        """Serve while the block runs; yields the `host:port` that it listens at, if it does."""
+
+    async def notify(self, notice: Notice) -> None:
+        """Report that a training ended or that the client leaves."""
+
+
 logger = logging.getLogger(__name__)
+
+_MAX_WAITING = 1000
+"""Messages kept while the broker is slow or away; the oldest go first."""
+
+
+class MetricsSender:
+    """Takes metrics at any time and publishes them one after the other."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[ClientMetrics] = deque(maxlen=_MAX_WAITING)
+        self._news = asyncio.Event()
+
+    def put(self, metrics: ClientMetrics) -> None:
+        """Send these soon."""
+        self._waiting.append(metrics)
+        self._news.set()
+
+    def wake(self) -> None:
+        """Say that the broker is back."""
+        self._news.set()
+
+    async def run(self, bus: Connection) -> None:
+        """Publish what there is, for ever."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            await self.flush(bus)
+
+    async def flush(self, bus: Connection) -> None:
+        """Publish what is there now; stops where the broker is away, the rest waits for `wake`."""
+        while self._waiting:
+            metrics = self._waiting[0]
+            try:
+                await bus.publish(topics.client_metrics(metrics.task_id, metrics.client_mac), metrics)
+            except NotConnectedError:
+                return
+            except (BusError, ProtocolError) as error:
+                logger.warning("metrics were not taken", extra={"problem": str(error)})
+            if self._waiting and self._waiting[0] is metrics:
+                self._waiting.popleft()
+
 
 _PHASE_INTERVAL_S = 0.5
 """Phases go into the status at most this often: a trivial round has a dozen of them in 20 ms."""

@@ -5,12 +5,37 @@ from pathlib import Path
 
 from fedops_mqtt.bus import EpochFile, client_id_of, new_instance, parse_broker_urls
 from fedops_mqtt.core.client import Identity
-from fedops_mqtt.device.errors import ClientConfigError
 from fedops_mqtt.device.journal import identity_dir
 from fedops_mqtt.protocol import MAX_TEXT_CHARS, clip, mac_to_level
-from fedops_mqtt.runtime.app_settings import DELIVERED, IS_DELIVERED
 from fedops_mqtt.runtime.machine import host_name
-from fedops_mqtt.runtime.settings import ClientSettings
+from fedops_mqtt.runtime.settings import DELIVERED, IS_DELIVERED, ClientSettings
+
+
+class ClientConfigError(ValueError):
+    """The settings do not say which client this is, or what it trains."""
+
+    def __init__(self, setting: str, problem: str) -> None:
+        self.setting = setting
+        self.problem = problem
+        super().__init__(f"{setting}: {problem}")
+
+
+class ShimAddressError(OSError):
+    """The shim cannot listen where it was told to."""
+
+    def __init__(self, address: str, problem: str) -> None:
+        self.address = address
+        self.problem = problem
+        super().__init__(f"cannot listen on {address}: {problem}; choose another address with --http, or none")
+
+
+class ShimExposedError(ShimAddressError):
+    """The shim would listen beyond this machine, for anybody."""
+
+    def __init__(self, address: str, problem: str) -> None:
+        super().__init__(address, problem)
+        self.args = (problem,)
+
 
 _MULTICAST_BIT = 1 << 40
 """Set by `uuid.getnode` in a number that it made up because it found no network card (RFC 4122, 4.5)."""

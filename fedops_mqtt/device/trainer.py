@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from fedops_mqtt.core.client import Identity
-from fedops_mqtt.core.client_events import ServerMoved, StartTraining, StopTraining
+from fedops_mqtt.core.client_state import ServerMoved, StartTraining, StopTraining
 from fedops_mqtt.device.training_process import MODULE, TrainingOptions, TrainingProcess
 from fedops_mqtt.protocol import Outcome, utc_now
 from fedops_mqtt.runtime.key_values import parse_pairs

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from io import FileIO
@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Self
 
 from fedops_mqtt.protocol import Outcome
-from fedops_mqtt.runtime.orphans import MARK, kill_group, sweep
+from fedops_mqtt.runtime.processes import MARK, LineSplitter, OutputFile, Tail, kill_group, sweep
 from fedops_mqtt.runtime.settings import ENV_PREFIX
-from fedops_mqtt.runtime.streams import LineSplitter, OutputFile, Tail
 from fedops_mqtt.training.pipe import (
     MAX_LINE_BYTES,
     EndedReport,
@@ -290,3 +289,33 @@ class _Streams:
             self.commands.abort()
         for transport in self._transports:
             transport.close()
+
+
+CHECK_MODULE = "fedops_mqtt.training.app_check"
+TIMEOUT_S = 120.0
+"""torch takes half a minute on a small device; an app that takes longer is left to its training."""
+_MAX_ANSWER = 2000
+
+
+async def check_app(app: str, import_paths: Sequence[str], *, state_folder: Path) -> str | None:
+    """Return what is wrong with an app (`MODULE:ATTRIBUTE`); None when it is there, or takes too long to say."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", CHECK_MODULE, app, *import_paths),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+        env=training_environment(state_folder, mark_of(state_folder) + "check"),
+    )
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            _, said = await process.communicate()
+    except TimeoutError:
+        return None
+    finally:
+        kill_group(process.pid)
+        await process.wait()
+    if not process.returncode:
+        return None
+    problem = said.decode(errors="replace").strip()[-_MAX_ANSWER:]
+    return problem or f"cannot load app {app!r}: importing it ended its process with status {process.returncode}"

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import psutil
 
-from fedops_mqtt.enrolment.acl import render_acl
 from fedops_mqtt.enrolment.errors import EnrolmentError
 from fedops_mqtt.enrolment.files import write_file
+from fedops_mqtt.enrolment.permissions import render_acl
 from fedops_mqtt.enrolment.register import EnrolledIdentity, Ports, Register
 
 SYSTEM_DIR = "/etc/mosquitto/fedops"

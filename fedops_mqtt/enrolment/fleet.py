@@ -13,10 +13,8 @@ from pathlib import Path
 
 from fedops_mqtt.apps import AppSigner, make_signing_key
 from fedops_mqtt.enrolment import broker_files
-from fedops_mqtt.enrolment.acl import FIRST_MANAGER
 from fedops_mqtt.enrolment.authority import Credentials, issue, make_authority, make_revocation_list
 from fedops_mqtt.enrolment.bundle import BundleContent, write_bundle
-from fedops_mqtt.enrolment.dynsec import render_dynamic_security
 from fedops_mqtt.enrolment.errors import (
     EnrolmentError,
     FleetExistsError,
@@ -25,15 +23,16 @@ from fedops_mqtt.enrolment.errors import (
     NoFleetError,
 )
 from fedops_mqtt.enrolment.files import lock, make_folder, write_file
-from fedops_mqtt.enrolment.nats import render_nats_users
-from fedops_mqtt.enrolment.passwords import hash_password, make_password
+from fedops_mqtt.enrolment.permissions import FIRST_MANAGER, render_dynamic_security, render_nats_users
 from fedops_mqtt.enrolment.register import (
     EnrolledIdentity,
     EnrolledPassword,
     IssuedCertificate,
     Ports,
     Register,
+    hash_password,
     load_register,
+    make_password,
     save_register,
 )
 from fedops_mqtt.enrolment.roles import Role, check_name

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from fedops_mqtt.enrolment.errors import NameRefusedError
 from fedops_mqtt.protocol import Channel, check_task_id, level_to_mac, normalise_mac
-from fedops_mqtt.protocol.errors import IdentityError
+from fedops_mqtt.protocol.identity import IdentityError
 
 
 class Role(StrEnum):

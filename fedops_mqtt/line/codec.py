@@ -13,11 +13,10 @@ from typing import Any, cast
 import orjson
 from flwr.app import Error, Message, RecordDict
 
-from fedops_mqtt.line import arrays, flwr_private
+from fedops_mqtt.line import flwr_private
 from fedops_mqtt.line.errors import FrameError, MessageTooLargeError
-from fedops_mqtt.line.limits import LineCompression
-from fedops_mqtt.line.records import Compress, checked, decode_records, encode_record, parts_of
-from fedops_mqtt.line.wire import Buffer
+from fedops_mqtt.line.records import Compress, checked, compress, decode_records, encode_record, parts_of
+from fedops_mqtt.line.wire import Buffer, LineCompression
 
 MAGIC = b"FLM1"
 HEAD = struct.Struct(">4sII")
@@ -117,7 +116,7 @@ def encode_message(message: Message, content: EncodedContent | None = None) -> F
 
 def compress_with(compression: LineCompression | None) -> Compress | None:
     """Return the `compress` for `encode_content`."""
-    return None if compression is None else lambda data: arrays.compress(data, compression)
+    return None if compression is None else lambda data: compress(data, compression)
 
 
 class FrameReader:

@@ -10,12 +10,13 @@ import socket
 import ssl
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from fedops_mqtt.line import wire
 from fedops_mqtt.line.errors import FrameError, LineConfigError, LineRefusedError
-from fedops_mqtt.line.wire import Buffer
+from fedops_mqtt.line.wire import HELLO_PATH, Buffer
 
 BROKEN = (OSError, EOFError, http.client.HTTPException)
 """What a broken connection raises: try again. (A TLS failure is an OSError too: see `Connector`.)"""
@@ -200,3 +201,45 @@ def _tls_context(ca_file: Path) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=ca_file)
     except (OSError, ssl.SSLError) as error:
         raise LineConfigError(f"line CA file {ca_file}: {error}") from error
+
+
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
+"""RFC 9113, 3.4: what an HTTP/2 client says first, with an empty SETTINGS frame."""
+_HTTP2_SETTINGS = 4
+"""RFC 9113, 6.5: the type of the frame that a server says first."""
+_FRAME_HEAD_BYTES = 9
+
+
+class Answers(StrEnum):
+    """Who answers at an address."""
+
+    LINE = "line"
+    GRPC = "grpc"
+    NOBODY = "nobody"
+
+
+def probe(server_ip: str, *, ca_file: Path | None = None, timeout_s: float = 5.0) -> Answers:
+    """Look who answers at `server_ip` now; takes at most about twice `timeout_s`.
+
+    Raises:
+        LineConfigError: the address or the CA file is wrong.
+    """
+    connection = Connector(server_ip, ca_file=ca_file, connect_s=timeout_s).connection()
+    try:
+        connection.ask("GET", HELLO_PATH, headers={}, timeout_s=timeout_s)
+    except (*BROKEN, LineRefusedError):
+        return Answers.GRPC if _speaks_http2(server_ip, timeout_s) else Answers.NOBODY
+    finally:
+        connection.close()
+    return Answers.LINE
+
+
+def _speaks_http2(server_ip: str, timeout_s: float) -> bool:
+    host, _, port = server_ip.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s) as sock:
+            sock.sendall(_HTTP2_PREFACE)
+            head = sock.recv(_FRAME_HEAD_BYTES, socket.MSG_WAITALL)
+    except (OSError, ssl.SSLError):
+        return False
+    return len(head) > 3 and head[3] == _HTTP2_SETTINGS

@@ -17,16 +17,15 @@ from flwr.serverapp import Grid
 
 from fedops_mqtt.core.reasons import TOO_FEW
 from fedops_mqtt.line import flwr_private
-from fedops_mqtt.line.arrays import CompressOnce
 from fedops_mqtt.line.codec import EncodedContent, encode_content, encode_error, encode_message
-from fedops_mqtt.line.cycle_collector import CycleCollector
 from fedops_mqtt.line.errors import MessageTooLargeError
 from fedops_mqtt.line.identity import flower_run_id_of
-from fedops_mqtt.line.limits import LineCompression, LineLimits
 from fedops_mqtt.line.message_queue import OutboundMessage
+from fedops_mqtt.line.records import CompressOnce, CycleCollector
 from fedops_mqtt.line.reply_check import ReplyCheck, refusal_of
 from fedops_mqtt.line.rounds import kind_of, round_of
 from fedops_mqtt.line.run_state import RunState
+from fedops_mqtt.line.wire import LineCompression, LineLimits
 from fedops_mqtt.protocol import Outcome, RunOutcome
 
 _log = logging.getLogger(__name__)

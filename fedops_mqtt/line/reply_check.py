@@ -14,8 +14,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from fedops_mqtt.line import arrays, flwr_private
+from fedops_mqtt.line import flwr_private
 from fedops_mqtt.line.errors import FrameError
+from fedops_mqtt.line.records import open_npy
 from fedops_mqtt.line.rounds import kind_of, round_of
 
 _ROOM_BYTES = 64 * 1024 * 1024
@@ -174,7 +175,7 @@ def _difference(model: Array, found: Array) -> str | None:
     if found.stype != flwr_private.NUMPY_STYPE:
         return f"is of type {found.stype[:_MAX_NAME_CHARS]!r}, not a NumPy array"
     try:
-        wanted, given = arrays.open_npy(model.data), arrays.open_npy(found.data)
+        wanted, given = open_npy(model.data), open_npy(found.data)
     except FrameError as error:
         return f"cannot be read: {error.problem}"
     if _is_bytes(wanted) and _is_bytes(given):
@@ -197,8 +198,8 @@ def _value_problem(model: ArrayRecord, found: ArrayRecord) -> str | None:
     for name, array in found.items():
         if array.stype != flwr_private.NUMPY_STYPE or not array.data:
             continue
-        sent = arrays.open_npy(model[name].data) if name in model else None
-        if count := count_nonfinite(arrays.open_npy(array.data), sent):
+        sent = open_npy(model[name].data) if name in model else None
+        if count := count_nonfinite(open_npy(array.data), sent):
             return f"array {_shown(name)} has {count} values that are NaN or infinite; accept_nonfinite takes them"
     return None
 

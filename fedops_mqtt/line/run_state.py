@@ -9,17 +9,53 @@ import logging
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flwr.app import Message
 
+from fedops_mqtt.line.codec import FrameReader
 from fedops_mqtt.line.errors import LineRefusedError
 from fedops_mqtt.line.members import LineMember, MemberChange, Members
 from fedops_mqtt.line.message_queue import MessageQueue, OutboundMessage
-from fedops_mqtt.line.sessions import DepartedClient, Session, Upload
 from fedops_mqtt.line.wire import ControlLine, JoinRequest
 from fedops_mqtt.protocol import Outcome, Phase, RunOutcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DepartedClient:
+    """The run is over, and how."""
+
+    outcome: RunOutcome
+    reason: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Upload:
+    """A reply that is arriving; it outlives connection and session: a retry goes on where the last try broke."""
+
+    reader: FrameReader
+    turn: int = 0
+    """Grows with each request that takes the upload over; an older request sees that and stops feeding."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Session:
+    """One joined process, as the line's thread sees it. Events are touched in the line's thread only."""
+
+    id: str
+    mac: str
+    node_id: int
+    token: str | None
+    mail: asyncio.Event = field(default_factory=asyncio.Event)
+    control: asyncio.Event = field(default_factory=asyncio.Event)
+    orders: deque[ControlLine] = field(default_factory=deque)
+    is_over: bool = False
+    has_disconnected: bool = False
+    unanswered_pings: int = 0
+    polls: int = 0
+
 
 _log = logging.getLogger(__name__)
 _SESSION_BYTES = 16

@@ -28,11 +28,11 @@ from fedops_mqtt.line.client_session import (
 )
 from fedops_mqtt.line.codec import Frame, compress_with, encode_content, encode_message, read_message
 from fedops_mqtt.line.connection import BROKEN, Connector, LineConnection
-from fedops_mqtt.line.cycle_collector import CycleCollector
 from fedops_mqtt.line.errors import FrameError, LineError, LineRefusedError, MessageTooLargeError
 from fedops_mqtt.line.identity import flower_run_id_of
-from fedops_mqtt.line.limits import LineCompression
+from fedops_mqtt.line.records import CycleCollector
 from fedops_mqtt.line.rounds import kind_of, metrics_of, round_of
+from fedops_mqtt.line.wire import LineCompression
 from fedops_mqtt.protocol import Outcome, Phase, describe_error, name_error
 
 _log = logging.getLogger(__name__)

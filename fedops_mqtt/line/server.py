@@ -18,18 +18,15 @@ from typing import Literal, Self
 import uvloop
 
 from fedops_mqtt.line.access import Access
-from fedops_mqtt.line.app_file import ServedApp
-from fedops_mqtt.line.endpoints import LineApp
+from fedops_mqtt.line.endpoints import LineApp, ServedApp
 from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.grid import LineGrid
-from fedops_mqtt.line.limits import LineCompression, LineLimits
 from fedops_mqtt.line.members import LineMember, MemberChange
-from fedops_mqtt.line.run_state import RunState
-from fedops_mqtt.line.sessions import DepartedClient
+from fedops_mqtt.line.run_state import DepartedClient, RunState
+from fedops_mqtt.line.wire import LineCompression, LineLimits
 from fedops_mqtt.protocol import Outcome, RunOutcome, name_error
-from fedops_mqtt.runtime.addresses import check_host
-from fedops_mqtt.runtime.http_listener import open_socket
-from fedops_mqtt.runtime.http_server import HttpServer
+from fedops_mqtt.runtime.http_server import HttpServer, open_socket
+from fedops_mqtt.runtime.machine import check_host
 
 _log = logging.getLogger(__name__)
 

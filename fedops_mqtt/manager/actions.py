@@ -1,10 +1,14 @@
 """Carrying out a plan: each action becomes an event of its run, which is journaled, and then a deed."""
 
+import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import assert_never
 
+from fedops_mqtt.bus import BusError, Connection
 from fedops_mqtt.core.run import Run
-from fedops_mqtt.core.run_events import (
+from fedops_mqtt.core.run_member import (
     ClientChosen,
     MemberGaveUp,
     RunClosed,
@@ -24,13 +28,53 @@ from fedops_mqtt.core.run_plan import (
     LaunchServer,
     StopClient,
 )
-from fedops_mqtt.line.token import make_token
+from fedops_mqtt.line.access import make_token
 from fedops_mqtt.manager.context import ManagerContext
 from fedops_mqtt.manager.servers import Servers
-from fedops_mqtt.manager.trigger_publisher import TriggerPublisher
-from fedops_mqtt.protocol import RunOutcome, StartTrigger, StopTrigger, clip, utc_now
+from fedops_mqtt.protocol import ProtocolError, RunOutcome, StartTrigger, StopTrigger, clip, topics, utc_now
+from fedops_mqtt.runtime.background import bare_error
 
 logger = logging.getLogger(__name__)
+
+NUM_WORKERS = 64
+"""Publishes under way at a time; the connection allows as many (brokers get no faster beyond about 100)."""
+
+
+class TriggerPublisher:
+    """Says triggers over a connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._unsaid: asyncio.Queue[StartTrigger | StopTrigger] = asyncio.Queue()
+
+    @asynccontextmanager
+    async def speaking(self) -> AsyncIterator[None]:
+        """Publish what is said while the block runs; what is unsaid at its end stays unsaid."""
+        with bare_error():
+            async with asyncio.TaskGroup() as group:
+                workers = [group.create_task(self._work(), name=f"speak-{number}") for number in range(NUM_WORKERS)]
+                try:
+                    yield
+                finally:
+                    for worker in workers:
+                        worker.cancel()
+
+    def say(self, message: StartTrigger | StopTrigger) -> None:
+        """Publish a trigger soon."""
+        self._unsaid.put_nowait(message)
+
+    async def _work(self) -> None:
+        while True:
+            await self._publish(await self._unsaid.get())
+
+    async def _publish(self, message: StartTrigger | StopTrigger) -> None:
+        make_topic = topics.client_start if isinstance(message, StartTrigger) else topics.client_stop
+        facts = {"run_id": message.run_id, "client_mac": message.client_mac, "attempt": message.attempt}
+        try:
+            await self._connection.publish(make_topic(message.task_id, message.client_mac), message)
+            logger.debug("published a trigger", extra={"message_kind": type(message).__name__, **facts})
+        except (BusError, ProtocolError) as error:
+            logger.warning("could not publish a trigger", extra={"problem": str(error), **facts})
 
 
 def event_of(action: Action) -> RunEvent | None:

@@ -16,8 +16,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from fedops_mqtt.bus import BrokerUrlError, BusError, ConflictingInstanceError, CredentialsError, EpochFileError
-from fedops_mqtt.manager.api.http import access_rules, listen
-from fedops_mqtt.manager.api.standby import standing_by
+from fedops_mqtt.manager.api.http import access_rules, listen, standing_by
 from fedops_mqtt.manager.errors import (
     ApiAddressError,
     ExposedApiError,
@@ -32,12 +31,11 @@ from fedops_mqtt.manager.journal import Journal
 from fedops_mqtt.manager.leader import Front, leading
 from fedops_mqtt.manager.lease import FileLease, Lease, RowLease, wait_for_lease
 from fedops_mqtt.runtime.background import alongside
-from fedops_mqtt.runtime.exit_codes import ExitCode, exit_code_of_disk
 from fedops_mqtt.runtime.http_access import AccessRules
-from fedops_mqtt.runtime.http_listener import url_of
+from fedops_mqtt.runtime.http_server import url_of
 from fedops_mqtt.runtime.machine import host_name
 from fedops_mqtt.runtime.settings import ManagerSettings
-from fedops_mqtt.runtime.systemd import supervised, told_to_end
+from fedops_mqtt.runtime.systemd import ExitCode, exit_code_of_disk, supervised, told_to_end
 
 logger = logging.getLogger(__name__)
 

@@ -6,19 +6,17 @@ everything has been taken in and a plan is about to be made (`settle`).
 
 import logging
 from collections import defaultdict
-from collections.abc import Container, Iterable
+from collections.abc import Container, Hashable, Iterable
 from typing import assert_never
 
 import orjson
 
 from fedops_mqtt.bus import BusEvent, Cleared, Connected, Disconnected, Dropped, Malformed, Received
-from fedops_mqtt.core.budget import Budget
-from fedops_mqtt.core.dropped_messages import DroppedMessageDetector
+from fedops_mqtt.core.fencing import DroppedMessageDetector
 from fedops_mqtt.core.fleet import Fleet, StatusView
 from fedops_mqtt.core.run import Run
-from fedops_mqtt.core.run_events import RunEvent
-from fedops_mqtt.manager.open_runs import OpenRuns
-from fedops_mqtt.manager.run_history import note_client
+from fedops_mqtt.core.run_member import RunEvent
+from fedops_mqtt.manager.open_runs import OpenRuns, note_client
 from fedops_mqtt.protocol import (
     Channel,
     ClientMetrics,
@@ -28,6 +26,40 @@ from fedops_mqtt.protocol import (
     ServerStatus,
     Topic,
 )
+
+_KEPT = 10_000
+"""Keys at which those that have used nothing of late are let go."""
+
+
+class Budget:
+    """A token bucket for each key; the caller's clock, s, never goes back.
+
+    Args:
+        per_s: what is added a second.
+        at_once: what a key has at first, and at most.
+    """
+
+    def __init__(self, *, per_s: float, at_once: float) -> None:
+        self._per_s = per_s
+        self._at_once = at_once
+        self._left: dict[Hashable, tuple[float, float]] = {}
+        self._tidy_at = _KEPT
+
+    def take(self, key: Hashable, cost: float, *, now: float) -> bool:
+        """Use some of what a key has left; False, and nothing used, where that is not enough."""
+        left, at = self._left.get(key, (self._at_once, now))
+        left = min(self._at_once, left + (now - at) * self._per_s)
+        is_enough = cost <= left
+        self._left[key] = (left - cost if is_enough else left, now)
+        if len(self._left) >= self._tidy_at:
+            self._left = {
+                each: (left, at)
+                for each, (left, at) in self._left.items()
+                if left + (now - at) * self._per_s < self._at_once
+            }
+            self._tidy_at = max(_KEPT, 2 * len(self._left))
+        return is_enough
+
 
 logger = logging.getLogger(__name__)
 

@@ -18,12 +18,13 @@ import httpx
 from pydantic import TypeAdapter, ValidationError
 
 from fedops_mqtt.bus.address import without_password
-from fedops_mqtt.manager.api.file_records import ModelPage, ModelRecord
 from fedops_mqtt.manager.api.models import (
     ClientPage,
     ClientRecord,
     Forgotten,
     Health,
+    ModelPage,
+    ModelRecord,
     RunPage,
     RunRecord,
     RunRequest,

@@ -20,34 +20,28 @@ from starlette.types import ASGIApp
 from fedops_mqtt.apps import BundleLimits
 from fedops_mqtt.bus import BusOptions, Connection, StatusOwner, client_id_of
 from fedops_mqtt.bus.address import parse_broker_urls
-from fedops_mqtt.core.fencing import Stamp
+from fedops_mqtt.core.fencing import Stamp, start_of
 from fedops_mqtt.core.fleet import Fleet
 from fedops_mqtt.core.ownership import new_instance
-from fedops_mqtt.core.run_events import StopRequested
-from fedops_mqtt.core.term import start_of
-from fedops_mqtt.manager.actions import Executor
+from fedops_mqtt.core.run_member import StopRequested
+from fedops_mqtt.manager.actions import Executor, TriggerPublisher
 from fedops_mqtt.manager.api.app import Api
 from fedops_mqtt.manager.api.http import access_rules, guarded
 from fedops_mqtt.manager.api.prometheus import ManagerMetrics
 from fedops_mqtt.manager.app_store import AppStore, PublishRules
 from fedops_mqtt.manager.bus_reader import BusReader
-from fedops_mqtt.manager.clock import Clock
-from fedops_mqtt.manager.context import ManagerContext
+from fedops_mqtt.manager.context import Clock, ManagerContext, RunEventQueue
 from fedops_mqtt.manager.events import Events
 from fedops_mqtt.manager.home_assistant import HomeAssistant
-from fedops_mqtt.manager.housekeeping import Housekeeping
 from fedops_mqtt.manager.journal import Journal
-from fedops_mqtt.manager.loop import Manager
-from fedops_mqtt.manager.open_runs import OpenRuns
-from fedops_mqtt.manager.run_event_queue import RunEventQueue
+from fedops_mqtt.manager.loop import Housekeeping, Manager
+from fedops_mqtt.manager.open_runs import OpenRuns, RunStatusPublisher
 from fedops_mqtt.manager.run_service import RunService
-from fedops_mqtt.manager.run_status_publisher import RunStatusPublisher
 from fedops_mqtt.manager.servers import Servers
 from fedops_mqtt.manager.tasks import Tasks
-from fedops_mqtt.manager.trigger_publisher import TriggerPublisher
 from fedops_mqtt.protocol import Channel, ManagerCondition, ManagerStatus, filter_for, topics, utc_now
 from fedops_mqtt.runtime.background import alongside
-from fedops_mqtt.runtime.http_listener import serving, url_of
+from fedops_mqtt.runtime.http_server import serving, url_of
 from fedops_mqtt.runtime.machine import is_loopback
 from fedops_mqtt.runtime.settings import ManagerSettings, inherited_environment
 

@@ -21,7 +21,7 @@ from typing import Any, Protocol, Self, TypeVar
 from sqlalchemy import Connection, Engine, Row, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from fedops_mqtt.core.term import next_term
+from fedops_mqtt.core.fencing import next_term
 from fedops_mqtt.manager import tables
 from fedops_mqtt.manager.database import is_away
 from fedops_mqtt.manager.errors import LeaseLostError

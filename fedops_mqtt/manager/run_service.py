@@ -14,7 +14,7 @@ from typing import Literal
 from fedops_mqtt.apps import AppBundle
 from fedops_mqtt.core.run import Run, RunSpec
 from fedops_mqtt.core.run import RunDeadlines as CoreLimits
-from fedops_mqtt.core.run_events import ServerExited, StopRequested
+from fedops_mqtt.core.run_member import ServerExited, StopRequested
 from fedops_mqtt.core.run_plan import waits_for
 from fedops_mqtt.manager.app_store import PublishedApp
 from fedops_mqtt.manager.context import ManagerContext

@@ -6,25 +6,78 @@ Everything here takes time and runs in tasks of its own; what comes of it is rep
 import asyncio
 import logging
 import shutil
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from fedops_mqtt.core.run import Run
-from fedops_mqtt.core.run_events import RunEvent, ServerExited, ServerUnreachable
+from fedops_mqtt.core.run_member import RunEvent, ServerExited, ServerUnreachable
 from fedops_mqtt.manager import launcher
 from fedops_mqtt.manager.app_store import AppStore
-from fedops_mqtt.manager.final_status import read_final_status
 from fedops_mqtt.manager.journal import Journal, Launch
 from fedops_mqtt.manager.launcher import LaunchOrder, ServerProcess
-from fedops_mqtt.manager.probe import line_answers
 from fedops_mqtt.manager.tasks import TaskConfig
-from fedops_mqtt.protocol import RunOutcome, check_run_id
+from fedops_mqtt.protocol import Channel, ProtocolError, RunOutcome, ServerStatus, check_run_id, decode, topics
 from fedops_mqtt.runtime.background import bare_error
 from fedops_mqtt.runtime.key_values import format_pairs
 from fedops_mqtt.runtime.machine import host_name
 
 logger = logging.getLogger(__name__)
+
+
+def read_final_status(path: Path, *, task_id: str, run_id: str, launch: int) -> ServerStatus | None:
+    """Return the final status that a launch kept; None where there is none, or (logged) where it is none of its own."""
+    try:
+        with path.open("rb") as file:
+            word = decode(topics.server_status(task_id), file.read(Channel.SERVER_STATUS.max_payload_bytes + 1))
+    except FileNotFoundError:
+        return None
+    except (OSError, ProtocolError) as error:
+        logger.warning("an FL server's final status cannot be read", extra={"path": str(path), "problem": str(error)})
+        return None
+    if isinstance(word, ServerStatus) and (word.run_id, word.launch) == (run_id, launch) and word.status.is_final:
+        return word
+    logger.warning("a final status file is of another launch, or not final", extra={"path": str(path)})
+    return None
+
+
+TRIES = 3
+"""One may be lost to a full backlog, one to a busy machine."""
+
+
+async def line_answers(address: str, *, within_s: float) -> bool:
+    """Return whether a server's line at `host:port`, plain or TLS, answers one of three tries within `within_s`."""
+    host, _, port = address.rpartition(":")
+    share_s = within_s / TRIES
+    for _ in range(TRIES):
+        began = time.monotonic()
+        if await _answers(host.strip("[]"), int(port), share_s):
+            return True
+        await asyncio.sleep(max(0.0, share_s - (time.monotonic() - began)))
+    return False
+
+
+async def _answers(host: str, port: int, timeout_s: float) -> bool:
+    """A TLS server ends the connection on a plain request, which is an answer too."""
+    writer = None
+    try:
+        async with asyncio.timeout(timeout_s):
+            reader, writer = await asyncio.open_connection(host, port)
+            writer.write(b"GET / HTTP/1.1\r\nHost: probe\r\nConnection: close\r\n\r\n")
+            await writer.drain()
+            await reader.read(1)
+            return True
+    except ConnectionResetError:
+        return writer is not None
+    except (OSError, TimeoutError):
+        return False
+    finally:
+        if writer is not None:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
 
 Report = Callable[[str, RunEvent], None]
 

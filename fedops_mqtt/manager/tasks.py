@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fedops_mqtt.manager.errors import TasksFileError, UnknownTaskError
 from fedops_mqtt.protocol import TaskId
-from fedops_mqtt.runtime.addresses import HostAndPort, HttpAddress
+from fedops_mqtt.runtime.machine import HostAndPort, HttpAddress
 
 Seconds = Annotated[float, Field(gt=0)]
 

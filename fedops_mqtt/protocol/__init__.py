@@ -1,28 +1,25 @@
 """What is said on the bus: topics, messages and their errors, as pure data; it imports nothing of ours."""
 
 from fedops_mqtt.protocol import roster, topics
-from fedops_mqtt.protocol.errors import (
-    IdentityError,
-    MalformedMessageError,
-    MismatchedMessageError,
-    PayloadTooLargeError,
-    ProtocolError,
-    TopicError,
-)
 from fedops_mqtt.protocol.identity import (
     MAX_REASON_CHARS,
     MAX_TEXT_CHARS,
     AnyMacAddress,
+    IdentityError,
     MacAddress,
+    MalformedMessageError,
+    MismatchedMessageError,
+    PayloadTooLargeError,
+    ProtocolError,
     RunId,
     TaskId,
+    TopicError,
     check_run_id,
     check_task_id,
     level_to_mac,
     mac_to_level,
     normalise_mac,
 )
-from fedops_mqtt.protocol.measured import MAX_METRICS, MEASURED, MetricsCutter, count_of, number_of
 from fedops_mqtt.protocol.messages import (
     Answer,
     AppReference,
@@ -55,7 +52,7 @@ from fedops_mqtt.protocol.messages import (
 )
 from fedops_mqtt.protocol.text import clip, describe_error, first_line, name_error, visible
 from fedops_mqtt.protocol.topics import Channel, Topic, filter_for, parse_topic
-from fedops_mqtt.protocol.values import LAST_SEQ, utc_now
+from fedops_mqtt.protocol.values import LAST_SEQ, MAX_METRICS, MEASURED, MetricsCutter, count_of, number_of, utc_now
 from fedops_mqtt.protocol.wire import MESSAGE_OF_CHANNEL, decode, encode
 
 __all__ = [

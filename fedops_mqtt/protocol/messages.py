@@ -9,10 +9,10 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from fedops_mqtt.protocol.identity import MacAddress, Reason, RunId, TaskId, Text
-from fedops_mqtt.protocol.measured import MEASURED
 from fedops_mqtt.protocol.values import (
     LAST_SEQ,
     MAX_MEMBERS,
+    MEASURED,
     Address,
     Config,
     Count,

@@ -6,8 +6,14 @@ Retain, QoS and size limit are facts of the topic, never a caller's choice.
 from dataclasses import dataclass
 from enum import Enum
 
-from fedops_mqtt.protocol.errors import IdentityError, TopicError
-from fedops_mqtt.protocol.identity import check_run_id, check_task_id, level_to_mac, mac_to_level
+from fedops_mqtt.protocol.identity import (
+    IdentityError,
+    TopicError,
+    check_run_id,
+    check_task_id,
+    level_to_mac,
+    mac_to_level,
+)
 
 ROOT = "fedops/v1"
 

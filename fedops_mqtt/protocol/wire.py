@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from fedops_mqtt.protocol.errors import MalformedMessageError, MismatchedMessageError, PayloadTooLargeError
+from fedops_mqtt.protocol.identity import MalformedMessageError, MismatchedMessageError, PayloadTooLargeError
 from fedops_mqtt.protocol.messages import (
     ClientCondition,
     ClientMetrics,

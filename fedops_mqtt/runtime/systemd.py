@@ -4,11 +4,13 @@ Alive means that the event loop turns: the watchdog's word comes from a task in 
 """
 
 import asyncio
+import errno
 import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from enum import IntEnum
 
 from fedops_mqtt.runtime.background import alongside
 from fedops_mqtt.runtime.settings import ServiceManager, service_manager
@@ -73,3 +75,32 @@ def _tell(address: str, words: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock, suppress(OSError):
         sock.connect(f"\0{address[1:]}" if address.startswith("@") else address)
         sock.sendall(words.encode())
+
+
+class ExitCode(IntEnum):
+    """Exit statuses with a meaning of their own; 64 to 78 are those of BSD `sysexits.h`."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    UNAVAILABLE = 69
+    """Something that must be there is not: the broker, the manager, mosquitto."""
+    NO_PERMISSION = 77
+    """The broker refuses this user name, password or certificate."""
+    CONFIG = 78
+    """A setting, URL or file is wrong; trying again does not help."""
+    RIVAL = 80
+    """A newer process has taken over this identity. systemd must not restart us: `RestartPreventExitStatus=80`."""
+
+
+_WRONG_PATH = {
+    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.EEXIST, errno.ENOTDIR),
+    *(errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
+}
+"""What is wrong until somebody changes the path or its rights."""
+
+
+def exit_code_of_disk(error: BaseException | None) -> ExitCode:
+    """Return how to end where a file cannot be used: a disk that is full, read-only or gone may be mended meanwhile."""
+    is_wrong = isinstance(error, OSError) and error.errno in _WRONG_PATH
+    return ExitCode.CONFIG if is_wrong else ExitCode.UNAVAILABLE

@@ -12,20 +12,14 @@ from typing import Any
 from flwr.serverapp import ServerApp
 
 from fedops_mqtt import __version__
-from fedops_mqtt.aggregation.checkpoint import CheckpointStore
-from fedops_mqtt.aggregation.checkpoint_writer import CheckpointWriter
+from fedops_mqtt.aggregation.checkpoint import CheckpointStore, CheckpointWriter, StartingPoint, find_starting_point
 from fedops_mqtt.aggregation.errors import ServerConfigError, ServerError
 from fedops_mqtt.aggregation.pipe_publisher import make_announcer
-from fedops_mqtt.aggregation.replies import check_of
-from fedops_mqtt.aggregation.round_reporter import RoundReporter
-from fedops_mqtt.aggregation.rounds import Evaluate, RoundHooks, Rounds
-from fedops_mqtt.aggregation.run_result import RunResult
-from fedops_mqtt.aggregation.run_settings import fit_config, make_compression, make_limits, make_plan
+from fedops_mqtt.aggregation.rounds import Evaluate, RoundHooks, RoundReporter, Rounds
+from fedops_mqtt.aggregation.run_result import RunResult, save_model
+from fedops_mqtt.aggregation.run_settings import check_of, fit_config, make_compression, make_limits, make_plan
 from fedops_mqtt.aggregation.run_training import RunTraining
-from fedops_mqtt.aggregation.saving import save_model
-from fedops_mqtt.aggregation.snapshot import ServerSnapshot, client_of
-from fedops_mqtt.aggregation.starting_point import StartingPoint, find_starting_point
-from fedops_mqtt.aggregation.status_publisher import BusCallbacks
+from fedops_mqtt.aggregation.status_publisher import BusCallbacks, ServerSnapshot, client_of
 from fedops_mqtt.aggregation.stop_control import EndNowError, EndRequest, StopControl
 from fedops_mqtt.aggregation.strategy import Config, make_fedavg, own_minimum
 from fedops_mqtt.aggregation.strategy_state import AnyStrategy, check_strategy
@@ -38,11 +32,10 @@ from fedops_mqtt.protocol import LastRun, RunOutcome, ServerCondition, describe_
 from fedops_mqtt.runtime.settings import ServerSettings
 from fedops_mqtt.runtime.task_config import read_configuration
 from fedops_mqtt.runtime.wandb_log import shown_on_wandb
-from fedops_mqtt.server.evaluation import TestTorch, make_evaluate
 from fedops_mqtt.server.server_api import ServerAPI, speaking
 from fedops_mqtt.server.server_utils import FLServerStatus
 from fedops_mqtt.server.strategy_config import strategy_of
-from fedops_mqtt.server.typed_model import loader_of, shared_arrays
+from fedops_mqtt.server.typed_model import TestTorch, loader_of, make_evaluate, shared_arrays
 from fedops_mqtt.store.errors import StoreError
 from fedops_mqtt.store.tensor_file import Arrays
 from fedops_mqtt.store.versions import ModelStore, StoredModel

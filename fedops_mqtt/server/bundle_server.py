@@ -14,7 +14,7 @@ from flwr.serverapp import ServerApp
 from fedops_mqtt.aggregation.errors import ServerError
 from fedops_mqtt.aggregation.run_settings import NUM_ROUNDS_KEY
 from fedops_mqtt.apps import AppBundle, AppLibrary, AppRefusedError, BundleLimits, KeepLimits, read_bundle
-from fedops_mqtt.apps.requirements import missing_requirements
+from fedops_mqtt.apps.bundle import missing_requirements
 from fedops_mqtt.protocol import RunOutcome, describe_error, name_error
 from fedops_mqtt.runtime.settings import ServerSettings
 from fedops_mqtt.server.app import FLServer

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from fedops_mqtt.aggregation.snapshot import ServerSnapshot
+from fedops_mqtt.aggregation.status_publisher import ServerSnapshot
 from fedops_mqtt.protocol import MetricsCutter, ServerCondition, ServerMetrics, count_of, number_of, utc_now
 from fedops_mqtt.runtime.active_backend import ActiveBackend
 

@@ -20,7 +20,7 @@ from fedops_mqtt.protocol import Outcome, ServerCondition, ServerMetrics, Server
 from fedops_mqtt.protocol.topics import Topic
 from fedops_mqtt.runtime.settings import ENV_PREFIX, inherited_environment
 from fedops_mqtt.runtime.task_config import flatten, read_configuration
-from fedops_mqtt.simulation.messages import Result, Work
+from fedops_mqtt.simulation.worker import Result, Work
 from fedops_mqtt.training.pipe import Job
 
 _GRACE_S = 5.0

@@ -8,17 +8,38 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from typing import Annotated
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from fedops_mqtt.client.fl_client import make_register
 from fedops_mqtt.line.client_session import RunEnd
 from fedops_mqtt.line.runner import Joined, LineRunner, make_context
-from fedops_mqtt.protocol import Outcome
-from fedops_mqtt.simulation.messages import Result, Work
+from fedops_mqtt.protocol import Outcome, clip
 from fedops_mqtt.training.app_loading import AppError, Keeping, KeptState, load_app, make_node_config, make_run_config
 from fedops_mqtt.training.pipe import Job
+
+
+class Work(BaseModel):
+    """What a worker is told, in one line on stdin."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    jobs: tuple[Job, ...]
+    """One for each client that it plays."""
+
+
+class Result(BaseModel):
+    """How it ended for one client, in one line on stdout."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    client_mac: str
+    outcome: Outcome
+    reason: Annotated[str, BeforeValidator(clip)]
+
 
 logger = logging.getLogger(__name__)
 

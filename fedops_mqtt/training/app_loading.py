@@ -21,7 +21,7 @@ from fedops_mqtt.line.codec import EncodedContent, encode_content, encode_messag
 from fedops_mqtt.line.errors import LineError
 from fedops_mqtt.model_types import RegistrationError
 from fedops_mqtt.protocol import describe_error, name_error
-from fedops_mqtt.runtime.flower_project import ProjectError, project_config
+from fedops_mqtt.runtime.key_values import ProjectError, project_config
 from fedops_mqtt.runtime.task_config import nest
 from fedops_mqtt.training.live_task import unpack
 from fedops_mqtt.training.numpy_clients import AnyServerApp

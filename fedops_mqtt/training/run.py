@@ -3,14 +3,15 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 
 from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedops_mqtt.line.client_session import RunEnd
+from fedops_mqtt.line.connection import Answers, probe
 from fedops_mqtt.line.errors import LineConfigError
-from fedops_mqtt.line.probe import Answers, probe
 from fedops_mqtt.line.runner import Joined, LineRunner, MessageAnswered, Progress, make_context
 from fedops_mqtt.protocol import MetricsCutter, MetricsKind, Outcome, Phase, Transport, clip
 from fedops_mqtt.runtime.key_values import Plain
@@ -27,11 +28,90 @@ from fedops_mqtt.training.app_loading import (
 )
 from fedops_mqtt.training.classic_grpc import ClassicRunner
 from fedops_mqtt.training.client_backend import speaking
-from fedops_mqtt.training.message_clock import PhaseClock
 from fedops_mqtt.training.numpy_clients import AnyServerApp
-from fedops_mqtt.training.pipe import EndedReport, Job, MetricsReport, PhaseReport
-from fedops_mqtt.training.report import Reporter, failed, leave_soon
-from fedops_mqtt.training.wandb_rounds import ShownRounds
+from fedops_mqtt.training.pipe import EndedReport, Job, MetricsReport, PhaseReport, Reporter, failed, leave_soon
+
+_NAMES = {
+    Phase.STARTING: "wait_s",
+    Phase.JOINING: "wait_s",
+    Phase.WAITING: "wait_s",
+    Phase.DOWNLOADING: "download_s",
+    Phase.TRAINING: "compute_s",
+    Phase.EVALUATING: "compute_s",
+    Phase.UPLOADING: "upload_s",
+}
+
+
+class PhaseClock:
+    """Adds up the time in each phase, and holds a message's report until its upload is over. For any thread."""
+
+    def __init__(self, tell: Callable[[MetricsReport], None]) -> None:
+        self._tell = tell
+        self._lock = threading.Lock()
+        self._name: str | None = None
+        self._since = time.monotonic()
+        self._spent: dict[str, float] = {}
+        self._held: MetricsReport | None = None
+
+    def enter(self, phase: Phase) -> None:
+        """Begin a phase; a report that is held is told once its upload is over."""
+        with self._lock:
+            self._stop()
+            self._name = _NAMES[phase]
+        if phase not in (Phase.UPLOADING, Phase.TRAINING, Phase.EVALUATING):
+            self.flush()
+
+    def hold(self, report: MetricsReport) -> None:
+        """Keep the numbers of a message that was computed."""
+        self.flush()
+        self._held = report
+
+    def flush(self) -> None:
+        """Tell what is held."""
+        with self._lock:
+            held, self._held = self._held, None
+            if held is None:
+                return
+            self._stop()
+            split = {name: round(self._spent.get(name, 0.0), 6) for name in dict.fromkeys(_NAMES.values())}
+            self._spent.clear()
+        self._tell(held.model_copy(update={"values": {**held.values, **split}}))
+
+    def _stop(self) -> None:
+        now = time.monotonic()
+        if self._name is not None:
+            self._spent[self._name] = self._spent.get(self._name, 0.0) + now - self._since
+        self._since = now
+
+
+class ShownRounds:
+    """The rounds of one training, in order."""
+
+    def __init__(self) -> None:
+        self._round: int | None = None
+        self._began_at = 0.0
+        self._before = (0, 0)
+        self._told = (0, 0)
+
+    def show(
+        self, answered: MessageAnswered, *, began_at: float, now: float, bytes_so_far: tuple[int, int]
+    ) -> dict[str, float]:
+        """Return the round as it stands after one more answer.
+
+        Args:
+            answered: what was answered; its upload is over.
+            began_at: when the app began to compute it, monotonic seconds; as `now` is.
+            now: when this is shown.
+            bytes_so_far: received and sent by the training as a whole.
+        """
+        round_ = answered.round or 0
+        if round_ != self._round:
+            self._round, self._began_at, self._before = round_, began_at, self._told
+        self._told = bytes_so_far
+        bytes_in, bytes_out = (after - before for after, before in zip(bytes_so_far, self._before, strict=True))
+        times = {f"{answered.kind}_seconds": answered.seconds, "round_seconds": now - self._began_at}
+        return {**answered.metrics, **times, "bytes_in": bytes_in, "bytes_out": bytes_out, "round": round_}
+
 
 logger = logging.getLogger(__name__)
 

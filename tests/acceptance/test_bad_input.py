@@ -17,7 +17,7 @@ from yard import TIMEOUT_S, Installed, Site, Yard
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.bus.mosquitto import free_port
 from fedops_mqtt.protocol import ClientCondition, RunOutcome
-from fedops_mqtt.runtime.exit_codes import ExitCode
+from fedops_mqtt.runtime.systemd import ExitCode
 
 MAC = "02:00:00:00:01:01"
 LEVEL = MAC.replace(":", "-")

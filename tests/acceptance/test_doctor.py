@@ -18,7 +18,7 @@ from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.cli.entry import run
 from fedops_mqtt.enrolment import EnrolmentRequest, Role
 from fedops_mqtt.protocol import topics
-from fedops_mqtt.runtime.exit_codes import ExitCode
+from fedops_mqtt.runtime.systemd import ExitCode
 
 Findings = list[dict[str, str]]
 

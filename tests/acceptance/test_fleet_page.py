@@ -14,7 +14,7 @@ from secure_site import calm_port
 from yard import COMMAND, Yard
 
 from fedops_mqtt.bus import Mosquitto
-from fedops_mqtt.runtime.exit_codes import ExitCode
+from fedops_mqtt.runtime.systemd import ExitCode
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "from-one-laptop-to-a-fleet.md"
 OURS = ("fedops-mqtt fleet", "tar ", "ssh ")

@@ -12,7 +12,7 @@ from yard import MARK, Installed, Site, eventually
 
 from fedops_mqtt.demo.reaper import marked
 from fedops_mqtt.protocol import ClientCondition, Outcome, RunOutcome
-from fedops_mqtt.runtime.orphans import MARK as TRAINING
+from fedops_mqtt.runtime.processes import MARK as TRAINING
 
 MEGABYTE = 1024**2
 FAULTS = {

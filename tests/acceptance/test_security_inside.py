@@ -23,10 +23,10 @@ from fedops_mqtt.bus import Connection, Malformed, Mosquitto, Received
 from fedops_mqtt.core.fencing import LAST_SEQ
 from fedops_mqtt.device.journal import identity_dir
 from fedops_mqtt.line import wire
+from fedops_mqtt.line.access import make_token
 from fedops_mqtt.line.codec import encode_message, read_message
 from fedops_mqtt.line.errors import FrameError
 from fedops_mqtt.line.server import LineServer, LineTls
-from fedops_mqtt.line.token import make_token
 from fedops_mqtt.manager.launcher import write_secret
 from fedops_mqtt.protocol import (
     Answer,

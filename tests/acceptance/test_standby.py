@@ -17,7 +17,7 @@ from yard import Installed, Site, eventually
 from fedops_mqtt.bus import Connection, Received
 from fedops_mqtt.protocol import Channel, RunOutcome, StartTrigger, filter_for
 from fedops_mqtt.runtime.background import alongside
-from fedops_mqtt.runtime.exit_codes import ExitCode
+from fedops_mqtt.runtime.systemd import ExitCode
 
 PATIENT = "[tasks.{task_id}.limits]\ntrigger_retry_s = 300\ntrigger_answer_s = 300"
 """Nobody says a trigger again because an answer takes its time on a busy machine: what comes twice was fired twice."""

@@ -10,7 +10,7 @@ from terminals import at_a_terminal
 from yard import TIMEOUT_S, Site
 
 from fedops_mqtt.protocol import ClientCondition
-from fedops_mqtt.runtime.exit_codes import ExitCode
+from fedops_mqtt.runtime.systemd import ExitCode
 
 MAC = "02:00:00:00:01:01"
 MAX_IDLE_MB = 55

@@ -11,7 +11,7 @@ from browsing import visiting
 from fedops_mqtt.client.client_managers import ClientManagers
 from fedops_mqtt.client.client_utils import FLClientStatus
 from fedops_mqtt.client.http_shim import make_shim, serving
-from fedops_mqtt.core.client_events import LocalStart, StartDecision
+from fedops_mqtt.core.client_state import LocalStart, StartDecision
 from fedops_mqtt.protocol import Answer
 from fedops_mqtt.runtime.settings import ClientSettings
 

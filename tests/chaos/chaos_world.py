@@ -19,8 +19,8 @@ from spy import Spy, spying
 from yard import Installed, Yard
 
 from fedops_mqtt.bus import Mosquitto
-from fedops_mqtt.bus.epochs import EpochFile
 from fedops_mqtt.bus.mosquitto import free_port
+from fedops_mqtt.bus.owner import EpochFile
 from fedops_mqtt.demo.reaper import marked
 from fedops_mqtt.device.journal import identity_dir
 

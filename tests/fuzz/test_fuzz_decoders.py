@@ -22,7 +22,7 @@ from fedops_mqtt.device.journal import ClientJournal
 from fedops_mqtt.line import codec, flwr_private, wire
 from fedops_mqtt.line.errors import FrameError, MessageTooLargeError
 from fedops_mqtt.protocol import ProtocolError, parse_topic
-from fedops_mqtt.runtime.streams import LineSplitter, Tail
+from fedops_mqtt.runtime.processes import LineSplitter, Tail
 from fedops_mqtt.store.errors import CorruptFileError
 from fedops_mqtt.store.tensor_file import read_tensors, write_tensors
 from fedops_mqtt.training.pipe import parse_command, parse_report

@@ -12,9 +12,10 @@ from model_owner import HEARTBEAT_S, Disk, Owner
 
 from fedops_mqtt.bus.events import BusEvent, Received
 from fedops_mqtt.core import client as core
-from fedops_mqtt.core.client import Client, Identity
-from fedops_mqtt.core.client_events import (
+from fedops_mqtt.core.client import Client, Identity, last_will, snapshot
+from fedops_mqtt.core.client_state import (
     Action,
+    ClientState,
     Event,
     Progressed,
     ServerMoved,
@@ -24,8 +25,6 @@ from fedops_mqtt.core.client_events import (
     StopTraining,
     TrainingEnded,
 )
-from fedops_mqtt.core.client_state import ClientState
-from fedops_mqtt.core.client_status import last_will, snapshot
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.core.ownership import new_instance
 from fedops_mqtt.line.errors import LineRefusedError

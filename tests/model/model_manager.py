@@ -16,13 +16,12 @@ from model_server import Server
 from model_truth import Ear
 
 from fedops_mqtt.bus.events import BusEvent, Connected
-from fedops_mqtt.core.fencing import Stamp
+from fedops_mqtt.core.fencing import Stamp, next_term, start_of
 from fedops_mqtt.core.fleet import Fleet
 from fedops_mqtt.core.ownership import new_instance
 from fedops_mqtt.core.run import Run
-from fedops_mqtt.core.run_events import ServerExited, ServerUnreachable, StopRequested
+from fedops_mqtt.core.run_member import ServerExited, ServerUnreachable, StopRequested
 from fedops_mqtt.core.run_plan import Action, EndServer, FireTrigger, LaunchServer, StopClient, plan
-from fedops_mqtt.core.term import next_term, start_of
 from fedops_mqtt.manager.actions import event_of
 from fedops_mqtt.manager.bus_reader import BusReader, needs_watching
 from fedops_mqtt.manager.journal import JournaledRun

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from model_device import LONGEST_LEFTOVER_S, TASK, Device
 from model_manager import Database, Manager
 
-from fedops_mqtt.core.run_events import StopRequested
+from fedops_mqtt.core.run_member import StopRequested
 from fedops_mqtt.protocol import Outcome
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Disconnected, R
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.core.fleet import Fleet, Presence
 from fedops_mqtt.core.run import Run, RunDeadlines, RunSpec
-from fedops_mqtt.core.run_events import ServerExited, StopRequested
+from fedops_mqtt.core.run_member import ServerExited, StopRequested
 from fedops_mqtt.manager.journal import JournaledRun
 from fedops_mqtt.protocol import (
     ClientCondition,

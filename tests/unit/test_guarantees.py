@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from fedops_mqtt.runtime import app_settings, settings
+from fedops_mqtt.runtime import settings
 
 ROOT = Path(__file__).parents[2]
 TABLES = {
     "Every process on the bus": settings.BusSettings,
     "Client": settings.ClientSettings,
-    "Delivered apps (client)": app_settings.DeliveredAppSettings,
+    "Delivered apps (client)": settings.DeliveredAppSettings,
     "Run (manager)": settings.RunLimits,
     "Manager": settings.ManagerSettings,
     "FL server": settings.ServerSettings,

@@ -42,7 +42,7 @@ ONLY_IN = {
     "paho": ("bus/",),
     "flwr": (
         *("line/", "training/", "aggregation/", "server/", "model_types/", "client/client_fl", "client/fl_client"),
-        *("bridge/", "demo/client.py", "simulation/", "cli/app_source.py"),
+        *("bridge/", "demo/client.py", "simulation/", "cli/apps.py"),
     ),
     "torch": ("model_types/", "aggregation/", "server/"),
     "tensorflow": ("model_types/", "aggregation/", "server/"),
@@ -57,7 +57,7 @@ ONLY_IN = {
 }
 """Where a library may be imported: path prefixes below the package."""
 
-MAX_LINES = 400
+MAX_LINES = 500
 
 
 def modules() -> list[str]:

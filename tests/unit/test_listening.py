@@ -17,8 +17,7 @@ from starlette.routing import Route
 
 from fedops_mqtt.runtime import http_server
 from fedops_mqtt.runtime.http_access import AccessRules
-from fedops_mqtt.runtime.http_listener import open_socket, serving
-from fedops_mqtt.runtime.http_server import connections_within
+from fedops_mqtt.runtime.http_server import connections_within, open_socket, serving
 
 HALF = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 WHOLE = HALF + b"\r\n"

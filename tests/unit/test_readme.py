@@ -9,7 +9,7 @@ import typer
 
 from fedops_mqtt.cli.entry import make_app
 from fedops_mqtt.protocol import MESSAGE_OF_CHANNEL, Channel, ClientCondition
-from fedops_mqtt.runtime.exit_codes import ExitCode
+from fedops_mqtt.runtime.systemd import ExitCode
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -16,8 +16,17 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.manager import tables
-from fedops_mqtt.manager.api.file_records import History, LogPart, ModelPage, ModelRecord
-from fedops_mqtt.manager.api.models import ClientRecord, MemberRecord, Record, RunRecord, to_utc
+from fedops_mqtt.manager.api.models import (
+    ClientRecord,
+    History,
+    LogPart,
+    MemberRecord,
+    ModelPage,
+    ModelRecord,
+    Record,
+    RunRecord,
+    to_utc,
+)
 from fedops_mqtt.manager.context import ManagerContext
 from fedops_mqtt.manager.errors import UnknownClientError, UnknownModelError, UnknownRunError
 from fedops_mqtt.manager.files import find_model, list_models, read_log

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from fedops_mqtt.bridge.fedops_http_client import FedOpsHttpClient, FedOpsHttpError
+from fedops_mqtt.bridge.peer_state import FedOpsHttpClient, FedOpsHttpError
 
 MAC = "02:00:00:00:02:01"
 REFUSAL = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n"

@@ -18,7 +18,7 @@ from click import Group
 
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.cli.entry import make_app, run
-from fedops_mqtt.runtime.exit_codes import ExitCode, exit_code_of_disk
+from fedops_mqtt.runtime.systemd import ExitCode, exit_code_of_disk
 
 PAGE = (Path(__file__).parents[3] / "docs" / "operations.md").read_text(encoding="utf-8")
 NOBODY = "127.0.0.1:1"

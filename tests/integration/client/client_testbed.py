@@ -11,8 +11,8 @@ from fl_server import make_line_server, serve
 
 from fedops_mqtt.bus import Connection, Received
 from fedops_mqtt.device.daemon import Daemon
+from fedops_mqtt.line.access import make_token
 from fedops_mqtt.line.grid import RunEndedError
-from fedops_mqtt.line.token import make_token
 from fedops_mqtt.protocol import (
     ClientCondition,
     ClientMetrics,

@@ -9,9 +9,9 @@ import pytest
 from client_testbed import HERE, PATIENCE_S, SECRET, MakeJob, Operator, RunDaemon, ServeFl, fl_server
 
 from fedops_mqtt.bus import Connection, Mosquitto
-from fedops_mqtt.client.attachment import FedOpsAttachment
+from fedops_mqtt.client.app import FedOpsAttachment
 from fedops_mqtt.device.daemon import Daemon
-from fedops_mqtt.line.token import make_token
+from fedops_mqtt.line.access import make_token
 from fedops_mqtt.protocol import (
     Channel,
     filter_for,

@@ -12,7 +12,7 @@ import pytest
 
 from fedops_mqtt.device.training_process import MODULE, TrainingOptions, TrainingProcess
 from fedops_mqtt.protocol import MAX_METRICS, Outcome, Phase
-from fedops_mqtt.runtime.streams import OUTPUT_FOLDER, find_outputs, read_output
+from fedops_mqtt.runtime.processes import OUTPUT_FOLDER, find_outputs, read_output
 from fedops_mqtt.training.pipe import EndedReport, Job, MetricsReport, PhaseReport, to_line
 
 from client_testbed import PATIENCE_S, SECRET, MakeJob, ServeFl  # isort: skip

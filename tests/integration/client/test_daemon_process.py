@@ -17,7 +17,7 @@ from client_testbed import HERE, PATIENCE_S, SECRET, Operator, ServeFl
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.core.reasons import is_interruption
 from fedops_mqtt.protocol import ClientCondition, Outcome, Phase
-from fedops_mqtt.runtime.exit_codes import ExitCode
+from fedops_mqtt.runtime.systemd import ExitCode
 
 MAX_IDLE_MB = 55
 """MB of 2**20 bytes, as all memory figures of the project."""

@@ -4,7 +4,7 @@ import httpx
 import pytest
 from client_testbed import SECRET, Operator, RunDaemon, ServeFl
 
-from fedops_mqtt.client.attachment import FedOpsAttachment
+from fedops_mqtt.client.app import FedOpsAttachment
 from fedops_mqtt.client.http_shim import ShimAddressError
 from fedops_mqtt.device.daemon import Daemon
 from fedops_mqtt.protocol import ClientCondition, Outcome, Phase

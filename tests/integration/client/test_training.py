@@ -14,7 +14,7 @@ import pytest
 
 from fedops_mqtt.device.training_process import TrainingOptions, TrainingProcess, mark_of
 from fedops_mqtt.protocol import Outcome, Phase
-from fedops_mqtt.runtime.orphans import MARK, sweep
+from fedops_mqtt.runtime.processes import MARK, sweep
 from fedops_mqtt.training.pipe import EndedReport, Job, MetricsReport, PhaseReport
 
 PREAMBLE = """

@@ -14,10 +14,10 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedops_mqtt.line.client_session import RunEnd
-from fedops_mqtt.line.limits import LineLimits
 from fedops_mqtt.line.members import MemberChange
 from fedops_mqtt.line.runner import LineRunner
 from fedops_mqtt.line.server import LineServer
+from fedops_mqtt.line.wire import LineLimits
 
 WAIT_S = 300.0
 """Means "hangs", on a machine ten times slower too."""

@@ -11,11 +11,11 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 from line_parts import WAIT_S, Gate, Lines, a_metric, ask, ask_in_thread, echo_app, mac_of
 
+from fedops_mqtt.line.access import make_token
 from fedops_mqtt.line.client_session import RunEnd
 from fedops_mqtt.line.grid import BelowQuorumError, RunEndedError
 from fedops_mqtt.line.identity import node_id_of
 from fedops_mqtt.line.runner import Joined, LineRunner
-from fedops_mqtt.line.token import make_token
 from fedops_mqtt.protocol import Outcome, RunOutcome
 
 NEVER_S = 3600.0

@@ -31,8 +31,8 @@ from line_parts import Lines, echo_app, mac_of
 from fedops_mqtt.line.classic import start_classic
 from fedops_mqtt.line.grid import BelowQuorumError
 from fedops_mqtt.line.identity import node_id_of
-from fedops_mqtt.line.limits import LineCompression
 from fedops_mqtt.line.runner import Joined, make_context
+from fedops_mqtt.line.wire import LineCompression
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -25,8 +25,8 @@ from line_parts import WAIT_S, Gate, Lines, a_metric, ask, ask_in_thread, echo_a
 
 from fedops_mqtt.line import wire
 from fedops_mqtt.line.codec import HEAD, MAX_HEADER_VALUES, encode_message, read_message
+from fedops_mqtt.line.connection import Answers, probe
 from fedops_mqtt.line.errors import LineConfigError
-from fedops_mqtt.line.probe import Answers, probe
 from fedops_mqtt.line.server import LineServer, LineTls
 from fedops_mqtt.protocol import Outcome, RunOutcome
 

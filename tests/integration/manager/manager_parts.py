@@ -14,9 +14,8 @@ import httpx
 import psutil
 
 from fedops_mqtt.bus import BusOptions, Connection, MemoryEpochs, Mosquitto, Received, StatusOwner, new_instance
-from fedops_mqtt.core.client import Client, Identity, apply
-from fedops_mqtt.core.client_events import Event, Progressed, ShutDown, TrainingEnded
-from fedops_mqtt.core.client_status import last_will, snapshot
+from fedops_mqtt.core.client import Client, Identity, apply, last_will, snapshot
+from fedops_mqtt.core.client_state import Event, Progressed, ShutDown, TrainingEnded
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.manager.app import run_manager
 from fedops_mqtt.protocol import ClientStatus, Outcome, Phase, StartTrigger, StopTrigger, topics, utc_now

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedops_mqtt.aggregation.final_status import keep_final_status
+from fedops_mqtt.aggregation.pipe_publisher import keep_final_status
 from fedops_mqtt.bus import BusOptions, Connection, MemoryEpochs, NotConnectedError, StatusOwner, new_instance
 from fedops_mqtt.core.fencing import LAST_SEQ, Stamp
 from fedops_mqtt.protocol import (

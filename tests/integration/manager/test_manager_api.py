@@ -14,8 +14,8 @@ from fedops_mqtt import AsyncManagerClient, ManagerClient
 from fedops_mqtt.manager.app import run_manager
 from fedops_mqtt.manager.client import ManagerRefusedError
 from fedops_mqtt.protocol import ClientCondition
-from fedops_mqtt.runtime.exit_codes import ExitCode
 from fedops_mqtt.runtime.http_access import MAX_BODY_BYTES
+from fedops_mqtt.runtime.systemd import ExitCode
 
 MEDIA_TYPE = "application/problem+json"
 

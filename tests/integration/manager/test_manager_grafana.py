@@ -14,7 +14,7 @@ import pytest
 from manager_parts import PATIENCE_S, A, B, House, until
 
 from fedops_mqtt.bus.mosquitto import free_port
-from fedops_mqtt.core.client_status import last_will
+from fedops_mqtt.core.client import last_will
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.protocol import encode, topics, utc_now
 from fedops_mqtt.protocol.messages import ServerMetrics

@@ -11,12 +11,12 @@ from sqlalchemy import update
 
 from fedops_mqtt.bus import Connection, Received
 from fedops_mqtt.core.run import Run, RunSpec, apply
-from fedops_mqtt.core.run_events import ServerLaunched
+from fedops_mqtt.core.run_member import ServerLaunched
 from fedops_mqtt.manager import tables
 from fedops_mqtt.manager.app import run_manager
 from fedops_mqtt.manager.journal import Batch, Journal, JournaledRun
 from fedops_mqtt.protocol import ManagerCondition, ManagerStatus, topics
-from fedops_mqtt.runtime.exit_codes import ExitCode
+from fedops_mqtt.runtime.systemd import ExitCode
 
 
 @pytest.mark.long

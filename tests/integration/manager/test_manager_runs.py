@@ -6,7 +6,7 @@ import signal
 import psutil
 from manager_parts import A, B, C, House, until
 
-from fedops_mqtt.line.token import check_token
+from fedops_mqtt.line.access import check_token
 from fedops_mqtt.protocol import Outcome
 
 

@@ -18,7 +18,7 @@ from server_parts import WAIT_S, House, mac_of
 from fedops_mqtt.aggregation.errors import ServerConfigError
 from fedops_mqtt.bus.mosquitto import free_port
 from fedops_mqtt.demo import digits
-from fedops_mqtt.line.token import make_token
+from fedops_mqtt.line.access import make_token
 from fedops_mqtt.protocol import MemberCondition, RunOutcome, ServerCondition, ServerMetrics
 from fedops_mqtt.server.app import FLServer, RunResult
 

@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 import pytest
 
-from fedops_mqtt.apps.requirements import missing_requirements
+from fedops_mqtt.apps.bundle import missing_requirements
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from fedops_mqtt.bridge.http import guarded
+from fedops_mqtt.bridge.app import guarded
 from fedops_mqtt.runtime.http_access import MAX_BODY_BYTES, AccessRules
-from fedops_mqtt.runtime.http_listener import open_socket, serving
+from fedops_mqtt.runtime.http_server import open_socket, serving
 
 HERE = "127.0.0.1:8004"
 ELSEWHERE = "ccl.example.org"

@@ -2,8 +2,8 @@
 
 import pytest
 
+from fedops_mqtt.bridge.peer_registry import Caller, Peers
 from fedops_mqtt.bridge.peer_state import PeerState
-from fedops_mqtt.bridge.peers import Caller, Peers
 
 ONE, TWO, ALIAS = "02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:03"
 

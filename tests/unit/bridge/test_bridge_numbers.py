@@ -5,8 +5,8 @@ import base64
 import pytest
 
 from fedops_mqtt.bridge.app import BridgeConfigError, clients_in, gateway_addresses
-from fedops_mqtt.bridge.fedops_http_client import FedOpsHttpError, OnlineAnswer
-from fedops_mqtt.bridge.numbers import ReportError, client_report, parse_report, server_numbers
+from fedops_mqtt.bridge.peer_registry import ReportError, client_report, parse_report, server_numbers
+from fedops_mqtt.bridge.peer_state import FedOpsHttpError, OnlineAnswer
 from fedops_mqtt.protocol import MetricsCutter, MetricsKind
 from fedops_mqtt.runtime.http_access import credentials_in
 

@@ -1,7 +1,7 @@
 """The inbox: order, and what goes when the reader cannot keep up."""
 
 from fedops_mqtt.bus import BusEvent, Connected, Disconnected, Malformed, Received
-from fedops_mqtt.bus.event_buffer import EventBuffer
+from fedops_mqtt.bus.events import EventBuffer
 from fedops_mqtt.protocol import ClientMetrics, ClientStatus, StartTrigger, TopicError, topics, utc_now
 
 MAC = "02:00:00:00:00:01"

@@ -5,8 +5,7 @@ import time
 import orjson
 import pytest
 
-from fedops_mqtt.bus.events import Malformed, Received
-from fedops_mqtt.bus.intake import Intake
+from fedops_mqtt.bus.events import Intake, Malformed, Received
 from fedops_mqtt.core.ownership import latest_epoch
 from fedops_mqtt.protocol import ClientCondition, ClientStatus, encode, topics, utc_now
 

@@ -9,8 +9,8 @@ from pydantic_settings import BaseSettings
 
 from fedops_mqtt.cli.entry import make_app, run
 from fedops_mqtt.cli.options import environment_of, option_name, secrets_of
-from fedops_mqtt.runtime.exit_codes import ExitCode
 from fedops_mqtt.runtime.settings import BrokerSettings, ClientSettings, CliSettings, ManagerSettings, WatchSettings
+from fedops_mqtt.runtime.systemd import ExitCode
 
 VERBS = ("demo", "broker", "client", "manager", "clients", "runs", "start", "stop", "watch")
 SETTINGS: dict[str, type[BaseSettings]] = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedops_mqtt.cli.entry import run
-from fedops_mqtt.runtime.exit_codes import ExitCode
+from fedops_mqtt.runtime.systemd import ExitCode
 from fedops_mqtt.store.versions import ModelStore
 
 

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from fedops_mqtt.bus import Cleared, Connected, Disconnected, Received
 from fedops_mqtt.bus.fleet_view import FleetView, Record
-from fedops_mqtt.cli.live import draw, sparkline
 from fedops_mqtt.cli.output import as_line, as_text, in_a_cell, pad_lines, print_records, print_records_as_lines
+from fedops_mqtt.cli.watch import draw, sparkline
 from fedops_mqtt.core.fencing import LAST_SEQ
 from fedops_mqtt.protocol import (
     ClientCondition,

@@ -7,9 +7,9 @@ from pydantic import ValidationError
 
 from fedops_mqtt.cli.entry import run
 from fedops_mqtt.cli.options import make_settings
-from fedops_mqtt.runtime.exit_codes import ExitCode
 from fedops_mqtt.runtime.settings import ClientSettings, ManagerSettings, ServerSettings
 from fedops_mqtt.runtime.settings_file import SettingsFileError, exposed_files
+from fedops_mqtt.runtime.systemd import ExitCode
 
 
 @pytest.fixture

@@ -16,10 +16,9 @@ from pydantic import TypeAdapter
 from fedops_mqtt import cli
 from fedops_mqtt.cli.entry import run
 from fedops_mqtt.protocol.identity import Text
-from fedops_mqtt.runtime.exit_codes import ExitCode
 from fedops_mqtt.runtime.machine import host_name
 from fedops_mqtt.runtime.settings import ClientSettings, ManagerSettings
-from fedops_mqtt.runtime.systemd import end_signals, told_to_end
+from fedops_mqtt.runtime.systemd import ExitCode, end_signals, told_to_end
 
 _ORPHANING = """
 import ctypes, os, signal, sys, time

@@ -12,11 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedops_mqtt.client.app import AppPathError, FLClientTask, import_path_of
-from fedops_mqtt.core.client import Client
-from fedops_mqtt.core.client_status import snapshot
+from fedops_mqtt.core.client import Client, snapshot
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.device.daemon import Daemon
-from fedops_mqtt.device.errors import ClientConfigError
+from fedops_mqtt.device.identity import ClientConfigError
 from fedops_mqtt.protocol import decode, encode, topics, utc_now
 from fedops_mqtt.runtime.settings import ClientSettings
 from fedops_mqtt.runtime.task_config import flatten

@@ -1,7 +1,7 @@
 """What W&B shows of a round: both of its messages, its time, and the bytes that are its own."""
 
 from fedops_mqtt.line.runner import MessageAnswered
-from fedops_mqtt.training.wandb_rounds import ShownRounds
+from fedops_mqtt.training.run import ShownRounds
 
 
 def answered(kind: str, round_: int) -> MessageAnswered:

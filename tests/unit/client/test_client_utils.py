@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from fedops_mqtt.client.client_utils import ManagerData, NoMacAddressError, get_hostname, get_mac_address, view_of
 from fedops_mqtt.core.client import Client, Identity, apply
-from fedops_mqtt.core.client_events import LocalStart, ShutDown, TrainingEnded
+from fedops_mqtt.core.client_state import LocalStart, ShutDown, TrainingEnded
 from fedops_mqtt.protocol import Outcome, normalise_mac
 
 CLIENT = Client(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedops_mqtt.runtime.flower_project import ProjectError, module_of, project_config
+from fedops_mqtt.runtime.key_values import ProjectError, module_of, project_config
 
 
 @pytest.fixture

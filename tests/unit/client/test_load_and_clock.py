@@ -8,8 +8,8 @@ from fedops_mqtt.device.load_meter import LoadMeter
 from fedops_mqtt.device.system_load import measure_load
 from fedops_mqtt.protocol import CurrentRun, MetricsKind, Phase
 from fedops_mqtt.runtime.background import alongside
-from fedops_mqtt.training.message_clock import PhaseClock
 from fedops_mqtt.training.pipe import MetricsReport
+from fedops_mqtt.training.run import PhaseClock
 
 IN_HAND = CurrentRun(run_id="r", attempt=1, launch=1, phase=Phase.TRAINING, round=3)
 

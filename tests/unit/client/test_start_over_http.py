@@ -13,7 +13,7 @@ import pytest
 from fedops_mqtt.client.client_managers import ClientManagers
 from fedops_mqtt.client.client_utils import FLClientStatus
 from fedops_mqtt.client.http_shim import make_shim
-from fedops_mqtt.core.client_events import LocalStart, StartDecision
+from fedops_mqtt.core.client_state import LocalStart, StartDecision
 from fedops_mqtt.protocol import Answer
 
 MAC, OTHER = "02:00:00:00:00:01", "02:42:ac:11:00:02"

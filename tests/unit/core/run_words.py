@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from fedops_mqtt.core.fencing import LAST_SEQ
 from fedops_mqtt.core.fleet import Fleet
 from fedops_mqtt.core.run import Run, RunDeadlines, RunSpec, apply_all
-from fedops_mqtt.core.run_events import (
+from fedops_mqtt.core.run_member import (
     ClientChosen,
     MemberGaveUp,
     RunClosed,

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from fedops_mqtt.core.client import Client, Identity, Step, apply, restore
-from fedops_mqtt.core.client_events import (
+from fedops_mqtt.core.client import Client, Identity, Step, apply, last_will, restore, snapshot
+from fedops_mqtt.core.client_state import (
+    MAX_ANSWERS,
+    ClientState,
     Event,
     LocalStart,
     Progressed,
@@ -21,8 +23,6 @@ from fedops_mqtt.core.client_events import (
     StopTraining,
     TrainingEnded,
 )
-from fedops_mqtt.core.client_state import MAX_ANSWERS, ClientState
-from fedops_mqtt.core.client_status import last_will, snapshot
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.core.reasons import is_interruption
 from fedops_mqtt.protocol import (

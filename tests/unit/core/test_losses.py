@@ -2,7 +2,7 @@
 
 from run_words import TASK, A, client, will
 
-from fedops_mqtt.core.dropped_messages import MIN_UNHEARD, DroppedMessageDetector
+from fedops_mqtt.core.fencing import MIN_UNHEARD, DroppedMessageDetector
 
 MACS = [f"02:00:00:00:00:{number:02x}" for number in range(1, MIN_UNHEARD + 1)]
 

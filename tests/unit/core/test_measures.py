@@ -1,6 +1,6 @@
 """The number that says how a model does, whatever its app calls it."""
 
-from fedops_mqtt.core.measures import ACCURACY, LOSS, measure, measure_name
+from fedops_mqtt.core.run import ACCURACY, LOSS, measure, measure_name
 
 
 def test_accuracy_is_found_under_its_own_name_first() -> None:

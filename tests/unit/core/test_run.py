@@ -7,7 +7,7 @@ from run_words import A, B, C, World, answer, client, ended, hand, server, spec,
 
 from fedops_mqtt.core.fleet import StatusView
 from fedops_mqtt.core.run import Run, apply, apply_all
-from fedops_mqtt.core.run_events import (
+from fedops_mqtt.core.run_member import (
     ClientChosen,
     MemberGaveUp,
     RunClosed,

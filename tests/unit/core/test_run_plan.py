@@ -10,7 +10,7 @@ from run_words import LIMITS, A, B, C, D, World, answer, client, ended, events_o
 
 from fedops_mqtt.core.fleet import Fleet
 from fedops_mqtt.core.run import Run, apply_all
-from fedops_mqtt.core.run_events import ServerExited, ServerUnreachable, StopRequested
+from fedops_mqtt.core.run_member import ServerExited, ServerUnreachable, StopRequested
 from fedops_mqtt.core.run_plan import (
     EXIT_WORD_GRACE_S,
     ChooseClient,

@@ -3,7 +3,7 @@
 import pytest
 from run_words import LIMITS, TASK, A, B, C, World, answer, client, ended, hand, server, trains, will
 
-from fedops_mqtt.core.run_events import RunClosed, RunWaits, StopRequested
+from fedops_mqtt.core.run_member import RunClosed, RunWaits, StopRequested
 from fedops_mqtt.core.run_plan import CloseRun, waits_for
 from fedops_mqtt.protocol import (
     Answer,

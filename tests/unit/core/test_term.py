@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedops_mqtt.core.term import next_term, start_of
+from fedops_mqtt.core.fencing import next_term, start_of
 
 
 @given(st.integers(0, 2**40), st.integers(0, 2**40))

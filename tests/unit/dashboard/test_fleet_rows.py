@@ -4,7 +4,7 @@ from typing import Any
 
 from fedops_mqtt.bus import Connected, Received
 from fedops_mqtt.core.fleet import Fleet
-from fedops_mqtt.dashboard.rows import TOLD, FleetRows
+from fedops_mqtt.dashboard.texts import TOLD, FleetRows
 from fedops_mqtt.manager.bus_reader import BusReader
 from fedops_mqtt.manager.events import ChangeTopic, FleetChange, Subscription
 from fedops_mqtt.manager.open_runs import OpenRuns

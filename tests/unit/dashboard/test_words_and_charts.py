@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 import pytest
 
-from fedops_mqtt.core.run_events import RunEvent, RunWaits
+from fedops_mqtt.core.run_member import RunEvent, RunWaits
 from fedops_mqtt.dashboard import charts
 from fedops_mqtt.dashboard.texts import (
     EVENT_TEXTS,

@@ -7,9 +7,9 @@ import pytest
 
 from fedops_mqtt.apps import AppLibrary, AppSigner, make_signing_key
 from fedops_mqtt.core.client import Client, Identity, apply
-from fedops_mqtt.core.client_events import LocalStart, StartTraining
+from fedops_mqtt.core.client_state import LocalStart, StartTraining
 from fedops_mqtt.device.app_policy import AppPolicy, app_folder
-from fedops_mqtt.device.errors import ClientConfigError
+from fedops_mqtt.device.identity import ClientConfigError
 from fedops_mqtt.protocol import Answer, StartTrigger, utc_now
 from fedops_mqtt.runtime.settings import ClientSettings
 

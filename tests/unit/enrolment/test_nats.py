@@ -9,7 +9,7 @@ import pytest
 
 from fedops_mqtt.bus.mosquitto import find_config
 from fedops_mqtt.enrolment import EnrolmentRequest, Role, init_fleet
-from fedops_mqtt.enrolment.nats import render_nats_users, subjects_of
+from fedops_mqtt.enrolment.permissions import render_nats_users, subjects_of
 from fedops_mqtt.enrolment.register import EnrolledIdentity
 
 A, B = "02-00-00-00-00-0a", "02-00-00-00-00-0b"

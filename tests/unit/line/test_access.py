@@ -1,9 +1,8 @@
 import pytest
 
-from fedops_mqtt.line.access import Access
+from fedops_mqtt.line.access import Access, check_token, make_token
 from fedops_mqtt.line.errors import LineConfigError, LineRefusedError
 from fedops_mqtt.line.identity import flower_run_id_of, node_id_of
-from fedops_mqtt.line.token import check_token, make_token
 
 SECRET = b"0123456789abcdef"
 MAC = "aa:bb:cc:dd:ee:01"

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from fedops_mqtt.line.app_file import ServedApp
+from fedops_mqtt.line.access import make_token
 from fedops_mqtt.line.app_transfer import AppTransfer, TransferError
+from fedops_mqtt.line.endpoints import ServedApp
 from fedops_mqtt.line.errors import LineRefusedError
 from fedops_mqtt.line.server import LineServer
-from fedops_mqtt.line.token import make_token
 
 SECRET = b"0123456789abcdef"
 MAC = "02:00:00:00:00:01"

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as npst
 
 from fedops_mqtt.line import codec, flwr_private
 from fedops_mqtt.line.errors import FrameError, MessageTooLargeError
-from fedops_mqtt.line.limits import LineCompression
+from fedops_mqtt.line.wire import LineCompression
 
 NO_LIMIT = 1 << 40
 names = st.text(min_size=1, max_size=8).filter(lambda text: text.isprintable())

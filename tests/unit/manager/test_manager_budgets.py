@@ -6,7 +6,6 @@ import orjson
 import pytest
 
 from fedops_mqtt.bus import Connection, Received
-from fedops_mqtt.core.budget import Budget
 from fedops_mqtt.core.fleet import Fleet
 from fedops_mqtt.manager.api.prometheus import OTHER_TASKS, ManagerMetrics
 from fedops_mqtt.manager.bus_reader import (
@@ -14,6 +13,7 @@ from fedops_mqtt.manager.bus_reader import (
     MAX_OTHER_TASKS,
     STATUSES_AT_ONCE,
     STATUSES_PER_S,
+    Budget,
     BusReader,
 )
 from fedops_mqtt.manager.open_runs import OpenRuns

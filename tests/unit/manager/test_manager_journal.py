@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from fedops_mqtt.core.run import Run, RunDeadlines, RunSpec, apply_all
-from fedops_mqtt.core.run_events import (
+from fedops_mqtt.core.run_member import (
     ClientChosen,
     MemberGaveUp,
     RunClosed,

@@ -13,23 +13,19 @@ from fedops_mqtt.apps import BundleLimits
 from fedops_mqtt.bus import Connected, Connection, Received
 from fedops_mqtt.core.fleet import Fleet
 from fedops_mqtt.core.run import Run, RunSpec, apply_all
-from fedops_mqtt.core.run_events import ClientChosen, RunClosed, RunEvent, ServerExited, ServerLaunched, TriggerFired
-from fedops_mqtt.manager.actions import Executor
+from fedops_mqtt.core.run_member import ClientChosen, RunClosed, RunEvent, ServerExited, ServerLaunched, TriggerFired
+from fedops_mqtt.manager.actions import Executor, TriggerPublisher
 from fedops_mqtt.manager.api.prometheus import ManagerMetrics
 from fedops_mqtt.manager.app_store import AppStore, PublishRules
 from fedops_mqtt.manager.bus_reader import BusReader
-from fedops_mqtt.manager.clock import Clock
-from fedops_mqtt.manager.context import ManagerContext
+from fedops_mqtt.manager.context import Clock, ManagerContext, RunEventQueue
 from fedops_mqtt.manager.events import Events
 from fedops_mqtt.manager.journal import Journal, JournaledRun
 from fedops_mqtt.manager.loop import Manager
-from fedops_mqtt.manager.open_runs import OpenRuns
-from fedops_mqtt.manager.run_event_queue import RunEventQueue
+from fedops_mqtt.manager.open_runs import OpenRuns, RunStatusPublisher
 from fedops_mqtt.manager.run_service import RunService
-from fedops_mqtt.manager.run_status_publisher import RunStatusPublisher
 from fedops_mqtt.manager.servers import Servers
 from fedops_mqtt.manager.tasks import TaskConfig, Tasks
-from fedops_mqtt.manager.trigger_publisher import TriggerPublisher
 from fedops_mqtt.protocol import ClientStatus, CurrentRun, Phase, RunOutcome, topics, utc_now
 from fedops_mqtt.runtime.settings import ManagerSettings
 

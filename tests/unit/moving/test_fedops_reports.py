@@ -12,8 +12,7 @@ from fastapi import FastAPI
 from fedops_names import REPORTS, WORDS
 
 from fedops_mqtt.bridge.api import make_api
-from fedops_mqtt.bridge.numbers import CLIENT_KINDS
-from fedops_mqtt.bridge.peer_registry import PeerRegistry
+from fedops_mqtt.bridge.peer_registry import CLIENT_KINDS, PeerRegistry
 from fedops_mqtt.client.client_api import ClientServerAPI, speaking
 from fedops_mqtt.client.client_utils import FLClientStatus
 from fedops_mqtt.client.client_wandb import SYSTEM_FIELDS, client_system_wandb

@@ -5,8 +5,7 @@ import logging
 
 import pytest
 
-from fedops_mqtt.aggregation.snapshot import ServerSnapshot
-from fedops_mqtt.aggregation.status_publisher import BusCallbacks, ServerStatusPublisher
+from fedops_mqtt.aggregation.status_publisher import BusCallbacks, ServerSnapshot, ServerStatusPublisher
 from fedops_mqtt.bus import BusOptions
 from fedops_mqtt.protocol import IdentityError, ServerCondition, ServerMetrics, ServerStatus, utc_now
 

@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedops_mqtt.aggregation.checkpoint import CheckpointStore
+from fedops_mqtt.aggregation.checkpoint import CheckpointStore, StartingPoint, find_starting_point
 from fedops_mqtt.aggregation.errors import NonFiniteModelError
 from fedops_mqtt.aggregation.rounds import Rounds
+from fedops_mqtt.aggregation.run_result import save_model
 from fedops_mqtt.aggregation.run_settings import RunPlan
-from fedops_mqtt.aggregation.saving import save_model
-from fedops_mqtt.aggregation.starting_point import StartingPoint, find_starting_point
 from fedops_mqtt.protocol import RunOutcome
 from fedops_mqtt.store.errors import UnsupportedArrayError
 from fedops_mqtt.store.versions import ModelStore

@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedops_mqtt.aggregation.checkpoint import Checkpoint, CheckpointStore
-from fedops_mqtt.aggregation.checkpoint_writer import CheckpointWriter
+from fedops_mqtt.aggregation.checkpoint import Checkpoint, CheckpointStore, CheckpointWriter
 
 
 def checkpoint(round_: int) -> Checkpoint:

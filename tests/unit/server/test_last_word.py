@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fedops_mqtt.aggregation.final_status import keep_final_status
-from fedops_mqtt.manager.final_status import read_final_status
+from fedops_mqtt.aggregation.pipe_publisher import keep_final_status
+from fedops_mqtt.manager.servers import read_final_status
 from fedops_mqtt.protocol import Channel, ServerCondition, ServerStatus, encode, utc_now
 
 

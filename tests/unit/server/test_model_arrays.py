@@ -6,8 +6,8 @@ from flwr.app import Array, ArrayRecord
 
 from fedops_mqtt.aggregation.errors import ModelMismatchError, ModelTypeError
 from fedops_mqtt.aggregation.model_arrays import arrays_of, check_same_shapes, load_into
-from fedops_mqtt.server.evaluation import make_evaluate
 from fedops_mqtt.server.server_utils import load_initial_parameters_from_shape, model_download_local
+from fedops_mqtt.server.typed_model import make_evaluate
 from fedops_mqtt.store.versions import ModelStore
 
 ONE, TWO = np.ones(2), np.arange(3.0)

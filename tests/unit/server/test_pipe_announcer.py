@@ -6,7 +6,7 @@ import queue
 import pytest
 
 from fedops_mqtt.aggregation.pipe_publisher import PipeStatusPublisher
-from fedops_mqtt.aggregation.snapshot import ServerSnapshot
+from fedops_mqtt.aggregation.status_publisher import ServerSnapshot
 
 PATIENCE_S = 300.0
 

@@ -7,7 +7,7 @@ from flwr.server.strategy import DifferentialPrivacyServerSideFixedClipping as C
 from flwr.server.strategy import FedAvg as ClassicFedAvg
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg, FedXgbBagging, Krum
 
-from fedops_mqtt.aggregation.replies import check_of
+from fedops_mqtt.aggregation.run_settings import check_of
 from fedops_mqtt.line.reply_check import ReplyCheck
 from fedops_mqtt.runtime.settings import ServerSettings
 

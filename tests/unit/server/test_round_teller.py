@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from fedops_mqtt.aggregation.pipe_publisher import PipeStatusPublisher
-from fedops_mqtt.aggregation.round_reporter import RoundReporter
-from fedops_mqtt.aggregation.rounds import RoundReport
+from fedops_mqtt.aggregation.rounds import RoundReport, RoundReporter
 from fedops_mqtt.aggregation.run_settings import make_plan
-from fedops_mqtt.aggregation.snapshot import ServerSnapshot
+from fedops_mqtt.aggregation.status_publisher import ServerSnapshot
 from fedops_mqtt.runtime.settings import ServerSettings
 from fedops_mqtt.server.server_utils import FLServerStatus
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fedops_mqtt.aggregation.snapshot import ServerSnapshot, client_of
+from fedops_mqtt.aggregation.status_publisher import ServerSnapshot, client_of
 from fedops_mqtt.line.members import LineMember
 from fedops_mqtt.protocol import MemberCondition, Outcome, Phase, ServerCondition, ServerMetrics, decode, encode, topics
 from fedops_mqtt.server.server_api import NoActiveServerError, ServerAPI, speaking

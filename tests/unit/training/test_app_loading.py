@@ -11,7 +11,7 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.common import GetParametersIns
 
-from fedops_mqtt.device.app_check import check_app as check_in_a_process
+from fedops_mqtt.device.training_process import check_app as check_in_a_process
 from fedops_mqtt.line import flwr_private
 from fedops_mqtt.training.app_loading import AppError, check_app, load_app
 from fedops_mqtt.training.pipe import Job

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedops_mqtt.runtime import streams
-from fedops_mqtt.runtime.streams import MAX_OUTPUTS, LineSplitter, OutputFile, Tail, find_outputs, read_output
+from fedops_mqtt.runtime import processes
+from fedops_mqtt.runtime.processes import MAX_OUTPUTS, LineSplitter, OutputFile, Tail, find_outputs, read_output
 
 
 @given(st.binary(max_size=300), st.lists(st.integers(0, 300), max_size=5))
@@ -47,7 +47,7 @@ def test_a_tail_is_text_without_control_characters() -> None:
 
 
 def test_output_is_kept_whole_in_a_file_that_is_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "MAX_OUTPUT_BYTES", 100)
+    monkeypatch.setattr(processes, "MAX_OUTPUT_BYTES", 100)
     output = OutputFile(tmp_path, "r1-1")
     output.begin()
     for number in range(100):
