@@ -131,6 +131,11 @@ class Journal:
         return self._url.render_as_string()
 
     @property
+    def url(self) -> str:
+        """Its URL with the password."""
+        return self._url.render_as_string(hide_password=False)
+
+    @property
     def file(self) -> Path | None:
         """The SQLite file, if it is one."""
         is_file = self._url.get_backend_name() == "sqlite" and self._url.database not in (None, "", ":memory:")

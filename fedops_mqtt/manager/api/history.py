@@ -1,13 +1,7 @@
 """What is written down, for scripts and spreadsheets: events, rounds, numbers, models, logs; JSON in pages, or CSV."""
 
-import csv
-import io
-import json
-import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
-from enum import StrEnum
-from functools import partial, wraps
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
@@ -15,12 +9,10 @@ from fastapi import APIRouter, Query
 from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from fedops_mqtt.core.run import Run
-from fedops_mqtt.manager import tables
 from fedops_mqtt.manager.api.models import (
     ClientRecord,
     History,
     LogPart,
-    MemberRecord,
     ModelPage,
     ModelRecord,
     Record,
@@ -29,29 +21,16 @@ from fedops_mqtt.manager.api.models import (
 )
 from fedops_mqtt.manager.context import ManagerContext
 from fedops_mqtt.manager.errors import UnknownClientError, UnknownModelError, UnknownRunError
+from fedops_mqtt.manager.export import Export, Exporter, table_of
 from fedops_mqtt.manager.files import find_model, list_models, read_log
-from fedops_mqtt.manager.journal_reader import JournalReader
-from fedops_mqtt.protocol import TaskId, normalise_mac, visible
+from fedops_mqtt.protocol import TaskId, normalise_mac
 
 MAX_HISTORY = 10_000
-EXPORT_PAGE = 200
-"""Rows of an export that are in memory at a time: some milliseconds of work."""
-PAUSE_RATIO = 2
-"""Times the work on a page before the next: an export takes a third of the interpreter that it shares with the loop."""
 
 Offset = Annotated[int, Query(ge=0, le=2**62)]
 HistoryLimit = Annotated[int, Query(ge=1, le=MAX_HISTORY)]
 Row = Mapping[str, Any]
 P = ParamSpec("P")
-
-
-class Export(StrEnum):
-    """What of a run can be had as a table."""
-
-    ROUNDS = "rounds"
-    METRICS = "metrics"
-    EVENTS = "events"
-    CLIENTS = "clients"
 
 
 class HistoryApi:
@@ -60,6 +39,7 @@ class HistoryApi:
     def __init__(self, desk: ManagerContext) -> None:
         self._desk = desk
         self._reader = desk.journal.reader
+        self._exporter = Exporter(desk.journal.url)
 
     def add_to(self, router: APIRouter) -> None:
         """Put the endpoints on the API's router."""
@@ -188,86 +168,34 @@ class HistoryApi:
         """Return a run's rounds, metrics, events or clients as CSV, one value a column."""
         run = await self.find_run(run_id)
         headers = {"Content-Disposition": f'attachment; filename="{run_id}-{what}.csv"'}
-        # Starlette takes each part of it on a thread: nothing of a million rows is read or written in the loop.
-        return StreamingResponse(
-            table_parts(self._reader, run, what), media_type="text/csv; charset=utf-8", headers=headers
-        )
+        return StreamingResponse(await self._table(run, what), media_type="text/csv; charset=utf-8", headers=headers)
+
+    async def _table(self, run: Run, what: Export) -> AsyncIterator[bytes] | Iterator[str]:
+        match what:
+            case Export.METRICS | Export.EVENTS:
+                return await begun(self._exporter.parts(run.run_id, what))
+            case Export.ROUNDS:
+                rows: Sequence[Row] = await self._reader.call(self._reader.list_rounds, run.run_id)
+            case Export.CLIENTS:
+                rows = await self._reader.call(_member_rows, run)
+        return table_of(rows)  # on a thread of Starlette's
 
 
-def table_parts(reader: JournalReader, run: Run, what: Export) -> Iterator[str]:
-    """Yield a run's rounds, metrics, events or clients as CSV in parts; blocks, for the database."""
-    match what:
-        case Export.ROUNDS:
-            rows: Sequence[Row] = reader.list_rounds(run.run_id)
-            yield from _csv(_names(rows), [rows])
-        case Export.CLIENTS:
-            rows = [_member_row(*each) for each in RunRecord.of(run).clients.items()]
-            yield from _csv(_names(rows), [rows])
-        case Export.METRICS:
-            columns, last = reader.export_columns(tables.client_metrics, run.run_id)
-            yield from _csv(columns, _pages(partial(reader.list_client_metrics, run.run_id), last))
-        case Export.EVENTS:
-            columns, last = reader.export_columns(tables.events, run.run_id)
-            yield from _csv(columns, _pages(partial(reader.list_events, run_id=run.run_id), last))
+async def begun(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Return the parts once there is a first one: a database that is away is an answer, not a table that breaks off."""
+    first = await anext(parts)
+
+    async def whole() -> AsyncIterator[bytes]:
+        yield first
+        async for part in parts:
+            yield part
+
+    return whole()
 
 
-def _pages(read: Callable[..., list[dict[str, Any]]], last: int) -> Iterator[list[dict[str, Any]]]:
-    """Yield a run's rows in pages, up to the id that was the last when the columns were found."""
-    after = 0
-    while after < last and (rows := read(after_id=after, limit=EXPORT_PAGE)):
-        after = rows[-1]["id"]
-        yield [row for row in rows if row["id"] <= last]
-
-
-def _csv(columns: Sequence[str], pages: Iterable[Sequence[Row]]) -> Iterator[str]:
-    """Yield pages of rows as CSV (RFC 4180) with a head; a dictionary becomes a column for each of its names."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\r\n")
-    writer.writerow({name: _safe(name) for name in columns})
-    began = time.thread_time()
-    for page in pages:
-        writer.writerows({name: _safe(value) for name, value in _flatten(row)} for row in page)
-        yield text.getvalue()
-        text.seek(0)
-        text.truncate()
-        time.sleep(PAUSE_RATIO * (time.thread_time() - began))
-        began = time.thread_time()
-    yield text.getvalue()
-
-
-def _names(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name, _ in _flatten(row)))
-
-
-def _flatten(row: Row) -> Iterable[tuple[str, Any]]:
-    for name, value in row.items():
-        if isinstance(value, dict):
-            for inner, each in value.items():
-                yield f"{name}.{inner}", each
-        elif name == "at" and isinstance(value, float):
-            yield name, to_utc(value).isoformat(timespec="milliseconds")
-        else:
-            yield name, value
-
-
-def _safe(value: Any) -> Any:
-    """A text that a spreadsheet would take for a formula is quoted, control characters are shown: devices choose both.
-
-    A spreadsheet skips blanks before a formula, and takes the wide forms of its signs for the signs.
-    """
-    if isinstance(value, float | int | None):
-        return value  # most of what there is
-    if isinstance(value, str):
-        text = visible(value, keep="\n\t")
-        return f"'{text}" if text.lstrip().startswith(_FORMULA_SIGNS) else text
-    return value.isoformat() if isinstance(value, datetime) else json.dumps(value)
-
-
-_FORMULA_SIGNS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
-
-
-def _member_row(mac: str, member: MemberRecord) -> Row:
-    return {"client_mac": mac, **member.model_dump(mode="json")}
+def _member_rows(run: Run) -> list[Row]:
+    members = RunRecord.of(run).clients
+    return [{"client_mac": mac, **member.model_dump(mode="json")} for mac, member in members.items()]
 
 
 _CSV: dict[int | str, dict[str, Any]] = {

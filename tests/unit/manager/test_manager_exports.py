@@ -1,14 +1,17 @@
-"""Exports of a run: one table whatever the pages were, and never more than a page in memory."""
+"""Exports of a run: one table whatever the pages were, never more than a page in memory, and not in the manager."""
 
 import csv
 import io
 from collections.abc import Iterator
+from contextlib import aclosing
 
+import psutil
 import pytest
 
 from fedops_mqtt.core.run import Run, RunSpec
-from fedops_mqtt.manager.api import history as api_history
-from fedops_mqtt.manager.api.history import Export, table_parts
+from fedops_mqtt.manager import export
+from fedops_mqtt.manager.errors import JournalAwayError
+from fedops_mqtt.manager.export import Export, Exporter, journal_table
 from fedops_mqtt.manager.journal import Batch, Journal, JournaledRun
 
 A = "02:00:00:00:00:01"
@@ -32,13 +35,13 @@ def measured(run_id: str, number: int, **values: object) -> dict[str, object]:
 def test_an_export_has_one_head_and_every_row_of_its_run_in_order(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api_history, "EXPORT_PAGE", 2)
+    monkeypatch.setattr(export, "EXPORT_PAGE", 2)
     for run_id in ("run-1", "run-2"):
         journal.add_run(JournaledRun(run=a_run(run_id), secret=b""))
     rows = [measured("run-1", number, loss=number / 2) for number in range(3)]
     rows += [measured("run-2", 9, other=1), measured("run-1", 3, **{"=a,b": "=1", 'q"': None}), measured("run-1", 4)]
     journal.write(Batch(client_metrics=rows))
-    parts = list(table_parts(journal.reader, a_run("run-1"), Export.METRICS))
+    parts = list(journal_table(journal.reader, "run-1", Export.METRICS))
     assert len(parts) > 3
     found = list(csv.DictReader(io.StringIO("".join(parts))))
     assert [(row["round"], row["values.loss"]) for row in found] == [
@@ -53,10 +56,10 @@ def test_an_export_has_one_head_and_every_row_of_its_run_in_order(
 
 
 def test_what_is_written_while_an_export_goes_on_is_left_out(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api_history, "EXPORT_PAGE", 1)
+    monkeypatch.setattr(export, "EXPORT_PAGE", 1)
     journal.add_run(JournaledRun(run=a_run("run-1"), secret=b""))
     journal.write(Batch(client_metrics=[measured("run-1", number, loss=1.0) for number in range(2)]))
-    parts = table_parts(journal.reader, a_run("run-1"), Export.METRICS)
+    parts = journal_table(journal.reader, "run-1", Export.METRICS)
     first = next(parts)
     journal.write(Batch(client_metrics=[measured("run-1", 2, new_name=1.0)]))
     assert len(list(csv.DictReader(io.StringIO(first + "".join(parts))))) == 2
@@ -64,7 +67,7 @@ def test_what_is_written_while_an_export_goes_on_is_left_out(journal: Journal, m
 
 def test_a_run_without_numbers_is_a_head_without_rows(journal: Journal) -> None:
     journal.add_run(JournaledRun(run=a_run("run-1"), secret=b""))
-    text = "".join(table_parts(journal.reader, a_run("run-1"), Export.METRICS))
+    text = "".join(journal_table(journal.reader, "run-1", Export.METRICS))
     assert text == "id,at,run_id,task_id,client_mac,kind,round\r\n"
 
 
@@ -72,8 +75,29 @@ def test_a_run_without_numbers_is_a_head_without_rows(journal: Journal) -> None:
 def test_a_formula_is_quoted_and_control_characters_are_shown_in_cells_and_heads(journal: Journal, text: str) -> None:
     journal.add_run(JournaledRun(run=a_run("run-1"), secret=b""))
     journal.write(Batch(client_metrics=[measured("run-1", 0, **{text: text})]))
-    export = "".join(table_parts(journal.reader, a_run("run-1"), Export.METRICS))
-    head, cells = csv.reader(io.StringIO(export))
+    written = "".join(journal_table(journal.reader, "run-1", Export.METRICS))
+    head, cells = csv.reader(io.StringIO(written))
     assert not cells[-1].lstrip().startswith(("=", "+", "-", "@", "＝"))
     for cell in (head[-1], cells[-1]):
         assert cell.replace("\n", "").replace("\t", "").isprintable()
+
+
+async def test_a_process_of_its_own_writes_the_same_table(journal: Journal) -> None:
+    journal.add_run(JournaledRun(run=a_run("run-1"), secret=b""))
+    journal.write(Batch(client_metrics=[measured("run-1", number, loss=0.5) for number in range(2)]))
+    parts = [part async for part in Exporter(journal.url).parts("run-1", Export.METRICS)]
+    assert b"".join(parts).decode() == "".join(journal_table(journal.reader, "run-1", Export.METRICS))
+
+
+async def test_a_download_that_breaks_off_leaves_no_process(journal: Journal) -> None:
+    journal.add_run(JournaledRun(run=a_run("run-1"), secret=b""))
+    journal.write(Batch(client_metrics=[measured("run-1", number, text="x" * 100) for number in range(5000)]))
+    async with aclosing(Exporter(journal.url).parts("run-1", Export.METRICS)) as parts:
+        await anext(parts)
+        (child,) = [each for each in psutil.Process().children() if "fedops_mqtt.manager.export" in each.cmdline()]
+    assert not child.is_running()
+
+
+async def test_a_database_that_cannot_be_read_is_said_before_any_part() -> None:
+    with pytest.raises(JournalAwayError, match="no such table"):
+        await anext(Exporter("sqlite:///:memory:").parts("run-1", Export.METRICS))
