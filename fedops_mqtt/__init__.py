@@ -9,15 +9,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fedops_mqtt.bus.watch import Bus, connect
     from fedops_mqtt.manager.client import AsyncManagerClient, ManagerClient
+    from fedops_mqtt.manager.sites import AsyncSitesClient, SitesClient
 
 __version__ = "0.1.0"
 
-__all__ = ["AsyncManagerClient", "Bus", "ManagerClient", "__version__", "connect"]
+__all__ = [
+    "AsyncManagerClient",
+    "AsyncSitesClient",
+    "Bus",
+    "ManagerClient",
+    "SitesClient",
+    "__version__",
+    "connect",
+]
 
 _HOME_OF = {
     "AsyncManagerClient": "fedops_mqtt.manager.client",
+    "AsyncSitesClient": "fedops_mqtt.manager.sites",
     "Bus": "fedops_mqtt.bus.watch",
     "ManagerClient": "fedops_mqtt.manager.client",
+    "SitesClient": "fedops_mqtt.manager.sites",
     "connect": "fedops_mqtt.bus.watch",
 }
 

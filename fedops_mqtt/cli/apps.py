@@ -142,6 +142,7 @@ Fleet = Annotated[
 ]
 
 _COLUMNS = ("version", "is_current", "publisher", "name", "size", "published_at", "key_id", "digest")
+_WHERE = " --site says where to publish it."
 _RUN_COLUMNS = ("run_id", "task_id", "outcome", "round", "run_config", "metrics", "model_path")
 
 
@@ -167,21 +168,19 @@ def publish(
     json: Json = False,
 ) -> None:
     """Make a Flower app the current version of a task's app: its next run trains with it."""
-    from fedops_mqtt.cli.manager_api import ManagerApi
+    from fedops_mqtt.cli.sites import the_manager
 
-    with ManagerApi(settings) as manager:
-        _print_app(_publish(manager, settings, read_source(source), task, fleet), is_json=json)
+    with the_manager(settings, task=task, hint=_WHERE) as manager:
+        _print_app(manager.with_site(_publish(manager, read_source(source), task, fleet)), is_json=json)
 
 
 @shows("fedops-mqtt app list digits", "fedops-mqtt app list digits --json", model=CliSettings)
 @takes_settings(CliSettings)
 def list_(settings: CliSettings, task: Task, json: Json = False) -> None:
     """List the versions of a task's app, newest first."""
-    from fedops_mqtt.cli.manager_api import ManagerApi
-    from fedops_mqtt.cli.output import print_records
+    from fedops_mqtt.cli.sites import print_all
 
-    with ManagerApi(settings) as manager:
-        print_records(manager.get(f"/tasks/{check_task_id(task)}/apps")["items"], _COLUMNS, is_json=json)
+    print_all(settings, f"/tasks/{check_task_id(task)}/apps", _COLUMNS, is_json=json)
 
 
 @shows("fedops-mqtt app show DIGEST", model=CliSettings)
@@ -192,22 +191,28 @@ def show(
     json: Json = False,
 ) -> None:
     """Show a published app: whose it is, what it needs, its files, and the runs that trained with it."""
-    from fedops_mqtt.cli.manager_api import ManagerApi
+    from fedops_mqtt.cli.output import print_records_as_lines
+    from fedops_mqtt.cli.sites import find_everywhere
+
+    for found in find_everywhere(settings, f"/apps/{digest}", what=f"app {digest}"):
+        if json:
+            print_records_as_lines([found], is_json=True)
+        else:
+            _show_app(found)
+
+
+def _show_app(found: "Record") -> None:
     from fedops_mqtt.cli.output import as_pairs, print_records_as_lines
 
-    with ManagerApi(settings) as manager:
-        found = manager.get(f"/apps/{digest}")
-    if json:
-        print_records_as_lines([found], is_json=True)
-        return
+    where = {"site": found["site"]} if "site" in found else {}
     for each in found["published"]:
         shown = {"requires": ", ".join(each["requires"]), "config": as_pairs(each["config"])}
-        print_records_as_lines([{"kind": "app", **each, **shown}], is_json=False)
-    print_records_as_lines(({"kind": "file", **each} for each in found["files"]), is_json=False)
+        print_records_as_lines([{"kind": "app", **where, **each, **shown}], is_json=False)
+    print_records_as_lines(({"kind": "file", **where, **each} for each in found["files"]), is_json=False)
     for run in found["runs"]:
         facts = {name: run[name] for name in _RUN_COLUMNS}
         facts["run_config"] = as_pairs(run["run_config"])
-        print_records_as_lines([{"kind": "run", **facts}], is_json=False)
+        print_records_as_lines([{"kind": "run", **where, **facts}], is_json=False)
 
 
 @shows("fedops-mqtt app rollback digits", "fedops-mqtt app rollback digits 1.1.0", model=CliSettings)
@@ -222,20 +227,20 @@ def rollback(
     json: Json = False,
 ) -> None:
     """Make an earlier version of a task's app current again; runs that go on keep theirs."""
-    from fedops_mqtt.cli.manager_api import ManagerApi
+    from fedops_mqtt.cli.sites import the_manager
 
-    with ManagerApi(settings) as manager:
+    with the_manager(settings, task=check_task_id(task)) as manager:
         body = {"version": version} if version is not None else None
-        _print_app(manager.post(f"/tasks/{check_task_id(task)}/apps/rollback", body), is_json=json)
+        _print_app(manager.with_site(manager.post(f"/tasks/{task}/apps/rollback", body)), is_json=json)
 
 
 @shows("fedops-mqtt app withdraw digits", model=CliSettings)
 @takes_settings(CliSettings)
 def withdraw(settings: CliSettings, task: Task) -> None:
     """Leave a task without a published app: its next run is as its devices and the tasks file say."""
-    from fedops_mqtt.cli.manager_api import ManagerApi
+    from fedops_mqtt.cli.sites import the_manager
 
-    with ManagerApi(settings) as manager:
+    with the_manager(settings, task=check_task_id(task)) as manager:
         app = manager.delete(f"/tasks/{check_task_id(task)}/apps/current")
     back = f"fedops-mqtt app rollback {task} {app['version']}"
     print(f"withdrew {app['publisher']}/{app['name']} {app['version']} from task {task}; {back} brings it back")
@@ -261,19 +266,19 @@ def run_project(
     json: Json = False,
 ) -> None:
     """Build and publish a Flower project, start a run of it, and follow it to its end."""
-    from fedops_mqtt.cli.manager_api import ManagerApi
+    from fedops_mqtt.cli.sites import the_manager
 
     app = read_source(source)
     task_id = task or app.bundle.name
     wanted = {"num_rounds": rounds, "min_clients": min_clients, "clients": chosen_clients(clients)}
-    with ManagerApi(settings) as manager:
-        _print_app(_publish(manager, settings, app, task_id, fleet), is_json=json)
+    with the_manager(settings, task=task_id, hint=_WHERE) as manager:
+        _print_app(manager.with_site(_publish(manager, app, task_id, fleet)), is_json=json)
         start_run(manager, task_id, wanted, run_config, waits=True, is_json=json)
 
 
-def _publish(manager: "ManagerApi", settings: CliSettings, app: "AppSource", task: str, fleet: Path | None) -> "Record":
+def _publish(manager: "ManagerApi", app: "AppSource", task: str, fleet: Path | None) -> "Record":
 
-    signature = sign(app, check_task_id(task), fleet, manager=settings.manager)
+    signature = sign(app, check_task_id(task), fleet, manager=manager.url)
     query: dict[str, Any] = signature.model_dump() if signature else {}
     record: Record = manager.upload(f"/tasks/{check_task_id(task)}/apps", app.data, **query)
     return record
@@ -282,5 +287,6 @@ def _publish(manager: "ManagerApi", settings: CliSettings, app: "AppSource", tas
 def _print_app(app: "Record", *, is_json: bool) -> None:
     from fedops_mqtt.cli.output import print_records_as_lines
 
-    facts = {name: app[name] for name in ("task_id", "version", "digest", "size", "key_id", "is_current")}
+    shown = ("site", "task_id", "version", "digest", "size", "key_id", "is_current")
+    facts = {name: app[name] for name in shown if name in app}
     print_records_as_lines([app if is_json else {"kind": "app", **facts}], is_json=is_json)

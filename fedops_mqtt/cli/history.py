@@ -26,10 +26,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line
 RunId = Annotated[str, typer.Argument(hidden=True)]
 
 _FACTS = (
-    "run_id", "task_id", "status", "outcome", "reason", "created_at", "ended_at", "round", "num_rounds", "min_clients",
-    "app_version", "app_digest", "run_config", "launch", "server_ip", "gl_model", "metrics", "trigger_to_training_ms",
-    "model_path",
+    "site", "run_id", "task_id", "status", "outcome", "reason", "created_at", "ended_at", "round", "num_rounds",
+    "min_clients", "app_version", "app_digest", "run_config", "launch", "server_ip", "gl_model", "metrics",
+    "trigger_to_training_ms", "model_path",
 )  # fmt: skip
+_ROUND_COLUMNS = ("round", "metrics", "duration_s", "bytes_in", "bytes_out", "gl_model")
+_METRICS_COLUMNS = ("at", "client_mac", "kind", "round", "values")
+_TABLE_OF = {False: "rounds", True: "metrics"}
 _MEMBER_COLUMNS = ("client_mac", "status", "round", "attempt", "delay_ms", "reason")
 
 
@@ -60,11 +63,11 @@ def show(settings: CliSettings, run: RunId, json: Json = False) -> None:
 
     RUN is its id, as `start` and `runs` print it.
     """
-    from fedops_mqtt.cli.manager_api import ManagerApi
     from fedops_mqtt.cli.output import as_pairs, print_records_as_lines
+    from fedops_mqtt.cli.sites import the_manager
 
-    with ManagerApi(settings) as manager:
-        found = manager.get(f"/runs/{run}")
+    with the_manager(settings, run=run) as manager:
+        found = manager.with_site(manager.get(f"/runs/{run}"))
         rounds = manager.get(f"/runs/{run}/rounds")["items"]
     if json:
         print_records_as_lines([{**found, "rounds": rounds}], is_json=True)
@@ -98,20 +101,20 @@ def logs(
 
     RUN is its id. What a training printed stays on its device, in the state folder; its last error is here too.
     """
-    from fedops_mqtt.cli.manager_api import ManagerApi
+    from fedops_mqtt.cli.sites import the_manager
 
     if training:
         _print_output(settings, run, client, is_json=json)
         return
     if run is None:
         raise UsageError("say which run: `fedops-mqtt runs` lists them; --training needs none")
-    with ManagerApi(settings) as manager:
+    with the_manager(settings, run=run) as manager:
         if client is not None:
             for event in _events_of(manager, run, client, follows=follow):
-                _print_event(event, is_json=json)
+                _print_event(event, manager.with_site(event) if json else None)
             return
         for part in _parts_of(manager, run, launch, follows=follow):
-            _print_log(part, is_json=json)
+            _print_log(part, manager.with_site({"run_id": part["run_id"], "launch": part["launch"]}), is_json=json)
 
 
 @shows("fedops-mqtt metrics RUN_ID --csv > rounds.csv", "fedops-mqtt metrics RUN_ID --clients", model=CliSettings)
@@ -127,18 +130,17 @@ def metrics(
 
     RUN is its id.
     """
-    from fedops_mqtt.cli.manager_api import ManagerApi
     from fedops_mqtt.cli.output import print_records
+    from fedops_mqtt.cli.sites import the_manager
 
-    with ManagerApi(settings) as manager:
+    with the_manager(settings, run=run) as manager:
         if csv:
-            sys.stdout.write(manager.get_text(f"/runs/{run}/{'metrics' if clients else 'rounds'}.csv"))
-        elif clients:
-            rows = list(_rows(manager, f"/runs/{run}/metrics"))
-            print_records(rows, ("at", "client_mac", "kind", "round", "values"), is_json=json)
-        else:
-            rows = manager.get(f"/runs/{run}/rounds")["items"]
-            print_records(rows, ("round", "metrics", "duration_s", "bytes_in", "bytes_out", "gl_model"), is_json=json)
+            sys.stdout.write(manager.with_site_column(manager.get_text(f"/runs/{run}/{_TABLE_OF[clients]}.csv")))
+            return
+        columns = _METRICS_COLUMNS if clients else _ROUND_COLUMNS
+        rows = list(_rows(manager, f"/runs/{run}/metrics")) if clients else manager.get(f"/runs/{run}/rounds")["items"]
+        rows = [manager.with_site(row) for row in rows]
+    print_records(rows, [*manager.with_site({}), *columns], is_json=json)
 
 
 def _rows(manager: "ManagerApi", path: str) -> "Iterator[Record]":
@@ -183,11 +185,11 @@ def _events_of(manager: "ManagerApi", run: str, client: str, *, follows: bool) -
             time.sleep(_POLL_S)
 
 
-def _print_event(event: "Record", *, is_json: bool) -> None:
+def _print_event(event: "Record", as_json: "Record | None") -> None:
     from fedops_mqtt.cli.output import as_line, print_records_as_lines, readable
 
-    if is_json:
-        print_records_as_lines([event], is_json=True)
+    if as_json is not None:
+        print_records_as_lines([as_json], is_json=True)
         return
     detail = dict(event["detail"])
     reason = str(detail.pop("reason", None) or "")
@@ -198,14 +200,13 @@ def _print_event(event: "Record", *, is_json: bool) -> None:
         print("\n".join(f"    {readable(line)}" for line in reason.splitlines()), flush=True)
 
 
-def _print_log(part: "Record", *, is_json: bool) -> None:
+def _print_log(part: "Record", of: "Record", *, is_json: bool) -> None:
     from fedops_mqtt.cli.output import print_records_as_lines, readable
 
     if not is_json:
         print(readable(part["text"]), end="", flush=True)
         return
-    lines = ({"run_id": part["run_id"], "launch": part["launch"], "line": line} for line in part["text"].splitlines())
-    print_records_as_lines(lines, is_json=True)
+    print_records_as_lines(({**of, "line": line} for line in part["text"].splitlines()), is_json=True)
 
 
 def _print_output(settings: LogsSettings, run: str | None, client: str | None, *, is_json: bool) -> None:

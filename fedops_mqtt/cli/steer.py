@@ -40,26 +40,23 @@ def clients(
     force: Annotated[bool, typer.Option("--force", help="With --forget: also one that seems to be here.")] = False,
     json: Json = False,
 ) -> None:
-    """List the clients that the manager knows."""
-    from fedops_mqtt.cli.manager_api import ManagerApi
-    from fedops_mqtt.cli.output import print_records
+    """List the clients that the manager knows, or the managers of several sites."""
+    from fedops_mqtt.cli.sites import print_all, the_manager
 
-    with ManagerApi(settings) as manager:
-        if forget is not None:
-            manager.delete(f"/clients/{forget}", force=force)
-            return
-        print_records(manager.get_all("clients", task_id=task_id), _CLIENT_COLUMNS, is_json=json)
+    if forget is None:
+        print_all(settings, "/clients", _CLIENT_COLUMNS, is_json=json, task_id=task_id)
+        return
+    with the_manager(settings, client=forget) as manager:
+        manager.delete(f"/clients/{forget}", force=force)
 
 
 @shows("fedops-mqtt runs --task-id digits", "fedops-mqtt runs --json", model=CliSettings)
 @takes_settings(CliSettings)
 def runs(settings: CliSettings, task_id: Task = None, json: Json = False) -> None:
-    """List the runs that the manager knows, newest first."""
-    from fedops_mqtt.cli.manager_api import ManagerApi
-    from fedops_mqtt.cli.output import print_records
+    """List the runs that the manager knows, or the managers of several sites, newest first."""
+    from fedops_mqtt.cli.sites import print_all
 
-    with ManagerApi(settings) as manager:
-        print_records(manager.get_all("runs", task_id=task_id), _RUN_COLUMNS, is_json=json)
+    print_all(settings, "/runs", _RUN_COLUMNS, is_json=json, newest="created_at", task_id=task_id)
 
 
 @shows(
@@ -85,10 +82,10 @@ def start(
 
     TASK is the task's name in the manager's tasks file, or the one for which an app was published.
     """
-    from fedops_mqtt.cli.manager_api import ManagerApi
+    from fedops_mqtt.cli.sites import the_manager
 
     wanted = {"num_rounds": rounds, "min_clients": min_clients, "clients": chosen_clients(clients)}
-    with ManagerApi(settings) as manager:
+    with the_manager(settings, task=task) as manager:
         start_run(manager, task, wanted, run_config, waits=wait, is_json=json)
 
 
@@ -104,15 +101,15 @@ def stop(
 
     RUN is its id, as `start` and `runs` print it. Its clients end their training; the last good model stays.
     """
-    from fedops_mqtt.cli.manager_api import ManagerApi
     from fedops_mqtt.cli.output import print_records_as_lines
+    from fedops_mqtt.cli.sites import the_manager
 
-    with ManagerApi(settings) as manager:
+    with the_manager(settings, run=run) as manager:
         stopped = manager.post(f"/runs/{run}/stop")
         if wait:
             stopped = _wait_for_end(manager, run)
     if json:
-        print_records_as_lines([stopped], is_json=True)
+        print_records_as_lines([manager.with_site(stopped)], is_json=True)
 
 
 def chosen_clients(text: str | None) -> list[str] | None:
@@ -144,7 +141,7 @@ def start_run(
         typer.echo(f"run {run['run_id']} {run['reason']}", err=True)
     if waits:
         run = _wait_for_end(manager, run["run_id"])
-    _say_run(run, is_json=is_json, is_over=waits)
+    _say_run(manager.with_site(run), is_json=is_json, is_over=waits)
 
 
 def _wait_for_end(manager: "ManagerApi", run_id: str) -> "Record":

@@ -14,8 +14,8 @@ from fedops_mqtt.dashboard.view import TICK_S, PageView
 from fedops_mqtt.manager.events import ClientKey
 
 ALL = "All"
-_ROW_PX = 38
-_HEAD_PX = _ROW_PX + 18
+ROW_PX = 38
+HEAD_PX = ROW_PX + 18
 """The head and a scroll bar."""
 _ADD = """const [names, rows] = JSON.parse(%s);
   const unpacked = rows.map((row) => Object.fromEntries(names.map((name, index) => [name, row[index]])));
@@ -23,7 +23,7 @@ _ADD = """const [names, rows] = JSON.parse(%s);
 """Adds many rows: as JSON in a string, which a browser reads several times faster than the same as a program."""
 
 _LINK = """(p) => { if (!p.data) return ''; const a = document.createElement('a');
-  a.href = '/clients/' + encodeURIComponent(p.data.task) + '/' + p.data.mac.replaceAll(':', '-');
+  a.href = (p.data.page || '') + '/clients/' + encodeURIComponent(p.data.task) + '/' + p.data.mac.replaceAll(':', '-');
   a.textContent = p.value; return a; }"""
 _CHIP = """(p) => { const s = document.createElement('span');
   s.className = 'fed-chip fed-' + String(p.value).toLowerCase(); s.textContent = p.value; return s; }"""
@@ -50,12 +50,11 @@ _PHONE = """(p) => { if (window.innerWidth < 640) { p.api.setColumnsPinned(['nam
 _NO_MATCH = """(p) => document.body.classList.toggle('fed-none',
   p.api.isAnyFilterPresent() && p.api.getDisplayedRowCount() === 0)"""
 _OPTIONS: dict[str, Any] = {
-    "columnDefs": _COLUMNS,
     "rowData": [],
     ":getRowId": "(p) => p.data.id",
     "defaultColDef": {"sortable": True, "filter": True, "resizable": True, "suppressHeaderFilterButton": True},
-    "rowHeight": _ROW_PX,
-    "headerHeight": _ROW_PX,
+    "rowHeight": ROW_PX,
+    "headerHeight": ROW_PX,
     "animateRows": False,
     "enableCellTextSelection": True,
     "ensureDomOrder": True,
@@ -64,6 +63,19 @@ _OPTIONS: dict[str, Any] = {
     ":onGridReady": _PHONE % _ON_A_PHONE,
     ":onModelUpdated": _NO_MATCH,
 }
+
+
+def client_columns(*, has_sites: bool) -> list[dict[str, Any]]:
+    """Return the columns of a table of clients; of several sites: with the site, without loads, which only it has."""
+    if not has_sites:
+        return _COLUMNS
+    site = {"field": "site", "headerName": "Site", "width": 110}
+    return [_COLUMNS[0], site, *(column for column in _COLUMNS[1:] if column["field"] != "load")]
+
+
+def grid_options(columns: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the options of a table of clients."""
+    return {**_OPTIONS, "columnDefs": columns}
 
 
 def build(view: PageView) -> Callable[[], Awaitable[None]]:
@@ -104,7 +116,9 @@ class FleetTable:
                 f"fedops-mqtt client --task-id TASK --app MODULE:ATTRIBUTE --broker {broker}",
             )
         with ui.element("div").classes("fed-box") as self._box:  # what changes the grid's own element makes it anew
-            self._grid = ui.aggrid(_OPTIONS, auto_size_columns=False).classes("fed-grid")
+            self._grid = ui.aggrid(grid_options(client_columns(has_sites=False)), auto_size_columns=False).classes(
+                "fed-grid"
+            )
             self._grid.props('aria-label="Clients"')
         ui.label("No client is like this: change the search, the status or the task above.").classes("fed-no-match")
         self._shown = dict(sorted(self._view.rows.current().items()))
@@ -144,7 +158,7 @@ class FleetTable:
             self._tasks.set_options(tasks)
         self._empty.set_visibility(not self._shown)
         self._box.set_visibility(bool(self._shown))
-        self._box.style(f"height:{_HEAD_PX + _ROW_PX * len(self._shown)}px")
+        self._box.style(f"height:{HEAD_PX + ROW_PX * len(self._shown)}px")
 
     def _count(self, word: str) -> None:
         self._buttons[word] = ui.element("button").classes("fed-count")

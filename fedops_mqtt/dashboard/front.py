@@ -4,10 +4,11 @@ NiceGUI is one per process, and so is a manager that leads.
 """
 
 import hmac
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from hashlib import sha256
 from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -19,7 +20,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from fedops_mqtt.manager.api.app import Api
 from fedops_mqtt.manager.api.http import access_rules
 from fedops_mqtt.manager.context import ManagerContext
+from fedops_mqtt.manager.sites import AsyncSitesClient
 from fedops_mqtt.runtime.background import alongside
+from fedops_mqtt.runtime.site_addresses import SiteAddress
 
 COOKIE = "fedops_mqtt"
 SIGN_IN = "/sign-in"
@@ -89,6 +92,8 @@ async def _read(receive: Receive) -> bytes:
     return body[:_MAX_FORM_BYTES]
 
 
+ANSWER_S = 5.0
+"""A site that has not answered within this is shown as such."""
 BUILD_S = 20.0
 """A page may take this long to be built; with thousands of clients on a busy machine it is more than NiceGUI's 3 s."""
 
@@ -104,12 +109,13 @@ async def page(app: FastAPI, api: Api, desk: ManagerContext) -> AsyncIterator[Ca
     """Serve the page while the block runs; what is yielded goes around the door."""
     from nicegui import ui
 
-    from fedops_mqtt.dashboard import client_page, fleet_page, run_page, task_page
+    from fedops_mqtt.dashboard import client_page, fleet_page, run_page, sites_page, task_page
     from fedops_mqtt.dashboard.texts import TOLD, FleetRows
     from fedops_mqtt.dashboard.view import PageView
 
     app.add_api_route("/api/{rest:path}", _nothing_there, include_in_schema=False)
-    with desk.events.subscribed(*TOLD) as news:
+    async with AsyncExitStack() as stack:
+        news = stack.enter_context(desk.events.subscribed(*TOLD))
         view = PageView(api, desk, FleetRows(desk.watch, news))
         for path, title, build in (
             ("/", "Fleet", fleet_page.build),
@@ -119,10 +125,22 @@ async def page(app: FastAPI, api: Api, desk: ManagerContext) -> AsyncIterator[Ca
             ("/clients/{task_id}/{client_mac}", "Client", client_page.build),
         ):
             ui.page(path, title=f"{title} · fedops-mqtt", response_timeout=BUILD_S)(build(view))
+        if addresses := desk.settings.site_addresses:
+            sites = await stack.enter_async_context(_site_managers(addresses, desk.settings.sites_ca_file))
+            reader = sites_page.SiteReader.of(addresses, sites)
+            await stack.enter_async_context(alongside(reader.follow(), name="sites"))
+            ui.page("/sites", title="Sites · fedops-mqtt", response_timeout=BUILD_S)(sites_page.build(view, reader))
         ui.run_with(app, **_NICEGUI)
         rules = access_rules(desk.settings)
         async with app.router.lifespan_context(app), alongside(view.rows.follow(), name="page"):
             yield lambda door: SessionCookieMiddleware(door, token=rules.token, is_tls=rules.is_tls)
+
+
+def _site_managers(addresses: Sequence[SiteAddress], ca_file: Path | None) -> AsyncSitesClient:
+    try:
+        return AsyncSitesClient(addresses, ca_file=ca_file, timeout_s=ANSWER_S)
+    except OSError as error:
+        raise OSError(error.errno, f"sites_ca_file: {error.strerror or error}", str(ca_file)) from error
 
 
 def _nothing_there(rest: str) -> None:

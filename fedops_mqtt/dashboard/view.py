@@ -91,7 +91,7 @@ body, body.body--dark { --q-primary:var(--accent) !important; background:var(--p
     border-top:1px solid var(--line); }
   .fed-table td { display:flex; gap:.35rem; align-items:baseline; padding:0; border:0; }
   .fed-table .fed-words { flex-basis:100%; min-width:0; }
-  .fed-table td::before { color:var(--soft); font-size:.8rem; }
+  .fed-table td::before { color:var(--soft); font-size:.8rem; flex:none; }
   .fed-table td:nth-child(3)::before { content:var(--name3); }
   .fed-table td:nth-child(4)::before { content:var(--name4); }
   .fed-table td:nth-child(5)::before { content:var(--name5); }
@@ -117,6 +117,7 @@ class PageView:
     """One for all pages and visitors."""
 
     def __init__(self, api: Api, desk: ManagerContext, rows: FleetRows) -> None:
+        self._navigation = (*_NAVIGATION, ("Sites", "/sites")) if desk.settings.sites else _NAVIGATION
         self.api = api
         self.desk = desk
         self.rows = rows
@@ -129,7 +130,7 @@ class PageView:
         with ui.header(elevated=False).classes("fed-header"):
             ui.link("fedops-mqtt", "/").classes("fed-brand")
             with ui.element("nav").props('aria-label="Main"').classes("fed-nav"):
-                for name, path in _NAVIGATION:
+                for name, path in self._navigation:
                     link = ui.link(name, path)
                     if path == here:
                         link.props('aria-current="page"')

@@ -165,10 +165,10 @@ class _Connection:
             raise ManagerUrlError(self.url, "what answers there is not a manager") from error
         raise ManagerRefusedError(answer.status_code, _problem(content) or f"HTTP status {answer.status_code}")
 
-    def _failure(self, error: httpx.HTTPError | httpx.InvalidURL) -> ManagerClientError:
+    def _failure(self, error: httpx.HTTPError | httpx.InvalidURL | TimeoutError) -> ManagerClientError:
         if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
             return ManagerUrlError(self.url, "it is not of this form")
-        if isinstance(error, httpx.TimeoutException):
+        if isinstance(error, httpx.TimeoutException | TimeoutError):
             return ManagerUnreachableError(self.url, f"none within {self.timeout_s:g} s", is_timeout=True)
         return ManagerUnreachableError(self.url, str(error) or type(error).__name__)
 
@@ -345,8 +345,9 @@ class AsyncManagerClient(_Connection):
 
     async def _ask(self, call: _Call[Answer]) -> Answer:
         try:
-            answer = await self._http.request(**self._request(call))
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            async with asyncio.timeout(self.timeout_s):  # httpx limits each part of an answer, not all of it
+                answer = await self._http.request(**self._request(call))
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             raise self._failure(error) from error
         return self._read(call, answer)
 

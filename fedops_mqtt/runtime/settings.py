@@ -16,6 +16,7 @@ from fedops_mqtt.protocol import AnyMacAddress, TaskId
 from fedops_mqtt.runtime.key_values import KeyValues
 from fedops_mqtt.runtime.machine import HostAndPort, HttpAddress, HttpUrl, default_state_dir, default_store_url, in_home
 from fedops_mqtt.runtime.settings_file import JOINED, FileSource
+from fedops_mqtt.runtime.site_addresses import SiteAddress, parse_sites
 
 DELIVERED = "delivered"
 """What `app` says where the device runs what it is sent."""
@@ -270,6 +271,9 @@ class ManagerSettings(BusSettings, HttpAccessSettings, PublishSettings):
     state_dir: Annotated[StateDir, Field(description="where the journal and the logs of FL servers are kept")]
     store: StoreUrl
     manager_token: Annotated[SecretStr | None, Field(description="token of the API; needed beyond loopback")] = None
+    sites: Annotated[str | None, JOINED, Field(description="managers to show on the page /sites: [NAME=]URL,…")] = None
+    sites_token: Annotated[SecretStr | None, JOINED, Field(description="their token; or NAME=TOKEN,…")] = None
+    sites_ca_file: Annotated[Path | None, Field(description="CA of those managers with HTTPS")] = None
     home_assistant: Annotated[
         str | None, Field(description="topic prefix of Home Assistant discovery, mostly homeassistant; unset: off")
     ] = None
@@ -281,6 +285,20 @@ class ManagerSettings(BusSettings, HttpAccessSettings, PublishSettings):
     server_stop_grace_s: Annotated[float, Field(gt=0, description="between SIGTERM and SIGKILL of an FL server")] = 10.0
     limits: RunLimits = Field(default_factory=RunLimits)
     log_level: LogLevel = "INFO"
+
+    @property
+    def site_addresses(self) -> tuple[SiteAddress, ...]:
+        """The managers that the page shows."""
+        token = self.sites_token
+        return parse_sites(self.sites, token.get_secret_value() if token else None) if self.sites else ()
+
+    @model_validator(mode="after")
+    def _sites_are_urls(self) -> Self:
+        try:
+            _ = self.site_addresses
+        except ValueError as error:
+            raise ValueError(f"sites, sites_token: {error}") from error
+        return self
 
 
 class ServerSettings(BusSettings):
@@ -344,8 +362,11 @@ class FedOpsSettings(BaseSettings):
 class CliSettings(_Settings):
     """The verbs that talk to a manager."""
 
-    manager: Annotated[str, Field(description="URL of the manager's API")] = "http://127.0.0.1:8004"
-    manager_token: Annotated[SecretStr | None, Field(description="token of a manager that wants one")] = None
+    manager: Annotated[str, JOINED, Field(description="URL of the manager's API; several sites: [NAME=]URL,…")] = (
+        "http://127.0.0.1:8004"
+    )
+    site: Annotated[str | None, Field(description="of several sites only this one")] = None
+    manager_token: Annotated[SecretStr | None, JOINED, Field(description="its token; of several: NAME=TOKEN,…")] = None
     manager_ca_file: Annotated[Path | None, Field(description="CA of a manager with HTTPS")] = None
     manager_cert_file: Annotated[Path | None, Field(description="our certificate, where the manager wants one")] = None
     manager_key_file: Annotated[Path | None, Field(description="the key of our certificate")] = None
