@@ -70,6 +70,15 @@ class Processes(AbstractContextManager):
         self._started = [process for process in self._started if process not in ended]
         return bool(ended)
 
+    def processor_s(self) -> float:
+        """Return the processor time that they have taken so far, their descendants included."""
+        times = os.times()
+        total = times.children_user + times.children_system  # of those that ended and were waited for
+        for process in self._started:
+            with suppress(psutil.NoSuchProcess):
+                total += sum(sum(each.cpu_times()[:4]) for each in family(process.pid) if each.is_running())
+        return total
+
     def check(self) -> None:
         """Raise when one of them has ended with an error."""
         for process in self._started:

@@ -6,15 +6,22 @@ must not outlive its daemon: a lifeline pipe has the kernel kill its whole group
 
 import argparse
 import fcntl
+import gc
 import importlib
 import logging
 import os
 import signal
 import sys
 import threading
-from typing import IO, Protocol
+from collections.abc import Mapping
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from fedops_mqtt.training.pipe import Job, Redirect, Reporter, Stop, parse_command
+
+if TYPE_CHECKING:
+    from flwr.client import NumPyClient
+
+    from fedops_mqtt.training.app_loading import Register
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +58,27 @@ def main() -> int:
 
 
 def _do(job: Job, commands: IO[bytes], reporter: Reporter) -> int:
-    from fedops_mqtt.client.fl_client import make_register  # here flwr is imported
-    from fedops_mqtt.training.run import TrainingRun
+    # A small device waits for these imports at each training. Nothing that they make is garbage, and flwr imports
+    # httpx, whose command line (click, pygments, rich) nobody uses: httpx 0.28 does without it where it is missing.
+    gc.disable()
+    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
+    from fedops_mqtt.training.run import TrainingRun  # here flwr is imported
 
-    training = TrainingRun(job=job, reporter=reporter, make_register=make_register)
+    gc.freeze()
+    gc.enable()
+    training = TrainingRun(job=job, reporter=reporter, make_register=_make_register)
     threading.Thread(target=_obey, args=(commands, training), name="commands", daemon=True).start()
     reporter.ended(training.run())
     return training.close()
+
+
+def _make_register(job: Job, cfg: Any) -> "Register":
+    def register(registration: Mapping[str, Any]) -> "NumPyClient":
+        from fedops_mqtt.client import fl_client  # half the package, for apps that register a model
+
+        return fl_client.make_register(job, cfg)(registration)
+
+    return register
 
 
 def _arguments() -> argparse.Namespace:

@@ -46,7 +46,7 @@ Buffer = bytes | memoryview
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
 class JoinRequest(_Body):

@@ -10,9 +10,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fedops_mqtt.runtime.settings import ServerSettings
+if TYPE_CHECKING:
+    from fedops_mqtt.runtime.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ Show = Callable[[Mapping[str, Any], int], None]
 
 
 @contextmanager
-def shown_on_wandb(settings: ServerSettings, run_id: str, config: Mapping[str, Any] | None = None) -> Iterator[Show]:
+def shown_on_wandb(settings: "ServerSettings", run_id: str, config: Mapping[str, Any] | None = None) -> Iterator[Show]:
     """Yield what shows numbers at a round; it neither blocks nor raises. `config` is what the run was made with."""
     if settings.wandb_project is None:
         yield lambda values, step: None

@@ -22,7 +22,8 @@ MAX_LINE_BYTES = 64 * 1024
 
 
 class _Line(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A process reads one half of them and writes the other: each is built when it is first used.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class WandbOptions(_Line):
@@ -121,8 +122,9 @@ class EndedReport(_Line):
 
 Report = PhaseReport | MetricsReport | EndedReport
 
-_COMMAND: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator="command")])
-_REPORT: TypeAdapter[Report] = TypeAdapter(Annotated[Report, Field(discriminator="report")])
+_DEFERRED = ConfigDict(defer_build=True)
+_COMMAND: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator="command")], config=_DEFERRED)
+_REPORT: TypeAdapter[Report] = TypeAdapter(Annotated[Report, Field(discriminator="report")], config=_DEFERRED)
 
 
 def parse_command(line: bytes | str) -> Command:
