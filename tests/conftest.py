@@ -3,6 +3,7 @@
 import logging
 import signal
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import hypothesis
@@ -36,6 +37,13 @@ for profile, max_examples in {"short": 50, "long": 1000}.items():
         profile, max_examples=max_examples, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
     )
 hypothesis.settings.load_profile("short")  # make test-fuzz takes the long one
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave files of the long ring unread where it is left out: each worker would import their browsers and fuzzers."""
+    if config.option.markexpr != "not long" or collection_path.suffix != ".py":
+        return None
+    return "\npytestmark = pytest.mark.long\n" in collection_path.read_text(encoding="utf-8") or None
 
 
 @pytest.fixture(autouse=True)

@@ -38,6 +38,9 @@ def pytest_configure(config: pytest.Config) -> None:
     environment = {name: value for name, value in os.environ.items() if name != MARK}
     # gRPC, boto and FedOps' own programs ask the proxy of whoever runs the tests even for this machine.
     os.environ |= {MARK: folder, "TMPDIR": folder, "no_proxy": "127.0.0.1,localhost", "NO_PROXY": "127.0.0.1,localhost"}
+    # Where an image sets it, hundreds of processes and each worker would compile the same modules again.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     tempfile.tempdir = None
     config.stash[KEEPER] = subprocess.Popen(
         [sys.executable, __file__, folder],
