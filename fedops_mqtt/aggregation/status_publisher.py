@@ -39,6 +39,7 @@ from fedops_mqtt.protocol import (
     MetricsCutter,
     Outcome,
     ProtocolError,
+    Roster,
     ServerClient,
     ServerCondition,
     ServerMetrics,
@@ -47,9 +48,9 @@ from fedops_mqtt.protocol import (
     clip,
     count_of,
     filter_for,
-    roster,
     topics,
     utc_now,
+    with_clients,
 )
 
 _log = logging.getLogger(__name__)
@@ -84,9 +85,12 @@ class ServerSnapshot:
     model_path: str | None = None
     clients: Mapping[str, ServerClient] = field(default_factory=dict)
 
-    def to_status(self, epoch: int, seq: int) -> ServerStatus:
-        """Return the status as it goes on the bus; what strategies and programs put here is cut to what it takes."""
-        return ServerStatus(
+    def to_status(self, epoch: int, seq: int, parts: Roster | None = None) -> ServerStatus:
+        """Return the status as it goes on the bus; what strategies and programs put here is cut to what it takes.
+
+        `parts` knows what earlier statuses listed of a run that has more clients than one lists.
+        """
+        status = ServerStatus(
             **self._who(epoch, seq),
             status=self.status,
             reason=clip(self.reason),
@@ -97,9 +101,9 @@ class ServerSnapshot:
             gl_model=count_of(self.gl_model),
             metrics=MetricsCutter(_log.debug).cut_numbers(self.metrics),
             model_path=clip(self.model_path, MAX_TEXT_CHARS),
-            clients=roster.fit(self.clients),
             agent=dict(self.agent),
         )
+        return with_clients(status, (parts or Roster()).part(self.clients))
 
     def to_will(self, epoch: int, seq: int) -> ServerStatus:
         """Return the last will: only who, and that it is out."""
@@ -178,6 +182,7 @@ class ServerStatusPublisher:
         self._keep_last_word = keep_final_status
         self._lock = threading.Lock()
         self._clients: dict[str, ServerClient] = {}
+        self._roster = Roster()
         self._metrics: deque[ServerMetrics] = deque(maxlen=_MAX_METRICS)
         self._is_update_planned = False
         self._was_connected = False
@@ -258,7 +263,7 @@ class ServerStatusPublisher:
         self._owner = StatusOwner(
             topic=self._topic,
             instance=who.instance,
-            make_snapshot=lambda stamp: self.snapshot.to_status(*stamp),
+            make_snapshot=lambda stamp: self.snapshot.to_status(*stamp, parts=self._roster),
             make_will=lambda stamp: self.snapshot.to_will(*stamp),
             make_goodbye=None,
             epochs=self._epochs,

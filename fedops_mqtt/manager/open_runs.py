@@ -23,14 +23,15 @@ from fedops_mqtt.protocol import (
     ClientMetrics,
     ClientStatus,
     ProtocolError,
+    Roster,
     RunMember,
     RunStatus,
     ServerMetrics,
     ServerStatus,
     clip,
-    roster,
     topics,
     utc_now,
+    with_clients,
 )
 
 
@@ -198,6 +199,7 @@ class RunStatusPublisher:
         self._ledger = open_runs
         self._term = term
         self._changed: dict[str, None] = {}
+        self._rosters: dict[str, Roster] = {}
         self._news = asyncio.Event()
 
     def changed(self, run_id: str) -> None:
@@ -207,6 +209,7 @@ class RunStatusPublisher:
 
     def publish_all(self) -> None:
         """Say every open run's status soon: the connection is new, or somebody cleared one."""
+        self._rosters = {run_id: roster for run_id, roster in self._rosters.items() if run_id in self._ledger}
         for run in self._ledger:
             self.changed(run.run_id)
 
@@ -235,7 +238,7 @@ class RunStatusPublisher:
             if run is None or not connection.is_connected:
                 continue  # a new connection says everything again
             try:
-                # On a thread: of a run of 20,000 clients it is some 0.3 s.
+                # On a thread: of a run of 100,000 clients it is some 0.1 s.
                 status = await asyncio.to_thread(self.describe, run, owner, owner.next_stamp())
                 await connection.publish(topics.run_status(status.task_id, run_id), status)
             except ProtocolError as error:  # said again when it has changed, and fits perhaps
@@ -248,7 +251,7 @@ class RunStatusPublisher:
     def describe(self, run: Run, owner: StatusOwner, stamp: Stamp) -> RunStatus:
         """Return a run's status."""
         word = run.server
-        return RunStatus(
+        status = RunStatus(
             instance=owner.instance,
             epoch=stamp.epoch,
             seq=stamp.seq,
@@ -268,11 +271,12 @@ class RunStatusPublisher:
             gl_model=word.gl_model if word else 0,
             metrics=word.metrics if word else {},
             model_path=word.model_path if word else None,
-            clients=roster.fit({mac: _member(member) for mac, member in roster.choose(run.members).items()}),
             clients_by_status=count_members(run),
             created_at=_utc(run.created_at),
             ended_at=_utc(run.ended_at) if run.ended_at is not None else None,
         )
+        part = self._rosters.setdefault(run.run_id, Roster()).part(run.members)
+        return with_clients(status, {mac: _member(member) for mac, member in part.items()})
 
 
 def _member(member: Member) -> RunMember:

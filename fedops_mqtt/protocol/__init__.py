@@ -1,6 +1,6 @@
 """What is said on the bus: topics, messages and their errors, as pure data; it imports nothing of ours."""
 
-from fedops_mqtt.protocol import roster, topics
+from fedops_mqtt.protocol import topics
 from fedops_mqtt.protocol.identity import (
     MAX_REASON_CHARS,
     MAX_TEXT_CHARS,
@@ -50,6 +50,7 @@ from fedops_mqtt.protocol.messages import (
     StopTrigger,
     Transport,
 )
+from fedops_mqtt.protocol.roster import Roster, with_clients
 from fedops_mqtt.protocol.text import clip, describe_error, first_line, name_error, visible
 from fedops_mqtt.protocol.topics import Channel, Topic, filter_for, parse_topic
 from fedops_mqtt.protocol.values import LAST_SEQ, MAX_METRICS, MEASURED, MetricsCutter, count_of, number_of, utc_now
@@ -87,6 +88,7 @@ __all__ = [
     "PayloadTooLargeError",
     "Phase",
     "ProtocolError",
+    "Roster",
     "RunCondition",
     "RunId",
     "RunMember",
@@ -118,8 +120,8 @@ __all__ = [
     "normalise_mac",
     "number_of",
     "parse_topic",
-    "roster",
     "topics",
     "utc_now",
     "visible",
+    "with_clients",
 ]

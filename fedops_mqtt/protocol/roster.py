@@ -1,24 +1,27 @@
-"""The list of a run's clients as a status can carry it: a run may have more than one message lists."""
+"""The list of a run's clients as statuses can carry it: in parts, where a run has more than one message lists."""
 
 from collections.abc import Mapping
+from heapq import nsmallest
 from typing import Protocol, TypeVar
 
 import orjson
 
-from fedops_mqtt.protocol.messages import MemberCondition, RunMember, ServerClient
-from fedops_mqtt.protocol.topics import Channel
-from fedops_mqtt.protocol.values import MAX_BRACKETS, MAX_MEMBERS
+from fedops_mqtt.protocol.messages import MemberCondition, RunMember, RunStatus, ServerClient, ServerStatus
+from fedops_mqtt.protocol.values import MAX_BRACKETS
 
 Listed = TypeVar("Listed", RunMember, ServerClient)
+Status = TypeVar("Status", RunStatus, ServerStatus)
 
-_REST_BYTES = 192 * 1024
-"""For all that a status says beside its clients; most of it is one reason and 256 metrics."""
+MAX_LISTED = 1000
+"""Clients of one run that a status lists; of a larger run the next statuses list the others."""
+MAX_SENT_BYTES = 368 * 1024
+"""Of such a status: the shipped brokers take 384 KiB, topic and properties included, and disconnect who sends more."""
 _CLIENT_BYTES = 160
 """One client without its reason: MAC, status, attempt, phase, round, and the names of all these."""
 _CHARACTER_BYTES = 6
 """At most: a control character, escaped."""
 _REST_BRACKETS = 8192
-"""As `_REST_BYTES`: a reason and a few texts may be made of nothing else."""
+"""For all that a status says beside its clients: a reason and a few texts may be made of nothing else."""
 _FINE = frozenset({MemberCondition.TRAINING, MemberCondition.FINISHED})
 
 
@@ -26,28 +29,57 @@ class _Standing(Protocol):
     @property
     def status(self) -> MemberCondition: ...
 
+    @property
+    def attempt(self) -> int: ...
+
+    @property
+    def reason(self) -> str | None: ...
+
 
 Standing = TypeVar("Standing", bound=_Standing)
 
 
-def choose(clients: Mapping[str, Standing]) -> Mapping[str, Standing]:
-    """Return as many clients as a message lists, those in trouble first where it cannot list all."""
-    if len(clients) <= MAX_MEMBERS:
-        return clients
-    return dict(sorted(clients.items(), key=lambda each: each[1].status in _FINE)[:MAX_MEMBERS])
+class Roster:
+    """Chooses which clients of a run each of its statuses lists; whom one does not list stays as it was said before."""
+
+    def __init__(self) -> None:
+        self._listed: dict[str, tuple[tuple[object, ...], int]] = {}
+        self._number = 0
+
+    def part(self, clients: Mapping[str, Standing]) -> Mapping[str, Standing]:
+        """Return the clients that the next status lists: all, or `MAX_LISTED` of them.
+
+        First those that are not as they were listed last, then those in trouble, then those that were not listed for
+        longest: a reader that is there from the start misses nothing, and a newcomer knows all after some heartbeats.
+        """
+        if len(clients) <= MAX_LISTED:
+            return clients
+
+        def urgency(each: tuple[str, Standing]) -> tuple[bool, bool, int]:
+            mac, client = each
+            before, number = self._listed.get(mac, (None, 0))
+            return before == _gist(client), client.status in _FINE, number
+
+        self._number += 1
+        chosen = dict(nsmallest(MAX_LISTED, clients.items(), key=urgency))
+        self._listed.update((mac, (_gist(client), self._number)) for mac, client in chosen.items())
+        return chosen
 
 
-def fit(clients: Mapping[str, Listed]) -> dict[str, Listed]:
-    """Return the clients that a message can list; reasons that would not fit together are shortened, all alike."""
-    clients = choose(clients)
+def _gist(client: _Standing) -> tuple[object, ...]:
+    return client.status, client.attempt, client.reason
+
+
+def with_clients(status: Status, clients: Mapping[str, Listed]) -> Status:
+    """Return a status that lists these clients, at most `MAX_LISTED`; reasons that do not fit are shortened alike."""
     reasons = [each.reason for each in clients.values() if each.reason]
-    num_bytes = Channel.RUN_STATUS.max_payload_bytes - _REST_BYTES - _CLIENT_BYTES * len(clients)
+    num_bytes = MAX_SENT_BYTES - len(status.model_dump_json().encode()) - _CLIENT_BYTES * len(clients)
     num_brackets = MAX_BRACKETS - _REST_BRACKETS - len(clients)
     fits = sum(len(orjson.dumps(each)) for each in reasons) <= num_bytes
-    if fits and sum(each.count("[") + each.count("{") for each in reasons) <= num_brackets:
-        return dict(clients)
-    share = min(num_bytes // _CHARACTER_BYTES, num_brackets) // len(reasons)
-    return {mac: _shortened(each, share) for mac, each in clients.items()}
+    if not fits or sum(each.count("[") + each.count("{") for each in reasons) > num_brackets:
+        share = max(0, min(num_bytes // _CHARACTER_BYTES, num_brackets)) // max(1, len(reasons))
+        clients = {mac: _shortened(each, share) for mac, each in clients.items()}
+    return status.model_copy(update={"clients": dict(clients)})
 
 
 def _shortened(client: Listed, num_characters: int) -> Listed:

@@ -1,10 +1,13 @@
 """A run of any size has a status that a message carries and a reader takes."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedops_mqtt.protocol import (
     Channel,
     MemberCondition,
+    Roster,
     RunCondition,
     RunMember,
     RunStatus,
@@ -13,11 +16,11 @@ from fedops_mqtt.protocol import (
     ServerStatus,
     decode,
     encode,
-    roster,
     topics,
     utc_now,
+    with_clients,
 )
-from fedops_mqtt.protocol.values import MAX_MEMBERS
+from fedops_mqtt.protocol.roster import _CLIENT_BYTES, MAX_LISTED, MAX_SENT_BYTES
 
 
 def mac(number: int) -> str:
@@ -25,29 +28,56 @@ def mac(number: int) -> str:
 
 
 @pytest.mark.parametrize("reason", [None, "x" * 200, "\x00" * 200, "ü" * 200, "[" * 200])
-@pytest.mark.parametrize("number", [3, 1000, MAX_MEMBERS, MAX_MEMBERS + 5])
-def test_a_roster_of_any_size_and_any_reasons_fits_its_message(number: int, reason: str | None) -> None:
+@pytest.mark.parametrize("number", [3, MAX_LISTED, MAX_LISTED + 5])
+@pytest.mark.parametrize("run_reason", [None, "\x00" * 4096])
+def test_a_roster_of_any_size_and_any_reasons_fits_its_message(
+    number: int, reason: str | None, run_reason: str | None
+) -> None:
     failed = RunMember(status=MemberCondition.FAILED, attempt=3, reason=reason)
     status = RunStatus(
         instance="i" * 256, epoch=2**53, seq=2**52, at=utc_now(), run_id="r" * 64, task_id="t" * 64,
-        reason="\x00" * 4096, status=RunCondition.RUNNING, created_at=utc_now(),
-        clients_by_status={MemberCondition.FAILED: number},
-        clients=roster.fit({mac(each): failed for each in range(number)}),
+        reason=run_reason, status=RunCondition.RUNNING, created_at=utc_now(),
+        clients_by_status={MemberCondition.FAILED: number}, metrics={f"{'m' * 180}{n}": 1.0 for n in range(256)},
     )  # fmt: skip
-    read = decode(topics.run_status("t" * 64, "r" * 64), encode(status))
+    listing = with_clients(status, Roster().part({mac(each): failed for each in range(number)}))
+    written = encode(listing)
+    assert len(written) <= MAX_SENT_BYTES
+    read = decode(topics.run_status("t" * 64, "r" * 64), written)
     assert isinstance(read, RunStatus)
-    assert len(read.clients) == min(number, MAX_MEMBERS)
+    assert len(read.clients) == min(number, MAX_LISTED)
     if number == 3:
         assert read.clients[mac(0)].reason == reason
 
 
-def test_those_in_trouble_are_listed_before_those_who_are_well() -> None:
-    well = ServerClient(status=MemberCondition.TRAINING, attempt=1)
-    failed = ServerClient(status=MemberCondition.FAILED, attempt=1, reason="why")
-    clients = {mac(each): well for each in range(MAX_MEMBERS)} | {mac(MAX_MEMBERS): failed}
-    listed = roster.fit(clients)
-    assert len(listed) == MAX_MEMBERS
-    assert listed[mac(MAX_MEMBERS)] == failed
+WELL = ServerClient(status=MemberCondition.TRAINING, attempt=1)
+FAILED = ServerClient(status=MemberCondition.FAILED, attempt=1, reason="why")
+
+
+def test_those_in_trouble_are_listed_before_those_who_are_well_and_each_time_once_all_are_known() -> None:
+    clients = {mac(each): WELL for each in range(2 * MAX_LISTED)} | {mac(2 * MAX_LISTED): FAILED}
+    roster = Roster()
+    listed = [roster.part(clients) for _ in range(6)]
+    assert {len(part) for part in listed} == {MAX_LISTED}
+    assert [mac(2 * MAX_LISTED) in part for part in listed] == [True, False, True, True, True, True]
+
+
+def test_the_next_statuses_list_the_others() -> None:
+    clients = {mac(each): WELL for each in range(3 * MAX_LISTED)}
+    roster = Roster()
+    for _ in range(2):  # and then all over again, for newcomers
+        listed = {name for _ in range(3) for name in roster.part(clients)}
+        assert listed == clients.keys()
+
+
+@given(st.lists(st.sampled_from([*MemberCondition]), max_size=30))
+def test_what_changed_is_in_the_next_status_whatever_else_there_is(later: list[MemberCondition]) -> None:
+    clients = {mac(each): WELL if each % 2 else FAILED for each in range(MAX_LISTED + 500)}
+    roster = Roster()
+    for _ in range(2):
+        roster.part(clients)
+    changed = {mac(7 * each): ServerClient(status=status, attempt=2) for each, status in enumerate(later)}
+    listed = roster.part(clients | changed)
+    assert {name: listed[name] for name in changed} == changed
 
 
 def test_the_largest_line_of_a_client_is_as_large_as_is_reckoned_with() -> None:
@@ -59,5 +89,5 @@ def test_the_largest_line_of_a_client_is_as_large_as_is_reckoned_with() -> None:
         )))
         for number in (1, 2)
     )  # fmt: skip
-    assert two - one <= roster._CLIENT_BYTES
+    assert two - one <= _CLIENT_BYTES
     assert Channel.SERVER_STATUS.max_payload_bytes == Channel.RUN_STATUS.max_payload_bytes
