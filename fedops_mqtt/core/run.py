@@ -20,6 +20,7 @@ from fedops_mqtt.core.run_member import (
     RunEvent,
     RunWaits,
     ServerExited,
+    ServerHostLost,
     ServerLaunched,
     ServerUnreachable,
     StopRequested,
@@ -96,6 +97,8 @@ class Run:
     exited_at: float | None = None
     exit_reason: str | None = None
     is_unreachable: bool = False
+    host_problem: str | None = None
+    """Why the host of the server cannot be asked about it; None: it can."""
     server: ServerStatus | None = None
     ready_at: float | None = None
     stop_reason: str | None = None
@@ -158,11 +161,11 @@ def apply_all(run: Run, events: Iterable[RunEvent], now: float) -> Run:
 
 def _apply_to_run(
     run: Run,
-    event: ServerLaunched | ServerExited | ServerUnreachable | RunWaits | StopRequested | RunClosed,
+    event: ServerLaunched | ServerExited | ServerUnreachable | ServerHostLost | RunWaits | StopRequested | RunClosed,
     now: float,
 ) -> Run:
     match event:
-        case ServerLaunched() | ServerExited() | ServerUnreachable():
+        case ServerLaunched() | ServerExited() | ServerUnreachable() | ServerHostLost():
             return _apply_process(run, event, now)
         case RunWaits(reason=reason):
             return run if run.has_ended else replace(run, reason=reason)
@@ -177,7 +180,9 @@ def _close(run: Run, outcome: RunOutcome, reason: str, now: float) -> Run:
     return replace(run, status=RunCondition.FINISHED, outcome=outcome, reason=reason, ended_at=now)
 
 
-def _apply_process(run: Run, event: ServerLaunched | ServerExited | ServerUnreachable, now: float) -> Run:
+def _apply_process(
+    run: Run, event: ServerLaunched | ServerExited | ServerUnreachable | ServerHostLost, now: float
+) -> Run:
     match event:
         case ServerLaunched(launch=launch) if launch > run.launch and not run.has_ended:
             return replace(
@@ -188,12 +193,15 @@ def _apply_process(run: Run, event: ServerLaunched | ServerExited | ServerUnreac
                 exited_at=None,
                 exit_reason=None,
                 is_unreachable=False,
+                host_problem=None,
                 ready_at=None,
             )
         case ServerExited(launch=launch, reason=reason) if launch == run.launch and run.exited_at is None:
-            return replace(run, exited_at=now, exit_reason=reason)
+            return replace(run, exited_at=now, exit_reason=reason, host_problem=None)
         case ServerUnreachable(launch=launch) if launch == run.launch:
             return replace(run, is_unreachable=True)
+        case ServerHostLost(launch=launch, problem=problem) if launch == run.launch and run.exited_at is None:
+            return replace(run, host_problem=problem)
     return run
 
 

@@ -149,6 +149,14 @@ class ServerUnreachable:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerHostLost:
+    """The host of the server cannot be asked about it, and why; None: it answers again. The server may be alive."""
+
+    launch: int
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class ClientChosen:
     """A client belongs to the run from now on."""
 
@@ -209,6 +217,7 @@ RunEvent = (
     | ServerLaunched
     | ServerExited
     | ServerUnreachable
+    | ServerHostLost
     | ClientChosen
     | TriggerFired
     | StopSent

@@ -101,10 +101,15 @@ def plan(run: Run, fleet: Fleet, now: float) -> list[Action]:
 
 
 def waits_for(run: Run, fleet: Fleet) -> str | None:
-    """Return what an open run lacks of clients, for people; None where it lacks none, or nobody can know.
+    """Return what an open run waits for, for people: the server's host, clients; None: nothing, or nobody can know.
 
     Said as soon as it is so, not when the join limit has passed.
     """
+    waits = [run.host_problem, _clients_awaited(run, fleet)]
+    return "; ".join(filter(None, waits)) or None
+
+
+def _clients_awaited(run: Run, fleet: Fleet) -> str | None:
     num_here = sum(member.may_count and member.status is not MemberCondition.LOST for member in run.members.values())
     if fleet.listening_since is None or num_here >= run.spec.min_clients:
         return None
@@ -245,6 +250,8 @@ def _server_is_gone(run: Run, fleet: Fleet, now: float) -> bool:
         return False
     if run.exited_at is not None:
         return now - max(run.exited_at, fleet.listening_since) > EXIT_WORD_GRACE_S
+    if run.host_problem is not None:
+        return False  # it may be alive: nobody starts a second one
     return run.is_unreachable or _is_late(run, fleet.listening_since, now)
 
 

@@ -144,6 +144,7 @@ EVENT_TEXTS = {
     "ServerLaunched": "FL server launched",
     "ServerExited": "FL server ended",
     "ServerUnreachable": "FL server does not answer",
+    "ServerHostLost": "host of the FL server",
     "ServerSaid": "FL server",
     "ClientChosen": "chosen",
     "TriggerFired": "start trigger sent",

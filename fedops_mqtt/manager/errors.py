@@ -19,12 +19,13 @@ class UnknownTaskError(ManagerError):
 
 
 class NotLaunchableError(ManagerError):
-    """The task has no command: its server is started by somebody else."""
+    """The manager cannot start the task's server as the task is: mostly it has no command, and others start it."""
 
-    def __init__(self, task_id: str) -> None:
+    def __init__(self, task_id: str, problem: str | None = None) -> None:
         self.task_id = task_id
         super().__init__(
-            f"task {task_id!r} has neither `command`, `module` nor a published app with a ServerApp; its runs begin "
+            (problem and f"task {task_id!r}: {problem}")
+            or f"task {task_id!r} has neither `command`, `module` nor a published app with a ServerApp; its runs begin "
             "when its server announces itself (adopt = true)"
         )
 

@@ -14,7 +14,9 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
@@ -39,6 +41,42 @@ _MANAGERS_OWN = frozenset({CONFIG_VARIABLE, f"{ENV_PREFIX}MANAGER_TOKEN", f"{ENV
 
 _BROKER_VARIABLES = f"{ENV_PREFIX}BROKER"
 """With this begins every variable that says where the broker is and who we are to it."""
+
+
+class Liveness(Enum):
+    """Whether a server lives, as the machine says that it was started on."""
+
+    ALIVE = "alive"
+    ENDED = "ended"
+    UNKNOWN = "unknown"
+    """The machine cannot be asked: the server may be alive."""
+
+
+class LaunchedServer(Protocol):
+    """A server that was started, wherever: a process of this host, of another one, a Kubernetes Job."""
+
+    log_path: Path
+
+    @property
+    def is_running(self) -> bool:
+        """True until it is known that the server has ended."""
+        ...
+
+    async def wait(self) -> str:
+        """Wait for its end, however long that takes; return how it ended."""
+        ...
+
+    async def check(self) -> Liveness:
+        """Ask whether it lives."""
+        ...
+
+    async def end(self, outcome: str | None, reason: str, *, grace_s: float) -> None:
+        """Have it ended and say why; killed where it has not ended after `grace_s`."""
+        ...
+
+    def let_go(self) -> None:
+        """Leave it to itself: the manager ends, the server goes on."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +113,9 @@ class ServerProcess:
     def exit_reason(self) -> str:
         """How it ended, with the last lines of its log unless it ended well."""
         if self._status == 0:
-            return _describe_exit(0)
+            return describe_exit(0)
         tail = read_tail(self.log_path)
-        how = _describe_exit(self._status)
+        how = describe_exit(self._status)
         return f"{how}; last words: {tail}" if tail else f"{how}; its log {self.log_path} is empty"
 
     def signal(self, number: signal.Signals) -> None:
@@ -91,6 +129,24 @@ class ServerProcess:
         """Kill what an ended server left behind in its group (loaders of data, say)."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
+
+    @property
+    def status(self) -> int | None:
+        """The exit status, or minus a signal's number; None for a process of an earlier manager."""
+        return self._status
+
+    async def wait(self) -> str:
+        """Wait for the process's end and clear away what it left; return how it ended."""
+        return await wait_exit(self)
+
+    async def check(self) -> Liveness:
+        """Look at the process."""
+        return Liveness.ALIVE if self.is_running else Liveness.ENDED
+
+    async def end(self, outcome: str | None, reason: str, *, grace_s: float) -> None:
+        """Write down why it ends, then end it."""
+        write_stop_reason(self.log_path, outcome, reason)
+        await end(self, grace_s=grace_s)
 
     def let_go(self) -> None:
         """Leave the process to itself: the manager ends, the server goes on."""
@@ -124,7 +180,7 @@ def _launch(order: LaunchOrder) -> ServerProcess:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    started_at = _start_time(child.pid)
+    started_at = start_time(child.pid)
     facts = {"run_id": order.run_id, "launch": order.launch, "pid": child.pid, "log": str(order.log_path)}
     logger.info("launched an FL server", extra=facts)
     return ServerProcess(child.pid, started_at, order.log_path, child)
@@ -204,6 +260,20 @@ def child_environment(
     return environment
 
 
+def write_stop_reason(log_path: Path, outcome: str | None, reason: str) -> None:
+    """Write what became of the run, and why, where one launch's server looks for it at SIGTERM."""
+    try:
+        stop_reason_file(log_path).write_text(f"{outcome or 'replaced'}\n{reason}", encoding="utf-8", errors="replace")
+    except OSError as error:
+        facts = {"log": str(log_path), "problem": str(error)}
+        logger.warning("cannot write why an FL server ends", extra=facts)
+
+
+def stop_reason_file(log_path: Path) -> Path:
+    """Where one launch finds why it is ended; the next one has its own."""
+    return log_path.with_suffix(".stop-reason")
+
+
 def read_tail(path: Path) -> str:
     """Return the last lines of a log, bounded; empty when there are none."""
     try:
@@ -215,7 +285,8 @@ def read_tail(path: Path) -> str:
     return "\n".join(deque((line for line in lines if line.strip()), LOG_TAIL_LINES))[-_MAX_REASON:]
 
 
-def _describe_exit(status: int | None) -> str:
+def describe_exit(status: int | None) -> str:
+    """Return how a process ended; None: nobody saw its status."""
     if status is None:
         return "FL server process is gone"
     if status < 0:
@@ -223,7 +294,8 @@ def _describe_exit(status: int | None) -> str:
     return f"FL server process exited with status {status}"
 
 
-def _start_time(pid: int) -> float:
+def start_time(pid: int) -> float:
+    """Return when a process began, s since 1970; 0 for one that is gone."""
     try:
         return float(psutil.Process(pid).create_time())
     except psutil.NoSuchProcess:

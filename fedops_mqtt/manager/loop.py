@@ -81,7 +81,8 @@ class Manager:
         """Take up the runs of an earlier manager, then take turns, for ever."""
         for run in self._desk.open_runs:
             if run.launch > 0 and run.exited_at is None and not run.spec.is_adopted:
-                self._servers.resume(run, await self._desk.journal.call(self._desk.journal.list_launches, run.run_id))
+                launches = await self._desk.journal.call(self._desk.journal.list_launches, run.run_id)
+                self._servers.resume(run, launches, self._desk.open_runs.task(run.run_id))
         while True:
             await self.turn(TICK_S if len(self._desk.open_runs) else IDLE_TICK_S)
 

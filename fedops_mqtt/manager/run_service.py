@@ -28,6 +28,7 @@ from fedops_mqtt.manager.errors import (
     UnknownRunError,
 )
 from fedops_mqtt.manager.journal import JournaledRun
+from fedops_mqtt.manager.remote_order import store_of
 from fedops_mqtt.manager.tasks import TaskConfig, TaskLimits
 from fedops_mqtt.protocol import ServerCondition, ServerStatus, topics
 from fedops_mqtt.runtime.key_values import Plain
@@ -40,6 +41,10 @@ NUM_ROUNDS_KEY = "num-server-rounds"
 """What Flower's own project templates call the rounds in an app's configuration."""
 MAX_ROUNDS = 1_000_000
 SECRET_BYTES = 32
+STORE_ELSEWHERE = (
+    "its FL server runs on another machine, and the manager's store is a folder of this one: give the manager a store "
+    "that both reach (--store s3://…), or name the folder there with FEDOPS_MQTT_STORE in the task's env"
+)
 _MAX_TASK_IN_RUN_ID = 38
 """Characters of the task in a run id, which has 64: the rest is time and chance."""
 
@@ -79,6 +84,8 @@ class RunService:
                 config = with_app(config, app.bundle)
             if not config.is_launchable:
                 raise NotLaunchableError(order.task_id)
+            if not config.is_local and store_of(config, self._desk.settings.store) is None:
+                raise NotLaunchableError(order.task_id, STORE_ELSEWHERE)
             spec = replace(self._spec(order, config), run_config=check_config(order.run_config, app))
             if app is not None:
                 spec = replace(spec, app=app.reference)

@@ -9,19 +9,25 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from fedops_mqtt.core.run import Run
-from fedops_mqtt.core.run_member import RunEvent, ServerExited, ServerUnreachable
+from fedops_mqtt.core.run_member import RunEvent, ServerExited, ServerHostLost, ServerUnreachable
 from fedops_mqtt.manager import launcher
 from fedops_mqtt.manager.app_store import AppStore
 from fedops_mqtt.manager.journal import Journal, Launch
-from fedops_mqtt.manager.launcher import LaunchOrder, ServerProcess
+from fedops_mqtt.manager.kubernetes_launcher import KubernetesServer
+from fedops_mqtt.manager.kubernetes_manifests import task_with_folder
+from fedops_mqtt.manager.launcher import LaunchedServer, LaunchOrder, Liveness, ServerProcess
+from fedops_mqtt.manager.remote_launcher import RemoteLaunch, RemoteServer, command_environment
+from fedops_mqtt.manager.remote_order import make_order
 from fedops_mqtt.manager.tasks import TaskConfig
 from fedops_mqtt.protocol import Channel, ProtocolError, RunOutcome, ServerStatus, check_run_id, decode, topics
 from fedops_mqtt.runtime.background import bare_error
 from fedops_mqtt.runtime.key_values import format_pairs
 from fedops_mqtt.runtime.machine import host_name
+from fedops_mqtt.runtime.settings_file import SettingsFileError
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +120,8 @@ class Servers:
         self._inherited = inherited
         self._said = said
         self._grace_s = grace_s
-        self._processes: dict[str, ServerProcess] = {}
+        self._processes: dict[str, LaunchedServer] = {}
+        self._stops: dict[str, tuple[RunOutcome | None, str]] = {}
         self._task_ids: dict[str, str] = {}
         self._busy: dict[str, asyncio.Task[None]] = {}
         self._wanted: dict[str, bool] = {}
@@ -147,18 +154,22 @@ class Servers:
         self._elsewhere.pop(run.run_id, None)
         self._log_folders.pop(run.run_id, None)
         self._task_ids[run.run_id] = run.spec.task_id
-        order = self._order(run, launch, task)
-        self._occupy(run.run_id, self._launch(order, secret, after=self._busy.get(run.run_id)))
+        self._occupy(run.run_id, self._launch(run, launch, secret, task, after=self._busy.get(run.run_id)))
 
-    def resume(self, run: Run, launches: list[Launch]) -> None:
+    def resume(self, run: Run, launches: list[Launch], task: TaskConfig | None) -> None:
         """Find the server of a run that an earlier manager launched, and watch it.
 
-        One on another host is known by the bus and by its line, as is one whose host is gone: only processes of this
-        host are looked for and ended.
+        A process of another manager's host is known by the bus and by its line, as is one whose host is gone: only
+        processes of this host are looked for and ended. What a launch command or Kubernetes runs, any manager finds.
         """
         self._wanted[run.run_id] = not run.has_ended
         self._task_ids[run.run_id] = run.spec.task_id
+        if run.has_ended:
+            self._stops[run.run_id] = (run.outcome, run.reason or "run ended")
         known = next((each for each in launches if each.launch == run.launch), None)
+        if known is not None and task is not None and not task.is_local:
+            self._occupy(run.run_id, self._resume_elsewhere(run, known, task))
+            return
         if known is not None:  # of a manager that may have had another state folder
             self._log_folders[run.run_id] = Path(known.log_path).parent
         if known is None:
@@ -167,8 +178,6 @@ class Servers:
             logger.info("an FL server is on another host", extra={"run_id": run.run_id, "host": known.host})
             self._elsewhere[run.run_id], self._wanted[run.run_id] = known.launch, True
         else:
-            if run.has_ended:
-                _write_stop_reason(Path(known.log_path), run.outcome, run.reason or "run ended")
             self._occupy(run.run_id, self._resume(known))
 
     def end(self, run_id: str, outcome: RunOutcome | None, reason: str) -> None:
@@ -179,11 +188,11 @@ class Servers:
         if not self._wanted.get(run_id, False):
             return
         self._wanted[run_id] = False
+        self._stops[run_id] = (outcome, reason)
         if run_id in self._elsewhere:
             self._report(run_id, ServerExited(self._elsewhere.pop(run_id), "FL server is on another host"))
         process = self._processes.get(run_id)
         if process is not None:
-            _write_stop_reason(process.log_path, outcome, reason)
             self._end(run_id, process)
 
     def probe(self, run: Run, now: float, *, every_s: float) -> None:
@@ -211,6 +220,7 @@ class Servers:
         self._elsewhere.pop(run_id, None)
         self._log_folders.pop(run_id, None)
         self._probed_at.pop(run_id, None)
+        self._stops.pop(run_id, None)
 
     def delete_logs(self, run_id: str) -> None:
         """A run is no longer in the journal: delete what its servers said."""
@@ -230,42 +240,93 @@ class Servers:
     def _occupy(self, run_id: str, work: Coroutine[object, object, None]) -> None:
         self._busy[run_id] = self._spawn(work, f"server-{run_id}")
 
-    def _end(self, run_id: str, process: ServerProcess) -> None:
-        self._spawn(launcher.end(process, grace_s=self._grace_s), f"end-{run_id}")
+    def _end(self, run_id: str, process: LaunchedServer) -> None:
+        outcome, reason = self._stops.get(run_id, (None, "another launch goes on with the run"))
+        self._spawn(process.end(outcome, reason, grace_s=self._grace_s), f"end-{run_id}")
 
-    async def _launch(self, order: LaunchOrder, secret: bytes, *, after: asyncio.Task[None] | None) -> None:
-        await self._clear_the_way(order.run_id, after)
-        secret_file = self._secret_file(order.run_id)
-        row = Launch(
-            run_id=order.run_id,
-            launch=order.launch,
-            log_path=str(order.log_path),
-            secret_file=str(secret_file),
-            host=host_name(),
-        )
+    async def _launch(
+        self, run: Run, launch: int, secret: bytes, task: TaskConfig, *, after: asyncio.Task[None] | None
+    ) -> None:
+        await self._clear_the_way(run.run_id, after)
+        row = self._row(run, launch)
         await self._journal.call(self._journal.add_launch, row)
         try:
-            launcher.write_secret(secret_file, secret)
-            process = await launcher.launch(order)
-        except OSError as error:
-            what = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+            server = await self._start(run, row, secret, task)
+        except (OSError, SettingsFileError) as error:
+            what = str(error)
+            if isinstance(error, OSError) and error.filename:
+                what = f"{error.strerror}: {error.filename}"
             await self._exited(row, f"FL server cannot be started: {what}")
             return
-        self._processes[order.run_id] = process
-        await self._journal.call(
-            self._journal.note_process,
-            order.run_id,
-            order.launch,
-            pid=process.pid,
-            process_started_at=process.started_at,
+        self._processes[run.run_id] = server
+        await self._watch(row, server)
+
+    async def _start(self, run: Run, row: Launch, secret: bytes, task: TaskConfig) -> LaunchedServer:
+        launch = row.launch
+        if task.is_local:
+            launcher.write_secret(self._secret_file(run.run_id), secret)
+            process = await launcher.launch(self._order(run, launch, task))
+            await self._note_process(row, process)
+            return process
+        settings = self._settings(run, launch, task)
+        told = task_with_folder(task) if task.kubernetes else task
+        order = await asyncio.to_thread(make_order, run.run_id, launch, told, settings, secret)
+        server = self._elsewhere_server(run, row, task)
+        await server.start(order)
+        return server
+
+    def _row(self, run: Run, launch: int) -> Launch:
+        return Launch(
+            run_id=run.run_id,
+            launch=launch,
+            log_path=str(self._log_path(run.run_id, launch)),
+            secret_file=str(self._secret_file(run.run_id)),
+            host=host_name(),
         )
-        await self._watch(row, process)
+
+    async def _note_process(self, row: Launch, process: ServerProcess) -> None:
+        note = self._journal.note_process
+        await self._journal.call(note, row.run_id, row.launch, pid=process.pid, process_started_at=process.started_at)
+
+    def _elsewhere_server(
+        self, run: Run, row: Launch, task: TaskConfig, command: ServerProcess | None = None, *, is_resumed: bool = False
+    ) -> RemoteServer | KubernetesServer:
+        def report(problem: str | None) -> None:
+            self._report(run.run_id, ServerHostLost(row.launch, problem))
+
+        place = RemoteLaunch(
+            run_id=run.run_id,
+            launch=row.launch,
+            task_id=run.spec.task_id,
+            task=task,
+            log_path=Path(row.log_path),
+            final_status_file=self._final_status_file(run.run_id, row.launch),
+            order_file=self._folder / "secrets" / f"{run.run_id}.order-{row.launch}",
+            start_limit_s=run.spec.limits.server_start_s,
+            environment=command_environment(self._inherited),
+        )
+        if task.kubernetes is not None:
+            return KubernetesServer(place, report, grace_s=self._grace_s)
+        return RemoteServer(place, report, partial(self._note_process, row), command, is_resumed=is_resumed)
+
+    async def _resume_elsewhere(self, run: Run, known: Launch, task: TaskConfig) -> None:
+        """Go on with a server that any manager can ask for; a launch command that still runs here is gone on with."""
+        command = None
+        row = self._row(run, known.launch)
+        if known.log_path == row.log_path and known.host == row.host and known.pid is not None:
+            command = launcher.find(known.pid, known.process_started_at or 0.0, Path(known.log_path))
+        elif known.log_path != row.log_path:  # of a manager elsewhere, or with another state folder
+            await self._journal.call(self._journal.add_launch, row)
+        server = self._elsewhere_server(run, row, task, command, is_resumed=True)
+        self._processes[run.run_id] = server
+        await self._watch(row, server)
 
     async def _clear_the_way(self, run_id: str, after: asyncio.Task[None] | None) -> None:
         """Two servers of one run never live side by side."""
         process = self._processes.get(run_id)
         if process is not None and process.is_running:
-            await launcher.end(process, grace_s=self._grace_s)
+            outcome, reason = self._stops.get(run_id, (None, "another launch goes on with the run"))
+            await process.end(outcome, reason, grace_s=self._grace_s)
         if after is not None and not after.done():
             await asyncio.wait([after])
 
@@ -284,10 +345,10 @@ class Servers:
         self._processes[known.run_id] = process
         await self._watch(known, process)
 
-    async def _watch(self, row: Launch, process: ServerProcess) -> None:
+    async def _watch(self, row: Launch, process: LaunchedServer) -> None:
         if not self._wanted.get(row.run_id, False):
             self._end(row.run_id, process)
-        reason = await launcher.wait_exit(process)
+        reason = await process.wait()
         if self._processes.get(row.run_id) is process:
             del self._processes[row.run_id]
         await self._exited(row, reason)
@@ -302,6 +363,9 @@ class Servers:
         try:
             if await line_answers(address, within_s=within_s):
                 return
+            server = self._processes.get(run_id)
+            if server is not None and await server.check() is Liveness.UNKNOWN:
+                return  # it has reported so; the server may be alive
             if not await self._pass_on_last_word(run_id, launch):
                 self._report(run_id, ServerUnreachable(launch))
         finally:
@@ -315,18 +379,16 @@ class Servers:
             self._report(run_id, word)
         return word is not None
 
-    def _order(self, run: Run, launch: int, task: TaskConfig) -> LaunchOrder:
-        spec, log_path = run.spec, self._log_folder(run.run_id) / f"server-{launch}.log"
-        own = {
+    def _settings(self, run: Run, launch: int, task: TaskConfig) -> dict[str, object]:
+        """Return what a server is told, by setting name; not the files that this host keeps for it."""
+        spec = run.spec
+        return {
             **self._said,
             "task_id": spec.task_id,
             "run_id": run.run_id,
             "launch": launch,
-            "run_secret_file": self._secret_file(run.run_id),
-            "final_status_file": self._final_status_file(run.run_id, launch),
-            "stop_reason_file": _stop_reason_file(log_path),
             "join": spec.join,
-            "listen": task.listen if task.config is None or "listen" in task.model_fields_set else None,
+            "listen": task.listen if _has_own_listen(task) else None,
             "advertise": task.advertise,
             "num_rounds": spec.num_rounds or None,
             "min_clients": spec.min_clients,
@@ -335,6 +397,15 @@ class Servers:
             "round_limit_s": task.limits.round_s or self._said["round_limit_s"],
             "app_file": self._apps.path(spec.app.digest) if spec.app else None,
             "run_config": format_pairs(spec.run_config) or None,
+        }
+
+    def _order(self, run: Run, launch: int, task: TaskConfig) -> LaunchOrder:
+        log_path = self._log_path(run.run_id, launch)
+        own = {
+            **self._settings(run, launch, task),
+            "run_secret_file": self._secret_file(run.run_id),
+            "final_status_file": self._final_status_file(run.run_id, launch),
+            "stop_reason_file": launcher.stop_reason_file(log_path),
         }
         return LaunchOrder(
             run_id=run.run_id,
@@ -345,6 +416,9 @@ class Servers:
             log_path=log_path,
         )
 
+    def _log_path(self, run_id: str, launch: int) -> Path:
+        return self._log_folder(run_id) / f"server-{launch}.log"
+
     def _secret_file(self, run_id: str) -> Path:
         return self._folder / "secrets" / run_id
 
@@ -352,14 +426,6 @@ class Servers:
         return self._log_folders.get(run_id, self._log_folder(run_id)) / f"server-{launch}.last-word.json"
 
 
-def _write_stop_reason(log_path: Path, outcome: RunOutcome | None, reason: str) -> None:
-    try:
-        _stop_reason_file(log_path).write_text(f"{outcome or 'replaced'}\n{reason}", encoding="utf-8", errors="replace")
-    except OSError as error:
-        facts = {"log": str(log_path), "problem": str(error)}
-        logger.warning("cannot write why an FL server ends", extra=facts)
-
-
-def _stop_reason_file(log_path: Path) -> Path:
-    """Where one launch finds why it is ended; the next one has its own."""
-    return log_path.with_suffix(".stop-reason")
+def _has_own_listen(task: TaskConfig) -> bool:
+    """Whether the task's address counts: else its bundle's does, or, elsewhere, any free port."""
+    return "listen" in task.model_fields_set or (task.is_local and task.config is None)

@@ -9,12 +9,14 @@ Read when the manager starts, and again when the file has changed and a run is a
 published needs no table; the table [published] says what such tasks are like.
 """
 
+import shutil
+import string
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedops_mqtt.manager.errors import TasksFileError, UnknownTaskError
 from fedops_mqtt.protocol import TaskId
@@ -47,6 +49,31 @@ class TaskLimits(_Table):
         return self.model_dump(exclude_none=True)
 
 
+class KubernetesTask(_Table):
+    """How a task's FL server runs as a Kubernetes Job.
+
+    `pod` and `container` are parts of the pod's and the container's specification that are laid over ours, as the API
+    spells them: resources, nodeSelector, volumes.
+    """
+
+    image: Annotated[str, Field(min_length=1)]
+    namespace: str | None = None
+    """None: that of the manager's own pod, or of the kubeconfig's context."""
+    service_account: str | None = None
+    pod: dict[str, Any] = {}
+    container: dict[str, Any] = {}
+
+
+COMMAND, SHELL_COMMAND = "{command}", "{shell_command}"
+_IN_ALL = ("name", "run_id", "launch", "task_id")
+_PLACEHOLDERS = {
+    "launch": (*_IN_ALL, "command", "shell_command", "order_file"),
+    "launch_stop": (*_IN_ALL, "command", "shell_command", "signal"),
+    "launch_alive": (*_IN_ALL, "command", "shell_command"),
+    "advertise": ("host", "address"),
+}
+
+
 class TaskConfig(_Table):
     """One task.
 
@@ -70,18 +97,69 @@ class TaskConfig(_Table):
     adopt: bool = False
     listen: HttpAddress = "127.0.0.1:0"
     advertise: HostAndPort | None = None
+    launch: tuple[str, ...] | None = None
+    """A command that reaches the machine where the server runs; None: here."""
+    launch_stop: tuple[str, ...] | None = None
+    launch_alive: tuple[str, ...] | None = None
+    """These two are as `launch` where that reaches the same machine each time."""
+    kubernetes: KubernetesTask | None = None
     limits: TaskLimits = TaskLimits()
+
+    @field_validator("launch", "launch_stop", "launch_alive")
+    @classmethod
+    def _names_a_program(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and (not value or not value[0].strip()):
+            raise ValueError("an empty list: give the program, then its arguments")
+        return value
 
     @model_validator(mode="after")
     def _one_way_to_start(self) -> Self:
         if self.command and self.module:
             raise ValueError("give `command` or `module`, not both")
+        if self.launch and self.kubernetes:
+            raise ValueError("give `launch` or `kubernetes`, not both")
+        if self.launch is None and (self.launch_stop or self.launch_alive):
+            raise ValueError("`launch_stop` and `launch_alive` go with `launch`, which is not given")
         return self
+
+    @model_validator(mode="after")
+    def _has_known_placeholders(self) -> Self:
+        for name, known in _PLACEHOLDERS.items():
+            parts = getattr(self, name) or ()
+            _check_placeholders(name, (parts,) if isinstance(parts, str) else parts, known)
+        if self.launch and not {"command", "shell_command", "order_file"} & _placeholders("".join(self.launch)):
+            raise ValueError(f"`launch` starts nothing: one of its arguments has to be {COMMAND} or {SHELL_COMMAND}")
+        for name in ("launch_stop", "launch_alive"):
+            if self.launch and getattr(self, name) is None and "{order_file}" in "".join(self.launch):
+                raise ValueError(f"`launch` with {{order_file}} needs a `{name}` of its own")
+        return self
+
+    @property
+    def is_local(self) -> bool:
+        """True when the server is a process of the manager's host."""
+        return self.launch is None and self.kubernetes is None
 
     @property
     def is_launchable(self) -> bool:
         """True when the manager can start this task's server."""
         return bool(self.command or self.module)
+
+
+def _placeholders(text: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+
+
+def _check_placeholders(key: str, parts: Collection[str], known: Collection[str]) -> None:
+    for part in parts:
+        try:
+            unknown = sorted(_placeholders(part) - set(known))
+        except ValueError as error:
+            raise ValueError(f"`{key}`: {part!r}: {error} (a brace itself is written twice: {{{{ or }}}})") from error
+        if unknown:
+            names = ", ".join(f"{{{name}}}" for name in known)
+            raise ValueError(f"`{key}`: {{{unknown[0]}}} is unknown; there are {names}")
+        if COMMAND in part and part != COMMAND:
+            raise ValueError(f"`{key}`: {COMMAND} stands alone as an argument; inside of one write {SHELL_COMMAND}")
 
 
 class _TasksFile(_Table):
@@ -153,8 +231,16 @@ def _parse(path: Path) -> tuple[Mapping[str, TaskConfig], TaskConfig]:
         raise TasksFileError(str(path), "; ".join(problems)) from error
     folder = path.resolve().parent
 
-    def placed(task: TaskConfig) -> TaskConfig:
-        update = {"cwd": folder / (task.cwd or ""), "config": task.config and folder / task.config}
-        return task.model_copy(update=update)
+    def placed(task: TaskConfig, where: str) -> TaskConfig:
+        for name in ("launch", "launch_stop", "launch_alive"):
+            command = getattr(task, name)
+            if command and "{" not in command[0] and shutil.which(command[0]) is None:
+                raise TasksFileError(
+                    str(path), f"{where}: `{name}`: there is no program {command[0]!r} on this machine"
+                )
+        # A server elsewhere has folders of its own; `config` is read here and handed over.
+        cwd = folder / (task.cwd or "") if task.is_local else task.cwd
+        return task.model_copy(update={"cwd": cwd, "config": task.config and folder / task.config})
 
-    return {task_id: placed(task) for task_id, task in file.tasks.items()}, placed(file.published)
+    tasks = {task_id: placed(task, f"tasks.{task_id}") for task_id, task in file.tasks.items()}
+    return tasks, placed(file.published, "published")

@@ -101,6 +101,21 @@ def check_host(address: str) -> str:
     return address
 
 
+def fill_in(advertise: str, host: str, towards: tuple[str, int]) -> str:
+    """Return an address to announce: `{host}` is this machine's name, `{address}` the one it has towards a peer.
+
+    Raises:
+        OSError: there is no way to the peer.
+    """
+    if "{address}" in advertise:
+        family, kind, *_, peer = socket.getaddrinfo(*towards, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:  # nothing is sent: the kernel chooses the way
+            probe.connect(peer)
+            found = str(probe.getsockname()[0])
+        advertise = advertise.replace("{address}", f"[{found}]" if ":" in found else found)
+    return advertise.replace("{host}", host)
+
+
 def _check_url(url: str) -> str:
     if not re.match(r"https?://[^\s/]", url):
         raise ValueError("it is no URL that begins with http:// or https://")  # not repeated: it may hold a password

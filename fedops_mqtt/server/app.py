@@ -24,11 +24,13 @@ from fedops_mqtt.aggregation.stop_control import EndNowError, EndRequest, StopCo
 from fedops_mqtt.aggregation.strategy import Config, make_fedavg, own_minimum
 from fedops_mqtt.aggregation.strategy_state import AnyStrategy, check_strategy
 from fedops_mqtt.bus import new_instance
+from fedops_mqtt.bus.address import parse_broker_urls
 from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.grid import RunEndedError
 from fedops_mqtt.line.members import LineMember, MemberChange
 from fedops_mqtt.line.server import LineServer, LineTls
 from fedops_mqtt.protocol import LastRun, RunOutcome, ServerCondition, describe_error
+from fedops_mqtt.runtime.machine import fill_in, host_name
 from fedops_mqtt.runtime.settings import ServerSettings
 from fedops_mqtt.runtime.task_config import read_configuration
 from fedops_mqtt.runtime.wandb_log import shown_on_wandb
@@ -226,7 +228,7 @@ class FLServer:
             run_id=self.plan.run_id,
             launch=self.plan.launch,
             listen=settings.listen,
-            advertise=settings.advertise,
+            advertise=self._advertised(),
             run_secret=self.plan.run_secret,
             join_token=token.get_secret_value() if token else None,
             join=self.plan.join,
@@ -239,6 +241,12 @@ class FLServer:
             on_member=self._say_member,
             on_round=self._teller.begin if self._server_app is not None else None,
         )
+
+    def _advertised(self) -> str | None:
+        if self.settings.advertise is None:
+            return None
+        broker = parse_broker_urls(self.settings.broker)[0]
+        return fill_in(self.settings.advertise, host_name(), (broker.host, broker.port))
 
     def _rounds(self, beginning: StartingPoint) -> Rounds:
         checkpoint, done = beginning.checkpoint, beginning.done

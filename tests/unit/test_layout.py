@@ -49,6 +49,7 @@ ONLY_IN = {
     "keras": ("model_types/", "aggregation/", "server/"),
     "transformers": ("model_types/", "aggregation/", "server/"),
     "wandb": ("client/client_wandb", "runtime/wandb_log"),
+    "kubernetes": ("manager/kubernetes_cluster",),
     "sqlalchemy": ("manager/",),
     "nicegui": ("dashboard/",),
     "prometheus_client": ("manager/",),
@@ -183,6 +184,7 @@ def test_the_environment_is_read_in_one_place() -> None:
 ENVIRONMENT_PASSED_ON = {
     "bus/mosquitto.py": "PATH, to find mosquitto as a shell would",
     "device/training_process.py": "a training process inherits it",
+    "runtime/remote_launch.py": "an FL server inherits it",
     "line/__init__.py": "flwr reads its switches from there",
 }
 """Modules that hand the environment on to somebody else, and read no setting from it."""

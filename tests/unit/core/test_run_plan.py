@@ -10,7 +10,7 @@ from run_words import LIMITS, A, B, C, D, World, answer, client, ended, events_o
 
 from fedops_mqtt.core.fleet import Fleet
 from fedops_mqtt.core.run import Run, apply_all
-from fedops_mqtt.core.run_member import ServerExited, ServerUnreachable, StopRequested
+from fedops_mqtt.core.run_member import ServerExited, ServerHostLost, ServerUnreachable, StopRequested
 from fedops_mqtt.core.run_plan import (
     EXIT_WORD_GRACE_S,
     ChooseClient,
@@ -21,6 +21,7 @@ from fedops_mqtt.core.run_plan import (
     LaunchServer,
     StopClient,
     plan,
+    waits_for,
 )
 from fedops_mqtt.protocol import (
     Answer,
@@ -532,3 +533,26 @@ def test_a_member_that_was_given_up_is_not_planned_for() -> None:
     assert GiveUpMember(A, M.FAILED, "after 3 attempts: no answer to its trigger") in world.done
     world.says(client(A))
     assert world.acts() == []
+
+
+def test_a_server_whose_host_cannot_be_asked_is_not_replaced_and_the_run_says_so() -> None:
+    world = in_training(A, B)
+    world.happens(ServerHostLost(1, "gpu1 cannot be asked"))
+    world.happens(ServerUnreachable(1))
+    world.waits(20)
+    assert [action for action in world.acts() if isinstance(action, LaunchServer)] == []
+    assert waits_for(world.run, world.fleet) == "gpu1 cannot be asked"
+    world.happens(ServerHostLost(1, None))
+    assert waits_for(world.run, world.fleet) is None
+    assert LaunchServer(2) in world.acts()
+
+
+def test_a_late_server_whose_host_cannot_be_asked_is_waited_for() -> None:
+    world = World.at_start()
+    world.acts()
+    world.happens(ServerHostLost(1, "gpu1 cannot be asked"))
+    world.waits(600)
+    assert world.acts() == []
+    world.happens(ServerExited(1, "it never started"))
+    world.waits(3)
+    assert LaunchServer(2) in world.acts()

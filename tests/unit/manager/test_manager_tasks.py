@@ -52,6 +52,21 @@ def test_rounds_that_no_file_says_are_the_servers_own(tmp_path: Path) -> None:
         ("[tasks.a]\nmodule = 'm'\nlisten = 'nowhere'", "tasks.a.listen"),
         ("[tasks.a]\nmodule = 'm'\nadvertise = 'http://fl.example.org'", "is not host or host:port"),
         ("[tasks.a]\nmodule = 'm'\n[tasks.a.limits]\njoin_s = -1", "tasks.a.limits.join_s"),
+        ("[tasks.a]\nlaunch = []", "tasks.a.launch: Value error, an empty list: give the program"),
+        ("[tasks.a]\nlaunch = ['sh', '{comand}']", "`launch`: {comand} is unknown; there are {name}, {run_id}"),
+        ("[tasks.a]\nlaunch = ['sh', '-c', 'exec {command}']", "{command} stands alone as an argument"),
+        ("[tasks.a]\nlaunch = ['sh', '-c', 'exec {']", "a brace itself is written twice"),
+        ("[tasks.a]\nlaunch = ['ssh', 'host']", "`launch` starts nothing"),
+        ("[tasks.a]\nlaunch = ['sh', '{order_file}']", "needs a `launch_stop` of its own"),
+        ("[tasks.a]\nlaunch_stop = ['sh']", "go with `launch`, which is not given"),
+        (
+            "[tasks.a]\nlaunch = ['no-such-program-here', '{command}']",
+            "no program 'no-such-program-here' on this machine",
+        ),
+        ("[tasks.a]\nlaunch = ['sh', '{command}']\nlaunch_alive = ['sh', '{signal}']", "{signal} is unknown"),
+        ("[tasks.a]\nadvertise = '{adress}'", "`advertise`: {adress} is unknown; there are {host}, {address}"),
+        ("[tasks.a]\nlaunch = ['sh', '{command}']\n[tasks.a.kubernetes]\nimage = 'i'", "not both"),
+        ("[tasks.a.kubernetes]\nnamespace = 'n'", "tasks.a.kubernetes.image: Field required"),
     ],
 )
 def test_a_wrong_file_is_refused_with_where_and_why(tmp_path: Path, text: str, problem: str) -> None:

@@ -1,0 +1,224 @@
+"""FL servers as Kubernetes Jobs: one Job and one Secret a launch, found again by their names.
+
+A Job's server has ended when no pod of it is left that may run. An API server that does not answer says nothing of
+that, nor does a pod on a lost node: both are reported, and nothing is started in its place. The library `kubernetes`
+is imported where the first such task is launched.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from fedops_mqtt.manager.kubernetes_cluster import Cluster, JobView
+from fedops_mqtt.manager.kubernetes_manifests import (
+    KubernetesError,
+    job_manifest,
+    job_name,
+    secret_manifest,
+    wanted_of,
+)
+from fedops_mqtt.manager.launcher import Liveness
+from fedops_mqtt.manager.remote_launcher import START_SHARE, RemoteLaunch, read_end, with_last_words
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 1.0
+DRAIN_S = 5.0
+"""An ended server's log is read to its end within this."""
+FENCE_S = 60.0
+"""Earlier launches of the run are gone within this, or the next is not created."""
+
+
+class KubernetesServer:
+    """A server as a Job. `report` is called with why it cannot be asked for, and with None when it can be again."""
+
+    def __init__(self, launch: RemoteLaunch, report: Callable[[str | None], None], *, grace_s: float) -> None:
+        self.log_path = launch.log_path
+        self._launch = launch
+        self._report = report
+        self._grace_s = grace_s
+        self._name = job_name(launch.run_id, launch.launch)
+        self._cluster: Cluster | None = None
+        self._problem: str | None = None
+        self._has_ended = False
+        self._is_to_end = False
+        self._began = time.monotonic()
+        self._log: LogCopy | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """True until it is known that nothing of the launch can run."""
+        return not self._has_ended
+
+    async def start(self, order: bytes) -> None:
+        """Create Secret and Job, after every earlier launch of the run is gone.
+
+        Raises:
+            KubernetesError: the cluster refuses them.
+        """
+        try:
+            await self._fence()
+            job = job_manifest(self._launch, self._grace_s)
+            secret = secret_manifest(self._launch, order)
+            await asyncio.to_thread((await self._open()).create, secret, job)
+        except ConnectionError as error:  # they may have been created: `wait` finds out
+            self._note_problem(str(error))
+        logger.info("created a Kubernetes Job", extra={"run_id": self._launch.run_id, "job": self._name})
+
+    def let_go(self) -> None:
+        """Leave the Job to itself: the manager ends, the server goes on."""
+        if self._log is not None:
+            self._log.stop()
+
+    async def wait(self) -> str:
+        """Wait for the launch's end, however long that takes; return how it ended."""
+        try:
+            return await self._wait()
+        except KubernetesError as error:  # no rights any more, say: nothing can be known
+            return str(error)
+        finally:
+            self.let_go()
+            self._has_ended = True
+
+    async def check(self) -> Liveness:
+        """Ask the API server."""
+        view = await self._look()
+        if view is None or view.lost is not None:
+            return Liveness.UNKNOWN
+        return Liveness.ENDED if view.has_ended else Liveness.ALIVE
+
+    async def end(self, outcome: str | None, reason: str, *, grace_s: float) -> None:
+        """Delete the Job until nothing of it is left; the cluster kills what does not end within the pod's grace."""
+        self._is_to_end = True
+        while self.is_running:
+            with suppress(ConnectionError, KubernetesError):
+                await asyncio.to_thread((await self._open()).delete, self._name)
+            await asyncio.sleep(POLL_S)
+
+    async def _wait(self) -> str:
+        ever_seen = False
+        while True:
+            view = await self._look()
+            age_s = time.monotonic() - self._began
+            is_late = age_s > self._launch.start_limit_s * START_SHARE
+            if view is None:
+                if not ever_seen and age_s > self._launch.start_limit_s and self._log is None:
+                    return f"FL server cannot be started: {self._problem}"
+            elif view.has_ended:
+                return await self._describe(view)
+            else:
+                ever_seen = True
+                self._copy_log(view)
+                if is_late and not view.has_started and view.waits and not self._is_to_end:
+                    return await self._give_up(view.waits)
+            await asyncio.sleep(POLL_S)
+
+    async def _give_up(self, why: str) -> str:
+        self._is_to_end = True
+        while True:
+            with suppress(ConnectionError):
+                await asyncio.to_thread((await self._open()).delete, self._name)
+            view = await self._look()
+            if view is not None and view.has_ended:
+                return f"FL server cannot be started: its pod waits: {why}"
+            await asyncio.sleep(POLL_S)
+
+    async def _describe(self, view: JobView) -> str:
+        self._copy_log(view)
+        if self._log is not None:
+            await asyncio.to_thread(self._log.finish, DRAIN_S)
+        with suppress(ConnectionError, KubernetesError):  # else the cluster does after a while
+            await asyncio.to_thread((await self._open()).delete, self._name)
+        if (reason := read_end(self.log_path, self._launch.final_status_file)) is not None:
+            return reason
+        how = view.ended or ("its Job is done" if view.exists else "its Job is not there")
+        return with_last_words(f"FL server's pod is gone: {how}", self.log_path)
+
+    async def _fence(self) -> None:
+        cluster, until = await self._open(), time.monotonic() + FENCE_S
+        for name in await asyncio.to_thread(cluster.launches_of, self._launch.run_id):
+            while name != self._name and not (await asyncio.to_thread(cluster.look, name)).has_ended:
+                if time.monotonic() > until:
+                    raise KubernetesError(f"Job {name}, an earlier launch of the run, does not end")
+                await asyncio.to_thread(cluster.delete, name)
+                await asyncio.sleep(POLL_S)
+
+    async def _look(self) -> JobView | None:
+        try:
+            view = await asyncio.to_thread((await self._open()).look, self._name)
+        except (ConnectionError, KubernetesError) as error:
+            self._note_problem(f"the FL server's cluster cannot be asked: {error}")
+            return None
+        is_lost = view.lost is not None and not self._is_to_end
+        self._note_problem(f"the FL server's node may be lost: {view.lost}" if is_lost else None)
+        return view
+
+    async def _open(self) -> Cluster:
+        if self._cluster is None:
+            namespace = wanted_of(self._launch.task).namespace
+            self._cluster = await asyncio.to_thread(Cluster, namespace)
+        return self._cluster
+
+    def _copy_log(self, view: JobView) -> None:
+        if view.has_started and self._log is None and self._cluster is not None:
+            self._log = LogCopy(self._cluster, self._name, self.log_path)
+            self._log.start()
+
+    def _note_problem(self, problem: str | None) -> None:
+        if problem != self._problem:
+            self._problem = problem
+            self._report(problem)
+
+
+class LogCopy(threading.Thread):
+    """Copies the log of a launch's pod into a file, from its beginning, until it is stopped."""
+
+    def __init__(self, cluster: Cluster, name: str, path: Path) -> None:
+        super().__init__(name=f"log-{name}", daemon=True)
+        self._cluster = cluster
+        self._name = name
+        self._path = path
+        self._last = b""
+        self._is_over = threading.Event()
+        self._has_read_to_end = threading.Event()
+
+    def run(self) -> None:
+        """Follow the log; a connection that breaks is made again, and no line is written twice."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("wb", buffering=0) as file:  # what an earlier manager has of it comes again
+            while not self._is_over.is_set():
+                try:
+                    self._follow(file)
+                except Exception as error:  # urllib3's and the library's, of a connection in the middle of a line
+                    logger.debug("the log of a pod was cut", extra={"job": self._name, "problem": str(error)})
+                self._is_over.wait(POLL_S)
+
+    def stop(self) -> None:
+        """Leave the log alone."""
+        self._is_over.set()
+
+    def finish(self, within_s: float) -> None:
+        """Wait until an ended pod's log was read to its end."""
+        self._has_read_to_end.clear()
+        self._has_read_to_end.wait(within_s)
+        self.stop()
+
+    def _follow(self, file: Any) -> None:
+        pod = self._cluster.pod_of(self._name)
+        if pod is None:
+            return
+        response = self._cluster.log(pod)
+        try:
+            for line in response:
+                at, _, text = line.partition(b" ")
+                if at > self._last and not self._is_over.is_set():
+                    self._last = at
+                    file.write(text if text.endswith(b"\n") else text + b"\n")
+            self._has_read_to_end.set()
+        finally:
+            response.close()

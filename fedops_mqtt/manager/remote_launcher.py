@@ -1,0 +1,331 @@
+"""FL servers on other machines, started by a task's command template: ssh, Slurm, Docker, or any wrapper.
+
+The launch command copies the server's log; its end is not the server's. A server has ended when the command's last
+line, or an answer of `launch_alive`, says so: a host that cannot be asked may still run it, and nothing is started in
+its place.
+"""
+
+import asyncio
+import json
+import logging
+import shlex
+import subprocess
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedops_mqtt.manager import launcher
+from fedops_mqtt.manager.launcher import Liveness, ServerProcess
+from fedops_mqtt.manager.remote_order import verb, write_private
+from fedops_mqtt.manager.tasks import COMMAND, TaskConfig
+from fedops_mqtt.protocol import clip
+from fedops_mqtt.runtime.remote_launch import END_MARK, START_MARK
+from fedops_mqtt.runtime.settings import ENV_PREFIX
+
+logger = logging.getLogger(__name__)
+
+ASK_TIMEOUT_S = 20.0
+"""`launch_stop` and `launch_alive` answer within this."""
+ASK_EVERY_S = 3.0
+"""Between two questions to a host that did not answer, or to one that only answers questions."""
+DRAIN_S = 2.0
+"""A launch command whose server has ended is given this long to copy the last lines."""
+START_SHARE = 0.8
+"""Of `server_start_s`: what has not begun to start by then is given up, with the reason, before the run does."""
+_MAX_PROBLEM = 400
+_END_BYTES = 64 * 1024
+"""Of a log's end: the last line holds the server's final status."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteLaunch:
+    """One launch on another machine, as a later manager can build it again."""
+
+    run_id: str
+    launch: int
+    task_id: str
+    task: TaskConfig
+    log_path: Path
+    final_status_file: Path
+    order_file: Path
+    start_limit_s: float
+    """A launch without any sign of a start is given up after this."""
+    environment: Mapping[str, str] = field(repr=False)
+    """Of the launch command; the server's own is in the order."""
+
+    def arguments(self, template: Sequence[str], *verb_arguments: str, signal: str = "") -> list[str]:
+        """Return a template's arguments with its placeholders filled in."""
+        command = verb(self.task, *verb_arguments)
+        values = {
+            "name": f"fedops-mqtt-{self.run_id}-{self.launch}",
+            "run_id": self.run_id,
+            "launch": str(self.launch),
+            "task_id": self.task_id,
+            "order_file": str(self.order_file),
+            "shell_command": shlex.join(command),
+            "signal": signal,
+        }
+        parts = (command if part == COMMAND else [part.format_map(values)] for part in template)
+        return [argument for part in parts for argument in part]
+
+
+class RemoteServer:
+    """A server on another machine.
+
+    Args:
+        launch: what and where.
+        report: called with why its host cannot be asked, and with None when it can be asked again.
+        note: writes down which process copies the server's log.
+        command: that process, of an earlier manager, if it still runs.
+        is_resumed: an earlier manager launched it, so it may live whatever we have seen of it.
+    """
+
+    def __init__(
+        self,
+        launch: RemoteLaunch,
+        report: Callable[[str | None], None],
+        note: Callable[[ServerProcess], Awaitable[None]],
+        command: ServerProcess | None = None,
+        *,
+        is_resumed: bool = False,
+    ) -> None:
+        self.log_path = launch.log_path
+        self._launch = launch
+        self._report = report
+        self._note = note
+        self._command = command
+        self._is_resumed = is_resumed
+        self._began = time.monotonic()
+        self._problem: str | None = None
+        self._has_ended = False
+
+    @property
+    def is_running(self) -> bool:
+        """True until it is known that the server has ended."""
+        return not self._has_ended
+
+    async def start(self, order: bytes) -> None:
+        """Run the launch command with the order on its standard input.
+
+        Raises:
+            OSError: the program is not there, or the order cannot be written.
+        """
+        await self._note(await asyncio.to_thread(self._start, order))
+
+    def let_go(self) -> None:
+        """Leave the launch command to itself: the manager ends, the server goes on."""
+        if self._command is not None:
+            self._command.let_go()
+
+    async def wait(self) -> str:
+        """Wait for the server's end, however long that takes; return how it ended."""
+        try:
+            return await self._wait()
+        finally:
+            self._has_ended = True
+            self._launch.order_file.unlink(missing_ok=True)
+
+    async def check(self) -> Liveness:
+        """Ask whether the server lives, and report a host that cannot be asked."""
+        launch = self._launch
+        template = launch.task.launch_alive or launch.task.launch or ()
+        arguments = launch.arguments(template, "alive", launch.run_id, str(launch.launch))
+        printed, problem = await _run(arguments, launch.environment, b"")
+        self._note_problem(problem)
+        if problem is not None:
+            return Liveness.UNKNOWN
+        return Liveness.ALIVE if printed.strip() else Liveness.ENDED
+
+    async def end(self, outcome: str | None, reason: str, *, grace_s: float) -> None:
+        """Have the server ended, killed after `grace_s`; asks again until its host has confirmed the end."""
+        told_at: float | None = None
+        while self.is_running:
+            is_overdue = told_at is not None and time.monotonic() - told_at > grace_s
+            is_told = await self._signal("KILL" if is_overdue else "TERM", f"{outcome or 'replaced'}\n{reason}")
+            if is_told and told_at is None:
+                told_at = time.monotonic()
+            await self._await_end(min(ASK_EVERY_S, grace_s))
+            if self.is_running and is_told and await self.check() is Liveness.ENDED and self._command is not None:
+                await self._await_end(DRAIN_S)
+                self._drop_command()
+
+    def _start(self, order: bytes) -> ServerProcess:
+        launch = self._launch
+        write_private(launch.order_file, order)
+        template = launch.task.launch or ()
+        try:
+            return self._spawn(launch.arguments(template, "start"), launch.order_file)
+        finally:
+            if "{order_file}" not in "".join(template):
+                launch.order_file.unlink(missing_ok=True)
+
+    async def _attach(self) -> None:
+        """Copy the server's log again from where we have it."""
+        launch = self._launch
+        try:
+            offset = launch.log_path.stat().st_size
+        except FileNotFoundError:
+            offset = 0
+        arguments = launch.arguments(launch.task.launch or (), "attach", launch.run_id, str(launch.launch), str(offset))
+        with suppress(OSError):  # asked again soon
+            await self._note(await asyncio.to_thread(self._spawn, arguments, None))
+
+    def _spawn(self, arguments: Sequence[str], order_file: Path | None) -> ServerProcess:
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with self.log_path.open("ab") as log, self._messages.open("ab") as messages:
+            order = order_file.open("rb") if order_file else None
+            try:
+                child = subprocess.Popen(
+                    arguments,
+                    env=dict(self._launch.environment),
+                    stdin=order or subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=messages,
+                    start_new_session=True,
+                )
+            finally:
+                if order is not None:
+                    order.close()
+        self._command = process = ServerProcess(child.pid, launcher.start_time(child.pid), self.log_path, child)
+        facts = {"run_id": self._launch.run_id, "launch": self._launch.launch, "pid": child.pid}
+        logger.info("runs a launch command", extra={**facts, "program": arguments[0]})
+        return process
+
+    async def _wait(self) -> str:
+        is_collected = False
+        while True:
+            how = await self._command_ended()
+            if (reason := read_end(self.log_path, self._launch.final_status_file)) is not None:
+                return reason
+            answer = await self.check()
+            if answer is Liveness.ENDED and self._may_attach and not is_collected:
+                is_collected = True  # the last lines, and how it ended
+                await self._attach()
+            elif answer is Liveness.ENDED:
+                return self._describe(how)
+            elif answer is Liveness.ALIVE and self._may_attach:
+                await self._attach()
+                await asyncio.sleep(ASK_EVERY_S / 10)
+            elif not self._has_started() and time.monotonic() - self._began > self._launch.start_limit_s * START_SHARE:
+                return f"FL server cannot be started: {self._problem or self._describe(how)}"
+            else:
+                await asyncio.sleep(ASK_EVERY_S)
+
+    async def _command_ended(self) -> str:
+        """Wait for the end of the launch command; of one whose host cannot be asked we go on asking."""
+        asked_at = time.monotonic()
+        while self._command is not None and self._command.is_running:
+            await asyncio.sleep(launcher.POLL_S)
+            if self._problem is not None and time.monotonic() - asked_at > ASK_EVERY_S:
+                is_ended = await self.check() is Liveness.ENDED
+                asked_at = time.monotonic()
+                if is_ended:
+                    await asyncio.sleep(DRAIN_S)
+                    self._drop_command()
+        ended, self._command = self._command, None
+        return launcher.describe_exit(ended.status).replace("process", "launch command", 1) if ended else ""
+
+    async def _await_end(self, within_s: float) -> None:
+        until = time.monotonic() + within_s
+        while self.is_running and time.monotonic() < until:  # noqa: ASYNC110 - `wait` finds out
+            await asyncio.sleep(launcher.POLL_S)
+
+    async def _signal(self, name: str, stop_reason: str) -> bool:
+        launch = self._launch
+        template = launch.task.launch_stop or launch.task.launch or ()
+        arguments = launch.arguments(template, "stop", launch.run_id, str(launch.launch), name, signal=name)
+        _, problem = await _run(arguments, launch.environment, stop_reason.encode(errors="replace"))
+        if problem is not None:
+            facts = {"run_id": launch.run_id, "launch": launch.launch, "problem": problem}
+            logger.warning("could not send a signal to an FL server on another machine", extra=facts)
+            await self.check()
+        return problem is None
+
+    def _drop_command(self) -> None:
+        if self._command is not None:
+            self._command.sweep()
+
+    def _note_problem(self, problem: str | None) -> None:
+        if problem != self._problem:
+            self._problem = problem
+            self._report(problem and f"the FL server's host cannot be asked: {problem}")
+
+    @property
+    def _may_attach(self) -> bool:
+        """Whether the launch command reaches the same machine each time."""
+        return self._launch.task.launch_alive is None
+
+    @property
+    def _messages(self) -> Path:
+        """What the launch command itself prints, beside the server's log."""
+        return self.log_path.with_suffix(".launch.log")
+
+    def _has_started(self) -> bool:
+        has_output = self.log_path.exists() and self.log_path.stat().st_size > 0
+        return self._is_resumed or has_output or START_MARK in launcher.read_tail(self._messages)
+
+    def _describe(self, how: str) -> str:
+        if not self._has_started() or (self._is_resumed and not self.log_path.exists()):
+            problem = launcher.read_tail(self._messages)
+            return f"FL server cannot be started: {how or 'its launch command is gone'}; last words: {problem}"
+        return with_last_words(how or "FL server ended while no manager was there", self.log_path)
+
+
+def read_end(log_path: Path, final_status_file: Path) -> str | None:
+    """Return how a server ended, as its log's last line says; None where there is no such line (yet).
+
+    The final status in that line is kept where that of a server of this host is.
+    """
+    try:
+        with log_path.open("rb") as log:
+            log.seek(max(0, log.seek(0, 2) - _END_BYTES))
+            _, mark, facts = log.read().rpartition(END_MARK.encode())
+        ended = json.loads(facts) if mark else None
+    except (OSError, ValueError):
+        return None
+    if not isinstance(ended, dict):
+        return None
+    if isinstance(final := ended.get("final_status"), str):
+        write_private(final_status_file, final.encode())
+    status = ended.get("status")
+    how = launcher.describe_exit(status if isinstance(status, int) else None)
+    return how if status == 0 else with_last_words(how, log_path)
+
+
+def with_last_words(how: str, log_path: Path) -> str:
+    """Return how a server ended with the last lines of its log, where it has some."""
+    lines = launcher.read_tail(log_path).splitlines()
+    tail = "\n".join(line for line in lines if not line.startswith(END_MARK))
+    return f"{how}; last words: {tail}" if tail else how
+
+
+def command_environment(inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a launch command: the manager's, without what it is told itself."""
+    return {name: value for name, value in inherited.items() if not name.startswith(ENV_PREFIX)}
+
+
+async def _run(arguments: Sequence[str], environment: Mapping[str, str], given: bytes) -> tuple[str, str | None]:
+    """Run a command to its end; return what it printed, and what went wrong (None: it exited with status 0)."""
+    pipe = asyncio.subprocess.PIPE
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *arguments, env=dict(environment), stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
+        )
+    except OSError as error:
+        return "", f"{arguments[0]}: {error.strerror}"
+    try:
+        async with asyncio.timeout(ASK_TIMEOUT_S):
+            printed, complaint = await process.communicate(given)
+    except TimeoutError:
+        return "", f"{arguments[0]} did not answer within {ASK_TIMEOUT_S:g} s"
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    if process.returncode == 0:
+        return printed.decode(errors="replace"), None
+    why = (complaint.decode(errors="replace").strip().splitlines() or [""])[-1]  # ssh warns first
+    return "", clip(f"{arguments[0]} exited with status {process.returncode}: {why}", _MAX_PROBLEM)

@@ -1,0 +1,296 @@
+"""Runs one FL server on the machine that a launch command reaches: `python3 -m fedops_mqtt.runtime.remote_launch`.
+
+`start` reads an order (JSON) from standard input or a file, starts the server in a session of its own and copies its
+log to standard output; `attach` copies the log again; `stop` sends a signal; `alive` prints a line while the process
+runs. The server does not depend on the connection: when standard output breaks, it goes on. Whoever asked learns that
+it ended from the last line, which begins with `END_MARK`. Only light imports: this process stays as long as the server.
+"""
+
+import base64
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import platformdirs
+import psutil
+
+START_MARK = "[fedops-mqtt] FL server started: "
+END_MARK = "[fedops-mqtt] FL server ended: "
+"""Begins the last line; after it a JSON object with `status` (None where nobody saw it) and `final_status`."""
+
+EXIT_NOT_STARTED = 70
+POLL_S = 0.2
+FENCE_GRACE_S = 5.0
+"""An earlier launch of the run that still lives here is given this long before it is killed."""
+EXIT_WAIT_S = 2.0
+KEEP_S = 7 * 86400.0
+"""What is left of an ended launch (log, outcome) is deleted after this, when another one starts."""
+
+_CLAIM, _PROCESS, _EXIT, _LOG = "claim.json", "process.json", "exit", "server.log"
+_FILES, _FINAL_STATUS, _STOP_REASON = "files", "final-status.json", "stop-reason"
+_CONFIG = "FEDOPS_MQTT_CONFIG"
+"""A settings file of this machine, or of an image, is another role's: the order has the server's settings."""
+_START_TIME_SLACK_S = 0.05
+
+
+class LaunchFolder:
+    """What this machine keeps of one launch: its process, its log, its secrets while it runs."""
+
+    def __init__(self, state_dir: Path, run_id: str, launch: int) -> None:
+        self.run_id, self.launch = run_id, launch
+        self.path = state_dir / "launches" / f"{run_id}.{launch}"
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process id; None where none was started."""
+        return self._process(_PROCESS)[0]
+
+    @property
+    def is_alive(self) -> bool:
+        """True while the server's process runs, or is being started."""
+        pid, started_at = self._process(_PROCESS)
+        return _is_process(*self.starter) if pid is None else _is_process(pid, started_at)
+
+    def claim(self, facts: Mapping[str, object]) -> bool:
+        """Be the first who starts this launch, or who sees to it that it never starts; False: somebody was before."""
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        mine = self.path / f"{_CLAIM}.{os.getpid()}"
+        mine.write_text(json.dumps(facts), encoding="ascii")
+        try:
+            os.link(mine, self.path / _CLAIM)
+        except FileExistsError:
+            return False
+        finally:
+            mine.unlink()
+        return True
+
+    def note_process(self) -> None:
+        """Write down the calling process as the server's; called in it, before the server's program takes over."""
+        _write(self.path / _PROCESS, json.dumps(_this_process()).encode())
+
+    @property
+    def starter(self) -> tuple[int | None, float]:
+        """The process that started the server, and when that began."""
+        return self._process(_CLAIM)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the server and its group; nothing when it has ended."""
+        pid = self.pid
+        if pid is not None and self.is_alive:
+            with suppress(ProcessLookupError):
+                os.killpg(pid, number)
+
+    def kill_rest(self) -> None:
+        """Kill what the ended server left in its group."""
+        if self.pid is not None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def _process(self, name: str) -> tuple[int | None, float]:
+        try:
+            facts = json.loads((self.path / name).read_text(encoding="ascii"))
+        except FileNotFoundError:
+            return None, 0.0
+        return facts.get("pid"), float(facts.get("started_at", 0.0))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out one verb; a sentence on standard error and status 70 where it cannot be done."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    state_dir = (
+        Path(given.pop(0).removeprefix("--state-dir=")) if given and given[0].startswith("--state-dir=") else None
+    )
+    verbs: dict[str, Callable[..., int]] = {"start": _start, "attach": _attach, "stop": _stop, "alive": _alive}
+    try:
+        # As runtime/machine has it, whose imports this process would keep in memory as long as the server lives.
+        default = platformdirs.user_state_dir("fedops-mqtt", appauthor=False)
+        folder = (state_dir or Path(default)).expanduser()
+        return verbs[given[0]](folder, *given[1:])
+    except (KeyError, IndexError, TypeError):
+        print("usage: remote_launch [--state-dir=DIR] start [FILE] | attach RUN LAUNCH OFFSET | stop RUN LAUNCH SIGNAL"
+              " | alive RUN LAUNCH", file=sys.stderr)  # fmt: skip
+    except (OSError, ValueError, RuntimeError, subprocess.SubprocessError, psutil.Error) as error:
+        print(f"fedops-mqtt on {socket.gethostname()}: {error}", file=sys.stderr)
+    return EXIT_NOT_STARTED
+
+
+def _start(state_dir: Path, order_file: str | None = None) -> int:
+    order = json.loads(Path(order_file).read_bytes() if order_file else sys.stdin.buffer.read())
+    folder = LaunchFolder(state_dir, order["run_id"], int(order["launch"]))
+    if folder.pid is not None:  # the same order came twice
+        return _follow(folder, 0, None)
+    if not folder.claim(_this_process()):
+        raise ValueError(f"launch {folder.launch} of run {folder.run_id} came here before, or was ended before it came")
+    _prune(state_dir / "launches")
+    _fence(folder)
+    command = order["command"] or [sys.executable, "-m", order["module"]]
+    environment = _environment(folder, order)
+    server = _spawn(folder, [*command, *order["args"]], order["cwd"], environment)
+    for number in (signal.SIGTERM, signal.SIGINT):  # of a container or job, this process is signalled, not the server
+        signal.signal(number, lambda number, frame: folder.signal(number))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the end of a connection with a terminal
+    print(f"{START_MARK}process {server.pid} on {socket.gethostname()}", file=sys.stderr, flush=True)
+    return _follow(folder, 0, server)
+
+
+def _spawn(
+    folder: LaunchFolder, command: Sequence[str], cwd: str | None, environment: Mapping[str, str]
+) -> "subprocess.Popen[bytes]":
+    with (folder.path / _LOG).open("ab") as log:
+        try:
+            return subprocess.Popen(
+                command,
+                cwd=cwd,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=folder.note_process,  # on disk before the server's program runs
+            )
+        except OSError:
+            (folder.path / _PROCESS).unlink(missing_ok=True)
+            raise
+
+
+def _attach(state_dir: Path, run_id: str, launch: str, offset: str) -> int:
+    folder = LaunchFolder(state_dir, run_id, int(launch))
+    if folder.pid is None:
+        raise ValueError(f"launch {launch} of run {run_id} was not started here")
+    return _follow(folder, int(offset), None)
+
+
+def _stop(state_dir: Path, run_id: str, launch: str, name: str) -> int:
+    folder = LaunchFolder(state_dir, run_id, int(launch))
+    if not folder.claim({}) and folder.is_alive:
+        if reason := sys.stdin.buffer.read():
+            _write(folder.path / _STOP_REASON, reason)
+        folder.signal(signal.Signals[f"SIG{name}"])
+    return 0
+
+
+def _alive(state_dir: Path, run_id: str, launch: str) -> int:
+    folder = LaunchFolder(state_dir, run_id, int(launch))
+    if not folder.claim({}) and folder.is_alive:
+        print(f"process {folder.pid} on {socket.gethostname()}")
+    return 0
+
+
+def _environment(folder: LaunchFolder, order: Mapping[str, Any]) -> dict[str, str]:
+    """Write the order's files where only this user reads them; return the server's whole environment."""
+    bin_folder = str(Path(sys.executable).parent)
+    search_path = os.pathsep.join((bin_folder, os.environ.get("PATH", os.defpath)))
+    inherited = {name: value for name, value in os.environ.items() if name != _CONFIG}
+    environment = {"PYTHONUNBUFFERED": "1", **inherited, "PATH": search_path, **order["environment"]}
+    places = {"final_status_file": folder.path / _FINAL_STATUS, "stop_reason_file": folder.path / _STOP_REASON}
+    (folder.path / _FILES).mkdir(exist_ok=True, mode=0o700)
+    for name, content in order["files"].items():
+        places[name] = folder.path / _FILES / Path(name).name
+        _write(places[name], base64.b64decode(content))
+    return environment | {f"FEDOPS_MQTT_{name.upper()}": str(path) for name, path in places.items()}
+
+
+def _fence(folder: LaunchFolder) -> None:
+    """End every earlier launch of the run that still lives on this machine."""
+    for path in folder.path.parent.glob(f"{folder.run_id}.*"):
+        launch = path.name.rpartition(".")[2]
+        if not launch.isdigit() or int(launch) >= folder.launch:
+            continue
+        earlier = LaunchFolder(path.parent.parent, folder.run_id, int(launch))
+        for number, grace_s in ((signal.SIGTERM, FENCE_GRACE_S), (signal.SIGKILL, FENCE_GRACE_S)):
+            earlier.signal(number)
+            until = time.monotonic() + grace_s
+            while earlier.is_alive and time.monotonic() < until:
+                time.sleep(POLL_S)
+        if earlier.is_alive:
+            raise ValueError(f"launch {launch} of run {folder.run_id} does not end")
+
+
+def _follow(folder: LaunchFolder, offset: int, server: "subprocess.Popen[bytes] | None") -> int:
+    """Copy the log from a byte on until the server has ended; then the last line, and its status as ours."""
+    out: IO[bytes] | None = sys.stdout.buffer
+    with (folder.path / _LOG).open("rb") as log:
+        log.seek(offset)
+        is_running = True
+        while is_running:
+            is_running = server.poll() is None if server is not None else folder.is_alive
+            out = _copy(log, out)
+            if is_running:
+                if out is None and server is None:
+                    return 0  # nobody reads, and whoever started the server waits for it
+                time.sleep(POLL_S)
+    if server is not None:
+        _write(folder.path / _EXIT, str(server.returncode).encode())
+        folder.kill_rest()
+        shutil.rmtree(folder.path / _FILES, ignore_errors=True)
+    status = _read_exit(folder)
+    if out is not None:
+        final = folder.path / _FINAL_STATUS
+        facts = {"status": status, "final_status": final.read_text(encoding="utf-8") if final.exists() else None}
+        out.write(f"{END_MARK}{json.dumps(facts)}\n".encode())
+        out.flush()
+    return (128 - status if status < 0 else status) if status is not None else 0
+
+
+def _copy(log: IO[bytes], out: IO[bytes] | None) -> IO[bytes] | None:
+    """Copy what is new; return None once nobody reads it."""
+    while out is not None and (part := log.read(65536)):
+        try:
+            out.write(part)
+            out.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains as it exits
+            return None
+    return out
+
+
+def _read_exit(folder: LaunchFolder) -> int | None:
+    """Return the server's status, which whoever started it writes down right after its end; None: it was killed too."""
+    until = time.monotonic() + EXIT_WAIT_S
+    while _is_process(*folder.starter) and not (folder.path / _EXIT).exists() and time.monotonic() < until:
+        time.sleep(POLL_S)
+    try:
+        return int((folder.path / _EXIT).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def _this_process() -> dict[str, object]:
+    return {"pid": os.getpid(), "started_at": psutil.Process().create_time()}
+
+
+def _is_process(pid: int | None, started_at: float) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid) if pid is not None else None
+        if process is not None and abs(process.create_time() - started_at) <= _START_TIME_SLACK_S:
+            return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def _prune(launches: Path) -> None:
+    for path in launches.glob("*.*"):
+        run_id, _, launch = path.name.rpartition(".")
+        is_old = launch.isdigit() and time.time() - path.stat().st_mtime > KEEP_S
+        if is_old and not LaunchFolder(launches.parent, run_id, int(launch)).is_alive:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, for this user only."""
+    new = path.with_name(f"{path.name}.new")
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(content)
+    new.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""The far side of a launch: the program that starts a server, copies its log, signals it and says whether it lives."""
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from fedops_mqtt.runtime.remote_launch import END_MARK, EXIT_NOT_STARTED
+
+WAIT = 60.0
+
+
+class Far:
+    """A machine with a state folder, reached by running the program on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.started: list[subprocess.Popen[bytes]] = []
+
+    def command(self, *verb: str) -> list[str]:
+        return [sys.executable, "-m", "fedops_mqtt.runtime.remote_launch", f"--state-dir={self.folder}", *verb]
+
+    def start(self, program: str, *, launch: int = 1, **changes: Any) -> "subprocess.Popen[bytes]":
+        order = {
+            "run_id": "r1", "launch": launch, "command": ["sh", "-c", program], "module": None, "args": [], "cwd": None,
+            "environment": {}, "files": {}, **changes,
+        }  # fmt: skip
+        process = subprocess.Popen(
+            self.command("start"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(order).encode())
+        process.stdin.close()
+        process.stdin = None
+        self.started.append(process)
+        return process
+
+    def run(self, *verb: str, given: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
+        return subprocess.run(self.command(*verb), input=given, capture_output=True, timeout=WAIT, check=False)
+
+    def is_alive(self, launch: int = 1) -> bool:
+        done = self.run("alive", "r1", str(launch))
+        assert done.returncode == 0, done.stderr
+        return bool(done.stdout.strip())
+
+    def pid(self, launch: int = 1) -> int:
+        path = self.folder / "launches" / f"r1.{launch}" / "process.json"
+        until = time.monotonic() + WAIT
+        while not path.exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        return int(json.loads(path.read_text())["pid"])
+
+
+@pytest.fixture
+def far(tmp_path: Path) -> Iterator[Far]:
+    machine = Far(tmp_path)
+    yield machine
+    for path in tmp_path.glob("launches/*/process.json"):
+        pid = int(json.loads(path.read_text())["pid"])
+        if psutil.pid_exists(pid):
+            os.killpg(pid, signal.SIGKILL)
+    for process in machine.started:
+        process.kill()
+        process.communicate()
+
+
+def ending(output: bytes) -> dict[str, Any]:
+    _, mark, facts = output.decode().rpartition(END_MARK)
+    assert mark, output
+    read: dict[str, Any] = json.loads(facts)
+    return read
+
+
+def test_a_server_gets_its_settings_files_and_the_last_line_says_how_it_ended(far: Far) -> None:
+    program = 'cat "$FEDOPS_MQTT_RUN_SECRET_FILE"; stat -c %a "$FEDOPS_MQTT_RUN_SECRET_FILE"; echo "$X"; exit 3'
+    files = {"run_secret_file": base64.b64encode(b"5ec2e7\n").decode()}
+    process = far.start(program, environment={"X": "told"}, files=files)
+    output, _ = process.communicate(timeout=WAIT)
+    assert output.decode().splitlines()[:3] == ["5ec2e7", "600", "told"]
+    assert (ending(output), process.returncode) == ({"status": 3, "final_status": None}, 3)
+    assert not list(far.folder.glob("launches/*/files")), "no secret stays"
+
+
+def test_the_final_status_that_a_server_kept_is_in_the_last_line(far: Far) -> None:
+    output, _ = far.start('printf said > "$FEDOPS_MQTT_FINAL_STATUS_FILE"').communicate(timeout=WAIT)
+    assert ending(output) == {"status": 0, "final_status": "said"}
+
+
+def test_a_server_outlives_whoever_reads_its_log_and_is_read_again_from_any_byte(far: Far, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    process = far.start(f"echo first; until test -e {gate}; do echo more; sleep 0.1; done; echo last")
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"first\n"
+    process.stdout.close()
+    time.sleep(1)  # several lines that nobody reads
+    assert far.is_alive()
+    gate.touch()
+    output = far.run("attach", "r1", "1", "6").stdout
+    assert output.startswith(b"more\n")
+    assert output.count(b"last\n") == 1
+    assert ending(output)["status"] == 0
+    assert not far.is_alive()
+
+
+def test_the_end_of_whoever_started_it_ends_no_server(far: Far) -> None:
+    process = far.start("sleep 600")
+    far.pid()
+    process.kill()
+    process.wait(WAIT)
+    assert far.is_alive()
+    far.run("stop", "r1", "1", "KILL")
+    assert ending(far.run("attach", "r1", "1", "0").stdout) == {"status": None, "final_status": None}
+
+
+def test_a_stop_brings_its_reason(far: Far) -> None:
+    program = "trap 'cat \"$FEDOPS_MQTT_STOP_REASON_FILE\"; exit 0' TERM; echo ready; while :; do sleep 0.1; done"
+    process = far.start(program)
+    assert process.stdout is not None
+    process.stdout.readline()
+    assert far.run("stop", "r1", "1", "TERM", given=b"stopped\nfor lunch").returncode == 0
+    output, _ = process.communicate(timeout=WAIT)
+    assert b"stopped\nfor lunch" in output
+
+
+def test_a_signal_to_the_starter_reaches_the_server_as_in_a_container(far: Far) -> None:
+    process = far.start("trap 'echo ended; exit 0' TERM; echo ready; while :; do sleep 0.1; done")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.terminate()
+    output, _ = process.communicate(timeout=WAIT)
+    assert b"ended\n" in output
+
+
+def test_a_launch_that_was_found_not_to_live_never_starts_later(far: Far) -> None:
+    assert not far.is_alive()
+    _, complaint = far.start("echo no").communicate(timeout=WAIT)
+    assert b"was ended before it came" in complaint
+
+
+def test_an_earlier_launch_that_still_lives_is_ended_before_the_next_begins(far: Far) -> None:
+    first = far.start("sleep 600")
+    pid = far.pid()
+    second = far.start(f"kill -0 {pid} && echo both", launch=2)
+    output, _ = second.communicate(timeout=WAIT)
+    assert b"both" not in output.replace(END_MARK.encode(), b"")
+    assert ending(first.communicate(timeout=WAIT)[0])["status"] == -signal.SIGTERM
+
+
+def test_a_program_that_is_not_there_is_named(far: Far) -> None:
+    process = far.start("", command=["/no/such/program"])
+    _, complaint = process.communicate(timeout=WAIT)
+    assert b"/no/such/program" in complaint
+    assert process.returncode == EXIT_NOT_STARTED
+    assert not far.is_alive()
+
+
+def test_a_verb_that_is_none_is_answered_with_how_to_ask(far: Far) -> None:
+    assert b"usage" in far.run("dance").stderr
