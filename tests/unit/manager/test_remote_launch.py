@@ -149,7 +149,7 @@ def test_a_launch_that_was_found_not_to_live_never_starts_later(far: Far) -> Non
 def test_an_earlier_launch_that_still_lives_is_ended_before_the_next_begins(far: Far) -> None:
     first = far.start("sleep 600")
     pid = far.pid()
-    second = far.start(f"kill -0 {pid} && echo both", launch=2)
+    second = far.start(f"grep -Eq '^State:.[^ZX]' /proc/{pid}/status && echo both", launch=2)  # a zombie has ended
     output, _ = second.communicate(timeout=WAIT)
     assert b"both" not in output.replace(END_MARK.encode(), b"")
     assert ending(first.communicate(timeout=WAIT)[0])["status"] == -signal.SIGTERM
