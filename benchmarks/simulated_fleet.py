@@ -19,9 +19,8 @@ from fedops_mqtt.bus.events import BusEvent, Connected, Received
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.core.fleet import Fleet
 from fedops_mqtt.core.run import Run, RunSpec
-from fedops_mqtt.core.run_member import RunWaits
-from fedops_mqtt.core.run_plan import FireTrigger, plan, waits_for
-from fedops_mqtt.manager.actions import event_of
+from fedops_mqtt.core.run_member import RunWaits, TriggerFired
+from fedops_mqtt.core.run_plan import EndServer, plan, waits_for
 from fedops_mqtt.manager.bus_reader import BusReader
 from fedops_mqtt.manager.journal import Journal, JournaledRun
 from fedops_mqtt.manager.loop import IDLE_TICK_S, MAX_STEPS, TICK_S
@@ -66,7 +65,7 @@ class SimulatedManager:
         self.open_runs = OpenRuns([])
         self.fleet = Fleet()
         self.reader = BusReader(self.fleet, self.open_runs)
-        self.fired: list[FireTrigger] = []
+        self.fired: list[TriggerFired] = []
 
     def begin_run(self, min_clients: int) -> None:
         run = Run(
@@ -88,8 +87,8 @@ class SimulatedManager:
                 self.open_runs.apply(run.run_id, [RunWaits(waits)], self.now)
         for _ in range(MAX_STEPS):
             actions = [action for run in self.open_runs for action in plan(run, self.fleet, self.now)]
-            self.fired += [action for action in actions if isinstance(action, FireTrigger)]
-            if not (events := [event for event in map(event_of, actions) if event is not None]):
+            self.fired += [action for action in actions if isinstance(action, TriggerFired)]
+            if not (events := [action for action in actions if not isinstance(action, EndServer)]):
                 break
             self.open_runs.apply(RUN_ID, events, self.now)
         if batch := self.open_runs.take_batch():

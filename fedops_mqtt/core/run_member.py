@@ -175,9 +175,11 @@ class TriggerFired:
 
 @dataclass(frozen=True, slots=True)
 class StopSent:
-    """A stop trigger was published."""
+    """A stop trigger is about to be published."""
 
     client_mac: str
+    attempt: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from fedops_mqtt.core.fleet import Fleet, StatusView, is_idle
 from fedops_mqtt.core.reasons import TOO_FEW
 from fedops_mqtt.core.run import Run
-from fedops_mqtt.core.run_member import Member
+from fedops_mqtt.core.run_member import (
+    ClientChosen,
+    Member,
+    MemberGaveUp,
+    RunClosed,
+    ServerLaunched,
+    StopSent,
+    TriggerFired,
+)
 from fedops_mqtt.protocol import (
     ClientStatus,
     MemberCondition,
@@ -31,63 +39,14 @@ MAX_NAMED_REASON = 120
 
 
 @dataclass(frozen=True, slots=True)
-class LaunchServer:
-    """Start the FL server's process."""
-
-    launch: int
-
-
-@dataclass(frozen=True, slots=True)
 class EndServer:
-    """End the FL server's process, if there is one."""
+    """End the FL server's process, if there is one; no event of the run, its exit is."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class ChooseClient:
-    """Take a client into the run."""
-
-    client_mac: str
-
-
-@dataclass(frozen=True, slots=True)
-class FireTrigger:
-    """Publish a start trigger."""
-
-    client_mac: str
-    attempt: int
-    instance: str
-    launch: int
-
-
-@dataclass(frozen=True, slots=True)
-class StopClient:
-    """Publish a stop trigger."""
-
-    client_mac: str
-    attempt: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class GiveUpMember:
-    """Wait no longer for a client."""
-
-    client_mac: str
-    status: MemberCondition
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class CloseRun:
-    """Give the run its outcome."""
-
-    outcome: RunOutcome
-    reason: str
-
-
-Action = LaunchServer | EndServer | ChooseClient | FireTrigger | StopClient | GiveUpMember | CloseRun
+Action = ServerLaunched | EndServer | ClientChosen | TriggerFired | StopSent | MemberGaveUp | RunClosed
+"""An event of the run is written down and applied first, and carried out then; it says what is to be done."""
 
 
 def plan(run: Run, fleet: Fleet, now: float) -> list[Action]:
@@ -127,17 +86,17 @@ def _clients_awaited(run: Run, fleet: Fleet) -> str | None:
     return f"{said}; {_named(more)}" if more else said
 
 
-def _closing(run: Run, fleet: Fleet, now: float) -> CloseRun | None:
+def _closing(run: Run, fleet: Fleet, now: float) -> RunClosed | None:
     limits = run.spec.limits
     if run.server is not None and run.server.launch == run.launch and run.server.status.is_final:
-        return CloseRun(_OUTCOMES[run.server.status], _last_word(run, run.server))
+        return RunClosed(_OUTCOMES[run.server.status], clip(_last_word(run, run.server)) or "")
     if run.stop_reason is not None:
-        return CloseRun(RunOutcome.STOPPED, run.stop_reason)
+        return RunClosed(RunOutcome.STOPPED, clip(run.stop_reason) or "")
     if now - run.created_at > limits.run_s:
-        return CloseRun(RunOutcome.FAILED, f"run limit of {limits.run_s:g} s passed")
+        return RunClosed(RunOutcome.FAILED, f"run limit of {limits.run_s:g} s passed")
     if _server_is_gone(run, fleet, now) and (run.launch >= limits.max_launches or run.spec.is_adopted):
         times = "" if run.spec.is_adopted else f" {run.launch} times"
-        return CloseRun(RunOutcome.FAILED, f"FL server ended{times}: {_departure_reason(run)}")
+        return RunClosed(RunOutcome.FAILED, clip(f"FL server ended{times}: {_departure_reason(run)}") or "")
     return _below_quorum(run, fleet, now)
 
 
@@ -166,7 +125,7 @@ def _last_word(run: Run, server: ServerStatus) -> str:
     return f"{reason}; never joined: {_named(_standing(absent))}" if absent else reason
 
 
-def _below_quorum(run: Run, fleet: Fleet, now: float) -> CloseRun | None:
+def _below_quorum(run: Run, fleet: Fleet, now: float) -> RunClosed | None:
     """A run that cannot reach its minimum: at once when nobody can come back, else after the join limit."""
     deaf_until = fleet.listening_since
     if run.ready_at is None or deaf_until is None:
@@ -178,7 +137,7 @@ def _below_quorum(run: Run, fleet: Fleet, now: float) -> CloseRun | None:
     is_hopeless = len(counted) < run.spec.min_clients and not _can_grow(run, fleet)
     if not is_hopeless and now - max(_short_since(run), deaf_until) <= run.spec.limits.join_s:
         return None
-    return CloseRun(RunOutcome.FAILED, _quorum_reason(run, fleet, len(here)))
+    return RunClosed(RunOutcome.FAILED, clip(_quorum_reason(run, fleet, len(here))) or "")
 
 
 def _can_grow(run: Run, fleet: Fleet) -> bool:
@@ -238,10 +197,10 @@ def _about_server(run: Run, fleet: Fleet, now: float) -> Iterator[Action]:
     if run.spec.is_adopted:
         return
     if run.launch == 0:
-        yield LaunchServer(1)
+        yield ServerLaunched(1)
     elif _server_is_gone(run, fleet, now):
         yield EndServer(_departure_reason(run))
-        yield LaunchServer(run.launch + 1)
+        yield ServerLaunched(run.launch + 1)
 
 
 def _server_is_gone(run: Run, fleet: Fleet, now: float) -> bool:
@@ -277,7 +236,7 @@ def _about_members(run: Run, fleet: Fleet, now: float) -> Iterator[Action]:
     if run.server_ip is None or fleet.listening_since is None:
         return
     for mac in _to_choose(run, fleet):
-        yield ChooseClient(mac)
+        yield ClientChosen(mac)
     for mac, member in run.members.items():
         view = fleet.client(run.spec.task_id, mac)
         if not member.has_ended and view is not None and not view.is_out:
@@ -315,11 +274,11 @@ def _about_member(
     if hand is None and (has_no_answer or _needs_new_attempt(run, member, view)):
         if member.last_attempt >= limits.max_attempts:
             why = "no answer to its trigger" if has_no_answer else member.reason or "no training"
-            yield GiveUpMember(mac, MemberCondition.FAILED, f"after {member.last_attempt} attempts: {why}")
+            yield MemberGaveUp(mac, MemberCondition.FAILED, f"after {member.last_attempt} attempts: {why}")
         else:
-            yield FireTrigger(mac, member.last_attempt + 1, view.status.instance, run.launch)
+            yield TriggerFired(mac, member.last_attempt + 1, view.status.instance, run.launch)
     elif _is_time_to_repeat(run, member, now):
-        yield FireTrigger(mac, member.attempt, view.status.instance, run.launch)
+        yield TriggerFired(mac, member.attempt, view.status.instance, run.launch)
 
 
 def _needs_new_attempt(run: Run, member: Member, view: StatusView[ClientStatus]) -> bool:
@@ -359,12 +318,12 @@ def _after_the_end(run: Run, fleet: Fleet, now: float) -> Iterator[Action]:
             yield from _stop(run, mac, member, view, now)
 
 
-def _stop(run: Run, mac: str, member: Member, view: StatusView[ClientStatus], now: float) -> Iterator[StopClient]:
+def _stop(run: Run, mac: str, member: Member, view: StatusView[ClientStatus], now: float) -> Iterator[StopSent]:
     """Stop who trains, as often as it takes; and once whoever may still read our trigger."""
     reason = f"run {run.outcome}: {run.reason}"
     hand = view.status.run
     if hand is not None and hand.run_id == run.run_id:
         if member.stop_sent_at is None or now - member.stop_sent_at >= run.spec.limits.trigger_retry_s:
-            yield StopClient(mac, max(hand.attempt, member.last_attempt), reason)
+            yield StopSent(mac, max(hand.attempt, member.last_attempt), reason)
     elif member.status is MemberCondition.TRIGGERED and member.stop_sent_at is None:
-        yield StopClient(mac, member.last_attempt, reason)
+        yield StopSent(mac, member.last_attempt, reason)

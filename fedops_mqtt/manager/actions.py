@@ -1,4 +1,4 @@
-"""Carrying out a plan: each action becomes an event of its run, which is journaled, and then a deed."""
+"""Carries out a plan: each action that is an event of its run is in the journal before it is done here."""
 
 import asyncio
 import logging
@@ -12,22 +12,12 @@ from fedops_mqtt.core.run_member import (
     ClientChosen,
     MemberGaveUp,
     RunClosed,
-    RunEvent,
     ServerExited,
     ServerLaunched,
     StopSent,
     TriggerFired,
 )
-from fedops_mqtt.core.run_plan import (
-    Action,
-    ChooseClient,
-    CloseRun,
-    EndServer,
-    FireTrigger,
-    GiveUpMember,
-    LaunchServer,
-    StopClient,
-)
+from fedops_mqtt.core.run_plan import Action, EndServer
 from fedops_mqtt.line.access import make_token
 from fedops_mqtt.manager.context import ManagerContext
 from fedops_mqtt.manager.servers import Servers
@@ -77,26 +67,6 @@ class TriggerPublisher:
             logger.warning("could not publish a trigger", extra={"problem": str(error), **facts})
 
 
-def event_of(action: Action) -> RunEvent | None:
-    """Return what an action is in the run's life; None for one that leaves no mark of its own."""
-    match action:
-        case LaunchServer(launch=launch):
-            return ServerLaunched(launch)
-        case ChooseClient(client_mac=mac):
-            return ClientChosen(mac)
-        case FireTrigger(client_mac=mac, attempt=attempt, instance=instance, launch=launch):
-            return TriggerFired(mac, attempt, instance, launch)
-        case StopClient(client_mac=mac):
-            return StopSent(mac)
-        case GiveUpMember(client_mac=mac, status=status, reason=reason):
-            return MemberGaveUp(mac, status, reason)
-        case CloseRun(outcome=outcome, reason=reason):
-            return RunClosed(outcome, clip(reason) or "")
-        case EndServer():
-            return None
-    assert_never(action)
-
-
 class Executor:
     """Does what was planned, for one manager's term."""
 
@@ -108,24 +78,24 @@ class Executor:
     def act(self, run: Run, action: Action) -> None:
         """Carry out an action whose event is in the journal."""
         match action:
-            case LaunchServer():
+            case ServerLaunched():
                 self._launch(run, action)
             case EndServer(reason=reason):
                 self._servers.end(run.run_id, run.outcome, reason)
-            case FireTrigger():
+            case TriggerFired():
                 self._fire(run, action)
-            case StopClient():
+            case StopSent():
                 self.stop(run.spec.task_id, run.run_id, action)
-            case CloseRun(outcome=outcome, reason=reason):
+            case RunClosed(outcome=outcome, reason=reason):
                 level = logging.INFO if outcome is RunOutcome.COMPLETED else logging.WARNING
                 facts = {"run_id": run.run_id, "task_id": run.spec.task_id, "outcome": str(outcome), "reason": reason}
                 logger.log(level, "run ended", extra=facts)
-            case ChooseClient() | GiveUpMember():
+            case ClientChosen() | MemberGaveUp():
                 pass  # the journal is where these happen
             case _:
                 assert_never(action)
 
-    def stop(self, task_id: str, run_id: str, action: StopClient) -> None:
+    def stop(self, task_id: str, run_id: str, action: StopSent) -> None:
         """Tell a client to end a run's training."""
         self._speaker.say(
             StopTrigger(
@@ -139,7 +109,7 @@ class Executor:
             )
         )
 
-    def _launch(self, run: Run, action: LaunchServer) -> None:
+    def _launch(self, run: Run, action: ServerLaunched) -> None:
         task = self._desk.open_runs.task(run.run_id)
         if task is None:
             why = f"task {run.spec.task_id!r} is not in the tasks file, and this run's beginning did not keep it"
@@ -147,7 +117,7 @@ class Executor:
             return
         self._servers.launch(run, action.launch, self._desk.open_runs.secret(run.run_id), task)
 
-    def _fire(self, run: Run, action: FireTrigger) -> None:
+    def _fire(self, run: Run, action: TriggerFired) -> None:
         word = run.server
         if word is None or run.server_ip is None:
             return

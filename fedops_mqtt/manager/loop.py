@@ -10,9 +10,9 @@ import time
 from fedops_mqtt.bus import BusError
 from fedops_mqtt.core.fleet import Fleet
 from fedops_mqtt.core.run import Run
-from fedops_mqtt.core.run_member import RunWaits
-from fedops_mqtt.core.run_plan import Action, StopClient, plan, waits_for
-from fedops_mqtt.manager.actions import Executor, event_of
+from fedops_mqtt.core.run_member import RunWaits, StopSent
+from fedops_mqtt.core.run_plan import Action, EndServer, plan, waits_for
+from fedops_mqtt.manager.actions import Executor
 from fedops_mqtt.manager.bus_reader import needs_watching
 from fedops_mqtt.manager.context import ManagerContext
 from fedops_mqtt.manager.open_runs import RunStatusPublisher
@@ -131,7 +131,7 @@ class Manager:
         """Enter what is about to be done; True when that calls for another plan."""
         has_changed = False
         for run, planned in plans:
-            events = [event for event in map(event_of, planned) if event is not None]
+            events = [action for action in planned if not isinstance(action, EndServer)]
             if events:
                 self._desk.open_runs.apply(run.run_id, events, now)
                 has_changed = True
@@ -196,7 +196,7 @@ class Housekeeping:
             elif now - self._told_at.get(key, float("-inf")) >= STRAGGLER_RETRY_S:
                 self._told_at[key] = now
                 task_id, mac = key
-                self._executor.stop(task_id, hand.run_id, StopClient(mac, hand.attempt, "the run is closed"))
+                self._executor.stop(task_id, hand.run_id, StopSent(mac, hand.attempt, "the run is closed"))
 
     async def _clear_orphaned_run_topics(self) -> None:
         for run_id, topic in list(self._desk.watch.orphans.items()):

@@ -20,9 +20,15 @@ from fedops_mqtt.core.fencing import Stamp, next_term, start_of
 from fedops_mqtt.core.fleet import Fleet
 from fedops_mqtt.core.ownership import new_instance
 from fedops_mqtt.core.run import Run
-from fedops_mqtt.core.run_member import ServerExited, ServerUnreachable, StopRequested
-from fedops_mqtt.core.run_plan import Action, EndServer, FireTrigger, LaunchServer, StopClient, plan
-from fedops_mqtt.manager.actions import event_of
+from fedops_mqtt.core.run_member import (
+    ServerExited,
+    ServerLaunched,
+    ServerUnreachable,
+    StopRequested,
+    StopSent,
+    TriggerFired,
+)
+from fedops_mqtt.core.run_plan import Action, EndServer, plan
 from fedops_mqtt.manager.bus_reader import BusReader, needs_watching
 from fedops_mqtt.manager.journal import JournaledRun
 from fedops_mqtt.manager.open_runs import OpenRuns
@@ -239,7 +245,7 @@ class Manager:
         for _ in range(4):
             plans = [(run.run_id, plan(run, self.fleet, now)) for run in self.open_runs]
             planned += [(run_id, action) for run_id, actions in plans for action in actions]
-            events = [(run_id, [e for e in map(event_of, actions) if e is not None]) for run_id, actions in plans]
+            events = [(run_id, [a for a in actions if not isinstance(a, EndServer)]) for run_id, actions in plans]
             for run_id, happened in events:
                 self.open_runs.apply(run_id, happened, now)
             if not any(happened for _, happened in events):
@@ -264,21 +270,21 @@ class Manager:
     def _act(self, run: Run, action: Action) -> None:
         self.kernel.note(f"manager {self.term}: {action}")
         match action:
-            case LaunchServer(launch=launch):
+            case ServerLaunched(launch=launch):
                 self._launch(run, launch)
             case EndServer():
                 server = self.db.launches.get((run.run_id, run.launch))
                 if server is not None and server.is_alive:
                     server.terminate()
-            case FireTrigger():
+            case TriggerFired():
                 self.world.truth.trigger_fires(run.run_id, action)
                 self._fire(run, action)
-            case StopClient(client_mac=mac, attempt=attempt, reason=reason):
+            case StopSent(client_mac=mac, attempt=attempt, reason=reason):
                 self._stop(run.run_id, mac, attempt, reason)
             case _:
                 pass
 
-    def _fire(self, run: Run, action: FireTrigger) -> None:
+    def _fire(self, run: Run, action: TriggerFired) -> None:
         assert self.line is not None
         if run.server_ip is None:
             return

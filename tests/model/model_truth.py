@@ -12,7 +12,7 @@ from model_owner import HEARTBEAT_S
 from fedops_mqtt.core.fencing import Stamp, stamp_of
 from fedops_mqtt.core.fleet import LEASE_HEARTBEATS, Fleet
 from fedops_mqtt.core.run import Run
-from fedops_mqtt.core.run_plan import FireTrigger
+from fedops_mqtt.core.run_member import TriggerFired
 from fedops_mqtt.protocol import MemberCondition, RunOutcome
 
 Complain = Callable[[str], None]
@@ -80,7 +80,7 @@ class Truth:
         self._stopped = {key: attempt for key, attempt in self._stopped.items() if key[1] != mac}
         self._finished = {key for key in self._finished if key[1] != mac}
 
-    def trigger_fires(self, run_id: str, action: FireTrigger) -> None:
+    def trigger_fires(self, run_id: str, action: TriggerFired) -> None:
         """G-6: an attempt is meant for one daemon, whoever leads."""
         key = (run_id, action.client_mac, action.attempt)
         if self._fired.setdefault(key, action.instance) != action.instance:

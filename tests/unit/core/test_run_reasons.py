@@ -4,7 +4,7 @@ import pytest
 from run_words import LIMITS, TASK, A, B, C, World, answer, client, ended, hand, server, trains, will
 
 from fedops_mqtt.core.run_member import RunClosed, RunWaits, StopRequested
-from fedops_mqtt.core.run_plan import CloseRun, waits_for
+from fedops_mqtt.core.run_plan import waits_for
 from fedops_mqtt.protocol import (
     Answer,
     ClientStatus,
@@ -26,7 +26,7 @@ def waiting(world: World) -> str:
 
 
 def reason_of(world: World) -> str:
-    closed = [each.reason for each in world.acts() if isinstance(each, CloseRun)]
+    closed = [each.reason for each in world.acts() if isinstance(each, RunClosed)]
     return closed[0]
 
 
