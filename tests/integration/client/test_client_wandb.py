@@ -84,8 +84,9 @@ async def test_wandb_in_its_offline_mode_writes_the_run(
         assert each["bytes_in"] > 0
         assert each["bytes_out"] > 0
     first, second = shown
-    assert second["bytes_in"] == pytest.approx(first["bytes_in"], rel=0.1), "each round's own"
-    assert second["bytes_out"] == pytest.approx(first["bytes_out"], rel=0.1)
+    # Each round's own: a sum would be twice the first. A client that waits may ask once more, so they are not equal.
+    assert second["bytes_in"] < 1.9 * first["bytes_in"]
+    assert second["bytes_out"] < 1.9 * first["bytes_out"]
 
 
 def test_fedops_calls_start_a_run_and_show_what_there_is_of_each_label(tmp_path: Path) -> None:
