@@ -29,6 +29,9 @@ _NATS_ADVICE = "with NATS: copy nats-users.conf to every server, and there: nats
 
 Names = Annotated[list[str] | None, typer.Argument(help="MACs of devices, or names of other identities.")]
 Hosts = Annotated[list[str] | None, typer.Option("--host", help="Name or address under which it is reached; repeat.")]
+EveryHost = Annotated[
+    bool, typer.Option("--every-host", help="Bundles name a broker at each --host, not only at the first.")
+]
 Days = Annotated[int | None, typer.Option(min=1, help="How long the certificate holds. [default: 825]")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 
@@ -41,6 +44,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line
 def init(
     settings: FleetSettings,
     host: Hosts = None,
+    every_host: EveryHost = False,
     broker_dir: Annotated[
         str | None, typer.Option(help="Where the broker's files will stand on its machine. [default: where made]")
     ] = None,
@@ -56,6 +60,7 @@ def init(
     fleet = init_fleet(
         settings.fleet_dir,
         hosts=host or [],
+        is_every_host_a_broker=every_host,
         shipped=find_config("mosquitto.conf").parent,
         broker_dir=broker_dir,
         ports=Ports(certificate=port, password=password_port, websockets=websocket_port),
@@ -106,7 +111,11 @@ def enrol(
     _tell_broker(fleet)
 
 
-@shows("fedops-mqtt fleet renew aa:bb:cc:dd:ee:ff", "fedops-mqtt fleet renew broker")
+@shows(
+    "fedops-mqtt fleet renew aa:bb:cc:dd:ee:ff",
+    "fedops-mqtt fleet renew broker",
+    "fedops-mqtt fleet renew broker --host a.example.org --host b.example.org --every-host",
+)
 @takes_settings(FleetSettings)
 def renew(
     settings: FleetSettings,
@@ -115,17 +124,28 @@ def renew(
     revoke_old: Annotated[
         bool, typer.Option("--revoke-old", help="Make nothing; take back all certificates but the newest.")
     ] = False,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(help="With broker: where it is reached from now on; repeat."),
+    ] = None,
+    every_host: EveryHost = False,
     days: Days = None,
 ) -> None:
-    """Make new keys; the old certificate stays good until it expires or `--revoke-old` ends it."""
+    """Make new keys; the old certificate stays good until it expires or `--revoke-old` ends it.
+
+    Bundles that are made after `renew broker --host` name the broker's new hosts: renew the devices then.
+    """
     from fedops_mqtt.enrolment import DEVICE_DAYS, FleetFolder
 
     fleet = FleetFolder(settings.fleet_dir)
-    for name in _all_names(names, None):
+    wanted = _all_names(names, None)
+    if (host or every_host) and (revoke_old or wanted != ["broker"] or not host):
+        raise UsageError("--host is for `fleet renew broker`, and --every-host goes with it")
+    for name in wanted:
         if revoke_old:
             print(f"took back {fleet.revoke_old(name)} old certificates of {name}")
         elif name == "broker":
-            fleet.renew_broker(days=days or DEVICE_DAYS)
+            fleet.renew_broker(days=days or DEVICE_DAYS, hosts=host or [], is_every_host_a_broker=every_host)
             print(fleet.broker_folder / "broker.crt")
         else:
             print(fleet.renew(name, app=app, days=days or DEVICE_DAYS))

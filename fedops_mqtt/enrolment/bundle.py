@@ -25,7 +25,8 @@ class BundleContent:
     """What goes into a bundle: credentials or a password, never both."""
 
     identity: EnrolledIdentity
-    broker_host: str
+    broker_hosts: tuple[str, ...]
+    """The preferred one first."""
     ports: Ports
     ca_certificates: bytes
     credentials: Credentials | None
@@ -74,16 +75,16 @@ _VERBS = {
 
 
 def _bus(content: BundleContent) -> Mapping[str, str]:
-    host = f"[{content.broker_host}]" if ":" in content.broker_host else content.broker_host
+    hosts = [f"[{host}]" if ":" in host else host for host in content.broker_hosts]
     if content.credentials is None:
         return {
-            "broker": f"mqtts://{host}:{content.ports.password}",
+            "broker": ",".join(f"mqtts://{host}:{content.ports.password}" for host in hosts),
             "broker_user": content.identity.name,
             "broker_password": content.password or "",
             "broker_ca_file": CA_FILE,
         }
     return {
-        "broker": f"mqtts://{host}:{content.ports.certificate}",
+        "broker": ",".join(f"mqtts://{host}:{content.ports.certificate}" for host in hosts),
         "broker_user": content.identity.name,
         "broker_ca_file": CA_FILE,
         "broker_cert_file": CERTIFICATE_FILE,

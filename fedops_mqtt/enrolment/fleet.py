@@ -164,10 +164,19 @@ class FleetFolder:
             self._save(self._register.having(identity.revoked(now, serials=old)), now)
             return len(old)
 
-    def renew_broker(self, *, days: int = DEVICE_DAYS) -> None:
-        """Make a new certificate and key for the broker; it uses them when it reads its files again."""
+    def renew_broker(
+        self, *, days: int = DEVICE_DAYS, hosts: Sequence[str] = (), is_every_host_a_broker: bool = False
+    ) -> None:
+        """Make a new certificate and key for the broker; it uses them when it reads its files again.
+
+        `hosts` takes the place of the hosts that it was made for; bundles that are made from now on name them.
+        """
         with self._changing() as now:
-            self._issue_broker(now, days)
+            self._issue_broker(now, days, hosts or self.register.hosts)
+            if hosts:
+                where = {"hosts": tuple(hosts), "is_every_host_a_broker": is_every_host_a_broker}
+                save_register(self.folder / REGISTER_FILE, self.register.model_copy(update=where))
+                self._load()
 
     def list_identities(self) -> list[EnrolledIdentity]:
         """Return everybody who is or was enrolled, by role and name."""
@@ -270,7 +279,7 @@ class FleetFolder:
             identity = identity.model_copy(update=update)
         content = BundleContent(
             identity=identity,
-            broker_host=self._register.hosts[0],
+            broker_hosts=self._register.hosts[: None if self._register.is_every_host_a_broker else 1],
             ports=self._register.ports,
             ca_certificates=self._authority.certificate,
             credentials=credentials,
@@ -306,8 +315,8 @@ class FleetFolder:
     def _write_nats_users(self) -> None:
         write_file(self.broker_folder / NATS_FILE, render_nats_users(self._register.identities.values()).encode())
 
-    def _issue_broker(self, now: datetime, days: int) -> None:
-        credentials = issue(self._authority, "broker", hosts=self._register.hosts, now=now, days=days)
+    def _issue_broker(self, now: datetime, days: int, hosts: Sequence[str]) -> None:
+        credentials = issue(self._authority, "broker", hosts=hosts, now=now, days=days)
         write_file(self.broker_folder / broker_files.KEY_FILE, credentials.key)
         write_file(self.broker_folder / broker_files.CERTIFICATE_FILE, credentials.certificate)
 
@@ -316,6 +325,7 @@ def init_fleet(
     folder: Path,
     *,
     hosts: Sequence[str],
+    is_every_host_a_broker: bool = False,
     shipped: Path,
     broker_dir: str | None = None,
     ports: Ports | None = None,
@@ -326,6 +336,7 @@ def init_fleet(
     Args:
         folder: where; it must not hold a fleet.
         hosts: names and addresses under which clients reach the broker; bundles use the first.
+        is_every_host_a_broker: bundles use all of them, the first one preferred.
         shipped: the folder with the shipped `mosquitto.conf` and `acl`.
         broker_dir: where the broker's files will stand on its machine; default: where they are written now.
         ports: where it listens; default: as shipped.
@@ -342,7 +353,9 @@ def init_fleet(
         if (folder / REGISTER_FILE).exists() or (folder / CA_KEY_FILE).exists():
             raise FleetExistsError(str(folder))
         where = broker_dir or str((folder / BROKER_FOLDER).resolve())
-        _write_new(folder, Register(hosts=tuple(hosts), broker_dir=where, ports=ports or Ports()), shipped)
+        register = Register(hosts=tuple(hosts), broker_dir=where, ports=ports or Ports())
+        register = register.model_copy(update={"is_every_host_a_broker": is_every_host_a_broker})
+        _write_new(folder, register, shipped)
     fleet = FleetFolder(folder)
     fleet.app_signer()
     fleet.renew_broker(days=days)

@@ -126,6 +126,8 @@ class Register(_Record):
 
     version: Literal[1] = 1
     hosts: tuple[str, ...]
+    is_every_host_a_broker: bool = False
+    """Bundles name a broker at each host, not only at the first."""
     ports: Ports = Ports()
     broker_dir: str
     crl_number: int = 1

@@ -263,3 +263,17 @@ def test_of_many_all_are_enrolled_or_none(fleet: FleetFolder) -> None:
     bundles = fleet.enrol_all([device(f"02:00:00:00:01:{number:02x}") for number in range(100)])
     assert len(set(bundles)) == 100
     assert broker_file(fleet, "acl").count("topic read fedops/v1/+/server/status") == 101
+
+
+def test_bundles_name_every_host_of_the_broker_where_that_is_wanted(tmp_path: Path) -> None:
+    hosts = ["a.example.org", "fd00::1"]
+    made = init_fleet(tmp_path / "f", hosts=hosts, is_every_host_a_broker=True, shipped=SHIPPED)
+    bundle = made.enrol(EnrolmentRequest(role=Role.DEVICE, name="02:00:00:00:00:01"))
+    assert tomllib.loads(bundle.read_text())["broker"] == "mqtts://a.example.org:8883,mqtts://[fd00::1]:8883"
+    made.renew_broker(hosts=["c.example.org", "d.example.org"])
+    assert "a.example.org" in bundle.read_text()
+    assert tomllib.loads(made.renew("02:00:00:00:00:01").read_text())["broker"] == "mqtts://c.example.org:8883"
+    certificate = x509.load_pem_x509_certificate((made.broker_folder / "broker.crt").read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["c.example.org", "d.example.org"]
+    assert FleetFolder(made.folder).register.hosts == ("c.example.org", "d.example.org")
