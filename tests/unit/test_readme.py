@@ -57,6 +57,11 @@ def test_every_link_leads_somewhere(page: Path) -> None:
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
 
 
+def test_the_readme_leads_to_every_page() -> None:
+    unlinked = [page.name for page in PAGES[1:] if f"](docs/{page.name})" not in README]
+    assert not unlinked
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "glossary.md"], ids=lambda page: page.name)
 def test_every_page_leads_to_the_glossary(page: Path) -> None:
     assert "glossary.md)" in page.read_text(encoding="utf-8")

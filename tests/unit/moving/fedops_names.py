@@ -59,14 +59,14 @@ NAMES: tuple[Name, ...] = (
         (
             "FLClientTask.start",
             "",
-            "serves until told to leave; FedOps' `GET /online` and `POST /start` with `http` set",
+            "serves until a signal; FedOps' `GET /online` and `POST /start` with `http` set",
         ),
         ("FLClientTask.fl_client_start", "", "the same, in the caller's event loop"),
     ),
     *_names(
         "client.client_api",
         ("ClientManagerAPI", "", "the same, as it was meant to be spelt"),
-        ("ClientMangerAPI", "", "says things of this client on the bus"),
+        ("ClientMangerAPI", "", "publishes this client's status and metrics"),
         ("ClientMangerAPI.get_info", "", "`.json()['GL_Model_V']`, as the last start or `/info/` gave it"),
         ("ClientMangerAPI.get_client_out", "", "leaves: status `client-out`"),
         ("ClientMangerAPI.get_train_fin", "", "status `train-finished` (FedOps returns a URL to ask)"),
@@ -135,7 +135,7 @@ NAMES: tuple[Name, ...] = (
     ),
     *_names(
         "server.server_api",
-        ("ServerAPI", "task_id", "speaks on the bus through the FLServer of this process"),
+        ("ServerAPI", "task_id", "publishes through the FLServer of this process"),
         ("ServerAPI.put_server_status", "server_status_json", "`ServerStatus`: ready or failed"),
         ("ServerAPI.put_fl_round_fin", "", "`ServerStatus`: finished"),
         ("ServerAPI.put_gl_model_evaluation", "gl_model_evaluation_json", "one `ServerMetrics` message"),
@@ -228,7 +228,7 @@ WORDS: tuple[Label, ...] = (
             "FEDOPS_REQUEST_TIMEOUT_SECONDS": "of an unchanged FedOps client",
             "FEDOPS_TASK_ID, FEDOPS_EVENT_FILE, FEDOPS_RELEASE_ID, FEDOPS_CLIENT_INSTANCE_ID": "not read: "
             "every stage is on the bus (`fedops-mqtt watch --json`)",
-            "FEDOPS_CAMPAIGN_CONFIG, FEDOPS_CAMPAIGN_RUN_ID": "not read: the manager tells its server the run",
+            "FEDOPS_CAMPAIGN_CONFIG, FEDOPS_CAMPAIGN_RUN_ID": "not read: the manager gives its server the run",
             "FEDOPS_SERVER_DATA_DIR, FEDOPS_SERVER_VALIDATION_ROOT": "not read: `gl_val_loader` is the program's own",
             "FL_SBA_TARGET, FEDMAP_USE_STUDENT, FEDMAP_STUDENT_WARMUP, FEDMAP_STUDENT_WIN_NEEDED": "not read: "
             "of parts that are not here",
@@ -283,7 +283,7 @@ WORDS: tuple[Label, ...] = (
             "server.evaluation_strategy": "the same",
             "server.validation": "the same",
             "server.strategy_cluster_optuna": "a strategy like any other: install FedOps too, and `_target_: "
-            "fedops.server.strategy_cluster_optuna.ClusterOptunaFedAvg`; clients obey `hp_*` and tell `cluster_id`",
+            "fedops.server.strategy_cluster_optuna.ClusterOptunaFedAvg`; clients apply `hp_*` and return `cluster_id`",
             "server.fedmap": "a strategy like any other, with FedOps installed too",
             "server.mobile_app": "no; FedOps' own server takes part through the bridge",
             "server.mobile_strategy": "no",
