@@ -16,8 +16,8 @@ from typing import Any, Self
 
 from fedops_mqtt.aggregation.status_publisher import BusCallbacks, ServerSnapshot, ServerStatusPublisher
 from fedops_mqtt.bus import BusOptions, EpochFile
-from fedops_mqtt.device.journal import write_atomically
 from fedops_mqtt.protocol import ProtocolError, ServerClient, ServerMetrics, ServerStatus, encode
+from fedops_mqtt.runtime.files import write_atomically
 from fedops_mqtt.runtime.settings import ServerSettings
 
 _log = logging.getLogger(__name__)

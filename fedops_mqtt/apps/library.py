@@ -5,7 +5,6 @@ becomes the app by one rename, so a power cut leaves the app or nothing, never h
 """
 
 import contextlib
-import fcntl
 import os
 import re
 import secrets
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedops_mqtt.apps.bundle import AppBundle, iter_contents
+from fedops_mqtt.runtime.files import locked, sync_entries
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NEW = ".new-"
@@ -43,12 +43,8 @@ class AppLibrary:
     def locked(self) -> Iterator[None]:
         """Hold the folder against other processes of this machine that write it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        with locked(self.folder):
             yield
-        finally:
-            os.close(handle)
 
     def find(self, digest: str) -> Path | None:
         """Return the folder of an installed app, or None."""
@@ -82,7 +78,7 @@ class AppLibrary:
                 _write(fresh / path, content)
             _seal(fresh)
             fresh.rename(target)
-            _sync(self.folder)
+            sync_entries(self.folder)
         except BaseException:
             _remove(fresh)
             raise
@@ -97,7 +93,7 @@ class AppLibrary:
         """Write down that this device's owner allows the app of this digest."""
         self._approval(digest).parent.mkdir(parents=True, exist_ok=True)
         self._approval(digest).touch()
-        _sync(self._approval(digest).parent)
+        sync_entries(self._approval(digest).parent)
 
     def withdraw(self, digest: str) -> None:
         """Take an approval back; nothing happens where there was none."""
@@ -166,7 +162,7 @@ def _seal(folder: Path) -> None:
     inner = [Path(root) for root, _, _ in os.walk(folder)]
     for path in reversed(inner):
         path.chmod(0o555)
-        _sync(path)
+        sync_entries(path)
 
 
 def _remove(folder: Path) -> None:
@@ -175,11 +171,3 @@ def _remove(folder: Path) -> None:
         with contextlib.suppress(OSError):
             os.chmod(root, 0o700)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -27,9 +27,9 @@ from fedops_mqtt.bus import (
     new_instance,
 )
 from fedops_mqtt.core.fencing import Stamp
-from fedops_mqtt.device.journal import write_atomically
 from fedops_mqtt.protocol import RunId, ServerCondition, ServerMetrics, ServerStatus, TaskId, Transport, topics, utc_now
 from fedops_mqtt.runtime.background import alongside
+from fedops_mqtt.runtime.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

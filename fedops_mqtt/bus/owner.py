@@ -5,7 +5,6 @@ One speaker publishes, one word at a time, and always the newest snapshot: the l
 
 import asyncio
 import logging
-import os
 import random
 import secrets
 import time
@@ -31,6 +30,7 @@ from fedops_mqtt.core.fleet import reports_offline
 from fedops_mqtt.core.ownership import Adopt, Decision, Ignore, Ownership, Repair, SeenStatus, Yield, latest_epoch
 from fedops_mqtt.protocol import ProtocolError, StatusMessage, Topic
 from fedops_mqtt.runtime.background import alongside
+from fedops_mqtt.runtime.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -86,15 +86,9 @@ class EpochFile:
         Raises:
             EpochFileError: the file cannot be written; an epoch that is not kept must not be used.
         """
-        fresh = self.path.with_name(f"{self.path.name}.new")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with fresh.open("w", encoding="ascii") as file:
-                file.write(f"{epoch}\n")
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(self.path)
-            _sync_folder(self.path.parent)
+            write_atomically(self.path, f"{epoch}\n".encode())
         except OSError as error:
             raise EpochFileError(str(self.path), str(error)) from error
 
@@ -103,17 +97,6 @@ def _check_epoch(epoch: int) -> int:
     if not 0 <= epoch <= latest_epoch(time.time_ns() // 1_000_000):
         raise ValueError("a number that is no epoch")
     return epoch
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut; only POSIX systems open folders."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 MakeStatus = Callable[[Stamp], StatusMessage]

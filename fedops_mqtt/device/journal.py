@@ -7,7 +7,6 @@ import fcntl
 import json
 import logging
 import os
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from pydantic import TypeAdapter
 
 from fedops_mqtt.core.client_state import ClientState
 from fedops_mqtt.protocol import check_task_id, mac_to_level
+from fedops_mqtt.runtime.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -101,29 +101,6 @@ def _with_new_names(facts: Any) -> Any:
 
 
 _RENAMED = {"in_hand": "active_training", "tombstones": "stop_records"}
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file by `content`: after a crash it holds the old or the new, whole, and the new once this returned."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _read_bounded(path: Path) -> bytes:

@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 
 from fedops_mqtt.enrolment.errors import EnrolmentError
-from fedops_mqtt.enrolment.files import write_file
 from fedops_mqtt.enrolment.permissions import render_acl
 from fedops_mqtt.enrolment.register import EnrolledIdentity, Ports, Register
+from fedops_mqtt.runtime.files import write_atomically
 
 SYSTEM_DIR = "/etc/mosquitto/fedops"
 """Where the shipped configuration expects its files."""
@@ -83,9 +83,9 @@ def write_access(folder: Path, identities: Iterable[EnrolledIdentity]) -> None:
     """Write who may do what, and the password entries; revoked identities lose theirs."""
     everybody = list(identities)
     acl = folder / ACL_FILE
-    write_file(acl, render_acl(acl.read_text(encoding="utf-8"), everybody).encode())
+    write_atomically(acl, render_acl(acl.read_text(encoding="utf-8"), everybody).encode())
     lines = [each.password.as_hash().as_line(each.name) for each in everybody if each.password and not each.is_revoked]
-    write_file(folder / PASSWORD_FILE, "".join(f"{line}\n" for line in sorted(lines)).encode())
+    write_atomically(folder / PASSWORD_FILE, "".join(f"{line}\n" for line in sorted(lines)).encode())
 
 
 def reload_broker(folder: Path) -> bool:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedops_mqtt.enrolment.authority import Credentials
-from fedops_mqtt.enrolment.files import make_folder, write_file
 from fedops_mqtt.enrolment.register import EnrolledIdentity, Ports
 from fedops_mqtt.enrolment.roles import Role
 from fedops_mqtt.protocol import level_to_mac
+from fedops_mqtt.runtime.files import make_private_folder, write_atomically
 
 BUNDLE_FILE = "bundle.toml"
 CA_FILE = "ca.crt"
@@ -38,15 +38,15 @@ class BundleContent:
 
 def write_bundle(folder: Path, content: BundleContent) -> Path:
     """Write a bundle and return its settings file."""
-    make_folder(folder)
-    write_file(folder / CA_FILE, content.ca_certificates)
+    make_private_folder(folder)
+    write_atomically(folder / CA_FILE, content.ca_certificates)
     if content.credentials is not None:
-        write_file(folder / CERTIFICATE_FILE, content.credentials.certificate)
-        write_file(folder / KEY_FILE, content.credentials.key)
+        write_atomically(folder / CERTIFICATE_FILE, content.credentials.certificate)
+        write_atomically(folder / KEY_FILE, content.credentials.key)
     else:
         for name in (CERTIFICATE_FILE, KEY_FILE):
             (folder / name).unlink(missing_ok=True)
-    write_file(folder / BUNDLE_FILE, render_bundle(content).encode())
+    write_atomically(folder / BUNDLE_FILE, render_bundle(content).encode())
     return folder / BUNDLE_FILE
 
 

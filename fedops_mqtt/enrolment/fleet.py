@@ -22,7 +22,6 @@ from fedops_mqtt.enrolment.errors import (
     NameRefusedError,
     NoFleetError,
 )
-from fedops_mqtt.enrolment.files import lock, make_folder, write_file
 from fedops_mqtt.enrolment.permissions import FIRST_MANAGER, render_dynamic_security, render_nats_users
 from fedops_mqtt.enrolment.register import (
     EnrolledIdentity,
@@ -37,6 +36,7 @@ from fedops_mqtt.enrolment.register import (
 )
 from fedops_mqtt.enrolment.roles import Role, check_name
 from fedops_mqtt.protocol import check_task_id
+from fedops_mqtt.runtime.files import locked, make_private_folder, write_atomically
 
 REGISTER_FILE = "fleet.json"
 CA_CERTIFICATE_FILE = "ca.crt"
@@ -188,7 +188,7 @@ class FleetFolder:
         Raises:
             EnrolmentError: the key cannot be read, or is none.
         """
-        with lock(self.folder):
+        with locked(self.folder):
             return self._app_signer()
 
     def write_dynamic_security(self) -> Path:
@@ -196,7 +196,7 @@ class FleetFolder:
         with self._changing():
             shipped = (self.broker_folder / broker_files.CONFIG_FILE).read_text(encoding="utf-8")
             config = broker_files.render_dynamic_security_config(shipped, self._register)
-            write_file(self.broker_folder / DYNAMIC_SECURITY_CONFIG, config.encode())
+            write_atomically(self.broker_folder / DYNAMIC_SECURITY_CONFIG, config.encode())
             self._write_plugins_file()
         return self._plugins_file
 
@@ -205,7 +205,7 @@ class FleetFolder:
         with self._changing():
             config = self.broker_folder / NATS_CONFIG
             if not config.exists():
-                write_file(config, shipped.encode())
+                write_atomically(config, shipped.encode())
             self._write_nats_users()
         return self.broker_folder / NATS_FILE
 
@@ -238,7 +238,7 @@ class FleetFolder:
     @contextmanager
     def _changing(self) -> Iterator[datetime]:
         """Hold the folder, read what others changed meanwhile, and say what time it is."""
-        with lock(self.folder):
+        with locked(self.folder):
             self._load()
             yield datetime.now(UTC).replace(microsecond=0)
 
@@ -246,7 +246,7 @@ class FleetFolder:
         path = self.folder / APP_KEY_FILE
         try:
             if not path.exists():
-                write_file(path, make_signing_key())
+                write_atomically(path, make_signing_key())
             return AppSigner(path.read_bytes())
         except (OSError, ValueError) as error:
             raise EnrolmentError(f"{path}: {error}") from error
@@ -298,7 +298,7 @@ class FleetFolder:
         )
         save_register(self.folder / REGISTER_FILE, register)
         self._register = register
-        write_file(crl, revocations)
+        write_atomically(crl, revocations)
         broker_files.write_access(self.broker_folder, register.identities.values())
         if self.has_plugin:
             self._write_plugins_file()
@@ -310,15 +310,15 @@ class FleetFolder:
         return self.broker_folder / DYNAMIC_SECURITY_FILE
 
     def _write_plugins_file(self) -> None:
-        write_file(self._plugins_file, render_dynamic_security(self._register.identities.values()).encode())
+        write_atomically(self._plugins_file, render_dynamic_security(self._register.identities.values()).encode())
 
     def _write_nats_users(self) -> None:
-        write_file(self.broker_folder / NATS_FILE, render_nats_users(self._register.identities.values()).encode())
+        write_atomically(self.broker_folder / NATS_FILE, render_nats_users(self._register.identities.values()).encode())
 
     def _issue_broker(self, now: datetime, days: int, hosts: Sequence[str]) -> None:
         credentials = issue(self._authority, "broker", hosts=hosts, now=now, days=days)
-        write_file(self.broker_folder / broker_files.KEY_FILE, credentials.key)
-        write_file(self.broker_folder / broker_files.CERTIFICATE_FILE, credentials.certificate)
+        write_atomically(self.broker_folder / broker_files.KEY_FILE, credentials.key)
+        write_atomically(self.broker_folder / broker_files.CERTIFICATE_FILE, credentials.certificate)
 
 
 def init_fleet(
@@ -348,8 +348,8 @@ def init_fleet(
     """
     if not hosts:
         raise EnrolmentError("say under which name devices reach the broker: --host broker.example.org")
-    make_folder(folder)
-    with lock(folder):
+    make_private_folder(folder)
+    with locked(folder):
         if (folder / REGISTER_FILE).exists() or (folder / CA_KEY_FILE).exists():
             raise FleetExistsError(str(folder))
         where = broker_dir or str((folder / BROKER_FOLDER).resolve())
@@ -368,14 +368,14 @@ def _write_new(folder: Path, register: Register, shipped: Path) -> None:
         f"fedops-mqtt fleet of {register.hosts[0]}"[:64], datetime.now(UTC).replace(microsecond=0)
     )
     broker = folder / BROKER_FOLDER
-    make_folder(broker)
-    make_folder(folder / BUNDLE_FOLDER)
+    make_private_folder(broker)
+    make_private_folder(folder / BUNDLE_FOLDER)
     config = (shipped / broker_files.CONFIG_FILE).read_text(encoding="utf-8")
-    write_file(broker / broker_files.CONFIG_FILE, broker_files.render_broker_config(config, register).encode())
-    write_file(broker / broker_files.ACL_FILE, (shipped / broker_files.ACL_FILE).read_bytes())
-    write_file(broker / broker_files.CA_FILE, authority.certificate)
-    write_file(folder / CA_KEY_FILE, authority.key)
-    write_file(folder / CA_CERTIFICATE_FILE, authority.certificate)
+    write_atomically(broker / broker_files.CONFIG_FILE, broker_files.render_broker_config(config, register).encode())
+    write_atomically(broker / broker_files.ACL_FILE, (shipped / broker_files.ACL_FILE).read_bytes())
+    write_atomically(broker / broker_files.CA_FILE, authority.certificate)
+    write_atomically(folder / CA_KEY_FILE, authority.key)
+    write_atomically(folder / CA_CERTIFICATE_FILE, authority.certificate)
     save_register(folder / REGISTER_FILE, register)
 
 

@@ -12,8 +12,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fedops_mqtt.enrolment.errors import RegisterError, UnknownIdentityError
-from fedops_mqtt.enrolment.files import write_file
 from fedops_mqtt.enrolment.roles import Role
+from fedops_mqtt.runtime.files import write_atomically
 
 _SALT_BYTES = 12
 _HASH_BYTES = 64
@@ -174,4 +174,4 @@ def load_register(path: Path) -> Register:
 
 def save_register(path: Path, register: Register) -> None:
     """Write a register in one step."""
-    write_file(path, register.model_dump_json(indent=2).encode() + b"\n")
+    write_atomically(path, register.model_dump_json(indent=2).encode() + b"\n")

@@ -4,11 +4,8 @@ A bundle is in its file before the journal names it, and leaves its folder only 
 """
 
 import asyncio
-import contextlib
 import json
-import os
 import re
-import secrets
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,6 +26,7 @@ from fedops_mqtt.manager import tables
 from fedops_mqtt.manager.errors import AppFileMissingError, NoEarlierAppError, UnknownAppError
 from fedops_mqtt.manager.journal import Journal
 from fedops_mqtt.protocol import AppReference
+from fedops_mqtt.runtime.files import write_atomically
 
 SUFFIX = ".fab"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -119,7 +117,8 @@ class AppStore:
             is_current=True,
         )
         async with self.lock:
-            await asyncio.to_thread(_write, self.path(bundle.digest), data)
+            await asyncio.to_thread(self._folder.mkdir, mode=0o700, parents=True, exist_ok=True)
+            await asyncio.to_thread(write_atomically, self.path(bundle.digest), data)
             used = frozenset(in_use())
             await self._journal.call(self._add, app, used)
             self.current[task_id] = app
@@ -294,24 +293,3 @@ def _app(row: Row[Any]) -> PublishedApp:
         published_at=row.published_at,
         is_current=row.is_current,
     )
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a bundle's file whole or not at all; one that is there has this digest."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fresh = path.with_name(f".new-{secrets.token_hex(8)}")
-    try:
-        with fresh.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.rename(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            fresh.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
+from fedops_mqtt.runtime.files import sync_entries, sync_file
 from fedops_mqtt.store.errors import StoreUrlError
 from fedops_mqtt.store.remote_folder import RemoteFolder
 
@@ -104,9 +105,9 @@ class LocalFolder:
         temporary = self.path / f".{name}.{secrets.token_hex(4)}{_TEMPORARY}"
         try:
             write(temporary)
-            _sync(temporary)
+            sync_file(temporary)
             yield temporary
-            _sync_entries(self.path)
+            sync_entries(self.path)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -172,21 +173,3 @@ def open_folder(url: str) -> Folder:
 
 def _is_temporary(name: str) -> bool:
     return name.endswith(_TEMPORARY) or name.startswith(_SAFETENSORS_TEMPORARY)
-
-
-def _sync_entries(folder: Path) -> None:
-    """Make a folder's entries survive a power cut, where its file system can (FUSE and SMB often cannot)."""
-    try:
-        _sync(folder)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
-            raise
-
-
-def _sync(path: Path) -> None:
-    """Make a file, or a directory's entries, survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

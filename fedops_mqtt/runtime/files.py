@@ -1,0 +1,75 @@
+"""Files that survive a power cut: written whole or not at all, with the folder entries that name them; and locks."""
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SECRET_MODE = 0o600
+FOLDER_MODE = 0o700
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file by `content`, readable by its owner only: after a crash it is the old or the new one, whole.
+
+    What root writes into another user's folder belongs to that user, who must go on reading what is renewed there.
+
+    Raises:
+        OSError: the disk is full or the folder is missing; the old file is as it was.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            if os.name == "posix" and os.geteuid() == 0:
+                owner = path.parent.stat()
+                os.fchown(handle, owner.st_uid, owner.st_gid)
+            file.write(content)
+            file.flush()
+            os.fsync(handle)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    sync_entries(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Make a written file survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_entries(folder: Path) -> None:
+    """Make a folder's entries survive a power cut, where its file system can (FUSE and SMB often cannot)."""
+    if os.name != "posix":  # Windows opens no folders
+        return
+    try:
+        sync_file(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+
+
+def make_private_folder(path: Path) -> None:
+    """Make a folder that only its owner enters; one that is there is left as it is."""
+    if not path.is_dir():
+        path.mkdir(parents=True, mode=FOLDER_MODE)
+        path.chmod(FOLDER_MODE)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock against other processes of this machine; they wait."""
+    import fcntl  # POSIX only, as the programs that lock
+
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, SECRET_MODE)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
