@@ -1,4 +1,4 @@
-"""The manager's HTTP address: where it listens and how it serves; `door` says who may come in."""
+"""The manager's HTTP address: where it listens, who has access, what it answers on standby."""
 
 import logging
 import socket
@@ -6,8 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 
-from starlette.responses import HTMLResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from fedops_mqtt.manager.api.app import problem
 from fedops_mqtt.manager.errors import ExposedApiError
@@ -23,7 +22,7 @@ _EVERYWHERE = "0.0.0.0"  # noqa: S104 - where `:8004` means every address it is 
 
 
 def access_rules(settings: ManagerSettings) -> AccessRules:
-    """Return who may come in, by the settings."""
+    """Return the access rules of the settings."""
     token = settings.manager_token
     return AccessRules(
         token=token.get_secret_value() if token else None,
@@ -36,7 +35,7 @@ def access_rules(settings: ManagerSettings) -> AccessRules:
 
 
 def guarded(app: ASGIApp, rules: AccessRules) -> ASGIApp:
-    """Return the application behind its door; who is turned away gets a problem document."""
+    """Return the application behind access control, which refuses with a problem document."""
 
     def refuse(status: HTTPStatus, why: str, headers: Mapping[str, str]) -> ASGIApp:
         return problem(status, why, headers=dict(headers))
@@ -48,7 +47,7 @@ def listen(address: str, rules: AccessRules) -> socket.socket:
     """Return a socket that listens at `host:port`; port 0 takes a free one.
 
     Raises:
-        ExposedApiError: the host is beyond this machine and anybody would be let in.
+        ExposedApiError: the host is beyond this machine and access needs no token.
         OSError: the address is taken or is none of this machine.
     """
     try:
@@ -62,47 +61,19 @@ def listen(address: str, rules: AccessRules) -> socket.socket:
     return listening
 
 
-LOOK_AGAIN_S = 2
-"""Between two looks of an open page."""
-
+RETRY_S = 2
 _SHUTDOWN_S = 1
-_SAID = "this manager is on standby, another one leads; it takes over when that one goes"
-
-_PAGE = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>On standby - fedops-mqtt</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
-<style>body{{font:16px/1.5 system-ui,sans-serif;display:grid;place-items:center;min-height:90vh;margin:1rem}}
-main{{max-width:34rem}}h1{{margin:0 0 .8rem;font-size:1.5rem}}p{{margin:.6rem 0}}
-code{{display:block;padding:.5rem .7rem;border:1px solid #888;border-radius:6px;overflow-wrap:anywhere}}</style>
-<main><h1>This manager is on standby</h1>
-<p>Another manager leads. This one takes over when that one goes, and this page becomes the fleet's by itself:
-there is nothing to do here.</p>
-<p>To see the fleet now, open the leader's address. The broker knows it:</p>
-<p><code>mosquitto_sub -t fedops/v1/manager/status -C 1</code></p></main>
-<script>setInterval(async () => {{
-  try {{ const page = await fetch(location.href, {{headers: {{Accept: "text/html"}}}});
-    if (!(await page.text()).includes("<title>" + document.title)) location.reload(); }}
-  catch (nobody) {{ /* for a moment nobody listens: look again */ }}
-}}, {1000 * LOOK_AGAIN_S});</script></html>"""
+_ON_STANDBY = problem(
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    "this manager is on standby, another one leads; it takes over when that one goes"
+    " (the leader's address: mosquitto_sub -t fedops/v1/manager/status -C 1)",
+    headers={"Retry-After": str(RETRY_S), "Refresh": str(RETRY_S)},  # a browser honours the latter, whatever the body
+)
 
 
 @asynccontextmanager
 async def standing_by(listening: socket.socket, rules: AccessRules) -> AsyncIterator[None]:
-    """Answer while the block runs; the socket stays open for whoever leads then."""
-    app = _with_page(guarded(problem(HTTPStatus.SERVICE_UNAVAILABLE, _SAID, headers=_LATER), rules))
+    """Answer every request with 503 while the block runs, token or not; the socket stays open for the leader to be."""
     logger.info("answering on standby", extra={"at": url_of(listening, rules)})
-    async with serving(app, listening.dup(), rules, name="standby", shutdown_s=_SHUTDOWN_S):
+    async with serving(_ON_STANDBY, listening.dup(), rules, name="standby", shutdown_s=_SHUTDOWN_S):
         yield
-
-
-_LATER = {"Retry-After": str(LOOK_AGAIN_S)}
-
-
-def _with_page(others: ASGIApp) -> ASGIApp:
-    page = HTMLResponse(_PAGE, headers={"Cache-Control": "no-store"})
-
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        accepts = dict(scope.get("headers", ())).get(b"accept", b"")
-        is_person = scope["type"] == "http" and b"text/html" in accepts
-        await (page if is_person else others)(scope, receive, send)
-
-    return answer

@@ -14,7 +14,7 @@ async def test_a_manager_that_waits_says_so_to_people_and_programs_and_then_lead
         url = (await hear(second, "waits for the lead")).rpartition(" ")[2]
         async with httpx.AsyncClient(base_url=url, trust_env=False) as standby:
             page = await standby.get("/runs/any", headers=PERSON)
-            assert (page.status_code, "on standby" in page.text) == (200, True)
+            assert (page.status_code, "on standby" in page.text, page.headers["refresh"]) == (503, True, "2")
             assert f"pid {first.process.pid}" not in page.text
             refused = await standby.get("/api/v1/health")
             assert (refused.status_code, refused.headers["content-type"]) == (503, "application/problem+json")

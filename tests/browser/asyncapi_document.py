@@ -1,6 +1,6 @@
 """Protocol v1 as an AsyncAPI 3 document, made from the topics and the message models: never written by hand.
 
-`python -m fedops_mqtt.protocol.asyncapi` prints it; docs/asyncapi.json is that, and a test holds them together.
+`python tests/browser/asyncapi_document.py > docs/asyncapi.json` writes it; `test_asyncapi.py` compares the two.
 """
 
 import json
