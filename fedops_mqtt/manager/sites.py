@@ -15,6 +15,8 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 from urllib.parse import quote
 
+from anyio.from_thread import start_blocking_portal
+
 from fedops_mqtt.manager.api.models import ClientRecord, Health, RunSummary, TaskRecord
 from fedops_mqtt.manager.client import (
     AsyncManagerClient,
@@ -246,7 +248,7 @@ class AsyncSitesClient:
 
 
 class SitesClient:
-    """The managers of several sites, for programs without an event loop; a context manager.
+    """The managers of several sites, for programs without an event loop, and for notebooks; a context manager.
 
     The arguments are those of `AsyncSitesClient`; the managers that `at_task`, `at_run` and `at_client` return are
     `ManagerClient`s, open as long as the block.
@@ -255,15 +257,14 @@ class SitesClient:
     def __init__(self, managers: str | Sequence[str] | Sequence[SiteAddress], **options: Any) -> None:
         self._options = {name: value for name, value in options.items() if name != "token"}
         self._sites = AsyncSitesClient(managers, **options)
-        self._runner = asyncio.Runner()
         self._life = ExitStack()
         self._managers: dict[str, ManagerClient] = {}
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            stack.enter_context(self._runner)
-            self._runner.run(self._sites.__aenter__())
-            stack.callback(lambda: self._runner.run(self._sites.__aexit__(None, None, None)))
+            # A loop of its own on a thread: in a notebook this thread has one that runs.
+            self._loop = stack.enter_context(start_blocking_portal())
+            stack.enter_context(self._loop.wrap_async_context_manager(self._sites))
             self._life = stack.pop_all()
         return self
 
@@ -279,7 +280,7 @@ class SitesClient:
 
     def at(self, site: str) -> ManagerClient:
         """Return a site's manager; of several the one that leads. Raises: as `AsyncSitesClient.at`."""
-        manager = self._runner.run(self._sites.at(site))
+        manager = self._loop.call(self._sites.at, site)
         if manager.url not in self._managers:
             token = next(each.token for each in self._sites.sites if each.name == site)
             opened = ManagerClient(manager.url, token=token, **self._options)
@@ -288,35 +289,35 @@ class SitesClient:
 
     def ask(self, question: Question[Answer]) -> SiteAnswers[Answer]:
         """Ask every site at the same time; `question` is a coroutine function that gets a site's manager."""
-        return self._runner.run(self._sites.ask(question))
+        return self._loop.call(self._sites.ask, question)
 
     def health(self) -> SiteAnswers[Health]:
         """Return how each site's manager is."""
-        return self._runner.run(self._sites.health())
+        return self._loop.call(self._sites.health)
 
     def clients(self, *, task_id: str | None = None, presence: str | None = None) -> SiteAnswers[list[ClientRecord]]:
         """Return the clients of each site."""
-        return self._runner.run(self._sites.clients(task_id=task_id, presence=presence))
+        return self._loop.call(partial(self._sites.clients, task_id=task_id, presence=presence))
 
     def tasks(self) -> SiteAnswers[list[TaskRecord]]:
         """Return the tasks of each site."""
-        return self._runner.run(self._sites.tasks())
+        return self._loop.call(self._sites.tasks)
 
     def runs(self, *, task_id: str | None = None) -> SiteAnswers[list[RunSummary]]:
         """Return the runs of each site, the newest first."""
-        return self._runner.run(self._sites.runs(task_id=task_id))
+        return self._loop.call(partial(self._sites.runs, task_id=task_id))
 
     def site_of_task(self, task_id: str) -> str:
         """Return the site where a task is configured. Raises: as `AsyncSitesClient.site_of_task`."""
-        return self._runner.run(self._sites.site_of_task(task_id))
+        return self._loop.call(self._sites.site_of_task, task_id)
 
     def site_of_run(self, run_id: str) -> str:
         """Return the site that has a run. Raises: as `site_of_task`."""
-        return self._runner.run(self._sites.site_of_run(run_id))
+        return self._loop.call(self._sites.site_of_run, run_id)
 
     def site_of_client(self, client_mac: str) -> str:
         """Return the site that knows a client. Raises: as `site_of_task`."""
-        return self._runner.run(self._sites.site_of_client(client_mac))
+        return self._loop.call(self._sites.site_of_client, client_mac)
 
     def at_task(self, task_id: str) -> ManagerClient:
         """Return the manager where a task is configured. Raises: as `site_of_task`."""

@@ -203,6 +203,11 @@ async def test_a_program_gets_what_each_site_answers(sites: TwoSites) -> None:
         assert set(unknown.value.problems) == {"south", "east"}
 
 
+async def test_it_works_beside_an_event_loop_as_a_notebook_has_one() -> None:
+    with SitesClient(f"north={NOBODY}") as fleet:
+        assert list(fleet.health().problems) == ["north"]
+
+
 async def test_a_program_without_an_event_loop_gets_the_same(sites: TwoSites) -> None:
     def ask() -> tuple[Sequence[str], str]:
         with SitesClient(sites.managers, token="north=token-of-north,south=token-of-south") as fleet:
