@@ -1,9 +1,10 @@
-"""The apps that were published: bundle files by digest in a folder, and in the journal which version each task has.
+"""The apps that were published: their bundles, and which version each task has, are in the journal.
 
-A bundle is in its file before the journal names it, and leaves its folder only when the journal names it no more.
+FL servers and downloads need a file: one is written where a bundle is used, on whichever host that is.
 """
 
 import asyncio
+import hashlib
 import json
 import re
 from collections.abc import Callable, Collection
@@ -23,7 +24,7 @@ from fedops_mqtt.apps import (
     read_bundle,
 )
 from fedops_mqtt.manager import tables
-from fedops_mqtt.manager.errors import AppFileMissingError, NoEarlierAppError, UnknownAppError
+from fedops_mqtt.manager.errors import BundleMissingError, NoEarlierAppError, UnknownAppError
 from fedops_mqtt.manager.journal import Journal
 from fedops_mqtt.protocol import AppReference
 from fedops_mqtt.runtime.files import write_atomically
@@ -74,7 +75,10 @@ class PublishRules:
 
 
 class AppStore:
-    """The published apps of one leading manager; `lock` is held while a run takes its app, too."""
+    """The published apps of one leading manager; `lock` is held while a run takes its app, too.
+
+    `folder` is this host's, for files that can be made again.
+    """
 
     def __init__(self, journal: Journal, folder: Path, rules: PublishRules) -> None:
         self._journal = journal
@@ -117,13 +121,12 @@ class AppStore:
             is_current=True,
         )
         async with self.lock:
-            await asyncio.to_thread(self._folder.mkdir, mode=0o700, parents=True, exist_ok=True)
-            await asyncio.to_thread(write_atomically, self.path(bundle.digest), data)
+            await asyncio.to_thread(_write, self.path(bundle.digest), data)
             used = frozenset(in_use())
-            await self._journal.call(self._add, app, used)
+            await self._journal.call(self._add, app, data, used)
             self.current[task_id] = app
-            known = await self._journal.call(self._digests)
-            await asyncio.to_thread(self._sweep, known | used)
+            known = used | await self._journal.call(self._digests)
+            await asyncio.to_thread(self._sweep, known)
         return app
 
     async def roll_back(self, task_id: str, version: str | None) -> PublishedApp:
@@ -133,12 +136,12 @@ class AppStore:
 
         Raises:
             UnknownAppError, NoEarlierAppError: there is no such version.
-            AppFileMissingError: its bundle is not on this machine.
+            BundleMissingError: its bundle is gone.
         """
         async with self.lock:
             versions = await self._journal.reader.call(self.versions, task_id)
             app = replace(_choose(versions, task_id, version), is_current=True)
-            self.open(app.bundle.digest)
+            await self._journal.reader.call(self.fetch, app.bundle.digest)
             await self._journal.call(self._make_current, app)
             self.current[task_id] = app
         return app
@@ -163,26 +166,31 @@ class AppStore:
             raise UnknownAppError(digest)
         return self._folder / f"{digest}{SUFFIX}"
 
-    def open(self, digest: str) -> Path:
-        """Return a published bundle's file.
+    def fetch(self, digest: str) -> Path:
+        """Return a published bundle's file, written anew where it is missing on this host or damaged; blocks.
 
         Raises:
             UnknownAppError: this is no digest.
-            AppFileMissingError: it is not on this machine.
+            BundleMissingError: the journal does not have it.
+            OSError: the disk is full or cannot be written.
         """
         path = self.path(digest)
-        if not path.is_file():
-            raise AppFileMissingError(digest, str(path))
+        if _digest_of(path) != digest:
+            query = select(tables.app_bundles.c.data).where(tables.app_bundles.c.digest == digest)
+            with self._journal.engine.connect() as connection:
+                data = connection.execute(query).scalar()
+            if data is None:
+                raise BundleMissingError(digest)
+            _write(path, data)
         return path
 
     def read(self, digest: str) -> AppBundle:
         """Read a published bundle again, its list of files included; blocks.
 
         Raises:
-            UnknownAppError, AppFileMissingError: there is none.
-            AppRefusedError: its file is damaged.
+            UnknownAppError, BundleMissingError: there is none.
         """
-        data = self.open(digest).read_bytes()
+        data = self.fetch(digest).read_bytes()
         return read_bundle(data, digest=digest, limits=replace(self._rules.limits, packed_bytes=len(data)))
 
     def versions(self, task_id: str) -> list[PublishedApp]:
@@ -225,15 +233,18 @@ class AppStore:
         with self._journal.engine.connect() as connection:
             return frozenset(connection.execute(select(tables.apps.c.digest)).scalars())
 
-    def _add(self, app: PublishedApp, in_use: frozenset[str]) -> None:
-        """Write a version down, and drop those that are too many."""
-        table = tables.apps
+    def _add(self, app: PublishedApp, data: bytes, in_use: frozenset[str]) -> None:
+        """Write a version and its bundle down, and drop those that are too many."""
+        table, bundles = tables.apps, tables.app_bundles
         with self._journal.begin() as connection:
             of_task = table.c.task_id == app.task_id
             connection.execute(delete(table).where(of_task & (table.c.digest == app.bundle.digest)))
             connection.execute(update(table).where(of_task).values(is_current=False))
             connection.execute(insert(table).values(**_row(app)))
             _drop_old(connection, app.task_id, self._rules.num_kept, in_use)
+            others = (in_use | set(connection.execute(select(table.c.digest)).scalars())) - {app.bundle.digest}
+            connection.execute(delete(bundles).where(bundles.c.digest.not_in(others)))
+            connection.execute(insert(bundles).values(digest=app.bundle.digest, data=data))
 
     def _make_current(self, app: PublishedApp) -> None:
         table = tables.apps
@@ -293,3 +304,16 @@ def _app(row: Row[Any]) -> PublishedApp:
         published_at=row.published_at,
         is_current=row.is_current,
     )
+
+
+def _digest_of(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_atomically(path, data)

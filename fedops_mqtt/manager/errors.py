@@ -78,11 +78,11 @@ class NoEarlierAppError(ManagerError):
         super().__init__(f"task {task_id!r} has no earlier version of its app; name one of `fedops-mqtt app list`")
 
 
-class AppFileMissingError(ManagerError):
-    """A bundle that the journal names is not on this machine."""
+class BundleMissingError(ManagerError):
+    """A version's bundle is not in the journal: it was published before bundles were kept there."""
 
-    def __init__(self, digest: str, path: str) -> None:
-        super().__init__(f"the bundle of app {digest} is not on this manager's machine ({path}); publish it again")
+    def __init__(self, digest: str) -> None:
+        super().__init__(f"the manager no longer has the bundle of app {digest}; publish it again")
 
 
 class RunConfigError(ManagerError):

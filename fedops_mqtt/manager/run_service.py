@@ -73,14 +73,14 @@ class RunService:
 
         Raises:
             UnknownTaskError, NotLaunchableError, TaskBusyError, TooFewClientsError, RunConfigError, TasksFileError,
-            AppFileMissingError: why it cannot be.
+            BundleMissingError: why it cannot be.
         """
         self._desk.tasks.refresh()
         async with self._one_at_a_time, self._desk.apps.lock:
             config = self._desk.tasks[order.task_id]
             app = self._desk.apps.current.get(order.task_id)
             if app is not None:
-                self._desk.apps.open(app.bundle.digest)
+                await self._desk.journal.reader.call(self._desk.apps.fetch, app.bundle.digest)
                 config = with_app(config, app.bundle)
             if not config.is_launchable:
                 raise NotLaunchableError(order.task_id)

@@ -16,6 +16,7 @@ from fedops_mqtt.core.run import Run
 from fedops_mqtt.core.run_member import RunEvent, ServerExited, ServerHostLost, ServerUnreachable
 from fedops_mqtt.manager import launcher
 from fedops_mqtt.manager.app_store import AppStore
+from fedops_mqtt.manager.errors import BundleMissingError
 from fedops_mqtt.manager.journal import Journal, Launch
 from fedops_mqtt.manager.kubernetes_launcher import KubernetesServer
 from fedops_mqtt.manager.kubernetes_manifests import task_with_folder
@@ -252,7 +253,7 @@ class Servers:
         await self._journal.call(self._journal.add_launch, row)
         try:
             server = await self._start(run, row, secret, task)
-        except (OSError, SettingsFileError) as error:
+        except (OSError, SettingsFileError, BundleMissingError) as error:
             what = str(error)
             if isinstance(error, OSError) and error.filename:
                 what = f"{error.strerror}: {error.filename}"
@@ -263,6 +264,8 @@ class Servers:
 
     async def _start(self, run: Run, row: Launch, secret: bytes, task: TaskConfig) -> LaunchedServer:
         launch = row.launch
+        if run.spec.app is not None:
+            await self._journal.call(self._apps.fetch, run.spec.app.digest)
         if task.is_local:
             launcher.write_secret(self._secret_file(run.run_id), secret)
             process = await launcher.launch(self._order(run, launch, task))

@@ -12,6 +12,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -20,7 +21,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISION = "0006"
+REVISION = "0007"
 """Of these tables, and the newest in `migrations/versions`. Revisions are numbers: a greater one is newer."""
 
 metadata = MetaData()
@@ -145,6 +146,14 @@ apps = Table(
     UniqueConstraint("task_id", "digest", name="uq_apps_task_digest"),
 )
 """The versions of each task's app in the order in which they were published."""
+
+app_bundles = Table(
+    "app_bundles",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+)
+"""Their bundles, at most `app_max_bytes` each."""
 
 lease = Table(
     "lease",

@@ -12,10 +12,13 @@ from pathlib import Path
 from flwr.serverapp import ServerApp
 
 from fedops_mqtt.aggregation.errors import ServerError
+from fedops_mqtt.aggregation.pipe_publisher import keep_final_status
 from fedops_mqtt.aggregation.run_settings import NUM_ROUNDS_KEY
+from fedops_mqtt.aggregation.status_publisher import ServerSnapshot
 from fedops_mqtt.apps import AppBundle, AppLibrary, AppRefusedError, BundleLimits, KeepLimits, read_bundle
 from fedops_mqtt.apps.bundle import missing_requirements
-from fedops_mqtt.protocol import RunOutcome, describe_error, name_error
+from fedops_mqtt.bus import new_instance
+from fedops_mqtt.protocol import LAST_SEQ, RunOutcome, ServerCondition, describe_error, name_error
 from fedops_mqtt.runtime.settings import ServerSettings
 from fedops_mqtt.server.app import FLServer
 
@@ -43,12 +46,33 @@ def main() -> int:
         app = load_server_app(bundle, unpack(data, bundle, settings.state_dir / "server-apps"))
         rounds = {"num_rounds": bundle.config.get(NUM_ROUNDS_KEY)}
         server = FLServer(rounds, server_app=app, app_config=bundle.config, settings=settings)
-    except (BundleServerError, AppRefusedError, ServerError, OSError) as error:
+    except OSError as error:  # a disk or a port: the next launch may find it otherwise
         print(f"{settings.app_file}: {error}", file=sys.stderr)
+        return 1
+    except (BundleServerError, AppRefusedError, ServerError) as error:
+        print(f"{settings.app_file}: {error}", file=sys.stderr)
+        _keep_failure(settings, str(error))
         return 1
     result = server.start()
     print(f"{result.outcome}: {result.reason}; round {result.round}, {dict(result.metrics)}, {result.model_path}")
     return 0 if result.outcome is RunOutcome.COMPLETED else 1
+
+
+def _keep_failure(settings: ServerSettings, reason: str) -> None:
+    """Write how the run ended where the manager reads it: with the same bundle no other launch would do better."""
+    if settings.task_id is None:
+        return
+    failure = ServerSnapshot(
+        task_id=settings.task_id,
+        run_id=settings.run_id or "",
+        launch=settings.launch,
+        instance=new_instance(),
+        heartbeat_s=settings.heartbeat_s,
+        agent={},
+        status=ServerCondition.FAILED,
+        reason=reason,
+    )
+    keep_final_status(settings.final_status_file, failure.to_status(epoch=1, seq=LAST_SEQ))
 
 
 def unpack(data: bytes, bundle: AppBundle, folder: Path) -> Path:

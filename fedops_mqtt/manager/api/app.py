@@ -35,7 +35,7 @@ from fedops_mqtt.manager.api.models import (
 from fedops_mqtt.manager.api.prometheus import CONTENT_TYPE
 from fedops_mqtt.manager.context import ManagerContext
 from fedops_mqtt.manager.errors import (
-    AppFileMissingError,
+    BundleMissingError,
     ClientPresentError,
     JournalAwayError,
     ManagerError,
@@ -62,7 +62,7 @@ _STATUS_OF_ERROR: dict[type[Exception], HTTPStatus] = {
     UnknownClientError: HTTPStatus.NOT_FOUND,
     UnknownModelError: HTTPStatus.NOT_FOUND,
     UnknownAppError: HTTPStatus.NOT_FOUND,
-    AppFileMissingError: HTTPStatus.GONE,
+    BundleMissingError: HTTPStatus.GONE,
     RunConfigError: HTTPStatus.UNPROCESSABLE_ENTITY,
     TaskBusyError: HTTPStatus.CONFLICT,
     ClientPresentError: HTTPStatus.CONFLICT,

@@ -185,5 +185,5 @@ class AppsApi:
 
     async def download(self, digest: str) -> FileResponse:
         """Hand out a bundle."""
-        path = self._apps.open(digest)
+        path = await self._reader.call(self._apps.fetch, digest)
         return FileResponse(path, filename=path.name, media_type=_ZIP)

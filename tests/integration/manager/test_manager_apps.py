@@ -1,7 +1,9 @@
 """Apps over the manager's API: published, listed, gone back to, handed on to servers and triggers."""
 
 import json
+import shutil
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -115,6 +117,7 @@ async def test_a_run_goes_on_with_its_app_when_another_manager_takes_over(house:
             manager.kill()
             await manager.gone()
         house.server().kill()
+        shutil.rmtree(house.folder / "state" / "manager" / "apps")  # as on another host with the same database
         async with manager_process(house) as manager, api_at(manager.url) as api:
             await api.run_when(run_id, lambda run: run["launch"] == 2)
             (task,) = (await api.get("/tasks"))["items"]
@@ -128,7 +131,18 @@ async def test_a_run_goes_on_with_its_app_when_another_manager_takes_over(house:
             assert again.app is not None
             assert (again.app.digest, again.run_config) == (app["digest"], {"lr": 2.0})
             assert type((again.run_config or {})["lr"]) is float
-            assert house.server().environ()["FEDOPS_MQTT_APP_FILE"].endswith(f"{app['digest']}.fab")
+            bundle = Path(house.server().environ()["FEDOPS_MQTT_APP_FILE"])
+            assert bundle.name == f"{app['digest']}.fab"
+            assert bundle.read_bytes() == without_server
+
+
+async def test_a_server_app_that_cannot_be_imported_fails_its_run_at_once_with_the_first_cause(house: House) -> None:
+    async with house.managed(http="127.0.0.1:0") as api, house.device(A):
+        broken = a_bundle(**{"digits/server_app.py": b"import no_such_module_here\n"})
+        assert (await publish(api, house, broken)).status_code == 201
+        run = await api.ended(await api.start(house.task_id, min_clients=1))
+        assert (run["outcome"], run["launch"]) == ("failed", 1)
+        assert "no_such_module_here" in run["reason"]
 
 
 async def test_a_task_that_exists_by_publishing_only_can_be_started(house: House) -> None:

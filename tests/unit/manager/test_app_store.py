@@ -1,16 +1,19 @@
 """Published apps: which version is current, what stays, and what a failed publication leaves behind."""
 
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from bundles import CODE, PROJECT, zipped
+from sqlalchemy import select
 
 from fedops_mqtt.apps import AppRefusedError, AppSigner, BundleLimits, RefusalCode, make_signing_key
 from fedops_mqtt.core.run import Run, RunSpec
+from fedops_mqtt.manager import tables
 from fedops_mqtt.manager.app_store import AppStore, PublishedApp, PublishRules
-from fedops_mqtt.manager.errors import AppFileMissingError, NoEarlierAppError, RunConfigError, UnknownAppError
+from fedops_mqtt.manager.errors import BundleMissingError, NoEarlierAppError, RunConfigError, UnknownAppError
 from fedops_mqtt.manager.journal import Journal, JournaledRun
 from fedops_mqtt.manager.run_service import BUNDLE_SERVER, check_config, with_app
 from fedops_mqtt.manager.tasks import TaskConfig, Tasks
@@ -50,7 +53,7 @@ async def test_what_is_published_last_is_current_and_a_new_manager_knows_it(
     await publish(store, "7.0", "letters")
     assert store.current["digits"] == newest
     assert versions(store) == ["2.0", "1.0"]
-    assert store.open(newest.bundle.digest).read_bytes() == a_bundle("2.0")
+    assert store.fetch(newest.bundle.digest).read_bytes() == a_bundle("2.0")
     again = AppStore(journal, tmp_path / "apps", RULES)
     await again.load()
     assert again.current == store.current
@@ -115,8 +118,15 @@ async def test_one_file_serves_two_tasks_and_goes_with_the_last(store: AppStore)
     assert {each.task_id for each in store.publications(shared.bundle.digest)} == {"digits", "letters"}
     for version in ("2.0", "3.0", "4.0"):
         await publish(store, version)
-    assert store.open(shared.bundle.digest).is_file()
+    assert store.fetch(shared.bundle.digest).is_file()
     assert [each.task_id for each in store.publications(shared.bundle.digest)] == ["letters"]
+
+
+async def test_the_journal_keeps_the_bundles_of_what_it_names_only(store: AppStore, journal: Journal) -> None:
+    apps = [await publish(store, f"{number}.0") for number in range(6)]
+    with journal.engine.connect() as connection:
+        kept = set(connection.execute(select(tables.app_bundles.c.digest)).scalars())
+    assert kept == {app.bundle.digest for app in apps[-RULES.num_kept :]}
 
 
 async def test_what_a_publication_that_was_cut_off_left_goes_with_the_next(store: AppStore) -> None:
@@ -139,15 +149,36 @@ async def test_a_full_disk_leaves_the_version_that_was(store: AppStore, tmp_path
     assert versions(store) == ["1.0"]
 
 
-async def test_a_bundle_that_is_no_longer_on_this_machine_is_told_as_such(store: AppStore) -> None:
-    await publish(store, "1.0")
-    gone = await publish(store, "2.0")
-    await publish(store, "3.0")
-    store.path(gone.bundle.digest).unlink()
-    with pytest.raises(AppFileMissingError, match=gone.bundle.digest):
-        await store.roll_back("digits", "2.0")
+async def test_another_host_has_the_bundles_from_the_journal(store: AppStore, journal: Journal, tmp_path: Path) -> None:
+    first = await publish(store, "1.0")
     await publish(store, "2.0")
-    assert store.open(gone.bundle.digest).is_file()
+    shutil.rmtree(tmp_path / "apps")
+    elsewhere = AppStore(journal, tmp_path / "elsewhere", RULES)
+    await elsewhere.load()
+    assert (await elsewhere.roll_back("digits", None)).bundle.digest == first.bundle.digest
+    assert elsewhere.fetch(first.bundle.digest).read_bytes() == a_bundle("1.0")
+    assert elsewhere.read(elsewhere.versions("digits")[0].bundle.digest).version == "2.0"
+
+
+async def test_a_file_that_was_damaged_is_written_anew(store: AppStore) -> None:
+    app = await publish(store, "1.0")
+    store.path(app.bundle.digest).write_bytes(b"half")
+    assert store.fetch(app.bundle.digest).read_bytes() == a_bundle("1.0")
+
+
+async def test_a_bundle_from_before_they_were_in_the_journal_has_to_be_published_again(
+    store: AppStore, journal: Journal
+) -> None:
+    app = await publish(store, "1.0")
+    with journal.engine.begin() as connection:
+        connection.execute(tables.app_bundles.delete())
+    assert store.fetch(app.bundle.digest).is_file()
+    store.path(app.bundle.digest).unlink()
+    with pytest.raises(BundleMissingError, match=app.bundle.digest):
+        await store.roll_back("digits", "1.0")
+    await publish(store, "1.0")
+    store.path(app.bundle.digest).unlink()
+    assert store.fetch(app.bundle.digest).is_file()
 
 
 @pytest.mark.parametrize(
@@ -155,7 +186,7 @@ async def test_a_bundle_that_is_no_longer_on_this_machine_is_told_as_such(store:
 )
 def test_what_is_no_digest_opens_no_file(store: AppStore, digest: str) -> None:
     with pytest.raises(UnknownAppError):
-        store.open(digest)
+        store.fetch(digest)
 
 
 async def test_only_what_one_of_the_signers_signed_for_the_task_is_published(journal: Journal, tmp_path: Path) -> None:
