@@ -115,17 +115,23 @@ _PLAIN = "flat no-caps"
 
 async def ask_to_stop(view: PageView, run_id: str, around: ui.element) -> None:
     """Stop a run if the visitor says so; the dialog is drawn in `around`, which has to outlive the button."""
-    with around, ui.dialog() as dialog, ui.card().classes("fed-card"):
-        ui.label("Stop this run? Its clients end their training; the last good model stays.")
-        with ui.row():
-            ui.button("Stop it", color=None, on_click=lambda: dialog.submit("yes")).classes("fed-danger").props(_PLAIN)
-            ui.button("Go on", color=None, on_click=dialog.close).props(_PLAIN)
-    answer = await dialog
-    dialog.delete()
-    if answer == "yes":
+    question = "Stop this run? Its clients end their training; the last good model stays."
+    if await is_confirmed(around, question, yes="Stop it", no="Go on"):
         async with view.refusals_shown():
             await view.api.stop_run(run_id)
             ui.notify("The run is being stopped.")
+
+
+async def is_confirmed(around: ui.element, question: str, *, yes: str, no: str) -> bool:
+    """Ask the visitor in a dialog, drawn in `around`; closing it is a no."""
+    with around, ui.dialog().props('aria-label="Please confirm"') as dialog, ui.card().classes("fed-card"):
+        ui.label(question)
+        with ui.row():
+            ui.button(yes, color=None, on_click=lambda: dialog.submit("yes")).classes("fed-danger").props(_PLAIN)
+            ui.button(no, color=None, on_click=dialog.close).props(_PLAIN)
+    answer = await dialog
+    dialog.delete()
+    return bool(answer == "yes")
 
 
 def stop_button(view: PageView, run_id: str, around: ui.element) -> ui.button:

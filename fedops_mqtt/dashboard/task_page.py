@@ -18,6 +18,7 @@ from fedops_mqtt.dashboard.parts import (
     draw_chart,
     facts,
     hint,
+    is_confirmed,
     section,
     set_chart,
     stop_button,
@@ -25,6 +26,7 @@ from fedops_mqtt.dashboard.parts import (
 )
 from fedops_mqtt.dashboard.texts import clock, duration, moment, number, readable, run_label
 from fedops_mqtt.dashboard.view import PageView, subscription
+from fedops_mqtt.manager.api.apps import AppRecord, RollbackRequest
 from fedops_mqtt.manager.api.models import RunRequest, RunSummary, TaskRecord
 from fedops_mqtt.manager.errors import TasksFileError
 from fedops_mqtt.manager.events import ChangeTopic
@@ -144,6 +146,7 @@ class TaskDetails:
             }
         self._runs = section("Runs")
         self._dialogs = ui.element("div")  # outlives what is drawn again around the button
+        self._apps = AppVersions(self._view, self._task_id, self._dialogs)
         await self._refresh()
         ui.timer(REFRESH_S, self._keep_up)
 
@@ -213,6 +216,7 @@ class TaskDetails:
         if runs != self._drawn:
             self._drawn = runs
             self._draw_runs(runs)
+        await self._apps.refresh()
 
     async def _rounds_of(self, run_id: str) -> list[charts.Record]:
         return [dated(row) for row in (await self._view.api.history.list_rounds(run_id)).items]
@@ -232,6 +236,49 @@ class TaskDetails:
                 for run, colour in zip_longest(runs, charts.COLOURS[:NUM_COMPARED]):
                     if run is not None:
                         _draw_run(run, colour)
+
+
+class AppVersions:
+    """The published versions of a task's app, newest first; any of them can be made current."""
+
+    def __init__(self, view: PageView, task_id: str, dialogs: ui.element) -> None:
+        self._view = view
+        self._task_id = task_id
+        self._dialogs = dialogs
+        self._drawn: list[AppRecord] | None = None
+        self._section = section("App versions")
+
+    async def refresh(self) -> None:
+        """Draw what has changed; without a published app there is nothing to see."""
+        apps = (await self._view.api.apps.list_apps(self._task_id)).items
+        self._section.set_visibility(bool(apps))
+        if apps != self._drawn:
+            self._drawn = apps
+            clear_section(self._section)
+            with self._section, table("Version", "Digest", "Published (UTC)", "Size", "Signed by", ""):
+                for app in apps:
+                    self._draw(app)
+
+    def _draw(self, app: AppRecord) -> None:
+        with ui.element("tr"):
+            cells(app.version)
+            with ui.element("td"):
+                ui.link(app.digest[:12], f"/api/v1/apps/{app.digest}")
+            cells(clock(app.published_at.isoformat()), f"{app.size:,} B", app.key_id or "nobody")
+            with ui.element("td"):
+                if app.is_current:
+                    ui.label("current")
+                else:
+                    button = ui.button("Make current", color=None, on_click=lambda: self._roll_back(app))
+                    button.props("flat no-caps dense")
+
+    async def _roll_back(self, app: AppRecord) -> None:
+        question = f"Make version {app.version} current? The next run trains with it; a run that goes on keeps its own."
+        if await is_confirmed(self._dialogs, question, yes="Make it current", no="Leave it"):
+            async with self._view.refusals_shown():
+                await self._view.api.apps.roll_back(self._task_id, RollbackRequest(version=app.digest))
+                ui.notify(f"Version {app.version} is current.")
+            await self.refresh()
 
 
 def _draw_run(record: RunSummary, colour: str | None) -> None:

@@ -222,4 +222,10 @@ class Trainer:
             key=settings.wandb_key.get_secret_value() if settings.wandb_key else None,
             project=settings.wandb_project,
             name=f"{self._identity.client_name}-v{start.gl_model}({utc_now():%Y-%m-%d %H:%M:%S})",
+            config={  # the names that the FL server's own run on W&B has
+                "run_id": start.run_id,
+                "app_digest": start.app.digest if start.app else None,
+                "app_version": start.app.version if start.app else None,
+                "run_config": dict(start.run_config or {}),
+            },
         )

@@ -48,14 +48,19 @@ def shown_on_wandb(settings: "ServerSettings", run_id: str, config: Mapping[str,
             logger.warning("wandb did not finish in time", extra={"run_id": run_id})
 
 
-def start_wandb(wandb_key: str | None, wandb_project: str, wandb_name: str) -> Any:
-    """Log in and start a run (FedOps client_wandb.start_wandb); without a key, wandb's own settings hold."""
+def start_wandb(
+    wandb_key: str | None, wandb_project: str, wandb_name: str, config: Mapping[str, Any] | None = None
+) -> Any:
+    """Log in and start a run (FedOps client_wandb.start_wandb); without a key, wandb's own settings hold.
+
+    `config` is what the run was made with.
+    """
     import wandb
 
     if wandb_key:
         wandb.login(key=wandb_key)
     settings = wandb.Settings(console="off", silent=True)  # the training's output is its own
-    return wandb.init(project=wandb_project, name=wandb_name, settings=settings)
+    return wandb.init(project=wandb_project, name=wandb_name, config=dict(config or {}), settings=settings)
 
 
 class WandbLog:

@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Annotated, Literal
+from typing import IO, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
@@ -32,6 +32,8 @@ class WandbOptions(_Line):
     key: str | None = Field(default=None, repr=False)
     project: str
     name: str
+    config: dict[str, Any] = {}
+    """Which run, app and settings these numbers are of."""
 
 
 class Job(_Line):

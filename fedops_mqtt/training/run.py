@@ -336,4 +336,4 @@ def _wandb_of(job: Job) -> WandbLog | None:
     options = job.wandb
     if options is None:
         return None
-    return WandbLog(partial(start_wandb, options.key, options.project, options.name))
+    return WandbLog(partial(start_wandb, options.key, options.project, options.name, options.config))

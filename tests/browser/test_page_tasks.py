@@ -1,11 +1,15 @@
 """What people do with a task's runs on its page: choose who trains, compare, and carry the results away."""
 
+import httpx
 import pytest
 from browsing import PATIENCE_MS, PHONE, Visitor
+from bundles import PROJECT, zipped
 from playwright.async_api import expect
 from yard import Site
 
 pytestmark = pytest.mark.long
+
+FILE_TYPE = "application/zip"
 
 _SIDEWAYS = """() => [document.documentElement, ...document.querySelectorAll('.fed-scroll, .ag-center-cols-viewport')]
   .filter((each) => each.scrollWidth > each.clientWidth + 1)
@@ -39,6 +43,31 @@ async def test_only_the_clients_that_were_chosen_train(site: Site, visitor: Visi
         view = site.observer.client(mac)
         assert view is not None
         assert view.status.last_trigger is None
+
+
+async def test_a_version_of_the_app_is_made_current_after_a_question(site: Site, visitor: Visitor) -> None:
+    await site.start_manager()
+    visitor.url = site.manager_url
+    apps = f"/tasks/{site.task_id}/apps"
+
+    async def current() -> list[str]:
+        return [each["version"] for each in (await site.ask(apps))["items"] if each["is_current"]]
+
+    async with httpx.AsyncClient(base_url=site.manager_url, trust_env=False) as http:
+        for version in ("1.0", "2.0"):
+            files = {"pyproject.toml": PROJECT.replace("1.2.0", version).encode(), "digits/__init__.py": b""}
+            published = await http.post(f"/api/v1{apps}", content=zipped(files), headers={"content-type": FILE_TYPE})
+            assert published.status_code == 201, published.text
+    page = await visitor.open(f"/tasks/{site.task_id}")
+    await page.get_by_role("button", name="Make current").click()
+    await visitor.sees("Make version 1.0 current?")
+    await visitor.check_accessibility()
+    await page.get_by_role("button", name="Leave it").click()
+    assert await current() == ["2.0"]
+    await page.get_by_role("button", name="Make current").click()
+    await page.get_by_role("button", name="Make it current").click()
+    await visitor.sees("Version 1.0 is current.")
+    assert await current() == ["1.0"]
 
 
 async def test_runs_are_compared_and_their_results_are_carried_away(site: Site, visitor: Visitor) -> None:

@@ -73,9 +73,12 @@ async def test_wandb_in_its_offline_mode_writes_the_run(
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     server_ip = await serve_fl("line", "r1", SECRET.hex(), "2")
-    trial = Trial(make_job(server_ip=server_ip, wandb=WandbOptions(project="p", name="pi-v0")))
+    trial = Trial(
+        make_job(server_ip=server_ip, wandb=WandbOptions(project="p", name="pi-v0", config={"app_digest": "5c1e" * 16}))
+    )
     assert (await trial.run()).outcome is Outcome.FINISHED
     (written,) = written_in(tmp_path)
+    assert b"5c1e" * 16 in written.read_bytes()
     shown = history_in(written)
     assert [each["round"] for each in shown] == [1, 2]
     for each in shown:

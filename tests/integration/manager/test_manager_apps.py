@@ -1,5 +1,6 @@
 """Apps over the manager's API: published, listed, gone back to, handed on to servers and triggers."""
 
+import asyncio
 import json
 import shutil
 import tomllib
@@ -133,7 +134,7 @@ async def test_a_run_goes_on_with_its_app_when_another_manager_takes_over(house:
             assert type((again.run_config or {})["lr"]) is float
             bundle = Path(house.server().environ()["FEDOPS_MQTT_APP_FILE"])
             assert bundle.name == f"{app['digest']}.fab"
-            assert bundle.read_bytes() == without_server
+            assert await asyncio.to_thread(bundle.read_bytes) == without_server
 
 
 async def test_a_server_app_that_cannot_be_imported_fails_its_run_at_once_with_the_first_cause(house: House) -> None:
