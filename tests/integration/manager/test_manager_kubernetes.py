@@ -1,0 +1,157 @@
+"""FL servers as Kubernetes Jobs, against a stand-in for the API server that checks what it gets; pods are processes."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kubernetes_stand_in import KubernetesStandIn, kill_session
+from manager_parts import A, Api, B, House, until
+
+from fedops_mqtt.manager.kubernetes_manifests import job_name
+
+RIGHTS = Path(__file__).parents[3] / "deploy/kubernetes/manager-rbac.yaml"
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubernetesStandIn]:
+    stand_in = KubernetesStandIn(tmp_path / "cluster")
+    stand_in.write_kubeconfig(tmp_path / "home/.kube/config")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    yield stand_in
+    stand_in.close()
+
+
+def on_kubernetes(house: House, more: str = "", image: str = "my-image", limits: str | None = None) -> None:
+    env = f'env = {{ FEDOPS_MQTT_STORE = "{house.folder}/models" }}'
+    lines = ["min_clients = 2", env, f'kubernetes = {{ image = "{image}", service_account = "fl-server"{more} }}']
+    house.write_tasks(*lines, **({"limits": limits} if limits else {}))
+
+
+def rights_of_the_shipped_manager() -> set[tuple[str, str]]:
+    (role,) = (each for each in yaml.safe_load_all(RIGHTS.read_text()) if each["kind"] == "Role")
+    return {(verb, name) for rule in role["rules"] for verb in rule["verbs"] for name in rule["resources"]}
+
+
+async def log_of(api: Api, run_id: str) -> str:
+    return str((await api.get(f"/runs/{run_id}/logs"))["text"])
+
+
+async def finish(house: House, api: Api, run_id: str, *devices: Any) -> dict[str, Any]:
+    house.tell_server("finish", "all rounds done")
+    for device in devices:
+        device.finishes()
+    return await api.ended(run_id)
+
+
+async def test_a_run_as_a_job_completes_and_leaves_nothing_in_the_cluster(
+    house: House, cluster: KubernetesStandIn
+) -> None:
+    on_kubernetes(house)
+    async with house.managed() as api, house.device(A) as a, house.device(B) as b:
+        run_id = await api.start(house.task_id)
+        await api.training(run_id)
+        name = job_name(run_id, 1)
+        order = json.loads(cluster.secrets[name]["stringData"]["order.json"])
+        assert order["files"]["run_secret_file"] not in json.dumps(cluster.jobs[name])
+        pod = cluster.jobs[name]["spec"]["template"]["spec"]
+        assert (pod["serviceAccountName"], pod["automountServiceAccountToken"]) == ("fl-server", False)
+        house.tell_server("unheard")
+        run = await finish(house, api, run_id, a, b)
+        assert (run["outcome"], run["reason"], run["launch"]) == ("completed", "all rounds done", 1)
+        await until(lambda: _so(not cluster.jobs and not cluster.secrets), "an empty cluster")
+        exits = await api.events(run_id, "ServerExited")
+        assert exits[0]["detail"]["reason"] == "FL server process exited with status 0"
+        assert "FL server ended" in await log_of(api, run_id)
+    assert cluster.refused == []
+    assert cluster.asked <= rights_of_the_shipped_manager()
+
+
+async def test_a_pod_that_is_evicted_is_said_and_the_run_goes_on_in_another(
+    house: House, cluster: KubernetesStandIn
+) -> None:
+    on_kubernetes(house)
+    async with house.managed() as api, house.device(A), house.device(B):
+        run_id = await api.start(house.task_id)
+        await api.training(run_id)
+        pod = cluster.pods[job_name(run_id, 1)]
+        pod.eviction = "The node was low on resource: memory."
+        await asyncio.to_thread(kill_session, pod)
+        await api.run_when(run_id, lambda run: run["launch"] == 2 and run["status"] == "running")
+        exits = await api.events(run_id, "ServerExited")
+        assert "Evicted: The node was low on resource: memory." in exits[0]["detail"]["reason"]
+
+
+async def test_a_stop_deletes_the_job_and_waits_for_its_pod(house: House, cluster: KubernetesStandIn) -> None:
+    on_kubernetes(house)
+    async with house.managed() as api, house.device(A), house.device(B):
+        run_id = await api.start(house.task_id)
+        await api.training(run_id)
+        server = house.server()
+        await api.http.post(f"/api/v1/runs/{run_id}/stop", json={})
+        assert (await api.ended(run_id))["outcome"] == "stopped"
+        await until(lambda: api.events(run_id, "ServerExited"), "the exit")
+        assert not server.is_running()
+        assert (cluster.jobs, cluster.secrets, cluster.pods) == ({}, {}, {})
+
+
+async def test_an_api_server_that_is_away_is_said_and_no_second_server_is_started(
+    house: House, cluster: KubernetesStandIn
+) -> None:
+    on_kubernetes(house)
+    async with house.managed() as api, house.device(A) as a, house.device(B) as b:
+        run_id = await api.start(house.task_id)
+        await api.training(run_id)
+        server = house.server()
+        await asyncio.to_thread(cluster.lose)
+        await api.run_when(run_id, lambda run: "cluster cannot be asked: Kubernetes API" in (run["reason"] or ""))
+        server.suspend()
+        await asyncio.sleep(5)  # longer than server_lost_s
+        assert (await api.run(run_id))["launch"] == 1
+        server.resume()
+        await asyncio.to_thread(cluster.start)
+        await api.run_when(run_id, lambda run: not run["reason"])
+        run = await finish(house, api, run_id, a, b)
+        assert (run["outcome"], run["launch"]) == ("completed", 1)
+
+
+async def test_a_manager_that_is_started_again_finds_the_job_and_its_whole_log(
+    house: House, cluster: KubernetesStandIn
+) -> None:
+    on_kubernetes(house)
+    async with house.device(A) as a, house.device(B) as b:
+        async with house.managed(ends_servers=False) as api:
+            run_id = await api.start(house.task_id)
+            await api.training(run_id)
+        server = house.server()
+        async with house.managed() as api:
+            await api.training(run_id)
+            assert server.is_running()
+            run = await finish(house, api, run_id, a, b)
+            assert (run["outcome"], run["launch"]) == ("completed", 1)
+            await until(lambda: api.events(run_id, "ServerExited"), "the exit")
+            assert (await log_of(api, run_id)).count("FL server started") == 1
+
+
+async def test_an_image_that_cannot_be_pulled_fails_the_run_with_why(house: House, cluster: KubernetesStandIn) -> None:
+    on_kubernetes(house, image="no-such-image", limits="max_launches = 1\nserver_start_s = 5")
+    async with house.managed() as api:
+        run = await api.ended(await api.start(house.task_id))
+        assert "its pod waits: ImagePullBackOff: Back-off pulling image" in run["reason"]
+
+
+async def test_a_part_of_a_pod_that_the_api_does_not_know_fails_the_run_with_its_name(
+    house: House, cluster: KubernetesStandIn
+) -> None:
+    on_kubernetes(house, more=', pod = { nodeSelectr = { gpu = "yes" } }', limits="max_launches = 1")
+    async with house.managed() as api:
+        run = await api.ended(await api.start(house.task_id))
+        assert "nodeSelectr" in run["reason"]
+        assert cluster.jobs == {}
+
+
+async def _so(answer: bool) -> bool:
+    return answer
