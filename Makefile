@@ -85,6 +85,7 @@ test-frameworks: setup $(FRAMEWORKS_STAMP) $(FEDOPS_STAMP)  ## the tests that ne
 test-flwr: mosquitto $(FLWR_STAMP)  ## what touches flwr, with the other flwr that is supported
 	$(FLWR)/bin/python -m pytest -m "not long" $(addprefix tests/unit/,line server client bridge) \
 		tests/integration/line tests/integration/server $(ARGS)
+	$(FLWR)/bin/python -m pytest -m long tests/integration/server/test_strategy_coverage.py $(ARGS)
 
 test-pythons: mosquitto  ## the unit tests and the demo, with the other Pythons that are supported and found here
 	@for version in $(OTHER_PYTHONS); do \

@@ -56,6 +56,7 @@ async def _throw(site: Site) -> None:
             continue  # the broker cuts whoever sends more than it takes
 
 
+@pytest.mark.long
 async def test_garbage_on_every_topic_disturbs_no_run(site: Site) -> None:
     clients = await site.start_clients(2, "steered:app")
     manager = await site.start_manager(module="line_program")
@@ -71,6 +72,7 @@ async def test_garbage_on_every_topic_disturbs_no_run(site: Site) -> None:
     await clients[MAC].until_said("not JSON")
 
 
+@pytest.mark.long
 async def test_a_daemon_waits_for_a_broker_that_is_not_there_and_says_so_once(yard: Yard, task_id: str) -> None:
     port = free_port()
     url = f"mqtt://127.0.0.1:{port}"
@@ -86,6 +88,7 @@ async def test_a_daemon_waits_for_a_broker_that_is_not_there_and_says_so_once(ya
         assert await client.end(signal.SIGTERM) == ExitCode.OK
 
 
+@pytest.mark.long
 async def test_a_wrong_password_is_told_as_such(yard: Yard, task_id: str) -> None:
     async with Mosquitto(changes={"allow_anonymous": "false"}) as broker:
         known = {"broker": broker.url, "broker_user": "device", "broker_password": "correct-horse"}
@@ -98,7 +101,9 @@ async def test_a_wrong_password_is_told_as_such(yard: Yard, task_id: str) -> Non
             assert "correct-horse" not in process.stderr + process.stdout
 
 
-@pytest.mark.parametrize("task_id", ["a/b", "a+b", "#", "..", "x" * 65])
+@pytest.mark.parametrize(
+    "task_id", ["a/b", *(pytest.param(each, marks=pytest.mark.long) for each in ("a+b", "#", "..", "x" * 65))]
+)
 async def test_a_task_id_that_is_none_is_refused_before_anything_starts(yard: Yard, task_id: str) -> None:
     client = await yard.run("client", "--task-id", task_id, "--app", APP, state_dir=yard.folder / "c")
     assert client.process.returncode == ExitCode.USAGE
@@ -131,6 +136,7 @@ def _silent_server() -> Iterator[str]:
                 connection.close()
 
 
+@pytest.mark.long
 async def test_a_server_that_never_answers_fails_the_training_in_time(site: Site) -> None:
     client = await site.start_client(MAC, http="127.0.0.1:0", join_limit_s=3)
     await site.observer.until_client(MAC, ClientCondition.ONLINE)

@@ -89,6 +89,7 @@ async def test_it_sees_a_state_folder_that_cannot_be_written(yard: Yard) -> None
     ]
 
 
+@pytest.mark.long
 async def test_it_sees_an_acl_that_lets_a_device_say_and_hear_too_much(yard: Yard, site: SecureSite) -> None:
     (site.fleet.broker_folder / "acl").write_text(f"user {A.replace(':', '-')}\ntopic readwrite #\n")
     await site.reload()

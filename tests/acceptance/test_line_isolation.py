@@ -64,6 +64,7 @@ async def test_whatever_goes_wrong_is_told_and_leaves_a_daemon_that_is_ready(
     assert psutil.Process(daemon.process.pid).memory_info().rss - idle_bytes < 20 * MEGABYTE
 
 
+@pytest.mark.long
 async def test_training_that_is_deaf_dies_with_its_daemon_and_so_do_its_children(site: Site, orders: Orders) -> None:
     daemon = await site.start_client(FIRST, APP, partition_id=0, num_partitions=1)
     await site.observer.until_client(FIRST, ClientCondition.ONLINE)

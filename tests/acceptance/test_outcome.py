@@ -32,7 +32,8 @@ class Executioner:
         return True
 
 
-@pytest.mark.parametrize("is_manager_away", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("is_manager_away", [False, True])
 async def test_the_outcome_survives_a_daemon_that_is_killed_between_its_journal_and_its_word(
     site: Site, orders: Orders, is_manager_away: bool
 ) -> None:

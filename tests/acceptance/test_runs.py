@@ -34,6 +34,7 @@ async def test_presence_follows_birth_and_kill(site: Site) -> None:
     assert back.status.instance != born.status.instance
 
 
+@pytest.mark.long
 async def test_a_trigger_leads_to_training_and_to_finished_and_then_again(site: Site) -> None:
     clients = await site.start_clients(2, APP)
     await site.start_manager(module=PROGRAM)

@@ -105,6 +105,7 @@ class Commander:
         return event.message
 
 
+@pytest.mark.long
 async def test_a_captured_trigger_starts_nothing_when_it_is_played_again(yard: Yard, site: SecureSite) -> None:
     settings = {"state_dir": yard.folder / "device", "join_limit_s": 0.5, "heartbeat_s": 0.5}
     async with site.reading(MANAGER, str(topics.client_status(TASK, A))) as connection:
@@ -238,6 +239,7 @@ def test_a_runs_secret_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.long
 async def test_a_message_of_a_hundred_megabytes_to_the_shim_costs_the_device_nothing(
     yard: Yard, site: SecureSite
 ) -> None:

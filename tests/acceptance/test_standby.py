@@ -68,6 +68,7 @@ async def freeze(manager: Installed) -> None:
     await eventually(lambda: process.status() == psutil.STATUS_STOPPED)
 
 
+@pytest.mark.long
 async def test_a_standby_leads_when_the_leader_is_killed_and_fires_nothing_again(site: Site, orders: Orders) -> None:
     async with counting_firings(site) as firings:
         clients = await site.start_clients(2, APP)

@@ -46,6 +46,7 @@ async def test_watch_at_a_terminal_draws_a_live_table_and_ctrl_c_leaves_it(site:
         assert await terminal.process.wait() == ExitCode.OK
 
 
+@pytest.mark.long
 async def test_clients_and_runs_are_tables_in_a_pipe_and_json_lines_on_demand(site: Site) -> None:
     await site.start_client(MAC, client_name="kitchen")
     await site.observer.until_client(MAC, ClientCondition.ONLINE)
@@ -84,6 +85,7 @@ async def test_a_client_that_is_gone_for_good_can_be_forgotten(site: Site) -> No
     await site.observer.until(lambda: site.observer.client(MAC) is None)
 
 
+@pytest.mark.long
 async def test_an_idle_installed_daemon_is_small(site: Site) -> None:
     client = await site.start_client(MAC, http="127.0.0.1:0")
     await site.observer.until_client(MAC, ClientCondition.ONLINE)

@@ -5,7 +5,7 @@ from model_world import BrokenInvariantError, World
 from mutants import MUTANTS, Mutant
 
 FIRST_SEED = 1
-SHORT, SCHEDULES = 75, 300
+SHORT, SCHEDULES = 50, 300
 """Schedules of `make test` and of `make test-all`."""
 GUILTY_WITHIN = 1000
 """A lease that nothing but its end repairs is met once in some 300 schedules, whatever the seeds."""

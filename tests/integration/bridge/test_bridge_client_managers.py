@@ -10,7 +10,8 @@ _HEARTBEATS = 12
 """Seconds, by the heartbeat that the test sets: more than a client may take to come."""
 
 
-@pytest.mark.parametrize("generation", [1, *(pytest.param(later, marks=pytest.mark.long) for later in (2, 3))])
+@pytest.mark.long
+@pytest.mark.parametrize("generation", [1, 2, 3])
 async def test_a_client_manager_of_each_generation_drives_our_daemon(crossing: Crossing, generation: int) -> None:
     server = await crossing.start_open_server()
     port, at = free_port(), free_port()

@@ -73,7 +73,7 @@ def busiest_window(times: list[float]) -> int:
     return max(sum(start <= at < start + WINDOW_S for at in times) for start in times)
 
 
-@pytest.mark.parametrize("is_orderly", [True, False])
+@pytest.mark.parametrize("is_orderly", [True, pytest.param(False, marks=pytest.mark.long)])
 async def test_a_restarted_broker_meets_each_client_once_and_not_all_in_one_wave(
     task_id: str, is_orderly: bool
 ) -> None:

@@ -95,7 +95,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.mark.parametrize("transport", ["line", "grpc", None])
+@pytest.mark.parametrize(
+    "transport", ["line", *(pytest.param(each, marks=pytest.mark.long) for each in ("grpc", None))]
+)
 async def test_a_server_that_never_answers_is_a_failure_after_the_join_limit(
     make_job: MakeJob, transport: str | None
 ) -> None:
@@ -105,6 +107,7 @@ async def test_a_server_that_never_answers_is_a_failure_after_the_join_limit(
     assert job.server_ip in (ended.reason or ""), ended
 
 
+@pytest.mark.long
 async def test_a_server_that_accepts_and_says_nothing_is_a_failure_too(make_job: MakeJob) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         server_ip = f"127.0.0.1:{mute.getsockname()[1]}"
@@ -124,14 +127,15 @@ async def test_a_classic_server_that_is_not_up_yet_is_waited_for(serve_fl: Serve
     assert running.result().outcome is Outcome.FINISHED
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("app", "reason"),
     [
         ("fl_apps", "expected MODULE:ATTRIBUTE"),
-        pytest.param("no_such_module:app", "no module named 'no_such_module'", marks=pytest.mark.long),
-        pytest.param("fl_apps:missing", "has no 'missing'", marks=pytest.mark.long),
-        pytest.param("fl_apps:not_an_app", "it is int, expected a flwr ClientApp", marks=pytest.mark.long),
-        pytest.param("broken_app:app", "importing it raised SyntaxError", marks=pytest.mark.long),
+        ("no_such_module:app", "no module named 'no_such_module'"),
+        ("fl_apps:missing", "has no 'missing'"),
+        ("fl_apps:not_an_app", "it is int, expected a flwr ClientApp"),
+        ("broken_app:app", "importing it raised SyntaxError"),
     ],
 )
 async def test_an_app_that_cannot_be_loaded_is_a_failure_that_says_why(
@@ -145,6 +149,7 @@ async def test_an_app_that_cannot_be_loaded_is_a_failure_that_says_why(
     assert reason in (ended.reason or "")
 
 
+@pytest.mark.long
 async def test_code_that_raises_is_a_failure_with_its_text(serve_fl: ServeFl, make_job: MakeJob) -> None:
     server_ip = await serve_fl("line", "r1", SECRET.hex(), "1")
     ended = await Trial(make_job(app="fl_apps:raising", server_ip=server_ip)).run()
@@ -171,7 +176,7 @@ async def test_an_exception_is_told_with_its_traceback_and_all_output_is_kept(
     assert kept.count(b"x" * 200_000) >= 1
 
 
-@pytest.mark.parametrize("app", ["measuring", "measuring_client"])
+@pytest.mark.parametrize("app", ["measuring", pytest.param("measuring_client", marks=pytest.mark.long)])
 async def test_whatever_an_app_measures_its_training_goes_on(serve_fl: ServeFl, make_job: MakeJob, app: str) -> None:
     server_ip = await serve_fl("line", "r1", SECRET.hex(), "2")
     job = make_job(app=f"fl_apps:{app}", server_ip=server_ip)

@@ -67,6 +67,7 @@ def test_a_wandb_that_hangs_neither_blocks_nor_fills_the_memory() -> None:
     release.set()
 
 
+@pytest.mark.long
 async def test_wandb_in_its_offline_mode_writes_the_run(
     serve_fl: ServeFl, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,6 +118,7 @@ async def test_a_stop_that_comes_first_prevents_its_start(run_daemon: RunDaemon,
     assert (refused.last_trigger.answer, refused.last_trigger.reason) == (Answer.REJECTED, "stopped")
 
 
+@pytest.mark.long
 async def test_a_higher_launch_re_aims_the_training_that_runs(run_daemon: RunDaemon, operator: Operator) -> None:
     await run_daemon(app="fl_apps:busy")
     await operator.until_condition(ClientCondition.ONLINE)
@@ -193,6 +194,7 @@ async def test_leaving_while_training_says_interrupted_and_client_out(
     assert out.run is None
 
 
+@pytest.mark.long
 async def test_a_server_that_never_answers_is_a_failure_and_harms_nobody(
     run_daemon: RunDaemon, operator: Operator
 ) -> None:
@@ -238,6 +240,7 @@ async def test_a_broker_that_goes_away_does_not_stop_the_training_and_its_end_is
     assert finished.last_run.outcome is Outcome.FINISHED
 
 
+@pytest.mark.long
 async def test_the_users_own_coroutine_goes_on_while_training_runs_flat_out(
     run_daemon: RunDaemon, operator: Operator, serve_fl: ServeFl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,6 +318,7 @@ async def publish_raw(broker: Mosquitto, topic: str, payload: bytes, *, is_retai
             await raw.publish(topic, payload, qos=1, retain=is_retained)
 
 
+@pytest.mark.long
 async def test_a_clients_numbers_wait_for_a_broker_that_is_away(
     run_daemon: RunDaemon, operator: Operator, serve_fl: ServeFl, broker: Mosquitto
 ) -> None:

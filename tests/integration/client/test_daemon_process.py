@@ -208,11 +208,11 @@ async def test_a_wrong_password_is_said_once_with_what_to_check_and_never_shown(
     ("settings", "says"),
     [
         ({"task_id": "a/b"}, "task_id"),
-        ({"task_id": "a+b"}, "task_id"),
-        ({"task_id": ".."}, "task_id"),
-        ({"mac": "me"}, "client_mac"),
-        ({"app": "no_colon"}, "MODULE:ATTRIBUTE"),
-        ({"broker": "http://127.0.0.1:1"}, "mqtt://"),
+        pytest.param({"task_id": "a+b"}, "task_id", marks=pytest.mark.long),
+        pytest.param({"task_id": ".."}, "task_id", marks=pytest.mark.long),
+        pytest.param({"mac": "me"}, "client_mac", marks=pytest.mark.long),
+        pytest.param({"app": "no_colon"}, "MODULE:ATTRIBUTE", marks=pytest.mark.long),
+        pytest.param({"broker": "http://127.0.0.1:1"}, "mqtt://", marks=pytest.mark.long),
         ({"state_dir": "/proc/none"}, "state folder"),
     ],
 )

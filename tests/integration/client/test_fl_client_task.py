@@ -12,7 +12,9 @@ from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.protocol import ClientCondition
 
 
-@pytest.mark.parametrize(("mode", "number"), [("start", signal.SIGTERM), ("beside", signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("mode", "number"), [("start", signal.SIGTERM), pytest.param("beside", signal.SIGINT, marks=pytest.mark.long)]
+)
 async def test_a_program_of_a_users_own_trains_and_leaves_when_it_is_told(
     operator: Operator,
     serve_fl: ServeFl,

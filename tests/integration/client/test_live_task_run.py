@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from client_testbed import HERE, PATIENCE_S, SECRET, Operator, ServeFl
 from safetensors.numpy import load_file
 
@@ -13,6 +14,7 @@ from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.protocol import ClientCondition, MetricsKind
 
 
+@pytest.mark.long
 async def test_a_program_with_live_objects_trains_twice_and_says_fedops_results(
     operator: Operator, serve_fl: ServeFl, broker: Mosquitto, tmp_path: Path
 ) -> None:

@@ -106,6 +106,7 @@ async def test_servers_and_triggers_get_the_app_and_the_settings_of_the_run(hous
         assert (await api.get("/runs", app_digest=app["digest"]))["total"] == 1
 
 
+@pytest.mark.long
 async def test_a_run_goes_on_with_its_app_when_another_manager_takes_over(house: House) -> None:
     without_server = zipped(
         {"pyproject.toml": PROJECT.replace('serverapp = "digits.server_app:app"', "").encode(), "x.py": b""}

@@ -26,7 +26,7 @@ def is_completed(run: dict[str, object]) -> bool:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("max_launches", [1, 3])
+@pytest.mark.parametrize("max_launches", [1, pytest.param(3, marks=pytest.mark.long)])
 async def test_a_last_word_that_never_reaches_the_bus_is_read_when_the_process_is_gone(
     house: House, max_launches: int
 ) -> None:
@@ -35,6 +35,7 @@ async def test_a_last_word_that_never_reaches_the_bus_is_read_when_the_process_i
         assert is_completed(await api.ended(await end_unheard(house, api, (a, b))))
 
 
+@pytest.mark.long
 async def test_a_last_word_is_known_while_no_broker_is_there(house: House) -> None:
     async with house.managed() as api, house.device(A), house.device(B):
         house.tell_server("unheard")
@@ -46,6 +47,7 @@ async def test_a_last_word_is_known_while_no_broker_is_there(house: House) -> No
         await house.broker.start()
 
 
+@pytest.mark.long
 async def test_a_last_word_kept_while_no_manager_was_there_is_read_by_the_next(house: House) -> None:
     async with house.device(A) as a, house.device(B) as b:
         house.tell_server("unheard")

@@ -71,6 +71,7 @@ async def test_a_server_that_died_while_no_manager_was_there_is_launched_again(h
             assert a.starts[1].term > a.starts[0].term
 
 
+@pytest.mark.long
 async def test_a_run_keeps_its_task_when_the_tasks_file_loses_it_and_over_a_restart(house: House) -> None:
     async with house.device(A), house.device(B):
         async with manager_process(house) as first, api_at(first.url) as api:

@@ -4,6 +4,7 @@ import os
 import signal
 
 import psutil
+import pytest
 from manager_parts import A, B, C, House, until
 
 from fedops_mqtt.line.access import check_token
@@ -126,6 +127,7 @@ async def test_a_command_that_does_not_exist_fails_the_run_and_names_it(house: H
         )
 
 
+@pytest.mark.long
 async def test_a_server_that_is_out_on_the_bus_and_whose_line_says_nothing_is_replaced(house: House) -> None:
     async with house.managed() as api, house.device(A), house.device(B):
         run_id = await api.start(house.task_id)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 from manager_parts import HERE, PATIENCE_S, A, B, House, until
 
 from fedops_mqtt.bus import Cleared, Connected, Connection, Received
@@ -73,6 +74,7 @@ async def test_a_server_of_a_task_that_does_not_say_so_is_left_alone(house: Hous
         assert a.starts == []
 
 
+@pytest.mark.long
 async def test_an_adopted_server_that_is_started_anew_is_a_new_run_and_the_old_one_fails(house: House) -> None:
     house.write_tasks("adopt = true", "min_clients = 1")
     async with house.managed() as api, house.device(A):

@@ -74,9 +74,8 @@ async def test_sigterm_stops_the_run_and_keeps_the_last_whole_rounds_model(house
     assert [(end.outcome, end.run_outcome) for end in ends] == [(Outcome.STOPPED, RunOutcome.STOPPED)] * 2
 
 
-@pytest.mark.parametrize(
-    ("word", "is_kept"), [("failed", True), pytest.param("replaced", False, marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("word", "is_kept"), [("failed", True), ("replaced", False)])
 async def test_a_server_that_its_manager_ends_makes_no_version_of_a_run_that_failed_or_goes_on(
     house: House, tmp_path: Path, word: str, is_kept: bool
 ) -> None:

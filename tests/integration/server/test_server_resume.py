@@ -81,6 +81,7 @@ def other_house(house: House, tmp_path: Path) -> House:
     return house.beside(tmp_path / "elsewhere")
 
 
+@pytest.mark.long
 async def test_a_killed_server_goes_on_with_round_3_and_gives_the_model_it_would_have_given(
     house: House, other_house: House
 ) -> None:

@@ -119,6 +119,7 @@ def test_places_that_cannot_be_written_are_refused() -> None:
         open_folder("https://host/models")
 
 
+@pytest.mark.long
 def test_fedops_upload_and_download(
     s3: fsspec.AbstractFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -197,6 +197,16 @@ CASES: dict[str, Case] = {
     "classic QFedAvg": Case(classic.QFedAvg),
 }
 
+EACH_KIND = {
+    "message DifferentialPrivacyClientSideAdaptiveClipping",
+    "message FedAvgM",
+    "message FedXgbCyclic",
+    "classic DPFedAvgAdaptive",
+    "classic FedAdam",
+    "classic FedXgbBagging",
+}
+"""One strategy of each way to keep state; all of them are in the long ring, and in `make test-flwr`."""
+
 
 def flowers_strategies() -> set[str]:
     """Every strategy that the installed Flower exports, with its family."""
@@ -254,7 +264,9 @@ def kill_in_round_3(task: Task, run_id: str) -> Callable[[int, Any], dict[str, f
     return evaluate_and_kill
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [name if name in EACH_KIND else pytest.param(name, marks=pytest.mark.long) for name in CASES]
+)
 def test_two_runs_the_second_one_killed_and_launched_again_give_what_one_run_gives(name: str, tmp_path: Path) -> None:
     undisturbed, task = Task(tmp_path / "one"), Task(tmp_path / "many")
     run(undisturbed, name, 6)

@@ -27,7 +27,9 @@ def federate(num_clients: int, num_rounds: int) -> list[float]:
     return accuracies
 
 
-@pytest.mark.parametrize("num_clients", [2, 5, 8])
+@pytest.mark.parametrize(
+    "num_clients", [5, pytest.param(2, marks=pytest.mark.long), pytest.param(8, marks=pytest.mark.long)]
+)
 def test_five_rounds_of_fedavg_are_right_nine_times_in_ten(num_clients: int) -> None:
     assert federate(num_clients, 5)[-1] >= 0.93
 

@@ -244,7 +244,7 @@ def _filled_up(topic: Topic, field: str, value: Any) -> bytes:
     return orjson.dumps({field: {f"{number:x}": value for number in range(count)}})
 
 
-@pytest.mark.parametrize("value", [[], {}, "x", None, 1])
+@pytest.mark.parametrize("value", [{}, *(pytest.param(each, marks=pytest.mark.long) for each in ([], "x", None, 1))])
 @pytest.mark.parametrize(
     ("topic", "field"),
     [

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from fedops_mqtt.runtime.settings import ServerSettings
 from fedops_mqtt.runtime.wandb_log import shown_on_wandb
 
@@ -26,6 +28,7 @@ def test_without_a_project_nothing_is_shown_and_wandb_is_not_loaded() -> None:
     assert "wandb" not in sys.modules
 
 
+@pytest.mark.long
 def test_rounds_are_written_in_wandbs_offline_mode(tmp_path: Path) -> None:
     environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}
     done = subprocess.run(
