@@ -7,15 +7,14 @@ import asyncio
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from fedops_mqtt.demo.reaper import KEEP, MARK
-from fedops_mqtt.runtime.settings import ENV_PREFIX, inherited_environment
-
-_LOG_TAIL_LINES = 15
+from fedops_mqtt.runtime.processes import read_tail
+from fedops_mqtt.runtime.settings import ENV_PREFIX, environment_without_settings
 
 
 class DemoError(Exception):
@@ -116,9 +115,7 @@ class Processes:
 
     def log_tail(self, name: str) -> str:
         """Return the last lines of a process's log."""
-        log = self.folder / f"{name}.log"
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-        return "\n".join(lines[-_LOG_TAIL_LINES:])
+        return read_tail(self.folder / f"{name}.log")
 
     async def _spawn(
         self, name: str, command: Sequence[str], stdout: int, settings: dict[str, object]
@@ -131,7 +128,7 @@ class Processes:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=log,
-                env={**_without_settings(inherited_environment()), **own},
+                env={**environment_without_settings(), **own},
                 start_new_session=True,
             )
 
@@ -151,8 +148,3 @@ class Processes:
             return
         keeper.stdin.close()
         await keeper.wait()
-
-
-def _without_settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """What is set for another fleet has no business in the demo's."""
-    return {name: value for name, value in environment.items() if not name.startswith(ENV_PREFIX)}

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from fedops_mqtt.bus import BusError, BusOptions, connect
 from fedops_mqtt.bus.fleet_view import FleetView, Record, feed
@@ -24,7 +24,7 @@ from fedops_mqtt.core.run import ACCURACY, measure
 from fedops_mqtt.demo.processes import DemoError, Processes
 from fedops_mqtt.manager.client import AsyncManagerClient, ManagerClientError
 from fedops_mqtt.protocol import RunCondition, RunOutcome, visible
-from fedops_mqtt.runtime.background import alongside
+from fedops_mqtt.runtime.background import alongside, first_error
 from fedops_mqtt.runtime.systemd import ExitCode, end_signals
 
 TASK_ID = "digits"
@@ -74,20 +74,13 @@ async def run_demo(options: DemoOptions, screen: Screen) -> int:
             playing = group.create_task(demo.play(), name="demo")
             _end_on_signals(playing, processes)
     except BaseExceptionGroup as errors:
-        error = _first(errors)
+        error = first_error(errors)
         if not isinstance(error, DemoError | BusError | OSError):
             raise
         advice = "; choose a folder that can be written with --folder" if isinstance(error, OSError) else ""
         print(f"fedops-mqtt demo: {error}{advice}", file=sys.stderr)
         return ExitCode.FAILED
     return demo.status
-
-
-def _first(errors: BaseExceptionGroup[Any]) -> BaseException:
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _end_on_signals(playing: "asyncio.Task[None]", processes: Processes) -> None:

@@ -19,7 +19,7 @@ from fedops_mqtt.apps import AppRefusedError, RefusalCode
 from fedops_mqtt.device.training_process import mark_of
 from fedops_mqtt.runtime.background import bare_error
 from fedops_mqtt.runtime.processes import MARK, LineSplitter, Tail, kill_group, sweep
-from fedops_mqtt.runtime.settings import ENV_PREFIX, ClientSettings, inherited_environment
+from fedops_mqtt.runtime.settings import ClientSettings, environment_without_settings
 
 logger = logging.getLogger(__name__)
 
@@ -121,8 +121,8 @@ class AppEnvironments:
 
     def _environment_variables(self) -> dict[str, str]:
         """Return what `pip` gets: the device's own configuration of it, and none of our settings, some are secrets."""
-        inherited = inherited_environment().items()
-        mine = {name: value for name, value in inherited if not name.startswith((ENV_PREFIX, "PYTHON"))}
+        inherited = environment_without_settings().items()
+        mine = {name: value for name, value in inherited if not name.startswith("PYTHON")}
         mine |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
         if self._settings.app_index_url is not None:
             # By the environment: an address may hold a password, and others on the machine read arguments.

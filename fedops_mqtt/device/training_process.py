@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Self
 
 from fedops_mqtt.protocol import Outcome
-from fedops_mqtt.runtime.processes import MARK, LineSplitter, OutputFile, Tail, kill_group, sweep
-from fedops_mqtt.runtime.settings import ENV_PREFIX
+from fedops_mqtt.runtime.processes import MARK, LineSplitter, OutputFile, Tail, kill_group, sweep, terminate
+from fedops_mqtt.runtime.settings import environment_without_settings
 from fedops_mqtt.training.pipe import (
     MAX_LINE_BYTES,
     EndedReport,
@@ -161,10 +161,8 @@ class TrainingProcess:
         over.cancel()
         if self._ended is not None and self._stop_reason is None:
             await asyncio.wait({exited}, timeout=grace_s)
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            if not exited.done():
-                kill_group(process.pid, number)
-                await asyncio.wait({exited}, timeout=grace_s)
+        if not exited.done():
+            await terminate(process, grace_s=grace_s)
         await exited
         return is_late
 
@@ -227,8 +225,7 @@ def _failed(reason: str) -> EndedReport:
 
 def training_environment(state_folder: Path, mark: str) -> dict[str, str]:
     """Return the child's environment: ours without our own settings, some of which are secrets."""
-    mine = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
-    return mine | {
+    return environment_without_settings() | {
         MARK: mark,
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",

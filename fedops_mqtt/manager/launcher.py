@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,17 +19,13 @@ from typing import Protocol
 
 import psutil
 
+from fedops_mqtt.runtime.processes import read_tail
 from fedops_mqtt.runtime.settings import CONFIG_VARIABLE, ENV_PREFIX
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.1
 """How often processes are looked at; one `waitpid` or one file in /proc each."""
-
-LOG_TAIL_LINES = 20
-LOG_TAIL_BYTES = 16 * 1024
-_MAX_REASON = 2000
-"""Characters of the log in a reason; the file has the rest."""
 
 _START_TIME_SLACK_S = 0.05
 """psutil reckons a start time from boot time and clock ticks of 10 ms."""
@@ -272,17 +267,6 @@ def write_stop_reason(log_path: Path, outcome: str | None, reason: str) -> None:
 def stop_reason_file(log_path: Path) -> Path:
     """Where one launch finds why it is ended; the next one has its own."""
     return log_path.with_suffix(".stop-reason")
-
-
-def read_tail(path: Path) -> str:
-    """Return the last lines of a log, bounded; empty when there are none."""
-    try:
-        with path.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
-            lines = log.read().decode(errors="replace").splitlines()
-    except OSError:
-        return ""
-    return "\n".join(deque((line for line in lines if line.strip()), LOG_TAIL_LINES))[-_MAX_REASON:]
 
 
 def describe_exit(status: int | None) -> str:

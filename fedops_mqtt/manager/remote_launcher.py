@@ -21,6 +21,7 @@ from fedops_mqtt.manager.launcher import Liveness, ServerProcess
 from fedops_mqtt.manager.remote_order import verb, write_private
 from fedops_mqtt.manager.tasks import COMMAND, TaskConfig
 from fedops_mqtt.protocol import clip
+from fedops_mqtt.runtime.processes import read_tail
 from fedops_mqtt.runtime.remote_launch import END_MARK, START_MARK
 from fedops_mqtt.runtime.settings import ENV_PREFIX
 
@@ -264,11 +265,11 @@ class RemoteServer:
 
     def _has_started(self) -> bool:
         has_output = self.log_path.exists() and self.log_path.stat().st_size > 0
-        return self._is_resumed or has_output or START_MARK in launcher.read_tail(self._messages)
+        return self._is_resumed or has_output or START_MARK in read_tail(self._messages)
 
     def _describe(self, how: str) -> str:
         if not self._has_started() or (self._is_resumed and not self.log_path.exists()):
-            problem = launcher.read_tail(self._messages)
+            problem = read_tail(self._messages)
             return f"FL server cannot be started: {how or 'its launch command is gone'}; last words: {problem}"
         return with_last_words(how or "FL server ended while no manager was there", self.log_path)
 
@@ -296,7 +297,7 @@ def read_end(log_path: Path, final_status_file: Path) -> str | None:
 
 def with_last_words(how: str, log_path: Path) -> str:
     """Return how a server ended with the last lines of its log, where it has some."""
-    lines = launcher.read_tail(log_path).splitlines()
+    lines = read_tail(log_path).splitlines()
     tail = "\n".join(line for line in lines if not line.startswith(END_MARK))
     return f"{how}; last words: {tail}" if tail else how
 

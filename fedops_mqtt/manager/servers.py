@@ -28,6 +28,7 @@ from fedops_mqtt.protocol import Channel, ProtocolError, RunOutcome, ServerStatu
 from fedops_mqtt.runtime.background import bare_error
 from fedops_mqtt.runtime.key_values import format_pairs
 from fedops_mqtt.runtime.machine import host_name
+from fedops_mqtt.runtime.processes import read_tail
 from fedops_mqtt.runtime.settings_file import SettingsFileError
 
 logger = logging.getLogger(__name__)
@@ -340,7 +341,7 @@ class Servers:
         else:
             process = launcher.find(known.pid, known.process_started_at or 0.0, log_path)
         if process is None:
-            tail = launcher.read_tail(log_path)
+            tail = read_tail(log_path)
             reason = known.exit_reason or "FL server ended while no manager was there" + (f": {tail}" if tail else "")
             await self._exited(known, reason)
             return

@@ -34,6 +34,13 @@ def bare_error() -> Iterator[None]:
         raise errors.exceptions[0] from None
 
 
+def first_error(error: BaseException) -> BaseException:
+    """Return the error itself, of groups within groups the first one."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def raise_if_cancelled() -> None:
     """Raise the cancellation of this task that a library has swallowed.
 

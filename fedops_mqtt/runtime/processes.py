@@ -4,10 +4,12 @@ Every training process carries a mark in its environment that its children inher
 Of a stream that nobody vouches for, whole lines up to a length, its last lines, or a file of bounded size are kept.
 """
 
+import asyncio
 import logging
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 MARK = "FEDOPS_MQTT_TRAINING"
@@ -62,6 +64,18 @@ def _kill(pid: int) -> None:
         return
 
 
+async def terminate(process: asyncio.subprocess.Process, *, grace_s: float) -> None:
+    """End a process that leads a group, and the group: SIGTERM, then SIGKILL to one that is left after the grace."""
+    if process.returncode is None:
+        kill_group(process.pid, signal.SIGTERM)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await process.wait()
+    if process.returncode is None:
+        kill_group(process.pid)
+    await process.wait()
+
+
 logger = logging.getLogger(__name__)
 
 OUTPUT_FOLDER = "trainings"
@@ -71,6 +85,11 @@ MAX_OUTPUT_BYTES = 8 * 1024 * 1024
 _MAX_LINE_BYTES = 64 * 1024
 MAX_OUTPUTS = 10
 """Trainings whose output is kept."""
+
+
+LOG_TAIL_LINES = 20
+_MAX_TAIL_BYTES = 2000
+"""Of a log in a reason; the file has the rest."""
 
 
 class LineSplitter:
@@ -122,6 +141,18 @@ class Tail:
         lines = self._kept.decode(errors="replace").replace("\r", "\n").splitlines()
         kept = [line for line in lines if line.strip()][-self._max_lines :]
         return "\n".join("".join(char for char in line if char.isprintable() or char == "\t") for line in kept)
+
+
+def read_tail(path: Path, *, max_lines: int = LOG_TAIL_LINES, max_bytes: int = _MAX_TAIL_BYTES) -> str:
+    """Return the last lines of a log, of those the last `max_bytes`; empty when there are none."""
+    tail = Tail(max_lines=max_lines, max_bytes=max_bytes)
+    try:
+        with path.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - max_bytes))
+            tail.feed(log.read())
+    except OSError:
+        return ""
+    return tail.text
 
 
 class OutputFile:

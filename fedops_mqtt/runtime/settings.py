@@ -85,6 +85,11 @@ def inherited_environment() -> dict[str, str]:
     return dict(os.environ)
 
 
+def environment_without_settings() -> dict[str, str]:
+    """Return this process's environment without this package's settings, some of which are secrets."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceManager:
     """Where systemd listens to us, and how often it wants to hear (sd_notify(3), sd_watchdog_enabled(3))."""

@@ -6,7 +6,6 @@ Every process is ended when this one is left, however it is left: each of them h
 import asyncio
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,9 @@ from typing import Any
 from fedops_mqtt.device.training_process import exit_reason
 from fedops_mqtt.protocol import Outcome, ServerCondition, ServerMetrics, ServerStatus, decode, topics
 from fedops_mqtt.protocol.topics import Topic
-from fedops_mqtt.runtime.settings import ENV_PREFIX, inherited_environment
+from fedops_mqtt.runtime.background import first_error
+from fedops_mqtt.runtime.processes import read_tail, terminate
+from fedops_mqtt.runtime.settings import ENV_PREFIX, environment_without_settings
 from fedops_mqtt.runtime.task_config import flatten, read_configuration
 from fedops_mqtt.simulation.worker import Result, Work
 from fedops_mqtt.training.pipe import Job
@@ -26,7 +27,6 @@ from fedops_mqtt.training.pipe import Job
 _GRACE_S = 5.0
 """For a last word, before what is left is killed."""
 _MAX_LINE_BYTES = 16 * 1024**2
-_TAIL_LINES = 15
 _ONE_CORE = {"OMP_NUM_THREADS": "1"}
 """Each worker trains one client at a time, and there is one worker a core."""
 
@@ -81,7 +81,7 @@ async def simulate(
             try:
                 status, playing = await _see_through(options, server, str(status.server_ip), stack, on_round)
             except BaseExceptionGroup as errors:
-                raise _first(errors) from errors
+                raise first_error(errors) from errors
     results = [result for each in playing if not each.cancelled() for result in each.result()]
     return SimulationResult(
         outcome="completed" if status.status is ServerCondition.FINISHED else status.status.value,
@@ -121,13 +121,6 @@ async def _see_through(
         for each in playing:
             each.cancel()
     return status, playing
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 class _Server:
@@ -171,8 +164,7 @@ def _stop_reason_file(log: Path) -> Path:
 
 
 def _too_early(status: int, log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
-    return "\n".join([f"the server program ended with status {status} before the run did. Its last lines:", *lines])
+    return f"the server program ended with status {status} before the run did. Its last lines:\n{read_tail(log)}"
 
 
 async def _start_server(options: SimulationOptions, stack: AsyncExitStack) -> _Server:
@@ -278,21 +270,10 @@ async def _spawn(
     defaults: Mapping[str, str] | None = None,
     **how: Any,
 ) -> asyncio.subprocess.Process:
-    mine = {name: value for name, value in inherited_environment().items() if not name.startswith(ENV_PREFIX)}
+    mine = environment_without_settings()
     said = {f"{ENV_PREFIX}{name.upper()}": str(value) for name, value in (settings or {}).items()}
     process = await asyncio.create_subprocess_exec(
         sys.executable, *arguments, cwd=cwd, env={**(defaults or {}), **mine, **said}, start_new_session=True, **how
     )
-    stack.push_async_callback(_end, process)
+    stack.push_async_callback(terminate, process, grace_s=_GRACE_S)
     return process
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if process.returncode is None:
-            try:
-                os.killpg(process.pid, number)
-                await asyncio.wait_for(process.wait(), _GRACE_S)
-            except (ProcessLookupError, TimeoutError):
-                continue
-    await process.wait()

@@ -8,6 +8,7 @@ import pytest
 
 from fedops_mqtt.manager import launcher
 from fedops_mqtt.manager.launcher import LaunchOrder, ServerProcess
+from fedops_mqtt.runtime.processes import LOG_TAIL_LINES, read_tail
 
 BARE = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 """The environment of a machine where nobody has set how Python prints."""
@@ -27,7 +28,7 @@ async def ended(process: ServerProcess) -> str:
 
 async def printed(process: ServerProcess) -> str:
     """Wait for the first words of a process: only then is its environment sure to be in `/proc`."""
-    while not (said := launcher.read_tail(process.log_path)):  # noqa: ASYNC110 - a file tells nobody
+    while not (said := read_tail(process.log_path)):  # noqa: ASYNC110 - a file tells nobody
         await asyncio.sleep(0.02)
     return said
 
@@ -50,7 +51,7 @@ async def test_a_failed_server_is_told_with_its_status_and_last_words(tmp_path: 
     reason = await ended(process)
     assert reason.startswith("FL server process exited with status 1; last words: x\n")
     assert reason.endswith("no data")
-    assert len(reason.splitlines()) == launcher.LOG_TAIL_LINES
+    assert len(reason.splitlines()) == LOG_TAIL_LINES
 
 
 async def test_a_killed_server_is_told_with_its_signal(tmp_path: Path) -> None:
@@ -80,7 +81,7 @@ async def test_what_a_server_leaves_behind_ends_with_it(tmp_path: Path) -> None:
     )
     process = await launcher.launch(order(tmp_path, program))
     await ended(process)
-    child = int(launcher.read_tail(process.log_path))
+    child = int(read_tail(process.log_path))
     await gone(child)
 
 
