@@ -67,11 +67,15 @@ def medians(lives: list[dict]) -> dict:
 async def life_of_a_fleet(broker: Mosquitto, reader: "FloorReader | ManagerReader", size: int) -> dict:
     """Bring all online, have them talk, trigger them, kill them as they train; return the seconds until it is known."""
     fleet, taken = SimulatedFleet(size), {}
-    at_first = reader.costs()
+    at_first, broker_at_first = reader.costs(), costs_of(broker.pid)
     began = time.monotonic()
     await fleet.come_online(broker.host, broker.port)
     taken["connected_s"] = time.monotonic() - began
     taken["online_s"] = await reader.until_all("online") - began
+    broker_costs = costs_of(broker.pid)
+    taken |= {
+        f"broker_{name}_each": (broker_costs[name] - broker_at_first[name]) / size * 1000 for name in broker_costs
+    }
     taken["watch_s"] = median([await newcomer_time(reader.newcomer, broker.url, size) for _ in range(NUM_NEWCOMERS)])
     began = time.monotonic()
     await fleet.say_many(STATUSES_EACH)
@@ -245,6 +249,8 @@ ROWS = (
     ("CPU over the whole life, s", "cpu_s", "", None),
     ("memory for 1,000 clients, MiB", "memory_mib_each", "", None),
     ("CPU for 1,000 clients, s", "cpu_s_each", "", None),
+    ("broker: memory for 1,000 connected clients, MiB", "broker_memory_mib_each", "", None),
+    ("broker: CPU to connect 1,000 clients, s", "broker_cpu_s_each", "", None),
 )
 MAX_GROWTH = 1.2
 """Cost of a client in the largest fleet by that in the smallest: it must not grow; no figure is truer than this."""

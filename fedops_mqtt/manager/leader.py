@@ -221,6 +221,8 @@ def _said_to_servers(settings: ManagerSettings) -> dict[str, object]:
         "broker_ca_file": settings.broker_ca_file,
         "broker_cert_file": settings.broker_cert_file,
         "broker_key_file": settings.broker_key_file,
+        "broker_first_try_s": settings.broker_first_try_s,
+        "broker_return_s": settings.broker_return_s,
         "keepalive_s": settings.keepalive_s,
         "heartbeat_s": settings.heartbeat_s,
         "subscribe_qos": settings.subscribe_qos,

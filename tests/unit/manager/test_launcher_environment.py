@@ -2,7 +2,12 @@
 
 from pathlib import Path
 
+import pytest
+
+from fedops_mqtt.bus import BusOptions
 from fedops_mqtt.manager.launcher import child_environment
+from fedops_mqtt.manager.leader import _said_to_servers
+from fedops_mqtt.runtime.settings import BusSettings, ManagerSettings
 
 MANAGERS = {
     "HOME": "/home/someone",
@@ -30,3 +35,13 @@ def test_a_server_with_settings_of_its_own_gets_none_of_the_managers_credentials
 
 def test_what_the_task_adds_outweighs_everything() -> None:
     assert child_environment(MANAGERS, SAID, {"FEDOPS_MQTT_TASK_ID": "mine"})["FEDOPS_MQTT_TASK_ID"] == "mine"
+
+
+def test_a_server_takes_its_turns_among_several_brokers_as_its_manager_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    several = "mqtt://a,mqtt://b"
+    settings = ManagerSettings(broker=several, broker_first_try_s=1.5, broker_return_s=7, keepalive_s=9)
+    for name, value in child_environment({}, _said_to_servers(settings), {}).items():
+        monkeypatch.setenv(name, value)
+    servers = BusSettings()
+    assert servers.broker == several
+    assert BusOptions.from_settings(servers) == BusOptions.from_settings(settings)
