@@ -16,6 +16,7 @@ OTHER_PYTHONS := 3.12 3.13
 ARGS ?=
 SEED ?= 1
 MINUTES ?= 2
+PROFILE ?= single
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # test-all is steps, one after the other
@@ -73,7 +74,7 @@ test-mutants: setup  ## the model: more schedules, and rules broken on purpose t
 test-fuzz: setup postgresql  ## every property with many examples, hostile requests against everything that listens
 	$(BIN)/python -m pytest -m "hypothesis or long" --hypothesis-profile=long tests/fuzz tests/unit $(ARGS)
 
-test-chaos: setup  ## a short chaos over the whole system
+test-chaos: setup cluster-tools postgresql  ## a short chaos over the whole system, on each profile
 	$(BIN)/python -m pytest -m long tests/chaos $(ARGS)
 
 test-browser: setup browser-tools  ## the page in Chromium, and what npm's tools say
@@ -128,8 +129,10 @@ model: setup  ## 10,000 seeded schedules over the pure core: make model SEED=1 S
 mutate: setup  ## break one expression of a pure module at a time: which does no test notice? make mutate ARGS="--count 20"
 	$(BIN)/python tests/mutation/mutate.py $(ARGS)
 
-chaos: setup  ## faults over the whole system while runs go on: make chaos SEED=7 MINUTES=3
-	PYTHONPATH=tests/acceptance:tests/chaos $(BIN)/python tests/chaos/run_chaos.py --seed $(SEED) --minutes $(MINUTES) $(ARGS)
+# PROFILE: single (one mosquitto, SQLite), pair or cluster (broker-config/ha), postgres.
+chaos: setup $(if $(filter pair cluster,$(PROFILE)),cluster-tools) $(if $(filter postgres,$(PROFILE)),postgresql)  ## faults over the whole system while runs go on: make chaos SEED=7 MINUTES=3 PROFILE=pair
+	PYTHONPATH=tests/acceptance:tests/chaos:tests/cluster:tests/harness $(BIN)/python tests/chaos/run_chaos.py \
+		--seed $(SEED) --minutes $(MINUTES) --profile $(PROFILE) $(ARGS)
 
 # The published package as it is. torchvision is there to be imported: this version does so without its CUDA half.
 $(FEDOPS_STAMP): tests/frameworks/fedops-requirements.txt

@@ -1,5 +1,6 @@
 """Two managers as processes: the second waits and says so, leads when the first is gone, and fires nothing again."""
 
+import asyncio
 import re
 import signal
 from collections import Counter
@@ -15,6 +16,7 @@ from postgres import Postgres
 from yard import Installed, Site, eventually
 
 from fedops_mqtt.bus import Connection, Received
+from fedops_mqtt.manager.lease import ROW_LEASE_S
 from fedops_mqtt.protocol import Channel, RunOutcome, StartTrigger, filter_for
 from fedops_mqtt.runtime.background import alongside
 from fedops_mqtt.runtime.systemd import ExitCode
@@ -131,4 +133,40 @@ async def test_a_leader_of_a_database_server_that_goes_silent_is_replaced_and_fi
             assert re.search(rf"another manager leads now \(.* pid {second.process.pid}\)", first.stdout), first.stderr
             assert "Traceback" not in first.stderr
         await finish(site, orders, run_id)
+        assert firings == Counter({(mac, 1): 1 for mac in clients})
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("is_frozen", [False, True], ids=["database stopped", "database frozen"])
+async def test_a_leader_that_fails_together_with_its_database_is_replaced_and_fires_nothing_again(
+    site: Site, orders: Orders, own_postgres: Postgres, ending: signal.Signals, is_frozen: bool
+) -> None:
+    launch_manager = partial(
+        site.launch_manager,
+        site.write_tasks(module=PROGRAM, more=PATIENT.format(task_id=site.task_id)),
+        database_url=own_postgres.new_database(),
+    )
+    async with counting_firings(site) as firings:
+        clients = await site.start_clients(2, APP)
+        first = await launch_manager(state_dir=site.yard.folder / "first")
+        term = await site.until_leading(first)
+        run_id = await start_run(site, orders, clients)
+        second = await launch_manager(state_dir=site.yard.folder / "second")
+        await until_standby(second, first)
+        await asyncio.to_thread(own_postgres.freeze if is_frozen else own_postgres.stop)
+        if ending is signal.SIGKILL:
+            await first.end(ending)
+        else:
+            await freeze(first)
+        await asyncio.sleep(2 * ROW_LEASE_S)
+        assert "manager leads (term" not in second.stdout, "as long as nobody can renew, nobody is late"
+        await asyncio.to_thread(own_postgres.go_on if is_frozen else own_postgres.start)
+        assert await site.until_leading(second) > term
+        if ending is signal.SIGSTOP:
+            first.process.send_signal(signal.SIGCONT)
+            assert await first.wait() == ExitCode.FAILED
+            assert "Traceback" not in first.stderr
+        await finish(site, orders, run_id)
+        assert "Traceback" not in second.stderr
         assert firings == Counter({(mac, 1): 1 for mac in clients})

@@ -8,7 +8,7 @@ import chaos_journals
 import httpx
 from chaos_journals import ManagerJournal, read_manager_journal
 from chaos_world import TASK, World
-from reader import Json, Observer, observing
+from reader import Json, Observer
 from yard import Installed
 
 from fedops_mqtt.core.client_state import ClientState
@@ -25,7 +25,7 @@ _BEGINS = re.compile(r"a training process begins run_id=(\S+) attempt=(\d+)")
 
 async def broken_invariants(world: World) -> list[str]:
     """Return every invariant that does not hold, as a sentence."""
-    journal = read_manager_journal(str(world.manager_state / "manager.db"))
+    journal = read_manager_journal(world.database_url)
     found = [
         *chaos_journals.runs_without_end(journal),
         *chaos_journals.changed_decisions(journal),
@@ -85,7 +85,7 @@ def _tracebacks(world: World) -> Iterator[str]:
 
 async def _bus(world: World, journal: ManagerJournal) -> AsyncIterator[str]:
     """G-2 and G-4: a newcomer sees each client and each run as it is, with the outcome that the journals hold."""
-    async with observing(world.broker.url, TASK) as fresh:
+    async with world.ground.observing() as fresh:
         await fresh.until(lambda: all(fresh.client(mac) is not None for mac in world.macs))
         for number, mac in enumerate(world.macs):
             view = fresh.client(mac)

@@ -3,15 +3,16 @@
 Every function yields sentences about what does not hold; nothing here looks at the bus or at processes.
 """
 
-import json
-import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from sqlalchemy import create_engine, select, text
+
 from fedops_mqtt.core.client_state import ClientState, TriggerReply
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.core.run_member import Member
+from fedops_mqtt.manager import tables
 from fedops_mqtt.manager.run_record import load_run
 from fedops_mqtt.protocol import Answer, Outcome, RunOutcome
 from fedops_mqtt.store.versions import ModelStore
@@ -39,20 +40,21 @@ class ManagerJournal:
         return (event for event in self.events if event.kind == kind)
 
 
-def read_manager_journal(path: str) -> ManagerJournal:
-    """Return the journal in a SQLite file as it is on disk now."""
-    with sqlite3.connect(path) as connection:
+def read_manager_journal(url: str) -> ManagerJournal:
+    """Return the journal in a database as it is on disk now."""
+    engine = create_engine(url)
+    with engine.connect() as connection:
         members: dict[str, dict[str, str]] = defaultdict(dict)
-        for run_id, mac, state in connection.execute("SELECT run_id, client_mac, state FROM members"):
+        for run_id, mac, state in connection.execute(text("SELECT run_id, client_mac, state FROM members")):
             members[run_id][mac] = state
-        rows = connection.execute("SELECT run_id, state FROM runs ORDER BY created_at").fetchall()
-        events = connection.execute(
-            "SELECT id, kind, run_id, client_mac, detail FROM events WHERE run_id IS NOT NULL ORDER BY id"
-        ).fetchall()
+        rows = connection.execute(text("SELECT run_id, state FROM runs ORDER BY created_at")).all()
+        of_runs = select(tables.events).where(tables.events.c.run_id.is_not(None)).order_by(tables.events.c.id)
+        events = connection.execute(of_runs).all()
+    engine.dispose()
     runs = tuple(load_run(state, members[run_id]) for run_id, state in rows)
     told = tuple(
-        Told(id=number, kind=kind, run_id=run_id, client_mac=mac, detail=json.loads(detail))
-        for number, kind, run_id, mac, detail in events
+        Told(id=each.id, kind=each.kind, run_id=each.run_id, client_mac=each.client_mac, detail=each.detail)
+        for each in events
     )
     return ManagerJournal(runs=runs, events=told)
 

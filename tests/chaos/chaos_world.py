@@ -7,14 +7,19 @@ import asyncio
 import random
 import shutil
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
 import psutil
+from cluster_site import SCREENS, enrol_task, reading
 from fault_proxy import FaultProxy
+from nodes import PROFILES, Node
+from postgres import Postgres
+from reader import Observer, observing
+from secure_site import HOST, SecureSite
 from spy import Spy, spying
 from yard import Installed, Yard
 
@@ -23,8 +28,10 @@ from fedops_mqtt.bus.mosquitto import free_port
 from fedops_mqtt.bus.owner import EpochFile
 from fedops_mqtt.demo.reaper import marked
 from fedops_mqtt.device.journal import identity_dir
+from fedops_mqtt.enrolment import FleetFolder
 
 TASK = "chaos"
+SERVER = "server-chaos"
 NUM_ROUNDS = 10
 EPOCHS_A_ROUND = 40
 QUICK = {"keepalive_s": 2, "heartbeat_s": 2, "backoff_max_s": 2, "connect_timeout_s": 4, "publish_timeout_s": 4}
@@ -56,8 +63,9 @@ class Fault:
         return f"{self.at_s:6.1f} s  {self.kind:<16} #{self.target}  for {self.lasts_s:.1f} s"
 
 
-def make_schedule(seed: int, *, seconds: float, num_clients: int) -> list[Fault]:
+def make_schedule(seed: int, *, seconds: float, num_clients: int, profile: str = "single") -> list[Fault]:
     """Return the faults that this seed stands for; the same arguments give the same faults."""
+    faults_of = FAULTS_OF[profile]
     source = random.Random(seed)
     faults: list[Fault] = []
     at_s = 2.0
@@ -65,7 +73,7 @@ def make_schedule(seed: int, *, seconds: float, num_clients: int) -> list[Fault]
         faults.append(
             Fault(
                 at_s=at_s,
-                kind=source.choices(list(FAULTS), weights=[weight for weight, _ in FAULTS.values()])[0],
+                kind=source.choices(list(faults_of), weights=[weight for weight, _ in faults_of.values()])[0],
                 target=source.randrange(num_clients),
                 lasts_s=source.uniform(0.2, 8.0),
             )
@@ -74,16 +82,43 @@ def make_schedule(seed: int, *, seconds: float, num_clients: int) -> list[Fault]
     return faults
 
 
-class World:
-    """A broker, a manager and clients, kept alive; see `faults` for what may befall them."""
+@dataclass(kw_only=True)
+class Ground:
+    """What a world stands on: broker nodes and what stands before them, identities, a database server."""
 
-    def __init__(self, yard: Yard, broker: Mosquitto, spy: Spy, proxies: list[FaultProxy]) -> None:
+    nodes: list[Node]
+    host: str
+    port: int
+    secure: SecureSite | None = None
+    """Where everybody is enrolled and speaks TLS; None: a broker without access control."""
+    postgres: Postgres | None = None
+    database_url: str | None = None
+    settings: dict[str, object] = field(default_factory=dict)
+
+    def url(self, proxy: FaultProxy) -> str:
+        return f"mqtts://{proxy.address}" if self.secure else proxy.url
+
+    def config(self, name: str) -> tuple[str, ...]:
+        """The options that give a process its identity."""
+        return ("--config", str(self.secure.bundle(name))) if self.secure else ()
+
+    def observing(self) -> AbstractAsyncContextManager[Observer]:
+        """A newcomer who looks at the bus."""
+        if self.secure:
+            return reading(self.secure, SCREENS[0], TASK)
+        return observing(f"mqtt://{self.host}:{self.port}", TASK)
+
+
+class World:
+    """Brokers, a manager and clients, kept alive; see `faults` for what may befall them."""
+
+    def __init__(self, yard: Yard, ground: Ground, spy: Spy | None, proxies: list[FaultProxy]) -> None:
         self.yard = yard
-        self.broker = broker
+        self.ground = ground
         self.spy = spy
         self.proxies = proxies[1:]
         self.manager_proxy = proxies[0]
-        self.macs = [f"02:00:00:00:0c:{number:02x}" for number in range(1, len(proxies))]
+        self.macs = macs_of(len(proxies) - 1)
         self.clients: list[Installed] = []
         self.daemons: list[list[Installed]] = []
         self.manager: Installed | None = None
@@ -127,7 +162,7 @@ class World:
             return False
         self._busy.add(target)
         try:
-            await FAULTS[fault.kind][1](self, fault)
+            await FAULTS_OF["postgres"][fault.kind][1](self, fault)
         finally:
             self._busy.discard(target)
         return True
@@ -135,14 +170,15 @@ class World:
     async def _start_client(self, number: int) -> Installed:
         daemon = await self.yard.start(
             "client",
-            broker=self.proxies[number].url,
+            *self.ground.config(self.macs[number]),
+            broker=self.ground.url(self.proxies[number]),
             task_id=TASK,
             app="fedops_mqtt.demo:client_app",
             mac=self.macs[number],
             state_dir=self.client_state(number),
             partition_id=number,
             num_partitions=len(self.macs),
-            **CLIENT,
+            **CLIENT | self.ground.settings,
         )
         self.daemons[number].append(daemon)
         return daemon
@@ -152,20 +188,30 @@ class World:
         limits = "\n".join(f"{name} = {value}" for name, value in LIMITS.items())
         tasks.write_text(
             f'[tasks.{TASK}]\nmodule = "fedops_mqtt.demo.server"\nargs = ["--epochs", "{EPOCHS_A_ROUND}"]\n'
-            f"num_rounds = {NUM_ROUNDS}\nmin_clients = 2\n[tasks.{TASK}.limits]\n{limits}\n"
+            f"num_rounds = {NUM_ROUNDS}\nmin_clients = 2\n{self._server_config()}[tasks.{TASK}.limits]\n{limits}\n"
         )
+        database = {"database_url": self.ground.database_url} if self.ground.database_url else {}
         manager = await self.yard.start(
             "manager",
-            broker=self.manager_proxy.url,
+            *self.ground.config("manager"),
+            broker=self.ground.url(self.manager_proxy),
             tasks_file=tasks,
             http=self.manager_address,
             state_dir=self.manager_state,
             store=self.store,
             line_ping_s=1,
-            **QUICK,
+            **QUICK | self.ground.settings | database,
         )
         self.managers.append(manager)
         return manager
+
+    def _server_config(self) -> str:
+        return f"config = {str(self.ground.secure.bundle(SERVER))!r}\n" if self.ground.secure else ""
+
+    @property
+    def database_url(self) -> str:
+        """The manager's journal."""
+        return self.ground.database_url or f"sqlite:///{self.manager_state / 'manager.db'}"
 
     async def _end(self, process: Installed, number: signal.Signals) -> None:
         """End a process; a SIGTERM that comes before Python is ready for it may still kill."""
@@ -235,20 +281,39 @@ class World:
         for server in self.servers()[:1]:
             await self._freeze(server.pid, fault.lasts_s)
 
+    def _node(self, fault: Fault) -> Node:
+        return self.ground.nodes[fault.target % len(self.ground.nodes)]
+
     async def kill_broker(self, fault: Fault) -> None:
-        await self.broker.kill()
+        node = self._node(fault)
+        await node.kill()
         await asyncio.sleep(fault.lasts_s)
-        await self.broker.start()
+        await node.start()
 
     async def restart_broker(self, fault: Fault) -> None:
-        await self.broker.terminate()
+        node = self._node(fault)
+        assert isinstance(node, Mosquitto)
+        await node.terminate()
         await asyncio.sleep(fault.lasts_s)
-        await self.broker.start()
+        await node.start()
 
     async def freeze_broker(self, fault: Fault) -> None:
-        self.broker.pause()
+        node = self._node(fault)
+        node.pause()
         await asyncio.sleep(fault.lasts_s)
-        self.broker.resume()
+        node.resume()
+
+    async def stop_database(self, fault: Fault) -> None:
+        assert self.ground.postgres is not None
+        await asyncio.to_thread(self.ground.postgres.stop)
+        await asyncio.sleep(fault.lasts_s)
+        await asyncio.to_thread(self.ground.postgres.start)
+
+    async def freeze_database(self, fault: Fault) -> None:
+        assert self.ground.postgres is not None
+        await asyncio.to_thread(self.ground.postgres.freeze)
+        await asyncio.sleep(fault.lasts_s)
+        await asyncio.to_thread(self.ground.postgres.go_on)
 
     async def cut(self, fault: Fault) -> None:
         self._proxy(fault).cut()
@@ -267,9 +332,11 @@ class World:
 
     async def replay(self, fault: Fault) -> None:
         """Somebody, or a broken bridge between brokers, says again what was said: old wills, triggers, statuses."""
+        assert self.spy is not None
         await self.spy.replay(random.Random(fault.at_s), count=30)
 
     async def garbage(self, fault: Fault) -> None:
+        assert self.spy is not None
         await self.spy.garbage(random.Random(fault.at_s), self.macs, count=100)
 
     def servers(self) -> list[psutil.Process]:
@@ -325,9 +392,20 @@ FAULTS: dict[str, tuple[int, Callable[[World, Fault], Awaitable[None]]]] = {
 }
 """What may happen: how often in relation to the others, and how."""
 
+_NOT_BEHIND_TLS = frozenset({"restart-broker", "lose-pubacks", "replay", "garbage"})
+"""A proxy cannot look into TLS, and strangers cannot speak there."""
+FAULTS_OF = {
+    "single": FAULTS,
+    **{name: {kind: fault for kind, fault in FAULTS.items() if kind not in _NOT_BEHIND_TLS} for name in PROFILES},
+    "postgres": {**FAULTS, "stop-database": (4, World.stop_database), "freeze-database": (4, World.freeze_database)},
+}
+"""By profile."""
+
 
 def _target_of(fault: Fault) -> str:
     kind, _, whom = fault.kind.partition("-")
+    if whom == "database":
+        return "manager"  # one that starts without its database ends; who restarts it is not here
     if whom in ("manager", "server", "broker"):
         return whom
     return f"{whom or kind}-{fault.target}" if whom != "training" else f"client-{fault.target}"
@@ -352,19 +430,49 @@ def _runs(process: psutil.Process, module: str) -> bool:
 
 
 @asynccontextmanager
-async def living(folder: Path, *, num_clients: int) -> AsyncIterator[World]:
+async def living(folder: Path, *, num_clients: int, profile: str = "single") -> AsyncIterator[World]:
     """Start a world in `folder` and clear it up."""
     async with AsyncExitStack() as stack:
-        data = folder / "broker"
-        data.mkdir()
-        broker = await stack.enter_async_context(Mosquitto(port=free_port(), data_dir=data))
+        ground = await stack.enter_async_context(_ground(folder, profile, macs_of(num_clients)))
         proxies = [
-            await stack.enter_async_context(FaultProxy(broker.host, broker.port).running())
+            await stack.enter_async_context(
+                FaultProxy(ground.host, ground.port, is_mqtt=ground.secure is None).running()
+            )
             for _ in range(num_clients + 1)
         ]
         yard = Yard(folder)
         stack.push_async_callback(yard.clear_up)
-        spy = await stack.enter_async_context(spying(broker.url, TASK))
-        world = World(yard, broker, spy, proxies)
+        spy = None
+        if ground.secure is None:
+            spy = await stack.enter_async_context(spying(f"mqtt://{ground.host}:{ground.port}", TASK))
+        world = World(yard, ground, spy, proxies)
         await world.start()
         yield world
+
+
+def macs_of(num_clients: int) -> list[str]:
+    return [f"02:00:00:00:0c:{number:02x}" for number in range(1, num_clients + 1)]
+
+
+@asynccontextmanager
+async def _ground(folder: Path, profile: str, macs: Sequence[str]) -> AsyncIterator[Ground]:
+    if profile in PROFILES:
+
+        def enrol(fleet: FleetFolder) -> None:
+            enrol_task(fleet, TASK, macs, app="fedops_mqtt.demo:client_app", server=SERVER)
+
+        async with PROFILES[profile](folder / "brokers", enrol) as brokers:
+            port = brokers.fleet.register.ports.certificate
+            settings: dict[str, object] = {"subscribe_qos": 0} if profile == "cluster" else {}
+            secure = SecureSite(brokers.fleet, None)  # type: ignore[arg-type]
+            yield Ground(nodes=[*brokers.nodes.values()], host=HOST, port=port, secure=secure, settings=settings)
+        return
+    data = folder / "broker"
+    data.mkdir()
+    async with Mosquitto(port=free_port(), data_dir=data) as broker:
+        ground = Ground(nodes=[broker], host=broker.host, port=broker.port)
+        if profile != "postgres":
+            yield ground
+            return
+        with Postgres() as postgres:
+            yield replace(ground, postgres=postgres, database_url=postgres.new_database())

@@ -1,6 +1,7 @@
-"""`make chaos SEED=… MINUTES=…`: a seeded schedule of faults over the whole system while runs go on, then the verdict.
+"""`make chaos SEED=… MINUTES=… PROFILE=…`: a seeded schedule of faults over the whole system, and then the verdict.
 
-It prints what was done, what the system said of its runs, and every invariant that does not hold; 0 means that all do.
+Runs go on meanwhile. It prints what was done, what the system said of its runs, and every invariant that does not hold;
+0 means that all do.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import httpx
 from chaos_invariants import broken_invariants
-from chaos_world import LIMITS, TASK, Fault, World, living, make_schedule
+from chaos_world import FAULTS_OF, LIMITS, TASK, Fault, World, living, make_schedule
 
 from fedops_mqtt.runtime.background import alongside
 
@@ -22,11 +23,11 @@ SETTLE_S = 600.0
 """After the last fault everything comes back; leases and back-offs of this world are a few seconds."""
 
 
-async def chaos(seed: int, *, seconds: float, num_clients: int, folder: Path) -> list[str]:
+async def chaos(seed: int, *, seconds: float, num_clients: int, folder: Path, profile: str = "single") -> list[str]:
     """Run one schedule; return the invariants that it broke."""
-    schedule = make_schedule(seed, seconds=seconds, num_clients=num_clients)
+    schedule = make_schedule(seed, seconds=seconds, num_clients=num_clients, profile=profile)
     print(f"seed {seed}: {len(schedule)} faults in {seconds:g} s over {num_clients} clients", flush=True)
-    async with living(folder, num_clients=num_clients) as world:
+    async with living(folder, num_clients=num_clients, profile=profile) as world:
         async with alongside(_keep_running(world), name="runs"):
             await _let_happen(world, schedule)
         if not await _settle(world):
@@ -94,13 +95,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--profile", choices=list(FAULTS_OF), default="single", help="what the world stands on")
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--keep", type=Path, help="folder for everything that the processes said and kept")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fedops-chaos-") as temporary:
         folder = options.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        run = chaos(options.seed, seconds=options.minutes * 60, num_clients=options.clients, folder=folder)
+        run = chaos(
+            options.seed,
+            seconds=options.minutes * 60,
+            num_clients=options.clients,
+            folder=folder,
+            profile=options.profile,
+        )
         broken = asyncio.run(run)
     for sentence in broken:
         print(f"BROKEN: {sentence}")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from chaos_world import make_schedule
+from chaos_world import FAULTS_OF, make_schedule
 from fault_proxy import Packets
 from run_chaos import chaos
 
@@ -12,8 +12,9 @@ SECONDS = 25.0
 
 
 @pytest.mark.long
-async def test_nothing_breaks_in_a_short_chaos(tmp_path: Path) -> None:
-    assert await chaos(SEED, seconds=SECONDS, num_clients=3, folder=tmp_path) == []
+@pytest.mark.parametrize("profile", FAULTS_OF)
+async def test_nothing_breaks_in_a_short_chaos(tmp_path: Path, profile: str) -> None:
+    assert await chaos(SEED, seconds=SECONDS, num_clients=3, folder=tmp_path, profile=profile) == []
 
 
 def test_a_seed_stands_for_one_schedule() -> None:

@@ -127,10 +127,15 @@ FAULTS = {"killed": killed, "frozen": frozen}
 
 
 def enrol_everybody(fleet: FleetFolder) -> None:
-    """Enrol devices, FL server and readers."""
-    everybody = [EnrolmentRequest(role=Role.DEVICE, name=mac, tasks=[TASK], app="steered:app") for mac in MACS]
+    """Enrol devices, FL server and readers of the tests' task."""
+    enrol_task(fleet, TASK, MACS, app="steered:app", server=SERVER)
+
+
+def enrol_task(fleet: FleetFolder, task_id: str, macs: Iterable[str], *, app: str, server: str) -> None:
+    """Enrol a task's devices, its FL server, and readers."""
+    everybody = [EnrolmentRequest(role=Role.DEVICE, name=mac, tasks=[task_id], app=app) for mac in macs]
     everybody += [EnrolmentRequest(role=Role.DASHBOARD, name=name) for name in SCREENS]
-    everybody.append(EnrolmentRequest(role=Role.SERVER, name=SERVER, tasks=[TASK], hosts=[HOST]))
+    everybody.append(EnrolmentRequest(role=Role.SERVER, name=server, tasks=[task_id], hosts=[HOST]))
     fleet.enrol_all(everybody)
 
 
@@ -143,9 +148,9 @@ async def site_on(yard: Yard, brokers: Brokers, **settings: object) -> AsyncIter
 
 
 @asynccontextmanager
-async def reading(secure: SecureSite, name: str) -> AsyncIterator[Observer]:
+async def reading(secure: SecureSite, name: str, task_id: str = TASK) -> AsyncIterator[Observer]:
     """An outsider's view of the task as somebody enrolled, over every loss of the connection."""
-    observer = Observer(TASK, 300.0)
+    observer = Observer(task_id, 300.0)
     address, options = parse_broker_url(secure.url(name)), secure.options(name)
 
     async def read() -> None:
@@ -157,7 +162,7 @@ async def reading(secure: SecureSite, name: str) -> AsyncIterator[Observer]:
             try:
                 async with bus:
                     for channel in ("clients/+/status", "server/#", "runs/+"):
-                        await bus.subscribe(f"fedops/v1/{TASK}/{channel}", qos=0)
+                        await bus.subscribe(f"fedops/v1/{task_id}/{channel}", qos=0)
                     await bus.subscribe("fedops/v1/manager/status", qos=0)
                     async for message in bus.messages:
                         observer.take(str(message.topic), bytes(message.payload or b""))  # type: ignore[arg-type]

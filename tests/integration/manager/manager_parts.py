@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import httpx
 import psutil
+from postgres import Postgres
 
 from fedops_mqtt.bus import BusOptions, Connection, MemoryEpochs, Mosquitto, Received, StatusOwner, new_instance
 from fedops_mqtt.core.client import Client, Identity, apply, last_will, snapshot
@@ -107,6 +108,17 @@ class House:
     broker: Mosquitto
     task_id: str
     folder: Path
+    postgres: Postgres | None = None
+    """Where the journals are; None: each beside its manager's state, in a SQLite file."""
+    _databases: dict[Path, str] = field(default_factory=dict)
+
+    def database_url(self, state_dir: Path) -> str:
+        """The journal of a manager with this state; one that starts with no state starts with no journal."""
+        if self.postgres is None:
+            return f"sqlite:///{state_dir / 'manager.db'}"
+        if state_dir not in self._databases:
+            self._databases[state_dir] = self.postgres.new_database()
+        return self._databases[state_dir]
 
     def write_tasks(self, *lines: str, limits: str = QUICK_LIMITS) -> None:
         self.words.mkdir(exist_ok=True)
@@ -152,7 +164,8 @@ class House:
             "state_dir": self.folder / "state", "store": str(self.folder / "models"), "server_stop_grace_s": 3.0,
             "backoff_initial_s": 0.02, "backoff_max_s": 0.1,
         }  # fmt: skip
-        return ManagerSettings(**{**given, **changes})
+        wanted = {**given, **changes}
+        return ManagerSettings(**{"database_url": self.database_url(Path(wanted["state_dir"])), **wanted})
 
     @asynccontextmanager
     async def managed(self, *, ends_servers: bool = True, **changes: Any) -> AsyncIterator[Api]:

@@ -188,7 +188,7 @@ async def test_a_journal_that_cannot_be_written_ends_the_manager_with_what_is_wr
 
 
 def journal_of(house: House) -> Journal:
-    return Journal(f"sqlite:///{house.folder / 'state/manager.db'}")
+    return Journal(house.database_url(house.folder / "state"))
 
 
 async def final_status(reader: Connection, status: ManagerCondition, *, term: int = 1) -> ManagerStatus:
