@@ -23,6 +23,7 @@ from fedops_mqtt.manager.errors import (
     JournalUnusableError,
     JournalUrlError,
     JournalVersionError,
+    LeaseLostError,
     ManagerError,
     StateDirError,
     TasksFileError,
@@ -85,16 +86,34 @@ async def run_manager(
                             # The bus may tell sooner than the database that another one took over: that is no mistake.
                             await asyncio.to_thread(lease.renew)
                             raise
-    except (ManagerError, BusError, OSError) as error:
-        logger.error("manager ends", extra={"problem": str(error)})
-        say(f"manager ends: {error}")
-        return _exit_code(error)
-    except SQLAlchemyError as error:
-        unusable = JournalUnusableError(_journal_name(settings), str(getattr(error, "orig", None) or error))
-        logger.error("manager ends", extra={"problem": str(unusable)})
-        say(f"manager ends: {unusable}")
-        return ExitCode.UNAVAILABLE
+    except (*_EXPECTED, ExceptionGroup) as error:
+        return _ended(cause_of(error), settings, say)
     return ExitCode.OK
+
+
+_EXPECTED = (LeaseLostError, ManagerError, BusError, OSError, SQLAlchemyError)
+"""What ends a manager with a sentence; of several at once the first of these kinds explains the others."""
+
+
+def cause_of(error: Exception) -> Exception:
+    """Return why a manager ended, of what failed at the same time; what is not expected comes before all else."""
+    if not isinstance(error, ExceptionGroup):
+        return error
+    causes = [cause_of(each) for each in error.exceptions]
+    return next((each for each in causes if not isinstance(each, _EXPECTED)), None) or next(
+        each for kind in _EXPECTED for each in causes if isinstance(each, kind)
+    )
+
+
+def _ended(error: Exception, settings: ManagerSettings, say: Say) -> ExitCode:
+    if isinstance(error, SQLAlchemyError):
+        problem = str(getattr(error, "orig", None) or error)
+        return _ended(JournalUnusableError(_journal_name(settings), problem), settings, say)
+    if not isinstance(error, _EXPECTED):
+        raise error
+    logger.error("manager ends", extra={"problem": str(error)})
+    say(f"manager ends: {error}")
+    return _exit_code(error)
 
 
 async def _lead(
@@ -201,6 +220,6 @@ def _exit_code(error: Exception) -> ExitCode:
             return ExitCode.CONFIG
         case CredentialsError():
             return ExitCode.NO_PERMISSION
-        case ApiAddressError() | OSError():
+        case ApiAddressError() | OSError() | JournalUnusableError():
             return ExitCode.UNAVAILABLE
     return ExitCode.FAILED

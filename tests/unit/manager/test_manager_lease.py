@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from fedops_mqtt.bus import ConflictingInstanceError
 from fedops_mqtt.core.run import Run, RunSpec
+from fedops_mqtt.manager.app import cause_of
 from fedops_mqtt.manager.errors import LeaseLostError
 from fedops_mqtt.manager.journal import Batch, Journal, JournaledRun, Launch
 from fedops_mqtt.manager.lease import ROW_LEASE_S, STANDBY_POLL_S, FileLease, RowLease, wait_for_lease
@@ -210,3 +212,10 @@ async def test_who_waits_says_so_once_and_leads_when_the_lease_is_free(journal: 
             first.release()
         assert (waiting.result() or 0) > 1
         assert said.empty()
+
+
+def test_of_what_fails_together_the_lost_lease_is_why_a_manager_ends_and_a_fault_of_ours_is_not_hidden() -> None:
+    lost, conflict, fault = LeaseLostError("b"), ConflictingInstanceError("a/topic", "a", "b"), KeyError("x")
+    assert cause_of(ExceptionGroup("", [conflict, ExceptionGroup("", [OSError(), lost])])) is lost
+    assert cause_of(ExceptionGroup("", [lost, ExceptionGroup("", [fault])])) is fault
+    assert cause_of(conflict) is conflict
