@@ -1,5 +1,6 @@
 """The house of every manager test."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,11 +9,13 @@ from manager_parts import House
 
 from fedops_mqtt.bus import Mosquitto
 
+ON_POSTGRES = "FEDOPS_TEST_ON_POSTGRES"
+"""Environment variable: with any text, every manager of these tests has its journal in PostgreSQL."""
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.long)])
+
+@pytest.fixture
 def house(request: pytest.FixtureRequest, broker: Mosquitto, task_id: str, tmp_path: Path) -> Iterator[House]:
-    """A house with a journal of each kind that a manager can have."""
-    postgres = request.getfixturevalue("postgres") if request.param == "postgresql" else None
+    postgres = request.getfixturevalue("postgres") if os.environ.get(ON_POSTGRES) else None
     built = House(broker=broker, task_id=task_id, folder=tmp_path, postgres=postgres)
     built.write_tasks("min_clients = 2", "num_rounds = 3")
     yield built

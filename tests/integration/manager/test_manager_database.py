@@ -48,6 +48,7 @@ async def test_a_database_that_is_away_ends_nobody_and_nothing_is_done_that_is_n
         run = await api.ended(run_id)
         assert (run["outcome"], run["reason"], run["launch"]) == ("completed", "all rounds done", 1)
         assert [(each.attempt, each.launch) for each in a.starts + b.starts] == [(1, 1), (1, 1)]
+        await until(lambda: api.events(run_id, "RunClosed"), "the end in the journal")
         assert len(await api.events(run_id, "RunClosed")) == 1
 
 
