@@ -14,6 +14,7 @@ import typer
 from fedops_mqtt.cli import apps, demo, doctor, fleet, history, model, roles, simulate, steer, watch
 from fedops_mqtt.cli.output import explain, known_errors
 from fedops_mqtt.protocol import visible
+from fedops_mqtt.runtime.extras import EXTRAS, how_to_install
 from fedops_mqtt.runtime.systemd import ExitCode
 
 VERBS: dict[str, Callable[..., None]] = {
@@ -77,6 +78,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         # The reader of our pipe left (`| head`): no more to say, and nothing to say it to.
         _drop_output()
         return ExitCode.OK
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in EXTRAS:
+            raise
+        _say(how_to_install(error))
+        return ExitCode.CONFIG
     except known_errors() as error:
         message, code = explain(error)
         _say(message)

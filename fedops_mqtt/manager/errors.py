@@ -144,9 +144,7 @@ class JournalUrlError(ManagerError):
     """The database URL cannot be used."""
 
     def __init__(self, problem: str) -> None:
-        super().__init__(
-            f"database_url: {problem}; an SQLAlchemy URL is wanted, such as sqlite:////var/lib/x/manager.db"
-        )
+        super().__init__(f"database_url: {problem}")
 
 
 class JournalUnusableError(ManagerError):

@@ -26,6 +26,7 @@ from fedops_mqtt.manager.journal_reader import NUM_READERS, JournalReader, membe
 from fedops_mqtt.manager.lease import fence
 from fedops_mqtt.manager.run_record import changed_members, count_members, dump_member, dump_run, load_run
 from fedops_mqtt.manager.tasks import TaskConfig
+from fedops_mqtt.runtime.extras import how_to_install
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -99,8 +100,11 @@ class Journal:
         try:
             self._url = make_url(url)
             self._engine = open_engine(self._url, num_connections=NUM_READERS + 2)  # the writer and the lease
-        except (ArgumentError, ImportError) as error:
-            raise JournalUrlError(str(error)) from error
+        except ImportError as error:
+            raise JournalUrlError(how_to_install(error)) from error
+        except ArgumentError as error:
+            hint = "an SQLAlchemy URL is wanted, such as sqlite:////var/lib/x/manager.db"
+            raise JournalUrlError(f"{error}; {hint}") from error
         except ValueError:  # a port that is no number, which may be a part of a password
             raise JournalUrlError("its port is not a number") from None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")

@@ -9,6 +9,7 @@ from typing import Any
 
 from fedops_mqtt.manager.kubernetes_manifests import CONTAINER, LABEL, KubernetesError, run_label
 from fedops_mqtt.protocol import clip
+from fedops_mqtt.runtime.extras import how_to_install
 
 REQUEST_S = 10.0
 """One request to the API server."""
@@ -45,8 +46,10 @@ class Cluster:
     """
 
     def __init__(self, namespace: str | None) -> None:
-        from kubernetes import client, config
-
+        try:
+            from kubernetes import client, config
+        except ImportError as error:
+            raise KubernetesError(how_to_install(error)) from error
         settings = client.Configuration()
         try:
             try:

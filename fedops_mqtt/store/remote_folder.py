@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from fedops_mqtt.bus.address import without_password
+from fedops_mqtt.runtime.extras import how_to_install
 from fedops_mqtt.store.errors import StoreUrlError
 
 _READ_ONLY = ("http://", "https://")
@@ -32,18 +33,18 @@ class RemoteFolder:
     """
 
     def __init__(self, url: str, *, options: dict[str, Any] | None = None) -> None:
-        import fsspec
-
         self._url = url.rstrip("/")
         if url.startswith(_READ_ONLY):
             raise StoreUrlError(
                 url, "nothing can be written there; give a directory, or a URL such as s3://bucket/models"
             )
         try:
+            import fsspec
+
             self._fs, self._root = fsspec.core.url_to_fs(self._url, **_bounded(url), **(options or {}))
         except ImportError as error:
-            hint = "pip install 'fedops-mqtt[s3]'" if url.startswith("s3") else str(error)
-            raise StoreUrlError(url, f"the package for it is not installed: {hint}") from error
+            missing = error.__cause__ if isinstance(error.__cause__, ImportError) else error  # fsspec advises conda
+            raise StoreUrlError(url, how_to_install(missing)) from error
         except ValueError as error:
             raise StoreUrlError(url, str(error)) from error
 

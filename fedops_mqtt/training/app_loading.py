@@ -21,6 +21,7 @@ from fedops_mqtt.line.codec import EncodedContent, encode_content, encode_messag
 from fedops_mqtt.line.errors import LineError
 from fedops_mqtt.model_types import RegistrationError
 from fedops_mqtt.protocol import describe_error, name_error
+from fedops_mqtt.runtime.extras import how_to_install
 from fedops_mqtt.runtime.key_values import ProjectError, project_config
 from fedops_mqtt.runtime.task_config import nest
 from fedops_mqtt.training.live_task import unpack
@@ -146,13 +147,7 @@ def _registered(spec: str, registration: Mapping[str, Any], register: Register) 
     except RegistrationError as error:
         raise AppError(spec, str(error)) from error
     except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        extra = EXTRAS.get(missing, missing)
-        raise AppError(spec, f"{missing!r} is not installed: pip install 'fedops-mqtt[{extra}]'") from error
-
-
-EXTRAS = {"torch": "torch", "keras": "keras", "peft": "hf", "transformers": "hf", "sklearn": "sklearn"}
-"""Frameworks, and the extra of this package that brings each."""
+        raise AppError(spec, how_to_install(error)) from error
 
 
 def _takes_context(factory: Callable[..., Any]) -> bool:
