@@ -23,7 +23,7 @@ PROFILE ?= single
 # The long ring: what takes long, or needs programs that make test does without; each a step of its own.
 LONG_RING := test-acceptance test-mutants test-fuzz test-chaos test-browser test-frameworks test-flwr test-pythons test-cluster
 
-.PHONY: help setup mosquitto systemd-analyze prometheus postgresql browser-tools cluster-tools screenshots demo model mutate chaos check clean
+.PHONY: help setup mosquitto systemd-analyze prometheus postgresql sshd browser-tools cluster-tools screenshots demo model mutate chaos check clean
 .PHONY: test test-all $(LONG_RING)
 
 help:  ## list the targets
@@ -59,13 +59,17 @@ prometheus:
 postgresql:
 	@ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || sh deploy/install-debian.sh --no-install-recommends $@
 
+# A machine behind ssh: the tests start an sshd of their own, with keys of their own.
+sshd:
+	@test -x /usr/sbin/sshd || sh deploy/install-debian.sh --no-install-recommends openssh-server openssh-client
+
 test: setup  ## what a change can break, in minutes: make test ARGS="-k will"
 	$(BIN)/python -m pytest -m "not long" $(ARGS)
 	@echo "not run here: the long ring (chaos, fuzzing, mutants, browsers, large fleets, frameworks); make test-all runs it"
 
 test-all: test $(LONG_RING)  ## make test, then the long ring, step by step
 
-test-acceptance: setup systemd-analyze prometheus postgresql  ## large fleets, large models, many processes
+test-acceptance: setup systemd-analyze prometheus postgresql sshd  ## large fleets, large models, many processes
 	$(BIN)/python -m pytest -m long tests/integration tests/acceptance $(ARGS)
 
 test-mutants: setup  ## the model: more schedules, and rules broken on purpose that it must find

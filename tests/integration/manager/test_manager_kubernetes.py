@@ -63,13 +63,14 @@ async def test_a_run_as_a_job_completes_and_leaves_nothing_in_the_cluster(
         run = await finish(house, api, run_id, a, b)
         assert (run["outcome"], run["reason"], run["launch"]) == ("completed", "all rounds done", 1)
         await until(lambda: _so(not cluster.jobs and not cluster.secrets), "an empty cluster")
-        exits = await api.events(run_id, "ServerExited")
+        exits = await until(lambda: api.events(run_id, "ServerExited"), "the exit")
         assert exits[0]["detail"]["reason"] == "FL server process exited with status 0"
         assert "FL server ended" in await log_of(api, run_id)
     assert cluster.refused == []
     assert cluster.asked <= rights_of_the_shipped_manager()
 
 
+@pytest.mark.long
 async def test_a_pod_that_is_evicted_is_said_and_the_run_goes_on_in_another(
     house: House, cluster: KubernetesStandIn
 ) -> None:
@@ -85,6 +86,7 @@ async def test_a_pod_that_is_evicted_is_said_and_the_run_goes_on_in_another(
         assert "Evicted: The node was low on resource: memory." in exits[0]["detail"]["reason"]
 
 
+@pytest.mark.long
 async def test_a_stop_deletes_the_job_and_waits_for_its_pod(house: House, cluster: KubernetesStandIn) -> None:
     on_kubernetes(house)
     async with house.managed() as api, house.device(A), house.device(B):
@@ -118,6 +120,7 @@ async def test_an_api_server_that_is_away_is_said_and_no_second_server_is_starte
         assert (run["outcome"], run["launch"]) == ("completed", 1)
 
 
+@pytest.mark.long
 async def test_a_manager_that_is_started_again_finds_the_job_and_its_whole_log(
     house: House, cluster: KubernetesStandIn
 ) -> None:
@@ -136,6 +139,7 @@ async def test_a_manager_that_is_started_again_finds_the_job_and_its_whole_log(
             assert (await log_of(api, run_id)).count("FL server started") == 1
 
 
+@pytest.mark.long
 async def test_an_image_that_cannot_be_pulled_fails_the_run_with_why(house: House, cluster: KubernetesStandIn) -> None:
     on_kubernetes(house, image="no-such-image", limits="max_launches = 1\nserver_start_s = 5")
     async with house.managed() as api:
@@ -143,6 +147,7 @@ async def test_an_image_that_cannot_be_pulled_fails_the_run_with_why(house: Hous
         assert "its pod waits: ImagePullBackOff: Back-off pulling image" in run["reason"]
 
 
+@pytest.mark.long
 async def test_a_part_of_a_pod_that_the_api_does_not_know_fails_the_run_with_its_name(
     house: House, cluster: KubernetesStandIn
 ) -> None:

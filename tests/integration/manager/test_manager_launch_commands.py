@@ -122,6 +122,7 @@ async def test_a_program_that_is_not_there_far_away_is_named_in_the_runs_reason(
         assert "/no/such/program" in run["reason"]
 
 
+@pytest.mark.long
 async def test_a_stop_reaches_the_server_with_its_reason(house: House, site: SshSite) -> None:
     through_ssh(house, site)
     async with house.managed() as api, house.device(A), house.device(B):
@@ -138,6 +139,7 @@ async def test_a_stop_reaches_the_server_with_its_reason(house: House, site: Ssh
         assert said.read_text() == f"stopped\n{run['reason']}"
 
 
+@pytest.mark.long
 async def test_one_that_does_not_end_when_asked_is_killed_over_ssh(house: House, site: SshSite) -> None:
     through_ssh(house, site)
     async with house.managed(server_stop_grace_s=1.0) as api, house.device(A), house.device(B):
@@ -150,6 +152,7 @@ async def test_one_that_does_not_end_when_asked_is_killed_over_ssh(house: House,
         assert not server.is_running()
 
 
+@pytest.mark.long
 async def test_a_host_that_is_lost_is_said_and_no_second_server_is_started(house: House, site: SshSite) -> None:
     through_ssh(house, site)
     async with house.managed() as api, house.device(A) as a, house.device(B) as b:
@@ -172,6 +175,7 @@ async def test_a_host_that_is_lost_is_said_and_no_second_server_is_started(house
         assert (await finish(house, api, run_id, a, b))["outcome"] == "completed"
 
 
+@pytest.mark.long
 async def test_a_run_goes_on_while_its_host_cannot_be_asked_and_its_log_is_whole_afterwards(
     house: House, site: SshSite
 ) -> None:
@@ -189,6 +193,7 @@ async def test_a_run_goes_on_while_its_host_cannot_be_asked_and_its_log_is_whole
         assert "FL server ended" in await log_of(api, run_id)
 
 
+@pytest.mark.long
 async def test_a_host_that_never_was_there_fails_the_run_with_why(house: House, site: SshSite) -> None:
     through_ssh(house, site, limits="max_launches = 1\nserver_start_s = 2")
     site.lose()
@@ -199,6 +204,7 @@ async def test_a_host_that_never_was_there_fails_the_run_with_why(house: House, 
         assert "Connection refused" in run["reason"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("keeps_command", [True, False])
 async def test_a_manager_that_is_started_again_goes_on_with_a_server_behind_ssh(
     house: House, site: SshSite, keeps_command: bool
@@ -224,6 +230,7 @@ async def test_a_manager_that_is_started_again_goes_on_with_a_server_behind_ssh(
             assert (await log_of(api, run_id)).count("FL server ended") == 1
 
 
+@pytest.mark.long
 async def test_a_manager_elsewhere_takes_over_a_server_behind_ssh_with_its_whole_log(
     house: House, site: SshSite
 ) -> None:
