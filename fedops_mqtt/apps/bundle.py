@@ -143,7 +143,7 @@ def _contents(data: bytes, limits: BundleLimits) -> Iterator[tuple[BundledFile, 
         with zipfile.ZipFile(BytesIO(data)) as archive:
             entries = _check_entries(archive.infolist(), limits)
             manifest = _read(archive, entries.pop(MANIFEST), limits.num_files * (_PATH_BYTES + 100))
-            listed = _parse_manifest(manifest)
+            listed = parse_manifest(manifest)
             if listed.keys() != entries.keys():
                 odd = sorted(listed.keys() ^ entries.keys())
                 raise _malformed(f"{MANIFEST} and the zip list different files: {', '.join(odd[:3])}")
@@ -212,7 +212,17 @@ def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: int) -> bytes:
     return content
 
 
-def _parse_manifest(raw: bytes) -> dict[str, BundledFile]:
+def write_manifest(files: tuple[BundledFile, ...]) -> bytes:
+    """Return the manifest of these files, as `flwr build` writes it."""
+    return "".join(f"{each.path},{each.sha256},{each.size * 8}\n" for each in files).encode()
+
+
+def parse_manifest(raw: bytes) -> dict[str, BundledFile]:
+    """Return the files that a manifest lists, by path.
+
+    Raises:
+        AppRefusedError: it has another form.
+    """
     listed: dict[str, BundledFile] = {}
     try:
         lines = raw.decode("utf-8").split("\n")

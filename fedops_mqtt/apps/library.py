@@ -1,10 +1,13 @@
 """The apps that a device keeps: one read-only folder a digest, whole or not there at all.
 
 A transfer that breaks goes on from its partial file. What is being written has a name that begins with `.new-`; it
-becomes the app by one rename, so a power cut leaves the app or nothing, never half of it.
+becomes the app by one rename, so a power cut leaves the app or nothing, never half of it. Its manifest stays beside its
+files: an app that a failing disk has changed is none.
 """
 
 import contextlib
+import hashlib
+import logging
 import os
 import re
 import secrets
@@ -14,8 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedops_mqtt.apps.bundle import AppBundle, iter_contents
+from fedops_mqtt.apps.bundle import MANIFEST, AppBundle, AppRefusedError, iter_contents, parse_manifest, write_manifest
 from fedops_mqtt.runtime.files import locked, sync_entries
+
+logger = logging.getLogger(__name__)
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NEW = ".new-"
@@ -47,9 +52,14 @@ class AppLibrary:
             yield
 
     def find(self, digest: str) -> Path | None:
-        """Return the folder of an installed app, or None."""
+        """Return the folder of an installed app, or None; reads all its files, None also where one has changed."""
         path = self._path(digest)
-        return path if path.is_dir() else None
+        if not path.is_dir():
+            return None
+        if not _is_intact(path):
+            logger.warning("an installed app has changed on the disk and is not used", extra={"folder": str(path)})
+            return None
+        return path
 
     def installed(self) -> list[str]:
         """Return the digests of the installed apps, the last used first."""
@@ -61,21 +71,24 @@ class AppLibrary:
         return self._path(digest).with_suffix(_PARTIAL)
 
     def install(self, data: bytes, bundle: AppBundle) -> Path:
-        """Write a checked bundle's files and return their folder; an app that is there already is left as it is.
+        """Write a checked bundle's files and return their folder; an intact app that is there is left as it is.
 
         Raises:
             OSError: the disk is full or cannot be written; nothing of the app is left.
         """
         target = self._path(bundle.digest)
-        if target.is_dir():
+        if self.find(bundle.digest) is not None:
             return target
         self.folder.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            self._discard(target)
         self._remove_leftovers()
         fresh = self.folder / f"{_NEW}{bundle.digest[:16]}-{secrets.token_hex(4)}"
         try:
             fresh.mkdir(mode=0o700)
             for path, content in iter_contents(data, bundle.files):
                 _write(fresh / path, content)
+            _write(fresh / MANIFEST, write_manifest(bundle.files))
             _seal(fresh)
             fresh.rename(target)
             sync_entries(self.folder)
@@ -115,10 +128,13 @@ class AppLibrary:
             total += sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
             is_old = time.time() - _used_at(path) > limits.age_s
             if digest not in keep and (is_old or number >= limits.num_apps or total > limits.size_bytes):
-                # Renamed first: a power cut in the middle of a removal must not leave half an app under its digest.
-                _remove(path.rename(self.folder / f"{_NEW}{digest[:16]}-removed-{secrets.token_hex(4)}"))
+                self._discard(path)
                 gone.append(digest)
         return gone
+
+    def _discard(self, path: Path) -> None:
+        # Renamed first: a power cut in the middle of a removal must not leave half an app under its digest.
+        _remove(path.rename(self.folder / f"{_NEW}{path.name[:16]}-removed-{secrets.token_hex(4)}"))
 
     def _path(self, digest: str) -> Path:
         if not _DIGEST.fullmatch(digest):
@@ -140,6 +156,18 @@ class AppLibrary:
                     _remove(Path(entry))
                 elif entry.name.endswith(_PARTIAL) and is_old:
                     os.unlink(entry)
+
+
+def _is_intact(folder: Path) -> bool:
+    try:
+        listed = parse_manifest((folder / MANIFEST).read_bytes())
+        for path, each in listed.items():
+            with (folder / path).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != each.sha256:
+                    return False
+    except (OSError, AppRefusedError):
+        return False
+    return bool(listed)
 
 
 def _used_at(path: Path) -> float:

@@ -93,7 +93,7 @@ class AppDelivery:
             self._transfer.redirect(server_ip)
 
     async def _get(self, start: StartTraining, app: AppReference) -> tuple[AppBundle, Path]:
-        installed = self._library.find(app.digest)
+        installed = await asyncio.to_thread(self._library.find, app.digest)
         if installed is not None:
             project = await asyncio.to_thread((installed / PROJECT).read_bytes)
             return describe(project, digest=app.digest, size=app.size), installed

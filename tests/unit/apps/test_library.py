@@ -11,6 +11,7 @@ import pytest
 from bundles import CODE, PROJECT, zipped
 
 from fedops_mqtt.apps import AppLibrary, KeepLimits, read_bundle
+from fedops_mqtt.apps.bundle import MANIFEST
 
 FILES = {"pyproject.toml": PROJECT.encode(), **{f"digits/{name}.py": CODE.encode() for name in ("a", "b", "sub/c")}}
 DATA = zipped(FILES)
@@ -18,7 +19,9 @@ BUNDLE = read_bundle(DATA)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """What the app consists of, without the manifest of its installation."""
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {path: content for path, content in files.items() if path != MANIFEST}
 
 
 def another(number: int) -> bytes:
@@ -34,6 +37,23 @@ def test_an_app_is_installed_once_and_read_only(tmp_path: Path) -> None:
     assert modes == {0o555, 0o444}
     assert library.install(DATA, BUNDLE) == folder == AppLibrary(tmp_path / "apps").find(BUNDLE.digest)
     assert library.installed() == [BUNDLE.digest]
+
+
+@pytest.mark.parametrize("damaged", ["digits/a.py", MANIFEST])
+@pytest.mark.parametrize("content", [b"", b"other", None])
+def test_an_app_that_has_changed_on_the_disk_is_not_found_and_is_installed_anew(
+    tmp_path: Path, damaged: str, content: bytes | None
+) -> None:
+    library = AppLibrary(tmp_path / "apps")
+    file = library.install(DATA, BUNDLE) / damaged
+    file.parent.chmod(0o700)
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    assert library.find(BUNDLE.digest) is None
+    assert contents(library.install(DATA, BUNDLE)) == FILES
+    assert library.find(BUNDLE.digest) is not None
+    assert [path.name for path in library.folder.iterdir()] == [BUNDLE.digest]
 
 
 @pytest.mark.parametrize("digest", ["", "..", "../" + "a" * 61, "A" * 64, "a" * 63])
