@@ -83,6 +83,8 @@ class Batch:
     events: list[JournalEvent] = field(default_factory=list)
     rounds: list[dict[str, Any]] = field(default_factory=list)
     client_metrics: list[dict[str, Any]] = field(default_factory=list)
+    written: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
+    """Set once it is in the database."""
 
     def __bool__(self) -> bool:
         return bool(self.runs or self.events or self.rounds or self.client_metrics)

@@ -142,6 +142,7 @@ class Manager:
         batch = self._desk.open_runs.take_batch()
         if batch:
             await self._desk.journal.call(self._desk.journal.write, batch)
+            batch.written.set()
             self._desk.meters.take(batch, tasks)
             self._desk.events.tell(batch, tasks)
 

@@ -77,6 +77,10 @@ _MAX_ROUND = 2**31 - 1
 """Of the journal's columns, in a database that counts the bits."""
 
 
+WRITE_WAIT_S = 1.0
+"""A reader's; a turn of the manager takes milliseconds while its database is well."""
+
+
 class OpenRuns:
     """Open runs; `listener`, when there is one, is told the id of each that is not as it was."""
 
@@ -85,6 +89,8 @@ class OpenRuns:
         self._runs = {each.run.run_id: each.run for each in runs}
         self._kept = {each.run.run_id: each for each in runs}
         self._batch = Batch()
+        self._taken = Batch()
+        self._taken.written.set()
 
     def __contains__(self, run_id: str) -> bool:
         return run_id in self._runs
@@ -170,9 +176,19 @@ class OpenRuns:
         self._batch.client_metrics.append({**row, "kind": said.kind.value, "at": now})
 
     def take_batch(self) -> Batch:
-        """Return what has to be written now, and begin a new batch."""
+        """Return what has to be written now, and begin a new batch; the caller sets its `written` afterwards."""
         batch, self._batch = self._batch, Batch()
+        if batch:
+            self._taken = batch
         return batch
+
+    async def written(self) -> None:
+        """Wait until the database has what was noted so far, at most `WRITE_WAIT_S`.
+
+        Runs are read as they are, their history from the database: who saw a run end finds its last round.
+        """
+        with suppress(TimeoutError):
+            await asyncio.wait_for((self._batch or self._taken).written.wait(), WRITE_WAIT_S)
 
 
 logger = logging.getLogger(__name__)

@@ -51,6 +51,21 @@ def trains(task_id: str, run_id: str) -> Received:
     return Received(topics.client_status(task_id, A), status, is_retained=False)
 
 
+async def test_who_saw_a_run_change_waits_until_the_database_has_it(journal: Journal) -> None:
+    journal.add_run(JournaledRun(run=a_run(), secret=b"s"))
+    open_runs = OpenRuns(journal.open_runs())
+    await open_runs.written()
+    open_runs.apply("run-1", [RunClosed(RunOutcome.FAILED, "why")], 2.0)
+    reader = asyncio.ensure_future(open_runs.written())
+    await asyncio.sleep(0)
+    batch = open_runs.take_batch()
+    assert batch.runs
+    assert not reader.done()
+    await journal.call(journal.write, batch)
+    batch.written.set()
+    await reader
+
+
 async def test_a_run_that_is_archived_while_a_turn_is_written_ends_nobody(journal: Journal, tmp_path: Path) -> None:
     run = a_run()
     journal.add_run(JournaledRun(run=run, secret=b"s"))
