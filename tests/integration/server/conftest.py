@@ -1,5 +1,6 @@
 """The house of every server test, and an S3 for those of the store."""
 
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,6 +9,7 @@ import fsspec
 import httpx
 import pytest
 from server_parts import BUCKET, House
+from werkzeug.serving import make_server
 
 from fedops_mqtt.bus import Mosquitto
 
@@ -22,11 +24,13 @@ async def house(broker: Mosquitto, task_id: str, tmp_path: Path) -> AsyncIterato
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[fsspec.AbstractFileSystem]:
-    from moto.server import ThreadedMotoServer  # it takes a second, which every worker would spend
+    from moto.server import DomainDispatcherApplication, create_backend_app  # a second, which every worker would spend
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
+    # One request at a time: moto looks whether a key is there and writes it in two steps, which S3 does in one.
+    server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=False)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    host, port = server.server_address[:2]
     httpx.post(f"http://{host}:{port}/moto-api/reset").raise_for_status()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
@@ -38,4 +42,6 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[fsspec.AbstractFileSystem]:
     try:
         yield files
     finally:
-        server.stop()
+        server.shutdown()
+        thread.join()
+        server.server_close()
