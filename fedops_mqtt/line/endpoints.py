@@ -27,6 +27,8 @@ from fedops_mqtt.line.wire import LineCompression, LineLimits
 from fedops_mqtt.protocol import Outcome, Phase
 
 _RANGE = re.compile(r"bytes=(\d{1,15})-(\d{0,15})")
+_APP_CHUNK_BYTES = 64 * 1024
+"""Small, so that a device on a slow link is seen to receive: what one chunk takes is limited by `stall_s`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,13 +37,15 @@ class AppPart:
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
+    first: int
+    """Where in the bundle it begins."""
     num_bytes: int
     content: memoryview = field(repr=False)
 
     def chunks(self) -> Iterator[memoryview]:
         """Give the content in pieces; none is copied."""
-        for at in range(0, self.num_bytes, wire.CHUNK_BYTES):
-            yield self.content[at : at + wire.CHUNK_BYTES]
+        for at in range(0, self.num_bytes, _APP_CHUNK_BYTES):
+            yield self.content[at : at + _APP_CHUNK_BYTES]
 
 
 class ServedApp:
@@ -61,14 +65,14 @@ class ServedApp:
         match = _RANGE.fullmatch(asked or "")
         if match is None:
             headers = ((b"accept-ranges", b"bytes"),)
-            return AppPart(status=200, headers=headers, num_bytes=whole, content=self._data)
+            return AppPart(status=200, headers=headers, first=0, num_bytes=whole, content=self._data)
         first = int(match[1])
         last = min(int(match[2]), whole - 1) if match[2] else whole - 1
         if first >= whole or last < first:
             raise LineRefusedError(status=416, code="range", reason=f"the app has {whole} bytes, not {asked}")
         content = self._data[first : last + 1]
         headers = ((b"content-range", b"bytes %d-%d/%d" % (first, last, whole)),)
-        return AppPart(status=206, headers=headers, num_bytes=len(content), content=content)
+        return AppPart(status=206, headers=headers, first=first, num_bytes=len(content), content=content)
 
 
 _log = logging.getLogger(__name__)
@@ -138,11 +142,22 @@ class LineApp:
                 raise LineRefusedError(status=404, code="no_such_path", reason=f"{request.method} {request.path}")
 
     async def _send_app(self, request: Request, digest: str) -> None:
-        self._access.check(request.header(wire.CLIENT_HEADER) or "", request.token)
+        mac = request.header(wire.CLIENT_HEADER) or ""
+        self._access.check(mac, request.token)
         if self._app is None or self._app.digest != digest:
             raise LineRefusedError(status=404, code="no_such_app", reason=f"this server has no app {digest[:64]}")
         part = self._app.part(request.header("range"))
-        await request.answer_chunks(part.chunks(), "application/zip", part.num_bytes, part.status, part.headers)
+        chunks = self._noted(mac, part)
+        await request.answer_chunks(chunks, "application/zip", part.num_bytes, part.status, part.headers)
+
+    def _noted(self, mac: str, part: AppPart) -> Iterator[memoryview]:
+        """Give the chunks of a part, and note each: a client that still receives cannot have joined."""
+        at = part.first
+        for chunk in part.chunks():
+            self._hub.note_app_sent(mac, at)
+            yield chunk
+            at += len(chunk)
+        self._hub.note_app_sent(mac, at)
 
     async def _serve_reply(self, request: Request, message_id: str) -> None:
         session = self._session(request)

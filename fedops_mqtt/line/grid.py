@@ -192,7 +192,10 @@ class LineGrid(Grid):
             self._short_since = None
         else:
             since = self._short_since = self._short_since or now
-            deadline = min(since + self._join_limit_s(), self._run_deadline)
+
+            def deadline() -> float:
+                return min(self._waiting_since(since) + self._join_limit_s(), self._run_deadline)
+
             nodes = self._hub.wait_for_present(num_clients, deadline, max_clients=self._max_clients)
         self._check_running()
         if len(nodes) < num_clients:
@@ -341,8 +344,12 @@ class LineGrid(Grid):
         if threading.get_ident() != self._owner:
             return
         self._asked_since = self._asked_since or now
-        if now - self._asked_since > self._limits.join_s:
+        if now - self._waiting_since(self._asked_since) > self._limits.join_s:
             raise self._too_few(present, None)
+
+    def _waiting_since(self, began: float) -> float:
+        # A client that still receives the run's app cannot have joined yet, however slow its link is.
+        return max(began, self._hub.app_sent_at)
 
     def _join_limit_s(self) -> float:
         has_all = self._max_clients is not None and len(self._hub.members) >= self._max_clients

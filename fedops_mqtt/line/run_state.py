@@ -90,6 +90,8 @@ class RunState:
         self._loop_thread = 0
         self._over: DepartedClient | None = None
         self._is_closed = False
+        self._app_sent: dict[str, int] = {}
+        self._app_sent_at = 0.0
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Take the line's event loop, in its own thread; before this, nothing can be told to anybody."""
@@ -114,10 +116,17 @@ class RunState:
         with self._changed:
             return self._members.present_node_ids()
 
-    def wait_for_present(self, num_clients: int, deadline: float, *, max_clients: int | None = None) -> list[int]:
+    @property
+    def app_sent_at(self) -> float:
+        """When a client last received more of the run's app than it had before (monotonic; 0: nobody did)."""
+        return self._app_sent_at
+
+    def wait_for_present(
+        self, num_clients: int, deadline: Callable[[], float], *, max_clients: int | None = None
+    ) -> list[int]:
         """Wait until so many are present, or cannot be any more, the run is over, or `deadline` (monotonic) has come.
 
-        Returns who is there.
+        `deadline` is asked again whenever it has come. Returns who is there.
         """
 
         def is_known() -> bool:
@@ -150,7 +159,7 @@ class RunState:
             waiter = _Waiter(changed=threading.Condition(self._lock), remaining=set())
             self._refresh(waiter, message_ids)
             self._waiters.update(dict.fromkeys(message_ids, waiter))
-            self._wait(lambda: not self._mailbox.owing(message_ids), deadline, waiter.changed)
+            self._wait(lambda: not self._mailbox.owing(message_ids), lambda: deadline, waiter.changed)
             for message_id in message_ids:
                 self._waiters.pop(message_id, None)
             return self._mailbox.owing(message_ids)
@@ -335,6 +344,13 @@ class RunState:
         with self._changed:
             self._members.count(session.mac, bytes_in=bytes_in, bytes_out=bytes_out)
 
+    def note_app_sent(self, mac: str, num_bytes: int) -> None:
+        """A client has received the run's app up to this byte; what it had before says nothing new."""
+        with self._changed:
+            if num_bytes > self._app_sent.get(mac, -1):
+                self._app_sent[mac] = num_bytes
+                self._app_sent_at = time.monotonic()
+
     def _forget_uploads(self, message_ids: Sequence[str]) -> None:
         for message_id in message_ids:
             self._uploads.pop(message_id, None)
@@ -375,9 +391,11 @@ class RunState:
         self._tell(changes)
         self._notify_all()
 
-    def _wait(self, is_done: Callable[[], bool], deadline: float, changed: threading.Condition | None = None) -> None:
+    def _wait(
+        self, is_done: Callable[[], bool], deadline: Callable[[], float], changed: threading.Condition | None = None
+    ) -> None:
         changed = changed or self._changed
-        while self._over is None and not is_done() and (left_s := deadline - time.monotonic()) > 0:
+        while self._over is None and not is_done() and (left_s := deadline() - time.monotonic()) > 0:
             changed.wait(left_s)
 
     def _notify_all(self) -> None:
