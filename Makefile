@@ -21,7 +21,7 @@ PROFILE ?= single
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # test-all is steps, one after the other
 # The long ring: what takes long, or needs programs that make test does without; each a step of its own.
-LONG_RING := test-acceptance test-mutants test-fuzz test-chaos test-browser test-frameworks test-flwr test-pythons test-cluster
+LONG_RING := test-acceptance test-postgres test-mutants test-fuzz test-chaos test-browser test-frameworks test-flwr test-pythons test-cluster
 
 .PHONY: help setup mosquitto systemd-analyze prometheus postgresql sshd browser-tools cluster-tools screenshots demo model mutate chaos check clean
 .PHONY: test test-all $(LONG_RING)
@@ -71,6 +71,9 @@ test-all: test $(LONG_RING)  ## make test, then the long ring, step by step
 
 test-acceptance: setup systemd-analyze prometheus postgresql sshd  ## large fleets, large models, many processes
 	$(BIN)/python -m pytest -m long tests/integration tests/acceptance $(ARGS)
+
+test-postgres: setup postgresql sshd  ## every test of the manager again, its journal in PostgreSQL
+	FEDOPS_TEST_ON_POSTGRES=1 $(BIN)/python -m pytest tests/integration/manager $(ARGS)
 
 test-mutants: setup  ## the model: more schedules, and rules broken on purpose that it must find
 	$(BIN)/python -m pytest -m long tests/model $(ARGS)

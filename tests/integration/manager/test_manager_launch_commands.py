@@ -195,7 +195,7 @@ async def test_a_run_goes_on_while_its_host_cannot_be_asked_and_its_log_is_whole
 
 @pytest.mark.long
 async def test_a_host_that_never_was_there_fails_the_run_with_why(house: House, site: SshSite) -> None:
-    through_ssh(house, site, limits="max_launches = 1\nserver_start_s = 2")
+    through_ssh(house, site, limits="max_launches = 1\nserver_start_s = 10")
     site.lose()
     async with house.managed() as api:
         run = await api.ended(await api.start(house.task_id))
