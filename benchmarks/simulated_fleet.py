@@ -77,7 +77,7 @@ class SimulatedManager:
         self.open_runs.add(journaled)
 
     def take(self, events: Iterable[BusEvent]) -> None:
-        self.reader.fold(events, self.now)
+        self.reader.apply(events, self.now)
 
     def turn(self) -> None:
         """What `Manager.turn` does with what came."""

@@ -110,7 +110,7 @@ class FleetTable:
             self._tasks.style("min-width:9rem").on_value_change(self._choose_task)
         self._empty = ui.element("div")
         with self._empty:
-            broker = without_password(self._view.desk.settings.broker)
+            broker = without_password(self._view.context.settings.broker)
             hint(
                 "No clients yet. On a device, this adds one:",
                 f"fedops-mqtt client --task-id TASK --app MODULE:ATTRIBUTE --broker {broker}",

@@ -105,7 +105,7 @@ _NICEGUI: dict[str, Any] = {
 
 
 @asynccontextmanager
-async def page(app: FastAPI, api: Api, desk: ManagerContext) -> AsyncIterator[Callable[[ASGIApp], ASGIApp]]:
+async def page(app: FastAPI, api: Api, context: ManagerContext) -> AsyncIterator[Callable[[ASGIApp], ASGIApp]]:
     """Serve the page while the block runs; what is yielded goes around the door."""
     from nicegui import ui
 
@@ -115,8 +115,8 @@ async def page(app: FastAPI, api: Api, desk: ManagerContext) -> AsyncIterator[Ca
 
     app.add_api_route("/api/{rest:path}", _nothing_there, include_in_schema=False)
     async with AsyncExitStack() as stack:
-        news = stack.enter_context(desk.events.subscribed(*TOLD))
-        view = PageView(api, desk, FleetRows(desk.watch, news))
+        news = stack.enter_context(context.events.subscribed(*TOLD))
+        view = PageView(api, context, FleetRows(context.bus_reader, news))
         for path, title, build in (
             ("/", "Fleet", fleet_page.build),
             ("/tasks", "Tasks", task_page.build_list),
@@ -125,13 +125,13 @@ async def page(app: FastAPI, api: Api, desk: ManagerContext) -> AsyncIterator[Ca
             ("/clients/{task_id}/{client_mac}", "Client", client_page.build),
         ):
             ui.page(path, title=f"{title} · fedops-mqtt", response_timeout=BUILD_S)(build(view))
-        if addresses := desk.settings.site_addresses:
-            sites = await stack.enter_async_context(_site_managers(addresses, desk.settings.sites_ca_file))
+        if addresses := context.settings.site_addresses:
+            sites = await stack.enter_async_context(_site_managers(addresses, context.settings.sites_ca_file))
             reader = sites_page.SiteReader.of(addresses, sites)
             await stack.enter_async_context(alongside(reader.follow(), name="sites"))
             ui.page("/sites", title="Sites · fedops-mqtt", response_timeout=BUILD_S)(sites_page.build(view, reader))
         ui.run_with(app, **_NICEGUI)
-        rules = access_rules(desk.settings)
+        rules = access_rules(context.settings)
         async with app.router.lifespan_context(app), alongside(view.rows.follow(), name="page"):
             yield lambda door: SessionCookieMiddleware(door, token=rules.token, is_tls=rules.is_tls)
 

@@ -118,7 +118,7 @@ class RunDetails:
         counts = Counter(member["status"] for member in run["clients"].values())
         beginning, end = moment(run["created_at"]), moment(run["ended_at"])
         assert beginning is not None
-        now = end.timestamp() if end else self._view.desk.clock.now()
+        now = end.timestamp() if end else self._view.context.clock.now()
         shown = [
             ("Task", run["task_id"]),
             ("Began", clock(run["created_at"]) + " UTC"),
@@ -225,7 +225,7 @@ class RunDetails:
                     cells(clock(event["at"])[11:], self._name_of(event["client_mac"] or "manager"), words=tell(event))
 
     def _name_of(self, who: str) -> str:
-        known = self._view.desk.watch.fleet.client(self._record["task_id"], who)
+        known = self._view.context.bus_reader.fleet.client(self._record["task_id"], who)
         return readable((known.status.client_name if known else "") or who)
 
 

@@ -78,7 +78,7 @@ class TaskList:
                 self._draw_all(found)
 
     def _draw_all(self, tasks: list[TaskRecord] | str) -> None:
-        path = self._view.desk.tasks.path
+        path = self._view.context.tasks.path
         if isinstance(tasks, str):
             hint(tasks)
             return
@@ -164,7 +164,7 @@ class TaskDetails:
         self._count_idle()
 
     def _choices(self) -> dict[str, str]:
-        views = self._view.desk.watch.fleet.of_task(self._task_id)
+        views = self._view.context.bus_reader.fleet.of_task(self._task_id)
         return {
             view.status.client_mac: readable(view.status.client_name or view.status.client_mac)
             for view in views
@@ -172,7 +172,7 @@ class TaskDetails:
         }
 
     def _count_idle(self) -> None:
-        views = list(self._view.desk.watch.fleet.of_task(self._task_id))
+        views = list(self._view.context.bus_reader.fleet.of_task(self._task_id))
         idle, here = sum(map(is_idle, views)), sum(not view.is_out for view in views)
         self._idle.set_text(f"{idle} of {here} clients that are here are idle; {len(views)} are known.")
 

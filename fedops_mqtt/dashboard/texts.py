@@ -179,8 +179,8 @@ _IDLE_S = 3600.0
 class FleetRows:
     """Who is in the fleet, as rows; `news` (of the kinds `TOLD`) are its own from now on."""
 
-    def __init__(self, watch: BusReader, news: Subscription) -> None:
-        self._watch = watch
+    def __init__(self, bus_reader: BusReader, news: Subscription) -> None:
+        self._bus_reader = bus_reader
         self._news = news
         self._rows: dict[ClientKey, Row] = {}
         self._made_of: dict[ClientKey, tuple[ClientView, Any]] = {}
@@ -194,7 +194,7 @@ class FleetRows:
     def current(self) -> Mapping[ClientKey, Row]:
         """Return the rows as they are now."""
         self._note(self._news.take())
-        known = self._watch.fleet.clients
+        known = self._bus_reader.fleet.clients
         for key in self._rows.keys() - known.keys():
             del self._rows[key], self._made_of[key]
         for key, view in known.items():

@@ -116,10 +116,10 @@ _REMEMBERED = "localStorage.getItem('fedops-dark')"
 class PageView:
     """One for all pages and visitors."""
 
-    def __init__(self, api: Api, desk: ManagerContext, rows: FleetRows) -> None:
-        self._navigation = (*_NAVIGATION, ("Sites", "/sites")) if desk.settings.sites else _NAVIGATION
+    def __init__(self, api: Api, context: ManagerContext, rows: FleetRows) -> None:
+        self._navigation = (*_NAVIGATION, ("Sites", "/sites")) if context.settings.sites else _NAVIGATION
         self.api = api
-        self.desk = desk
+        self.context = context
         self.rows = rows
 
     @contextmanager
@@ -144,7 +144,7 @@ class PageView:
         ui.timer(0.05, lambda: _recall(dark), once=True)
 
     def _banner(self) -> None:
-        broker = self.desk.connection.broker
+        broker = self.context.connection.broker
         with ui.element("div").classes("fed-banner").props('role="alert"') as banner:
             ui.icon("cloud_off")
             with ui.element("div").classes("fed-row"):
@@ -156,8 +156,8 @@ class PageView:
             problem = ui.label()
 
         def look() -> None:
-            banner.set_visibility(not self.desk.connection.is_connected)
-            problem.set_text(self.desk.watch.losses.problem or "")
+            banner.set_visibility(not self.context.connection.is_connected)
+            problem.set_text(self.context.bus_reader.dropped_messages.problem or "")
             losses.set_visibility(bool(problem.text))
 
         look()
@@ -174,7 +174,7 @@ class PageView:
 
 def subscription(view: PageView) -> Subscription:
     """Return news for this visitor, until the page is closed."""
-    life = view.desk.events.subscribed()
+    life = view.context.events.subscribed()
     opened = life.__enter__()
     ui.context.client.on_delete(lambda: life.__exit__(None, None, None))
     return opened

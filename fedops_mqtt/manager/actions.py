@@ -1,4 +1,4 @@
-"""Carries out a plan: each action that is an event of its run is in the journal before it is done here."""
+"""Carries out a plan: an action that is an event of its run is in the journal before it is carried out here."""
 
 import asyncio
 import logging
@@ -31,31 +31,31 @@ NUM_WORKERS = 64
 
 
 class TriggerPublisher:
-    """Says triggers over a connection."""
+    """Publishes triggers over a connection."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._unsaid: asyncio.Queue[StartTrigger | StopTrigger] = asyncio.Queue()
+        self._queue: asyncio.Queue[StartTrigger | StopTrigger] = asyncio.Queue()
 
     @asynccontextmanager
-    async def speaking(self) -> AsyncIterator[None]:
-        """Publish what is said while the block runs; what is unsaid at its end stays unsaid."""
+    async def publishing(self) -> AsyncIterator[None]:
+        """Publish while the block runs; triggers still in the queue at its end are dropped."""
         with bare_error():
             async with asyncio.TaskGroup() as group:
-                workers = [group.create_task(self._work(), name=f"speak-{number}") for number in range(NUM_WORKERS)]
+                workers = [group.create_task(self._work(), name=f"trigger-{number}") for number in range(NUM_WORKERS)]
                 try:
                     yield
                 finally:
                     for worker in workers:
                         worker.cancel()
 
-    def say(self, message: StartTrigger | StopTrigger) -> None:
+    def publish(self, message: StartTrigger | StopTrigger) -> None:
         """Publish a trigger soon."""
-        self._unsaid.put_nowait(message)
+        self._queue.put_nowait(message)
 
     async def _work(self) -> None:
         while True:
-            await self._publish(await self._unsaid.get())
+            await self._publish(await self._queue.get())
 
     async def _publish(self, message: StartTrigger | StopTrigger) -> None:
         make_topic = topics.client_start if isinstance(message, StartTrigger) else topics.client_stop
@@ -68,15 +68,15 @@ class TriggerPublisher:
 
 
 class Executor:
-    """Does what was planned, for one manager's term."""
+    """Carries out the actions of one manager's term."""
 
-    def __init__(self, desk: ManagerContext, *, servers: Servers, speaker: TriggerPublisher) -> None:
-        self._desk = desk
+    def __init__(self, context: ManagerContext, *, servers: Servers, trigger_publisher: TriggerPublisher) -> None:
+        self._context = context
         self._servers = servers
-        self._speaker = speaker
+        self._trigger_publisher = trigger_publisher
 
     def act(self, run: Run, action: Action) -> None:
-        """Carry out an action whose event is in the journal."""
+        """Start an action; its event is in the journal already."""
         match action:
             case ServerLaunched():
                 self._launch(run, action)
@@ -91,17 +91,17 @@ class Executor:
                 facts = {"run_id": run.run_id, "task_id": run.spec.task_id, "outcome": str(outcome), "reason": reason}
                 logger.log(level, "run ended", extra=facts)
             case ClientChosen() | MemberGaveUp():
-                pass  # the journal is where these happen
+                pass  # complete once they are in the journal
             case _:
                 assert_never(action)
 
     def stop(self, task_id: str, run_id: str, action: StopSent) -> None:
-        """Tell a client to end a run's training."""
-        self._speaker.say(
+        """Send a client the trigger that ends a run's training."""
+        self._trigger_publisher.publish(
             StopTrigger(
                 run_id=run_id,
                 attempt=action.attempt,
-                term=self._desk.term,
+                term=self._context.term,
                 task_id=task_id,
                 client_mac=action.client_mac,
                 reason=clip(action.reason),
@@ -110,31 +110,31 @@ class Executor:
         )
 
     def _launch(self, run: Run, action: ServerLaunched) -> None:
-        task = self._desk.open_runs.task(run.run_id)
+        task = self._context.open_runs.task(run.run_id)
         if task is None:
-            why = f"task {run.spec.task_id!r} is not in the tasks file, and this run's beginning did not keep it"
-            self._desk.inbox.put(run.run_id, ServerExited(action.launch, why))
+            reason = f"task {run.spec.task_id!r} is not in the tasks file, and the journal has no copy of it"
+            self._context.event_queue.put(run.run_id, ServerExited(action.launch, reason))
             return
-        self._servers.launch(run, action.launch, self._desk.open_runs.secret(run.run_id), task)
+        self._servers.launch(run, action.launch, self._context.open_runs.secret(run.run_id), task)
 
     def _fire(self, run: Run, action: TriggerFired) -> None:
-        word = run.server
-        if word is None or run.server_ip is None:
+        server = run.server
+        if server is None or run.server_ip is None:
             return
-        secret = self._desk.open_runs.secret(run.run_id)
-        self._speaker.say(
+        secret = self._context.open_runs.secret(run.run_id)
+        self._trigger_publisher.publish(
             StartTrigger(
                 run_id=run.run_id,
                 attempt=action.attempt,
                 launch=action.launch,
-                term=self._desk.term,
+                term=self._context.term,
                 task_id=run.spec.task_id,
                 client_mac=action.client_mac,
                 instance=action.instance,
                 server_ip=run.server_ip,
-                transport=word.transport,
+                transport=server.transport,
                 token=make_token(secret, run.run_id, action.client_mac) if secret else None,
-                gl_model=word.gl_model,
+                gl_model=server.gl_model,
                 num_clients=len(run.members),
                 app=run.spec.app,
                 run_config=dict(run.spec.run_config) or None,

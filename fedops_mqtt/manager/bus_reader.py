@@ -1,7 +1,7 @@
-"""What the bus says, folded into the fleet and the runs. Nothing is decided here and nothing is done.
+"""Applies the bus's events to the fleet and to the open runs; it decides nothing and publishes nothing.
 
-The fleet is folded as words come, also while the journal is written; runs are told of them, and leases judged, when
-everything has been taken in and a plan is about to be made (`settle`).
+The fleet is updated at each message, also while the journal is written (`apply`); the runs are updated, and leases
+checked, once a turn, right before the plan is made (`settle`).
 """
 
 import logging
@@ -28,15 +28,15 @@ from fedops_mqtt.protocol import (
 )
 
 _KEPT = 10_000
-"""Keys at which those that have used nothing of late are let go."""
+"""Keys at which those with a full bucket are removed."""
 
 
 class Budget:
-    """A token bucket for each key; the caller's clock, s, never goes back.
+    """A token bucket for each key; the caller's clock, s, must not go back.
 
     Args:
         per_s: what is added a second.
-        at_once: what a key has at first, and at most.
+        at_once: the size of a bucket; a new one is full.
     """
 
     def __init__(self, *, per_s: float, at_once: float) -> None:
@@ -46,7 +46,7 @@ class Budget:
         self._tidy_at = _KEPT
 
     def take(self, key: Hashable, cost: float, *, now: float) -> bool:
-        """Use some of what a key has left; False, and nothing used, where that is not enough."""
+        """Take `cost` out of a key's bucket; False, and nothing taken, where it holds less."""
         left, at = self._left.get(key, (self._at_once, now))
         left = min(self._at_once, left + (now - at) * self._per_s)
         is_enough = cost <= left
@@ -64,48 +64,48 @@ class Budget:
 logger = logging.getLogger(__name__)
 
 LEASE_CHECK_S = 0.2
-"""Between two looks at all leases; they are seconds long, and thousands of messages may come in one."""
+"""Between two checks of all leases: a lease is seconds long, and thousands of messages may come in one."""
 
 
 MAX_OTHER_TASKS = 4
-"""Tasks that are not in the tasks file under which one client is shown: enough to see that somebody mistyped one."""
+"""Tasks that are not in the tasks file under which one client is listed: enough to find a mistyped name."""
 
 STATUSES_PER_S, STATUSES_AT_ONCE = 20.0, 500.0
-"""Of one client; a daemon says a few a second at most. What is beyond is dropped: the heartbeat says it again."""
+"""Of one client; a daemon publishes a few a second at most. More are dropped: the heartbeat repeats the last one."""
 
 JOURNAL_BYTES_PER_S, JOURNAL_BYTES_AT_ONCE = 4_096.0, 4 * 1024.0 * 1024.0
-"""Of one client's numbers and changes: 350 MB a day, and a thousand rounds at once."""
+"""Of one client's metrics and changes: 350 MB a day, and a thousand rounds at once."""
 
 _ROW_BYTES = 256
 """Of a row of the journal beside its values."""
 
 
 class BusReader:
-    """One reader of the bus. `tasks`: those of the tasks file; None: every task is one.
+    """The reader of one connection. `tasks`: those of the tasks file; None: every task is known.
 
-    A client of another task is shown, and that is all: its words are in no journal and in no series of `/metrics`.
+    A client of an unknown task is listed, but has no rows in the journal and no series of its own in `/metrics`.
 
     Attributes:
-        fleet: who is here.
-        losses: what the broker dropped on the way.
-        orphans: topics of retained runs that nobody drives any more; whoever clears one takes it out.
-        strangers: the last word of servers whose run is not in the ledger, by task.
-        stragglers: clients that say they train a run which is not in the ledger, by task and MAC.
-        num_malformed: messages that were none.
+        fleet: clients, servers and runs on the bus.
+        dropped_messages: detects what the broker dropped.
+        orphaned_run_topics: topics of retained runs that no manager drives; whoever clears one removes it here.
+        unknown_servers: the last status of each server whose run is not open, by task.
+        clients_of_closed_runs: clients whose status names a run that is not open, by task and MAC.
+        num_malformed: messages that could not be decoded.
         num_reconnects: how often the connection came back.
-        num_client_reconnects: how often a client spoke with a new epoch.
-        moved_at: when a client last came to stand where it had not stood, by the clock that `fold` is told; 0 before.
-        changed: clients that spoke, went or were forgotten since `take_changed`.
-        num_over_budget: words of clients that were dropped because they had said too much.
+        num_client_reconnects: how often a client came back with a new epoch.
+        moved_at: when a client last changed presence or status, by the clock of `apply`; 0 before.
+        changed: clients whose status came, expired or was cleared since `take_changed`.
+        num_over_budget: messages of clients that were dropped because the client had sent too many.
     """
 
     def __init__(self, fleet: Fleet, open_runs: OpenRuns, tasks: Container[str] | None = None) -> None:
         self.fleet = fleet
-        self.losses = DroppedMessageDetector()
-        self._told_at: int | None = None
-        self.orphans: dict[str, Topic] = {}
+        self.dropped_messages = DroppedMessageDetector()
+        self._warned_at: int | None = None
+        self.orphaned_run_topics: dict[str, Topic] = {}
         self.unknown_servers: dict[str, ServerStatus] = {}
-        self.stragglers: dict[tuple[str, str], StatusView[ClientStatus]] = {}
+        self.clients_of_closed_runs: dict[tuple[str, str], StatusView[ClientStatus]] = {}
         self._expired_at = float("-inf")
         self.num_malformed = 0
         self.num_reconnects = -1
@@ -117,23 +117,17 @@ class BusReader:
         self._other_tasks: defaultdict[str, set[str]] = defaultdict(set)
         self._statuses = Budget(per_s=STATUSES_PER_S, at_once=STATUSES_AT_ONCE)
         self._journal_bytes = Budget(per_s=JOURNAL_BYTES_PER_S, at_once=JOURNAL_BYTES_AT_ONCE)
-        self._ledger = open_runs
-        self._news: defaultdict[str, list[RunEvent]] = defaultdict(list)
+        self._open_runs = open_runs
+        self._run_events: defaultdict[str, list[RunEvent]] = defaultdict(list)
 
-    def take(self, events: Iterable[BusEvent], now: float) -> bool:
-        """Fold and settle at once; return what `fold` does."""
-        is_new = self.fold(events, now)
-        self.settle(now)
-        return is_new
-
-    def fold(self, events: Iterable[BusEvent], now: float) -> bool:
-        """Take in what came; return True when the connection is new and everything of ours has to be said again."""
+    def apply(self, events: Iterable[BusEvent], now: float) -> bool:
+        """Apply events to the fleet; True when the connection is new and the runs have to be published again."""
         is_new = False
         for event in events:
             match event:
                 case Connected():
                     self.fleet.listen(now)
-                    self.losses.listen()
+                    self.dropped_messages.listen()
                     self.num_reconnects += 1
                     is_new = True
                 case Disconnected():
@@ -145,32 +139,32 @@ class BusReader:
                 case Received():
                     self._received(event, now)
                 case Dropped(num_messages=num_messages):
-                    self.losses.count(num_messages)
+                    self.dropped_messages.count(num_messages)
                 case _:
                     assert_never(event)
-        self._tell_losses()
+        self._warn_of_dropped_messages()
         return is_new
 
     def settle(self, now: float) -> None:
-        """Bring the runs up to what was folded; no plan may be made of a fleet that the runs have not heard of."""
+        """Check the leases and bring the runs up to the fleet; a plan needs both in the same state."""
         self._expire(now)
-        for run_id, news in self._news.items():
-            self._ledger.apply(run_id, news, now)
-        self._news.clear()
+        for run_id, events in self._run_events.items():
+            self._open_runs.apply(run_id, events, now)
+        self._run_events.clear()
 
     def take_unknown_servers(self) -> list[ServerStatus]:
-        """Return the servers that were met since the last time."""
+        """Return the unknown servers of which a status came since the last call."""
         unknown_servers, self.unknown_servers = list(self.unknown_servers.values()), {}
         return unknown_servers
 
     def note_clients_of_closed_runs(self, run: Run) -> None:
-        """A run leaves the ledger: whoever still trains it is one."""
+        """Note the clients that still train a run which is not open any more."""
         for view in self.fleet.of_task(run.spec.task_id):
             if view.status.run is not None and view.status.run.run_id == run.run_id:
-                self.stragglers[view.status.task_id, view.status.client_mac] = view
+                self.clients_of_closed_runs[view.status.task_id, view.status.client_mac] = view
 
     def take_changed(self) -> set[tuple[str, str]]:
-        """Return the clients, by task and MAC, of whom something was heard since the last time."""
+        """Return the keys in `changed` and empty it."""
         changed, self.changed = self.changed, set()
         return changed
 
@@ -181,22 +175,22 @@ class BusReader:
                     self._client(status, now, is_retained=event.is_retained)
             case ServerStatus() as status if self.knows(status.task_id):
                 self._server(status, now, is_retained=event.is_retained)
-            case ServerMetrics() as said:
-                self._ledger.note_round(said, now)
-            case ClientMetrics() as said if self.knows(said.task_id):
-                if self._is_within(self._journal_bytes, said, _ROW_BYTES + len(orjson.dumps(said.values)), now):
-                    self._ledger.note_metrics(said, now)
-            case RunStatus() as said if event.is_retained and said.run_id not in self._ledger:
-                self.orphans[said.run_id] = event.topic
+            case ServerMetrics() as metrics:
+                self._open_runs.note_round(metrics, now)
+            case ClientMetrics() as metrics if self.knows(metrics.task_id):
+                if self._is_within(self._journal_bytes, metrics, _ROW_BYTES + len(orjson.dumps(metrics.values)), now):
+                    self._open_runs.note_metrics(metrics, now)
+            case RunStatus() as status if event.is_retained and status.run_id not in self._open_runs:
+                self.orphaned_run_topics[status.run_id] = event.topic
             case _:
                 pass
 
     def knows(self, task_id: str) -> bool:
         """Return whether a task is in the tasks file, or has a run that began when it was."""
-        return self._tasks is None or task_id in self._tasks or bool(self._ledger.of_task(task_id))
+        return self._tasks is None or task_id in self._tasks or bool(self._open_runs.of_task(task_id))
 
     def _is_shown(self, status: ClientStatus) -> bool:
-        """Take a client's word for a task that is none only for a few: the names are its own to invent."""
+        """Accept a client's status of an unknown task for a few tasks only: the client can invent any number."""
         if self.knows(status.task_id):
             return True
         others = self._other_tasks[status.client_mac]
@@ -206,28 +200,28 @@ class BusReader:
         others.add(status.task_id)
         return True
 
-    def _is_within(self, budget: Budget, said: ClientStatus | ClientMetrics, cost: float, now: float) -> bool:
-        is_within = budget.take(said.client_mac, cost, now=now)
+    def _is_within(self, budget: Budget, message: ClientStatus | ClientMetrics, cost: float, now: float) -> bool:
+        is_within = budget.take(message.client_mac, cost, now=now)
         if not is_within:
-            self._drop(said.client_mac, "more than a client may say at once")
+            self._drop(message.client_mac, "more than a client may send at once")
         return is_within
 
-    def _drop(self, client_mac: str, why: str) -> None:
+    def _drop(self, client_mac: str, reason: str) -> None:
         self.num_over_budget += 1
-        # As at the door of the bus: the 1st, 2nd, 4th, 8th, … is told.
+        # Of many, the 1st, 2nd, 4th, 8th, … is logged.
         if self.num_over_budget & (self.num_over_budget - 1) == 0:
-            facts = {"client_mac": client_mac, "why": why, "dropped_so_far": self.num_over_budget}
+            facts = {"client_mac": client_mac, "reason": reason, "dropped_so_far": self.num_over_budget}
             logger.warning("dropped a client's message", extra=facts)
 
     def _note_client(self, status: ClientStatus, now: float) -> None:
         if self.knows(status.task_id) and self._is_within(
             self._journal_bytes, status, _ROW_BYTES + len(status.reason or ""), now
         ):
-            self._ledger.note(note_client(status, now))
+            self._open_runs.note(note_client(status, now))
 
     def _client(self, status: ClientStatus, now: float, *, is_retained: bool) -> None:
         before = self.fleet.client(status.task_id, status.client_mac)
-        self.losses.note(status, is_known=before is not None, is_retained=is_retained)
+        self.dropped_messages.note(status, is_known=before is not None, is_retained=is_retained)
         if not self.fleet.apply(status, now=now, is_retained=is_retained):
             return
         self.changed.add((status.task_id, status.client_mac))
@@ -235,30 +229,29 @@ class BusReader:
         view = self.fleet.clients[status.task_id, status.client_mac]
         if before is None or (before.presence, before.status.status) != (view.presence, view.status.status):
             self.moved_at = now
-        is_first_live_word = before is None and not is_retained
-        if is_first_live_word or (before is not None and before.status.status is not status.status):
+        is_first = before is None and not is_retained
+        if is_first or (before is not None and before.status.status is not status.status):
             self._note_client(status, now)
-        self._tell_runs(view)
+        self._add_to_runs(view)
 
     def _server(self, status: ServerStatus, now: float, *, is_retained: bool) -> None:
         if not self.fleet.apply(status, now=now, is_retained=is_retained):
             return
-        word = self.fleet.servers[status.task_id].status
-        if word.run_id is not None and word.run_id in self._ledger:
-            self._news[word.run_id].append(word)
-        elif word.run_id is not None:
-            self.unknown_servers[status.task_id] = word
+        server = self.fleet.servers[status.task_id].status  # of a will: with what the will omits
+        if server.run_id is not None and server.run_id in self._open_runs:
+            self._run_events[server.run_id].append(server)
+        elif server.run_id is not None:
+            self.unknown_servers[status.task_id] = server
 
-    def _tell_runs(self, view: StatusView[ClientStatus]) -> None:
-        mac, hand = view.status.client_mac, view.status.run
-        for run in self._ledger.of_task(view.status.task_id):
+    def _add_to_runs(self, view: StatusView[ClientStatus]) -> None:
+        mac, training = view.status.client_mac, view.status.run
+        for run in self._open_runs.of_task(view.status.task_id):
             if mac in run.members:
-                self._news[run.run_id].append(view)
-        if hand is not None and hand.run_id not in self._ledger:
-            self.stragglers[view.status.task_id, mac] = view
+                self._run_events[run.run_id].append(view)
+        if training is not None and training.run_id not in self._open_runs:
+            self.clients_of_closed_runs[view.status.task_id, mac] = view
 
     def _expire(self, now: float) -> None:
-        """Judge the leases, not at every message: it is a look at everybody."""
         if 0 <= now - self._expired_at < LEASE_CHECK_S:
             return
         self._expired_at = now
@@ -267,33 +260,29 @@ class BusReader:
             self.moved_at = now
             silent = view.status.model_copy(update={"reason": "silent"})
             self._note_client(silent, now)
-            self._tell_runs(view)
+            self._add_to_runs(view)
 
-    def _tell_losses(self) -> None:
-        """Once a connection: the numbers grow, the sentence stays."""
-        problem = self.losses.problem
-        if problem is not None and self._told_at != self.num_reconnects:
-            self._told_at = self.num_reconnects
+    def _warn_of_dropped_messages(self) -> None:
+        """Log the problem once a connection."""
+        problem = self.dropped_messages.problem
+        if problem is not None and self._warned_at != self.num_reconnects:
+            self._warned_at = self.num_reconnects
             logger.warning("messages are lost at the broker", extra={"problem": problem})
 
     def _cleared(self, topic: Topic) -> bool:
-        """Take note; True when it was a run that goes on."""
+        """Forget what the topic described; True when it was the status of an open run."""
         self.fleet.forget(topic)
         if topic.channel is Channel.CLIENT_STATUS:
             self._other_tasks[topic.client_mac or ""].discard(topic.task_id or "")
-            self.losses.forget(topic.task_id or "", topic.client_mac or "")
+            self.dropped_messages.forget(topic.task_id or "", topic.client_mac or "")
             self.changed.add((topic.task_id or "", topic.client_mac or ""))
-        return topic.channel is Channel.RUN_STATUS and (topic.run_id or "") in self._ledger
+        return topic.channel is Channel.RUN_STATUS and (topic.run_id or "") in self._open_runs
 
 
 def needs_watching(run: Run, fleet: Fleet) -> bool:
-    """Return whether a run's server is out on the bus, so that only its line can tell whether it lives."""
-    if (
-        run.has_ended
-        or (run.launch == 0 and not run.spec.is_adopted)
-        or run.exited_at is not None
-        or run.is_unreachable
-    ):
+    """Return whether a run's server is out on the bus, so that only a request to its line can show whether it lives."""
+    has_server = run.launch > 0 or run.spec.is_adopted
+    if not has_server or run.has_ended or run.exited_at is not None or run.is_unreachable:
         return False
     view = fleet.servers.get(run.spec.task_id)
     knows_address = run.server is not None and run.server.launch == run.launch and run.server.server_ip is not None

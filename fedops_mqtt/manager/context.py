@@ -1,7 +1,8 @@
-"""What every part of a leading manager works with; one for each term."""
+"""What all parts of a leading manager share; made once for each term."""
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from fedops_mqtt.bus import Connection
@@ -20,52 +21,46 @@ class Clock:
     """Seconds since 1970 as this process counts them.
 
     Args:
-        not_before: the latest time an earlier process wrote down, s; a wall clock that was set back is overruled.
+        not_before: the latest time in the journal, s; the clock starts there when the wall clock was set back.
     """
 
     def __init__(self, *, not_before: float = 0.0) -> None:
         self._offset = max(time.time(), not_before) - time.monotonic()
 
     def now(self) -> float:
-        """Return the time now, s; never less than any earlier answer."""
+        """Return the time, s; it never goes back."""
         return time.monotonic() + self._offset
 
 
-Report = tuple[str, RunEvent]
-"""A run's id and what happened to it."""
-
-
 class RunEventQueue:
-    """Filled from the event loop, emptied by one reader."""
+    """Events of runs, each with its run's id, for the manager's loop; used in one event loop."""
 
     def __init__(self) -> None:
-        self._reports: list[Report] = []
-        self._news = asyncio.Event()
+        self._waiting: list[tuple[str, RunEvent]] = []
+        self._is_due = asyncio.Event()
 
     def put(self, run_id: str, event: RunEvent) -> None:
-        """Add something that happened to a run."""
-        self._reports.append((run_id, event))
-        self._news.set()
+        """Add an event of a run."""
+        self._waiting.append((run_id, event))
+        self._is_due.set()
 
     def wake(self) -> None:
-        """Have the reader take a turn now."""
-        self._news.set()
+        """Let `take` return now."""
+        self._is_due.set()
 
-    async def take(self, timeout_s: float) -> list[Report]:
-        """Wait for something, at most `timeout_s`, then take everything."""
-        try:
+    async def take(self, timeout_s: float) -> list[tuple[str, RunEvent]]:
+        """Wait for an event or `wake`, at most `timeout_s`, and take all events."""
+        with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                await self._news.wait()
-        except TimeoutError:
-            pass
-        self._news.clear()
-        reports, self._reports = self._reports, []
-        return reports
+                await self._is_due.wait()
+        self._is_due.clear()
+        taken, self._waiting = self._waiting, []
+        return taken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManagerContext:
-    """Shared by the loop, the orders, the upkeep and the API; all of them live in one event loop."""
+    """Shared by the loop, the run service, the housekeeping and the API; all of them run in one event loop."""
 
     settings: ManagerSettings
     term: int
@@ -74,13 +69,13 @@ class ManagerContext:
     tasks: Tasks
     apps: AppStore
     open_runs: OpenRuns
-    watch: BusReader
-    inbox: RunEventQueue
+    bus_reader: BusReader
+    event_queue: RunEventQueue
     connection: Connection
     events: Events
     meters: ManagerMetrics
 
     def limits(self, task: TaskConfig | None) -> RunLimits:
-        """Return a task's limits: the manager's, with what the task says."""
-        limits = self.settings.limits
-        return limits.model_copy(update=task.limits.said) if task else limits
+        """Return a task's limits: the manager's, overridden by the task's own."""
+        own = task.limits.model_dump(exclude_none=True) if task else {}
+        return self.settings.limits.model_copy(update=own)

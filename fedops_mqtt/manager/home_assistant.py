@@ -1,7 +1,7 @@
 """Home Assistant discovery, off by default: two sensors per client that read the client's own retained status.
 
-Only the descriptions are published, so the sensors live on without a manager. They do not fence as our readers do: what
-a late will leaves behind is repaired by its owner within a second.
+Only the descriptions are published, so the sensors work without a manager. They do not order messages as our readers
+do: a state that a late last will leaves behind is corrected by its owner within a second.
 """
 
 import asyncio
@@ -31,35 +31,35 @@ _SENSORS = (
 
 
 class HomeAssistant:
-    """Describes every client once, and takes the description back when a client is forgotten."""
+    """Publishes a description of every client once, and clears it when the client is forgotten."""
 
-    def __init__(self, desk: ManagerContext, *, prefix: str) -> None:
-        self._desk = desk
+    def __init__(self, context: ManagerContext, *, prefix: str) -> None:
+        self._context = context
         self._prefix = prefix
-        self._told: dict[ClientKey, tuple[str, float]] = {}
+        self._described: dict[ClientKey, tuple[str, float]] = {}
         self._has_warned = False
 
     async def run(self) -> None:
-        """Follow the fleet, for ever; the broker's outages are waited out."""
-        fleet = self._desk.watch.fleet
-        with self._desk.events.subscribed(ChangeTopic.CLIENT, ChangeTopic.FORGOTTEN) as subscription:
+        """Follow the fleet, for ever; publishing is retried while the broker is away."""
+        fleet = self._context.bus_reader.fleet
+        with self._context.events.subscribed(ChangeTopic.CLIENT, ChangeTopic.FORGOTTEN) as subscription:
             due = dict.fromkeys(fleet.clients)
             while True:
                 try:
                     while due:
                         key = next(iter(due))
-                        await self._tell(key)
+                        await self._describe(key)
                         del due[key]
                 except BusError as error:
-                    self._say_why(error)
+                    self._log_failure(error)
                     await asyncio.sleep(_RETRY_S)
-                news = subscription.take() if due else await subscription.wait(_IDLE_S)
-                if any(each.kind is ChangeTopic.LAGGED for each in news):
-                    due |= dict.fromkeys([*fleet.clients, *self._told])
-                due |= dict.fromkeys((each.task_id or "", each.client_mac or "") for each in news)
+                changes = subscription.take() if due else await subscription.wait(_IDLE_S)
+                if any(each.kind is ChangeTopic.LAGGED for each in changes):
+                    due |= dict.fromkeys([*fleet.clients, *self._described])
+                due |= dict.fromkeys((each.task_id or "", each.client_mac or "") for each in changes)
 
-    def _say_why(self, error: BusError) -> None:
-        """Tell of a refusal once: nobody but whoever writes the broker's ACL can mend it (MQTT 3.1.1 never tells)."""
+    def _log_failure(self, error: BusError) -> None:
+        """Warn of a refusal once: only a change of the broker's ACL helps (MQTT 3.1.1 does not report refusals)."""
         logger.debug("Home Assistant discovery is published later", extra={"problem": str(error)})
         if isinstance(error, PublishRefusedError) and not self._has_warned:
             self._has_warned = True
@@ -68,21 +68,21 @@ class HomeAssistant:
                 "the broker refuses Home Assistant discovery", extra={"problem": str(error), "advice": advice}
             )
 
-    async def _tell(self, key: ClientKey) -> None:
-        """Describe a client if it is not as it was told; take the description back where it is not known any more."""
-        view = self._desk.watch.fleet.client(*key)
+    async def _describe(self, key: ClientKey) -> None:
+        """Publish a client's description if it has changed; clear it when the client is not known any more."""
+        view = self._context.bus_reader.fleet.client(*key)
         if view is None:
             for topic in describe(*key, name="", heartbeat_s=1, prefix=self._prefix):
-                await self._desk.connection.publish_foreign(topic, b"", is_retained=True)
-            self._told.pop(key, None)
+                await self._context.connection.publish_foreign(topic, b"", is_retained=True)
+            self._described.pop(key, None)
             return
         name = view.status.client_name or view.status.client_mac
         heartbeat_s = view.status.heartbeat_s or DEFAULT_HEARTBEAT_S
-        if self._told.get(key) == (name, heartbeat_s):
+        if self._described.get(key) == (name, heartbeat_s):
             return
         for topic, config in describe(*key, name=name, heartbeat_s=heartbeat_s, prefix=self._prefix).items():
-            await self._desk.connection.publish_foreign(topic, json.dumps(config).encode(), is_retained=True)
-        self._told[key] = name, heartbeat_s
+            await self._context.connection.publish_foreign(topic, json.dumps(config).encode(), is_retained=True)
+        self._described[key] = name, heartbeat_s
 
 
 def describe(
@@ -103,7 +103,7 @@ def describe(
         "device": device,
         "origin": {"name": "fedops-mqtt", "sw_version": __version__},
     }
-    task = "".join(outbound_message if outbound_message.isalnum() else "_" for outbound_message in task_id)
+    task = "".join(character if character.isalnum() else "_" for character in task_id)
     return {
         f"{prefix}/binary_sensor/fedops_{task}_{level}_{sensor}/config": {
             "name": label,

@@ -1,6 +1,6 @@
-"""A manager that leads: all its parts built, and alive as long as the block runs.
+"""A manager that leads: builds all its parts and runs them while a block runs.
 
-A leader that ends leaves its runs and their servers as they are; the next one takes them up.
+A leader that ends leaves its runs and their servers as they are; the next one resumes them.
 """
 
 import asyncio
@@ -59,30 +59,28 @@ _SHUTDOWN_S = 2
 """Requests still open when the manager ends are cut after this."""
 
 Front = Callable[[FastAPI, Api, ManagerContext], AbstractAsyncContextManager[Callable[[ASGIApp], ASGIApp]]]
-"""Puts a page on the API's application while its block runs; what it yields wraps everything, the door too."""
+"""Adds the page to the API's application while its block runs; yields what wraps the application's access control."""
 
 
 class Leader:
-    """What may still be asked of a leader from outside."""
+    """A leader's control from outside."""
 
-    def __init__(self, desk: ManagerContext, servers: Servers) -> None:
-        self._desk = desk
+    def __init__(self, context: ManagerContext, servers: Servers) -> None:
+        self._context = context
         self._servers = servers
 
     async def end_runs(self) -> None:
-        """Stop every active run, and wait until the servers are gone; not longer than two graces."""
-        for run in self._desk.open_runs:
-            self._desk.inbox.put(run.run_id, StopRequested("the manager was stopped"))
-        grace_s = self._desk.settings.server_stop_grace_s
+        """Stop every active run, and wait for the end of the servers, at most two times their grace."""
+        for run in self._context.open_runs:
+            self._context.event_queue.put(run.run_id, StopRequested("the manager was stopped"))
+        grace_s = self._context.settings.server_stop_grace_s
         try:
             async with asyncio.timeout(2 * grace_s):
-                while not self._is_done():  # noqa: ASYNC110 - the end of two things that nobody tells together
+                # The ends of runs and of processes have no common event.
+                while self._servers.num_running or not all(run.has_ended for run in self._context.open_runs):  # noqa: ASYNC110
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
             logger.warning("left with servers still running", extra={"grace_s": grace_s})
-
-    def _is_done(self) -> bool:
-        return not self._servers.num_running and all(run.has_ended for run in self._desk.open_runs)
 
 
 @asynccontextmanager
@@ -98,14 +96,14 @@ async def leading(
     await apps.load()
     tasks = Tasks(settings.tasks_file, published=apps.current)
     runs = await journal.call(journal.open_runs)
-    # A journal of a program that did not keep a run's task: the file has to do.
+    # An older program did not store a run's task: take it from the tasks file.
     open_runs = OpenRuns([replace(each, task=each.task or tasks.get(each.run.spec.task_id)) for each in runs])
     clock = Clock(not_before=await journal.call(journal.last_time))
     owner = _owner(settings, journal, term=term, url=url_of(listening, access_rules(settings)))
     async with AsyncExitStack() as stack:
         connection = await stack.enter_async_context(_on_bus(settings, owner, open_runs))
-        watch = BusReader(Fleet(), open_runs, tasks)
-        desk = ManagerContext(
+        bus_reader = BusReader(Fleet(), open_runs, tasks)
+        context = ManagerContext(
             settings=settings,
             term=term,
             clock=clock,
@@ -113,63 +111,57 @@ async def leading(
             tasks=tasks,
             apps=apps,
             open_runs=open_runs,
-            watch=watch,
-            inbox=RunEventQueue(),
+            bus_reader=bus_reader,
+            event_queue=RunEventQueue(),
             connection=connection,
             events=Events(),
-            meters=ManagerMetrics(watch=watch, open_runs=open_runs, connection=connection),
+            meters=ManagerMetrics(bus_reader=bus_reader, open_runs=open_runs, connection=connection),
         )
-        yield await _at_work(desk, owner, listening, stack, front or _no_page)
+        yield await _at_work(context, owner, listening, stack, front or _no_page)
 
 
 async def _at_work(
-    desk: ManagerContext, owner: StatusOwner, listening: socket.socket, stack: AsyncExitStack, front: Front
+    context: ManagerContext, owner: StatusOwner, listening: socket.socket, stack: AsyncExitStack, front: Front
 ) -> Leader:
-    """Start everything that has a life, in the order in which it may be used."""
-    servers = _servers(desk)
-    speaker = TriggerPublisher(desk.connection)
-    executor = Executor(desk, servers=servers, speaker=speaker)
-    orders = RunService(desk)
-    board = RunStatusPublisher(desk.open_runs, term=desk.term)
-    desk.open_runs.listener = board.changed
-    manager = Manager(desk, board=board, servers=servers, executor=executor, orders=orders)
-    upkeep = Housekeeping(desk, servers=servers, executor=executor)
-    rules = access_rules(desk.settings)
-    api = Api(desk, orders)
+    """Start all parts, each after those that it uses."""
+    servers = _servers(context)
+    trigger_publisher = TriggerPublisher(context.connection)
+    executor = Executor(context, servers=servers, trigger_publisher=trigger_publisher)
+    run_service = RunService(context)
+    status_publisher = RunStatusPublisher(context.open_runs, term=context.term)
+    context.open_runs.listener = status_publisher.changed
+    manager = Manager(
+        context, status_publisher=status_publisher, servers=servers, executor=executor, run_service=run_service
+    )
+    housekeeping = Housekeeping(context, servers=servers, executor=executor)
+    rules = access_rules(context.settings)
+    api = Api(context, run_service)
     app = api.app()
-    wrap = await stack.enter_async_context(front(app, api, desk))
-    door = wrap(guarded(app, rules))
-    for life in (
-        speaker.speaking(),
+    wrap = await stack.enter_async_context(front(app, api, context))
+    served = wrap(guarded(app, rules))
+    parts: list[AbstractAsyncContextManager[None]] = [
+        trigger_publisher.publishing(),
         servers.tending(),
-        alongside(board.run(desk.connection, owner), name="board"),
-        alongside(upkeep.run(), name="upkeep"),
-        alongside(manager.listen(), name="listen"),
+        alongside(status_publisher.run(context.connection, owner), name="run-statuses"),
+        alongside(housekeeping.run(), name="housekeeping"),
+        alongside(manager.listen(), name="bus-events"),
         alongside(manager.run(), name="manager"),
-        alongside(_tell_home_assistant(desk), name="home-assistant"),
         # The page is live over a WebSocket; uvicorn's older way to serve one uses what websockets deprecates.
-        serving(door, listening, rules, name="manager-api", shutdown_s=_SHUTDOWN_S, websockets="websockets-sansio"),
-    ):
-        await stack.enter_async_context(life)
-    return Leader(desk, servers)
-
-
-async def _tell_home_assistant(desk: ManagerContext) -> None:
-    prefix = desk.settings.home_assistant
+        serving(served, listening, rules, name="manager-api", shutdown_s=_SHUTDOWN_S, websockets="websockets-sansio"),
+    ]
+    prefix = context.settings.home_assistant
     if prefix is not None:
-        await HomeAssistant(desk, prefix=prefix).run()
-    await asyncio.Event().wait()
+        parts.insert(-1, alongside(HomeAssistant(context, prefix=prefix).run(), name="home-assistant"))
+    for part in parts:
+        await stack.enter_async_context(part)
+    return Leader(context, servers)
 
 
 @asynccontextmanager
-async def _no_page(app: FastAPI, api: Api, desk: ManagerContext) -> AsyncIterator[Callable[[ASGIApp], ASGIApp]]:
-    app.get("/", include_in_schema=False)(_say_how_to_have_a_page)
-    yield lambda door: door
-
-
-def _say_how_to_have_a_page() -> PlainTextResponse:
+async def _no_page(app: FastAPI, api: Api, context: ManagerContext) -> AsyncIterator[Callable[[ASGIApp], ASGIApp]]:
     text = "This manager has no page: pip install 'fedops-mqtt[dashboard]' and start it again. Its API: /api/v1"
-    return PlainTextResponse(text)
+    app.get("/", include_in_schema=False)(lambda: PlainTextResponse(text))
+    yield lambda wrapped: wrapped
 
 
 def _on_bus(
@@ -186,7 +178,7 @@ def _on_bus(
 
 
 def _publish_rules(settings: ManagerSettings) -> PublishRules:
-    # A broker with TLS is a fleet's, also on loopback: there is a key, and devices take only what it signed.
+    # A broker with TLS belongs to a fleet, also on loopback: the fleet has a key, and devices accept only signed apps.
     brokers = parse_broker_urls(settings.broker)
     is_alone = is_loopback(settings.http.rpartition(":")[0].strip("[]")) and all(
         not each.is_tls and is_loopback(each.host) for each in brokers
@@ -199,22 +191,22 @@ def _publish_rules(settings: ManagerSettings) -> PublishRules:
     )
 
 
-def _servers(desk: ManagerContext) -> Servers:
+def _servers(context: ManagerContext) -> Servers:
     return Servers(
-        apps=desk.apps,
-        journal=desk.journal,
-        report=desk.inbox.put,
-        folder=desk.settings.state_dir.resolve() / "manager",
+        apps=context.apps,
+        journal=context.journal,
+        report=context.event_queue.put,
+        folder=context.settings.state_dir.resolve() / "manager",
         inherited=inherited_environment(),
-        said=_said_to_servers(desk.settings),
-        grace_s=desk.settings.server_stop_grace_s,
+        common_settings=_common_settings(context.settings),
+        grace_s=context.settings.server_stop_grace_s,
     )
 
 
-def _said_to_servers(settings: ManagerSettings) -> dict[str, object]:
-    """What every server is told, by setting name; a task's own `env` outweighs it. A server has a folder of its own."""
+def _common_settings(settings: ManagerSettings) -> dict[str, object]:
+    """Return the settings that all servers get, by name; a task's own `env` outweighs them."""
     password = settings.broker_password
-    said: dict[str, object] = {
+    values: dict[str, object] = {
         "broker": settings.broker,
         "broker_user": settings.broker_user,
         "broker_password": password.get_secret_value() if password else None,
@@ -231,7 +223,7 @@ def _said_to_servers(settings: ManagerSettings) -> dict[str, object]:
         "round_limit_s": settings.limits.round_s,
         "log_level": settings.log_level,
     }
-    return {name: value.resolve() if isinstance(value, Path) else value for name, value in said.items()}
+    return {name: value.resolve() if isinstance(value, Path) else value for name, value in values.items()}
 
 
 def _owner(settings: ManagerSettings, journal: Journal, *, term: int, url: str) -> StatusOwner:
@@ -262,7 +254,7 @@ def _owner(settings: ManagerSettings, journal: Journal, *, term: int, url: str) 
 
 
 class _JournalEpochs:
-    """The manager's epoch in its journal; called from worker threads by the owner."""
+    """The manager's epoch in its journal; the status owner calls it from worker threads."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal

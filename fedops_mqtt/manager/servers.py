@@ -1,6 +1,6 @@
-"""The FL servers of the open runs: launched one after the other, watched to their end, probed when they are silent.
+"""The FL servers of the open runs: launches them, waits for their end, probes those that are out on the bus.
 
-Everything here takes time and runs in tasks of its own; what comes of it is reported as an event of the run.
+All of this runs in tasks of its own; each result is reported as an event of the run.
 """
 
 import asyncio
@@ -35,23 +35,27 @@ logger = logging.getLogger(__name__)
 
 
 def read_final_status(path: Path, *, task_id: str, run_id: str, launch: int) -> ServerStatus | None:
-    """Return the final status that a launch kept; None where there is none, or (logged) where it is none of its own."""
+    """Return the final status in a launch's file; None where there is no file, or (logged) it is not this launch's."""
     try:
         with path.open("rb") as file:
-            word = decode(topics.server_status(task_id), file.read(Channel.SERVER_STATUS.max_payload_bytes + 1))
+            status = decode(topics.server_status(task_id), file.read(Channel.SERVER_STATUS.max_payload_bytes + 1))
     except FileNotFoundError:
         return None
     except (OSError, ProtocolError) as error:
         logger.warning("an FL server's final status cannot be read", extra={"path": str(path), "problem": str(error)})
         return None
-    if isinstance(word, ServerStatus) and (word.run_id, word.launch) == (run_id, launch) and word.status.is_final:
-        return word
+    if (
+        isinstance(status, ServerStatus)
+        and (status.run_id, status.launch) == (run_id, launch)
+        and status.status.is_final
+    ):
+        return status
     logger.warning("a final status file is of another launch, or not final", extra={"path": str(path)})
     return None
 
 
 TRIES = 3
-"""One may be lost to a full backlog, one to a busy machine."""
+"""One may fail at a full backlog, one on a busy machine."""
 
 
 async def line_answers(address: str, *, within_s: float) -> bool:
@@ -67,7 +71,7 @@ async def line_answers(address: str, *, within_s: float) -> bool:
 
 
 async def _answers(host: str, port: int, timeout_s: float) -> bool:
-    """A TLS server ends the connection on a plain request, which is an answer too."""
+    """Send a plain HTTP request; a TLS server ends the connection then, which is an answer too."""
     writer = None
     try:
         async with asyncio.timeout(timeout_s):
@@ -98,7 +102,7 @@ class Servers:
     Args:
         folder: logs and secrets of the runs.
         inherited: environment that every server starts from.
-        said: settings that every server gets, by name.
+        common_settings: settings that every server gets, by name.
         grace_s: between asking a server to end and killing it.
     """
 
@@ -110,7 +114,7 @@ class Servers:
         report: Report,
         folder: Path,
         inherited: Mapping[str, str],
-        said: Mapping[str, object],
+        common_settings: Mapping[str, object],
         grace_s: float,
     ) -> None:
         self._group: asyncio.TaskGroup | None = None
@@ -120,7 +124,7 @@ class Servers:
         self._report = report
         self._folder = folder
         self._inherited = inherited
-        self._said = said
+        self._common_settings = common_settings
         self._grace_s = grace_s
         self._processes: dict[str, LaunchedServer] = {}
         self._stops: dict[str, tuple[RunOutcome | None, str]] = {}
@@ -134,7 +138,7 @@ class Servers:
 
     @asynccontextmanager
     async def tending(self) -> AsyncIterator[None]:
-        """Launch and watch while the block runs; at its end the servers are left to themselves."""
+        """Launch and supervise while the block runs; at its end the servers are left running."""
         with bare_error():
             async with asyncio.TaskGroup() as self._group:
                 try:
@@ -147,7 +151,7 @@ class Servers:
 
     @property
     def num_running(self) -> int:
-        """How many servers run, as far as is known."""
+        """The number of servers that run."""
         return len(self._processes)
 
     def launch(self, run: Run, launch: int, secret: bytes, task: TaskConfig) -> None:
@@ -159,10 +163,10 @@ class Servers:
         self._occupy(run.run_id, self._launch(run, launch, secret, task, after=self._busy.get(run.run_id)))
 
     def resume(self, run: Run, launches: list[Launch], task: TaskConfig | None) -> None:
-        """Find the server of a run that an earlier manager launched, and watch it.
+        """Find the server of a run that an earlier manager launched, and supervise it.
 
-        A process of another manager's host is known by the bus and by its line, as is one whose host is gone: only
-        processes of this host are looked for and ended. What a launch command or Kubernetes runs, any manager finds.
+        Only processes of this host are looked for and ended; of one on another manager's host only the bus and the
+        line report. A server that a launch command or Kubernetes runs is found from any host.
         """
         self._wanted[run.run_id] = not run.has_ended
         self._task_ids[run.run_id] = run.spec.task_id
@@ -183,9 +187,10 @@ class Servers:
             self._occupy(run.run_id, self._resume(known))
 
     def end(self, run_id: str, outcome: RunOutcome | None, reason: str) -> None:
-        """End a run's server if there is one, which tells its clients why; asking again changes nothing.
+        """End a run's server if there is one; it gives its clients the reason. A second call changes nothing.
 
-        `outcome` is the run's: the model of a failed one is no version. None: another launch goes on with the run.
+        `outcome` is the run's: the model of a failed one is not stored as a version. None: another launch continues
+        the run.
         """
         if not self._wanted.get(run_id, False):
             return
@@ -198,7 +203,7 @@ class Servers:
             self._end(run_id, process)
 
     def probe(self, run: Run, now: float, *, every_s: float) -> None:
-        """Find out whether a silent server's line answers; says so only when it does not."""
+        """Request a server's line every `every_s`, and report when it does not answer."""
         run_id = run.run_id
         if run.server is None or run.server.server_ip is None or run_id in self._probing:
             return
@@ -210,11 +215,11 @@ class Servers:
         self._spawn(self._probe(run_id, run.launch, run.server.server_ip, every_s), f"probe-{run_id}")
 
     def is_connected(self, run_id: str) -> None:
-        """A server speaks on the bus: there is nothing to probe."""
+        """End the probing of a server that is connected to the bus."""
         self._probed_at.pop(run_id, None)
 
     def forget(self, run_id: str) -> None:
-        """A run is over and archived: remove its secret."""
+        """Remove the secret and the state of an archived run."""
         self._secret_file(run_id).unlink(missing_ok=True)
         self._wanted.pop(run_id, None)
         self._busy.pop(run_id, None)
@@ -225,7 +230,7 @@ class Servers:
         self._stops.pop(run_id, None)
 
     def delete_logs(self, run_id: str) -> None:
-        """A run is no longer in the journal: delete what its servers said."""
+        """Delete the server logs of a run that is no longer in the journal."""
         shutil.rmtree(self._log_folder(run_id), ignore_errors=True)
 
     def _log_folder(self, run_id: str) -> Path:
@@ -249,7 +254,7 @@ class Servers:
     async def _launch(
         self, run: Run, launch: int, secret: bytes, task: TaskConfig, *, after: asyncio.Task[None] | None
     ) -> None:
-        await self._clear_the_way(run.run_id, after)
+        await self._end_earlier_launch(run.run_id, after)
         row = self._row(run, launch)
         await self._journal.call(self._journal.add_launch, row)
         try:
@@ -273,8 +278,8 @@ class Servers:
             await self._note_process(row, process)
             return process
         settings = self._settings(run, launch, task)
-        told = task_with_folder(task) if task.kubernetes else task
-        order = await asyncio.to_thread(make_order, run.run_id, launch, told, settings, secret)
+        ordered = task_with_folder(task) if task.kubernetes else task
+        order = await asyncio.to_thread(make_order, run.run_id, launch, ordered, settings, secret)
         server = self._elsewhere_server(run, row, task)
         await server.start(order)
         return server
@@ -314,7 +319,7 @@ class Servers:
         return RemoteServer(place, report, partial(self._note_process, row), command, is_resumed=is_resumed)
 
     async def _resume_elsewhere(self, run: Run, known: Launch, task: TaskConfig) -> None:
-        """Go on with a server that any manager can ask for; a launch command that still runs here is gone on with."""
+        """Supervise a server on another machine again, with its launch command where that still runs here."""
         command = None
         row = self._row(run, known.launch)
         if known.log_path == row.log_path and known.host == row.host and known.pid is not None:
@@ -325,8 +330,8 @@ class Servers:
         self._processes[run.run_id] = server
         await self._watch(row, server)
 
-    async def _clear_the_way(self, run_id: str, after: asyncio.Task[None] | None) -> None:
-        """Two servers of one run never live side by side."""
+    async def _end_earlier_launch(self, run_id: str, after: asyncio.Task[None] | None) -> None:
+        """End an earlier launch: two servers of one run must never run at the same time."""
         process = self._processes.get(run_id)
         if process is not None and process.is_running:
             outcome, reason = self._stops.get(run_id, (None, "another launch goes on with the run"))
@@ -360,7 +365,7 @@ class Servers:
     async def _exited(self, row: Launch, reason: str) -> None:
         await self._journal.call(self._journal.note_exit, row.run_id, row.launch, reason)
         logger.info("FL server has ended", extra={"run_id": row.run_id, "launch": row.launch, "reason": reason})
-        await self._pass_on_last_word(row.run_id, row.launch)
+        await self._report_final_status(row.run_id, row.launch)
         self._report(row.run_id, ServerExited(row.launch, reason))
 
     async def _probe(self, run_id: str, launch: int, address: str, within_s: float) -> None:
@@ -369,25 +374,25 @@ class Servers:
                 return
             server = self._processes.get(run_id)
             if server is not None and await server.check() is Liveness.UNKNOWN:
-                return  # it has reported so; the server may be alive
-            if not await self._pass_on_last_word(run_id, launch):
+                return  # `check` has reported that; the server may be alive
+            if not await self._report_final_status(run_id, launch):
                 self._report(run_id, ServerUnreachable(launch))
         finally:
             self._probing.discard(run_id)
 
-    async def _pass_on_last_word(self, run_id: str, launch: int) -> bool:
-        """Report how a server that is gone, or about to go, said that its run ended; False where it kept no word."""
+    async def _report_final_status(self, run_id: str, launch: int) -> bool:
+        """Report the final status that a launch left in its file; False where there is none."""
         path, task_id = self._final_status_file(run_id, launch), self._task_ids.get(run_id, "")
-        word = await asyncio.to_thread(read_final_status, path, task_id=task_id, run_id=run_id, launch=launch)
-        if word is not None:
-            self._report(run_id, word)
-        return word is not None
+        status = await asyncio.to_thread(read_final_status, path, task_id=task_id, run_id=run_id, launch=launch)
+        if status is not None:
+            self._report(run_id, status)
+        return status is not None
 
     def _settings(self, run: Run, launch: int, task: TaskConfig) -> dict[str, object]:
-        """Return what a server is told, by setting name; not the files that this host keeps for it."""
+        """Return a server's settings by name, without those that name files of this host."""
         spec = run.spec
         return {
-            **self._said,
+            **self._common_settings,
             "task_id": spec.task_id,
             "run_id": run.run_id,
             "launch": launch,
@@ -398,7 +403,7 @@ class Servers:
             "min_clients": spec.min_clients,
             "join_limit_s": spec.limits.join_s,
             "run_limit_s": spec.limits.run_s,
-            "round_limit_s": task.limits.round_s or self._said["round_limit_s"],
+            "round_limit_s": task.limits.round_s or self._common_settings["round_limit_s"],
             "app_file": self._apps.path(spec.app.digest) if spec.app else None,
             "run_config": format_pairs(spec.run_config) or None,
         }
@@ -431,5 +436,5 @@ class Servers:
 
 
 def _has_own_listen(task: TaskConfig) -> bool:
-    """Whether the task's address counts: else its bundle's does, or, elsewhere, any free port."""
+    """Whether the task's address is used; else its bundle's is, or, on another machine, any free port."""
     return "listen" in task.model_fields_set or (task.is_local and task.config is None)

@@ -43,11 +43,6 @@ class TaskLimits(_Table):
     max_launches: Annotated[int, Field(ge=1)] | None = None
     max_attempts: Annotated[int, Field(ge=1)] | None = None
 
-    @property
-    def said(self) -> dict[str, float]:
-        """The limits that are set."""
-        return self.model_dump(exclude_none=True)
-
 
 class KubernetesTask(_Table):
     """How a task's FL server runs as a Kubernetes Job.

@@ -103,7 +103,7 @@ class Manager:
         self.term = 0
         self.line: Line | None = None
         self.open_runs = OpenRuns([])
-        self.watch = BusReader(Fleet(default_heartbeat_s=READER_HEARTBEAT_S), self.open_runs)
+        self.bus_reader = BusReader(Fleet(default_heartbeat_s=READER_HEARTBEAT_S), self.open_runs)
         self._inbox: list[BusEvent] = []
         self._reports: list[tuple[str, ServerExited | ServerUnreachable | StopRequested]] = []
         self._silent_since: dict[str, float] = {}
@@ -117,7 +117,7 @@ class Manager:
 
     @property
     def fleet(self) -> Fleet:
-        return self.watch.fleet
+        return self.bus_reader.fleet
 
     # The lease
 
@@ -143,7 +143,7 @@ class Manager:
     def _lead(self) -> None:
         self.kernel.note(f"manager leads, term {self.term}")
         self.open_runs = OpenRuns([JournaledRun(run=run, secret=b"") for run in self.db.load()])
-        self.watch = BusReader(Fleet(default_heartbeat_s=READER_HEARTBEAT_S), self.open_runs)
+        self.bus_reader = BusReader(Fleet(default_heartbeat_s=READER_HEARTBEAT_S), self.open_runs)
         disk = self.world.manager_disk
         instance = new_instance(
             start_of(self.term, int(self.world.server_disk.unix_ms())), f"{self.kernel.rng.getrandbits(48):012x}"
@@ -158,7 +158,7 @@ class Manager:
             self.world.broker, f"manager-{instance}", wants=self._wants, hear=self._hear, make_will=self.owner.will
         )
         self.owner.line = self.line
-        self.ear = Ear(name=f"manager {self.term}", fleet=self.watch.fleet, connected_at=self._hears_since)
+        self.ear = Ear(name=f"manager {self.term}", fleet=self.bus_reader.fleet, connected_at=self._hears_since)
         self.line.open()
         self.kernel.after(LEASE_S / 3, self._renew)
         for run in self.open_runs:
@@ -228,7 +228,8 @@ class Manager:
             return
         now = self.kernel.now
         events, self._inbox = self._inbox, []
-        self.watch.take(events, now)
+        self.bus_reader.apply(events, now)
+        self.bus_reader.settle(now)
         reports, self._reports = self._reports, []
         for run_id, event in reports:
             self.open_runs.apply(run_id, [event], now)
@@ -339,11 +340,11 @@ class Manager:
                     self.report(run.run_id, ServerUnreachable(run.launch))
 
     def _stop_clients_of_closed_runs(self, now: float) -> None:
-        for key in list(self.watch.stragglers):
+        for key in list(self.bus_reader.clients_of_closed_runs):
             view, mac = self.fleet.client(*key), key[1]
             hand = view.status.run if view is not None and not view.is_out else None
             if hand is None or hand.run_id in self.open_runs or hand.run_id not in self.db.runs:
-                self.watch.stragglers.pop(key)
+                self.bus_reader.clients_of_closed_runs.pop(key)
             elif now - self._told_at.get(mac, float("-inf")) >= STRAGGLER_RETRY_S:
                 self._told_at[mac] = now
                 self._stop(hand.run_id, mac, hand.attempt, "the run is closed")

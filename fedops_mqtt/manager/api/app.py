@@ -1,4 +1,4 @@
-"""The manager's HTTP API, version 1. It reads what the loop knows and hands orders to it; it decides nothing.
+"""The manager's HTTP API, version 1. It reads the loop's state and passes requests to the run service.
 
 Every error is a problem document (RFC 9457), never a traceback.
 """
@@ -50,7 +50,7 @@ from fedops_mqtt.manager.errors import (
     UnknownRunError,
     UnknownTaskError,
 )
-from fedops_mqtt.manager.run_service import RunOrder, RunService
+from fedops_mqtt.manager.run_service import RunService
 from fedops_mqtt.protocol import ClientCondition, IdentityError, normalise_mac
 
 PREFIX = "/api/v1"
@@ -103,12 +103,12 @@ class _Application(FastAPI):
 class Api:
     """The endpoints of one leading manager."""
 
-    def __init__(self, desk: ManagerContext, orders: RunService) -> None:
-        self._desk = desk
-        self._orders = orders
-        self.history = HistoryApi(desk)
-        self.apps = AppsApi(desk)
-        self._stream = EventStream(desk)
+    def __init__(self, context: ManagerContext, run_service: RunService) -> None:
+        self._context = context
+        self._run_service = run_service
+        self.history = HistoryApi(context)
+        self.apps = AppsApi(context)
+        self._stream = EventStream(context)
 
     def app(self) -> FastAPI:
         """Return the application."""
@@ -144,17 +144,17 @@ class Api:
     async def health(self) -> Health:
         """Tell whether this manager leads and has its broker."""
         return Health(
-            status="ok" if self._desk.connection.is_connected else "no-broker",
-            term=self._desk.term,
-            broker=self._desk.connection.broker,
-            problem=self._desk.watch.losses.problem,
-            num_clients=self._desk.watch.fleet.num_here,
-            num_active_runs=sum(not run.has_ended for run in self._desk.open_runs),
+            status="ok" if self._context.connection.is_connected else "no-broker",
+            term=self._context.term,
+            broker=self._context.connection.broker,
+            problem=self._context.bus_reader.dropped_messages.problem,
+            num_clients=self._context.bus_reader.fleet.num_here,
+            num_active_runs=sum(not run.has_ended for run in self._context.open_runs),
         )
 
     async def prometheus(self) -> Response:
         """Tell everything that can be counted, in Prometheus' text format."""
-        return Response(await self._desk.meters.exposition(), media_type=CONTENT_TYPE)
+        return Response(await self._context.meters.exposition(), media_type=CONTENT_TYPE)
 
     async def list_clients(
         self,
@@ -167,7 +167,7 @@ class Api:
         """List the clients, by task and MAC."""
         views = [
             view
-            for (task, _), view in sorted(self._desk.watch.fleet.clients.items())
+            for (task, _), view in sorted(self._context.bus_reader.fleet.clients.items())
             if task_id in (None, task) and presence in (None, view.presence) and status in (None, view.status.status)
         ]
         page = views[offset : offset + limit]
@@ -176,19 +176,19 @@ class Api:
     async def forget_client(self, client_mac: str, force: bool = False) -> Forgotten:
         """Clear what the broker retains of a client that is away for good; `force` one that seems to be here, too."""
         mac = normalise_mac(client_mac)
-        return Forgotten(client_mac=mac, tasks=await self._orders.forget(mac, is_forced=force))
+        return Forgotten(client_mac=mac, tasks=await self._run_service.forget(mac, is_forced=force))
 
     async def list_tasks(self) -> TaskPage:
         """List the tasks of the tasks file, and those with a published app."""
-        self._desk.tasks.refresh()
-        tasks = [self._task(task_id) for task_id in sorted(self._desk.tasks.by_id)]
+        self._context.tasks.refresh()
+        tasks = [self._task(task_id) for task_id in sorted(self._context.tasks.by_id)]
         return TaskPage(items=tasks, total=len(tasks))
 
     async def list_runs(
         self, task_id: str | None = None, app_digest: str | None = None, limit: Limit = 50, offset: Offset = 0
     ) -> RunPage:
         """List the runs, newest first, each without its clients: `GET /runs/{run_id}` has them."""
-        reader = self._desk.journal.reader
+        reader = self._context.journal.reader
         runs, total = await reader.call(
             reader.list_runs, task_id=task_id, app_digest=app_digest, limit=limit, offset=offset
         )
@@ -196,15 +196,7 @@ class Api:
 
     async def start_run(self, request: RunRequest) -> RunRecord:
         """Begin a run: its server is launched and its clients are triggered as soon as there are enough."""
-        order = RunOrder(
-            task_id=request.task_id,
-            num_rounds=request.num_rounds,
-            min_clients=request.min_clients,
-            clients=tuple(request.clients) if request.clients else None,
-            join=request.join,
-            run_config=request.run_config,
-        )
-        return RunRecord.of(await self._orders.start(order))
+        return RunRecord.of(await self._run_service.start(request))
 
     async def get_run(self, run_id: str) -> RunRecord:
         """Tell how a run stands, or how it ended."""
@@ -212,15 +204,15 @@ class Api:
 
     async def stop_run(self, run_id: str, request: StopRequest | None = None) -> RunRecord:
         """Ask for a run's end; a run that has ended stays as it is."""
-        return RunRecord.of(await self._orders.stop(run_id, (request or StopRequest()).reason))
+        return RunRecord.of(await self._run_service.stop(run_id, (request or StopRequest()).reason))
 
     def _task(self, task_id: str) -> TaskRecord:
-        active = self._desk.open_runs.active(task_id)
-        here = sum(not view.is_out for view in self._desk.watch.fleet.of_task(task_id))
+        active = self._context.open_runs.active(task_id)
+        here = sum(not view.is_out for view in self._context.bus_reader.fleet.of_task(task_id))
         return TaskRecord.of(
             task_id,
-            self._desk.tasks[task_id],
-            self._desk.apps.current.get(task_id),
+            self._context.tasks[task_id],
+            self._context.apps.current.get(task_id),
             active_run=active.run_id if active else None,
             num_clients=here,
         )

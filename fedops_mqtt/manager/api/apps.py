@@ -120,10 +120,10 @@ _BUNDLE_FILE: dict[int | str, dict[str, Any]] = {
 class AppsApi:
     """The endpoints."""
 
-    def __init__(self, desk: ManagerContext) -> None:
-        self._desk = desk
-        self._apps = desk.apps
-        self._reader = desk.journal.reader
+    def __init__(self, context: ManagerContext) -> None:
+        self._context = context
+        self._apps = context.apps
+        self._reader = context.journal.reader
 
     def add_to(self, router: APIRouter) -> None:
         """Put the endpoints on the API's router."""
@@ -159,8 +159,8 @@ class AppsApi:
             await request.body(),  # the door has bounded it
             task_id,
             signed,
-            at=self._desk.clock.now(),
-            in_use=lambda: [run.spec.app.digest for run in self._desk.open_runs if run.spec.app],
+            at=self._context.clock.now(),
+            in_use=lambda: [run.spec.app.digest for run in self._context.open_runs if run.spec.app],
         )
         return AppRecord.of(app)
 

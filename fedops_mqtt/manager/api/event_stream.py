@@ -34,8 +34,8 @@ DOCUMENTED: dict[int | str, dict[str, Any]] = {
 class EventStream:
     """The endpoint."""
 
-    def __init__(self, desk: ManagerContext) -> None:
-        self._desk = desk
+    def __init__(self, context: ManagerContext) -> None:
+        self._context = context
 
     async def stream(
         self, task_id: TaskId | None = None, run_id: RunId | None = None, snapshot: bool = True
@@ -46,7 +46,7 @@ class EventStream:
         )
 
     async def _lines(self, task_id: str | None, run_id: str | None, *, snapshot: bool) -> AsyncIterator[str]:
-        with self._desk.events.subscribed() as subscription:
+        with self._context.events.subscribed() as subscription:
             yield "retry: 2000\n\n"
             if snapshot:
                 yield await self._written(self._present(task_id, run_id))
@@ -57,10 +57,10 @@ class EventStream:
 
     async def _written(self, news: list[FleetChange]) -> str:
         """Return news as text, written outside the event loop: a run of thousands is some megabytes."""
-        return await self._desk.journal.reader.call(lambda: "".join(map(_block, news)))
+        return await self._context.journal.reader.call(lambda: "".join(map(_block, news)))
 
     def _present(self, task_id: str | None, run_id: str | None) -> list[FleetChange]:
-        runs = [run for run in self._desk.open_runs if task_id in (None, run.spec.task_id)]
+        runs = [run for run in self._context.open_runs if task_id in (None, run.spec.task_id)]
         news = [
             FleetChange(kind=ChangeTopic.RUN, run_id=run.run_id, make_record=partial(run_record, run))
             for run in runs
@@ -68,7 +68,7 @@ class EventStream:
         ]
         if run_id is not None:
             return news
-        views = self._desk.watch.fleet.clients.items()
+        views = self._context.bus_reader.fleet.clients.items()
         return news + [
             FleetChange(kind=ChangeTopic.CLIENT, make_record=partial(client_record, view))
             for (task, _), view in sorted(views)

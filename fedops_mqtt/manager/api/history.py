@@ -36,10 +36,10 @@ P = ParamSpec("P")
 class HistoryApi:
     """The endpoints; they read the journal and the folders of servers."""
 
-    def __init__(self, desk: ManagerContext) -> None:
-        self._desk = desk
-        self._reader = desk.journal.reader
-        self._exporter = Exporter(desk.journal.url)
+    def __init__(self, context: ManagerContext) -> None:
+        self._context = context
+        self._reader = context.journal.reader
+        self._exporter = Exporter(context.journal.url)
 
     def add_to(self, router: APIRouter) -> None:
         """Put the endpoints on the API's router."""
@@ -75,7 +75,7 @@ class HistoryApi:
         Raises:
             UnknownRunError: there is none of that name.
         """
-        run = self._desk.open_runs.get(run_id)
+        run = self._context.open_runs.get(run_id)
         if run is not None:
             return run
         found = await self._reader.call(self._reader.find_run, run_id)
@@ -96,7 +96,7 @@ class HistoryApi:
         mac = normalise_mac(client_mac)
         views = [
             view
-            for (task, known), view in self._desk.watch.fleet.clients.items()
+            for (task, known), view in self._context.bus_reader.fleet.clients.items()
             if known == mac and task_id in (None, task)
         ]
         if not views:
@@ -114,12 +114,12 @@ class HistoryApi:
 
     async def list_models(self, task_id: TaskId) -> ModelPage:
         """List the versions of a task's global model, newest first."""
-        found = await self._reader.call(list_models, self._desk.settings.store, task_id)
+        found = await self._reader.call(list_models, self._context.settings.store, task_id)
         return ModelPage(items=[ModelRecord.of(each, task_id) for each in found], total=len(found))
 
     async def download_model(self, task_id: TaskId, file_name: str) -> FileResponse:
         """Hand out one version of a global model."""
-        found = await self._reader.call(find_model, self._desk.settings.store, task_id, file_name)
+        found = await self._reader.call(find_model, self._context.settings.store, task_id, file_name)
         if found is None:
             raise UnknownModelError(task_id, file_name)
         return FileResponse(found.path, filename=file_name, media_type="application/octet-stream")
@@ -147,7 +147,7 @@ class HistoryApi:
         def rows() -> History:
             return History(items=[{**row, "at": to_utc(row["at"])} for row in read(*args, **kwargs)])
 
-        await self._desk.open_runs.written()
+        await self._context.open_runs.written()
         return await self._reader.call(rows)
 
     async def read_log(
@@ -155,7 +155,7 @@ class HistoryApi:
     ) -> LogPart:
         """Read the log of a run's FL server from a byte on; without `launch` that of the last one."""
         run = await self.find_run(run_id)
-        launches = await self._reader.call(self._desk.journal.list_launches, run_id)
+        launches = await self._reader.call(self._context.journal.list_launches, run_id)
         wanted = [each for each in launches if launch in (None, each.launch)]
         if not wanted:
             return LogPart(run_id=run_id, launch=launch or 0, text="", next_offset=offset, is_over=run.has_ended)
@@ -172,7 +172,7 @@ class HistoryApi:
         return StreamingResponse(await self._table(run, what), media_type="text/csv; charset=utf-8", headers=headers)
 
     async def _table(self, run: Run, what: Export) -> AsyncIterator[bytes] | Iterator[str]:
-        await self._desk.open_runs.written()
+        await self._context.open_runs.written()
         match what:
             case Export.METRICS | Export.EVENTS:
                 return await begun(self._exporter.parts(run.run_id, what))

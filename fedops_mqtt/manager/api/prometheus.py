@@ -42,9 +42,9 @@ class _Bus(Protocol):
 class ManagerMetrics:
     """Counts what turns of the manager have written, and reads the rest where it stands."""
 
-    def __init__(self, *, watch: BusReader, open_runs: OpenRuns, connection: _Bus) -> None:
-        self._watch = watch
-        self._ledger = open_runs
+    def __init__(self, *, bus_reader: BusReader, open_runs: OpenRuns, connection: _Bus) -> None:
+        self._bus_reader = bus_reader
+        self._open_runs = open_runs
         self._connection = connection
         self._registry = CollectorRegistry()
         self._runs = PromCounter("fedops_runs", "Runs that ended.", ("task_id", "outcome"), registry=self._registry)
@@ -71,9 +71,9 @@ class ManagerMetrics:
 
     async def exposition(self) -> bytes:
         """Return everything in Prometheus' text format; it is read here, and written in a thread."""
-        tasks = {str(standing[0]) for standing in self._watch.fleet.counts}
+        tasks = {str(standing[0]) for standing in self._bus_reader.fleet.counts}
         for task_id in tasks - self._known:
-            if self._watch.knows(task_id):
+            if self._bus_reader.knows(task_id):
                 self._begin(task_id)
         self._gauges = list(self._read())
         return await asyncio.to_thread(generate_latest, self._registry)
@@ -127,9 +127,9 @@ class ManagerMetrics:
         moved = GaugeMetricFamily(
             "fedops_clients_moved_seconds", "When a client last changed presence or status, s since 1970."
         )
-        moved.add_metric([], self._watch.moved_at)
+        moved.add_metric([], self._bus_reader.moved_at)
         yield moved
-        yield from self._open_runs()
+        yield from self._read_runs()
         connected = GaugeMetricFamily("fedops_broker_connected", "1 while the manager has its broker.")
         connected.add_metric([], float(self._connection.is_connected))
         yield connected
@@ -140,21 +140,21 @@ class ManagerMetrics:
             "fedops_clients", "Clients by task, presence and status.", labels=("task_id", "presence", "status")
         )
         counts: Counter[tuple[str, str, str]] = Counter()
-        for (task_id, presence, status), count in self._watch.fleet.counts.items():
-            counts[task_id if self._watch.knows(task_id) else OTHER_TASKS, presence, status] += count
+        for (task_id, presence, status), count in self._bus_reader.fleet.counts.items():
+            counts[task_id if self._bus_reader.knows(task_id) else OTHER_TASKS, presence, status] += count
         for labels, count in sorted(counts.items()):
             clients.add_metric([str(label) for label in labels], count)
         return clients
 
-    def _open_runs(self) -> Iterator[Metric]:
+    def _read_runs(self) -> Iterator[Metric]:
         active = GaugeMetricFamily("fedops_active_runs", "Runs that go on.", labels=("task_id",))
         round_ = GaugeMetricFamily("fedops_run_round", "Rounds done in a task's newest run.", labels=("task_id",))
         model = GaugeMetricFamily(
             "fedops_run_metric", "Newest number of a task's newest run, by its name.", labels=("task_id", "name")
         )
-        newest = {run.spec.task_id: run for run in sorted(self._ledger, key=lambda run: run.created_at)}
+        newest = {run.spec.task_id: run for run in sorted(self._open_runs, key=lambda run: run.created_at)}
         for task_id, run in newest.items():
-            active.add_metric([task_id], float(self._ledger.active(task_id) is not None))
+            active.add_metric([task_id], float(self._open_runs.active(task_id) is not None))
             round_.add_metric([task_id], run.server.round if run.server else 0)
             named = {visible(name): value for name, value in (run.server.metrics if run.server else {}).items()}
             for name, value in named.items():
@@ -163,18 +163,26 @@ class ManagerMetrics:
         yield from (active, round_, model)
 
     def _counters(self) -> Iterator[Metric]:
-        watch = self._watch
+        bus_reader = self._bus_reader
         dropped = (
             "fedops_broker_dropped_messages",
             "Messages that the broker says it dropped.",
-            watch.losses.num_dropped,
+            bus_reader.dropped_messages.num_dropped,
         )
         facts = (
             dropped,
-            ("fedops_broker_reconnects", "How often the manager's connection came back.", watch.num_reconnects),
-            ("fedops_client_reconnects", "How often clients came back with a new epoch.", watch.num_client_reconnects),
-            ("fedops_stale_statuses", "Statuses dropped because a later one was known.", watch.fleet.num_stale),
-            ("fedops_over_budget_messages", "Clients' messages dropped: they said too much.", watch.num_over_budget),
+            ("fedops_broker_reconnects", "How often the manager's connection came back.", bus_reader.num_reconnects),
+            (
+                "fedops_client_reconnects",
+                "How often clients came back with a new epoch.",
+                bus_reader.num_client_reconnects,
+            ),
+            ("fedops_stale_statuses", "Statuses dropped because a later one was known.", bus_reader.fleet.num_stale),
+            (
+                "fedops_over_budget_messages",
+                "Clients' messages dropped: they said too much.",
+                bus_reader.num_over_budget,
+            ),
             ("fedops_malformed_messages", "Messages that were none of the protocol.", self._connection.num_malformed),
         )
         for name, text, count in facts:

@@ -15,20 +15,20 @@ A, B = "02:00:00:00:00:0a", "02:00:00:00:00:0b"
 
 
 class Scene:
-    """A watch and the rows that follow it."""
+    """A bus reader and the rows that follow it."""
 
     def __init__(self) -> None:
-        self.watch = BusReader(Fleet(default_heartbeat_s=60), OpenRuns([]))
-        self.watch.take([Connected("5", 0.0)], 0.0)
+        self.bus_reader = BusReader(Fleet(default_heartbeat_s=60), OpenRuns([]))
+        self.bus_reader.apply([Connected("5", 0.0)], 0.0)
         self.news = Subscription(frozenset(TOLD))
-        self.rows = FleetRows(self.watch, self.news)
+        self.rows = FleetRows(self.bus_reader, self.news)
 
     def hears(self, mac: str, seq: int, **changes: Any) -> None:
         status = ClientStatus(
             instance="i", epoch=1, seq=seq, at=utc_now(), heartbeat_s=60, task_id=TASK, client_mac=mac,
             status=changes.pop("status", ClientCondition.ONLINE), **changes,
         )  # fmt: skip
-        self.watch.take([Received(topics.client_status(TASK, mac), status, is_retained=False)], float(seq))
+        self.bus_reader.apply([Received(topics.client_status(TASK, mac), status, is_retained=False)], float(seq))
 
 
 def test_only_who_has_changed_gets_another_row() -> None:
@@ -56,5 +56,5 @@ def test_whoever_is_forgotten_has_no_row() -> None:
     scene = Scene()
     scene.hears(A, 1)
     assert scene.rows.current()
-    del scene.watch.fleet.clients[TASK, A]
+    del scene.bus_reader.fleet.clients[TASK, A]
     assert scene.rows.current() == {}

@@ -6,7 +6,7 @@ import pytest
 
 from fedops_mqtt.bus import BusOptions
 from fedops_mqtt.manager.launcher import child_environment
-from fedops_mqtt.manager.leader import _said_to_servers
+from fedops_mqtt.manager.leader import _common_settings
 from fedops_mqtt.runtime.settings import BusSettings, ManagerSettings
 
 MANAGERS = {
@@ -40,7 +40,7 @@ def test_what_the_task_adds_outweighs_everything() -> None:
 def test_a_server_takes_its_turns_among_several_brokers_as_its_manager_does(monkeypatch: pytest.MonkeyPatch) -> None:
     several = "mqtt://a,mqtt://b"
     settings = ManagerSettings(broker=several, broker_first_try_s=1.5, broker_return_s=7, keepalive_s=9)
-    for name, value in child_environment({}, _said_to_servers(settings), {}).items():
+    for name, value in child_environment({}, _common_settings(settings), {}).items():
         monkeypatch.setenv(name, value)
     servers = BusSettings()
     assert servers.broker == several

@@ -39,36 +39,36 @@ def numbers(mac: str = BAD, task_id: str = TASK, text: str = "x" * 4096) -> Rece
 
 
 @pytest.fixture
-def watch() -> BusReader:
-    watch = BusReader(Fleet(), OpenRuns([]), {TASK})
-    watch.fleet.listen(0.0)
-    return watch
+def bus_reader() -> BusReader:
+    bus_reader = BusReader(Fleet(), OpenRuns([]), {TASK})
+    bus_reader.fleet.listen(0.0)
+    return bus_reader
 
 
 @pytest.fixture
-def open_runs(watch: BusReader) -> OpenRuns:
-    return watch._ledger
+def open_runs(bus_reader: BusReader) -> OpenRuns:
+    return bus_reader._open_runs
 
 
 def test_invented_tasks_of_one_device_are_a_few_in_the_fleet_and_nothing_in_the_journal(
-    watch: BusReader, open_runs: OpenRuns
+    bus_reader: BusReader, open_runs: OpenRuns
 ) -> None:
     for number in range(5_000):
-        watch.fold([said(task_id=f"invented-{number}"), numbers(task_id=f"invented-{number}")], now=1.0)
-    watch.fold([said(GOOD), said(BAD)], now=1.0)
-    assert len(watch.fleet.clients) == MAX_OTHER_TASKS + 2
-    assert len(watch.fleet.counts) == MAX_OTHER_TASKS + 1
+        bus_reader.apply([said(task_id=f"invented-{number}"), numbers(task_id=f"invented-{number}")], now=1.0)
+    bus_reader.apply([said(GOOD), said(BAD)], now=1.0)
+    assert len(bus_reader.fleet.clients) == MAX_OTHER_TASKS + 2
+    assert len(bus_reader.fleet.counts) == MAX_OTHER_TASKS + 1
     assert {event.client_mac for event in open_runs.take_batch().events} == {GOOD, BAD}
-    watch.fold([Received(topics.client_status("digitz", GOOD), said(GOOD, "digitz").message, True)], now=1.0)
-    assert watch.fleet.client("digitz", GOOD) is not None, "a name that was mistyped is seen"
+    bus_reader.apply([Received(topics.client_status("digitz", GOOD), said(GOOD, "digitz").message, True)], now=1.0)
+    assert bus_reader.fleet.client("digitz", GOOD) is not None, "a name that was mistyped is seen"
 
 
-def test_in_the_metrics_they_are_one_series(watch: BusReader, open_runs: OpenRuns) -> None:
+def test_in_the_metrics_they_are_one_series(bus_reader: BusReader, open_runs: OpenRuns) -> None:
     connection = Connection("mqtt://127.0.0.1:1")
-    meters = ManagerMetrics(watch=watch, open_runs=open_runs, connection=connection)
+    meters = ManagerMetrics(bus_reader=bus_reader, open_runs=open_runs, connection=connection)
     for number in range(1_000):
         mac = f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}"
-        watch.fold([said(mac, task_id=f"invented-{number}"), said(mac)], now=1.0)
+        bus_reader.apply([said(mac, task_id=f"invented-{number}"), said(mac)], now=1.0)
     text = asyncio.run(meters.exposition()).decode()
     assert "invented" not in text
     assert f'fedops_clients{{presence="online",status="online",task_id="{OTHER_TASKS}"}} 1000.0' in text
@@ -76,34 +76,34 @@ def test_in_the_metrics_they_are_one_series(watch: BusReader, open_runs: OpenRun
 
 
 def test_a_flood_of_numbers_is_a_few_megabytes_of_journal_and_the_others_keep_theirs(
-    watch: BusReader, open_runs: OpenRuns
+    bus_reader: BusReader, open_runs: OpenRuns
 ) -> None:
     for number in range(3_000):
-        watch.fold([numbers()], now=number / 1000)
-    watch.fold([numbers(GOOD)], now=3.0)
+        bus_reader.apply([numbers()], now=number / 1000)
+    bus_reader.apply([numbers(GOOD)], now=3.0)
     rows = open_runs.take_batch().client_metrics
     assert len(orjson.dumps([row["values"] for row in rows if row["client_mac"] == BAD])) < 1.1 * JOURNAL_BYTES_AT_ONCE
     assert [row["client_mac"] for row in rows].count(GOOD) == 1
-    assert watch.num_over_budget > 2_000
-    watch.fold([numbers()], now=3_000.0)
+    assert bus_reader.num_over_budget > 2_000
+    bus_reader.apply([numbers()], now=3_000.0)
     assert len(open_runs.take_batch().client_metrics) == 1, "who was quiet for a while is taken again"
 
 
 def test_a_flood_of_statuses_is_dropped_and_its_sender_is_known_again_at_its_next_calm_word(
-    watch: BusReader, open_runs: OpenRuns
+    bus_reader: BusReader, open_runs: OpenRuns
 ) -> None:
     for seq in range(10_000):
-        watch.fold([said(seq=seq, is_out=bool(seq % 2), reason="x" * 4096)], now=seq / 10_000)
-    assert watch.num_over_budget >= 10_000 - STATUSES_AT_ONCE - STATUSES_PER_S
+        bus_reader.apply([said(seq=seq, is_out=bool(seq % 2), reason="x" * 4096)], now=seq / 10_000)
+    assert bus_reader.num_over_budget >= 10_000 - STATUSES_AT_ONCE - STATUSES_PER_S
     assert len(open_runs.take_batch().events) <= STATUSES_AT_ONCE + STATUSES_PER_S
-    watch.fold([said(GOOD), said(seq=10_001)], now=2.0)
-    assert watch.fleet.num_here == 2
+    bus_reader.apply([said(GOOD), said(seq=10_001)], now=2.0)
+    assert bus_reader.fleet.num_here == 2
 
 
-def test_a_daemon_that_trains_as_fast_as_it_can_is_never_dropped(watch: BusReader) -> None:
+def test_a_daemon_that_trains_as_fast_as_it_can_is_never_dropped(bus_reader: BusReader) -> None:
     for seq in range(1, 10_000):
-        watch.fold([said(seq=seq)], now=seq / 5)
-    assert watch.num_over_budget == 0
+        bus_reader.apply([said(seq=seq)], now=seq / 5)
+    assert bus_reader.num_over_budget == 0
 
 
 def test_a_budget_does_not_keep_who_has_used_nothing_of_late() -> None:

@@ -69,17 +69,19 @@ async def test_who_saw_a_run_change_waits_until_the_database_has_it(journal: Jou
 async def test_a_run_that_is_archived_while_a_turn_is_written_ends_nobody(journal: Journal, tmp_path: Path) -> None:
     run = a_run()
     journal.add_run(JournaledRun(run=run, secret=b"s"))
-    desk, manager = parts(journal, tmp_path)
+    context, manager = parts(journal, tmp_path)
     over = [ClientChosen(A), TriggerFired(A, 1, "i", 1), ServerLaunched(1), RunClosed(RunOutcome.FAILED, "why")]
-    desk.open_runs.apply(run.run_id, over, 2.0)
-    desk.watch.take([Connected(protocol_version=5, at_mono=0.0), trains("digits", "run-1")], desk.clock.now())
+    context.open_runs.apply(run.run_id, over, 2.0)
+    context.bus_reader.apply(
+        [Connected(protocol_version=5, at_mono=0.0), trains("digits", "run-1")], context.clock.now()
+    )
     go_on = threading.Event()
     busy = asyncio.ensure_future(journal.call(go_on.wait, PATIENCE_S))
     turn = asyncio.ensure_future(manager.turn(0))
     async with asyncio.timeout(PATIENCE_S):
-        while desk.open_runs["run-1"].members[A].stop_sent_at is None:  # noqa: ASYNC110 - planned, and not yet written
+        while context.open_runs["run-1"].members[A].stop_sent_at is None:  # noqa: ASYNC110 - planned, and not yet written
             await asyncio.sleep(0)
-    desk.open_runs.drop(run.run_id)
+    context.open_runs.drop(run.run_id)
     go_on.set()
     assert await busy
     await turn
@@ -91,18 +93,18 @@ async def test_a_run_whose_task_nobody_kept_fails_with_a_reason_and_ends_no_mana
 ) -> None:
     run = replace(a_run(), created_at=Clock().now())
     journal.add_run(JournaledRun(run=run, secret=b"s", task=None))  # as an earlier program wrote it
-    desk, manager = parts(journal, tmp_path)
+    context, manager = parts(journal, tmp_path)
     await manager.turn(0)
     await manager.turn(0)
-    assert "'digits'" in (desk.open_runs["run-1"].exit_reason or "")
+    assert "'digits'" in (context.open_runs["run-1"].exit_reason or "")
 
 
 def test_one_address_in_two_tasks_is_two_stragglers() -> None:
-    watch = BusReader(Fleet(), OpenRuns([]))
-    watch.take(
+    bus_reader = BusReader(Fleet(), OpenRuns([]))
+    bus_reader.apply(
         [Connected(protocol_version=5, at_mono=0.0), trains("digits", "closed-1"), trains("letters", "closed-2")], 1.0
     )
-    assert set(watch.stragglers) == {("digits", A), ("letters", A)}
+    assert set(bus_reader.clients_of_closed_runs) == {("digits", A), ("letters", A)}
 
 
 async def test_nothing_of_a_server_is_kept_when_its_run_is_archived(journal: Journal, tmp_path: Path) -> None:
@@ -110,7 +112,7 @@ async def test_nothing_of_a_server_is_kept_when_its_run_is_archived(journal: Jou
     servers = Servers(
         journal=journal, apps=apps_in(tmp_path, journal),
         report=lambda _, event: exits.put_nowait(event), folder=tmp_path, inherited={},
-        said={"round_limit_s": 1}, grace_s=1.0,
+        common_settings={"round_limit_s": 1}, grace_s=1.0,
     )  # fmt: skip
     async with servers.tending(), asyncio.timeout(PATIENCE_S):
         for number in range(3):
@@ -133,16 +135,24 @@ def parts(journal: Journal, folder: Path) -> tuple[ManagerContext, Manager]:
     """A manager's loop and what it needs, with a broker that it never reaches."""
     settings = ManagerSettings(broker="mqtt://127.0.0.1:1", state_dir=folder)
     open_runs = OpenRuns(journal.open_runs())
-    watch, connection = BusReader(Fleet(), open_runs), Connection(settings.broker)
-    desk = ManagerContext(
+    bus_reader, connection = BusReader(Fleet(), open_runs), Connection(settings.broker)
+    context = ManagerContext(
         apps=apps_in(folder, journal), settings=settings, term=1, clock=Clock(), journal=journal,
-        tasks=Tasks(None), open_runs=open_runs, watch=watch,
-        inbox=RunEventQueue(), connection=connection, events=Events(),
-        meters=ManagerMetrics(watch=watch, open_runs=open_runs, connection=connection),
+        tasks=Tasks(None), open_runs=open_runs, bus_reader=bus_reader,
+        event_queue=RunEventQueue(), connection=connection, events=Events(),
+        meters=ManagerMetrics(bus_reader=bus_reader, open_runs=open_runs, connection=connection),
     )  # fmt: skip
     servers = Servers(
-        journal=journal, apps=desk.apps, report=desk.inbox.put, folder=folder, inherited={}, said={}, grace_s=1.0
+        journal=journal,
+        apps=context.apps,
+        report=context.event_queue.put,
+        folder=folder,
+        inherited={},
+        common_settings={},
+        grace_s=1.0,
     )
-    executor = Executor(desk, servers=servers, speaker=TriggerPublisher(connection))
-    board, orders = RunStatusPublisher(open_runs, term=1), RunService(desk)
-    return desk, Manager(desk, board=board, servers=servers, executor=executor, orders=orders)
+    executor = Executor(context, servers=servers, trigger_publisher=TriggerPublisher(connection))
+    status_publisher, run_service = RunStatusPublisher(open_runs, term=1), RunService(context)
+    return context, Manager(
+        context, status_publisher=status_publisher, servers=servers, executor=executor, run_service=run_service
+    )
