@@ -1,17 +1,20 @@
 """A manager's HTTP API for Python programs: `ManagerClient`, and `AsyncManagerClient` for an event loop.
 
 Answers are the API's own models (`manager.api.models`); what the manager refuses is an error with its sentence.
+Each method is written once, in `_Methods`, as the requests that it makes.
 """
 
 import asyncio
+import inspect
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass
+from functools import update_wrapper
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, cast, get_args, overload
 from urllib.parse import quote
 
 import httpx
@@ -37,20 +40,20 @@ from fedops_mqtt.runtime.http_access import FILE_TYPE
 
 ROOT = "/api/v1"
 PAGE = 500
-"""Records asked for at once."""
+"""Records requested at once."""
 _POLL_S = 0.5
-"""How often `wait` asks; a run's end is a matter of seconds."""
+"""Between two requests of `wait`; a run's end is a matter of seconds."""
 
+P = ParamSpec("P")
 Answer = TypeVar("Answer")
-Item = TypeVar("Item")
 
 
 class ManagerClientError(Exception):
-    """A manager could not be asked, or did not do what it was asked."""
+    """A manager did not answer, or did not do what was requested."""
 
 
 class ManagerUrlError(ManagerClientError, ValueError):
-    """The URL is none, or what answers there is not a manager."""
+    """The URL is invalid, or what answers there is not a manager."""
 
     def __init__(self, url: str, problem: str) -> None:
         self.url = url
@@ -59,7 +62,7 @@ class ManagerUrlError(ManagerClientError, ValueError):
 
 
 class ManagerUnreachableError(ManagerClientError, ConnectionError):
-    """Nobody answers there, or not in time."""
+    """No answer from the manager, or not in time."""
 
     def __init__(self, url: str, problem: str, *, is_timeout: bool = False) -> None:
         self.url = url
@@ -69,7 +72,7 @@ class ManagerUnreachableError(ManagerClientError, ConnectionError):
 
 
 class ManagerRefusedError(ManagerClientError):
-    """The manager's own refusal; `status` is that of HTTP (401 and 403: the token or certificate is not enough)."""
+    """The manager refused; `status` is that of HTTP (401 and 403: the token or certificate is not sufficient)."""
 
     def __init__(self, status: int, problem: str) -> None:
         self.status = status
@@ -78,51 +81,144 @@ class ManagerRefusedError(ManagerClientError):
 
     @property
     def is_permission(self) -> bool:
-        """Tell whether the caller's credentials are what is wrong."""
+        """True when the caller's credentials were refused."""
         return self.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Call(Generic[Answer]):
+class _Call:
     """One request, and how its answer is read."""
 
     method: str
     path: str
-    read: Callable[[Any], Answer]
+    read: Callable[[Any], Any] = lambda content: content
     query: dict[str, Any] | None = None
     body: dict[str, Any] | bytes | None = None
     """Bytes are a zip, else it is JSON."""
     is_text: bool = False
 
 
-def _call(method: str, path: str, answer: type[Answer], **given: Any) -> _Call[Answer]:
-    return _Call(method=method, path=path, read=TypeAdapter(answer).validate_python, **given)
+Steps = Generator[_Call | float, Any, Answer]
+"""Yields a method's requests, and pauses between them, s; is sent each answer, and returns the method's own."""
 
 
-def _page(path: str, page: type[Answer], offset: int, **query: Any) -> _Call[Answer]:
-    return _call("GET", path, page, query={"offset": offset, "limit": PAGE, **query})
+class _Method(Generic[P, Answer]):
+    """A method of both clients: it returns its answer in `ManagerClient`, and is awaited in `AsyncManagerClient`."""
+
+    def __init__(self, steps: Callable[Concatenate[Any, P], Steps[Answer]]) -> None:
+        self._steps = steps
+        steps_of, answer = inspect.signature(steps), get_args(steps.__annotations__["return"])[-1]
+        self._signature = steps_of.replace(return_annotation=answer)
+
+    @overload
+    def __get__(self, client: None, owner: type[Any]) -> Callable[Concatenate[Any, P], Any]: ...
+    @overload
+    def __get__(self, client: "ManagerClient", owner: type[Any]) -> Callable[P, Answer]: ...
+    @overload
+    def __get__(self, client: "AsyncManagerClient", owner: type[Any]) -> Callable[P, Coroutine[Any, Any, Answer]]: ...
+
+    def __get__(self, client: "ManagerClient | AsyncManagerClient | None", owner: type[Any]) -> Callable[..., Any]:
+        def method(client: "ManagerClient | AsyncManagerClient", *args: P.args, **kwargs: P.kwargs) -> Any:
+            return client._follow(self._steps(client, *args, **kwargs))
+
+        update_wrapper(method, self._steps)
+        method.__signature__ = self._signature  # type: ignore[attr-defined]
+        return method if client is None else method.__get__(client)
 
 
-def _start(task_id: str, options: dict[str, Any]) -> _Call[RunRecord]:
-    request = RunRequest(task_id=task_id, **options)
-    return _call("POST", "/runs", RunRecord, body=request.model_dump(mode="json", exclude_none=True))
+def _one(method: str, path: str, form: type[Answer], **given: Any) -> Steps[Answer]:
+    answer: Answer = yield _Call(method=method, path=path, read=TypeAdapter(form).validate_python, **given)
+    return answer
 
 
-def _stop(run_id: str, reason: str | None) -> _Call[RunRecord]:
-    request = StopRequest() if reason is None else StopRequest(reason=reason)
-    return _call("POST", f"/runs/{quote(run_id)}/stop", RunRecord, body=request.model_dump())
+def _all(path: str, page: type[ClientPage | TaskPage | RunPage], **query: Any) -> Steps[list[Any]]:
+    """Request a list page after page."""
+    items: list[Any] = []
+    while True:
+        found = yield from _one("GET", path, page, query={"offset": len(items), "limit": PAGE, **query})
+        items += found.items
+        if not found.items or len(items) >= found.total:
+            return items
 
 
-def _run(run_id: str) -> _Call[RunRecord]:
-    return _call("GET", f"/runs/{quote(run_id)}", RunRecord)
+class _Methods:
+    """The methods of both clients."""
+
+    @_Method
+    def health(self) -> Steps[Health]:
+        """Return how the manager is."""
+        return _one("GET", "/health", Health)
+
+    @_Method
+    def clients(self, *, task_id: str | None = None, presence: str | None = None) -> Steps[list[ClientRecord]]:
+        """Return the clients that it knows."""
+        return _all("/clients", ClientPage, task_id=task_id, presence=presence)
+
+    @_Method
+    def tasks(self) -> Steps[list[TaskRecord]]:
+        """Return the tasks that it can run."""
+        return _all("/tasks", TaskPage)
+
+    @_Method
+    def runs(self, *, task_id: str | None = None) -> Steps[list[RunSummary]]:
+        """Return the runs in its journal, the newest first."""
+        return _all("/runs", RunPage, task_id=task_id)
+
+    @_Method
+    def run(self, run_id: str) -> Steps[RunRecord]:
+        """Return one run and its clients."""
+        return _one("GET", f"/runs/{quote(run_id)}", RunRecord)
+
+    @_Method
+    def models(self, task_id: str) -> Steps[list[ModelRecord]]:
+        """Return a task's stored global models."""
+        page = yield from _one("GET", f"/tasks/{quote(task_id)}/models", ModelPage)
+        return page.items
+
+    @_Method
+    def start(self, /, task_id: str, **options: Any) -> Steps[RunRecord]:
+        """Start a run; `options` are `RunRequest`'s: `num_rounds`, `min_clients`, `clients`, `join`, `run_config`."""
+        request = RunRequest(task_id=task_id, **options)
+        return _one("POST", "/runs", RunRecord, body=request.model_dump(mode="json", exclude_none=True))
+
+    @_Method
+    def stop(self, run_id: str, *, reason: str | None = None) -> Steps[RunRecord]:
+        """Request a run's end; `wait` returns when it has ended."""
+        request = StopRequest() if reason is None else StopRequest(reason=reason)
+        return _one("POST", f"/runs/{quote(run_id)}/stop", RunRecord, body=request.model_dump())
+
+    @_Method
+    def wait(self, run_id: str, *, timeout_s: float | None = None) -> Steps[RunRecord]:
+        """Return a run when it has ended.
+
+        Raises:
+            TimeoutError: it has not ended within `timeout_s`.
+        """
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            run = yield from _one("GET", f"/runs/{quote(run_id)}", RunRecord)
+            if run.outcome is not None:
+                return run
+            if until is not None and time.monotonic() >= until:
+                raise TimeoutError(f"run {run_id} has not ended within {timeout_s:g} s")
+            yield _POLL_S
+
+    @_Method
+    def forget(self, client_mac: str, *, is_forced: bool = False) -> Steps[Forgotten]:
+        """Clear the retained status of a client that is away for good; `is_forced`: also of one that is online."""
+        query = {"force": is_forced or None}
+        return _one("DELETE", f"/clients/{quote(client_mac)}", Forgotten, query=query)
+
+    @_Method
+    def request(
+        self, /, method: str, path: str, *, body: Any = None, is_text: bool = False, **query: Any
+    ) -> Steps[Any]:
+        """Call an endpoint below `/api/v1` that has no method here, and return its JSON or text; bytes go as a zip."""
+        return (yield _Call(method=method, path=path, query=query, body=body, is_text=is_text))
 
 
-def _forget(client_mac: str, is_forced: bool) -> _Call[Forgotten]:
-    return _call("DELETE", f"/clients/{quote(client_mac)}", Forgotten, query={"force": is_forced or None})
-
-
-class _Connection:
-    """What both clients share: the address, the credentials, and how an answer is read."""
+class _Connection(_Methods):
+    """What both clients share: the methods, the address, the credentials, and how an answer is read."""
 
     def __init__(
         self,
@@ -136,7 +232,7 @@ class _Connection:
     ) -> None:
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
-        # trust_env off: a proxy of the environment has no business between a program and its manager.
+        # trust_env off: no proxy of the environment between a program and its manager.
         self._options: dict[str, Any] = {
             "base_url": self.url + ROOT,
             "headers": {"Authorization": f"Bearer {token}"} if token else {},
@@ -145,14 +241,14 @@ class _Connection:
             "verify": _make_tls(ca_file, cert_file, key_file),
         }
 
-    def _request(self, call: _Call[Any]) -> dict[str, Any]:
+    def _request(self, call: _Call) -> dict[str, Any]:
         query = {name: value for name, value in (call.query or {}).items() if value is not None}
         request = {"method": call.method, "url": call.path, "params": query}
         if isinstance(call.body, bytes):
             return {**request, "content": call.body, "headers": {"Content-Type": FILE_TYPE.decode()}}
         return {**request, "json": call.body}
 
-    def _read(self, call: _Call[Answer], answer: httpx.Response) -> Answer:
+    def _read(self, call: _Call, answer: httpx.Response) -> Any:
         if answer.is_success and call.is_text:
             return call.read(answer.text)
         try:
@@ -163,7 +259,9 @@ class _Connection:
             raise ManagerUrlError(self.url, f"it answers in another form: {error.errors()[0]['msg']}") from error
         except ValueError as error:
             raise ManagerUrlError(self.url, "what answers there is not a manager") from error
-        raise ManagerRefusedError(answer.status_code, _problem(content) or f"HTTP status {answer.status_code}")
+        # A problem document (RFC 9457).
+        problem = content.get("detail") or content.get("title") if isinstance(content, dict) else None
+        raise ManagerRefusedError(answer.status_code, str(problem or f"HTTP status {answer.status_code}"))
 
     def _failure(self, error: httpx.HTTPError | httpx.InvalidURL | TimeoutError) -> ManagerClientError:
         if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
@@ -177,12 +275,12 @@ class ManagerClient(_Connection):
     """One manager, for programs without an event loop; a context manager.
 
     `url` is `http://host:port`; `token` is the manager's; `ca_file`, `cert_file` and `key_file` are for HTTPS. Every
-    call takes at most `timeout_s` seconds.
+    request takes at most `timeout_s` seconds.
 
     Raises (every method):
-        ManagerUnreachableError: nobody answers, or not in time.
-        ManagerRefusedError: the manager says no, and why.
-        ManagerUrlError: the URL is none, or there is no manager at it.
+        ManagerUnreachableError: no answer, or not in time.
+        ManagerRefusedError: the manager refused, with its reason.
+        ManagerUrlError: the URL is invalid, or there is no manager at it.
     """
 
     def __enter__(self) -> Self:
@@ -197,74 +295,25 @@ class ManagerClient(_Connection):
     ) -> None:
         self._http.close()
 
-    def health(self) -> Health:
-        """Return how the manager is."""
-        return self._ask(_call("GET", "/health", Health))
+    def _follow(self, steps: Steps[Answer]) -> Answer:
+        answer: Any = None
+        while True:
+            try:
+                step = steps.send(answer)
+            except StopIteration as end:
+                return cast("Answer", end.value)
+            if isinstance(step, _Call):
+                answer = self._ask(step)
+                continue
+            answer = None
+            time.sleep(step)
 
-    def clients(self, *, task_id: str | None = None, presence: str | None = None) -> list[ClientRecord]:
-        """Return the clients that it knows."""
-        return list(self._every(lambda at: _page("/clients", ClientPage, at, task_id=task_id, presence=presence)))
-
-    def tasks(self) -> list[TaskRecord]:
-        """Return the tasks that it can run."""
-        return list(self._every(lambda at: _page("/tasks", TaskPage, at)))
-
-    def runs(self, *, task_id: str | None = None) -> list[RunSummary]:
-        """Return the runs that it remembers, the newest first."""
-        return list(self._every(lambda at: _page("/runs", RunPage, at, task_id=task_id)))
-
-    def run(self, run_id: str) -> RunRecord:
-        """Return one run and its clients."""
-        return self._ask(_run(run_id))
-
-    def models(self, task_id: str) -> list[ModelRecord]:
-        """Return a task's stored global models."""
-        return self._ask(_call("GET", f"/tasks/{quote(task_id)}/models", ModelPage)).items
-
-    def start(self, task_id: str, **options: Any) -> RunRecord:
-        """Start a run; `options` are `RunRequest`'s: `num_rounds`, `min_clients`, `clients`, `join`, `run_config`."""
-        return self._ask(_start(task_id, options))
-
-    def stop(self, run_id: str, *, reason: str | None = None) -> RunRecord:
-        """Ask for a run's end; `wait` returns when it has ended."""
-        return self._ask(_stop(run_id, reason))
-
-    def wait(self, run_id: str, *, timeout_s: float | None = None) -> RunRecord:
-        """Return a run when it has ended.
-
-        Raises:
-            TimeoutError: it has not ended within `timeout_s`.
-        """
-        until = None if timeout_s is None else time.monotonic() + timeout_s
-        while (run := self.run(run_id)).outcome is None:
-            if until is not None and time.monotonic() >= until:
-                raise TimeoutError(f"run {run_id} has not ended within {timeout_s:g} s")
-            time.sleep(_POLL_S)
-        return run
-
-    def forget(self, client_mac: str, *, is_forced: bool = False) -> Forgotten:
-        """Clear what the broker retains of a client that is away for good; `is_forced`: also of one that seems here."""
-        return self._ask(_forget(client_mac, is_forced))
-
-    def request(self, method: str, path: str, *, body: Any = None, is_text: bool = False, **query: Any) -> Any:
-        """Call an endpoint below `/api/v1` that has no method here, and return its JSON or text; bytes go as a zip."""
-        return self._ask(_Call(method=method, path=path, read=_as_it_is, query=query, body=body, is_text=is_text))
-
-    def _ask(self, call: _Call[Answer]) -> Answer:
+    def _ask(self, call: _Call) -> Any:
         try:
             answer = self._http.request(**self._request(call))
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._failure(error) from error
         return self._read(call, answer)
-
-    def _every(self, page: Callable[[int], _Call[Any]]) -> Iterator[Any]:
-        offset = 0
-        while True:
-            found = self._ask(page(offset))
-            yield from found.items
-            offset += len(found.items)
-            if not found.items or offset >= found.total:
-                return
 
 
 class AsyncManagerClient(_Connection):
@@ -285,65 +334,20 @@ class AsyncManagerClient(_Connection):
     ) -> None:
         await self._http.aclose()
 
-    async def health(self) -> Health:
-        """Return how the manager is."""
-        return await self._ask(_call("GET", "/health", Health))
+    async def _follow(self, steps: Steps[Answer]) -> Answer:
+        answer: Any = None
+        while True:
+            try:
+                step = steps.send(answer)
+            except StopIteration as end:
+                return cast("Answer", end.value)
+            if isinstance(step, _Call):
+                answer = await self._ask(step)
+                continue
+            answer = None
+            await asyncio.sleep(step)
 
-    async def clients(self, *, task_id: str | None = None, presence: str | None = None) -> list[ClientRecord]:
-        """Return the clients that it knows."""
-        return [
-            item
-            async for item in self._every(
-                lambda at: _page("/clients", ClientPage, at, task_id=task_id, presence=presence)
-            )
-        ]
-
-    async def tasks(self) -> list[TaskRecord]:
-        """Return the tasks that it can run."""
-        return [item async for item in self._every(lambda at: _page("/tasks", TaskPage, at))]
-
-    async def runs(self, *, task_id: str | None = None) -> list[RunSummary]:
-        """Return the runs that it remembers, the newest first."""
-        return [item async for item in self._every(lambda at: _page("/runs", RunPage, at, task_id=task_id))]
-
-    async def run(self, run_id: str) -> RunRecord:
-        """Return one run and its clients."""
-        return await self._ask(_run(run_id))
-
-    async def models(self, task_id: str) -> list[ModelRecord]:
-        """Return a task's stored global models."""
-        return (await self._ask(_call("GET", f"/tasks/{quote(task_id)}/models", ModelPage))).items
-
-    async def start(self, task_id: str, **options: Any) -> RunRecord:
-        """Start a run; `options` are `RunRequest`'s: `num_rounds`, `min_clients`, `clients`, `join`, `run_config`."""
-        return await self._ask(_start(task_id, options))
-
-    async def stop(self, run_id: str, *, reason: str | None = None) -> RunRecord:
-        """Ask for a run's end; `wait` returns when it has ended."""
-        return await self._ask(_stop(run_id, reason))
-
-    async def wait(self, run_id: str, *, timeout_s: float | None = None) -> RunRecord:
-        """Return a run when it has ended.
-
-        Raises:
-            TimeoutError: it has not ended within `timeout_s`.
-        """
-        until = None if timeout_s is None else time.monotonic() + timeout_s
-        while (run := await self.run(run_id)).outcome is None:
-            if until is not None and time.monotonic() >= until:
-                raise TimeoutError(f"run {run_id} has not ended within {timeout_s:g} s")
-            await asyncio.sleep(_POLL_S)
-        return run
-
-    async def forget(self, client_mac: str, *, is_forced: bool = False) -> Forgotten:
-        """Clear what the broker retains of a client that is away for good; `is_forced`: also of one that seems here."""
-        return await self._ask(_forget(client_mac, is_forced))
-
-    async def request(self, method: str, path: str, *, body: Any = None, is_text: bool = False, **query: Any) -> Any:
-        """Call an endpoint below `/api/v1` that has no method here, and return its JSON or text; bytes go as a zip."""
-        return await self._ask(_Call(method=method, path=path, read=_as_it_is, query=query, body=body, is_text=is_text))
-
-    async def _ask(self, call: _Call[Answer]) -> Answer:
+    async def _ask(self, call: _Call) -> Any:
         try:
             async with asyncio.timeout(self.timeout_s):  # httpx limits each part of an answer, not all of it
                 answer = await self._http.request(**self._request(call))
@@ -351,22 +355,12 @@ class AsyncManagerClient(_Connection):
             raise self._failure(error) from error
         return self._read(call, answer)
 
-    async def _every(self, page: Callable[[int], _Call[Any]]) -> AsyncIterator[Any]:
-        offset = 0
-        while True:
-            found = await self._ask(page(offset))
-            for item in found.items:
-                yield item
-            offset += len(found.items)
-            if not found.items or offset >= found.total:
-                return
-
 
 def _make_tls(ca_file: Path | None, cert_file: Path | None, key_file: Path | None) -> ssl.SSLContext | bool:
     """Return how HTTPS is checked: by the given CA, with the given certificate.
 
     Raises:
-        OSError: a file cannot be read, or is none of its kind.
+        OSError: a file cannot be read, or is not of its kind.
     """
     if ca_file is None and cert_file is None:
         return True
@@ -374,13 +368,3 @@ def _make_tls(ca_file: Path | None, cert_file: Path | None, key_file: Path | Non
     if cert_file is not None:
         context.load_cert_chain(cert_file, key_file)
     return context
-
-
-def _as_it_is(content: Any) -> Any:
-    return content
-
-
-def _problem(content: Any) -> str | None:
-    """Return the sentence in a problem document (RFC 9457)."""
-    detail = content.get("detail") or content.get("title") if isinstance(content, dict) else None
-    return str(detail) if detail else None

@@ -5,14 +5,14 @@ asked at the same time, each request with its own time limit: a site that does n
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, update_wrapper
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 from urllib.parse import quote
 
 from anyio.from_thread import start_blocking_portal
@@ -27,6 +27,7 @@ from fedops_mqtt.manager.client import (
 )
 from fedops_mqtt.runtime.site_addresses import SiteAddress, SiteUrlError, parse_sites
 
+P = ParamSpec("P")
 Answer = TypeVar("Answer")
 Question = Callable[[AsyncManagerClient], Awaitable[Answer]]
 
@@ -154,21 +155,21 @@ class AsyncSitesClient:
 
     async def health(self) -> SiteAnswers[Health]:
         """Return how each site's manager is."""
-        return await self.ask(AsyncManagerClient.health)
+        return await self.ask(lambda manager: manager.health())
 
     async def clients(
         self, *, task_id: str | None = None, presence: str | None = None
     ) -> SiteAnswers[list[ClientRecord]]:
         """Return the clients of each site."""
-        return await self.ask(partial(AsyncManagerClient.clients, task_id=task_id, presence=presence))
+        return await self.ask(lambda manager: manager.clients(task_id=task_id, presence=presence))
 
     async def tasks(self) -> SiteAnswers[list[TaskRecord]]:
         """Return the tasks of each site."""
-        return await self.ask(AsyncManagerClient.tasks)
+        return await self.ask(lambda manager: manager.tasks())
 
     async def runs(self, *, task_id: str | None = None) -> SiteAnswers[list[RunSummary]]:
         """Return the runs of each site, the newest first."""
-        return await self.ask(partial(AsyncManagerClient.runs, task_id=task_id))
+        return await self.ask(lambda manager: manager.runs(task_id=task_id))
 
     async def site_of_task(self, task_id: str) -> str:
         """Return the site where a task is configured; where it is at none, the one that keeps versions of its app.
@@ -247,11 +248,24 @@ class AsyncSitesClient:
         raise next((each for each in found if isinstance(each, ManagerRefusedError) and each.is_permission), found[0])
 
 
+def _blocking(
+    method: Callable[Concatenate[AsyncSitesClient, P], Coroutine[Any, Any, Answer]],
+) -> Callable[Concatenate["SitesClient", P], Answer]:
+    """Return a method of `AsyncSitesClient` as one of `SitesClient`, which returns the answer."""
+
+    def blocking(client: "SitesClient", /, *args: P.args, **kwargs: P.kwargs) -> Answer:
+        answer: Answer = client._loop.call(partial(method, client._sites, *args, **kwargs))
+        return answer
+
+    update_wrapper(blocking, method)
+    return blocking
+
+
 class SitesClient:
     """The managers of several sites, for programs without an event loop, and for notebooks; a context manager.
 
-    The arguments are those of `AsyncSitesClient`; the managers that `at_task`, `at_run` and `at_client` return are
-    `ManagerClient`s, open as long as the block.
+    The arguments, and the methods, are those of `AsyncSitesClient`; the managers that `at`, `at_task`, `at_run` and
+    `at_client` return are `ManagerClient`s, open as long as the block.
     """
 
     def __init__(self, managers: str | Sequence[str] | Sequence[SiteAddress], **options: Any) -> None:
@@ -262,7 +276,7 @@ class SitesClient:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            # A loop of its own on a thread: in a notebook this thread has one that runs.
+            # An event loop of its own on a thread: in a notebook this thread has one that runs.
             self._loop = stack.enter_context(start_blocking_portal())
             stack.enter_context(self._loop.wrap_async_context_manager(self._sites))
             self._life = stack.pop_all()
@@ -278,6 +292,18 @@ class SitesClient:
         """The names of the sites."""
         return self._sites.names
 
+    health = _blocking(AsyncSitesClient.health)
+    clients = _blocking(AsyncSitesClient.clients)
+    tasks = _blocking(AsyncSitesClient.tasks)
+    runs = _blocking(AsyncSitesClient.runs)
+    site_of_task = _blocking(AsyncSitesClient.site_of_task)
+    site_of_run = _blocking(AsyncSitesClient.site_of_run)
+    site_of_client = _blocking(AsyncSitesClient.site_of_client)
+
+    def ask(self, question: Question[Answer]) -> SiteAnswers[Answer]:
+        """Ask every site at the same time; `question` is a coroutine function that gets a site's manager."""
+        return self._loop.call(self._sites.ask, question)
+
     def at(self, site: str) -> ManagerClient:
         """Return a site's manager; of several the one that leads. Raises: as `AsyncSitesClient.at`."""
         manager = self._loop.call(self._sites.at, site)
@@ -286,38 +312,6 @@ class SitesClient:
             opened = ManagerClient(manager.url, token=token, **self._options)
             self._managers[manager.url] = self._life.enter_context(opened)
         return self._managers[manager.url]
-
-    def ask(self, question: Question[Answer]) -> SiteAnswers[Answer]:
-        """Ask every site at the same time; `question` is a coroutine function that gets a site's manager."""
-        return self._loop.call(self._sites.ask, question)
-
-    def health(self) -> SiteAnswers[Health]:
-        """Return how each site's manager is."""
-        return self._loop.call(self._sites.health)
-
-    def clients(self, *, task_id: str | None = None, presence: str | None = None) -> SiteAnswers[list[ClientRecord]]:
-        """Return the clients of each site."""
-        return self._loop.call(partial(self._sites.clients, task_id=task_id, presence=presence))
-
-    def tasks(self) -> SiteAnswers[list[TaskRecord]]:
-        """Return the tasks of each site."""
-        return self._loop.call(self._sites.tasks)
-
-    def runs(self, *, task_id: str | None = None) -> SiteAnswers[list[RunSummary]]:
-        """Return the runs of each site, the newest first."""
-        return self._loop.call(partial(self._sites.runs, task_id=task_id))
-
-    def site_of_task(self, task_id: str) -> str:
-        """Return the site where a task is configured. Raises: as `AsyncSitesClient.site_of_task`."""
-        return self._loop.call(self._sites.site_of_task, task_id)
-
-    def site_of_run(self, run_id: str) -> str:
-        """Return the site that has a run. Raises: as `site_of_task`."""
-        return self._loop.call(self._sites.site_of_run, run_id)
-
-    def site_of_client(self, client_mac: str) -> str:
-        """Return the site that knows a client. Raises: as `site_of_task`."""
-        return self._loop.call(self._sites.site_of_client, client_mac)
 
     def at_task(self, task_id: str) -> ManagerClient:
         """Return the manager where a task is configured. Raises: as `site_of_task`."""
