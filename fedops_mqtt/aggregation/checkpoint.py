@@ -18,13 +18,14 @@ from fedops_mqtt.aggregation.model_arrays import are_equal, check_same_shapes, n
 from fedops_mqtt.aggregation.run_settings import RunPlan
 from fedops_mqtt.protocol import RunOutcome, check_run_id, check_task_id
 from fedops_mqtt.store.errors import CorruptFileError, StoreError
+from fedops_mqtt.store.final_status import FINAL_STATUS_SUFFIX, RUN_FOLDER
 from fedops_mqtt.store.folder import open_folder
 from fedops_mqtt.store.tensor_file import SUFFIX, Arrays, check_storable, read_tensors, write_tensors
 from fedops_mqtt.store.versions import ModelStore, StoredModel
 
 _log = logging.getLogger(__name__)
 
-_FOLDER = ".checkpoints"
+_SUFFIXES = (SUFFIX, FINAL_STATUS_SUFFIX)
 _MODEL = "model/"
 _STATE = "strategy/"
 
@@ -55,7 +56,7 @@ class CheckpointStore:
     """The checkpoints of one task's runs, next to its models."""
 
     def __init__(self, url: str, *, task_id: str) -> None:
-        self._folder = open_folder(f"{url.rstrip('/')}/{check_task_id(task_id)}/{_FOLDER}")
+        self._folder = open_folder(f"{url.rstrip('/')}/{check_task_id(task_id)}/{RUN_FOLDER}")
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Keep this checkpoint in the place of the run's last one.
@@ -98,14 +99,14 @@ class CheckpointStore:
         self._folder.remove(_name(run_id))
 
     def remove_others(self, *run_ids: str) -> None:
-        """Remove what runs but these left: a task has one run at a time, so they were closed without their servers.
+        """Remove what runs but these left, final statuses too: a task has one run at a time, so they are closed.
 
         Raises:
             OSError: the place cannot be read or written to.
         """
-        kept = {_name(run_id) for run_id in run_ids}
+        kept = {check_run_id(run_id) + suffix for run_id in run_ids for suffix in _SUFFIXES}
         for name in self._folder.names():
-            if name.endswith(SUFFIX) and name not in kept:
+            if name.endswith(_SUFFIXES) and name not in kept:
                 self._folder.remove(name)
 
 

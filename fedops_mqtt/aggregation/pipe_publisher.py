@@ -19,18 +19,30 @@ from fedops_mqtt.bus import BusOptions, EpochFile
 from fedops_mqtt.protocol import ProtocolError, ServerClient, ServerMetrics, ServerStatus, encode
 from fedops_mqtt.runtime.files import write_atomically
 from fedops_mqtt.runtime.settings import ServerSettings
+from fedops_mqtt.store.errors import StoreError
+from fedops_mqtt.store.final_status import write_final_status
 
 _log = logging.getLogger(__name__)
 
 
-def keep_final_status(path: Path | None, word: ServerStatus) -> None:
-    """Write a final status where the manager looks for it; None: nobody does. A full disk costs the run nothing."""
+def keep_final_status(path: Path | None, word: ServerStatus, *, store: str | None = None) -> None:
+    """Write a final status where its manager looks for it, and into the store, where one on another host does.
+
+    `path` None: nobody looks. A full disk costs the run nothing.
+    """
     if path is None:
         return
     try:
-        write_atomically(path, encode(word))
+        content = encode(word)
+        write_atomically(path, content)
     except (OSError, ProtocolError) as error:
         _log.error("the final status is not on disk, perhaps on the bus", extra={"problem": str(error)})
+        return
+    try:
+        if store is not None and word.run_id is not None:
+            write_final_status(store, content, task_id=word.task_id, run_id=word.run_id)
+    except (OSError, StoreError) as error:
+        _log.warning("the final status is not in the store, only on this host", extra={"problem": str(error)})
 
 
 _LOOK_S = 0.5
@@ -54,7 +66,7 @@ def make_announcer(
         options=BusOptions.from_settings(settings),
         epochs=EpochFile(settings.state_dir / "server" / f"{snapshot.task_id}.epoch"),
         callbacks=callbacks,
-        keep_final_status=partial(keep_final_status, settings.final_status_file),
+        keep_final_status=partial(keep_final_status, settings.final_status_file, store=settings.store),
     )
 
 

@@ -17,6 +17,7 @@ from fedops_mqtt.core.run_member import RunEvent, ServerExited, ServerHostLost, 
 from fedops_mqtt.manager import launcher
 from fedops_mqtt.manager.app_store import AppStore
 from fedops_mqtt.manager.errors import BundleMissingError
+from fedops_mqtt.manager.final_status import read_kept, read_stored
 from fedops_mqtt.manager.journal import Journal, Launch
 from fedops_mqtt.manager.kubernetes_launcher import KubernetesServer
 from fedops_mqtt.manager.kubernetes_manifests import task_with_folder
@@ -24,34 +25,15 @@ from fedops_mqtt.manager.launcher import LaunchedServer, LaunchOrder, Liveness, 
 from fedops_mqtt.manager.remote_launcher import RemoteLaunch, RemoteServer, command_environment
 from fedops_mqtt.manager.remote_order import make_order
 from fedops_mqtt.manager.tasks import TaskConfig
-from fedops_mqtt.protocol import Channel, ProtocolError, RunOutcome, ServerStatus, check_run_id, decode, topics
+from fedops_mqtt.protocol import RunOutcome, check_run_id
 from fedops_mqtt.runtime.background import bare_error
 from fedops_mqtt.runtime.key_values import format_pairs
 from fedops_mqtt.runtime.machine import host_name
 from fedops_mqtt.runtime.processes import read_tail
+from fedops_mqtt.runtime.settings import ENV_PREFIX
 from fedops_mqtt.runtime.settings_file import SettingsFileError
 
 logger = logging.getLogger(__name__)
-
-
-def read_final_status(path: Path, *, task_id: str, run_id: str, launch: int) -> ServerStatus | None:
-    """Return the final status in a launch's file; None where there is no file, or (logged) it is not this launch's."""
-    try:
-        with path.open("rb") as file:
-            status = decode(topics.server_status(task_id), file.read(Channel.SERVER_STATUS.max_payload_bytes + 1))
-    except FileNotFoundError:
-        return None
-    except (OSError, ProtocolError) as error:
-        logger.warning("an FL server's final status cannot be read", extra={"path": str(path), "problem": str(error)})
-        return None
-    if (
-        isinstance(status, ServerStatus)
-        and (status.run_id, status.launch) == (run_id, launch)
-        and status.status.is_final
-    ):
-        return status
-    logger.warning("a final status file is of another launch, or not final", extra={"path": str(path)})
-    return None
 
 
 TRIES = 3
@@ -133,6 +115,7 @@ class Servers:
         self._wanted: dict[str, bool] = {}
         self._elsewhere: dict[str, int] = {}
         self._log_folders: dict[str, Path] = {}
+        self._stores: dict[str, str] = {}
         self._probed_at: dict[str, float] = {}
         self._probing: set[str] = set()
 
@@ -160,6 +143,7 @@ class Servers:
         self._elsewhere.pop(run.run_id, None)
         self._log_folders.pop(run.run_id, None)
         self._task_ids[run.run_id] = run.spec.task_id
+        self._note_store(run.run_id, task, is_elsewhere=not task.is_local)
         self._occupy(run.run_id, self._launch(run, launch, secret, task, after=self._busy.get(run.run_id)))
 
     def resume(self, run: Run, launches: list[Launch], task: TaskConfig | None) -> None:
@@ -173,6 +157,8 @@ class Servers:
         if run.has_ended:
             self._stops[run.run_id] = (run.outcome, run.reason or "run ended")
         known = next((each for each in launches if each.launch == run.launch), None)
+        is_elsewhere = known is not None and known.host not in (None, host_name())
+        self._note_store(run.run_id, task, is_elsewhere=is_elsewhere or not (task is None or task.is_local))
         if known is not None and task is not None and not task.is_local:
             self._occupy(run.run_id, self._resume_elsewhere(run, known, task))
             return
@@ -180,9 +166,11 @@ class Servers:
             self._log_folders[run.run_id] = Path(known.log_path).parent
         if known is None:
             self._report(run.run_id, ServerExited(run.launch, NEVER_STARTED))
-        elif known.host not in (None, host_name()):
+        elif is_elsewhere:
             logger.info("an FL server is on another host", extra={"run_id": run.run_id, "host": known.host})
             self._elsewhere[run.run_id], self._wanted[run.run_id] = known.launch, True
+            if not run.has_ended:
+                self._spawn(self._find_final_status(run.run_id, known.launch), f"final-status-{run.run_id}")
         else:
             self._occupy(run.run_id, self._resume(known))
 
@@ -226,12 +214,20 @@ class Servers:
         self._task_ids.pop(run_id, None)
         self._elsewhere.pop(run_id, None)
         self._log_folders.pop(run_id, None)
+        self._stores.pop(run_id, None)
         self._probed_at.pop(run_id, None)
         self._stops.pop(run_id, None)
 
     def delete_logs(self, run_id: str) -> None:
         """Delete the server logs of a run that is no longer in the journal."""
         shutil.rmtree(self._log_folder(run_id), ignore_errors=True)
+
+    def _note_store(self, run_id: str, task: TaskConfig | None, *, is_elsewhere: bool) -> None:
+        """Note where a run's server keeps its final status, if that may be where no file of ours is."""
+        self._stores.pop(run_id, None)
+        if is_elsewhere:
+            own = task.env.get(f"{ENV_PREFIX}STORE") if task is not None else None
+            self._stores[run_id] = own or str(self._common_settings["store"])
 
     def _log_folder(self, run_id: str) -> Path:
         return self._folder / "runs" / check_run_id(run_id)
@@ -380,10 +376,16 @@ class Servers:
         finally:
             self._probing.discard(run_id)
 
+    async def _find_final_status(self, run_id: str, launch: int) -> None:
+        """At a take-over: the server may have ended while neither a manager nor the broker was there."""
+        await self._report_final_status(run_id, launch)
+
     async def _report_final_status(self, run_id: str, launch: int) -> bool:
-        """Report the final status that a launch left in its file; False where there is none."""
-        path, task_id = self._final_status_file(run_id, launch), self._task_ids.get(run_id, "")
-        status = await asyncio.to_thread(read_final_status, path, task_id=task_id, run_id=run_id, launch=launch)
+        """Report the final status that a launch left in its file, or in the store; False where there is none."""
+        which = {"task_id": self._task_ids.get(run_id, ""), "run_id": run_id}
+        status = await asyncio.to_thread(read_kept, self._final_status_file(run_id, launch), launch=launch, **which)
+        if status is None and run_id in self._stores:
+            status = await asyncio.to_thread(read_stored, self._stores[run_id], launch=launch, **which)
         if status is not None:
             self._report(run_id, status)
         return status is not None

@@ -72,7 +72,8 @@ def _keep_failure(settings: ServerSettings, reason: str) -> None:
         status=ServerCondition.FAILED,
         reason=reason,
     )
-    keep_final_status(settings.final_status_file, failure.to_status(epoch=1, seq=LAST_SEQ - 1))
+    status = failure.to_status(epoch=1, seq=LAST_SEQ - 1)
+    keep_final_status(settings.final_status_file, status, store=settings.store)
 
 
 def unpack(data: bytes, bundle: AppBundle, folder: Path) -> Path:

@@ -322,9 +322,9 @@ async def manager_process(house: House, *, waits: bool = True, **changes: Any) -
         await manager.process.communicate()
 
 
-async def run_that_ends_without_a_manager(house: House, *devices: Device) -> str:
+async def run_that_ends_without_a_manager(house: House, *devices: Device, **changes: Any) -> str:
     """Kill the manager as the devices train and let the run come to its end; return its id."""
-    async with manager_process(house) as manager, api_at(manager.url) as api:
+    async with manager_process(house, **changes) as manager, api_at(manager.url) as api:
         run_id = await api.start(house.task_id)
         await api.training(run_id)
         manager.kill()

@@ -83,7 +83,8 @@ async def main(folder: Path) -> int:
                     with suppress(NotConnectedError):
                         await bus.publish(topics.server_metrics(settings.task_id), metrics)
                     words.status, words.reason = status, (folder / name).read_text() or None
-                    keep_final_status(settings.final_status_file, say(Stamp(owner.epoch, LAST_SEQ - 1)))
+                    status = say(Stamp(owner.epoch, LAST_SEQ - 1))
+                    keep_final_status(settings.final_status_file, status, store=settings.store)
                     if (folder / "unheard").exists():
                         return 0
                     owner.update()

@@ -6,7 +6,7 @@ import shutil
 
 import psutil
 import pytest
-from manager_parts import A, Api, B, House, api_at, manager_process, until
+from manager_parts import A, Api, B, House, api_at, manager_process, run_that_ends_without_a_manager, until
 from postgres import Postgres, frozen
 from sqlalchemy import event, func, select, update
 
@@ -106,6 +106,23 @@ async def test_a_server_whose_host_is_gone_is_launched_again_where_the_next_mana
             secret = house.folder / "elsewhere/manager/secrets" / run_id
             with Journal(url) as journal:
                 assert [each.secret.hex() for each in journal.open_runs()] == [secret.read_text()]
+
+
+async def test_a_server_that_ended_on_a_lost_host_and_was_not_heard_is_known_by_the_store(
+    house: House, postgres: Postgres
+) -> None:
+    """No manager and no broker received its end, and its host's disk is gone: the store has its final status."""
+    url = postgres.new_database()
+    async with house.device(A) as a, house.device(B) as b:
+        house.tell_server("unheard")
+        run_id = await run_that_ends_without_a_manager(house, a, b, database_url=url)
+        move_launches(url, "far-away")
+        shutil.rmtree(house.folder / "state")
+        async with house.managed(database_url=url, state_dir=house.folder / "elsewhere") as api:
+            run = await api.ended(run_id)
+            assert (run["outcome"], run["reason"], run["launch"]) == ("completed", "all rounds done", 1)
+            assert run["metrics"] == {"accuracy": 0.5}
+            assert [(each.attempt, each.launch) for each in a.starts + b.starts] == [(1, 1), (1, 1)]
 
 
 async def has_clients(api: Api, number: int) -> bool:

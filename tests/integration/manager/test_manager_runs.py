@@ -2,11 +2,10 @@
 
 import os
 import signal
-from typing import Any
 
 import psutil
 import pytest
-from manager_parts import A, Api, B, C, House, until
+from manager_parts import A, B, C, House, until
 
 from fedops_mqtt.line.access import check_token
 from fedops_mqtt.protocol import Outcome
@@ -24,7 +23,7 @@ async def test_a_run_launches_its_server_fires_its_clients_and_ends_completed(ho
         run = await api.ended(run_id)
         assert (run["outcome"], run["reason"], run["metrics"]) == ("completed", "all rounds done", {"accuracy": 0.5})
         run = await api.run_when(run_id, lambda run: {c["status"] for c in run["clients"].values()} == {"finished"})
-        rounds = await until(lambda: rounds_of(api, run_id), "the round in the journal")
+        rounds = (await api.get(f"/runs/{run_id}/rounds"))["items"]
         assert [(row["round"], row["metrics"]) for row in rounds] == [(1, {"accuracy": 0.5})]
         assert [each.attempt for each in a.starts + b.starts] == [1, 1]
 
@@ -60,10 +59,6 @@ async def stop_word(house: House) -> str | None:
     """What the first launch was told of its run before it was ended."""
     (file,) = list((house.folder / "state").rglob("server-1.stop-reason")) or [None]
     return file.read_text().partition("\n")[0] if file is not None else None
-
-
-async def rounds_of(api: Api, run_id: str) -> list[dict[str, Any]]:
-    return list((await api.get(f"/runs/{run_id}/rounds"))["items"])
 
 
 async def test_a_second_run_of_the_same_task_is_refused_while_one_is_active_and_possible_afterwards(

@@ -5,6 +5,7 @@ import pytest
 
 from fedops_mqtt.aggregation.checkpoint import Checkpoint, CheckpointStore
 from fedops_mqtt.protocol import IdentityError
+from fedops_mqtt.store.final_status import write_final_status
 
 
 def make_checkpoint(round: int = 2, run_id: str = "run-1") -> Checkpoint:
@@ -53,9 +54,14 @@ def test_what_other_runs_left_is_removed_and_nothing_else(tmp_path: Path) -> Non
     store.remove_others("run-1")
     for run_id in ("run-0", "run-1", "run-2"):
         store.save(make_checkpoint(run_id=run_id))
+        write_final_status(str(tmp_path), b"{}", task_id="digits", run_id=run_id)
     store.remove_others("run-1")
-    kept = [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*.safetensors"))]
-    assert kept == ["digits/.checkpoints/run-1.safetensors", "faces/.checkpoints/run-1.safetensors"]
+    kept = [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*.*")) if path.is_file()]
+    assert kept == [
+        "digits/.checkpoints/run-1.final-status.json",
+        "digits/.checkpoints/run-1.safetensors",
+        "faces/.checkpoints/run-1.safetensors",
+    ]
 
 
 def test_a_corrupt_checkpoint_is_passed_over_and_that_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from fedops_mqtt.aggregation.pipe_publisher import keep_final_status
-from fedops_mqtt.manager.servers import read_final_status
+from fedops_mqtt.manager.final_status import read_kept, read_stored
 from fedops_mqtt.protocol import Channel, ServerCondition, ServerStatus, encode, utc_now
+from fedops_mqtt.store.final_status import write_final_status
 
 
 def word(**changes: object) -> ServerStatus:
@@ -18,7 +19,7 @@ def word(**changes: object) -> ServerStatus:
 
 
 def read(path: Path) -> ServerStatus | None:
-    return read_final_status(path, task_id="digits", run_id="run-1", launch=2)
+    return read_kept(path, task_id="digits", run_id="run-1", launch=2)
 
 
 def test_what_was_kept_is_read(tmp_path: Path) -> None:
@@ -66,3 +67,45 @@ def test_a_folder_that_cannot_be_written_to_costs_the_run_nothing(
     keep_final_status(tmp_path / "no such folder" / "word", word())
     keep_final_status(None, word())
     assert [record.message for record in caplog.records] == ["the final status is not on disk, perhaps on the bus"]
+
+
+def read_in(store: Path | str) -> ServerStatus | None:
+    return read_stored(str(store), task_id="digits", run_id="run-1", launch=2)
+
+
+def test_a_manager_on_another_host_reads_it_in_the_store(tmp_path: Path) -> None:
+    kept = word()
+    keep_final_status(tmp_path / "word", kept, store=str(tmp_path / "models"))
+    assert read_in(tmp_path / "models") == read(tmp_path / "word")
+    assert read_in(tmp_path / "no such store") is None
+
+
+def test_a_server_without_a_manager_leaves_none_in_the_store(tmp_path: Path) -> None:
+    keep_final_status(None, word(), store=str(tmp_path / "models"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"{", "JSON"),
+        (encode(word(launch=1)), "another launch"),
+        (encode(word(status=ServerCondition.RUNNING)), "not final"),
+        (encode(word()) + b" " * Channel.SERVER_STATUS.max_payload_bytes, "bytes"),
+    ],
+)
+def test_what_is_no_final_status_of_this_launch_in_the_store_is_logged_and_not_used(
+    tmp_path: Path, content: bytes, problem: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_final_status(str(tmp_path), content, task_id="digits", run_id="run-1")
+    assert read_in(tmp_path) is None
+    assert problem in str(caplog.records[0].__dict__["problem"])
+
+
+def test_a_store_that_cannot_be_used_is_logged_and_ends_neither_server_nor_manager(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keep_final_status(tmp_path / "word", word(), store="no-such-scheme://models")
+    assert read(tmp_path / "word") is not None
+    assert read_in("no-such-scheme://models") is None
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]

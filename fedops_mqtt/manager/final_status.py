@@ -1,0 +1,62 @@
+"""The final status of an FL server as its launch kept it: in a file of the manager's host, and in the store.
+
+It is read where a server has ended, or is silent, and its end was not received on the bus. The store is read where the
+file may be on another host: a manager that takes over has no other source once the broker has lost the retained status.
+"""
+
+import logging
+from pathlib import Path
+
+from fedops_mqtt.protocol import Channel, ProtocolError, ServerStatus, decode, topics
+from fedops_mqtt.store import final_status
+from fedops_mqtt.store.errors import StoreError
+
+logger = logging.getLogger(__name__)
+
+_READ_BYTES = Channel.SERVER_STATUS.max_payload_bytes + 1
+"""What is longer is refused as too long, unread."""
+
+
+def read_kept(path: Path, *, task_id: str, run_id: str, launch: int) -> ServerStatus | None:
+    """Return the final status that a launch kept; None where there is none, or (logged) where it is none of its own."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_READ_BYTES)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        _warn(str(path), str(error))
+        return None
+    return _check(content, str(path), task_id=task_id, run_id=run_id, launch=launch)
+
+
+def read_stored(store: str, *, task_id: str, run_id: str, launch: int) -> ServerStatus | None:
+    """Return the final status that a launch wrote into the store; None as for `read_kept`, or of an earlier launch."""
+    place = f"the store, run {run_id}"
+    try:
+        content = final_status.read_final_status(store, task_id=task_id, run_id=run_id, max_bytes=_READ_BYTES)
+    except FileNotFoundError:
+        return None
+    except (OSError, StoreError) as error:
+        _warn(place, str(error))
+        return None
+    return _check(content, place, task_id=task_id, run_id=run_id, launch=launch)
+
+
+def _check(content: bytes, place: str, *, task_id: str, run_id: str, launch: int) -> ServerStatus | None:
+    try:
+        status = decode(topics.server_status(task_id), content)
+    except ProtocolError as error:
+        _warn(place, str(error))
+        return None
+    if not isinstance(status, ServerStatus) or not status.status.is_final:
+        _warn(place, "it is not final")
+    elif (status.run_id, status.launch) != (run_id, launch):
+        _warn(place, "it is of another launch")
+    else:
+        return status
+    return None
+
+
+def _warn(place: str, problem: str) -> None:
+    logger.warning("an FL server's final status cannot be used", extra={"place": place, "problem": problem})
