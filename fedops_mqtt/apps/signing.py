@@ -112,7 +112,7 @@ def check_signature(
     known = {key_id_of(key): key for key in map(parse_public_key, signers)}
     key = known.get(signature.key_id)
     if key is None:
-        problem = f"signed with key {signature.key_id}, which is not among this device's app_signers"
+        problem = f"signed with key {signature.key_id}, which is not among app_signers here"
         raise AppRefusedError(RefusalCode.UNKNOWN_SIGNER, problem)
     try:
         raw = base64.b64decode(signature.signature, validate=True)

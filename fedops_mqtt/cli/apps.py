@@ -4,7 +4,7 @@ import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
 import typer
@@ -180,7 +180,8 @@ def list_(settings: CliSettings, task: Task, json: Json = False) -> None:
     """List the versions of a task's app, newest first."""
     from fedops_mqtt.cli.sites import print_all
 
-    print_all(settings, f"/tasks/{check_task_id(task)}/apps", _COLUMNS, is_json=json)
+    task_id = check_task_id(task)
+    print_all(settings, lambda manager: manager.apps(task_id), _COLUMNS, is_json=json)
 
 
 @shows("fedops-mqtt app show DIGEST", model=CliSettings)
@@ -194,7 +195,7 @@ def show(
     from fedops_mqtt.cli.output import print_records_as_lines
     from fedops_mqtt.cli.sites import find_everywhere
 
-    for found in find_everywhere(settings, f"/apps/{digest}", what=f"app {digest}"):
+    for found in find_everywhere(settings, lambda manager: manager.app(digest), what=f"app {digest}"):
         if json:
             print_records_as_lines([found], is_json=True)
         else:
@@ -230,8 +231,7 @@ def rollback(
     from fedops_mqtt.cli.sites import the_manager
 
     with the_manager(settings, task=check_task_id(task)) as manager:
-        body = {"version": version} if version is not None else None
-        _print_app(manager.with_site(manager.post(f"/tasks/{task}/apps/rollback", body)), is_json=json)
+        _print_app(manager.with_site(manager.roll_back_app(task, version)), is_json=json)
 
 
 @shows("fedops-mqtt app withdraw digits", model=CliSettings)
@@ -241,7 +241,7 @@ def withdraw(settings: CliSettings, task: Task) -> None:
     from fedops_mqtt.cli.sites import the_manager
 
     with the_manager(settings, task=check_task_id(task)) as manager:
-        app = manager.delete(f"/tasks/{check_task_id(task)}/apps/current")
+        app = manager.withdraw_app(task)
     back = f"fedops-mqtt app rollback {task} {app['version']}"
     print(f"withdrew {app['publisher']}/{app['name']} {app['version']} from task {task}; {back} brings it back")
 
@@ -276,12 +276,9 @@ def run_project(
         start_run(manager, task_id, wanted, run_config, waits=True, is_json=json)
 
 
-def _publish(manager: "ManagerApi", app: "AppSource", task: str, fleet: Path | None) -> "Record":
-
+def _publish(manager: "ManagerApi", app: AppSource, task: str, fleet: Path | None) -> "Record":
     signature = sign(app, check_task_id(task), fleet, manager=manager.url)
-    query: dict[str, Any] = signature.model_dump() if signature else {}
-    record: Record = manager.upload(f"/tasks/{check_task_id(task)}/apps", app.data, **query)
-    return record
+    return manager.publish_app(task, app.data, signature)
 
 
 def _print_app(app: "Record", *, is_json: bool) -> None:

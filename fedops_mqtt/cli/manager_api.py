@@ -5,7 +5,9 @@ import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import BaseModel
 
 from fedops_mqtt.bus.address import without_password
 from fedops_mqtt.cli.output import FatalError
@@ -19,6 +21,9 @@ from fedops_mqtt.manager.client import (
 )
 from fedops_mqtt.runtime.settings import CliSettings
 from fedops_mqtt.runtime.systemd import ExitCode
+
+if TYPE_CHECKING:
+    from fedops_mqtt.apps import AppSignature
 
 Record = dict[str, Any]
 
@@ -83,15 +88,30 @@ class ManagerApi:
         with advice():
             return self._client.request("POST", path, body=dict(body or {}))
 
-    def upload(self, path: str, data: bytes, **query: Any) -> Any:
-        """Send a zip and return the answer. Raises: FatalError."""
+    def publish_app(self, task_id: str, bundle: bytes, signature: "AppSignature | None") -> Record:
+        """Make a bundle the current version of a task's app. Raises: FatalError."""
         with advice():
-            return self._client.request("POST", path, body=data, **query)
+            return as_record(self._client.publish_app(task_id, bundle, signature=signature))
+
+    def roll_back_app(self, task_id: str, version: str | None) -> Record:
+        """Make an earlier version of a task's app current again. Raises: FatalError."""
+        with advice():
+            return as_record(self._client.roll_back_app(task_id, version))
+
+    def withdraw_app(self, task_id: str) -> Record:
+        """Leave a task without a current app. Raises: FatalError."""
+        with advice():
+            return as_record(self._client.withdraw_app(task_id))
 
     def delete(self, path: str, **query: Any) -> Any:
         """Ask for something to be removed. Raises: FatalError."""
         with advice():
             return self._client.request("DELETE", path, **query)
+
+
+def as_record(answer: BaseModel) -> Record:
+    """Return a typed answer as the API's JSON has it."""
+    return answer.model_dump(mode="json")
 
 
 def access_of(settings: CliSettings) -> dict[str, Any]:

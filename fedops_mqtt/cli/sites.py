@@ -9,11 +9,14 @@ from datetime import datetime
 from http import HTTPStatus
 from typing import Any
 
+from pydantic import BaseModel
+
 from fedops_mqtt.cli.manager_api import (
     ManagerApi,
     Record,
     access_of,
     advice,
+    as_record,
     explain_refusal,
     file_errors,
 )
@@ -70,7 +73,7 @@ def the_manager(
 
 def print_all(
     settings: CliSettings,
-    path: str,
+    what: str | Callable[[AsyncManagerClient], Awaitable[Sequence[BaseModel]]],
     columns: Sequence[str],
     *,
     is_json: bool,
@@ -79,12 +82,16 @@ def print_all(
 ) -> None:
     """Print a list of every site, with several sites each row with its site; `newest` is the time to sort them by.
 
+    `what` is the list's path, or what asks a manager for its records.
+
     Raises:
         FatalError: a site did not answer; what the others answered is printed before.
     """
 
     async def read(manager: AsyncManagerClient) -> list[Record]:
-        return await _read_list(manager, path, query)
+        if isinstance(what, str):
+            return await _read_list(manager, what, query)
+        return [as_record(each) for each in await what(manager)]
 
     answers, has_sites = ask_all(settings, read)
     rows = [{"site": name, **row} if has_sites else row for name, found in answers.by_site.items() for row in found]
@@ -94,8 +101,10 @@ def print_all(
     raise_problems(answers)
 
 
-def find_everywhere(settings: CliSettings, path: str, *, what: str) -> Iterator[Record]:
-    """Yield what stands at a path of each site that has it.
+def find_everywhere(
+    settings: CliSettings, question: Callable[[AsyncManagerClient], Awaitable[BaseModel]], *, what: str
+) -> Iterator[Record]:
+    """Yield what a question finds at each site that has it.
 
     Raises:
         FatalError: none has it, or a site did not answer.
@@ -103,12 +112,11 @@ def find_everywhere(settings: CliSettings, path: str, *, what: str) -> Iterator[
 
     async def read(manager: AsyncManagerClient) -> Record | None:
         try:
-            found: Record = await manager.request("GET", path)
+            return as_record(await question(manager))
         except ManagerRefusedError as error:
             if error.status == HTTPStatus.NOT_FOUND and has_sites:
                 return None
             raise
-        return found
 
     has_sites = len(sites_of(settings)) > 1
     answers, _ = ask_all(settings, read)

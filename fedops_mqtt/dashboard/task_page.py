@@ -26,7 +26,7 @@ from fedops_mqtt.dashboard.parts import (
 )
 from fedops_mqtt.dashboard.texts import clock, duration, moment, number, readable, run_label
 from fedops_mqtt.dashboard.view import PageView, subscription
-from fedops_mqtt.manager.api.apps import AppRecord, RollbackRequest
+from fedops_mqtt.manager.api.app_models import AppRecord, RollbackRequest
 from fedops_mqtt.manager.api.models import RunRequest, RunSummary, TaskRecord
 from fedops_mqtt.manager.errors import TasksFileError
 from fedops_mqtt.manager.events import ChangeTopic

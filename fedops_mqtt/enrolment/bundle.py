@@ -33,7 +33,7 @@ class BundleContent:
     password: str | None
     app: str | None = None
     app_signers: tuple[str, ...] = ()
-    """Public keys of whoever may sign apps for this device."""
+    """Public keys of whoever may sign apps, for a device and for a manager."""
 
 
 def write_bundle(folder: Path, content: BundleContent) -> Path:
@@ -59,6 +59,7 @@ def render_bundle(content: BundleContent) -> str:
         *_as_toml({"role": identity.role.value}),
         *_as_toml(_bus(content)),
         *_as_toml(_own(identity)),
+        *(_as_toml({"app_signers": ",".join(content.app_signers)}) if content.app_signers else []),
     ]
     if identity.role is Role.DEVICE:
         lines += _device_choices(content)
@@ -115,7 +116,6 @@ def _own(identity: EnrolledIdentity) -> Mapping[str, str]:
 def _device_choices(content: BundleContent) -> list[str]:
     tasks = content.identity.tasks
     return [
-        *(_as_toml({"app_signers": ",".join(content.app_signers)}) if content.app_signers else []),
         *(_as_toml({"task_id": tasks[0]}) if tasks else ['# task_id = "digits"      # which task it takes part in']),
         *(
             _as_toml({"app": content.app})

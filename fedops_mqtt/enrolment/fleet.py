@@ -50,6 +50,9 @@ DYNAMIC_SECURITY_CONFIG = "mosquitto.dynsec.conf"
 NATS_FILE = "nats-users.conf"
 NATS_CONFIG = "nats.conf"
 
+_JUDGES_OF_APPS = frozenset({Role.DEVICE, Role.MANAGER})
+"""A device runs what the fleet's key signed, a manager publishes nothing else."""
+
 DEVICE_DAYS = 825
 """Two years and a quarter: `fedops-mqtt fleet list` and `doctor` tell a month before, see docs/security.md."""
 
@@ -285,7 +288,7 @@ class FleetFolder:
             credentials=credentials,
             password=password,
             app=wish.app,
-            app_signers=(self._app_signer().public_key,) if identity.role is Role.DEVICE else (),
+            app_signers=(self._app_signer().public_key,) if identity.role in _JUDGES_OF_APPS else (),
         )
         return identity, write_bundle(self.folder / BUNDLE_FOLDER / identity.name, content)
 

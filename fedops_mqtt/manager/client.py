@@ -14,13 +14,14 @@ from functools import update_wrapper
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, cast, get_args, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Self, TypeVar, cast, get_args, overload
 from urllib.parse import quote
 
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
 from fedops_mqtt.bus.address import without_password
+from fedops_mqtt.manager.api.app_models import AppDetails, AppPage, AppRecord, RollbackRequest
 from fedops_mqtt.manager.api.models import (
     ClientPage,
     ClientRecord,
@@ -37,6 +38,9 @@ from fedops_mqtt.manager.api.models import (
     TaskRecord,
 )
 from fedops_mqtt.runtime.http_access import FILE_TYPE
+
+if TYPE_CHECKING:
+    from fedops_mqtt.apps import AppSignature
 
 ROOT = "/api/v1"
 PAGE = 500
@@ -95,7 +99,8 @@ class _Call:
     query: dict[str, Any] | None = None
     body: dict[str, Any] | bytes | None = None
     """Bytes are a zip, else it is JSON."""
-    is_text: bool = False
+    form: Literal["json", "text", "bytes"] = "json"
+    """What `read` gets of a successful answer."""
 
 
 Steps = Generator[_Call | float, Any, Answer]
@@ -139,6 +144,10 @@ def _all(path: str, page: type[ClientPage | TaskPage | RunPage], **query: Any) -
         items += found.items
         if not found.items or len(items) >= found.total:
             return items
+
+
+def _part(value: str) -> str:
+    return quote(value, safe="")
 
 
 class _Methods:
@@ -210,11 +219,45 @@ class _Methods:
         return _one("DELETE", f"/clients/{quote(client_mac)}", Forgotten, query=query)
 
     @_Method
+    def apps(self, task_id: str) -> Steps[list[AppRecord]]:
+        """Return the versions of a task's app, newest first."""
+        page = yield from _one("GET", f"/tasks/{_part(task_id)}/apps", AppPage)
+        return page.items
+
+    @_Method
+    def app(self, digest: str) -> Steps[AppDetails]:
+        """Return a published app: of which tasks, its files, and the runs that trained with it."""
+        return _one("GET", f"/apps/{_part(digest)}", AppDetails)
+
+    @_Method
+    def publish_app(self, task_id: str, bundle: bytes, *, signature: "AppSignature | None" = None) -> Steps[AppRecord]:
+        """Make a bundle, as `flwr build` makes it, the current version of a task's app; `AppSigner` signs it."""
+        query = signature.model_dump() if signature is not None else None
+        return _one("POST", f"/tasks/{_part(task_id)}/apps", AppRecord, body=bundle, query=query)
+
+    @_Method
+    def roll_back_app(self, task_id: str, version: str | None = None) -> Steps[AppRecord]:
+        """Make an earlier version (or digest) of a task's app current again; None: that before the current one."""
+        body = RollbackRequest(version=version).model_dump()
+        return _one("POST", f"/tasks/{_part(task_id)}/apps/rollback", AppRecord, body=body)
+
+    @_Method
+    def withdraw_app(self, task_id: str) -> Steps[AppRecord]:
+        """Leave a task without a current app."""
+        return _one("DELETE", f"/tasks/{_part(task_id)}/apps/current", AppRecord)
+
+    @_Method
+    def download_app(self, digest: str) -> Steps[bytes]:
+        """Return the bundle of a published app."""
+        return (yield _Call(method="GET", path=f"/apps/{_part(digest)}/bundle", form="bytes"))
+
+    @_Method
     def request(
         self, /, method: str, path: str, *, body: Any = None, is_text: bool = False, **query: Any
     ) -> Steps[Any]:
         """Call an endpoint below `/api/v1` that has no method here, and return its JSON or text; bytes go as a zip."""
-        return (yield _Call(method=method, path=path, query=query, body=body, is_text=is_text))
+        form: Literal["json", "text"] = "text" if is_text else "json"
+        return (yield _Call(method=method, path=path, query=query, body=body, form=form))
 
 
 class _Connection(_Methods):
@@ -249,8 +292,8 @@ class _Connection(_Methods):
         return {**request, "json": call.body}
 
     def _read(self, call: _Call, answer: httpx.Response) -> Any:
-        if answer.is_success and call.is_text:
-            return call.read(answer.text)
+        if answer.is_success and call.form != "json":
+            return call.read(answer.text if call.form == "text" else answer.content)
         try:
             content = answer.json() if answer.content else None
             if answer.is_success:

@@ -182,8 +182,8 @@ class AsyncSitesClient:
         found = [name for name, of in tasks.by_site.items() if any(each.task_id == task_id for each in of)]
         if found:
             return self._only(what, found, tasks)
-        versions = await self.ask(lambda manager: manager.request("GET", f"/tasks/{quote(task_id, safe='')}/apps"))
-        return self._only(what, [name for name, page in versions.by_site.items() if page["total"]], versions)
+        versions = await self.ask(lambda manager: manager.apps(task_id))
+        return self._only(what, [name for name, apps in versions.by_site.items() if apps], versions)
 
     async def site_of_run(self, run_id: str) -> str:
         """Return the site that has a run. Raises: as `site_of_task`."""

@@ -127,6 +127,10 @@ async def test_a_project_is_published_run_changed_and_gone_back_to_on_five_devic
     unsigned = await yard.run("app", "publish", str(write_project(yard.folder / "p", version="1.0", step=1.0)),
                               "--task", TASK, "--manager", url)  # fmt: skip
     assert "app-unsigned" in unsigned.stderr
+    other = init_fleet(yard.folder / "other", hosts=[HOST], shipped=find_config("mosquitto.conf").parent)
+    foreign = await yard.run("app", "publish", str(yard.folder / "p"), "--task", TASK, "--manager", url,
+                             "--fleet", str(other.folder))  # fmt: skip
+    assert "app-unknown-signer" in foreign.stderr
     await do(yard, url, "app", "publish", str(yard.folder / "p"), "--task", TASK, *fleet)
     first = await run_to_its_end(yard, url, "--run-config", "step=2.5")
     assert (first["app_version"], first["run_config"], len(first["clients"])) == ("1.0", {"step": 2.5}, 5)

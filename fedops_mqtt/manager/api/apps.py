@@ -1,106 +1,21 @@
 """Published apps over HTTP: publish, list, look at one, go back to one, download a bundle."""
 
-from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from fedops_mqtt.apps import AppSignature
-from fedops_mqtt.manager.api import examples
-from fedops_mqtt.manager.api.models import Problem, Record, RunSummary, shown, to_utc
-from fedops_mqtt.manager.app_store import PublishedApp
+from fedops_mqtt.manager.api.app_models import AppDetails, AppFile, AppPage, AppRecord, RollbackRequest
+from fedops_mqtt.manager.api.models import Problem, RunSummary
 from fedops_mqtt.manager.context import ManagerContext
 from fedops_mqtt.protocol import TaskId
 from fedops_mqtt.runtime.http_access import FILE_TYPE
-from fedops_mqtt.runtime.key_values import Plain
 
 MAX_SHOWN_RUNS = 1000
 _ZIP = FILE_TYPE.decode()
-
-
-class AppRecord(Record):
-    """One version of a task's app."""
-
-    model_config = shown(examples.APP)
-
-    task_id: str
-    digest: str
-    """SHA-256 of the bundle."""
-    version: str
-    publisher: str
-    name: str
-    size: int
-    """Bytes of the bundle."""
-    is_current: bool
-    """The next run of the task trains with it."""
-    published_at: datetime
-    key_id: str | None
-    """Which key signed it; None: it is not signed."""
-    client_app: str | None
-    server_app: str | None
-    requires: list[str]
-    config: dict[str, Plain | None]
-    """What its project says in `[tool.flwr.app.config]`."""
-
-    @classmethod
-    def of(cls, app: PublishedApp) -> "AppRecord":
-        """Return what is said of a version."""
-        bundle = app.bundle
-        return cls(
-            task_id=app.task_id,
-            digest=bundle.digest,
-            version=bundle.version,
-            publisher=bundle.publisher,
-            name=bundle.name,
-            size=bundle.size,
-            is_current=app.is_current,
-            published_at=to_utc(app.published_at),
-            key_id=app.signature.key_id if app.signature else None,
-            client_app=bundle.client_app,
-            server_app=bundle.server_app,
-            requires=list(bundle.requires),
-            config=dict(bundle.config),
-        )
-
-
-class AppPage(Record):
-    """The versions of a task's app, newest first."""
-
-    model_config = shown(examples.page(examples.APP))
-
-    items: list[AppRecord]
-    total: int
-
-
-class AppFile(Record):
-    """One file of a bundle; `size` is in bytes."""
-
-    path: str
-    sha256: str
-    size: int
-
-
-class AppDetails(Record):
-    """A bundle: as which tasks' app it was published, its files, and the newest runs that trained with it."""
-
-    model_config = shown(examples.APP_DETAILS)
-
-    published: list[AppRecord]
-    files: list[AppFile]
-    runs: list[RunSummary]
-
-
-class RollbackRequest(BaseModel):
-    """Which version is wanted; without one that before the current."""
-
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"version": "1.1.0"}]})
-
-    version: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    """A version, or a digest."""
 
 
 _BODY: dict[str, Any] = {

@@ -1,6 +1,7 @@
 """Apps over the manager's API: published, listed, gone back to, handed on to servers and triggers."""
 
 import asyncio
+import hashlib
 import json
 import shutil
 import tomllib
@@ -13,7 +14,9 @@ from bundles import CODE, PROJECT, zipped
 from manager_parts import A, Api, B, House, api_at, manager_process, until
 from test_manager_api import refused
 
-from fedops_mqtt.apps import AppSigner, make_signing_key
+from fedops_mqtt import AsyncManagerClient, ManagerClient
+from fedops_mqtt.apps import AppBundle, AppSignature, AppSigner, make_signing_key, read_bundle
+from fedops_mqtt.manager.client import ManagerRefusedError
 
 ZIP = {"content-type": "application/zip"}
 
@@ -66,16 +69,58 @@ async def test_what_cannot_be_published_is_refused_with_the_reason(house: House)
         await refused(await api.http.get("/api/v1/apps/nothing/bundle"), 404)
 
 
+async def test_python_programs_publish_list_go_back_and_download_with_typed_answers(house: House) -> None:
+    signer = AppSigner(make_signing_key())
+    async with house.managed(app_signers=signer.public_key) as api:
+        url, task_id = str(api.http.base_url), house.task_id
+
+        def sign(bundle: AppBundle) -> AppSignature:
+            return signer.sign(digest=bundle.digest, task_id=task_id, version=bundle.version)
+
+        async with AsyncManagerClient(url) as manager:
+            first = await manager.publish_app(task_id, a_bundle("1.0"), signature=sign(read_bundle(a_bundle("1.0"))))
+            second = await manager.publish_app(task_id, a_bundle("2.0"), signature=sign(read_bundle(a_bundle("2.0"))))
+            assert [each.version for each in await manager.apps(task_id)] == ["2.0", "1.0"]
+            assert (await manager.roll_back_app(task_id)).digest == first.digest
+            assert (await manager.withdraw_app(task_id)).is_current is False
+            assert (await manager.roll_back_app(task_id, second.digest)).version == "2.0"
+            with pytest.raises(ManagerRefusedError, match="app-unsigned"):
+                await manager.publish_app(task_id, a_bundle("3.0"))
+
+        def ask() -> None:
+            with ManagerClient(url) as manager:
+                again = manager.publish_app(task_id, a_bundle("1.0"), signature=sign(read_bundle(a_bundle("1.0"))))
+                assert (again.digest, again.is_current) == (first.digest, True)
+                assert [each.version for each in manager.apps(task_id)] == ["1.0", "2.0"]
+                assert manager.roll_back_app(task_id, "2.0").is_current
+                assert manager.withdraw_app(task_id).version == "2.0"
+                details = manager.app(second.digest)
+                assert (details.published[0].key_id, len(details.files)) == (second.key_id, 2)
+                assert manager.download_app(first.digest) == a_bundle("1.0")
+                with pytest.raises(ManagerRefusedError) as unknown:
+                    manager.download_app("../../health")
+                assert unknown.value.status == 404
+
+        await asyncio.to_thread(ask)
+
+
 async def test_beyond_this_machine_only_signed_apps_are_taken(house: House) -> None:
     async with house.managed(http="0.0.0.0:0", manager_token="token") as api:
         assert "app-unsigned" in await refused(await publish(api, house, a_bundle()), 422)
         signer = AppSigner(make_signing_key())
         digest = "0" * 64
         signed = signer.sign(digest=digest, task_id=house.task_id, version="1.2.0").model_dump()
-        assert (await publish(api, house, a_bundle(), **signed)).status_code == 201
+        taken = (await publish(api, house, a_bundle(), **signed)).json()
     async with house.managed(app_signers=signer.public_key) as api:
         assert "app-unsigned" in await refused(await publish(api, house, a_bundle()), 422)
         assert "app-bad-signature" in await refused(await publish(api, house, a_bundle(), **signed), 422)
+        digest = hashlib.sha256(a_bundle()).hexdigest()
+        wanted = {"digest": digest, "task_id": house.task_id, "version": "1.2.0"}
+        foreign = AppSigner(make_signing_key()).sign(**wanted).model_dump()
+        assert "app-unknown-signer" in await refused(await publish(api, house, a_bundle(), **foreign), 422)
+        (kept,) = (await api.get(f"/tasks/{house.task_id}/apps"))["items"]
+        assert kept["published_at"] == taken["published_at"]
+        assert (await publish(api, house, a_bundle(), **signer.sign(**wanted).model_dump())).status_code == 201
 
 
 async def test_servers_and_triggers_get_the_app_and_the_settings_of_the_run(house: House) -> None:

@@ -59,20 +59,22 @@ def test_everything_in_the_folder_is_for_its_owner_only(fleet: FleetFolder) -> N
         assert stat.S_IMODE(path.stat().st_mode) == wanted, path
 
 
-def test_a_device_learns_who_may_sign_its_apps_from_its_bundle_only(fleet: FleetFolder) -> None:
+def test_devices_and_managers_learn_who_may_sign_apps_from_their_bundles_only(fleet: FleetFolder) -> None:
     bundle = tomllib.loads(fleet.enrol(device()).read_text())
-    manager = (fleet.folder / "bundles" / "manager" / "bundle.toml").read_text()
-    assert bundle["app_signers"] == fleet.app_signer().public_key
-    assert "app_signers" not in manager
+    manager = tomllib.loads((fleet.folder / "bundles" / "manager" / "bundle.toml").read_text())
+    dashboard = tomllib.loads(fleet.enrol(EnrolmentRequest(role=Role.DASHBOARD, name="lab-screen")).read_text())
+    assert bundle["app_signers"] == manager["app_signers"] == fleet.app_signer().public_key
+    assert "app_signers" not in dashboard
     assert [
         path.name for path in fleet.folder.rglob("*.key") if "PRIVATE" in path.read_text() and "app" in path.name
     ] == ["app-signing.key"]
 
 
-def test_a_fleet_without_a_signing_key_gets_one_and_renewing_brings_it_to_a_device(fleet: FleetFolder) -> None:
+@pytest.mark.parametrize("name", [MAC, "manager"])
+def test_a_fleet_without_a_signing_key_gets_one_and_renewing_brings_it(fleet: FleetFolder, name: str) -> None:
     fleet.enrol(device())
     (fleet.folder / "app-signing.key").unlink()
-    renewed = tomllib.loads(fleet.renew(MAC).read_text())
+    renewed = tomllib.loads(fleet.renew(name).read_text())
     assert renewed["app_signers"] == FleetFolder(fleet.folder).app_signer().public_key
     assert stat.S_IMODE((fleet.folder / "app-signing.key").stat().st_mode) == 0o600
 
