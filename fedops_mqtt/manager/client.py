@@ -249,7 +249,8 @@ class _Methods:
     @_Method
     def download_app(self, digest: str) -> Steps[bytes]:
         """Return the bundle of a published app."""
-        return (yield _Call(method="GET", path=f"/apps/{_part(digest)}/bundle", form="bytes"))
+        bundle: bytes = yield _Call(method="GET", path=f"/apps/{_part(digest)}/bundle", form="bytes")
+        return bundle
 
     @_Method
     def request(
