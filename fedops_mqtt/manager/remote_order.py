@@ -44,11 +44,10 @@ def make_order(run_id: str, launch: int, task: TaskConfig, settings: Mapping[str
         values |= _bundle(task.config)
         given = {name: value for name, value in given.items() if not name.startswith(_BROKER)}
     values |= given
-    if "://" not in str(values.get("store", "")):
-        values.pop("store", None)
+    values["store"] = store_of(task, str(settings.get("store", "")))
     files = {name: Path(str(values.pop(name))).read_bytes() for name in list(values) if name.endswith("_file")}
     files["run_secret_file"] = secret.hex().encode()
-    environment = {f"{ENV_PREFIX}{name.upper()}": str(value) for name, value in values.items()}
+    environment = {f"{ENV_PREFIX}{name.upper()}": str(value) for name, value in values.items() if value is not None}
     return json.dumps(
         {
             "run_id": run_id,

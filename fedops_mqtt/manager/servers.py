@@ -23,7 +23,7 @@ from fedops_mqtt.manager.kubernetes_launcher import KubernetesServer
 from fedops_mqtt.manager.kubernetes_manifests import task_with_folder
 from fedops_mqtt.manager.launcher import LaunchedServer, LaunchOrder, Liveness, ServerProcess
 from fedops_mqtt.manager.remote_launcher import RemoteLaunch, RemoteServer, command_environment
-from fedops_mqtt.manager.remote_order import make_order
+from fedops_mqtt.manager.remote_order import make_order, store_of
 from fedops_mqtt.manager.tasks import TaskConfig
 from fedops_mqtt.protocol import RunOutcome, check_run_id
 from fedops_mqtt.runtime.background import bare_error
@@ -223,11 +223,16 @@ class Servers:
         shutil.rmtree(self._log_folder(run_id), ignore_errors=True)
 
     def _note_store(self, run_id: str, task: TaskConfig | None, *, is_elsewhere: bool) -> None:
-        """Note where a run's server keeps its final status, if that may be where no file of ours is."""
+        """Note the store of a server whose final status may be in no file of this host."""
         self._stores.pop(run_id, None)
-        if is_elsewhere:
-            own = task.env.get(f"{ENV_PREFIX}STORE") if task is not None else None
-            self._stores[run_id] = own or str(self._common_settings["store"])
+        if not is_elsewhere:
+            return
+        store: str | None = str(self._common_settings["store"])
+        if task is not None:
+            with suppress(OSError, SettingsFileError):  # a bundle that cannot be read is the launch's problem
+                store = task.env.get(f"{ENV_PREFIX}STORE", store) if task.is_local else store_of(task, str(store))
+        if store is not None:
+            self._stores[run_id] = store
 
     def _log_folder(self, run_id: str) -> Path:
         return self._folder / "runs" / check_run_id(run_id)

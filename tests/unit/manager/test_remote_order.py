@@ -42,7 +42,7 @@ def test_a_bundle_is_handed_over_with_its_files_in_the_place_of_the_managers_cre
     assert (told["FEDOPS_MQTT_ADVERTISE"], told["EXTRA"]) == ("fl.example.org", "1")
     assert "FEDOPS_MQTT_BROKER_PASSWORD" not in told
     assert base64.b64decode(order["files"]["broker_key_file"]) == b"its key"
-    assert store_of(task, "/models") == "s3://models"
+    assert store_of(task, "/models") == told["FEDOPS_MQTT_STORE"] == "s3://models"
 
 
 def test_a_file_that_is_named_on_the_other_machine_is_not_handed_over(tmp_path: Path) -> None:
