@@ -68,7 +68,7 @@ async def misbehave(url: str, task_id: str, others: list[str]) -> None:
 
 async def knock(line: str, others: list[str]) -> AsyncIterator[int]:
     """Ask for a place on the line in the name of each other, with a token of one's own making; for ever."""
-    async with httpx.AsyncClient(base_url=f"http://{line}", trust_env=False, timeout=20) as http:
+    async with httpx.AsyncClient(base_url=f"http://{line}", trust_env=False, timeout=300) as http:
         while True:
             for other in others:
                 join = {"client_mac": other, "instance": "bad", "attempt": 99}

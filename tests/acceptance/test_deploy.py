@@ -31,7 +31,7 @@ Compose = dict[str, Any]
 def analyse(*arguments: str) -> subprocess.CompletedProcess[str]:
     tool = shutil.which("systemd-analyze")
     assert tool is not None, "`make test-acceptance` installs systemd-analyze (Debian: apt-get install systemd)"
-    return subprocess.run([tool, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([tool, *arguments], capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.mark.parametrize("name", UNITS)
@@ -198,7 +198,7 @@ def fleet(tmp_path: Path) -> Path:
     """What `make-fleet.sh` makes."""
     folder = tmp_path / "fleet"
     environment = os.environ | {"COMMAND": str(COMMAND), "FEDOPS_MQTT_FLEET_DIR": str(folder)}
-    subprocess.run(["sh", str(DEPLOY / "make-fleet.sh")], check=True, env=environment, capture_output=True, timeout=60)
+    subprocess.run(["sh", str(DEPLOY / "make-fleet.sh")], check=True, env=environment, capture_output=True, timeout=300)
     return folder
 
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.long
 
 A, B = (mac_to_level(mac) for mac in MACS[:2])
 V311 = aiomqtt.ProtocolVersion.V311
-PATIENCE_S = 60.0
+PATIENCE_S = 300.0
 
 
 @pytest.fixture

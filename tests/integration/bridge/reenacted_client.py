@@ -72,12 +72,12 @@ class Device:
         return {"fl_task_id": self.status["task_id"], "gl_model_v": self.status["gl_model"], "wandb_name": ""} | named
 
     def get(self, path):
-        with urllib.request.urlopen(self._request(path), timeout=10) as answer:
+        with urllib.request.urlopen(self._request(path), timeout=300) as answer:
             return json.load(answer)
 
     def put(self, path, fields):
         request = self._request(path, data=json.dumps(fields).encode(), method="PUT")
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             return json.load(answer)
 
     def _request(self, path, **more):

@@ -23,7 +23,7 @@ def ask(url, method="GET", fields=None):
     data = json.dumps(fields).encode() if fields is not None else None
     headers = {"content-type": "application/json"} if method == "POST" else {}
     request = urllib.request.Request(url, data=data, method=method, headers=headers)
-    with urllib.request.urlopen(request, timeout=20) as answer:
+    with urllib.request.urlopen(request, timeout=300) as answer:
         return json.load(answer)
 
 

@@ -18,7 +18,7 @@ PERFORMANCE = "http://10.100.33.100:8001"
 
 def put(url, fields=None):
     request = urllib.request.Request(url, data=json.dumps(fields).encode() if fields else b"", method="PUT")
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=300) as answer:
         return json.load(answer)
 
 

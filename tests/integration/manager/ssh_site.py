@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 SSHD = "/usr/sbin/sshd"
-PATIENCE_S = 60.0
+PATIENCE_S = 300.0
 
 
 class SshSite:

@@ -100,10 +100,11 @@ async def test_a_stop_deletes_the_job_and_waits_for_its_pod(house: House, cluste
         assert (cluster.jobs, cluster.secrets, cluster.pods) == ({}, {}, {})
 
 
+@pytest.mark.long
 async def test_an_api_server_that_is_away_is_said_and_no_second_server_is_started(
     house: House, cluster: KubernetesStandIn
 ) -> None:
-    on_kubernetes(house)
+    on_kubernetes(house, limits="server_lost_s = 2")
     async with house.managed() as api, house.device(A) as a, house.device(B) as b:
         run_id = await api.start(house.task_id)
         await api.training(run_id)

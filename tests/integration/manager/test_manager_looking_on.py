@@ -170,6 +170,7 @@ async def test_numbers_of_clients_come_in_pages(house: House) -> None:
 async def test_the_servers_log_is_read_part_by_part(house: House) -> None:
     house.words.mkdir(exist_ok=True)
     house.tell_server("crash")
+    house.write_tasks("min_clients = 2", limits="max_launches = 1")
     async with house.managed() as api, house.device(A), house.device(B):
         run = await api.ended(await api.start(house.task_id))
         part = await api.get(f"/runs/{run['run_id']}/logs")
