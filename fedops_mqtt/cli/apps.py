@@ -11,9 +11,9 @@ import typer
 from click import UsageError
 
 from fedops_mqtt.apps import AppBundle, AppRefusedError, AppSignature, BundleLimits, read_bundle
-from fedops_mqtt.cli.options import shows, takes_settings
-from fedops_mqtt.cli.output import FatalError
-from fedops_mqtt.cli.steer import Json, RunConfig, chosen_clients, start_run
+from fedops_mqtt.cli.options import Json, add_verbs, shows, takes_settings
+from fedops_mqtt.cli.output import FatalError, as_pairs, print_records_as_lines
+from fedops_mqtt.cli.steer import RunConfig, chosen_clients, start_run
 from fedops_mqtt.protocol import check_task_id
 from fedops_mqtt.runtime.machine import is_loopback
 from fedops_mqtt.runtime.settings import ClientSettings, CliSettings
@@ -24,13 +24,11 @@ if TYPE_CHECKING:
 
 
 def make_app_app() -> typer.Typer:
-    """Return the verbs about delivered apps."""
-    app = typer.Typer(
-        help="Deliver apps to devices, and allow them there.", no_args_is_help=True, rich_markup_mode=None
-    )
-    for name, verb in {"approve": approve}.items():
-        app.command(name, epilog=verb.__dict__["epilog"])(verb)
-    return app
+    """Return the verbs about apps."""
+    text = "Deliver apps to devices, and allow them there."
+    app = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
+    published = {"publish": publish, "list": list_, "show": show, "rollback": rollback, "withdraw": withdraw}
+    return add_verbs(app, {"approve": approve, **published})
 
 
 @shows("fedops-mqtt app approve DIGEST --config bundle.toml", "fedops-mqtt app approve DIGEST --task-id digits")
@@ -146,14 +144,6 @@ _WHERE = " --site says where to publish it."
 _RUN_COLUMNS = ("run_id", "task_id", "outcome", "round", "run_config", "metrics", "model_path")
 
 
-def add_to(app: typer.Typer) -> typer.Typer:
-    """Add the verbs about published apps to the group `app`, and return it."""
-    verbs = {"publish": publish, "list": list_, "show": show, "rollback": rollback, "withdraw": withdraw}
-    for name, verb in verbs.items():
-        app.command(name, epilog=verb.__dict__["epilog"])(verb)
-    return app
-
-
 @shows(
     "fedops-mqtt app publish lab.digits.1-2-0.ab12cd34.fab --task digits --fleet ./fleet",
     "fedops-mqtt app publish ./my-flower-project --task digits",
@@ -192,7 +182,6 @@ def show(
     json: Json = False,
 ) -> None:
     """Show a published app: whose it is, what it needs, its files, and the runs that trained with it."""
-    from fedops_mqtt.cli.output import print_records_as_lines
     from fedops_mqtt.cli.sites import find_everywhere
 
     for found in find_everywhere(settings, lambda manager: manager.app(digest), what=f"app {digest}"):
@@ -203,8 +192,6 @@ def show(
 
 
 def _show_app(found: "Record") -> None:
-    from fedops_mqtt.cli.output import as_pairs, print_records_as_lines
-
     where = {"site": found["site"]} if "site" in found else {}
     for each in found["published"]:
         shown = {"requires": ", ".join(each["requires"]), "config": as_pairs(each["config"])}
@@ -282,8 +269,6 @@ def _publish(manager: "ManagerApi", app: AppSource, task: str, fleet: Path | Non
 
 
 def _print_app(app: "Record", *, is_json: bool) -> None:
-    from fedops_mqtt.cli.output import print_records_as_lines
-
     shown = ("site", "task_id", "version", "digest", "size", "key_id", "is_current")
     facts = {name: app[name] for name in shown if name in app}
     print_records_as_lines([app if is_json else {"kind": "app", **facts}], is_json=is_json)

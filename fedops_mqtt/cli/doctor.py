@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from fedops_mqtt.cli.options import shows, takes_settings
+from fedops_mqtt.cli.options import Json, shows, takes_settings
+from fedops_mqtt.cli.output import print_records
 from fedops_mqtt.runtime.settings import DoctorSettings
 from fedops_mqtt.runtime.systemd import ExitCode
 
@@ -25,7 +26,7 @@ def doctor(
     no_bus: Annotated[
         bool, typer.Option("--no-bus", help="Do not connect; a running daemon is not disturbed.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    json: Json = False,
 ) -> None:
     """Check broker, TLS, credentials, ACL, queues, clock, ports, disk and app.
 
@@ -42,7 +43,6 @@ def doctor(
         look_at_files,
         look_at_ports,
     )
-    from fedops_mqtt.cli.output import print_records
     from fedops_mqtt.enrolment import Role
 
     role = Role(settings.role or _guess_role(settings))

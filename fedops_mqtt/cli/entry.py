@@ -12,6 +12,7 @@ import click
 import typer
 
 from fedops_mqtt.cli import apps, demo, doctor, fleet, history, model, roles, simulate, steer, watch
+from fedops_mqtt.cli.options import add_verbs
 from fedops_mqtt.cli.output import explain, known_errors
 from fedops_mqtt.protocol import visible
 from fedops_mqtt.runtime.extras import EXTRAS, how_to_install
@@ -55,11 +56,10 @@ def make_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     )
     app.callback()(_version_option)
-    for name, verb in VERBS.items():
-        app.command(name, epilog=verb.__dict__.get("epilog"))(verb)
+    add_verbs(app, VERBS)
     app.add_typer(history.make_run_app(), name="run")
     app.add_typer(model.make_model_app(), name="model")
-    app.add_typer(apps.add_to(apps.make_app_app()), name="app")
+    app.add_typer(apps.make_app_app(), name="app")
     app.add_typer(fleet.make_fleet_app(), name="fleet")
     return app
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from click import UsageError
 
-from fedops_mqtt.cli.options import shows, takes_settings
+from fedops_mqtt.cli.options import Json, add_verbs, shows, takes_settings
+from fedops_mqtt.cli.output import print_records
 from fedops_mqtt.runtime.settings import FleetSettings
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ EveryHost = Annotated[
     bool, typer.Option("--every-host", help="Bundles name a broker at each --host, not only at the first.")
 ]
 Days = Annotated[int | None, typer.Option(min=1, help="How long the certificate holds. [default: 825]")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 
 
 @shows(
@@ -169,7 +169,6 @@ def revoke(settings: FleetSettings, names: Names = None) -> None:
 @takes_settings(FleetSettings)
 def list_identities(settings: FleetSettings, json: Json = False) -> None:
     """List everybody who is or was enrolled."""
-    from fedops_mqtt.cli.output import print_records
     from fedops_mqtt.enrolment import FleetFolder
 
     records = [_as_record(each) for each in FleetFolder(settings.fleet_dir).list_identities()]
@@ -214,10 +213,7 @@ VERBS: dict[str, Callable[..., None]] = {
 
 def make_fleet_app() -> typer.Typer:
     """Return the group of verbs under `fedops-mqtt fleet`."""
-    app = typer.Typer(help="Make and look after the credentials of a fleet.", no_args_is_help=True)
-    for name, verb in VERBS.items():
-        app.command(name, epilog=verb.__dict__.get("epilog"))(verb)
-    return app
+    return add_verbs(typer.Typer(help="Make and look after the credentials of a fleet.", no_args_is_help=True), VERBS)
 
 
 def _all_names(names: Sequence[str] | None, file: Path | None) -> list[str]:

@@ -10,8 +10,16 @@ import typer
 from click import UsageError
 
 from fedops_mqtt.cli.apps import run_project
-from fedops_mqtt.cli.options import shows, takes_settings
-from fedops_mqtt.cli.output import FatalError
+from fedops_mqtt.cli.options import Json, add_verbs, shows, takes_settings
+from fedops_mqtt.cli.output import (
+    FatalError,
+    as_line,
+    as_pairs,
+    as_text,
+    print_records,
+    print_records_as_lines,
+    readable,
+)
 from fedops_mqtt.runtime.settings import CliSettings, LogsSettings
 from fedops_mqtt.runtime.systemd import ExitCode
 
@@ -22,7 +30,6 @@ _POLL_S = 0.5
 """Between two looks at a log that is followed."""
 _PAGE = 1000
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 RunId = Annotated[str, typer.Argument(hidden=True)]
 
 _FACTS = (
@@ -40,9 +47,7 @@ def make_run_app() -> typer.Typer:
     """Return the verbs about one run; what is none of them is a project to run."""
     text = "Run a Flower project (`run FOLDER`, as `run project FOLDER`), or look at one run."
     app = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None, cls=_RunGroup)
-    app.command("show", epilog=show.__dict__["epilog"])(show)
-    app.command(_RunGroup.default, epilog=run_project.__dict__["epilog"])(run_project)
-    return app
+    return add_verbs(app, {"show": show, _RunGroup.default: run_project})
 
 
 class _RunGroup(typer.core.TyperGroup):
@@ -63,7 +68,6 @@ def show(settings: CliSettings, run: RunId, json: Json = False) -> None:
 
     RUN is its id, as `start` and `runs` print it.
     """
-    from fedops_mqtt.cli.output import as_pairs, print_records_as_lines
     from fedops_mqtt.cli.sites import the_manager
 
     with the_manager(settings, run=run) as manager:
@@ -130,7 +134,6 @@ def metrics(
 
     RUN is its id.
     """
-    from fedops_mqtt.cli.output import print_records
     from fedops_mqtt.cli.sites import the_manager
 
     with the_manager(settings, run=run) as manager:
@@ -186,8 +189,6 @@ def _events_of(manager: "ManagerApi", run: str, client: str, *, follows: bool) -
 
 
 def _print_event(event: "Record", as_json: "Record | None") -> None:
-    from fedops_mqtt.cli.output import as_line, print_records_as_lines, readable
-
     if as_json is not None:
         print_records_as_lines([as_json], is_json=True)
         return
@@ -201,8 +202,6 @@ def _print_event(event: "Record", as_json: "Record | None") -> None:
 
 
 def _print_log(part: "Record", of: "Record", *, is_json: bool) -> None:
-    from fedops_mqtt.cli.output import print_records_as_lines, readable
-
     if not is_json:
         print(readable(part["text"]), end="", flush=True)
         return
@@ -211,7 +210,6 @@ def _print_log(part: "Record", of: "Record", *, is_json: bool) -> None:
 
 def _print_output(settings: LogsSettings, run: str | None, client: str | None, *, is_json: bool) -> None:
     """Print the newest output of a training, of this run and client where they are given."""
-    from fedops_mqtt.cli.output import print_records_as_lines, readable
     from fedops_mqtt.protocol import mac_to_level
     from fedops_mqtt.runtime.processes import OUTPUT_FOLDER, find_outputs, read_output
 
@@ -244,7 +242,6 @@ def _show_run(run: "Record", rounds: "list[Record]") -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from fedops_mqtt.cli.output import as_text, print_records
     from fedops_mqtt.cli.watch import sparkline
     from fedops_mqtt.core.run import ACCURACY, measure
 

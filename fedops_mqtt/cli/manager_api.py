@@ -12,7 +12,6 @@ from pydantic import BaseModel
 from fedops_mqtt.bus.address import without_password
 from fedops_mqtt.cli.output import FatalError
 from fedops_mqtt.manager.client import (
-    PAGE,
     ManagerClient,
     ManagerClientError,
     ManagerRefusedError,
@@ -73,15 +72,6 @@ class ManagerApi:
         """Return what stands at a path, as text. Raises: FatalError."""
         with advice():
             return str(self._client.request("GET", path, is_text=True))
-
-    def get_all(self, name: str, **query: Any) -> list[Record]:
-        """Return every record of a list, page after page. Raises: FatalError."""
-        records: list[Record] = []
-        while True:
-            page = self.get(f"/{name}", offset=len(records), limit=PAGE, **query)
-            records += page["items"]
-            if not page["items"] or len(records) >= page["total"]:
-                return records
 
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """Ask for something to be done and return the answer. Raises: FatalError."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from click import UsageError
 
-from fedops_mqtt.cli.options import shows, takes_settings
-from fedops_mqtt.cli.output import FatalError
+from fedops_mqtt.cli.options import Json, add_verbs, shows, takes_settings
+from fedops_mqtt.cli.output import FatalError, as_pairs, print_records, print_records_as_lines
 from fedops_mqtt.runtime.settings import ModelSettings
 from fedops_mqtt.runtime.systemd import ExitCode
 
@@ -22,24 +22,19 @@ _COLUMNS = ("model", "version", "status", "run_id", "round", "metrics", "saved_a
 
 Task = Annotated[str, typer.Argument(metavar="TASK", help="The task whose models they are.")]
 Name = Annotated[str | None, typer.Option("--name", help="The model's name, where a task has several.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 OfRun = Annotated[str | None, typer.Option("--run", metavar="RUN", help="The model that this failed run left.")]
 
 
 def make_model_app() -> typer.Typer:
     """Return the verbs about models."""
     app = typer.Typer(help="Look at stored models, and go back to one.", no_args_is_help=True, rich_markup_mode=None)
-    for name, verb in {"list": list_, "show": show, "rollback": rollback}.items():
-        app.command(name, epilog=verb.__dict__["epilog"])(verb)
-    return app
+    return add_verbs(app, {"list": list_, "show": show, "rollback": rollback})
 
 
 @shows("fedops-mqtt model list digits", "fedops-mqtt model list digits --store s3://bucket/models --json")
 @takes_settings(ModelSettings)
 def list_(settings: ModelSettings, task: Task, json: Json = False) -> None:
     """List a task's global models, the newest version last, and what failed runs left."""
-    from fedops_mqtt.cli.output import print_records
-
     files = _files(settings, task)
     newest = {file.model_name: file.version for file in files}
     print_records([_row(file, newest[file.model_name]) for file in files], _COLUMNS, is_json=json)
@@ -56,7 +51,6 @@ def show(
     json: Json = False,
 ) -> None:
     """Show one model: where it comes from, and each of its arrays. Its checksum is verified."""
-    from fedops_mqtt.cli.output import as_pairs, print_records_as_lines
     from fedops_mqtt.line.reply_check import count_nonfinite
 
     store = _store(settings, task, name)

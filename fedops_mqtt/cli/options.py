@@ -8,7 +8,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import typer
 from click import UsageError
@@ -22,6 +22,8 @@ from fedops_mqtt.runtime.settings import CONFIG_VARIABLE, origin_of, use_config_
 from fedops_mqtt.runtime.systemd import ExitCode
 
 Settings = TypeVar("Settings", bound=BaseSettings)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 
 _PLAIN_TYPES = (int, float, Path)
 """What click checks by itself; anything else is text that the settings check."""
@@ -166,6 +168,13 @@ def _explain(error: ValidationError, given: Mapping[str, Any]) -> Exception:
     if field in given:
         return UsageError(f"{option_name(field)}: {problem}")
     return FatalError(f"{origin_of(field)}: {problem}", ExitCode.CONFIG)
+
+
+def add_verbs(app: typer.Typer, verbs: Mapping[str, Callable[..., None]]) -> typer.Typer:
+    """Add verbs to a group, each with its examples below its help, and return it."""
+    for name, verb in verbs.items():
+        app.command(name, epilog=verb.__dict__.get("epilog"))(verb)
+    return app
 
 
 def shows(

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fedops_mqtt.cli.options import shows
+from fedops_mqtt.cli.output import readable
 
 
 @shows("fedops-mqtt simulate --app client_main:make_client --server server_main.py --clients 20 --rounds 5")
@@ -27,7 +28,6 @@ def simulate(
 
     Each client has a `partition-id` in its node_config, and the number of them all; what it trains goes over the line.
     """
-    from fedops_mqtt.cli.output import readable
     from fedops_mqtt.protocol import ServerMetrics
     from fedops_mqtt.runtime.systemd import ExitCode
     from fedops_mqtt.simulation import run

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from click import UsageError
 
-from fedops_mqtt.cli.options import shows, takes_settings
-from fedops_mqtt.cli.output import FatalError
+from fedops_mqtt.cli.options import Json, shows, takes_settings
+from fedops_mqtt.cli.output import FatalError, as_line, print_records_as_lines, progress
 from fedops_mqtt.runtime.settings import CliSettings
 from fedops_mqtt.runtime.systemd import ExitCode
 
@@ -19,7 +19,6 @@ _POLL_S = 0.5
 """Between two looks at a run that is waited for."""
 _COMPLETED = "completed"
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
 Task = Annotated[str | None, typer.Option("--task-id", help="Only of this task.")]
 
 RunConfig = Annotated[
@@ -101,7 +100,6 @@ def stop(
 
     RUN is its id, as `start` and `runs` print it. Its clients end their training; the last good model stays.
     """
-    from fedops_mqtt.cli.output import print_records_as_lines
     from fedops_mqtt.cli.sites import the_manager
 
     with the_manager(settings, run=run) as manager:
@@ -145,8 +143,6 @@ def start_run(
 
 
 def _wait_for_end(manager: "ManagerApi", run_id: str) -> "Record":
-    from fedops_mqtt.cli.output import progress
-
     with progress() as tell:
         while True:
             run: Record = manager.get(f"/runs/{run_id}")
@@ -166,8 +162,6 @@ def _stand_of(run: "Record") -> str:
 
 
 def _say_run(run: "Record", *, is_json: bool, is_over: bool) -> None:
-    from fedops_mqtt.cli.output import as_line, print_records_as_lines
-
     if is_json:
         print_records_as_lines([run], is_json=True)
     elif is_over:

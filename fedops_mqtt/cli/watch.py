@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from fedops_mqtt.cli.options import shows, takes_settings
+from fedops_mqtt.cli.options import Json, shows, takes_settings
 from fedops_mqtt.runtime.logs import mute_logging
 from fedops_mqtt.runtime.settings import WatchSettings
 
@@ -28,7 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedops_mqtt.bus.fleet_view import RECENT, FleetView, client_record, run_record
-from fedops_mqtt.cli.output import as_line, as_text, in_a_cell
+from fedops_mqtt.cli.output import as_line, as_text, in_a_cell, print_records_as_lines
 from fedops_mqtt.core.fleet import ClientView, Presence, StatusView
 from fedops_mqtt.core.run import ACCURACY, measure
 from fedops_mqtt.protocol import ClientCondition, RunCondition, RunOutcome, RunStatus
@@ -49,7 +49,7 @@ _QUIET_S = 0.5
 def watch(
     settings: WatchSettings,
     once: bool = typer.Option(False, "--once", help="Print what is known now, and end."),
-    json: bool = typer.Option(False, "--json", help="Print one JSON object a line."),
+    json: Json = False,
 ) -> None:
     """Show clients and runs as they change.
 
@@ -67,8 +67,6 @@ def watch(
 
 
 async def _print_once(settings: WatchSettings, *, is_json: bool) -> None:
-    from fedops_mqtt.cli.output import print_records_as_lines
-
     news = asyncio.Event()
     async with _following(settings, lambda _: news.set()) as fleet_view:
         while await _comes_within(news, _QUIET_S):
@@ -84,8 +82,6 @@ async def _comes_within(news: asyncio.Event, timeout_s: float) -> bool:
 
 
 async def _print_changes(settings: WatchSettings, *, is_json: bool) -> None:
-    from fedops_mqtt.cli.output import print_records_as_lines
-
     def print_change(change: "Record | None") -> None:
         if change is not None:
             print_records_as_lines([change], is_json=is_json)

@@ -1,6 +1,6 @@
-"""The demo's processes: each with a log of its own, all of them gone when the block is left, however it is left.
+"""The demo's processes: each with a log of its own, all of them ended when the block is left, however it is left.
 
-Ending them is the keeper's work (see `keeper`), so that it happens even when this process is killed.
+The reaper ends them (see `reaper`), also when this process is killed.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ class ProcessEndedError(DemoError):
 
 
 class Processes:
-    """Everything that one demo starts, as an async context manager.
+    """All processes of one demo, as an async context manager.
 
     Args:
         models: folder for the global model; removed with the rest unless `keep_models` is called.
@@ -41,15 +41,15 @@ class Processes:
         self.models = models
         self.folder = Path(tempfile.gettempdir()) / f"fedops-demo-{uuid.uuid4().hex[:12]}"
         self._mark = uuid.uuid4().hex
-        self._keeper: asyncio.subprocess.Process | None = None
+        self._reaper: asyncio.subprocess.Process | None = None
         self._watchers: asyncio.TaskGroup | None = None
         self._watched: list[asyncio.Task[None]] = []
-        self._tell_end: Callable[[str], None] | None = None
+        self._report_end: Callable[[str], None] | None = None
 
     async def __aenter__(self) -> Self:
-        # The keeper comes first, so that there is nothing that nobody would clear up.
+        # The reaper starts first, so that it ends all others.
         command = (sys.executable, "-m", "fedops_mqtt.demo.reaper", self._mark, str(self.folder), str(self.models))
-        self._keeper = await asyncio.create_subprocess_exec(
+        self._reaper = await asyncio.create_subprocess_exec(
             *command, stdin=asyncio.subprocess.PIPE, start_new_session=True
         )
         try:
@@ -93,25 +93,25 @@ class Processes:
             async with asyncio.timeout(timeout_s):
                 line = await process.stdout.readline()
         except TimeoutError as error:
-            raise DemoError(f"{name} said nothing within {timeout_s:g} s:\n{self.log_tail(name)}") from error
+            raise DemoError(f"{name} printed nothing within {timeout_s:g} s:\n{self.log_tail(name)}") from error
         if not line:
             raise ProcessEndedError(name, await process.wait(), self.log_tail(name))
         self._watch(name, process)
         return line.decode().strip()
 
     def keep_models(self) -> None:
-        """Let the model folder stay when everything else goes."""
-        if self._keeper is not None and self._keeper.stdin is not None:
-            self._keeper.stdin.write(KEEP)
+        """Keep the model folder when everything else is removed."""
+        if self._reaper is not None and self._reaper.stdin is not None:
+            self._reaper.stdin.write(KEEP)
 
-    def let_end(self, tell: Callable[[str], None]) -> None:
-        """From now on the end of one of them is told and no failure: a person kills one to see what happens."""
-        self._tell_end = tell
+    def let_end(self, report: Callable[[str], None]) -> None:
+        """From now on report the end of a process instead of failing: a person may kill one to see what happens."""
+        self._report_end = report
 
     def hurry(self) -> None:
-        """Kill what has not ended yet, now."""
-        if self._keeper is not None and self._keeper.returncode is None:
-            self._keeper.terminate()
+        """Kill the processes that still run, now."""
+        if self._reaper is not None and self._reaper.returncode is None:
+            self._reaper.terminate()
 
     def log_tail(self, name: str) -> str:
         """Return the last lines of a process's log."""
@@ -120,8 +120,8 @@ class Processes:
     async def _spawn(
         self, name: str, command: Sequence[str], stdout: int, settings: dict[str, object]
     ) -> asyncio.subprocess.Process:
-        said = {f"{ENV_PREFIX}{setting.upper()}": str(value) for setting, value in settings.items()}
-        own = {MARK: self._mark, "TMPDIR": str(self.folder), **said}
+        own = {MARK: self._mark, "TMPDIR": str(self.folder)}
+        own |= {f"{ENV_PREFIX}{setting.upper()}": str(value) for setting, value in settings.items()}
         with (self.folder / f"{name}.log").open("ab") as log:
             return await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "fedops_mqtt.cli", *command),
@@ -138,13 +138,11 @@ class Processes:
 
     async def _wait_end(self, name: str, process: asyncio.subprocess.Process) -> None:
         status = await process.wait()
-        if self._tell_end is None:
+        if self._report_end is None:
             raise ProcessEndedError(name, status, self.log_tail(name))
-        self._tell_end(f"{name} ended with status {status}; everything else goes on, Ctrl-C ends it")
+        self._report_end(f"{name} ended with status {status}; everything else goes on, Ctrl-C ends it")
 
     async def _clear_up(self) -> None:
-        keeper = self._keeper
-        if keeper is None or keeper.stdin is None:
-            return
-        keeper.stdin.close()
-        await keeper.wait()
+        if self._reaper is not None and self._reaper.stdin is not None:
+            self._reaper.stdin.close()
+            await self._reaper.wait()

@@ -1,11 +1,11 @@
-"""The demo's keeper: a process that outlives the demo by a moment and leaves nothing of it behind.
+"""The demo's reaper: a process that outlives the demo for a moment and removes everything that the demo started.
 
 It waits for the end of its stdin, which comes however the demo ends, `kill -9` included. Then it ends every process
-that carries the demo's mark in its environment, and nothing else, and removes the demo's folders.
+that has the demo's mark in its environment, and no other, and removes the demo's folders.
 
     python -m fedops_mqtt.demo.reaper MARK TEMPORARY_FOLDER MODEL_FOLDER
 
-A line `keep` on stdin says that the model folder stays. SIGTERM says that there is no time for goodbyes.
+A line `keep` on stdin keeps the model folder. SIGTERM kills the processes without waiting for their orderly end.
 """
 
 import shutil
@@ -13,9 +13,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
+
+from fedops_mqtt.runtime.process_identity import find_processes
 
 MARK = "FEDOPS_DEMO"
 """Environment variable that every process of a demo inherits; not one of our settings, which end at each process."""
@@ -23,9 +26,9 @@ MARK = "FEDOPS_DEMO"
 KEEP = b"keep\n"
 
 _GRACE_S = 8.0
-"""For goodbyes on the bus and for ending a training, before what is left is killed."""
+"""For last statuses on the bus and the end of trainings, before the remaining processes are killed."""
 _KILL_S = 5.0
-"""A killed process is gone within this, unless the kernel holds it."""
+"""A killed process has ended within this, unless the kernel holds it."""
 _LOOK_S = 0.1
 
 
@@ -40,17 +43,18 @@ def main(mark: str, temporary: Path, models: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     if not is_kept:
         shutil.rmtree(models, ignore_errors=True)
-        _remove_if_empty(models.parent)
+        with suppress(OSError):  # other demos' models are in it
+            models.parent.rmdir()
 
 
 def end_marked(mark: str, *, is_hurried: Callable[[], bool], name: str = MARK, grace_s: float = _GRACE_S) -> None:
-    """Ask every marked process to end, and kill those that do not; also those that are born meanwhile."""
-    asked: set[int] = set()
+    """Send SIGTERM to every marked process, and kill those that do not end; also those that start meanwhile."""
+    signalled: set[int] = set()
     deadline = time.monotonic() + grace_s
     while (left := list(marked(mark, name))) and time.monotonic() < deadline and not is_hurried():
         for process in left:
-            if process.pid not in asked:
-                asked.add(process.pid)
+            if process.pid not in signalled:
+                signalled.add(process.pid)
                 _signal(process, signal.SIGTERM)
         time.sleep(_LOOK_S)
     deadline = time.monotonic() + _KILL_S
@@ -61,13 +65,8 @@ def end_marked(mark: str, *, is_hurried: Callable[[], bool], name: str = MARK, g
 
 
 def marked(mark: str, name: str = MARK) -> Iterator[psutil.Process]:
-    """Yield the living processes that carry a mark in the variable `name`."""
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(name) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                yield process
-        except (psutil.Error, OSError):
-            continue  # gone meanwhile, or another user's
+    """Yield the running processes that have a mark in the variable `name`."""
+    return find_processes({name: mark})
 
 
 class _EndNow:
@@ -84,17 +83,8 @@ class _EndNow:
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:
-    try:
+    with suppress(psutil.Error):
         process.send_signal(number)
-    except psutil.Error:
-        return
-
-
-def _remove_if_empty(folder: Path) -> None:
-    try:
-        folder.rmdir()
-    except OSError:
-        return
 
 
 if __name__ == "__main__":

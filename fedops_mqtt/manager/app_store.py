@@ -27,7 +27,7 @@ from fedops_mqtt.manager import tables
 from fedops_mqtt.manager.errors import BundleMissingError, NoEarlierAppError, UnknownAppError
 from fedops_mqtt.manager.journal import Journal
 from fedops_mqtt.protocol import AppReference
-from fedops_mqtt.runtime.files import write_atomically
+from fedops_mqtt.runtime.files import write_private
 
 SUFFIX = ".fab"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -121,12 +121,12 @@ class AppStore:
             is_current=True,
         )
         async with self.lock:
-            await asyncio.to_thread(_write, self.path(bundle.digest), data)
+            await asyncio.to_thread(write_private, self.path(bundle.digest), data)
             used = frozenset(in_use())
             await self._journal.call(self._add, app, data, used)
             self.current[task_id] = app
             known = used | await self._journal.call(self._digests)
-            await asyncio.to_thread(self._sweep, known)
+            await asyncio.to_thread(self._delete_files, known)
         return app
 
     async def roll_back(self, task_id: str, version: str | None) -> PublishedApp:
@@ -181,7 +181,7 @@ class AppStore:
                 data = connection.execute(query).scalar()
             if data is None:
                 raise BundleMissingError(digest)
-            _write(path, data)
+            write_private(path, data)
         return path
 
     def read(self, digest: str) -> AppBundle:
@@ -256,8 +256,8 @@ class AppStore:
         with self._journal.begin() as connection:
             connection.execute(update(tables.apps).where(tables.apps.c.task_id == task_id).values(is_current=False))
 
-    def _sweep(self, known: frozenset[str]) -> None:
-        """Delete the files that nothing names: of old versions, and of a publication that was cut off."""
+    def _delete_files(self, known: frozenset[str]) -> None:
+        """Delete the files of bundles that are not known: of old versions, and of interrupted publications."""
         for path in self._folder.iterdir():
             if path.name.removesuffix(SUFFIX) not in known:
                 path.unlink(missing_ok=True)
@@ -312,8 +312,3 @@ def _digest_of(path: Path) -> str | None:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return None
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_atomically(path, data)

@@ -77,5 +77,5 @@ class ManagerContext:
 
     def limits(self, task: TaskConfig | None) -> RunLimits:
         """Return a task's limits: the manager's, overridden by the task's own."""
-        own = task.limits.model_dump(exclude_none=True) if task else {}
+        own = task.limits.model_dump(exclude_unset=True) if task else {}
         return self.settings.limits.model_copy(update=own)

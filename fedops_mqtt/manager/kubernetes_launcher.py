@@ -1,8 +1,8 @@
 """FL servers as Kubernetes Jobs: one Job and one Secret a launch, found again by their names.
 
-A Job's server has ended when no pod of it is left that may run. An API server that does not answer says nothing of
-that, nor does a pod on a lost node: both are reported, and nothing is started in its place. The library `kubernetes`
-is imported where the first such task is launched.
+A Job's server has ended when no pod of it is left that may run. When the API server does not answer, or a pod's node is
+lost, the end is unknown: that is reported, and no other launch is started. The library `kubernetes` is imported when
+the first such task is launched.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from fedops_mqtt.manager.kubernetes_manifests import (
     wanted_of,
 )
 from fedops_mqtt.manager.launcher import Liveness
-from fedops_mqtt.manager.remote_launcher import START_SHARE, RemoteLaunch, read_end, with_last_words
+from fedops_mqtt.manager.remote_launcher import START_SHARE, RemoteLaunch, read_end, with_log_tail
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ FENCE_S = 60.0
 
 
 class KubernetesServer:
-    """A server as a Job. `report` is called with why it cannot be asked for, and with None when it can be again."""
+    """A server as a Job. `report` is called with the problem when its state is unknown, and with None afterwards."""
 
     def __init__(self, launch: RemoteLaunch, report: Callable[[str | None], None], *, grace_s: float) -> None:
         self.log_path = launch.log_path
@@ -66,12 +66,12 @@ class KubernetesServer:
             job = job_manifest(self._launch, self._grace_s)
             secret = secret_manifest(self._launch, order)
             await asyncio.to_thread((await self._open()).create, secret, job)
-        except ConnectionError as error:  # they may have been created: `wait` finds out
+        except ConnectionError as error:  # they may have been created: `wait` will see them
             self._note_problem(str(error))
         logger.info("created a Kubernetes Job", extra={"run_id": self._launch.run_id, "job": self._name})
 
     def let_go(self) -> None:
-        """Leave the Job to itself: the manager ends, the server goes on."""
+        """Leave the Job running: the manager ends."""
         if self._log is not None:
             self._log.stop()
 
@@ -79,14 +79,14 @@ class KubernetesServer:
         """Wait for the launch's end, however long that takes; return how it ended."""
         try:
             return await self._wait()
-        except KubernetesError as error:  # no rights any more, say: nothing can be known
+        except KubernetesError as error:  # no rights any more, for example: its state cannot be read
             return str(error)
         finally:
             self.let_go()
             self._has_ended = True
 
     async def check(self) -> Liveness:
-        """Ask the API server."""
+        """Query the API server."""
         view = await self._look()
         if view is None or view.lost is not None:
             return Liveness.UNKNOWN
@@ -137,7 +137,7 @@ class KubernetesServer:
         if (reason := read_end(self.log_path, self._launch.final_status_file)) is not None:
             return reason
         how = view.ended or ("its Job is done" if view.exists else "its Job is not there")
-        return with_last_words(f"FL server's pod is gone: {how}", self.log_path)
+        return with_log_tail(f"FL server's pod is gone: {how}", self.log_path)
 
     async def _fence(self) -> None:
         cluster, until = await self._open(), time.monotonic() + FENCE_S
@@ -152,7 +152,7 @@ class KubernetesServer:
         try:
             view = await asyncio.to_thread((await self._open()).look, self._name)
         except (ConnectionError, KubernetesError) as error:
-            self._note_problem(f"the FL server's cluster cannot be asked: {error}")
+            self._note_problem(f"the FL server's cluster does not answer: {error}")
             return None
         is_lost = view.lost is not None and not self._is_to_end
         self._note_problem(f"the FL server's node may be lost: {view.lost}" if is_lost else None)

@@ -1,7 +1,7 @@
-"""FL servers as processes: started in a session of their own, found again by a new manager, watched to their end.
+"""FL servers as processes: started in a session of their own, found again by a new manager, supervised to their end.
 
-A server is no child that dies with the manager: its output goes to a file, its secret lies in one, and a manager that
-was killed finds it by process id and start time. Only a process that this package launched is ever signalled.
+A server does not end with its manager: its output goes to a file, its secret is in one, and the next manager finds it
+by process id and start time. Signals are sent only to processes that this package launched.
 """
 
 import asyncio
@@ -19,32 +19,29 @@ from typing import Protocol
 
 import psutil
 
-from fedops_mqtt.runtime.processes import read_tail
+from fedops_mqtt.runtime.process_identity import find_processes, is_process, start_time
+from fedops_mqtt.runtime.processes import kill_group, read_tail
 from fedops_mqtt.runtime.settings import CONFIG_VARIABLE, ENV_PREFIX
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.1
-"""How often processes are looked at; one `waitpid` or one file in /proc each."""
-
-_START_TIME_SLACK_S = 0.05
-"""psutil reckons a start time from boot time and clock ticks of 10 ms."""
-
+"""Between two checks of a process; one `waitpid` or one file in /proc each."""
 
 _MANAGERS_OWN = frozenset({CONFIG_VARIABLE, f"{ENV_PREFIX}MANAGER_TOKEN", f"{ENV_PREFIX}DATABASE_URL"})
-"""What an FL server, which runs its user's code, is not told."""
+"""Kept from an FL server, which runs its user's code."""
 
 _BROKER_VARIABLES = f"{ENV_PREFIX}BROKER"
-"""With this begins every variable that says where the broker is and who we are to it."""
+"""Prefix of the variables with the broker's address and the credentials there."""
 
 
 class Liveness(Enum):
-    """Whether a server lives, as the machine says that it was started on."""
+    """Whether a server runs, according to the machine on which it was started."""
 
     ALIVE = "alive"
     ENDED = "ended"
     UNKNOWN = "unknown"
-    """The machine cannot be asked: the server may be alive."""
+    """The machine does not answer: the server may be alive."""
 
 
 class LaunchedServer(Protocol):
@@ -62,21 +59,21 @@ class LaunchedServer(Protocol):
         ...
 
     async def check(self) -> Liveness:
-        """Ask whether it lives."""
+        """Query whether it runs."""
         ...
 
     async def end(self, outcome: str | None, reason: str, *, grace_s: float) -> None:
-        """Have it ended and say why; killed where it has not ended after `grace_s`."""
+        """Make it end, with the reason; it is killed where it has not ended after `grace_s`."""
         ...
 
     def let_go(self) -> None:
-        """Leave it to itself: the manager ends, the server goes on."""
+        """Leave it running: the manager ends."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchOrder:
-    """How to start one server. `environment` is whole; it holds no secret, `secret_file` does."""
+    """How to start one server. `environment` is complete and holds no secret: that is in a file."""
 
     run_id: str
     launch: int
@@ -87,7 +84,7 @@ class LaunchOrder:
 
 
 class ServerProcess:
-    """One server's process, ours or an earlier manager's."""
+    """One server's process, of this manager or an earlier one."""
 
     def __init__(self, pid: int, started_at: float, log_path: Path, child: "subprocess.Popen[bytes] | None") -> None:
         self.pid = pid
@@ -98,11 +95,11 @@ class ServerProcess:
 
     @property
     def is_running(self) -> bool:
-        """True while the process is there and is no zombie."""
+        """True while the process runs; a zombie does not."""
         if self._child is not None:
             self._status = self._child.poll()
             return self._status is None
-        return _is_process(self.pid, self.started_at)
+        return is_process(self.pid, self.started_at)
 
     @property
     def exit_reason(self) -> str:
@@ -111,19 +108,16 @@ class ServerProcess:
             return describe_exit(0)
         tail = read_tail(self.log_path)
         how = describe_exit(self._status)
-        return f"{how}; last words: {tail}" if tail else f"{how}; its log {self.log_path} is empty"
+        return f"{how}; last lines of its log: {tail}" if tail else f"{how}; its log {self.log_path} is empty"
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the process and everything in its session's group; nothing when it is gone."""
-        if not self.is_running:
-            return
-        with suppress(ProcessLookupError):
-            os.killpg(self.pid, number)
+        """Send a signal to the process and everything in its session's group; nothing when it has ended."""
+        if self.is_running:
+            kill_group(self.pid, number)
 
-    def sweep(self) -> None:
-        """Kill what an ended server left behind in its group (loaders of data, say)."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+    def kill_rest(self) -> None:
+        """Kill what an ended server left in its group (loaders of data, say)."""
+        kill_group(self.pid)
 
     @property
     def status(self) -> int | None:
@@ -131,20 +125,30 @@ class ServerProcess:
         return self._status
 
     async def wait(self) -> str:
-        """Wait for the process's end and clear away what it left; return how it ended."""
-        return await wait_exit(self)
+        """Wait for the process's end, however long that takes, kill the rest of its group; return how it ended."""
+        while self.is_running:  # noqa: ASYNC110 - a process that is not our child sends no event
+            await asyncio.sleep(POLL_S)
+        self.kill_rest()
+        return self.exit_reason
 
     async def check(self) -> Liveness:
-        """Look at the process."""
+        """Return whether the process runs."""
         return Liveness.ALIVE if self.is_running else Liveness.ENDED
 
     async def end(self, outcome: str | None, reason: str, *, grace_s: float) -> None:
-        """Write down why it ends, then end it."""
+        """Write the reason, then end the process; killed where it does not end within `grace_s`."""
         write_stop_reason(self.log_path, outcome, reason)
-        await end(self, grace_s=grace_s)
+        self.signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(grace_s):
+                await self.wait()
+        except TimeoutError:
+            logger.warning("FL server did not end at SIGTERM, killing it", extra={"pid": self.pid, "grace_s": grace_s})
+            self.signal(signal.SIGKILL)
+            await self.wait()
 
     def let_go(self) -> None:
-        """Leave the process to itself: the manager ends, the server goes on."""
+        """Leave the process running: the manager ends."""
         if self._child is not None and self._child.returncode is None:
             self._child.returncode = 0  # or Popen's destructor warns of a child that is still running
 
@@ -183,69 +187,36 @@ def _launch(order: LaunchOrder) -> ServerProcess:
 
 def find(pid: int, started_at: float, log_path: Path) -> ServerProcess | None:
     """Return the process of an earlier manager's launch, if it still runs."""
-    return ServerProcess(pid, started_at, log_path, None) if _is_process(pid, started_at) else None
+    return ServerProcess(pid, started_at, log_path, None) if is_process(pid, started_at) else None
 
 
 def search(run_id: str, launch_: int, log_path: Path) -> ServerProcess | None:
-    """Look for a launch whose process id was never written down, by what its environment says."""
-    wanted = {f"{ENV_PREFIX}RUN_ID": run_id, f"{ENV_PREFIX}LAUNCH": str(launch_)}
-    for process in psutil.process_iter():
-        try:
-            is_leader = os.getsid(process.pid) == process.pid
-            if is_leader and wanted.items() <= process.environ().items():
+    """Find the process of a launch whose process id was not journaled, by its environment."""
+    for process in find_processes({f"{ENV_PREFIX}RUN_ID": run_id, f"{ENV_PREFIX}LAUNCH": str(launch_)}):
+        with suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) == process.pid:
                 return ServerProcess(process.pid, process.create_time(), log_path, None)
-        except (psutil.Error, OSError):
-            continue
     return None
-
-
-async def wait_exit(process: ServerProcess) -> str:
-    """Wait for a process's end, however long that takes, clear away what it left; return how it ended."""
-    while process.is_running:  # noqa: ASYNC110 - nobody tells us of a process that is not our child
-        await asyncio.sleep(POLL_S)
-    process.sweep()
-    return process.exit_reason
-
-
-async def end(process: ServerProcess, *, grace_s: float) -> None:
-    """Ask a server to end, and kill it when it does not within `grace_s`."""
-    process.signal(signal.SIGTERM)
-    try:
-        async with asyncio.timeout(grace_s):
-            await wait_exit(process)
-    except TimeoutError:
-        logger.warning("FL server did not end when asked, killing it", extra={"pid": process.pid, "grace_s": grace_s})
-        process.signal(signal.SIGKILL)
-        await wait_exit(process)
-
-
-def write_secret(path: Path, secret: bytes) -> None:
-    """Write a run's secret where only this user reads it."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(secret.hex())
 
 
 def child_environment(
     inherited: Mapping[str, str],
-    said: Mapping[str, object],
+    common: Mapping[str, object],
     own: Mapping[str, str],
     *,
     settings_file: Path | None = None,
 ) -> dict[str, str]:
-    """Return a server's environment: what the manager has, what it says (by setting name), what the task adds.
+    """Return a server's environment: the manager's, `common` settings by name, and the task's own variables.
 
-    `python` on its PATH is the manager's own. The manager's settings file is not the server's; a server that has one
-    takes how to reach the broker from there, and gets no credentials of the manager's.
+    `python` on its PATH is the manager's own. The server does not get the manager's settings file; one that has a file
+    of its own takes the broker's address and credentials from there, and gets none of the manager's.
     """
-    # Unbuffered, unless somebody sets it empty: what a server printed before it was killed is in its log, in order.
+    # Unbuffered by default: the log of a server that was killed is complete and in order.
     environment = {"PYTHONUNBUFFERED": "1", **inherited}
     environment = {name: value for name, value in environment.items() if name not in _MANAGERS_OWN}
     bin_folder = str(Path(sys.executable).parent)
     environment["PATH"] = os.pathsep.join((bin_folder, environment.get("PATH", os.defpath)))
-    for name, value in said.items():
+    for name, value in common.items():
         if value is not None:
             environment[f"{ENV_PREFIX}{name.upper()}"] = str(value)
     if settings_file is not None:
@@ -256,7 +227,7 @@ def child_environment(
 
 
 def write_stop_reason(log_path: Path, outcome: str | None, reason: str) -> None:
-    """Write what became of the run, and why, where one launch's server looks for it at SIGTERM."""
+    """Write the run's outcome and the reason to the file that one launch's server reads at SIGTERM."""
     try:
         stop_reason_file(log_path).write_text(f"{outcome or 'replaced'}\n{reason}", encoding="utf-8", errors="replace")
     except OSError as error:
@@ -265,31 +236,14 @@ def write_stop_reason(log_path: Path, outcome: str | None, reason: str) -> None:
 
 
 def stop_reason_file(log_path: Path) -> Path:
-    """Where one launch finds why it is ended; the next one has its own."""
+    """Return the file with the reason why one launch is ended; each launch has its own."""
     return log_path.with_suffix(".stop-reason")
 
 
 def describe_exit(status: int | None) -> str:
-    """Return how a process ended; None: nobody saw its status."""
+    """Return how a process ended; None: its status is unknown."""
     if status is None:
         return "FL server process is gone"
     if status < 0:
         return f"FL server process was ended by {signal.Signals(-status).name}"
     return f"FL server process exited with status {status}"
-
-
-def start_time(pid: int) -> float:
-    """Return when a process began, s since 1970; 0 for one that is gone."""
-    try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.NoSuchProcess:
-        return 0.0
-
-
-def _is_process(pid: int, started_at: float) -> bool:
-    try:
-        process = psutil.Process(pid)
-        is_same = abs(process.create_time() - started_at) <= _START_TIME_SLACK_S
-        return is_same and bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False

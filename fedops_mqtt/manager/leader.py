@@ -42,7 +42,7 @@ from fedops_mqtt.manager.tasks import Tasks
 from fedops_mqtt.protocol import Channel, ManagerCondition, ManagerStatus, filter_for, topics, utc_now
 from fedops_mqtt.runtime.background import alongside
 from fedops_mqtt.runtime.http_server import serving, url_of
-from fedops_mqtt.runtime.machine import is_loopback
+from fedops_mqtt.runtime.machine import is_loopback, split_address
 from fedops_mqtt.runtime.settings import ManagerSettings, inherited_environment
 
 logger = logging.getLogger(__name__)
@@ -180,7 +180,7 @@ def _on_bus(
 def _publish_rules(settings: ManagerSettings) -> PublishRules:
     # A broker with TLS belongs to a fleet, also on loopback: the fleet has a key, and devices accept only signed apps.
     brokers = parse_broker_urls(settings.broker)
-    is_alone = is_loopback(settings.http.rpartition(":")[0].strip("[]")) and all(
+    is_alone = is_loopback(split_address(settings.http)[0]) and all(
         not each.is_tls and is_loopback(each.host) for each in brokers
     )
     return PublishRules(

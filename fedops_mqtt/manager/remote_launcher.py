@@ -1,8 +1,8 @@
 """FL servers on other machines, started by a task's command template: ssh, Slurm, Docker, or any wrapper.
 
 The launch command copies the server's log; its end is not the server's. A server has ended when the command's last
-line, or an answer of `launch_alive`, says so: a host that cannot be asked may still run it, and nothing is started in
-its place.
+line, or an answer of `launch_alive`, reports that: a host that does not answer may still run it, and no other launch
+is started.
 """
 
 import asyncio
@@ -18,9 +18,11 @@ from pathlib import Path
 
 from fedops_mqtt.manager import launcher
 from fedops_mqtt.manager.launcher import Liveness, ServerProcess
-from fedops_mqtt.manager.remote_order import verb, write_private
+from fedops_mqtt.manager.remote_order import verb
 from fedops_mqtt.manager.tasks import COMMAND, TaskConfig
 from fedops_mqtt.protocol import clip
+from fedops_mqtt.runtime.files import write_private
+from fedops_mqtt.runtime.process_identity import start_time
 from fedops_mqtt.runtime.processes import read_tail
 from fedops_mqtt.runtime.remote_launch import END_MARK, START_MARK
 from fedops_mqtt.runtime.settings import ENV_PREFIX
@@ -30,11 +32,11 @@ logger = logging.getLogger(__name__)
 ASK_TIMEOUT_S = 20.0
 """`launch_stop` and `launch_alive` answer within this."""
 ASK_EVERY_S = 3.0
-"""Between two questions to a host that did not answer, or to one that only answers questions."""
+"""Between two requests to a host that did not answer, or that does not report by itself."""
 DRAIN_S = 2.0
 """A launch command whose server has ended is given this long to copy the last lines."""
 START_SHARE = 0.8
-"""Of `server_start_s`: what has not begun to start by then is given up, with the reason, before the run does."""
+"""Of `server_start_s`: a launch that has not begun by then is given up, with its reason, before the run fails."""
 _MAX_PROBLEM = 400
 _END_BYTES = 64 * 1024
 """Of a log's end: the last line holds the server's final status."""
@@ -77,10 +79,10 @@ class RemoteServer:
 
     Args:
         launch: what and where.
-        report: called with why its host cannot be asked, and with None when it can be asked again.
-        note: writes down which process copies the server's log.
+        report: called with the problem when its host does not answer, and with None when it answers again.
+        note: journals the process that copies the server's log.
         command: that process, of an earlier manager, if it still runs.
-        is_resumed: an earlier manager launched it, so it may live whatever we have seen of it.
+        is_resumed: an earlier manager launched it, so it may run although this one has no sign of it.
     """
 
     def __init__(
@@ -116,7 +118,7 @@ class RemoteServer:
         await self._note(await asyncio.to_thread(self._start, order))
 
     def let_go(self) -> None:
-        """Leave the launch command to itself: the manager ends, the server goes on."""
+        """Leave the launch command running: the manager ends."""
         if self._command is not None:
             self._command.let_go()
 
@@ -129,7 +131,7 @@ class RemoteServer:
             self._launch.order_file.unlink(missing_ok=True)
 
     async def check(self) -> Liveness:
-        """Ask whether the server lives, and report a host that cannot be asked."""
+        """Query whether the server runs, and report a host that does not answer."""
         launch = self._launch
         template = launch.task.launch_alive or launch.task.launch or ()
         arguments = launch.arguments(template, "alive", launch.run_id, str(launch.launch))
@@ -140,15 +142,15 @@ class RemoteServer:
         return Liveness.ALIVE if printed.strip() else Liveness.ENDED
 
     async def end(self, outcome: str | None, reason: str, *, grace_s: float) -> None:
-        """Have the server ended, killed after `grace_s`; asks again until its host has confirmed the end."""
-        told_at: float | None = None
+        """Signal the server, with SIGKILL after `grace_s`, until its host has confirmed the end."""
+        signalled_at: float | None = None
         while self.is_running:
-            is_overdue = told_at is not None and time.monotonic() - told_at > grace_s
-            is_told = await self._signal("KILL" if is_overdue else "TERM", f"{outcome or 'replaced'}\n{reason}")
-            if is_told and told_at is None:
-                told_at = time.monotonic()
+            is_overdue = signalled_at is not None and time.monotonic() - signalled_at > grace_s
+            is_signalled = await self._signal("KILL" if is_overdue else "TERM", f"{outcome or 'replaced'}\n{reason}")
+            if is_signalled and signalled_at is None:
+                signalled_at = time.monotonic()
             await self._await_end(min(ASK_EVERY_S, grace_s))
-            if self.is_running and is_told and await self.check() is Liveness.ENDED and self._command is not None:
+            if self.is_running and is_signalled and await self.check() is Liveness.ENDED and self._command is not None:
                 await self._await_end(DRAIN_S)
                 self._drop_command()
 
@@ -163,14 +165,14 @@ class RemoteServer:
                 launch.order_file.unlink(missing_ok=True)
 
     async def _attach(self) -> None:
-        """Copy the server's log again from where we have it."""
+        """Copy the server's log from the first byte that is missing here."""
         launch = self._launch
         try:
             offset = launch.log_path.stat().st_size
         except FileNotFoundError:
             offset = 0
         arguments = launch.arguments(launch.task.launch or (), "attach", launch.run_id, str(launch.launch), str(offset))
-        with suppress(OSError):  # asked again soon
+        with suppress(OSError):  # tried again soon
             await self._note(await asyncio.to_thread(self._spawn, arguments, None))
 
     def _spawn(self, arguments: Sequence[str], order_file: Path | None) -> ServerProcess:
@@ -189,7 +191,7 @@ class RemoteServer:
             finally:
                 if order is not None:
                     order.close()
-        self._command = process = ServerProcess(child.pid, launcher.start_time(child.pid), self.log_path, child)
+        self._command = process = ServerProcess(child.pid, start_time(child.pid), self.log_path, child)
         facts = {"run_id": self._launch.run_id, "launch": self._launch.launch, "pid": child.pid}
         logger.info("runs a launch command", extra={**facts, "program": arguments[0]})
         return process
@@ -202,7 +204,7 @@ class RemoteServer:
                 return reason
             answer = await self.check()
             if answer is Liveness.ENDED and self._may_attach and not is_collected:
-                is_collected = True  # the last lines, and how it ended
+                is_collected = True  # for the last lines, and how it ended
                 await self._attach()
             elif answer is Liveness.ENDED:
                 return self._describe(how)
@@ -215,7 +217,7 @@ class RemoteServer:
                 await asyncio.sleep(ASK_EVERY_S)
 
     async def _command_ended(self) -> str:
-        """Wait for the end of the launch command; of one whose host cannot be asked we go on asking."""
+        """Wait for the end of the launch command, and query its host while that does not answer."""
         asked_at = time.monotonic()
         while self._command is not None and self._command.is_running:
             await asyncio.sleep(launcher.POLL_S)
@@ -246,21 +248,21 @@ class RemoteServer:
 
     def _drop_command(self) -> None:
         if self._command is not None:
-            self._command.sweep()
+            self._command.kill_rest()
 
     def _note_problem(self, problem: str | None) -> None:
         if problem != self._problem:
             self._problem = problem
-            self._report(problem and f"the FL server's host cannot be asked: {problem}")
+            self._report(problem and f"the FL server's host does not answer: {problem}")
 
     @property
     def _may_attach(self) -> bool:
-        """Whether the launch command reaches the same machine each time."""
+        """True where the launch command reaches the same machine each time."""
         return self._launch.task.launch_alive is None
 
     @property
     def _messages(self) -> Path:
-        """What the launch command itself prints, beside the server's log."""
+        """The launch command's own output, beside the server's log."""
         return self.log_path.with_suffix(".launch.log")
 
     def _has_started(self) -> bool:
@@ -270,14 +272,15 @@ class RemoteServer:
     def _describe(self, how: str) -> str:
         if not self._has_started() or (self._is_resumed and not self.log_path.exists()):
             problem = read_tail(self._messages)
-            return f"FL server cannot be started: {how or 'its launch command is gone'}; last words: {problem}"
-        return with_last_words(how or "FL server ended while no manager was there", self.log_path)
+            how = how or "its launch command is gone"
+            return f"FL server cannot be started: {how}; last lines of its output: {problem}"
+        return with_log_tail(how or "FL server ended while no manager was there", self.log_path)
 
 
 def read_end(log_path: Path, final_status_file: Path) -> str | None:
-    """Return how a server ended, as its log's last line says; None where there is no such line (yet).
+    """Return how a server ended, from its log's last line; None where there is no such line (yet).
 
-    The final status in that line is kept where that of a server of this host is.
+    The final status in that line is written where a server of this host writes it.
     """
     try:
         with log_path.open("rb") as log:
@@ -292,23 +295,23 @@ def read_end(log_path: Path, final_status_file: Path) -> str | None:
         write_private(final_status_file, final.encode())
     status = ended.get("status")
     how = launcher.describe_exit(status if isinstance(status, int) else None)
-    return how if status == 0 else with_last_words(how, log_path)
+    return how if status == 0 else with_log_tail(how, log_path)
 
 
-def with_last_words(how: str, log_path: Path) -> str:
+def with_log_tail(how: str, log_path: Path) -> str:
     """Return how a server ended with the last lines of its log, where it has some."""
     lines = read_tail(log_path).splitlines()
     tail = "\n".join(line for line in lines if not line.startswith(END_MARK))
-    return f"{how}; last words: {tail}" if tail else how
+    return f"{how}; last lines of its log: {tail}" if tail else how
 
 
 def command_environment(inherited: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a launch command: the manager's, without what it is told itself."""
+    """Return the environment of a launch command: the manager's, without its settings."""
     return {name: value for name, value in inherited.items() if not name.startswith(ENV_PREFIX)}
 
 
 async def _run(arguments: Sequence[str], environment: Mapping[str, str], given: bytes) -> tuple[str, str | None]:
-    """Run a command to its end; return what it printed, and what went wrong (None: it exited with status 0)."""
+    """Run a command to its end; return its output, and the problem (None: it exited with status 0)."""
     pipe = asyncio.subprocess.PIPE
     try:
         process = await asyncio.create_subprocess_exec(
@@ -318,7 +321,7 @@ async def _run(arguments: Sequence[str], environment: Mapping[str, str], given: 
         return "", f"{arguments[0]}: {error.strerror}"
     try:
         async with asyncio.timeout(ASK_TIMEOUT_S):
-            printed, complaint = await process.communicate(given)
+            printed, errors = await process.communicate(given)
     except TimeoutError:
         return "", f"{arguments[0]} did not answer within {ASK_TIMEOUT_S:g} s"
     finally:
@@ -328,5 +331,5 @@ async def _run(arguments: Sequence[str], environment: Mapping[str, str], given: 
             await process.wait()
     if process.returncode == 0:
         return printed.decode(errors="replace"), None
-    why = (complaint.decode(errors="replace").strip().splitlines() or [""])[-1]  # ssh warns first
-    return "", clip(f"{arguments[0]} exited with status {process.returncode}: {why}", _MAX_PROBLEM)
+    reason = (errors.decode(errors="replace").strip().splitlines() or [""])[-1]  # ssh warns first
+    return "", clip(f"{arguments[0]} exited with status {process.returncode}: {reason}", _MAX_PROBLEM)

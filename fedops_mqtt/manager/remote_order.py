@@ -6,7 +6,6 @@ never in arguments. Settings that name a file of the manager's host come as the 
 
 import base64
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,15 +70,6 @@ def verb(task: TaskConfig, *arguments: str) -> list[str]:
     folder = task.env.get(STATE_DIR)
     option = [f"--state-dir={folder}"] if folder else []
     return ["python3", "-m", "fedops_mqtt.runtime.remote_launch", *option, *arguments]
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Write a file that only this user reads."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(content)
 
 
 def _bundle(path: Path) -> dict[str, Any]:

@@ -28,9 +28,10 @@ from fedops_mqtt.manager.errors import (
 )
 from fedops_mqtt.manager.journal import JournaledRun
 from fedops_mqtt.manager.remote_order import store_of
-from fedops_mqtt.manager.tasks import TaskConfig, TaskLimits
+from fedops_mqtt.manager.tasks import TaskConfig
 from fedops_mqtt.protocol import ServerCondition, ServerStatus, topics
 from fedops_mqtt.runtime.key_values import Plain
+from fedops_mqtt.runtime.settings import RunLimits
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +157,7 @@ class RunService:
         run = Run(spec=spec, created_at=self._context.clock.now())
         run = replace(run, reason=waits_for(run, self._context.bus_reader.fleet))
         # Stored for a relaunch days later: the tasks file and the manager's settings may have changed by then.
-        limits = TaskLimits.model_validate(self._context.limits(config).model_dump())
+        limits = RunLimits.model_validate(self._context.limits(config).model_dump())
         journaled = JournaledRun(run=run, secret=secret, task=config.model_copy(update={"limits": limits}))
         await self._context.journal.call(self._context.journal.add_run, journaled)
         self._context.open_runs.add(journaled)

@@ -27,8 +27,9 @@ from fedops_mqtt.manager.remote_order import make_order, store_of
 from fedops_mqtt.manager.tasks import TaskConfig
 from fedops_mqtt.protocol import RunOutcome, check_run_id
 from fedops_mqtt.runtime.background import bare_error
+from fedops_mqtt.runtime.files import write_private
 from fedops_mqtt.runtime.key_values import format_pairs
-from fedops_mqtt.runtime.machine import host_name
+from fedops_mqtt.runtime.machine import host_name, split_address
 from fedops_mqtt.runtime.processes import read_tail
 from fedops_mqtt.runtime.settings import ENV_PREFIX
 from fedops_mqtt.runtime.settings_file import SettingsFileError
@@ -42,11 +43,11 @@ TRIES = 3
 
 async def line_answers(address: str, *, within_s: float) -> bool:
     """Return whether a server's line at `host:port`, plain or TLS, answers one of three tries within `within_s`."""
-    host, _, port = address.rpartition(":")
+    host, port = split_address(address)
     share_s = within_s / TRIES
     for _ in range(TRIES):
         began = time.monotonic()
-        if await _answers(host.strip("[]"), int(port), share_s):
+        if await _answers(host, port, share_s):
             return True
         await asyncio.sleep(max(0.0, share_s - (time.monotonic() - began)))
     return False
@@ -274,7 +275,7 @@ class Servers:
         if run.spec.app is not None:
             await self._journal.call(self._apps.fetch, run.spec.app.digest)
         if task.is_local:
-            launcher.write_secret(self._secret_file(run.run_id), secret)
+            write_private(self._secret_file(run.run_id), secret.hex().encode())
             process = await launcher.launch(self._order(run, launch, task))
             await self._note_process(row, process)
             return process
@@ -410,7 +411,7 @@ class Servers:
             "min_clients": spec.min_clients,
             "join_limit_s": spec.limits.join_s,
             "run_limit_s": spec.limits.run_s,
-            "round_limit_s": task.limits.round_s or self._common_settings["round_limit_s"],
+            **({"round_limit_s": task.limits.round_s} if "round_s" in task.limits.model_fields_set else {}),
             "app_file": self._apps.path(spec.app.digest) if spec.app else None,
             "run_config": format_pairs(spec.run_config) or None,
         }

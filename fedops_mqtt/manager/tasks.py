@@ -21,27 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fedops_mqtt.manager.errors import TasksFileError, UnknownTaskError
 from fedops_mqtt.protocol import TaskId
 from fedops_mqtt.runtime.machine import HostAndPort, HttpAddress
-
-Seconds = Annotated[float, Field(gt=0)]
+from fedops_mqtt.runtime.settings import RunLimits
 
 
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TaskLimits(_Table):
-    """What differs from the manager's own limits; names and meaning as in `settings.RunLimits`."""
-
-    trigger_answer_s: Seconds | None = None
-    trigger_retry_s: Seconds | None = None
-    server_start_s: Seconds | None = None
-    join_s: Seconds | None = None
-    round_s: Seconds | None = None
-    run_s: Seconds | None = None
-    close_grace_s: Seconds | None = None
-    server_lost_s: Seconds | None = None
-    max_launches: Annotated[int, Field(ge=1)] | None = None
-    max_attempts: Annotated[int, Field(ge=1)] | None = None
 
 
 class KubernetesTask(_Table):
@@ -98,7 +82,8 @@ class TaskConfig(_Table):
     launch_alive: tuple[str, ...] | None = None
     """These two are as `launch` where that reaches the same machine each time."""
     kubernetes: KubernetesTask | None = None
-    limits: TaskLimits = TaskLimits()
+    limits: RunLimits = RunLimits()
+    """Those that are set here replace the manager's own."""
 
     @field_validator("launch", "launch_stop", "launch_alive")
     @classmethod

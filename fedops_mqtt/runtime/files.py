@@ -62,6 +62,12 @@ def make_private_folder(path: Path) -> None:
         path.chmod(FOLDER_MODE)
 
 
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file as `write_atomically`, and make its folder, for its owner only, where it is missing."""
+    make_private_folder(path.parent)
+    write_atomically(path, content)
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder's lock against other processes of this machine; they wait."""

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fedops_mqtt.runtime.http_access import IS_ABSOLUTE, AccessRules, check_address
+from fedops_mqtt.runtime.machine import split_address
 
 logger = logging.getLogger(__name__)
 
@@ -370,16 +371,6 @@ MAX_CONNECTIONS = 4096
 """Of one address, unless its caller says another number."""
 
 WebSockets = Literal["none", "websockets-sansio"]
-
-
-def split_address(address: str, *, default_host: str) -> tuple[str, int]:
-    """Return host and port of `host:port`, `[::1]:port` or `:port`.
-
-    Raises:
-        ValueError: the port is no number.
-    """
-    host, _, port = address.rpartition(":")
-    return host.strip("[]") or default_host, int(port)
 
 
 def listen(address: str, rules: AccessRules, *, what: str, setting: str, default_host: str) -> socket.socket:

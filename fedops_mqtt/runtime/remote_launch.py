@@ -2,8 +2,8 @@
 
 `start` reads an order (JSON) from standard input or a file, starts the server in a session of its own and copies its
 log to standard output; `attach` copies the log again; `stop` sends a signal; `alive` prints a line while the process
-runs. The server does not depend on the connection: when standard output breaks, it goes on. Whoever asked learns that
-it ended from the last line, which begins with `END_MARK`. Only light imports: this process stays as long as the server.
+runs. The server does not depend on the connection: it goes on when standard output breaks. Its end is reported in the
+last line, which begins with `END_MARK`. Only light imports: this process stays as long as the server.
 """
 
 import base64
@@ -23,9 +23,12 @@ from typing import IO, Any
 import platformdirs
 import psutil
 
+from fedops_mqtt.runtime.files import write_atomically
+from fedops_mqtt.runtime.process_identity import is_process
+
 START_MARK = "[fedops-mqtt] FL server started: "
 END_MARK = "[fedops-mqtt] FL server ended: "
-"""Begins the last line; after it a JSON object with `status` (None where nobody saw it) and `final_status`."""
+"""Begins the last line; after it a JSON object with `status` (None where it is unknown) and `final_status`."""
 
 EXIT_NOT_STARTED = 70
 POLL_S = 0.2
@@ -39,7 +42,6 @@ _CLAIM, _PROCESS, _EXIT, _LOG = "claim.json", "process.json", "exit", "server.lo
 _FILES, _FINAL_STATUS, _STOP_REASON = "files", "final-status.json", "stop-reason"
 _CONFIG = "FEDOPS_MQTT_CONFIG"
 """A settings file of this machine, or of an image, is another role's: the order has the server's settings."""
-_START_TIME_SLACK_S = 0.05
 
 
 class LaunchFolder:
@@ -58,10 +60,10 @@ class LaunchFolder:
     def is_alive(self) -> bool:
         """True while the server's process runs, or is being started."""
         pid, started_at = self._process(_PROCESS)
-        return _is_process(*self.starter) if pid is None else _is_process(pid, started_at)
+        return is_process(*self.starter) if pid is None else is_process(pid, started_at)
 
     def claim(self, facts: Mapping[str, object]) -> bool:
-        """Be the first who starts this launch, or who sees to it that it never starts; False: somebody was before."""
+        """Be the first to start this launch, or to prevent its start; False: another process was first."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         mine = self.path / f"{_CLAIM}.{os.getpid()}"
         mine.write_text(json.dumps(facts), encoding="ascii")
@@ -75,7 +77,7 @@ class LaunchFolder:
 
     def note_process(self) -> None:
         """Write down the calling process as the server's; called in it, before the server's program takes over."""
-        _write(self.path / _PROCESS, json.dumps(_this_process()).encode())
+        write_atomically(self.path / _PROCESS, json.dumps(_this_process()).encode())
 
     @property
     def starter(self) -> tuple[int | None, float]:
@@ -173,7 +175,7 @@ def _stop(state_dir: Path, run_id: str, launch: str, name: str) -> int:
     folder = LaunchFolder(state_dir, run_id, int(launch))
     if not folder.claim({}) and folder.is_alive:
         if reason := sys.stdin.buffer.read():
-            _write(folder.path / _STOP_REASON, reason)
+            write_atomically(folder.path / _STOP_REASON, reason)
         folder.signal(signal.Signals[f"SIG{name}"])
     return 0
 
@@ -195,7 +197,7 @@ def _environment(folder: LaunchFolder, order: Mapping[str, Any]) -> dict[str, st
     (folder.path / _FILES).mkdir(exist_ok=True, mode=0o700)
     for name, content in order["files"].items():
         places[name] = folder.path / _FILES / Path(name).name
-        _write(places[name], base64.b64decode(content))
+        write_atomically(places[name], base64.b64decode(content))
     return environment | {f"FEDOPS_MQTT_{name.upper()}": str(path) for name, path in places.items()}
 
 
@@ -226,10 +228,10 @@ def _follow(folder: LaunchFolder, offset: int, server: "subprocess.Popen[bytes] 
             out = _copy(log, out)
             if is_running:
                 if out is None and server is None:
-                    return 0  # nobody reads, and whoever started the server waits for it
+                    return 0  # the output is closed, and the process that started the server waits for it
                 time.sleep(POLL_S)
     if server is not None:
-        _write(folder.path / _EXIT, str(server.returncode).encode())
+        write_atomically(folder.path / _EXIT, str(server.returncode).encode())
         folder.kill_rest()
         shutil.rmtree(folder.path / _FILES, ignore_errors=True)
     status = _read_exit(folder)
@@ -242,7 +244,7 @@ def _follow(folder: LaunchFolder, offset: int, server: "subprocess.Popen[bytes] 
 
 
 def _copy(log: IO[bytes], out: IO[bytes] | None) -> IO[bytes] | None:
-    """Copy what is new; return None once nobody reads it."""
+    """Copy what is new; return None once the output is closed."""
     while out is not None and (part := log.read(65536)):
         try:
             out.write(part)
@@ -254,9 +256,9 @@ def _copy(log: IO[bytes], out: IO[bytes] | None) -> IO[bytes] | None:
 
 
 def _read_exit(folder: LaunchFolder) -> int | None:
-    """Return the server's status, which whoever started it writes down right after its end; None: it was killed too."""
+    """Return the server's status, which its starter writes right after its end; None: the starter was killed too."""
     until = time.monotonic() + EXIT_WAIT_S
-    while _is_process(*folder.starter) and not (folder.path / _EXIT).exists() and time.monotonic() < until:
+    while is_process(*folder.starter) and not (folder.path / _EXIT).exists() and time.monotonic() < until:
         time.sleep(POLL_S)
     try:
         return int((folder.path / _EXIT).read_text(encoding="ascii"))
@@ -268,28 +270,12 @@ def _this_process() -> dict[str, object]:
     return {"pid": os.getpid(), "started_at": psutil.Process().create_time()}
 
 
-def _is_process(pid: int | None, started_at: float) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid) if pid is not None else None
-        if process is not None and abs(process.create_time() - started_at) <= _START_TIME_SLACK_S:
-            return bool(process.status() != psutil.STATUS_ZOMBIE)
-    return False
-
-
 def _prune(launches: Path) -> None:
     for path in launches.glob("*.*"):
         run_id, _, launch = path.name.rpartition(".")
         is_old = launch.isdigit() and time.time() - path.stat().st_mtime > KEEP_S
         if is_old and not LaunchFolder(launches.parent, run_id, int(launch)).is_alive:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, for this user only."""
-    new = path.with_name(f"{path.name}.new")
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(content)
-    new.replace(path)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from fedops_mqtt.protocol import AnyMacAddress, TaskId
@@ -251,10 +251,10 @@ class ClientSettings(BusSettings, HttpAccessSettings, DeliveredAppSettings):
     log_level: LogLevel = "INFO"
 
 
-class RunLimits(_Settings):
-    """How long each part of a run may take before it counts as failed."""
+class RunLimits(BaseModel):
+    """How long each part of a run may take before it counts as failed: the manager's, or those that a task sets."""
 
-    file_table = "limits"
+    model_config = ConfigDict(extra="forbid", frozen=True)
     trigger_answer_s: Annotated[float, Field(gt=0, description="a triggered client answers within this")] = 30.0
     trigger_retry_s: Annotated[float, Field(gt=0, description="an unanswered trigger is repeated after this")] = 5.0
     server_start_s: Annotated[float, Field(gt=0, description="a launched server is ready within this")] = 60.0
@@ -265,6 +265,13 @@ class RunLimits(_Settings):
     server_lost_s: Annotated[float, Field(gt=0, description="a server gone from bus and line is launched again")] = 15.0
     max_launches: Annotated[int, Field(ge=1, description="launches of the FL server in one run")] = 3
     max_attempts: Annotated[int, Field(ge=1, description="firings per client in one run")] = 3
+
+
+class RunLimitSettings(_Settings, RunLimits):
+    """The manager's limits, where a task does not set its own."""
+
+    model_config = SettingsConfigDict(extra="ignore")
+    file_table = "limits"
 
 
 class ManagerSettings(BusSettings, HttpAccessSettings, PublishSettings):
@@ -288,7 +295,7 @@ class ManagerSettings(BusSettings, HttpAccessSettings, PublishSettings):
         90 * 86400.0
     )
     server_stop_grace_s: Annotated[float, Field(gt=0, description="between SIGTERM and SIGKILL of an FL server")] = 10.0
-    limits: RunLimits = Field(default_factory=RunLimits)
+    limits: RunLimitSettings = Field(default_factory=RunLimitSettings)
     log_level: LogLevel = "INFO"
 
     @property

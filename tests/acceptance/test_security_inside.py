@@ -27,7 +27,6 @@ from fedops_mqtt.line.access import make_token
 from fedops_mqtt.line.codec import encode_message, read_message
 from fedops_mqtt.line.errors import FrameError
 from fedops_mqtt.line.server import LineServer, LineTls
-from fedops_mqtt.manager.launcher import write_secret
 from fedops_mqtt.protocol import (
     Answer,
     ClientCondition,
@@ -39,6 +38,7 @@ from fedops_mqtt.protocol import (
     topics,
     utc_now,
 )
+from fedops_mqtt.runtime.files import write_private
 from fedops_mqtt.store.versions import ModelStore
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -234,7 +234,7 @@ def test_a_name_cannot_lead_out_of_its_folder_or_topic(tmp_path: Path, name: str
 
 
 def test_a_runs_secret_is_readable_by_its_owner_only(tmp_path: Path) -> None:
-    write_secret(tmp_path / "secrets" / "r1", SECRET)
+    write_private(tmp_path / "secrets" / "r1", SECRET.hex().encode())
     assert (tmp_path / "secrets" / "r1").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
 

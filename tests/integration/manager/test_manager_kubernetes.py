@@ -110,7 +110,7 @@ async def test_an_api_server_that_is_away_is_said_and_no_second_server_is_starte
         await api.training(run_id)
         server = house.server()
         await asyncio.to_thread(cluster.lose)
-        await api.run_when(run_id, lambda run: "cluster cannot be asked: Kubernetes API" in (run["reason"] or ""))
+        await api.run_when(run_id, lambda run: "cluster does not answer: Kubernetes API" in (run["reason"] or ""))
         server.suspend()
         await asyncio.sleep(5)  # longer than server_lost_s
         assert (await api.run(run_id))["launch"] == 1

@@ -160,7 +160,7 @@ async def test_a_host_that_is_lost_is_said_and_no_second_server_is_started(house
         await api.training(run_id)
         server = house.server()
         await asyncio.to_thread(site.lose)
-        run = await until_says(api, run_id, "host cannot be asked: ssh exited with status 255")
+        run = await until_says(api, run_id, "host does not answer: ssh exited with status 255")
         assert "Connection refused" in run["reason"]
         house.tell_server("mute")  # now silent on the bus as well
         server.suspend()
@@ -184,7 +184,7 @@ async def test_a_run_goes_on_while_its_host_cannot_be_asked_and_its_log_is_whole
         run_id = await api.start(house.task_id)
         await api.training(run_id)
         await asyncio.to_thread(site.lose)
-        await until_says(api, run_id, "host cannot be asked")
+        await until_says(api, run_id, "host does not answer")
         assert (await finish(house, api, run_id, a, b))["outcome"] == "completed", "its last word was heard"
         await asyncio.to_thread(site.start)
         await until(lambda: api.events(run_id, "ServerExited"), "the exit")

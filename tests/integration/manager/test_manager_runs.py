@@ -115,7 +115,7 @@ async def test_a_server_that_cannot_run_fails_the_run_with_its_last_words(house:
     async with house.managed() as api:
         run = await api.ended(await api.start(house.task_id))
         assert run["outcome"] == "failed"
-        assert "exited with status 3; last words: Traceback: it crashed on purpose" in run["reason"]
+        assert "exited with status 3; last lines of its log: Traceback: it crashed on purpose" in run["reason"]
 
 
 async def test_a_command_that_does_not_exist_fails_the_run_and_names_it(house: House) -> None:

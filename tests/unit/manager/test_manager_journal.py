@@ -24,7 +24,7 @@ from fedops_mqtt.manager import tables
 from fedops_mqtt.manager.errors import JournalUrlError
 from fedops_mqtt.manager.journal import Batch, Journal, JournaledRun, JournalEvent, Launch
 from fedops_mqtt.manager.open_runs import OpenRuns
-from fedops_mqtt.manager.tasks import TaskConfig, TaskLimits
+from fedops_mqtt.manager.tasks import TaskConfig
 from fedops_mqtt.protocol import (
     ClientMetrics,
     MemberCondition,
@@ -37,6 +37,7 @@ from fedops_mqtt.protocol import (
     ServerStatus,
     utc_now,
 )
+from fedops_mqtt.runtime.settings import RunLimits
 
 A, B = "02:00:00:00:00:01", "02:00:00:00:00:02"
 SECRET = b"s" * 32
@@ -168,7 +169,7 @@ def test_an_archived_run_is_found_and_listed_but_no_longer_open(journal: Journal
 
 
 def test_a_run_keeps_its_task_as_it_was_with_what_was_left_out_left_out(journal: Journal) -> None:
-    task = TaskConfig(module="m", config=Path("/bundle/s.toml"), env={"A": "b"}, limits=TaskLimits(server_lost_s=3))
+    task = TaskConfig(module="m", config=Path("/bundle/s.toml"), env={"A": "b"}, limits=RunLimits(server_lost_s=3))
     journal.add_run(JournaledRun(run=new_run(), secret=SECRET, task=task))
     (found,) = journal.open_runs()
     assert found.task == task

@@ -8,6 +8,7 @@ import pytest
 
 from fedops_mqtt.manager import launcher
 from fedops_mqtt.manager.launcher import LaunchOrder, ServerProcess
+from fedops_mqtt.runtime.files import write_private
 from fedops_mqtt.runtime.processes import LOG_TAIL_LINES, read_tail
 
 BARE = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
@@ -23,7 +24,7 @@ def order(tmp_path: Path, program: str, **changes: object) -> LaunchOrder:
 
 
 async def ended(process: ServerProcess) -> str:
-    return await launcher.wait_exit(process)
+    return await process.wait()
 
 
 async def printed(process: ServerProcess) -> str:
@@ -49,7 +50,7 @@ async def test_a_server_has_a_session_of_its_own_and_its_words_go_to_a_file(tmp_
 async def test_a_failed_server_is_told_with_its_status_and_last_words(tmp_path: Path) -> None:
     process = await launcher.launch(order(tmp_path, "print('x\\n' * 50); raise SystemExit('no data')"))
     reason = await ended(process)
-    assert reason.startswith("FL server process exited with status 1; last words: x\n")
+    assert reason.startswith("FL server process exited with status 1; last lines of its log: x\n")
     assert reason.endswith("no data")
     assert len(reason.splitlines()) == LOG_TAIL_LINES
 
@@ -68,7 +69,7 @@ async def test_a_server_that_does_not_end_when_asked_is_killed_with_its_children
     )
     process = await launcher.launch(order(tmp_path, program))
     child = int(await printed(process))
-    await launcher.end(process, grace_s=0.2)
+    await process.end(None, "the test ends", grace_s=0.2)
     assert "SIGKILL" in process.exit_reason
     await gone(child)
 
@@ -93,7 +94,7 @@ async def test_another_manager_finds_a_server_by_process_and_start_time_and_no_o
         assert found.is_running
         assert launcher.find(process.pid, process.started_at - 10, process.log_path) is None
     finally:
-        await launcher.end(process, grace_s=5)
+        await process.end(None, "the test ends", grace_s=5)
     assert launcher.find(process.pid, process.started_at, process.log_path) is None
     assert not found.is_running
 
@@ -109,7 +110,7 @@ async def test_a_server_whose_process_id_was_never_written_down_is_found_by_its_
         assert found.pid == process.pid
         assert launcher.search("run-7", 3, process.log_path) is None
     finally:
-        await launcher.end(process, grace_s=5)
+        await process.end(None, "the test ends", grace_s=5)
 
 
 async def test_a_command_that_is_not_there_is_an_error_with_its_name(tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_a_secret_is_readable_by_its_owner_only_even_where_an_older_file_was_not
     path = tmp_path / "secrets/run-1"
     path.parent.mkdir()
     path.touch(mode=0o644)
-    launcher.write_secret(path, b"\x01\xff")
+    write_private(path, b"\x01\xff".hex().encode())
     assert (path.read_text(), path.stat().st_mode & 0o777) == ("01ff", 0o600)
 
 

@@ -33,7 +33,7 @@ def test_a_task_says_how_its_server_is_started_and_what_a_run_needs(tmp_path: Pa
         5,
         2,
     )
-    assert digits.limits.model_dump(exclude_none=True) == {"join_s": 12}
+    assert digits.limits.model_dump(exclude_unset=True) == {"join_s": 12}
     assert digits.cwd == tmp_path, "relative to the file"
 
 
