@@ -1,13 +1,13 @@
 """What we ask of a Kubernetes API server, and what its answers say of a launch. Everything here blocks."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedops_mqtt.manager.kubernetes_manifests import CONTAINER, LABEL, KubernetesError, run_label
+from fedops_mqtt.manager.kubernetes_manifests import CONTAINER, LABEL, KubernetesError, run_label, secret_name
 from fedops_mqtt.protocol import clip
 from fedops_mqtt.runtime.extras import how_to_install
 
@@ -65,15 +65,17 @@ class Cluster:
         api = client.ApiClient(settings)
         self._core, self._batch = client.CoreV1Api(api), client.BatchV1Api(api)
 
-    def create(self, secret: dict[str, Any], job: dict[str, Any]) -> None:
-        """Create a launch's Secret and Job, of which the Secret is a part; what is there already is taken."""
+    def create(self, secrets: Sequence[dict[str, Any]], job: dict[str, Any]) -> None:
+        """Create a launch's Secrets and Job, of which the Secrets are parts; what is there already is taken."""
         strict: dict[str, Any] = {"field_validation": "Strict"}
-        self._call(self._core.create_namespaced_secret, self.namespace, secret, may_be_there=True, **strict)
+        for secret in secrets:
+            self._call(self._core.create_namespaced_secret, self.namespace, secret, may_be_there=True, **strict)
         made = self._call(self._batch.create_namespaced_job, self.namespace, job, may_be_there=True, **strict)
         if made is not None:
             owner = {"apiVersion": "batch/v1", "kind": "Job", "name": made.metadata.name, "uid": made.metadata.uid}
             part = {"metadata": {"ownerReferences": [owner]}}
-            self._call(self._core.patch_namespaced_secret, made.metadata.name, self.namespace, part)
+            for secret in secrets:
+                self._call(self._core.patch_namespaced_secret, secret["metadata"]["name"], self.namespace, part)
 
     def look(self, name: str) -> JobView:
         """Return how a launch stands."""
@@ -106,7 +108,12 @@ class Cluster:
         """Delete a launch: its pods get SIGTERM, and SIGKILL after their grace."""
         background: dict[str, Any] = {"propagation_policy": "Background"}
         self._call(self._batch.delete_namespaced_job, name, self.namespace, may_be_gone=True, **background)
-        self._call(self._core.delete_namespaced_secret, name, self.namespace, may_be_gone=True)
+        # How many Secrets there are is known to whoever created them only, and the manager may not list Secrets.
+        number = 0
+        while self._call(
+            self._core.delete_namespaced_secret, secret_name(name, number), self.namespace, may_be_gone=True
+        ):
+            number += 1
 
     def launches_of(self, run_id: str) -> list[str]:
         """Return the names of a run's Jobs."""

@@ -1,4 +1,4 @@
-"""FL servers as Kubernetes Jobs: one Job and one Secret a launch, found again by their names.
+"""FL servers as Kubernetes Jobs: one Job and its Secrets a launch, found again by their names.
 
 A Job's server has ended when no pod of it is left that may run. When the API server does not answer, or a pod's node is
 lost, the end is unknown: that is reported, and no other launch is started. The library `kubernetes` is imported when
@@ -19,7 +19,7 @@ from fedops_mqtt.manager.kubernetes_manifests import (
     KubernetesError,
     job_manifest,
     job_name,
-    secret_manifest,
+    secret_manifests,
     wanted_of,
 )
 from fedops_mqtt.manager.launcher import Liveness
@@ -56,16 +56,16 @@ class KubernetesServer:
         return not self._has_ended
 
     async def start(self, order: bytes) -> None:
-        """Create Secret and Job, after every earlier launch of the run is gone.
+        """Create Secrets and Job, after every earlier launch of the run is gone.
 
         Raises:
             KubernetesError: the cluster refuses them.
         """
         try:
             await self._fence()
-            job = job_manifest(self._launch, self._grace_s)
-            secret = secret_manifest(self._launch, order)
-            await asyncio.to_thread((await self._open()).create, secret, job)
+            secrets = secret_manifests(self._launch, order)
+            job = job_manifest(self._launch, self._grace_s, len(secrets))
+            await asyncio.to_thread((await self._open()).create, secrets, job)
         except ConnectionError as error:  # they may have been created: `wait` will see them
             self._note_problem(str(error))
         logger.info("created a Kubernetes Job", extra={"run_id": self._launch.run_id, "job": self._name})

@@ -1,4 +1,4 @@
-"""What is created in a Kubernetes cluster for one launch of an FL server: a Job, and a Secret with its order."""
+"""What is created in a Kubernetes cluster for one launch of an FL server: a Job, and Secrets with its order."""
 
 import hashlib
 import math
@@ -12,12 +12,11 @@ from fedops_mqtt.manager.tasks import KubernetesTask, TaskConfig
 KEEP_JOB_S = 3600
 """A finished Job that no manager deleted is deleted by the cluster after this."""
 MAX_SECRET_BYTES = 1_000_000
-"""Kubernetes takes 1 MiB (API reference, Secret)."""
+"""Kubernetes takes 1 MiB (API reference, Secret); an order with an app's bundle may need several."""
 
 CONTAINER = "fl-server"
 FOLDER = "/var/lib/fedops-mqtt"
 ORDER = "/run/fedops-mqtt"
-_ORDER_KEY = "order.json"
 _USER = 10001
 """Of the image that `deploy/Dockerfile` makes."""
 LABEL = "fedops-mqtt"
@@ -28,7 +27,7 @@ class KubernetesError(OSError):
 
 
 def job_name(run_id: str, launch: int) -> str:
-    """Return the name of a launch's Job and Secret: a DNS label (RFC 1123)."""
+    """Return the name of a launch's Job and first Secret: a DNS label (RFC 1123)."""
     plain = re.sub(r"[^a-z0-9]+", "-", run_id.lower()).strip("-")[:40]
     return f"fl-{plain}-{launch}-{run_label(run_id)[:8]}"
 
@@ -38,29 +37,34 @@ def run_label(run_id: str) -> str:
     return hashlib.sha256(run_id.encode()).hexdigest()[:32]
 
 
-def secret_manifest(launch: RemoteLaunch, order: bytes) -> dict[str, Any]:
-    """Return the Secret that holds a launch's order.
-
-    Raises:
-        KubernetesError: it is too large.
-    """
-    if len(order) > MAX_SECRET_BYTES:
-        raise KubernetesError(
-            f"the order has {len(order):,} bytes and a Kubernetes Secret holds {MAX_SECRET_BYTES:,}: build the app "
-            "into the image, and name its server with `module`"
-        )
-    text = {_ORDER_KEY: order.decode()}
-    return {"apiVersion": "v1", "kind": "Secret", "metadata": _metadata(launch), "type": "Opaque", "stringData": text}
+def secret_name(job: str, number: int) -> str:
+    """Return the name of a launch's Secret: the first, number 0, has the Job's."""
+    return job if number == 0 else f"{job}-part-{number}"
 
 
-def job_manifest(launch: RemoteLaunch, grace_s: float) -> dict[str, Any]:
-    """Return the Job of a launch; it names the Secret and holds nothing of it."""
+def secret_manifests(launch: RemoteLaunch, order: bytes) -> list[dict[str, Any]]:
+    """Return the Secrets that hold a launch's order, in parts as large as Kubernetes takes."""
+    made = []
+    for number, at in enumerate(range(0, len(order), MAX_SECRET_BYTES)):
+        metadata = _metadata(launch)
+        metadata["name"] = secret_name(metadata["name"], number)
+        part = {_part_name(number): order[at : at + MAX_SECRET_BYTES].decode("ascii")}
+        made.append({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "Opaque", "stringData": part})
+    return made
+
+
+def _part_name(number: int) -> str:
+    return f"order-{number}.json"
+
+
+def job_manifest(launch: RemoteLaunch, grace_s: float, num_parts: int = 1) -> dict[str, Any]:
+    """Return the Job of a launch; it names the Secrets of its order and holds nothing of them."""
     wanted = wanted_of(launch.task)
     task = task_with_folder(launch.task)
     container: dict[str, Any] = {
         "name": CONTAINER,
         "image": wanted.image,
-        "command": verb(task, "start", f"{ORDER}/{_ORDER_KEY}"),
+        "command": verb(task, "start", *(f"{ORDER}/{_part_name(number)}" for number in range(num_parts))),
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }
     pod: dict[str, Any] = {
@@ -83,9 +87,11 @@ def job_manifest(launch: RemoteLaunch, grace_s: float) -> dict[str, Any]:
         *container.get("volumeMounts", []),
     ]
     pod = _merged(pod, wanted.pod)
+    job = job_name(launch.run_id, launch.launch)
+    parts = [{"secret": {"name": secret_name(job, number)}} for number in range(num_parts)]
     pod["containers"] = [container, *pod.get("containers", [])]
     pod["volumes"] = [
-        {"name": "order", "secret": {"secretName": job_name(launch.run_id, launch.launch), "defaultMode": 0o440}},
+        {"name": "order", "projected": {"sources": parts, "defaultMode": 0o440}},
         {"name": "state", "emptyDir": {}},
         *pod.get("volumes", []),
     ]

@@ -1,9 +1,10 @@
 """Runs one FL server on the machine that a launch command reaches: `python3 -m fedops_mqtt.runtime.remote_launch`.
 
-`start` reads an order (JSON) from standard input or a file, starts the server in a session of its own and copies its
-log to standard output; `attach` copies the log again; `stop` sends a signal; `alive` prints a line while the process
-runs. The server does not depend on the connection: it goes on when standard output breaks. Its end is reported in the
-last line, which begins with `END_MARK`. Only light imports: this process stays as long as the server.
+`start` reads an order (JSON) from standard input, or from files that are its parts, starts the server in a session of
+its own and copies its log to standard output; `attach` copies the log again; `stop` sends a signal; `alive` prints a
+line while the process runs. The server does not depend on the connection: when standard output breaks, it goes on.
+Its end is reported in the last line, which begins with `END_MARK`. Only light imports: this process
+stays as long as the server.
 """
 
 import base64
@@ -118,15 +119,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = (state_dir or Path(default)).expanduser()
         return verbs[given[0]](folder, *given[1:])
     except (KeyError, IndexError, TypeError):
-        print("usage: remote_launch [--state-dir=DIR] start [FILE] | attach RUN LAUNCH OFFSET | stop RUN LAUNCH SIGNAL"
+        print("usage: remote_launch [--state-dir=DIR] start [FILE…] | attach RUN LAUNCH OFFSET | stop RUN LAUNCH SIGNAL"
               " | alive RUN LAUNCH", file=sys.stderr)  # fmt: skip
     except (OSError, ValueError, RuntimeError, subprocess.SubprocessError, psutil.Error) as error:
         print(f"fedops-mqtt on {socket.gethostname()}: {error}", file=sys.stderr)
     return EXIT_NOT_STARTED
 
 
-def _start(state_dir: Path, order_file: str | None = None) -> int:
-    order = json.loads(Path(order_file).read_bytes() if order_file else sys.stdin.buffer.read())
+def _start(state_dir: Path, *order_files: str) -> int:
+    parts = [Path(each).read_bytes() for each in order_files] or [sys.stdin.buffer.read()]
+    order = json.loads(b"".join(parts))
     folder = LaunchFolder(state_dir, order["run_id"], int(order["launch"]))
     if folder.pid is not None:  # the same order came twice
         return _follow(folder, 0, None)

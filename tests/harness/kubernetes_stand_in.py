@@ -57,8 +57,8 @@ class Pod:
         for volume in self.template["spec"]["volumes"]:
             place = folder / volume["name"]
             place.mkdir(parents=True)
-            if "secret" in volume:
-                secret = secrets[volume["secret"]["secretName"]]
+            for source in volume.get("projected", {"sources": []})["sources"]:
+                secret = secrets[source["secret"]["name"]]
                 for key, value in secret["stringData"].items():
                     (place / key).write_text(self._placed(value, places))
         return places
@@ -184,6 +184,8 @@ class KubernetesStandIn:
         if not re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name) or len(name) > 63:
             self.refused.append(name)
             return 422, _status(422, "Invalid", f"{name} is no DNS label")
+        if kind == "secrets" and sum(len(value.encode()) for value in body["stringData"].values()) > 1024 * 1024:
+            return 422, _status(422, "Invalid", "data: Too long: must have at most 1048576 bytes")
         if name in table:
             return 409, _status(409, "AlreadyExists", f"{kind} {name!r} already exists")
         body["metadata"]["uid"] = str(uuid.uuid4())
@@ -282,7 +284,8 @@ class _Handler(BaseHTTPRequestHandler):
         kind, name, _, _ = self._parts()
         self.site.asked.add(("patch", kind))
         owner = self._body()["metadata"]["ownerReferences"][0]
-        assert (kind, owner["name"]) == ("secrets", name)
+        assert kind == "secrets"
+        assert owner["uid"] == self.site.jobs[owner["name"]]["metadata"]["uid"]
         self._answer(200, self.site.secrets[str(name)])
 
     def do_DELETE(self) -> None:

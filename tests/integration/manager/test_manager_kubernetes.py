@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
+from delivered_far import app_with_server, hands_out_its_app
 from kubernetes_stand_in import KubernetesStandIn, kill_session
 from manager_parts import A, Api, B, House, until
 
-from fedops_mqtt.manager.kubernetes_manifests import job_name
+from fedops_mqtt.manager.kubernetes_manifests import MAX_SECRET_BYTES, job_name
 
 RIGHTS = Path(__file__).parents[3] / "deploy/kubernetes/manager-rbac.yaml"
 
@@ -55,7 +56,7 @@ async def test_a_run_as_a_job_completes_and_leaves_nothing_in_the_cluster(
         run_id = await api.start(house.task_id)
         await api.training(run_id)
         name = job_name(run_id, 1)
-        order = json.loads(cluster.secrets[name]["stringData"]["order.json"])
+        order = json.loads(cluster.secrets[name]["stringData"]["order-0.json"])
         assert order["files"]["run_secret_file"] not in json.dumps(cluster.jobs[name])
         pod = cluster.jobs[name]["spec"]["template"]["spec"]
         assert (pod["serviceAccountName"], pod["automountServiceAccountToken"]) == ("fl-server", False)
@@ -66,6 +67,22 @@ async def test_a_run_as_a_job_completes_and_leaves_nothing_in_the_cluster(
         exits = await until(lambda: api.events(run_id, "ServerExited"), "the exit")
         assert exits[0]["detail"]["reason"] == "FL server process exited with status 0"
         assert "FL server ended" in await log_of(api, run_id)
+    assert cluster.refused == []
+    assert cluster.asked <= rights_of_the_shipped_manager()
+
+
+async def test_a_published_app_of_any_size_reaches_the_pod_and_is_handed_out_from_there(
+    house: House, cluster: KubernetesStandIn
+) -> None:
+    on_kubernetes(house)
+    bundle = app_with_server(padding=2 * MAX_SECRET_BYTES)
+    async with house.managed() as api, house.device(A) as a:
+        await hands_out_its_app(house, api, a, bundle)
+        assert len(cluster.secrets) == 3
+        (run,) = (await api.get("/runs"))["items"]
+        await api.http.post(f"/api/v1/runs/{run['run_id']}/stop", json={})
+        assert (await api.ended(run["run_id"]))["outcome"] == "stopped"
+        await until(lambda: _so(not cluster.jobs and not cluster.secrets), "an empty cluster")
     assert cluster.refused == []
     assert cluster.asked <= rights_of_the_shipped_manager()
 

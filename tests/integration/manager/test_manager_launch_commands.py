@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
+from delivered_far import app_with_server, hands_out_its_app
 from manager_parts import A, Api, B, House, api_at, manager_process, until
 from ssh_site import SshSite
 
@@ -91,6 +92,22 @@ async def test_a_run_through_a_command_is_as_one_of_a_local_process(house: House
         run = await finish(house, api, run_id, a, b)
         assert (run["outcome"], run["reason"], run["launch"]) == ("completed", "all rounds done", 1)
         assert secrets_on(house) == []
+
+
+async def test_a_published_app_reaches_a_server_far_away_and_is_handed_out_from_there(house: House) -> None:
+    through_a_shell(house)
+    async with house.managed() as api, house.device(A) as a:
+        await hands_out_its_app(house, api, a, app_with_server(padding=100_000))
+        assert house.server().environ()["FEDOPS_MQTT_APP_FILE"].startswith(str(house.folder / "far"))
+
+
+@pytest.mark.long
+async def test_a_published_app_reaches_a_server_behind_ssh_and_is_handed_out_from_there(
+    house: House, site: SshSite
+) -> None:
+    through_ssh(house, site)
+    async with house.managed() as api, house.device(A) as a:
+        await hands_out_its_app(house, api, a, app_with_server(padding=2_000_000))
 
 
 async def test_a_server_far_away_that_is_killed_is_launched_again_with_its_last_words(house: House) -> None:

@@ -14,10 +14,9 @@ import yaml
 
 from fedops_mqtt.manager.kubernetes_manifests import (
     MAX_SECRET_BYTES,
-    KubernetesError,
     job_manifest,
     job_name,
-    secret_manifest,
+    secret_manifests,
 )
 from fedops_mqtt.manager.remote_launcher import RemoteLaunch
 from fedops_mqtt.manager.remote_order import make_order
@@ -66,7 +65,7 @@ def test_a_job_and_its_secret_are_valid_and_only_the_secret_holds_what_is_secret
     task = Tasks(DEPLOY / "tasks.toml")["digits"].model_copy(update={"config": None})
     launch = launch_of(task)
     order = make_order(launch.run_id, 2, task, {"broker": "mqtt://b", "broker_password": "hunter2"}, b"\x01\x02")
-    secret, job = secret_manifest(launch, order), job_manifest(launch, 9.5)
+    (secret,), job = secret_manifests(launch, order), job_manifest(launch, 9.5)
     for each in (secret, job):
         kubernetes_validate.validate(each, version, strict=True)
     assert "hunter2" in json.dumps(secret)
@@ -95,7 +94,19 @@ def test_every_run_id_makes_a_name_that_kubernetes_takes(run_id: str) -> None:
     assert job_name(run_id.swapcase(), 12) != name or run_id.swapcase() == run_id
 
 
-def test_an_order_that_no_secret_holds_is_refused_with_what_to_do() -> None:
-    task = TaskConfig(module="m", kubernetes=KubernetesTask(image="i"))
-    with pytest.raises(KubernetesError, match="build the app into the image"):
-        secret_manifest(launch_of(task), b"x" * (MAX_SECRET_BYTES + 1))
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_order_that_no_secret_holds_is_in_several_of_which_the_job_names_each_in_order(version: str) -> None:
+    launch = launch_of(TaskConfig(module="m", kubernetes=KubernetesTask(image="i")))
+    order = bytes(range(32, 127)) * (2 * MAX_SECRET_BYTES // 95 + 1)
+    secrets = secret_manifests(launch, order)
+    job = job_manifest(launch, 9.5, len(secrets))
+    for each in (*secrets, job):
+        kubernetes_validate.validate(each, version, strict=True)
+    pod = job["spec"]["template"]["spec"]
+    names = [each["secret"]["name"] for each in pod["volumes"][0]["projected"]["sources"]]
+    assert names == [each["metadata"]["name"] for each in secrets]
+    assert all(len(name) <= 63 for name in names)
+    parts = {key: value for each in secrets for key, value in each["stringData"].items()}
+    assert max(map(len, parts.values())) <= MAX_SECRET_BYTES
+    files = [path.rpartition("/")[2] for path in pod["containers"][0]["command"] if path.endswith(".json")]
+    assert "".join(parts[name] for name in files).encode() == order
