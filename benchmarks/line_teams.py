@@ -161,6 +161,8 @@ class Ours(Team):
         return process.pid
 
     def _job(self, number: int) -> bytes:
+        from fedops_mqtt.core.client import Identity
+        from fedops_mqtt.protocol import RunStart
         from fedops_mqtt.training.pipe import Job, to_line
 
         state = self.folder / f"state-{number}"
@@ -169,27 +171,19 @@ class Ours(Team):
             Job(
                 app="line_app:app",
                 import_paths=(),
-                task_id="bench",
-                client_mac=f"02:00:00:00:00:{number:02x}",
-                client_name=f"client-{number}",
-                instance=f"bench-{number}",
-                run_id="bench",
-                attempt=1,
-                launch=0,
-                server_ip=self.env["FEDOPS_MQTT_LISTEN"],
-                transport="line",
-                token=None,
-                gl_model=0,
-                num_clients=self.num_clients,
+                identity=Identity(
+                    task_id="bench",
+                    client_mac=f"02:00:00:00:00:{number:02x}",
+                    client_name=f"client-{number}",
+                    instance=f"bench-{number}",
+                ),
+                start=RunStart(run_id="bench", attempt=1, launch=0, server_ip=self.env["FEDOPS_MQTT_LISTEN"]),
                 is_local=True,
                 state_folder=state,
-                ca_file=None,
-                join_limit_s=START_S,
-                rejoin_limit_s=START_S,
+                join_s=START_S,
+                rejoin_s=START_S,
                 partition_id=number,
                 num_partitions=self.num_clients,
-                run_config={},
-                wandb=None,
             )
         )
 

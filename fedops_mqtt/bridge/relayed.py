@@ -16,12 +16,11 @@ from fedops_mqtt.bridge.grpc_gateway import GrpcGateway
 from fedops_mqtt.bridge.peer_state import FedOpsHttpError
 from fedops_mqtt.bridge.start_call import WORDS, OnReport, StartCall, failed_to_start
 from fedops_mqtt.core.client import Identity
-from fedops_mqtt.core.client_state import StartTraining
 from fedops_mqtt.core.reasons import INTERRUPTED
 from fedops_mqtt.line.client_session import RunEnd
 from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.runner import Joined, LineRunner, MessageAnswered, Progress, make_context
-from fedops_mqtt.protocol import MetricsCutter, MetricsKind, Outcome, clip
+from fedops_mqtt.protocol import MetricsCutter, MetricsKind, Outcome, RunStart, clip
 from fedops_mqtt.runtime.settings import ClientSettings
 from fedops_mqtt.training.pipe import EndedReport, MetricsReport, PhaseReport
 
@@ -37,7 +36,7 @@ class RelayedTraining:
     def __init__(
         self,
         call: StartCall,
-        start: StartTraining,
+        start: RunStart,
         settings: ClientSettings,
         identity: Identity,
         grpc_gateways: str,
@@ -163,13 +162,12 @@ class RelayedTraining:
 
     def _make_runner(self) -> LineRunner:
         start, settings = self._start, self._settings
-        join_token = settings.join_token.get_secret_value() if settings.join_token else None
         return LineRunner(
             server_ip=start.server_ip,
             client_mac=self._identity.client_mac,
             instance=self._identity.instance,
             attempt=start.attempt,
-            token=start.token or join_token,
+            token=start.token,
             run_id=start.run_id,
             launch=start.launch,
             ca_file=settings.line_ca_file,

@@ -12,7 +12,7 @@ from fedops_mqtt.bridge.start_call import WORDS, BridgeLimits, OnReport, PeerTra
 from fedops_mqtt.core.client import Identity
 from fedops_mqtt.core.client_state import ServerMoved, StartTraining, StopTraining
 from fedops_mqtt.device.trainer import Scalar
-from fedops_mqtt.protocol import Outcome, Phase, Transport
+from fedops_mqtt.protocol import Outcome, Phase, RunStart, Transport
 from fedops_mqtt.runtime.settings import ClientSettings
 from fedops_mqtt.training.pipe import EndedReport, PhaseReport
 
@@ -22,7 +22,7 @@ _CANNOT_STOP = "a FedOps client cannot be told to stop; it trains on by itself"
 class DirectTraining:
     """A FedOps client at a classic gRPC server: after its start, its own word is all there is."""
 
-    def __init__(self, call: StartCall, start: StartTraining, settings: ClientSettings, on_report: OnReport) -> None:
+    def __init__(self, call: StartCall, start: RunStart, settings: ClientSettings, on_report: OnReport) -> None:
         self._call = call
         self._start = start
         self._run_limit_s = settings.run_limit_s
@@ -95,8 +95,9 @@ class HttpTrainer:
         self._is_idle = asyncio.Event()
         self._is_idle.set()
 
-    def start(self, start: StartTraining, group: asyncio.TaskGroup) -> None:
+    def start(self, started: StartTraining, group: asyncio.TaskGroup) -> None:
         """Have the old client train, as a task of `group`."""
+        start = started.start
         self._is_idle.clear()
         self._link.gl_model = start.gl_model
         self._training = self._make(start)
@@ -115,7 +116,7 @@ class HttpTrainer:
         """Wait until nothing trains and the end of the last training was taken in."""
         await self._is_idle.wait()
 
-    def _make(self, start: StartTraining) -> PeerTraining:
+    def _make(self, start: RunStart) -> PeerTraining:
         call = StartCall(link=self._link, client_mac=self._identity.client_mac, turn=self._turn, limits=self._limits)
         if start.transport is Transport.GRPC:
             return DirectTraining(call, start, self._settings, self._on_report)

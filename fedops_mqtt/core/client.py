@@ -41,6 +41,7 @@ from fedops_mqtt.protocol import (
     LastRun,
     Outcome,
     Phase,
+    RunStart,
     StartTrigger,
     StopTrigger,
     clip,
@@ -191,23 +192,7 @@ def _accept(client: Client, trigger: StartTrigger) -> Step:
     )
     facts = replace(facts, active_training=mine, term=max(facts.term, trigger.term), gl_model=trigger.gl_model)
     step = answer(replace(client, facts=facts), trigger, StartDecision(answer=Answer.ACCEPTED), is_remembered=True)
-    return replace(
-        step,
-        client=_started(step.client, trigger.server_ip),
-        action=StartTraining(
-            run_id=trigger.run_id,
-            attempt=trigger.attempt,
-            launch=trigger.launch,
-            server_ip=trigger.server_ip,
-            transport=trigger.transport,
-            token=trigger.token,
-            gl_model=trigger.gl_model,
-            num_clients=trigger.num_clients,
-            is_local=False,
-            app=trigger.app,
-            run_config=trigger.run_config,
-        ),
-    )
+    return replace(step, client=_started(step.client, trigger.server_ip), action=StartTraining(start=trigger))
 
 
 def _started(client: Client, server_ip: str) -> Client:
@@ -290,14 +275,7 @@ def _accept_local(client: Client, start: LocalStart) -> Step:
         client=_started(replace(client, facts=facts), start.server_ip),
         decision=StartDecision(answer=Answer.ACCEPTED),
         action=StartTraining(
-            run_id=mine.run_id,
-            attempt=count,
-            launch=0,
-            server_ip=start.server_ip,
-            transport=None,
-            token=None,
-            gl_model=gl_model,
-            num_clients=0,
+            start=RunStart(run_id=mine.run_id, attempt=count, launch=0, server_ip=start.server_ip, gl_model=gl_model),
             is_local=True,
         ),
     )

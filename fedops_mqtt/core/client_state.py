@@ -3,19 +3,17 @@
 Memory is bounded: whatever grows here forgets its oldest.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from fedops_mqtt.protocol import (
     Answer,
-    AppReference,
     LastRun,
     LastTrigger,
     Outcome,
     Phase,
+    RunStart,
     StartTrigger,
     StopTrigger,
-    Transport,
 )
 
 MAX_ANSWERS = 256
@@ -171,20 +169,12 @@ Event = StartTrigger | StopTrigger | LocalStart | Progressed | TrainingEnded | S
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartTraining:
-    """Start a training process; `transport` None means: find out what the server speaks."""
+    """Start a training process."""
 
-    run_id: str
-    attempt: int
-    launch: int
-    server_ip: str
-    transport: Transport | None
-    token: str | None = field(repr=False)
-    gl_model: int
-    num_clients: int
-    is_local: bool
-    app: AppReference | None = None
-    """The delivered app to train with; None: the device's own."""
-    run_config: Mapping[str, bool | int | float | str] | None = None
+    start: RunStart
+    """The trigger itself, where one began it."""
+    is_local: bool = False
+    """True for a start on this device: its `run_id` is made here, and what the server speaks has to be found out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

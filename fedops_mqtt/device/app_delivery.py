@@ -19,11 +19,10 @@ from fedops_mqtt.apps import (
     read_bundle,
 )
 from fedops_mqtt.apps.bundle import PROJECT, describe, missing_requirements
-from fedops_mqtt.core.client_state import StartTraining
 from fedops_mqtt.device.app_environment import AppEnvironments
 from fedops_mqtt.device.app_policy import app_folder
 from fedops_mqtt.line.app_transfer import AppTransfer, TransferError
-from fedops_mqtt.protocol import AppReference, Phase
+from fedops_mqtt.protocol import AppReference, Phase, RunStart
 from fedops_mqtt.runtime.settings import ClientSettings
 from fedops_mqtt.training.pipe import PhaseReport
 
@@ -62,7 +61,7 @@ class AppDelivery:
         self._on_report = on_report
         self._transfer: AppTransfer | None = None
 
-    async def prepare(self, start: StartTraining) -> DeliveredApp:
+    async def prepare(self, start: RunStart) -> DeliveredApp:
         """Return the app of a start, ready; being cancelled leaves what was fetched for the next time.
 
         Raises:
@@ -92,7 +91,7 @@ class AppDelivery:
         if self._transfer is not None:
             self._transfer.redirect(server_ip)
 
-    async def _get(self, start: StartTraining, app: AppReference) -> tuple[AppBundle, Path]:
+    async def _get(self, start: RunStart, app: AppReference) -> tuple[AppBundle, Path]:
         installed = await asyncio.to_thread(self._library.find, app.digest)
         if installed is not None:
             project = await asyncio.to_thread((installed / PROJECT).read_bytes)
@@ -100,7 +99,7 @@ class AppDelivery:
         data, bundle = await self._fetch(start, app)
         return bundle, await asyncio.to_thread(self._library.install, data, bundle)
 
-    async def _fetch(self, start: StartTraining, app: AppReference) -> tuple[bytes, AppBundle]:
+    async def _fetch(self, start: RunStart, app: AppReference) -> tuple[bytes, AppBundle]:
         partial = self._library.partial(app.digest)
         limits = BundleLimits(packed_bytes=self._settings.app_max_bytes)
         while True:
@@ -114,19 +113,18 @@ class AppDelivery:
                 if error.code is not RefusalCode.DIGEST_MISMATCH or num_received == app.size:
                     raise
 
-    async def _transfer_into(self, partial: Path, start: StartTraining, app: AppReference) -> int:
+    async def _transfer_into(self, partial: Path, start: RunStart, app: AppReference) -> int:
         loop, steps = asyncio.get_running_loop(), _Steps(app, self._report)
 
         def on_progress(num_bytes: int) -> None:  # in the thread of the transfer
             loop.call_soon_threadsafe(steps.take, num_bytes)
 
-        join_token = self._settings.join_token
         self._transfer = transfer = AppTransfer(
             server_ip=start.server_ip,
             digest=app.digest,
             size=app.size,
             client_mac=self._client_mac,
-            token=start.token or (join_token.get_secret_value() if join_token else None),
+            token=start.token,
             ca_file=self._settings.line_ca_file,
             into=partial,
             stall_s=_STALL_S,

@@ -10,12 +10,12 @@ import platform
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Literal, Protocol, assert_never
 
 from fedops_mqtt import __version__
 from fedops_mqtt.bus import (
     BusError,
-    BusEvent,
     BusOptions,
     Connected,
     Connection,
@@ -227,7 +227,17 @@ class Daemon:
             if problem is not None and isinstance(step.action, StartTraining):
                 step = _refused(before, event, problem)
             self._client = step.client
-            self._carry_out(step)
+            match step.action:
+                case None:
+                    pass
+                case StartTraining() as started:
+                    assert self._group is not None
+                    self._phase = None
+                    self._trainer.start(self._with_token(started), self._group)
+                case ServerMoved() | StopTraining() as action:
+                    self._trainer.steer(action)
+                case _:
+                    assert_never(step.action)
         if step.client != before or isinstance(event, StartTrigger):
             self._note_change(before, step.client)
             self._owner.update()
@@ -244,18 +254,12 @@ class Daemon:
             return f"journal cannot be written: {error}"
         return None
 
-    def _carry_out(self, step: Step) -> None:
-        match step.action:
-            case None:
-                pass
-            case StartTraining() as start:
-                assert self._group is not None
-                self._phase = None
-                self._trainer.start(start, self._group)
-            case ServerMoved() | StopTraining() as action:
-                self._trainer.steer(action)
-            case _:
-                assert_never(step.action)
+    def _with_token(self, started: StartTraining) -> StartTraining:
+        """Return a start that names no token with the one that this device shares with servers started by hand."""
+        shared = self.settings.join_token
+        if started.start.token or shared is None:
+            return started
+        return replace(started, start=started.start.model_copy(update={"token": shared.get_secret_value()}))
 
     def _note_change(self, before: Client, after: Client) -> None:
         if before.condition is not after.condition:
@@ -315,20 +319,17 @@ class Daemon:
 
     async def _listen(self, bus: Connection) -> None:
         async for event in bus.events():
-            await self._hear(event)
-
-    async def _hear(self, event: BusEvent) -> None:
-        match event:
-            case Connected():
-                self._metrics.wake()
-            case Received(is_retained=True, message=StartTrigger() | StopTrigger(), topic=topic):
-                logger.warning("a retained trigger is not obeyed: it may be of any age", extra={"topic": str(topic)})
-            case Received(message=StartTrigger() as trigger):
-                await self.start(trigger)
-            case Received(message=StopTrigger() as stop):
-                await self.apply(stop)
-            case _:
-                pass  # our own status is the owner's business
+            match event:
+                case Connected():
+                    self._metrics.wake()
+                case Received(is_retained=True, message=StartTrigger() | StopTrigger(), topic=topic):
+                    logger.warning("a retained trigger is ignored: it may be of any age", extra={"topic": str(topic)})
+                case Received(message=StartTrigger() as trigger):
+                    await self.start(trigger)
+                case Received(message=StopTrigger() as stop):
+                    await self.apply(stop)
+                case _:
+                    pass  # this client's own status is the StatusOwner's business
 
     def _take_report(self, report: PhaseReport | MetricsReport) -> None:
         run = self._client.run

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from fedops_mqtt.core.client import Identity
 from fedops_mqtt.core.client_state import ServerMoved, StartTraining, StopTraining
 from fedops_mqtt.device.training_process import MODULE, TrainingOptions, TrainingProcess
-from fedops_mqtt.protocol import Outcome, utc_now
+from fedops_mqtt.protocol import Outcome, RunStart, utc_now
 from fedops_mqtt.runtime.key_values import parse_pairs
 from fedops_mqtt.runtime.settings import ClientSettings
 from fedops_mqtt.training.pipe import EndedReport, Job, MetricsReport, PhaseReport, WandbOptions
@@ -27,7 +27,7 @@ Scalar = bool | int | float | str | None
 class AnyTrainer(Protocol):
     """What a daemon needs of whatever trains: `Trainer`, or the bridge's, which has a FedOps client do it."""
 
-    def start(self, start: StartTraining, group: asyncio.TaskGroup) -> None:
+    def start(self, started: StartTraining, group: asyncio.TaskGroup) -> None:
         """Start a training as a task of `group`."""
         ...
 
@@ -85,24 +85,25 @@ class Trainer:
         self._on_report = on_report
         self._on_ended = on_ended
         self._training: TrainingProcess | None = None
-        self._start: StartTraining | None = None
+        self._started: StartTraining | None = None
         self._preparing: asyncio.Task[DeliveredApp | EndedReport] | None = None
         self._delivery: AppDelivery | None = None
         self._is_idle = asyncio.Event()
         self._is_idle.set()
 
-    def start(self, start: StartTraining, group: asyncio.TaskGroup) -> None:
+    def start(self, started: StartTraining, group: asyncio.TaskGroup) -> None:
         """Start a training process as a task of `group`; the one before must have ended.
 
         A delivered app is made ready first, in the same task.
         """
-        self._start = start
+        self._started = started
         self._is_idle.clear()
-        if start.app is not None:
-            self._preparing = group.create_task(self._prepare(start), name=f"app-{start.run_id}-{start.attempt}")
+        name = f"{started.start.run_id}-{started.start.attempt}"
+        if started.start.app is not None:
+            self._preparing = group.create_task(self._prepare(started.start), name=f"app-{name}")
         else:
-            self._training = self._process(start, None)
-        group.create_task(self._see_through(), name=f"training-{start.run_id}-{start.attempt}")
+            self._training = self._make_process(started, None)
+        group.create_task(self._train(), name=f"training-{name}")
 
     def steer(self, action: ServerMoved | StopTraining) -> None:
         """Pass a change of address or a stop on to the process; nothing happens when it has just ended."""
@@ -123,35 +124,36 @@ class Trainer:
         await self._is_idle.wait()
 
     def _redirect(self, moved: ServerMoved) -> None:
-        if self._start is not None:
-            self._start = replace(self._start, server_ip=moved.server_ip, launch=moved.launch)
+        if self._started is not None:
+            start = self._started.start.model_copy(update={"server_ip": moved.server_ip, "launch": moved.launch})
+            self._started = replace(self._started, start=start)
         if self._delivery is not None:
             self._delivery.redirect(moved.server_ip)
         if self._training is not None:
             self._training.redirect(moved.server_ip, moved.launch)
 
-    async def _see_through(self) -> None:
-        ended = await self._ended()
-        self._training = self._start = None
-        await self._on_ended(ended)
-        if self._start is None:
-            self._is_idle.set()
-
-    async def _ended(self) -> EndedReport:
+    async def _train(self) -> None:
+        ended: EndedReport | None = None
         if self._preparing is not None:
             preparing = self._preparing
             await asyncio.wait([preparing])
             self._preparing = None
             if preparing.cancelled():
-                return EndedReport(outcome=Outcome.STOPPED, reason="stopped before its app was there")
-            if isinstance(ended := preparing.result(), EndedReport):
-                return ended
-            assert self._start is not None
-            self._training = self._process(self._start, ended)
-        assert self._training is not None
-        return await self._training.run()
+                ended = EndedReport(outcome=Outcome.STOPPED, reason="stopped before its app was there")
+            elif isinstance(app := preparing.result(), EndedReport):
+                ended = app
+            else:
+                assert self._started is not None
+                self._training = self._make_process(self._started, app)
+        if ended is None:
+            assert self._training is not None
+            ended = await self._training.run()
+        self._training = self._started = None
+        await self._on_ended(ended)
+        if self._started is None:  # what follows may have begun the next training
+            self._is_idle.set()
 
-    async def _prepare(self, start: StartTraining) -> "DeliveredApp | EndedReport":
+    async def _prepare(self, start: RunStart) -> "DeliveredApp | EndedReport":
         # Here, not above: what checks bundles and signatures takes memory that a device without them keeps.
         from fedops_mqtt.apps import AppRefusedError
         from fedops_mqtt.device.app_delivery import AppDelivery
@@ -170,51 +172,37 @@ class Trainer:
             logger.error("the app is refused", extra=facts)
             return EndedReport(outcome=None, reason=error.problem, reason_code=error.code.value)
 
-    def _process(self, start: StartTraining, app: "DeliveredApp | None") -> TrainingProcess:
-        options = TrainingOptions(
-            state_folder=self._folder,
-            stop_grace_s=self._settings.stop_grace_s,
-            run_limit_s=self._settings.run_limit_s,
-            stderr_lines=self._settings.stderr_lines,
-        )
-        if app is not None:
-            # -P: its modules come from its own folder, not from where the daemon was started; -B: that stays as it is.
-            python = str(app.python or sys.executable)
-            options = replace(options, command=(python, "-P", "-B", "-m", MODULE))
-        return TrainingProcess(job=self._job(start, app), options=options, on_report=self._on_report)
-
-    def _job(self, start: StartTraining, app: "DeliveredApp | None") -> Job:
-        settings, identity = self._settings, self._identity
-        join_token = settings.join_token.get_secret_value() if settings.join_token else None
-        return Job(
+    def _make_process(self, started: StartTraining, app: "DeliveredApp | None") -> TrainingProcess:
+        settings, start = self._settings, started.start
+        job = Job(
             app=app.client_app if app else settings.app or "",
             live_task=self._live_task,
             import_paths=(str(app.folder),) if app else self._import_paths,
-            task_id=identity.task_id,
-            client_mac=identity.client_mac,
-            client_name=identity.client_name,
-            instance=identity.instance,
-            run_id=start.run_id,
-            attempt=start.attempt,
-            launch=start.launch,
-            server_ip=start.server_ip,
-            transport=start.transport,
-            token=start.token or join_token,
-            gl_model=start.gl_model,
-            num_clients=start.num_clients,
-            is_local=start.is_local,
+            identity=self._identity,
+            start=start,
+            is_local=started.is_local,
             state_folder=self._folder,
             ca_file=settings.line_ca_file,
-            join_limit_s=settings.join_limit_s,
-            rejoin_limit_s=settings.rejoin_limit_s,
+            join_s=settings.join_limit_s,
+            rejoin_s=settings.rejoin_limit_s,
             partition_id=settings.partition_id,
             num_partitions=settings.num_partitions,
             node_config=parse_pairs(settings.node_config),
             run_config={**self._run_config, **parse_pairs(settings.run_config), **(start.run_config or {})},
             wandb=self._wandb(start),
         )
+        options = TrainingOptions(
+            state_folder=self._folder,
+            stop_grace_s=settings.stop_grace_s,
+            run_limit_s=settings.run_limit_s,
+            stderr_lines=settings.stderr_lines,
+        )
+        if app is not None:
+            # -P: its modules come from its own folder, not from where the daemon was started; -B: that stays as it is.
+            options = replace(options, command=(str(app.python or sys.executable), "-P", "-B", "-m", MODULE))
+        return TrainingProcess(job=job, options=options, on_report=self._on_report)
 
-    def _wandb(self, start: StartTraining) -> WandbOptions | None:
+    def _wandb(self, start: RunStart) -> WandbOptions | None:
         settings = self._settings
         if settings.wandb_project is None:
             return None

@@ -66,7 +66,7 @@ class TrainingProcess:
         self._on_report = on_report
         self._live_task = () if job.live_task is None else (job.live_task,)
         self._tail = Tail(max_lines=options.stderr_lines, max_bytes=_MAX_TAIL_BYTES)
-        self._output = OutputFile(options.state_folder, f"{job.run_id}-{job.attempt}")
+        self._output = OutputFile(options.state_folder, f"{job.start.run_id}-{job.start.attempt}")
         self._commands: asyncio.WriteTransport | None = None
         self._ended: EndedReport | None = None
         self._stop_reason: str | None = None
@@ -77,28 +77,27 @@ class TrainingProcess:
     async def run(self) -> EndedReport:
         """Train to the end and return how it ended; being cancelled kills the process."""
         await asyncio.to_thread(self._output.begin)
-        facts = {"run_id": self._job.run_id, "attempt": self._job.attempt, "output": str(self._output.path)}
-        ended = await self._run(facts)
-        if ended.outcome is Outcome.FAILED:
-            logger.error("training failed", extra={**facts, "reason": ended.reason})
-        return ended
-
-    async def _run(self, facts: dict[str, object]) -> EndedReport:
+        start = self._job.start
+        facts = {"run_id": start.run_id, "attempt": start.attempt, "output": str(self._output.path)}
         with ExitStack() as closing:
             mark = mark_of(self._options.state_folder) + uuid.uuid4().hex
             ends = _Ends(closing)
             try:
                 process = await self._spawn(ends, mark)
             except OSError as error:
-                return _failed(f"training process could not be started: {error}")
-            self.pid = process.pid
-            logger.info("a training process begins", extra={**facts, "pid": process.pid})
-            try:
-                return await self._attend(process, ends, mark)
-            finally:
-                kill_group(process.pid)
-                await process.wait()
-                await asyncio.to_thread(sweep, mark)
+                ended = _failed(f"training process could not be started: {error}")
+            else:
+                self.pid = process.pid
+                logger.info("a training process begins", extra={**facts, "pid": process.pid})
+                try:
+                    ended = await self._attend(process, ends, mark)
+                finally:
+                    kill_group(process.pid)
+                    await process.wait()
+                    await asyncio.to_thread(sweep, mark)
+        if ended.outcome is Outcome.FAILED:
+            logger.error("training failed", extra={**facts, "reason": ended.reason})
+        return ended
 
     def redirect(self, server_ip: str, launch: int) -> None:
         """Tell the process where its server is now."""

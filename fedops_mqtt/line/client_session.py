@@ -30,17 +30,6 @@ _MISSED_PINGS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SessionIdentity:
-    """Who joins, and with which token."""
-
-    client_mac: str
-    instance: str
-    attempt: int
-    token: str | None
-    run_id: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnd:
     """How this client's part in the run ended. `is_rejected`: it never got in (the run was over, the token wrong).
 
@@ -80,7 +69,8 @@ class ClientSession:
     def __init__(
         self,
         *,
-        identity: SessionIdentity,
+        request: wire.JoinRequest,
+        token: str | None,
         connector: Connector,
         launch: int,
         make_connector: Callable[[str], Connector],
@@ -89,7 +79,8 @@ class ClientSession:
         on_end: Callable[[RunEnd], None],
         on_broken: Callable[[], None],
     ) -> None:
-        self._identity = identity
+        self._request = request
+        self._token = token
         self._connector = connector
         self._launch = launch
         self._make_connector = make_connector
@@ -230,12 +221,8 @@ class ClientSession:
             goodbye.join()
 
     def _join(self, control: LineConnection, connector: Connector, launch: int) -> JoinedSession | None:
-        who = self._identity
-        request = wire.JoinRequest(
-            run_id=who.run_id, client_mac=who.client_mac, instance=who.instance, attempt=who.attempt
-        )
-        headers = {} if who.token is None else {"authorization": f"Bearer {who.token}"}
-        body = wire.encode_body(request)
+        headers = {} if self._token is None else {"authorization": f"Bearer {self._token}"}
+        body = wire.encode_body(self._request)
         timeout_s = min(_ASK_S, self._left_s())
         answer = wire.decode_body(
             wire.JoinAnswer, control.ask("POST", wire.JOIN_PATH, headers=headers, body=body, timeout_s=timeout_s)

@@ -23,7 +23,6 @@ from fedops_mqtt.line.client_session import (
     EndedError,
     JoinedSession,
     RunEnd,
-    SessionIdentity,
     end_of_refusal,
 )
 from fedops_mqtt.line.codec import Frame, compress_with, encode_content, encode_message, read_message
@@ -136,9 +135,8 @@ class LineRunner:
         self._data: LineConnection | None = None
         self._data_session: JoinedSession | None = None
         self._keeper = ClientSession(
-            identity=SessionIdentity(
-                client_mac=client_mac, instance=instance, attempt=attempt, token=token, run_id=run_id
-            ),
+            request=wire.JoinRequest(run_id=run_id, client_mac=client_mac, instance=instance, attempt=attempt),
+            token=token,
             connector=self._connector(server_ip),
             launch=launch,
             make_connector=self._connector,

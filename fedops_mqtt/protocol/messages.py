@@ -205,25 +205,30 @@ class AppReference(WireModel):
     """Ed25519 over digest, task and version, as base64."""
 
 
-class StartTrigger(WireModel):
-    """The manager's word to one client: join this run at this FL server."""
+class RunStart(WireModel):
+    """What one client's training in a run is started with; the part of a start trigger that its process needs."""
 
     run_id: RunId
     attempt: Count
     launch: Count
-    term: Count
-    task_id: TaskId
-    client_mac: MacAddress
-    instance: Text | None = None
     server_ip: Address
     transport: Transport = Transport.LINE
-    token: Text | None = None
+    token: Text | None = Field(default=None, repr=False)
     gl_model: Count = 0
-    num_clients: Count = 0
     app: AppReference | None = None
     """The delivered app to train with; absent: the app that the device has of its own."""
     run_config: Config | None = None
     """Settings of this run for the app; they outweigh those of the project and of the device."""
+
+
+class StartTrigger(RunStart):
+    """The manager's command to one client: join this run at this FL server."""
+
+    term: Count
+    task_id: TaskId
+    client_mac: MacAddress
+    instance: Text | None = None
+    num_clients: Count = 0
     at: Timestamp
 
 

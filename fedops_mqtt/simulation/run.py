@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedops_mqtt.core.client import Identity
 from fedops_mqtt.device.training_process import exit_reason
-from fedops_mqtt.protocol import Outcome, ServerCondition, ServerMetrics, ServerStatus, decode, topics
+from fedops_mqtt.protocol import Outcome, RunStart, ServerCondition, ServerMetrics, ServerStatus, decode, topics
 from fedops_mqtt.protocol.topics import Topic
 from fedops_mqtt.runtime.background import first_error
 from fedops_mqtt.runtime.processes import read_tail, terminate
@@ -215,7 +216,7 @@ async def _play(jobs: Sequence[Job], options: SimulationOptions, stack: AsyncExi
     while line := await worker.stdout.readline():
         result = Result.model_validate_json(line)
         results[result.client_mac] = result
-    lost = [job.client_mac for job in jobs if job.client_mac not in results]
+    lost = [mac for job in jobs if (mac := job.identity.client_mac) not in results]
     if lost:
         reason = f"its worker is gone: {exit_reason(await worker.wait())}"
         results |= {mac: Result(client_mac=mac, outcome=Outcome.FAILED, reason=reason) for mac in lost}
@@ -232,27 +233,20 @@ def _job(options: SimulationOptions, number: int, server_ip: str) -> Job:
     return Job(
         app=options.app,
         import_paths=(os.getcwd(), str(options.server.resolve().parent)),
-        task_id=options.task_id,
-        client_mac=f"02:00:00:{number >> 16 & 255:02x}:{number >> 8 & 255:02x}:{number & 255:02x}",
-        client_name=f"virtual-{number}",
-        instance=f"simulation-{number}",
-        run_id="simulation",
-        attempt=1,
-        launch=1,
-        server_ip=server_ip,
-        transport=None,
-        token=None,
-        gl_model=0,
-        num_clients=options.num_clients,
+        identity=Identity(
+            task_id=options.task_id,
+            client_mac=f"02:00:00:{number >> 16 & 255:02x}:{number >> 8 & 255:02x}:{number & 255:02x}",
+            client_name=f"virtual-{number}",
+            instance=f"simulation-{number}",
+        ),
+        start=RunStart(run_id="simulation", attempt=1, launch=1, server_ip=server_ip),
         is_local=True,
         state_folder=options.folder.resolve() / f"client-{number}",
-        ca_file=None,
-        join_limit_s=_JOIN_S,
-        rejoin_limit_s=_JOIN_S,
+        join_s=_JOIN_S,
+        rejoin_s=_JOIN_S,
         partition_id=number,
         num_partitions=options.num_clients,
         run_config=flatten(cfg),
-        wandb=None,
     )
 
 

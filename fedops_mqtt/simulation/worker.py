@@ -58,7 +58,7 @@ def main() -> int:
         with told:
             print(result.model_dump_json(), file=results, flush=True)
 
-    players = [threading.Thread(target=play, args=(job,), name=job.client_name) for job in work.jobs]
+    players = [threading.Thread(target=play, args=(job,), name=job.identity.client_name) for job in work.jobs]
     for player in players:
         player.start()
     for player in players:
@@ -68,7 +68,7 @@ def main() -> int:
 
 def _play(job: Job, turn: threading.Lock) -> Result:
     def result(outcome: Outcome, reason: str) -> Result:
-        return Result(client_mac=job.client_mac, outcome=outcome, reason=reason)
+        return Result(client_mac=job.identity.client_mac, outcome=outcome, reason=reason)
 
     job.state_folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -89,12 +89,12 @@ def _run(job: Job, keeping: Keeping, kept: KeptState) -> RunEnd:
         return context
 
     runner = LineRunner(
-        server_ip=job.server_ip,
-        client_mac=job.client_mac,
-        instance=job.instance,
-        attempt=job.attempt,
-        join_s=job.join_limit_s,
-        rejoin_s=job.rejoin_limit_s,
+        server_ip=job.start.server_ip,
+        client_mac=job.identity.client_mac,
+        instance=job.identity.instance,
+        attempt=job.start.attempt,
+        join_s=job.join_s,
+        rejoin_s=job.rejoin_s,
     )
     app: ClientApp = keeping  # type: ignore[assignment]  # LineRunner only calls it
     return runner.run(app, make)

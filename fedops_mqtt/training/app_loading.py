@@ -202,7 +202,10 @@ def _as_client(made: Any) -> Client:
 
 def make_node_config(job: Job) -> dict[str, bool | float | int | str]:
     """Return what a SuperNode's `--node-config` would say, and who we are."""
-    config: dict[str, bool | float | int | str] = {"client-mac": job.client_mac, "client-name": job.client_name}
+    config: dict[str, bool | float | int | str] = {
+        "client-mac": job.identity.client_mac,
+        "client-name": job.identity.client_name,
+    }
     config |= {name: value for name, value in job.node_config.items() if value is not None}
     if job.partition_id is not None:
         config["partition-id"] = job.partition_id

@@ -13,7 +13,8 @@ from typing import IO, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
-from fedops_mqtt.protocol import MetricsKind, Outcome, Phase, RunId, Transport, clip
+from fedops_mqtt.core.client import Identity
+from fedops_mqtt.protocol import MetricsKind, Outcome, Phase, RunId, RunStart, clip
 from fedops_mqtt.protocol.identity import Text
 from fedops_mqtt.protocol.values import Count, Scalars
 
@@ -45,31 +46,21 @@ class Job(_Line):
     """Descriptor of a file with live objects in the place of an app (see `live_task`)."""
     import_paths: tuple[str, ...]
     """Folders to find the app's module in, before Python's own."""
-    task_id: str
-    client_mac: str
-    client_name: str
-    instance: str
-    run_id: str
-    attempt: int
-    launch: int
-    server_ip: str
-    transport: Transport | None
-    """None: find out what the server speaks."""
-    token: str | None = Field(repr=False)
-    gl_model: int
-    num_clients: int
-    is_local: bool
+    identity: Identity
+    start: RunStart
+    is_local: bool = False
+    """True where the server's own run id is not known, nor what it speaks: both are found out."""
     state_folder: Path
-    ca_file: Path | None
-    join_limit_s: float
-    rejoin_limit_s: float
-    partition_id: int | None
-    num_partitions: int | None
+    ca_file: Path | None = None
+    join_s: float
+    rejoin_s: float
+    partition_id: int | None = None
+    num_partitions: int | None = None
     node_config: Scalars = {}
     """More of `Context.node_config`."""
-    run_config: Scalars
+    run_config: Scalars = {}
     """What the user's configuration says, for `Context.run_config`; values below a nested name are joined by dots."""
-    wandb: WandbOptions | None
+    wandb: WandbOptions | None = None
 
 
 class Redirect(_Line):

@@ -132,7 +132,7 @@ class TrainingRun:
         self._reporter = reporter
         self._runner: LineRunner | ClassicRunner | None = None
         self._lock = threading.Lock()
-        self._server_ip, self._launch = job.server_ip, job.launch
+        self._server_ip, self._launch = job.start.server_ip, job.start.launch
         self._stop_reason: str | None = None
         self._bytes = (0, 0)
         self._app: Keeping | None = None
@@ -188,7 +188,7 @@ class TrainingRun:
     @property
     def gl_model(self) -> int:
         """Number of the global model that the start said."""
-        return self._job.gl_model
+        return self._job.start.gl_model
 
     @property
     def server_ip(self) -> str:
@@ -209,55 +209,50 @@ class TrainingRun:
         self.end_training(Outcome.STOPPED, "its own program said client-out")
 
     def _take_runner(self) -> LineRunner | ClassicRunner:
-        started = time.monotonic()
-        transport = self._job.transport or self._find_transport()
-        join_s = max(1.0, self._job.join_limit_s - (time.monotonic() - started))
+        job, started = self._job, time.monotonic()
+        transport = self._find_transport() if job.is_local else job.start.transport
+        join_s = max(1.0, job.join_s - (time.monotonic() - started))
         with self._lock:
-            make = self._classic_runner if transport is Transport.GRPC else self._line_runner
-            self._runner = make(join_s)
+            if transport is Transport.GRPC:
+                self._runner = ClassicRunner(
+                    run_id=job.start.run_id,
+                    client_mac=job.identity.client_mac,
+                    server_ip=self._server_ip,
+                    ca_file=job.ca_file,
+                    join_s=join_s,
+                    rejoin_s=job.rejoin_s,
+                    on_progress=self._progress,
+                    on_answered=self._answered,
+                )
+            else:
+                self._runner = LineRunner(
+                    server_ip=self._server_ip,
+                    client_mac=job.identity.client_mac,
+                    instance=job.identity.instance,
+                    attempt=job.start.attempt,
+                    token=job.start.token,
+                    run_id=None if job.is_local else job.start.run_id,
+                    launch=self._launch,
+                    ca_file=job.ca_file,
+                    join_s=join_s,
+                    rejoin_s=job.rejoin_s,
+                    on_progress=self._progress,
+                    on_answered=self._answered,
+                    on_end=self._end,
+                )
             if self._stop_reason is not None:
                 self._runner.stop(self._stop_reason)
             return self._runner
 
     def _find_transport(self) -> Transport:
         """Wait within the join limit until somebody answers at the server's address, and see who it is."""
-        deadline = time.monotonic() + self._job.join_limit_s
+        deadline = time.monotonic() + self._job.join_s
         while self._stop_reason is None and time.monotonic() < deadline:
             answers = probe(self._server_ip, ca_file=self._job.ca_file, timeout_s=_PROBE_S)
             if answers is not Answers.NOBODY:
                 return Transport(answers.value)
             threading.Event().wait(_PROBE_RETRY_S)
         return Transport.LINE
-
-    def _line_runner(self, join_s: float) -> LineRunner:
-        job = self._job
-        return LineRunner(
-            server_ip=self._server_ip,
-            client_mac=job.client_mac,
-            instance=job.instance,
-            attempt=job.attempt,
-            token=job.token,
-            run_id=None if job.is_local else job.run_id,
-            launch=self._launch,
-            ca_file=job.ca_file,
-            join_s=join_s,
-            rejoin_s=job.rejoin_limit_s,
-            on_progress=self._progress,
-            on_answered=self._answered,
-            on_end=self._end,
-        )
-
-    def _classic_runner(self, join_s: float) -> ClassicRunner:
-        return ClassicRunner(
-            run_id=self._job.run_id,
-            client_mac=self._job.client_mac,
-            server_ip=self._server_ip,
-            ca_file=self._job.ca_file,
-            join_s=join_s,
-            rejoin_s=self._job.rejoin_limit_s,
-            on_progress=self._progress,
-            on_answered=self._answered,
-        )
 
     def _context(self, state: RecordDict, joined: Joined) -> Context:
         self._reporter.phase(PhaseReport(phase=Phase.WAITING, run_id=joined.run_id))
@@ -317,14 +312,15 @@ class TrainingRun:
 
     def _tell_time(self) -> None:
         """Say how long it took, as FedOps does."""
-        job = self._job
-        who: dict[str, Scalar] = {
-            "fl_task_id": job.task_id,
-            "client_mac": job.client_mac,
-            "client_name": job.client_name,
+        identity = self._job.identity
+        values: dict[str, Scalar] = {
+            "fl_task_id": identity.task_id,
+            "client_mac": identity.client_mac,
+            "client_name": identity.client_name,
+            "operation_time": time.monotonic() - self._began,
+            "gl_model_v": self.gl_model,
         }
-        seconds = time.monotonic() - self._began
-        self.tell(MetricsKind.TIME_RESULT, 0, {**who, "operation_time": seconds, "gl_model_v": job.gl_model})
+        self.tell(MetricsKind.TIME_RESULT, 0, values)
 
 
 def _as_app(keeping: Keeping) -> ClientApp:

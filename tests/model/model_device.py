@@ -32,6 +32,7 @@ from fedops_mqtt.protocol import (
     ClientStatus,
     Outcome,
     Phase,
+    RunStart,
     StartTrigger,
     StopTrigger,
     Topic,
@@ -171,7 +172,7 @@ class Daemon:
         match action:
             case None:
                 pass
-            case StartTraining() as start:
+            case StartTraining(start=start):
                 self._start(start)
             case ServerMoved(server_ip=server_ip):
                 if self.training is not None:
@@ -188,7 +189,7 @@ class Daemon:
             return True
         return False
 
-    def _start(self, start: StartTraining) -> None:
+    def _start(self, start: RunStart) -> None:
         if self.training is not None:
             self.world.broken(f"{self.device.mac} would have two training processes")
         self.world.training_starts(start.run_id, self.device.mac, start.attempt)
@@ -222,7 +223,7 @@ class Daemon:
 class Training:
     """One training process: it joins, is a member of the server's run, and ends one way or the other."""
 
-    def __init__(self, daemon: Daemon, start: StartTraining) -> None:
+    def __init__(self, daemon: Daemon, start: RunStart) -> None:
         self.daemon = daemon
         self.kernel = daemon.kernel
         self.world = daemon.world

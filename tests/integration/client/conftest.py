@@ -10,10 +10,12 @@ from client_testbed import HERE, PATIENCE_S, SECRET, MakeJob, Operator, RunDaemo
 
 from fedops_mqtt.bus import Connection, Mosquitto
 from fedops_mqtt.client.app import FedOpsAttachment
+from fedops_mqtt.core.client import Identity
 from fedops_mqtt.device.daemon import Daemon
 from fedops_mqtt.line.access import make_token
 from fedops_mqtt.protocol import (
     Channel,
+    RunStart,
     filter_for,
 )
 from fedops_mqtt.runtime.settings import ClientSettings
@@ -36,30 +38,20 @@ def make_job(tmp_path: Path, mac: str) -> MakeJob:
     """Jobs for a client of this test."""
 
     def make(**changes: object) -> Job:
+        start: dict[str, object] = {"run_id": "r1", "attempt": 1, "launch": 1, "server_ip": "127.0.0.1:1"}
+        start["token"] = make_token(SECRET, str(changes.get("run_id", "r1")), mac)
+        start |= {name: changes.pop(name) for name in RunStart.model_fields.keys() & changes.keys()}
         fields = {
             "app": "fl_apps:counting",
             "import_paths": (str(HERE),),
-            "task_id": "t",
-            "client_mac": mac,
-            "client_name": "pi",
-            "instance": "i",
-            "run_id": "r1",
-            "attempt": 1,
-            "launch": 1,
-            "server_ip": "127.0.0.1:1",
-            "transport": "line",
-            "token": make_token(SECRET, str(changes.get("run_id", "r1")), mac),
-            "gl_model": 0,
-            "num_clients": 1,
-            "is_local": False,
+            "identity": Identity(task_id="t", client_mac=mac, client_name="pi", instance="i"),
+            "start": RunStart.model_validate(start),
             "state_folder": tmp_path,
-            "ca_file": None,
-            "join_limit_s": PATIENCE_S,
-            "rejoin_limit_s": 5,
+            "join_s": PATIENCE_S,
+            "rejoin_s": 5,
             "partition_id": 3,
             "num_partitions": 5,
             "run_config": {"batch_size": 32},
-            "wandb": None,
         }
         return Job.model_validate(fields | changes)
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from fedops_mqtt.core.client import Identity
 from fedops_mqtt.device.training_process import MODULE, TrainingOptions, TrainingProcess
-from fedops_mqtt.protocol import MAX_METRICS, Outcome, Phase
+from fedops_mqtt.protocol import MAX_METRICS, Outcome, Phase, RunStart
 from fedops_mqtt.runtime.processes import OUTPUT_FOLDER, find_outputs, read_output
 from fedops_mqtt.training.pipe import EndedReport, Job, MetricsReport, PhaseReport, to_line
 
@@ -75,7 +76,7 @@ async def test_state_is_kept_between_rounds_and_runs(serve_fl: ServeFl, make_job
 async def test_classic_grpc_trains_whatever_kind_of_app(serve_fl: ServeFl, make_job: MakeJob, app: str) -> None:
     address = f"127.0.0.1:{free_port()}"
     await serve_fl("grpc", address, "1")
-    trial = Trial(make_job(app=f"fl_apps:{app}", server_ip=address, transport=None, token=None, is_local=True))
+    trial = Trial(make_job(app=f"fl_apps:{app}", server_ip=address, token=None, is_local=True))
     ended = await trial.run()
     if app == "make_app":  # made for message strategies: a classic server's questions are none of its own
         assert ended.outcome is Outcome.FAILED
@@ -101,17 +102,18 @@ def free_port() -> int:
 async def test_a_server_that_never_answers_is_a_failure_after_the_join_limit(
     make_job: MakeJob, transport: str | None
 ) -> None:
-    job = make_job(app="fl_apps:AddOne", server_ip=f"127.0.0.1:{free_port()}", transport=transport, join_limit_s=1.5)
+    said = {"is_local": True} if transport is None else {"transport": transport}
+    job = make_job(app="fl_apps:AddOne", server_ip=f"127.0.0.1:{free_port()}", join_s=1.5, **said)
     ended = await Trial(job).run()
     assert ended.outcome is Outcome.FAILED
-    assert job.server_ip in (ended.reason or ""), ended
+    assert job.start.server_ip in (ended.reason or ""), ended
 
 
 @pytest.mark.long
 async def test_a_server_that_accepts_and_says_nothing_is_a_failure_too(make_job: MakeJob) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         server_ip = f"127.0.0.1:{mute.getsockname()[1]}"
-        ended = await Trial(make_job(server_ip=server_ip, transport=None, join_limit_s=2)).run()
+        ended = await Trial(make_job(server_ip=server_ip, is_local=True, join_s=2)).run()
     assert ended.outcome is Outcome.FAILED
 
 
@@ -212,7 +214,7 @@ async def test_a_wrong_token_is_a_rejection(serve_fl: ServeFl, make_job: MakeJob
 
 async def test_an_open_server_tells_a_local_start_its_run(serve_fl: ServeFl, make_job: MakeJob) -> None:
     server_ip = await serve_fl("line", "by-hand", "open", "1")
-    trial = Trial(make_job(server_ip=server_ip, run_id="local-1", is_local=True, transport=None, token=None))
+    trial = Trial(make_job(server_ip=server_ip, run_id="local-1", is_local=True, token=None))
     assert (await trial.run()).outcome is Outcome.FINISHED
     assert trial.phases[-1].run_id == "by-hand"
 
@@ -255,13 +257,14 @@ def test_a_training_process_dies_with_its_daemon_even_while_it_holds_the_gil(tmp
 
 
 def job_in(folder: Path) -> Job:
-    fields = dict.fromkeys(("transport", "token", "ca_file", "partition_id", "num_partitions", "wandb"))
-    return Job.model_validate(
-        fields
-        | {"app": "stuck:app", "import_paths": (str(folder),), "task_id": "t", "client_mac": "02:00:00:00:00:01"}
-        | {"client_name": "", "instance": "i", "run_id": "r", "attempt": 1, "launch": 1, "server_ip": "127.0.0.1:1"}
-        | {"gl_model": 0, "num_clients": 0, "is_local": False, "state_folder": folder, "join_limit_s": 1}
-        | {"rejoin_limit_s": 1, "run_config": {}}
+    return Job(
+        app="stuck:app",
+        import_paths=(str(folder),),
+        identity=Identity(task_id="t", client_mac="02:00:00:00:00:01", client_name="", instance="i"),
+        start=RunStart(run_id="r", attempt=1, launch=1, server_ip="127.0.0.1:1"),
+        state_folder=folder,
+        join_s=1,
+        rejoin_s=1,
     )
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from fedops_mqtt.core.client import Identity
 from fedops_mqtt.device.training_process import TrainingOptions, TrainingProcess, mark_of
-from fedops_mqtt.protocol import Outcome, Phase
+from fedops_mqtt.protocol import Outcome, Phase, RunStart
 from fedops_mqtt.runtime.processes import MARK, sweep
 from fedops_mqtt.training.pipe import EndedReport, Job, MetricsReport, PhaseReport
 
@@ -30,27 +31,11 @@ def job_for(folder: Path) -> Job:
     return Job(
         app="none:app",
         import_paths=(),
-        task_id="t",
-        client_mac="02:00:00:00:00:01",
-        client_name="pi",
-        instance="i",
-        run_id="r1",
-        attempt=1,
-        launch=1,
-        server_ip="127.0.0.1:1",
-        transport=None,
-        token="the-token",
-        gl_model=0,
-        num_clients=1,
-        is_local=False,
+        identity=Identity(task_id="t", client_mac="02:00:00:00:00:01", client_name="pi", instance="i"),
+        start=RunStart(run_id="r1", attempt=1, launch=1, server_ip="127.0.0.1:1", token="the-token"),
         state_folder=folder,
-        ca_file=None,
-        join_limit_s=5,
-        rejoin_limit_s=5,
-        partition_id=None,
-        num_partitions=None,
-        run_config={},
-        wandb=None,
+        join_s=5,
+        rejoin_s=5,
     )
 
 

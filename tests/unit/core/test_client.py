@@ -73,7 +73,7 @@ def restarted(client: Client, instance: str = "b") -> Client:
 def test_a_trigger_starts_training_and_is_answered() -> None:
     step = after(trigger(token="secret", gl_model=4, num_clients=3))
     assert isinstance(step.action, StartTraining)
-    assert (step.action.run_id, step.action.token, step.action.num_clients) == ("r1", "secret", 3)
+    assert (step.action.start.run_id, step.action.start.token) == ("r1", "secret")
     assert "secret" not in repr(step)
     client = step.client
     assert client.condition is ClientCondition.TRAIN_STARTED
@@ -196,7 +196,7 @@ def test_a_local_start_is_the_same_start_without_a_run_id() -> None:
     start = LocalStart(server_ip="127.0.0.1:9")
     step = after(start)
     assert isinstance(step.action, StartTraining)
-    assert step.action.transport is None
+    assert step.action.is_local
     again = apply(step.client, start)
     assert (again.action, again.client) == (None, step.client)
     assert again.decision is not None
@@ -215,7 +215,7 @@ def test_a_local_start_has_the_number_of_the_model_that_its_manager_gives_or_the
 ) -> None:
     step = after(trigger(gl_model=4), ended(), LocalStart(server_ip="127.0.0.1:9", gl_model=said))
     assert isinstance(step.action, StartTraining)
-    assert (step.action.gl_model, step.client.facts.gl_model) == (known, known)
+    assert (step.action.start.gl_model, step.client.facts.gl_model) == (known, known)
 
 
 def test_memory_is_bounded_and_rejections_are_forgotten_first() -> None:
@@ -276,7 +276,7 @@ def test_training_starts_at_most_once_per_run_and_attempt(script: list[Event | s
             step = apply(client, event)
             client = step.client
             if isinstance(step.action, StartTraining):
-                starts.append((step.action.run_id, step.action.attempt))
+                starts.append((step.action.start.run_id, step.action.start.attempt))
     assert len(starts) == len(set(starts))
 
 

@@ -11,8 +11,10 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.common import GetParametersIns
 
+from fedops_mqtt.core.client import Identity
 from fedops_mqtt.device.training_process import check_app as check_in_a_process
 from fedops_mqtt.line import flwr_private
+from fedops_mqtt.protocol import RunStart
 from fedops_mqtt.training.app_loading import AppError, check_app, load_app
 from fedops_mqtt.training.pipe import Job
 
@@ -119,25 +121,11 @@ def job_of(app: str, folder: Path) -> Job:
     return Job(
         app=app,
         import_paths=(str(folder),),
-        task_id="t",
-        client_mac="02:00:00:00:00:01",
-        client_name="pi",
-        instance="i",
-        run_id="r1",
-        attempt=1,
-        launch=1,
-        server_ip="127.0.0.1:1",
-        transport=None,
-        token=None,
-        gl_model=0,
-        num_clients=1,
-        is_local=False,
+        identity=Identity(task_id="t", client_mac="02:00:00:00:00:01", client_name="pi", instance="i"),
+        start=RunStart(run_id="r1", attempt=1, launch=1, server_ip="127.0.0.1:1", token=None),
         state_folder=folder,
-        ca_file=None,
-        join_limit_s=1,
-        rejoin_limit_s=1,
+        join_s=1,
+        rejoin_s=1,
         partition_id=3,
         num_partitions=5,
-        run_config={},
-        wandb=None,
     )
