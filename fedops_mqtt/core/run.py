@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Literal, assert_never
 
 from fedops_mqtt.core.fleet import StatusView
+from fedops_mqtt.core.limits import RunLimits
 from fedops_mqtt.core.reasons import is_interruption
 from fedops_mqtt.core.run_member import (
     BAD_ENDS,
@@ -51,20 +52,6 @@ from fedops_mqtt.protocol import (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunDeadlines:
-    """How long each part of a run may take, s; see `settings.RunLimits`."""
-
-    trigger_answer_s: float = 30.0
-    trigger_retry_s: float = 5.0
-    server_start_s: float = 60.0
-    join_s: float = 120.0
-    run_s: float = 24 * 3600.0
-    close_grace_s: float = 10.0
-    max_launches: int = 3
-    max_attempts: int = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RunSpec:
     """What was asked for. `clients`: None takes every client of the task that is idle; 0 rounds: the server's own."""
 
@@ -79,7 +66,7 @@ class RunSpec:
     """The published app that it trains with; None: the one that each device has of its own."""
     run_config: Mapping[str, bool | int | float | str] = field(default_factory=dict)
     """Settings of this run for the app."""
-    limits: RunDeadlines = field(default_factory=RunDeadlines)
+    limits: RunLimits = field(default_factory=RunLimits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

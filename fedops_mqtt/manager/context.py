@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from fedops_mqtt.bus import Connection
+from fedops_mqtt.core.limits import RunLimits
 from fedops_mqtt.core.run_member import RunEvent
 from fedops_mqtt.manager.api.prometheus import ManagerMetrics
 from fedops_mqtt.manager.app_store import AppStore
@@ -14,7 +15,7 @@ from fedops_mqtt.manager.events import Events
 from fedops_mqtt.manager.journal import Journal
 from fedops_mqtt.manager.open_runs import OpenRuns
 from fedops_mqtt.manager.tasks import TaskConfig, Tasks
-from fedops_mqtt.runtime.settings import ManagerSettings, RunLimits
+from fedops_mqtt.runtime.settings import ManagerSettings
 
 
 class Clock:
@@ -75,7 +76,6 @@ class ManagerContext:
     events: Events
     meters: ManagerMetrics
 
-    def limits(self, task: TaskConfig | None) -> RunLimits:
+    def limits(self, task: TaskConfig) -> RunLimits:
         """Return a task's limits: the manager's, overridden by the task's own."""
-        own = task.limits.model_dump(exclude_unset=True) if task else {}
-        return self.settings.limits.model_copy(update=own)
+        return self.settings.limits.with_set(task.limits)

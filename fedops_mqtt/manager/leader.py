@@ -220,7 +220,6 @@ def _common_settings(settings: ManagerSettings) -> dict[str, object]:
         "subscribe_qos": settings.subscribe_qos,
         "store": settings.store if "://" in settings.store else Path(settings.store).expanduser(),
         "state_dir": settings.state_dir,
-        "round_limit_s": settings.limits.round_s,
         "log_level": settings.log_level,
     }
     return {name: value.resolve() if isinstance(value, Path) else value for name, value in values.items()}

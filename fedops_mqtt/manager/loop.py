@@ -149,8 +149,7 @@ class Manager:
     def _probe(self, now: float) -> None:
         for run in self._context.open_runs:
             if self.fleet.listening_since is not None and needs_watching(run, self.fleet):
-                limits = self._context.limits(self._context.open_runs.task(run.run_id))
-                self._servers.probe(run, now, every_s=limits.server_lost_s)
+                self._servers.probe(run, now, every_s=run.spec.limits.server_lost_s)
             else:
                 self._servers.is_connected(run.run_id)
 

@@ -7,11 +7,11 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from fedops_mqtt.apps import AppBundle
-from fedops_mqtt.core.run import Run, RunDeadlines, RunSpec
+from fedops_mqtt.core.run import Run, RunSpec
 from fedops_mqtt.core.run_member import ServerExited, StopRequested
 from fedops_mqtt.core.run_plan import waits_for
 from fedops_mqtt.manager.api.models import RunRequest
@@ -31,7 +31,6 @@ from fedops_mqtt.manager.remote_order import store_of
 from fedops_mqtt.manager.tasks import TaskConfig
 from fedops_mqtt.protocol import ServerCondition, ServerStatus, topics
 from fedops_mqtt.runtime.key_values import Plain
-from fedops_mqtt.runtime.settings import RunLimits
 
 logger = logging.getLogger(__name__)
 
@@ -156,9 +155,8 @@ class RunService:
     async def _begin(self, spec: RunSpec, secret: bytes, config: TaskConfig) -> Run:
         run = Run(spec=spec, created_at=self._context.clock.now())
         run = replace(run, reason=waits_for(run, self._context.bus_reader.fleet))
-        # Stored for a relaunch days later: the tasks file and the manager's settings may have changed by then.
-        limits = RunLimits.model_validate(self._context.limits(config).model_dump())
-        journaled = JournaledRun(run=run, secret=secret, task=config.model_copy(update={"limits": limits}))
+        # With the task, for a relaunch days later: the tasks file may have changed by then.
+        journaled = JournaledRun(run=run, secret=secret, task=config)
         await self._context.journal.call(self._context.journal.add_run, journaled)
         self._context.open_runs.add(journaled)
         self._context.events.note_run(run)
@@ -173,7 +171,6 @@ class RunService:
         )
         if clients is not None and len(clients) < min_clients:
             raise TooFewClientsError(min_clients, len(clients))
-        limits = self._context.limits(config)
         now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")  # first, so that run ids sort by time
         return RunSpec(
             run_id=f"{request.task_id[:_MAX_TASK_IN_RUN_ID]}-{now}-{secrets.token_hex(2)}",
@@ -182,7 +179,7 @@ class RunService:
             min_clients=min_clients,
             clients=clients,
             join=request.join or config.join,
-            limits=RunDeadlines(**{each.name: getattr(limits, each.name) for each in fields(RunDeadlines)}),
+            limits=self._context.limits(config),
         )
 
 

@@ -411,7 +411,7 @@ class Servers:
             "min_clients": spec.min_clients,
             "join_limit_s": spec.limits.join_s,
             "run_limit_s": spec.limits.run_s,
-            **({"round_limit_s": task.limits.round_s} if "round_s" in task.limits.model_fields_set else {}),
+            "round_limit_s": spec.limits.round_s,
             "app_file": self._apps.path(spec.app.digest) if spec.app else None,
             "run_config": format_pairs(spec.run_config) or None,
         }

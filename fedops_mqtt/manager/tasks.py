@@ -18,10 +18,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fedops_mqtt.core.limits import RunLimits
 from fedops_mqtt.manager.errors import TasksFileError, UnknownTaskError
 from fedops_mqtt.protocol import TaskId
 from fedops_mqtt.runtime.machine import HostAndPort, HttpAddress
-from fedops_mqtt.runtime.settings import RunLimits
 
 
 class _Table(BaseModel):
@@ -83,7 +83,7 @@ class TaskConfig(_Table):
     """These two are as `launch` where that reaches the same machine each time."""
     kubernetes: KubernetesTask | None = None
     limits: RunLimits = RunLimits()
-    """Those that are set here replace the manager's own."""
+    """What is set here differs from the manager's own limits."""
 
     @field_validator("launch", "launch_stop", "launch_alive")
     @classmethod

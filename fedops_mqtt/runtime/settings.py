@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from fedops_mqtt.core.limits import RunLimits
 from fedops_mqtt.protocol import AnyMacAddress, TaskId
 from fedops_mqtt.runtime.key_values import KeyValues
 from fedops_mqtt.runtime.machine import HostAndPort, HttpAddress, HttpUrl, default_state_dir, default_store_url, in_home
@@ -251,26 +252,9 @@ class ClientSettings(BusSettings, HttpAccessSettings, DeliveredAppSettings):
     log_level: LogLevel = "INFO"
 
 
-class RunLimits(BaseModel):
-    """How long each part of a run may take before it counts as failed: the manager's, or those that a task sets."""
+class RunLimitSettings(RunLimits, _Settings):
+    """The manager's own limits of a run; a task may have others."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    trigger_answer_s: Annotated[float, Field(gt=0, description="a triggered client answers within this")] = 30.0
-    trigger_retry_s: Annotated[float, Field(gt=0, description="an unanswered trigger is repeated after this")] = 5.0
-    server_start_s: Annotated[float, Field(gt=0, description="a launched server is ready within this")] = 60.0
-    join_s: Annotated[float, Field(gt=0, description="enough clients have joined within this")] = 120.0
-    round_s: Annotated[float, Field(gt=0, description="one message to a client is answered within this")] = 3600.0
-    run_s: Annotated[float, Field(gt=0, description="the whole run")] = 24 * 3600.0
-    close_grace_s: Annotated[float, Field(gt=0, description="clients end by themselves before they are told")] = 10.0
-    server_lost_s: Annotated[float, Field(gt=0, description="a server gone from bus and line is launched again")] = 15.0
-    max_launches: Annotated[int, Field(ge=1, description="launches of the FL server in one run")] = 3
-    max_attempts: Annotated[int, Field(ge=1, description="firings per client in one run")] = 3
-
-
-class RunLimitSettings(_Settings, RunLimits):
-    """The manager's limits, where a task does not set its own."""
-
-    model_config = SettingsConfigDict(extra="ignore")
     file_table = "limits"
 
 

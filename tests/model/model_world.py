@@ -14,7 +14,8 @@ from model_truth import Ear, Truth
 from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Disconnected, Received
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.core.fleet import Fleet, Presence
-from fedops_mqtt.core.run import Run, RunDeadlines, RunSpec
+from fedops_mqtt.core.limits import RunLimits
+from fedops_mqtt.core.run import Run, RunSpec
 from fedops_mqtt.core.run_member import ServerExited, StopRequested
 from fedops_mqtt.manager.journal import JournaledRun
 from fedops_mqtt.protocol import (
@@ -26,7 +27,7 @@ from fedops_mqtt.protocol import (
     topics,
 )
 
-LIMITS = RunDeadlines(
+LIMITS = RunLimits(
     trigger_answer_s=12, trigger_retry_s=3, server_start_s=15, join_s=25, run_s=120, close_grace_s=3,
     max_launches=3, max_attempts=4,
 )  # fmt: skip

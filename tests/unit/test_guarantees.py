@@ -13,7 +13,7 @@ TABLES = {
     "Every process on the bus": settings.BusSettings,
     "Client": settings.ClientSettings,
     "Delivered apps (client)": settings.DeliveredAppSettings,
-    "Run (manager)": settings.RunLimits,
+    "Run (manager)": settings.RunLimitSettings,
     "Manager": settings.ManagerSettings,
     "FL server": settings.ServerSettings,
     "Bridge": settings.BridgeSettings,

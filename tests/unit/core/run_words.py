@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 
 from fedops_mqtt.core.fencing import LAST_SEQ
 from fedops_mqtt.core.fleet import Fleet
-from fedops_mqtt.core.run import Run, RunDeadlines, RunSpec, apply_all
+from fedops_mqtt.core.limits import RunLimits
+from fedops_mqtt.core.run import Run, RunSpec, apply_all
 from fedops_mqtt.core.run_member import (
     RunEvent,
 )
@@ -29,9 +30,7 @@ TASK = "digits"
 RUN = "run-1"
 A, B, C, D = (f"02:00:00:00:00:0{n}" for n in range(1, 5))
 AT = utc_now()
-LIMITS = RunDeadlines(
-    trigger_answer_s=30, trigger_retry_s=5, server_start_s=60, join_s=120, run_s=3600, close_grace_s=10
-)
+LIMITS = RunLimits(trigger_answer_s=30, trigger_retry_s=5, server_start_s=60, join_s=120, run_s=3600, close_grace_s=10)
 
 
 def client(

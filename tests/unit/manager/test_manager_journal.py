@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from fedops_mqtt.core.run import Run, RunDeadlines, RunSpec, apply_all
+from fedops_mqtt.core.limits import RunLimits
+from fedops_mqtt.core.run import Run, RunSpec, apply_all
 from fedops_mqtt.core.run_member import (
     ClientChosen,
     MemberGaveUp,
@@ -37,7 +38,6 @@ from fedops_mqtt.protocol import (
     ServerStatus,
     utc_now,
 )
-from fedops_mqtt.runtime.settings import RunLimits
 
 A, B = "02:00:00:00:00:01", "02:00:00:00:00:02"
 SECRET = b"s" * 32
@@ -93,7 +93,7 @@ def test_a_run_is_read_as_it_was_written_whatever_happened_to_it(
     with journal.engine.begin() as connection:  # what the example before left
         for table in ("members", "events", "runs"):
             connection.execute(text(f"DELETE FROM {table}"))
-    run = new_run(limits=RunDeadlines(join_s=0.1))
+    run = new_run(limits=RunLimits(join_s=0.1))
     journal.add_run(JournaledRun(run=run, secret=SECRET))
     open_runs = OpenRuns(journal.open_runs())
     for number, turn in enumerate(turns):
