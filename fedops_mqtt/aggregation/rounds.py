@@ -184,11 +184,10 @@ class RoundStatus(Protocol):
     round: int
     start_by_round: float
     end_by_round: float
-
-    @property
-    def gl_model_v(self) -> int:
-        """Number of the global model that the run makes."""
-        ...
+    last_gl_model_v: int
+    """Number of the global model that the run began with."""
+    gl_model_v: int
+    """Of the one that it makes."""
 
 
 class MetricsSink(Protocol):

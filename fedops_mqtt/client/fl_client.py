@@ -28,58 +28,35 @@ _HP = "hp_"
 _HP_NUM_EPOCHS = "local_epochs"
 
 
-class FLClient(NumPyClient):
-    """One registered model (FedOps client_fl.FLClient, and its arguments).
+class RegisteredClient(NumPyClient):
+    """A registered model as a Flower client.
 
-    `registration` has entries beside FedOps' arguments, such as those of the model types that FedOps has not.
-
-    Raises:
-        RegistrationError: something is missing in it.
+    Args:
+        adapter: of its model type: trains, evaluates, shares.
+        cfg: the task's configuration, in any of the forms that `task_config` reads.
+        wandb_run: where each round's numbers are shown; None: nowhere.
     """
 
     def __init__(
         self,
-        model: Any,
-        validation_split: float | None,
+        adapter: Adapter,
+        *,
+        cfg: Any,
         fl_task_id: str,
         client_mac: str,
         client_name: str,
-        fl_round: int,
         gl_model: int,
-        wandb_use: bool,
-        wandb_name: str,
+        fl_round: int = 1,
+        model_name: str = "model",
+        wandb_name: str = "",
         wandb_run: Any = None,
-        model_name: str | None = None,
-        model_type: str | None = None,
-        x_train: Any = None,
-        y_train: Any = None,
-        x_test: Any = None,
-        y_test: Any = None,
-        train_loader: Any = None,
-        val_loader: Any = None,
-        test_loader: Any = None,
-        cfg: Any = None,
-        train_torch: Callable[..., Any] | None = None,
-        test_torch: Callable[..., Any] | None = None,
-        finetune_llm: Callable[..., Any] | None = None,
-        trainset: Any = None,
-        tokenizer: Any = None,
-        data_collator: Any = None,
-        formatting_prompts_func: Callable[..., Any] | None = None,
-        num_rounds: int | None = None,
-        *,
-        registration: Mapping[str, Any] | None = None,
     ) -> None:
-        given = {name: value for name, value in locals().items() if name in _REGISTERED and value is not None}
+        self.adapter = adapter
         self.cfg = cfg
-        self.model_type = model_type or "Pytorch"
         self.fl_task_id, self.client_mac, self.client_name = fl_task_id, client_mac, client_name
         self.fl_round, self.gl_model = fl_round, gl_model
-        self.model_name = model_name or "model"
-        self.num_rounds = num_rounds
-        self.wandb_name = wandb_name
-        self.wandb_run = wandb_run if wandb_use else None
-        self.adapter: Adapter = make_adapter(self.model_type, {**(registration or {}), **given}, cfg)
+        self.model_name = model_name
+        self.wandb_name, self.wandb_run = wandb_name, wandb_run
 
     @property
     def model(self) -> Any:
@@ -148,12 +125,81 @@ class FLClient(NumPyClient):
             logger.debug("no client in this process, a result is not published")
 
 
-_REGISTERED = frozenset(
-    {"model", "validation_split", "x_train", "y_train", "x_test", "y_test", "train_loader", "val_loader"}
-    | {"test_loader", "train_torch", "test_torch", "finetune_llm", "trainset", "tokenizer", "data_collator"}
-    | {"formatting_prompts_func"}
-)
-"""Arguments that are entries of FedOps' registration."""
+class FLClient(RegisteredClient):
+    """FedOps client_fl.FLClient, with its arguments.
+
+    `registration` has entries beside them, such as those of the model types that FedOps has not.
+
+    Raises:
+        RegistrationError: something that the model type needs is missing.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        validation_split: float | None,
+        fl_task_id: str,
+        client_mac: str,
+        client_name: str,
+        fl_round: int,
+        gl_model: int,
+        wandb_use: bool,
+        wandb_name: str,
+        wandb_run: Any = None,
+        model_name: str | None = None,
+        model_type: str | None = None,
+        x_train: Any = None,
+        y_train: Any = None,
+        x_test: Any = None,
+        y_test: Any = None,
+        train_loader: Any = None,
+        val_loader: Any = None,
+        test_loader: Any = None,
+        cfg: Any = None,
+        train_torch: Callable[..., Any] | None = None,
+        test_torch: Callable[..., Any] | None = None,
+        finetune_llm: Callable[..., Any] | None = None,
+        trainset: Any = None,
+        tokenizer: Any = None,
+        data_collator: Any = None,
+        formatting_prompts_func: Callable[..., Any] | None = None,
+        num_rounds: int | None = None,
+        *,
+        registration: Mapping[str, Any] | None = None,
+    ) -> None:
+        given = {
+            "model": model,
+            "validation_split": validation_split,
+            "x_train": x_train,
+            "y_train": y_train,
+            "x_test": x_test,
+            "y_test": y_test,
+            "train_loader": train_loader,
+            "val_loader": val_loader,
+            "test_loader": test_loader,
+            "train_torch": train_torch,
+            "test_torch": test_torch,
+            "finetune_llm": finetune_llm,
+            "trainset": trainset,
+            "tokenizer": tokenizer,
+            "data_collator": data_collator,
+            "formatting_prompts_func": formatting_prompts_func,
+        }
+        self.model_type = model_type or "Pytorch"
+        self.num_rounds = num_rounds
+        given = {name: value for name, value in given.items() if value is not None}
+        super().__init__(
+            make_adapter(self.model_type, {**(registration or {}), **given}, cfg),
+            cfg=cfg,
+            fl_task_id=fl_task_id,
+            client_mac=client_mac,
+            client_name=client_name,
+            gl_model=gl_model,
+            fl_round=fl_round,
+            model_name=model_name or "model",
+            wandb_name=wandb_name,
+            wandb_run=wandb_run if wandb_use else None,
+        )
 
 
 def flower_client_start(FL_server_IP: str, client: NumPyClient) -> Callable[[], None]:
@@ -167,23 +213,19 @@ def flower_client_start(FL_server_IP: str, client: NumPyClient) -> Callable[[], 
 
 
 def make_register(job: Job, cfg: Any) -> Register:
-    """Return what makes an `FLClient` of a registration, in the training that a job asks for."""
+    """Return what makes a client of a registration, in the training that a job asks for."""
 
     def register(registration: Mapping[str, Any]) -> NumPyClient:
-        return FLClient(
-            registration.get("model"),
-            entry(cfg, "dataset.validation_split"),
-            job.identity.task_id,
-            job.identity.client_mac,
-            job.identity.client_name,
-            1,
-            job.start.gl_model,
-            False,
-            job.wandb.name if job.wandb else "",
-            model_name=registration.get("model_name"),
-            model_type=registration.get("model_type") or entry(cfg, "model_type", "Pytorch"),
+        model_type = registration.get("model_type") or entry(cfg, "model_type", "Pytorch")
+        return RegisteredClient(
+            make_adapter(model_type, registration, cfg),
             cfg=cfg,
-            registration=registration,
+            fl_task_id=job.identity.task_id,
+            client_mac=job.identity.client_mac,
+            client_name=job.identity.client_name,
+            gl_model=job.start.gl_model,
+            model_name=registration.get("model_name") or "model",
+            wandb_name=job.wandb.name if job.wandb else "",
         )
 
     return register

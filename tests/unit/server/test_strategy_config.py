@@ -103,8 +103,8 @@ def test_a_server_takes_its_strategy_and_task_as_fedops_does(tmp_path: Any, monk
     )
     server = FLServer(str(path), [np.zeros(2)], "net", "Numpy", settings=ServerSettings(store=str(tmp_path)))
     assert server.task_id == "mnist"
-    assert isinstance(server._strategy, FedAvg)
-    assert server._strategy.on_fit_config_fn is not None
-    assert server._strategy.on_evaluate_config_fn is not None
-    assert server._strategy.on_fit_config_fn(1) == {"batch_size": 8, "local_epochs": 2, "num_rounds": 4}
-    assert server._strategy.on_evaluate_config_fn(1) == {"batch_size": 8}
+    assert isinstance(server.strategy, FedAvg)
+    assert server.strategy.on_fit_config_fn is not None
+    assert server.strategy.on_evaluate_config_fn is not None
+    assert server.strategy.on_fit_config_fn(1) == {"batch_size": 8, "local_epochs": 2, "num_rounds": 4}
+    assert server.strategy.on_evaluate_config_fn(1) == {"batch_size": 8}
