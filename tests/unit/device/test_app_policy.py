@@ -154,4 +154,4 @@ def test_app_and_settings_of_the_run_reach_the_training() -> None:
     trigger = start().model_copy(update={"run_config": {"lr": 0.5}})
     action = apply(Client(identity=replace(ME)), trigger).action
     assert isinstance(action, StartTraining)
-    assert (action.app, action.run_config) == (trigger.app, {"lr": 0.5})
+    assert (action.start.app, action.start.run_config) == (trigger.app, {"lr": 0.5})
