@@ -3,10 +3,8 @@
 Whoever launched it has the last word: settings with a run id outrank cfg; a server started by hand follows cfg.
 """
 
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,16 +15,13 @@ from fedops_mqtt.aggregation.errors import ServerConfigError
 from fedops_mqtt.apps import AppBundle, AppRefusedError, BundleLimits, read_bundle
 from fedops_mqtt.line.reply_check import ReplyCheck
 from fedops_mqtt.line.wire import LineCompression, LineLimits
-from fedops_mqtt.protocol import check_task_id
-from fedops_mqtt.runtime.key_values import Plain, parse_pairs
+from fedops_mqtt.protocol import check_task_id, new_run_id
+from fedops_mqtt.runtime.key_values import NUM_ROUNDS_KEY, Plain, parse_pairs
 from fedops_mqtt.runtime.settings import FedOpsSettings, ServerSettings
+from fedops_mqtt.runtime.task_config import entry
 
 DEFAULT_NUM_ROUNDS = 3
 """Flower's own default (Flower 1.41 Strategy.start)."""
-NUM_ROUNDS_KEY = "num-server-rounds"
-"""What Flower's own project templates call the number of rounds in an app's configuration."""
-_MAX_TASK_PART = 40
-"""Characters of the task id in a run id of our own making; a run id has 64 at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +64,7 @@ def make_plan(settings: ServerSettings, cfg: Any) -> RunPlan:
     run_config = parse_pairs(settings.run_config)
 
     def choose(said: Any, name: str) -> Any:
-        configured = read_cfg(cfg, name)
+        configured = entry(cfg, name)
         first, second = (said, configured) if is_launched else (configured, said)
         return second if first is None else first
 
@@ -81,7 +76,7 @@ def make_plan(settings: ServerSettings, cfg: Any) -> RunPlan:
     app = _read_app(settings.app_file) if settings.app_file else None
     return RunPlan(
         task_id=check_task_id(str(task_id)),
-        run_id=settings.run_id or _new_run_id(str(task_id)),
+        run_id=settings.run_id or new_run_id(str(task_id)),
         launch=settings.launch,
         num_rounds=_positive("num_rounds", DEFAULT_NUM_ROUNDS if num_rounds is None else num_rounds),
         is_num_rounds_set=num_rounds is not None,
@@ -124,17 +119,9 @@ def make_compression(settings: ServerSettings) -> LineCompression | None:
 
 def fit_config(cfg: Any, num_rounds: int) -> dict[str, bool | int | float | str]:
     """Return what FedOps tells its clients each round (server.app.FLServer.fit_config); empty without its cfg."""
-    known = {"batch_size": read_cfg(cfg, "batch_size"), "local_epochs": read_cfg(cfg, "num_epochs")}
+    known = {"batch_size": entry(cfg, "batch_size"), "local_epochs": entry(cfg, "num_epochs")}
     config: dict[str, bool | int | float | str] = {name: int(value) for name, value in known.items() if value}
     return {**config, "num_rounds": num_rounds} if config else {}
-
-
-def read_cfg(cfg: Any, name: str, default: Any = None) -> Any:
-    """Return an entry of a mapping, an OmegaConf node or any object with attributes; `default` where it is not set."""
-    if cfg is None:
-        return default
-    found = cfg.get(name) if isinstance(cfg, Mapping) or hasattr(cfg, "get") else getattr(cfg, name, None)
-    return default if found is None else found
 
 
 def _read_secret(settings: ServerSettings) -> bytes | None:
@@ -158,10 +145,6 @@ def _positive(name: str, value: Any) -> Any:
     if number < 1:
         raise ServerConfigError(f"{name} is {number}, must be 1 or more")
     return number
-
-
-def _new_run_id(task_id: str) -> str:
-    return f"{task_id[:_MAX_TASK_PART]}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def check_of(strategy: Strategy | ClassicStrategy | None, settings: ServerSettings) -> ReplyCheck:

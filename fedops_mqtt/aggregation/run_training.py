@@ -12,12 +12,12 @@ from fedops_mqtt.aggregation.checkpoint import Checkpoint, StartingPoint
 from fedops_mqtt.aggregation.follow import Follower
 from fedops_mqtt.aggregation.model_arrays import are_equal
 from fedops_mqtt.aggregation.rounds import Rounds
-from fedops_mqtt.aggregation.run_settings import NUM_ROUNDS_KEY, RunPlan, check_of
+from fedops_mqtt.aggregation.run_settings import RunPlan, check_of
 from fedops_mqtt.aggregation.strategy import Config, count_on, run_classic, run_messages, run_server_app
 from fedops_mqtt.aggregation.strategy_state import AnyStrategy, StrategyState, arrays_in, begin_from
 from fedops_mqtt.line.grid import LineGrid, digest_of
 from fedops_mqtt.protocol import RunOutcome
-from fedops_mqtt.runtime.key_values import module_of, project_config
+from fedops_mqtt.runtime.key_values import NUM_ROUNDS_KEY, module_of, project_config
 from fedops_mqtt.runtime.settings import ServerSettings
 from fedops_mqtt.store.tensor_file import Arrays
 

@@ -6,7 +6,6 @@ Nothing here ever waits for the broker, except `finish`: training goes on withou
 import asyncio
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
@@ -15,7 +14,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from fedops_mqtt.bus import (
-    BusError,
     BusEvent,
     BusOptions,
     ConflictingInstanceError,
@@ -23,7 +21,8 @@ from fedops_mqtt.bus import (
     ConnectError,
     Connection,
     EpochStore,
-    NotConnectedError,
+    Publication,
+    PublishQueue,
     Received,
     StatusOwner,
     client_id_of,
@@ -38,7 +37,6 @@ from fedops_mqtt.protocol import (
     MemberCondition,
     MetricsCutter,
     Outcome,
-    ProtocolError,
     Roster,
     ServerClient,
     ServerCondition,
@@ -141,8 +139,6 @@ _CALM_S = 0.2
 """Clients' phases are said together, at most this often; a round of a small model has a dozen of them in 20 ms."""
 _MARGIN_S = 5.0
 """Beyond a flush's own time-out, for the thread that does it."""
-_MAX_METRICS = 1000
-"""Kept while the broker is away; the oldest go first."""
 _LAST_OF_ITS_OWN = LAST_SEQ - 1
 """The `seq` of the word that is kept: above all that is said on this connection, below its last will."""
 
@@ -183,7 +179,7 @@ class ServerStatusPublisher:
         self._lock = threading.Lock()
         self._clients: dict[str, ServerClient] = {}
         self._roster = Roster()
-        self._metrics: deque[ServerMetrics] = deque(maxlen=_MAX_METRICS)
+        self._metrics = PublishQueue()
         self._is_update_planned = False
         self._was_connected = False
         self._is_replaced = False
@@ -222,8 +218,8 @@ class ServerStatusPublisher:
 
     def tell(self, metrics: ServerMetrics) -> None:
         """Publish metrics, now or when the broker is back."""
-        self._metrics.append(metrics)
-        self._call(self._has_metrics.set)
+        publication = Publication(topic=topics.server_metrics(metrics.task_id), message=metrics)
+        self._call(self._metrics.put, publication)
 
     def finish(self, timeout_s: float, **changes: Any) -> bool:
         """Keep the last word, say it and wait until the broker has it; False when it was not in time.
@@ -257,7 +253,7 @@ class ServerStatusPublisher:
 
     async def _live(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._leaving, self._has_metrics, self._has_told_all = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._leaving = asyncio.Event()
         who = self._snapshot
         self._topic = topics.server_status(who.task_id)
         self._owner = StatusOwner(
@@ -276,12 +272,12 @@ class ServerStatusPublisher:
             subscriptions=[str(self._topic), filter_for(Channel.CLIENT_STATUS, who.task_id)],
             make_will=self._owner.will,
             options=self._options,
-            observers=[self._look, self._owner.take],
+            observers=[self._look, self._owner.take, self._metrics.take],
             may_move=lambda: False,  # its life is one run
         )
         async with connection, self._owner.speaking(connection), asyncio.TaskGroup() as group:
             hearing = group.create_task(self._hear(connection), name="hear-clients")
-            telling = group.create_task(self._tell_metrics(connection), name="tell-metrics")
+            telling = group.create_task(self._metrics.run(connection), name="tell-metrics")
             self._started.set_result(None)
             await self._leaving.wait()
             hearing.cancel()
@@ -315,9 +311,7 @@ class ServerStatusPublisher:
             async with asyncio.timeout(timeout_s):
                 if not self._was_connected:
                     await self._connection.wait_first_try()
-                self._has_told_all.clear()  # what was told before says nothing of what came since
-                self._has_metrics.set()
-                await self._has_told_all.wait()
+                await self._metrics.wait_empty()
                 return await self._owner.flush(timeout_s)
         except (TimeoutError, ConnectError):
             return False
@@ -327,7 +321,6 @@ class ServerStatusPublisher:
         match event:
             case Connected():
                 self._was_connected = True
-                self._has_metrics.set()
             case Received(topic, ServerStatus() as status, _) if topic == self._topic:
                 self._look_at_server(status)
 
@@ -361,25 +354,3 @@ class ServerStatusPublisher:
         last = status.last_run
         if last is not None and last.run_id == self._snapshot.run_id and last.outcome is not Outcome.FINISHED:
             self._ears.on_client_ended(status.client_mac, last)
-
-    async def _tell_metrics(self, connection: Connection) -> None:
-        while True:
-            await self._has_metrics.wait()
-            self._has_metrics.clear()
-            self._has_told_all.clear()
-            while self._metrics and await self._tell_oldest(connection, self._metrics[0]):
-                pass
-            if not self._metrics:
-                self._has_told_all.set()
-
-    async def _tell_oldest(self, connection: Connection, metrics: ServerMetrics) -> bool:
-        """Publish metrics; False, and they are kept, where there is no connection (the next one wakes us)."""
-        try:
-            await connection.publish(topics.server_metrics(metrics.task_id), metrics)
-        except NotConnectedError:
-            return False
-        except (BusError, ProtocolError) as error:
-            _log.warning("metrics were not taken", extra={"problem": str(error)})
-        if self._metrics and self._metrics[0] is metrics:
-            self._metrics.popleft()
-        return True

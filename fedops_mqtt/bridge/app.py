@@ -18,12 +18,11 @@ from fedops_mqtt.bridge.peer_registry import PeerRegistry
 from fedops_mqtt.bridge.peer_state import FedOpsHttpClient, PeerState
 from fedops_mqtt.bus import BusOptions, parse_broker_urls, without_password
 from fedops_mqtt.protocol import IdentityError, normalise_mac
-from fedops_mqtt.runtime.http_access import AccessControlMiddleware, AccessRules, credentials_in
+from fedops_mqtt.runtime.http_access import AccessControlMiddleware, AccessRules, credentials_in, is_from_browser
 from fedops_mqtt.runtime.http_server import listen, serving, url_of
+from fedops_mqtt.runtime.machine import join_address, split_address
 from fedops_mqtt.runtime.settings import BridgeSettings
 from fedops_mqtt.runtime.systemd import told_to_end
-
-_SAID_BY_BROWSERS = (b"origin", b"sec-fetch-site")
 
 
 def guarded(app: ASGIApp, rules: AccessRules) -> ASGIApp:
@@ -31,7 +30,7 @@ def guarded(app: ASGIApp, rules: AccessRules) -> ASGIApp:
 
     async def enter(scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope.get("headers", ()))
-        if any(name in headers for name in _SAID_BY_BROWSERS):
+        if is_from_browser(headers):
             await _refuse(HTTPStatus.FORBIDDEN, "not for web pages", {})(scope, receive, send)
         else:
             scope.setdefault("state", {})["client_mac"] = _mac_of(credentials_in(headers)[0])
@@ -177,10 +176,10 @@ def gateway_addresses(first: str, count: int) -> list[str]:
     Raises:
         BridgeConfigError: there are not so many ports.
     """
-    host, _, port = first.rpartition(":")
-    if int(port) and int(port) + count - 1 > _MAX_PORT:
+    host, port = split_address(first, default_host="127.0.0.1")
+    if port and port + count - 1 > _MAX_PORT:
         raise BridgeConfigError("grpc_gateways", f"{count} clients do not fit into the ports from {port} on")
-    return [f"{host or '127.0.0.1'}:{int(port) + index if int(port) else 0}" for index in range(count)]
+    return [join_address(host, port + index if port else 0) for index in range(count)]
 
 
 async def run_bridge(settings: BridgeSettings, say: Callable[[str], None]) -> None:

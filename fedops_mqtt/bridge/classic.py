@@ -8,8 +8,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fedops_mqtt.bus import (
-    BusError,
     BusOptions,
     ConflictingInstanceError,
-    Connection,
     EpochFile,
+    Publication,
+    PublishQueue,
     StatusOwner,
     client_id_of,
     new_instance,
@@ -30,6 +29,7 @@ from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.protocol import RunId, ServerCondition, ServerMetrics, ServerStatus, TaskId, Transport, topics, utc_now
 from fedops_mqtt.runtime.background import alongside
 from fedops_mqtt.runtime.files import write_atomically
+from fedops_mqtt.runtime.machine import accepts_connections, split_address
 
 logger = logging.getLogger(__name__)
 
@@ -77,11 +77,10 @@ class ClassicServer:
         self._run = run
         self._options = options
         self._instance = new_instance()
-        self._news = asyncio.Event()
         self._ended = asyncio.Event()
         self.gone = asyncio.Event()
         """Set when nothing more is said for it."""
-        self._metrics: list[ServerMetrics] = []
+        self._metrics = PublishQueue()
         self._owner = StatusOwner(
             topic=topics.server_status(run.task_id),
             instance=self._instance,
@@ -106,10 +105,14 @@ class ClassicServer:
         """Speak for the server until its run is over and that has been said."""
         self._keep()
         try:
-            async with self._speaking() as bus, alongside(self._watch(), name=f"probe-{self._run.task_id}"):
-                async with alongside(self._tell_metrics(bus), name=f"metrics-{self._run.task_id}"):
+            url, options = self._options.reach(self._run.task_id)
+            on_bus = self._owner.on_bus(
+                url, client_id=client_id_of(options.user), options=options, observers=[self._metrics.take]
+            )
+            async with on_bus as bus, alongside(self._watch(), name=f"probe-{self._run.task_id}"):
+                async with alongside(self._metrics.run(bus), name=f"metrics-{self._run.task_id}"):
                     await self._ended.wait()
-                await self._flush(bus)
+                await self._metrics.flush(bus)
                 await self._owner.flush(_LAST_WORD_S)
         except ConflictingInstanceError as error:
             logger.warning("another process publishes for this task's FL server now", extra={"why": str(error)})
@@ -121,18 +124,16 @@ class ClassicServer:
     def note_evaluation(self, *, round_: int, metrics: dict[str, float], duration_s: float | None) -> None:
         """A round is done."""
         self._change(status=ServerCondition.RUNNING, round=round_, metrics=metrics)
-        self._metrics.append(
-            ServerMetrics(
-                task_id=self._run.task_id,
-                run_id=self._run.run_id,
-                round=round_,
-                metrics=metrics,
-                duration_s=duration_s,
-                gl_model=self._run.gl_model,
-                at=utc_now(),
-            )
+        message = ServerMetrics(
+            task_id=self._run.task_id,
+            run_id=self._run.run_id,
+            round=round_,
+            metrics=metrics,
+            duration_s=duration_s,
+            gl_model=self._run.gl_model,
+            at=utc_now(),
         )
-        self._news.set()
+        self._metrics.put(Publication(topic=topics.server_metrics(message.task_id), message=message))
 
     def note_rounds_done(self) -> None:
         """It has told how long all its rounds took, which it does only after the last one."""
@@ -177,7 +178,7 @@ class ClassicServer:
         deadline = time.monotonic() + self._options.start_s
         misses = 0
         while not self.is_over:
-            if await answers(self._run.server_ip, within_s=self._options.probe_s):
+            if await accepts_connections(*split_address(self._run.server_ip), within_s=self._options.probe_s):
                 misses = 0
                 if self._run.status is ServerCondition.STARTING:
                     self._change(status=ServerCondition.READY)
@@ -200,24 +201,6 @@ class ClassicServer:
         if not self._run.are_rounds_done:
             self.note_problem(problem)
         self.note_end(problem)
-
-    @asynccontextmanager
-    async def _speaking(self) -> AsyncIterator[Connection]:
-        url, options = self._options.reach(self._run.task_id)
-        async with self._owner.on_bus(url, client_id=client_id_of(options.user), options=options) as bus:
-            yield bus
-
-    async def _tell_metrics(self, bus: Connection) -> None:
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            await self._flush(bus)
-
-    async def _flush(self, bus: Connection) -> None:
-        while self._metrics:
-            with suppress(BusError):
-                await bus.publish(topics.server_metrics(self._run.task_id), self._metrics[0])
-            del self._metrics[0]
 
     def _snapshot(self, stamp: Stamp) -> ServerStatus:
         run = self._run
@@ -254,20 +237,6 @@ class ClassicServer:
 
 _LAUNCH = 1
 """A FedOps server is launched by somebody else, once a run."""
-
-
-async def answers(server_ip: str, *, within_s: float) -> bool:
-    """Return whether somebody accepts connections at `host:port`."""
-    host, _, port = server_ip.rpartition(":")
-    try:
-        async with asyncio.timeout(within_s):
-            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
-    except (OSError, TimeoutError):
-        return False
-    writer.close()
-    with suppress(OSError):
-        await writer.wait_closed()
-    return True
 
 
 def load_runs(state_dir: Path) -> list[ClassicRun]:

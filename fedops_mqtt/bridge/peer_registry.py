@@ -11,6 +11,7 @@ from fedops_mqtt.bridge.classic import ClassicOptions, ClassicRun, ClassicServer
 from fedops_mqtt.bridge.client_proxy import ClientProxy
 from fedops_mqtt.bridge.peer_state import OnlineAnswer, PeerState
 from fedops_mqtt.protocol import MetricsCutter, MetricsKind, count_of, number_of
+from fedops_mqtt.runtime.machine import join_address, split_address
 from fedops_mqtt.training.pipe import MetricsReport
 
 
@@ -131,7 +132,7 @@ class PeerRegistry:
             await link.note_asked()
         elif server is not None:
             wanted = server.known.server_ip
-        return int(wanted.rpartition(":")[2]) if wanted else None
+        return split_address(wanted)[1] if wanted else None
 
     def _presence_of(self, link: PeerState) -> ClientProxy:
         return next(presence for presence in self._presences if presence.link is link)
@@ -145,8 +146,7 @@ class PeerRegistry:
             known.note_problem("another FedOps server was started for this task")
             known.note_end()
             await known.gone.wait()
-        where, _, port = self._server_at.rpartition(":")
-        server_ip = f"{where or (f'[{host}]' if ':' in host else host)}:{port}"
+        server_ip = join_address(*split_address(self._server_at, default_host=host))
         self._speak_for_server(ClassicRun(task_id=task_id, run_id=new_run_id(), server_ip=server_ip, gl_model=gl_model))
 
     def server_problem(self, task_id: str) -> None:

@@ -163,7 +163,7 @@ class PeerState:
 
     def is_at(self, server_ip: str) -> bool:
         """Return whether it trains at this server already; only the port tells, a host may have several names."""
-        return self.is_training and port_of(self.server_ip or "") == port_of(server_ip)
+        return self.is_training and (self.server_ip or "").rpartition(":")[2] == server_ip.rpartition(":")[2]
 
     async def note_online(self, answer: OnlineAnswer) -> None:
         """Take in what it says of itself; when it says that it trains no more, how it ended is in the same answer."""
@@ -244,8 +244,3 @@ class PeerState:
         """Wait until it says that it trains, or has already told how that ended."""
         async with self._changed:
             await self._changed.wait_for(lambda: self.is_training or self._word is not None)
-
-
-def port_of(server_ip: str) -> str:
-    """Return the port of `host:port`."""
-    return server_ip.rpartition(":")[2]

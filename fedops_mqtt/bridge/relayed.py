@@ -21,6 +21,7 @@ from fedops_mqtt.line.client_session import RunEnd
 from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.runner import Joined, LineRunner, MessageAnswered, Progress, make_context
 from fedops_mqtt.protocol import MetricsCutter, MetricsKind, Outcome, RunStart, clip
+from fedops_mqtt.runtime.machine import join_address, split_address
 from fedops_mqtt.runtime.settings import ClientSettings
 from fedops_mqtt.training.pipe import EndedReport, MetricsReport, PhaseReport
 
@@ -105,9 +106,9 @@ class RelayedTraining:
 
     async def _bring_client(self, door: GrpcGateway, runner: LineRunner) -> None:
         await self._joined.wait()
-        host = self._address.rpartition(":")[0]
+        host, _ = split_address(self._address)
         try:
-            await self._call.to(f"{host}:{door.port}")
+            await self._call.to(join_address(host, door.port))
         except FedOpsHttpError as error:
             self._no_start = failed_to_start(error)
             self._call.link.hurry.set()
@@ -196,15 +197,7 @@ class RelayedTraining:
         return make_context(joined)
 
     def _tell_progress(self, progress: Progress) -> None:
-        self._on_report(
-            PhaseReport(
-                phase=progress.phase,
-                round=progress.round or 0,
-                run_id=self._run_id,
-                bytes_in=progress.bytes_in,
-                bytes_out=progress.bytes_out,
-            )
-        )
+        self._on_report(PhaseReport.of(progress, self._run_id))
 
     def _tell_answered(self, answered: MessageAnswered) -> None:
         measured = self._cutter.cut(answered.metrics, num_more=2)

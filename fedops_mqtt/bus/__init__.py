@@ -31,6 +31,7 @@ from fedops_mqtt.bus.errors import (
 from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Disconnected, Dropped, Malformed, Received
 from fedops_mqtt.bus.mosquitto import Mosquitto
 from fedops_mqtt.bus.owner import EpochFile, EpochStore, MemoryEpochs, StatusOwner, new_instance
+from fedops_mqtt.bus.publish_queue import PublishQueue
 from fedops_mqtt.bus.watch import Bus, connect
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "NotConnectedError",
     "PacketTooLargeError",
     "Publication",
+    "PublishQueue",
     "PublishRefusedError",
     "PublishTimeoutError",
     "Received",

@@ -5,7 +5,6 @@ A URL's user and password stay out of every log and `repr`.
 
 import asyncio
 import hashlib
-import random
 import re
 import socket
 import ssl
@@ -201,26 +200,6 @@ class _ClosedOnFailure(ssl.SSLSocket):
         except OSError:
             self.close()
             raise
-
-
-@dataclass(slots=True, kw_only=True)
-class Backoff:
-    """Full-jitter waits: each is drawn from 0 to a bound that doubles up to a cap, so that a fleet spreads out."""
-
-    initial_s: float
-    max_s: float
-    draw: random.Random = field(default_factory=random.Random)
-    _num_waits: int = 0
-
-    def next_wait_s(self) -> float:
-        """Return how long to wait before the next attempt."""
-        bound = min(self.max_s, self.initial_s * 2 ** min(self._num_waits, 32))
-        self._num_waits += 1
-        return self.draw.uniform(0, bound)
-
-    def reset(self) -> None:
-        """Start again at the initial bound: the last connection was stable."""
-        self._num_waits = 0
 
 
 @dataclass(slots=True)

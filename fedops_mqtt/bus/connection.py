@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from fedops_mqtt.bus.address import Backoff, BusOptions, VersionChoice
+from fedops_mqtt.bus.address import BusOptions, VersionChoice
 from fedops_mqtt.bus.brokers import Attempt, Brokers
 from fedops_mqtt.bus.errors import (
     BusError,
@@ -30,6 +30,7 @@ from fedops_mqtt.bus.events import DROPPED_TOPIC, BusEvent, Connected, Disconnec
 from fedops_mqtt.bus.session import MqttSession, WillPacket, open_session
 from fedops_mqtt.protocol import Message, Topic, encode
 from fedops_mqtt.runtime.background import alongside, raise_if_cancelled
+from fedops_mqtt.runtime.backoff import Backoff
 
 logger = logging.getLogger(__name__)
 

@@ -17,6 +17,8 @@ from types import TracebackType
 from typing import IO, Self
 
 from fedops_mqtt.bus.errors import MosquittoError
+from fedops_mqtt.runtime.machine import accepts_connections
+from fedops_mqtt.runtime.processes import read_tail
 
 _SEARCHED_TOO = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
 """Where packages put mosquitto and a person's PATH does not look."""
@@ -280,7 +282,7 @@ class Mosquitto:
     async def _answers(self) -> bool:
         if self._is_tls:
             ports = listener_ports(self._read_template())
-            return all([await _accepts(self.host, port) for port in (*ports[1:], self.port)])
+            return all([await accepts_connections(self.host, port) for port in (*ports[1:], self.port)])
         try:
             reader, writer = await asyncio.open_connection(self.host, self.port)
         except OSError:
@@ -302,10 +304,7 @@ class Mosquitto:
         return f"ended with status {status} at its start; {said}"
 
     def _log_tail(self) -> str:
-        log = self._work_dir / "log"
-        if not log.exists():
-            return ""
-        return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_TAIL_LINES:])
+        return read_tail(self._work_dir / "log", max_lines=_LOG_TAIL_LINES)
 
     def _signal(self, number: signal.Signals) -> None:
         """Send a signal; not through `Process.send_signal`, which on CPython 3.11 may reap the child unseen."""
@@ -333,18 +332,6 @@ class Mosquitto:
             if self._folder is not None:
                 self._folder.cleanup()
                 self._folder = None
-
-
-async def _accepts(host: str, port: int) -> bool:
-    """Return whether somebody takes connections; what a TLS listener answers is for those who have certificates."""
-    try:
-        _, writer = await asyncio.open_connection(host, port)
-    except OSError:
-        return False
-    writer.close()
-    with suppress(OSError):
-        await writer.wait_closed()
-    return True
 
 
 def _end_with_parent() -> list[str]:

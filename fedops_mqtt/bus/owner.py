@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol, assert_never
 
 from fedops_mqtt.bus.address import BusOptions
-from fedops_mqtt.bus.connection import Connection, Publication
+from fedops_mqtt.bus.connection import Connection, Observer, Publication
 from fedops_mqtt.bus.errors import (
     BusError,
     ConflictingInstanceError,
@@ -222,6 +222,7 @@ class StatusOwner:
         subscriptions: Sequence[str] = (),
         options: BusOptions | None = None,
         hears_drops: bool = False,
+        observers: Sequence[Observer] = (),
         may_move: Callable[[], bool] = lambda: True,
     ) -> AsyncIterator[Connection]:
         """Connect, announce, and speak while the block runs; say goodbye at its end. Arguments as for `Connection`.
@@ -237,7 +238,7 @@ class StatusOwner:
             make_will=self.will,
             options=options,
             hears_drops=hears_drops,
-            observers=[self.take],
+            observers=[self.take, *observers],
             may_move=may_move,
         )
         async with connection, self.speaking(connection):

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from fedops_mqtt.device.training_process import check_app
 from fedops_mqtt.enrolment.authority import is_issued_by, is_pair, read_certificate
 from fedops_mqtt.enrolment.roles import Role
+from fedops_mqtt.runtime.machine import split_address
 from fedops_mqtt.runtime.settings import IS_DELIVERED, BridgeSettings, DoctorSettings, ManagerSettings, config_file
 from fedops_mqtt.runtime.settings_file import exposed_files
 
@@ -156,11 +157,10 @@ def look_at_ports(addresses: Sequence[str]) -> Iterator[Finding]:
     if not addresses:
         yield ok("port", "none is set to listen on: connections go outwards only")
     for address in addresses:
-        host, _, port = address.rpartition(":")
-        host = host.strip("[]") or "127.0.0.1"
+        host, port = split_address(address, default_host="127.0.0.1")
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            with socket.create_server((host, int(port)), family=family):
+            with socket.create_server((host, port), family=family):
                 yield ok("port", f"{address} is free")
         except (OSError, OverflowError) as error:
             why = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0]

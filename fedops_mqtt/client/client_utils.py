@@ -16,6 +16,7 @@ from fedops_mqtt.client.client_api import ClientManagerAPI
 from fedops_mqtt.core.client import Client
 from fedops_mqtt.device.identity import NoMacAddressError, get_hostname, get_mac_address
 from fedops_mqtt.protocol import AnyMacAddress, ClientCondition
+from fedops_mqtt.runtime.machine import split_address
 from fedops_mqtt.runtime.task_config import entry
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class FLClientStatus(BaseModel):
 
 
 def _check_port(address: str) -> str:
-    if ":" in address and not 0 < int(address.rpartition(":")[2]) <= _MAX_PORT:
+    if ":" in address and not 0 < split_address(address)[1] <= _MAX_PORT:
         raise ValueError(f"port must be 1 to {_MAX_PORT}")
     return address
 

@@ -23,9 +23,10 @@ from fedops_mqtt.client.client_utils import FLClientStatus, ManagerData
 from fedops_mqtt.core.client_state import LocalStart, StartDecision
 from fedops_mqtt.device.identity import ShimAddressError, ShimExposedError
 from fedops_mqtt.protocol import Answer
-from fedops_mqtt.runtime.http_access import AccessControlMiddleware, AccessRules, ExposedError
+from fedops_mqtt.runtime.http_access import AccessControlMiddleware, AccessRules, ExposedError, is_from_browser
 from fedops_mqtt.runtime.http_server import listen
 from fedops_mqtt.runtime.http_server import serving as serve
+from fedops_mqtt.runtime.machine import split_address
 from fedops_mqtt.runtime.settings import ClientSettings
 
 logger = logging.getLogger(__name__)
@@ -45,9 +46,6 @@ class Refused(BaseModel):
     """The body of every refusal, in FastAPI's form: a sentence, or what is wrong with each field."""
 
     detail: str | list[dict[str, Any]]
-
-
-_SAID_BY_BROWSERS = ("origin", "referer", "sec-fetch-site", "sec-fetch-mode")
 
 
 def make_shim(
@@ -112,7 +110,7 @@ def _check_get(request: Request, *, is_allowed: bool) -> None:
     if not is_allowed:
         why = "GET starts nothing here: POST /start, or set FEDOPS_MQTT_HTTP_GET_START=true"
         raise HTTPException(status.HTTP_403_FORBIDDEN, why)
-    if any(name in request.headers for name in _SAID_BY_BROWSERS):
+    if is_from_browser(dict(request.headers.raw)):
         raise HTTPException(status.HTTP_403_FORBIDDEN, "not for web pages")
 
 
@@ -203,7 +201,7 @@ def _words(text: str) -> Sequence[str]:
 
 def _matches(server_ip: str, allowed: str) -> bool:
     """Return whether an entry of the list (host, network, or host:port) means this server."""
-    host = server_ip.rpartition(":")[0].strip("[]").lower()
+    host = split_address(server_ip)[0].lower()
     if allowed.lower() in (server_ip.lower(), host):
         return True
     try:

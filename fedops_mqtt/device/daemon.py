@@ -7,7 +7,6 @@ nor torch, wandb or numpy is ever imported here: an idle daemon stays small.
 import asyncio
 import logging
 import platform
-from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import replace
@@ -15,11 +14,10 @@ from typing import Literal, Protocol, assert_never
 
 from fedops_mqtt import __version__
 from fedops_mqtt.bus import (
-    BusError,
     BusOptions,
-    Connected,
     Connection,
-    NotConnectedError,
+    Publication,
+    PublishQueue,
     Received,
     StatusOwner,
 )
@@ -52,7 +50,6 @@ from fedops_mqtt.protocol import (
     ClientStatus,
     Outcome,
     Phase,
-    ProtocolError,
     StartTrigger,
     StopTrigger,
     filter_for,
@@ -80,47 +77,6 @@ class Attachment(Protocol):
 
 
 logger = logging.getLogger(__name__)
-
-_MAX_WAITING = 1000
-"""Messages kept while the broker is slow or away; the oldest go first."""
-
-
-class MetricsSender:
-    """Takes metrics at any time and publishes them one after the other."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[ClientMetrics] = deque(maxlen=_MAX_WAITING)
-        self._news = asyncio.Event()
-
-    def put(self, metrics: ClientMetrics) -> None:
-        """Send these soon."""
-        self._waiting.append(metrics)
-        self._news.set()
-
-    def wake(self) -> None:
-        """Say that the broker is back."""
-        self._news.set()
-
-    async def run(self, bus: Connection) -> None:
-        """Publish what there is, for ever."""
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            await self.flush(bus)
-
-    async def flush(self, bus: Connection) -> None:
-        """Publish what is there now; stops where the broker is away, the rest waits for `wake`."""
-        while self._waiting:
-            metrics = self._waiting[0]
-            try:
-                await bus.publish(topics.client_metrics(metrics.task_id, metrics.client_mac), metrics)
-            except NotConnectedError:
-                return
-            except (BusError, ProtocolError) as error:
-                logger.warning("metrics were not taken", extra={"problem": str(error)})
-            if self._waiting and self._waiting[0] is metrics:
-                self._waiting.popleft()
-
 
 _PHASE_INTERVAL_S = 0.5
 """Phases go into the status at most this often: a trivial round has a dozen of them in 20 ms."""
@@ -160,7 +116,7 @@ class Daemon:
         self._phase: PhaseReport | None = None
         self._phase_news = asyncio.Event()
         self._training_news = asyncio.Event()
-        self._metrics = MetricsSender()
+        self._metrics = PublishQueue()
         self._group: asyncio.TaskGroup | None = None
         self._attachment = attachment
         self.http_address: str | None = None
@@ -283,6 +239,7 @@ class Daemon:
             client_id=self._client_id,
             subscriptions=[filter_for(channel, *mine) for channel in (Channel.CLIENT_START, Channel.CLIENT_STOP)],
             options=BusOptions.from_settings(self.settings),
+            observers=[self._metrics.take],
             may_move=lambda: self._client.run is None,
         ) as bus:
             yield bus
@@ -320,8 +277,6 @@ class Daemon:
     async def _listen(self, bus: Connection) -> None:
         async for event in bus.events():
             match event:
-                case Connected():
-                    self._metrics.wake()
                 case Received(is_retained=True, message=StartTrigger() | StopTrigger(), topic=topic):
                     logger.warning("a retained trigger is ignored: it may be of any age", extra={"topic": str(topic)})
                 case Received(message=StartTrigger() as trigger):
@@ -343,20 +298,19 @@ class Daemon:
 
     def tell(self, report: MetricsReport) -> None:
         """Publish metrics, as of the run in hand if there is one."""
-        run = self._client.run
-        self._metrics.put(
-            ClientMetrics(
-                kind=report.kind,
-                task_id=self.identity.task_id,
-                client_mac=self.identity.client_mac,
-                instance=self.identity.instance,
-                run_id=run.run_id if run else None,
-                attempt=run.attempt if run else 0,
-                round=report.round,
-                values=report.values,
-                at=utc_now(),
-            )
+        run, me = self._client.run, self.identity
+        metrics = ClientMetrics(
+            kind=report.kind,
+            task_id=me.task_id,
+            client_mac=me.client_mac,
+            instance=me.instance,
+            run_id=run.run_id if run else None,
+            attempt=run.attempt if run else 0,
+            round=report.round,
+            values=report.values,
+            at=utc_now(),
         )
+        self._metrics.put(Publication(topic=topics.client_metrics(me.task_id, me.client_mac), message=metrics))
 
     async def _measure_load(self) -> None:
         await measure_load(run=lambda: self._client.run, tell=self.tell, interval_s=self.settings.system_interval_s)

@@ -8,6 +8,7 @@ from typing import Any
 from fedops_mqtt.line import wire
 from fedops_mqtt.line.codec import Frame
 from fedops_mqtt.line.errors import FrameError, MessageTooLargeError
+from fedops_mqtt.runtime.http_access import bearer_token
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -28,8 +29,7 @@ class Request:
     @property
     def token(self) -> str | None:
         """The bearer token, if there is one."""
-        scheme, _, token = (self.header("authorization") or "").partition(" ")
-        return token if scheme.lower() == "bearer" and token else None
+        return bearer_token(self._headers)
 
     def header(self, name: str) -> str | None:
         """Return a header's value; `name` is in lower case."""

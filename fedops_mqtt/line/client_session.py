@@ -5,7 +5,6 @@ so, when it is stopped, or when no server was found for the limit; how it ended 
 """
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from fedops_mqtt.line import wire
 from fedops_mqtt.line.connection import BROKEN, Connector, LineConnection
 from fedops_mqtt.line.errors import FrameError, LineRefusedError
 from fedops_mqtt.protocol import Outcome, RunOutcome, clip
+from fedops_mqtt.runtime.backoff import Backoff
 
 _log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class ClientSession:
         self._deadline = time.monotonic() + join_s
         self._limit_s = join_s
         self._problem = "no server there"
-        self._tries = 0
+        self._backoff = Backoff(initial_s=_BACKOFF_FIRST_S, max_s=_BACKOFF_MAX_S)
         self._thread = threading.Thread(target=self._run, name="line-keeper", daemon=True)
 
     def start(self) -> None:
@@ -136,7 +136,7 @@ class ClientSession:
             self._connector = self._make_connector(server_ip)
             self._launch = launch
             self._grant(self._rejoin_s)
-            self._tries = 0
+            self._backoff.reset()
             self._break()
 
     def invalidate(self, session: JoinedSession) -> None:
@@ -261,7 +261,7 @@ class ClientSession:
                 return
             self._session = session
             self._has_joined = True
-            self._tries = 0
+            self._backoff.reset()
             self._changed.notify_all()
 
     def _lose_session(self) -> None:
@@ -280,9 +280,7 @@ class ClientSession:
         return max(_LEAST_S, self._deadline - time.monotonic())
 
     def _back_off(self) -> None:
-        bound_s = min(_BACKOFF_MAX_S, _BACKOFF_FIRST_S * 2**self._tries)
-        self._tries += 1
-        self.pause(random.uniform(0, bound_s))  # noqa: S311 - jitter, not a secret
+        self.pause(self._backoff.next_wait_s())
         if time.monotonic() >= self._deadline and self._end is None:
             where = self._connector.server_ip
             self.end(

@@ -17,6 +17,7 @@ from typing import Any
 from fedops_mqtt.line import wire
 from fedops_mqtt.line.errors import FrameError, LineConfigError, LineRefusedError
 from fedops_mqtt.line.wire import HELLO_PATH, Buffer
+from fedops_mqtt.runtime.machine import split_address
 
 BROKEN = (OSError, EOFError, http.client.HTTPException)
 """What a broken connection raises: try again. (A TLS failure is an OSError too: see `Connector`.)"""
@@ -33,11 +34,13 @@ class Connector:
     """
 
     def __init__(self, server_ip: str, *, ca_file: Path | None, connect_s: float) -> None:
-        host, _, port = server_ip.rpartition(":")
-        if not host or not port.isdigit():
+        try:
+            self._host, self._port = split_address(server_ip)
+        except ValueError as error:
+            raise LineConfigError(f"server_ip {error}") from error
+        if not self._host:
             raise LineConfigError(f"server_ip {server_ip!r} is not host:port")
         self.server_ip = server_ip
-        self._host, self._port = host.strip("[]"), int(port)
         self._connect_s = connect_s
         self._tls = None if ca_file is None else _tls_context(ca_file)
 
@@ -235,9 +238,8 @@ def probe(server_ip: str, *, ca_file: Path | None = None, timeout_s: float = 5.0
 
 
 def _speaks_http2(server_ip: str, timeout_s: float) -> bool:
-    host, _, port = server_ip.rpartition(":")
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s) as sock:
+        with socket.create_connection(split_address(server_ip), timeout=timeout_s) as sock:
             sock.sendall(_HTTP2_PREFACE)
             head = sock.recv(_FRAME_HEAD_BYTES, socket.MSG_WAITALL)
     except (OSError, ssl.SSLError):

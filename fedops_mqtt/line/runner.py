@@ -5,7 +5,6 @@ line may break and the server may move meanwhile; the work in hand goes on.
 """
 
 import logging
-import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from fedops_mqtt.line.records import CycleCollector
 from fedops_mqtt.line.rounds import kind_of, metrics_of, round_of
 from fedops_mqtt.line.wire import LineCompression
 from fedops_mqtt.protocol import Outcome, Phase, describe_error, name_error
+from fedops_mqtt.runtime.backoff import Backoff
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ _CONNECT_S = 5.0
 _STALL_S = 60.0
 """A transfer that moves nothing for this long counts as broken (`LineLimits.stall_s` on the server)."""
 _POLL_MARGIN_S = 10.0
-_RETRY_FIRST_S = 0.05
+_RETRY_FIRST_S = 0.1
 _RETRY_MAX_S = 2.0
 _GOODBYE_S = 3.0
 
@@ -131,6 +131,7 @@ class LineRunner:
         self._bytes_in = 0
         self._bytes_out = 0
         self._garbage = CycleCollector()
+        self._backoff = Backoff(initial_s=_RETRY_FIRST_S, max_s=_RETRY_MAX_S)
         self._phase: tuple[Phase, int | None] | None = None
         self._data: LineConnection | None = None
         self._data_session: JoinedSession | None = None
@@ -181,19 +182,22 @@ class LineRunner:
         """Fetch, compute, answer; ends by EndedError only."""
         context = context_factory(self._identify(self._keeper.wait()))
         outgoing: _Outgoing | None = None
-        tries = 0
         while True:
             session = self._keeper.wait()
             try:
                 message = self._fetch(session) if outgoing is None else self._deliver(session, outgoing)
-                self._check_end(outgoing)
-                outgoing, tries = None, 0
+                if outgoing is not None and outgoing.end is not None:
+                    self._keeper.end(outgoing.end)
+                    raise EndedError(outgoing.end)
+                outgoing = None
+                self._backoff.reset()
             except LineRefusedError as refusal:
                 self._take_refusal(session, refusal)
                 continue
             except BROKEN as error:
-                tries += 1
-                self._retry(error, tries)
+                _log.debug("transfer broken", extra={"problem": str(error)})
+                self._drop_data()
+                self._keeper.pause(self._backoff.next_wait_s())
                 continue
             except LineError as error:  # too large, or no frame: the next try would be the same
                 self._keeper.end(RunEnd(outcome=Outcome.FAILED, reason=str(error)))
@@ -213,11 +217,6 @@ class LineRunner:
             server_ip=session.connector.server_ip,
         )
 
-    def _check_end(self, delivered: _Outgoing | None) -> None:
-        if delivered is not None and delivered.end is not None:
-            self._keeper.end(delivered.end)
-            raise EndedError(delivered.end)
-
     def _take_refusal(self, session: JoinedSession, refusal: LineRefusedError) -> None:
         end = end_of_refusal(refusal, has_joined=True)
         if end is not None:
@@ -227,12 +226,6 @@ class LineRunner:
             self._keeper.invalidate(session)
         else:
             self._drop_data()  # the next try asks first what the server has
-
-    def _retry(self, error: Exception, tries: int) -> None:
-        _log.debug("transfer broken", extra={"problem": str(error), "tries": tries})
-        self._drop_data()
-        bound_s = min(_RETRY_MAX_S, _RETRY_FIRST_S * 2**tries)
-        self._keeper.pause(random.uniform(0, bound_s))  # noqa: S311 - jitter, not a secret
 
     def _fetch(self, session: JoinedSession) -> Message | None:
         """Ask for the next message; None when there was none within the poll."""

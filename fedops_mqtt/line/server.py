@@ -26,7 +26,7 @@ from fedops_mqtt.line.run_state import DepartedClient, RunState
 from fedops_mqtt.line.wire import LineCompression, LineLimits
 from fedops_mqtt.protocol import Outcome, RunOutcome, name_error
 from fedops_mqtt.runtime.http_server import HttpServer, open_socket
-from fedops_mqtt.runtime.machine import check_host
+from fedops_mqtt.runtime.machine import check_host, check_listen, join_address, split_address
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +79,10 @@ class LineServer:
         app: bytes | None = None,
     ) -> None:
         limits = limits or LineLimits()
-        host, port = split_address(listen)
+        try:
+            host, port = split_address(check_listen(listen))
+        except ValueError as error:
+            raise LineConfigError(f"listen: {error}") from error
         access = Access(join=join, run_id=run_id, run_secret=run_secret, join_token=join_token, host=host)
         self._hub = RunState(on_member=on_member)
         self._app = LineApp(
@@ -202,21 +205,9 @@ class LineServer:
         await self._server.serve()
 
 
-def split_address(address: str) -> tuple[str, int]:
-    """Return host and port of `host:port`; an IPv6 host stands in brackets.
-
-    Raises:
-        LineConfigError: it is not of that form.
-    """
-    host, _, port = address.rpartition(":")
-    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise LineConfigError(f"address {address!r} is not host:port")
-    return host.strip("[]"), int(port)
-
-
 def _advertised(host: str, port: int, advertise: str | None) -> str:
     if advertise is None:
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return join_address(host, port)
     try:
         check_host(advertise)
     except ValueError as error:

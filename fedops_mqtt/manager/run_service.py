@@ -8,7 +8,6 @@ import logging
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 
 from fedops_mqtt.apps import AppBundle
 from fedops_mqtt.core.run import Run, RunSpec
@@ -29,23 +28,19 @@ from fedops_mqtt.manager.errors import (
 from fedops_mqtt.manager.journal import JournaledRun
 from fedops_mqtt.manager.remote_order import store_of
 from fedops_mqtt.manager.tasks import TaskConfig
-from fedops_mqtt.protocol import ServerCondition, ServerStatus, topics
-from fedops_mqtt.runtime.key_values import Plain
+from fedops_mqtt.protocol import ServerCondition, ServerStatus, new_run_id, topics
+from fedops_mqtt.runtime.key_values import NUM_ROUNDS_KEY, Plain
 
 logger = logging.getLogger(__name__)
 
 BUNDLE_SERVER = "fedops_mqtt.server.bundle_server"
 """The FL server program of a published app."""
-NUM_ROUNDS_KEY = "num-server-rounds"
-"""What Flower's own project templates call the rounds in an app's configuration."""
 MAX_ROUNDS = 1_000_000
 SECRET_BYTES = 32
 STORE_ELSEWHERE = (
     "its FL server runs on another machine, and the manager's store is a folder of this one: give the manager a store "
     "that both reach (--store s3://…), or name the folder there with FEDOPS_MQTT_STORE in the task's env"
 )
-_MAX_TASK_IN_RUN_ID = 38
-"""Characters of the task in a run id, which has 64: the rest is the time and a random number."""
 
 
 class RunService:
@@ -171,9 +166,8 @@ class RunService:
         )
         if clients is not None and len(clients) < min_clients:
             raise TooFewClientsError(min_clients, len(clients))
-        now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")  # first, so that run ids sort by time
         return RunSpec(
-            run_id=f"{request.task_id[:_MAX_TASK_IN_RUN_ID]}-{now}-{secrets.token_hex(2)}",
+            run_id=new_run_id(request.task_id),
             task_id=request.task_id,
             num_rounds=_rounds_in(request.run_config) or request.num_rounds or config.num_rounds or 0,
             min_clients=min_clients,

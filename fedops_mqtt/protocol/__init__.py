@@ -18,6 +18,7 @@ from fedops_mqtt.protocol.identity import (
     check_task_id,
     level_to_mac,
     mac_to_level,
+    new_run_id,
     normalise_mac,
 )
 from fedops_mqtt.protocol.messages import (
@@ -119,6 +120,7 @@ __all__ = [
     "level_to_mac",
     "mac_to_level",
     "name_error",
+    "new_run_id",
     "normalise_mac",
     "number_of",
     "parse_topic",

@@ -4,6 +4,8 @@ A MAC is `aa:bb:cc:dd:ee:ff` in every payload and `aa-bb-cc-dd-ee-ff` as topic l
 """
 
 import re
+import secrets
+from datetime import UTC, datetime
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, StringConstraints
@@ -128,6 +130,15 @@ MAX_TEXT_CHARS = 256
 
 MAX_REASON_CHARS = 4096
 """Characters of a reason: 20 lines of a traceback fit, a log does not."""
+
+_MAX_TASK_IN_RUN_ID = 38
+"""Characters of the task id in a run id, which has 64: the rest is time and chance."""
+
+
+def new_run_id(task_id: str) -> str:
+    """Return the id of a new run; the ids of a task's runs sort by time."""
+    return f"{task_id[:_MAX_TASK_IN_RUN_ID]}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
 
 TaskId = Annotated[str, AfterValidator(check_task_id)]
 RunId = Annotated[str, AfterValidator(check_run_id)]

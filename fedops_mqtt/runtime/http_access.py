@@ -181,8 +181,7 @@ class AccessControlMiddleware:
         wanted = (self._rules.token or "").encode()
         if self._rules.is_for_fedops:
             return hmac.compare_digest(credentials_in(headers)[1].encode(), wanted)
-        scheme, _, given = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-        return hmac.compare_digest(given.strip().encode(), wanted) and scheme.lower() == "bearer"
+        return hmac.compare_digest((bearer_token(headers) or "").encode(), wanted)
 
 
 async def _read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
@@ -204,6 +203,20 @@ async def _read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
 
 class _TooLargeError(Exception):
     pass
+
+
+def bearer_token(headers: Mapping[bytes, bytes]) -> str | None:
+    """Return the bearer token of a request (RFC 6750); None where there is none."""
+    scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+_SENT_BY_BROWSERS = (b"origin", b"referer", b"sec-fetch-site", b"sec-fetch-mode")
+
+
+def is_from_browser(headers: Mapping[bytes, bytes]) -> bool:
+    """Return whether a request was made by a web page; no program of FedOps sends one of these headers."""
+    return any(name in headers for name in _SENT_BY_BROWSERS)
 
 
 def credentials_in(headers: Mapping[bytes, bytes]) -> tuple[str, str]:

@@ -15,6 +15,9 @@ from pydantic import AfterValidator
 
 Plain = bool | int | float | str
 
+NUM_ROUNDS_KEY = "num-server-rounds"
+"""What Flower's own project templates call the number of rounds in an app's configuration."""
+
 _PAIR = re.compile(r"""\s*([A-Za-z0-9_.-]+)\s*=\s*("(?:[^"\\]|\\.)*"|'[^']*'|[^\s"']+)(?=\s|$)""")
 
 

@@ -1,8 +1,10 @@
 """What this machine is called, which addresses are its own, and where a user's files are on it."""
 
+import asyncio
 import ipaddress
 import re
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -82,7 +84,7 @@ def check_listen(address: str) -> str:
     """
     if not re.fullmatch(rf"{_HOST}?:\d{{1,5}}", address):
         raise ValueError(f"{address!r} is not host:port")
-    if int(address.rpartition(":")[2]) > _MAX_PORT:
+    if split_address(address)[1] > _MAX_PORT:
         raise ValueError(f"{address}: a port is 0 to {_MAX_PORT}")
     return address
 
@@ -109,6 +111,36 @@ def check_host(address: str) -> str:
     if found[3] and not 0 < int(found[3]) <= _MAX_PORT:
         raise ValueError(f"{address}: a port is 1 to {_MAX_PORT}")
     return address
+
+
+def split_address(address: str, *, default_host: str = "") -> tuple[str, int]:
+    """Return host (an IPv6 one without its brackets) and port of `host:port` or `:port`.
+
+    Raises:
+        ValueError: the port is not a number.
+    """
+    host, _, port = address.rpartition(":")
+    if not (port.isascii() and port.isdigit()):
+        raise ValueError(f"{address!r} is not host:port")
+    return host.strip("[]") or default_host, int(port)
+
+
+def join_address(host: str, port: int) -> str:
+    """Return `host:port`, an IPv6 host in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def accepts_connections(host: str, port: int, *, within_s: float = 5.0) -> bool:
+    """Return whether something accepts TCP connections there; the connection is closed at once."""
+    try:
+        async with asyncio.timeout(within_s):
+            _, writer = await asyncio.open_connection(host, port)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
+    return True
 
 
 def fill_in(advertise: str, host: str, towards: tuple[str, int]) -> str:

@@ -76,7 +76,7 @@ def flatten(cfg: Any) -> dict[str, Scalar]:
 def entry(cfg: Any, path: str, default: Any = None) -> Any:
     """Return what stands under a dotted name; `default` where nothing does."""
     for name in path.split("."):
-        cfg = dict(_items(cfg)).get(name)
+        cfg = cfg.get(name) if callable(getattr(cfg, "get", None)) else getattr(cfg, name, None)
         if cfg is None:
             return default
     return cfg

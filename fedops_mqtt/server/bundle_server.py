@@ -13,12 +13,12 @@ from flwr.serverapp import ServerApp
 
 from fedops_mqtt.aggregation.errors import ServerError
 from fedops_mqtt.aggregation.pipe_publisher import keep_final_status
-from fedops_mqtt.aggregation.run_settings import NUM_ROUNDS_KEY
 from fedops_mqtt.aggregation.status_publisher import ServerSnapshot
 from fedops_mqtt.apps import AppBundle, AppLibrary, AppRefusedError, BundleLimits, KeepLimits, read_bundle
 from fedops_mqtt.apps.bundle import missing_requirements
 from fedops_mqtt.bus import new_instance
 from fedops_mqtt.protocol import LAST_SEQ, RunOutcome, ServerCondition, describe_error, name_error
+from fedops_mqtt.runtime.key_values import NUM_ROUNDS_KEY
 from fedops_mqtt.runtime.settings import ServerSettings
 from fedops_mqtt.server.app import FLServer
 

@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
@@ -17,6 +17,9 @@ from fedops_mqtt.core.client import Identity
 from fedops_mqtt.protocol import MetricsKind, Outcome, Phase, RunId, RunStart, clip
 from fedops_mqtt.protocol.identity import Text
 from fedops_mqtt.protocol.values import Count, Scalars
+
+if TYPE_CHECKING:
+    from fedops_mqtt.line.runner import Progress  # flwr is not imported here
 
 MAX_LINE_BYTES = 64 * 1024
 """A report longer than this is not one of ours and is dropped; the bus would not take it either."""
@@ -92,6 +95,17 @@ class PhaseReport(_Line):
     bytes_out: Count = 0
     detail: Text | None = None
     """What a phase that takes long is about, for people."""
+
+    @classmethod
+    def of(cls, progress: "Progress", run_id: str | None) -> Self:
+        """Return where a runner is, in the run that the server calls so."""
+        return cls(
+            phase=progress.phase,
+            round=progress.round or 0,
+            run_id=run_id,
+            bytes_in=progress.bytes_in,
+            bytes_out=progress.bytes_out,
+        )
 
 
 class MetricsReport(_Line):

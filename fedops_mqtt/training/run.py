@@ -268,15 +268,7 @@ class TrainingRun:
     def _progress(self, progress: Progress) -> None:
         self._bytes = (progress.bytes_in, progress.bytes_out)
         self._clock.enter(progress.phase)
-        self._reporter.phase(
-            PhaseReport(
-                phase=progress.phase,
-                round=progress.round or 0,
-                run_id=self._run_id,
-                bytes_in=progress.bytes_in,
-                bytes_out=progress.bytes_out,
-            )
-        )
+        self._reporter.phase(PhaseReport.of(progress, self._run_id))
 
     def _answered(self, answered: MessageAnswered) -> None:
         measured = self._cutter.cut(answered.metrics, num_more=_NUM_OWN_METRICS)

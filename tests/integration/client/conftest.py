@@ -40,7 +40,10 @@ def make_job(tmp_path: Path, mac: str) -> MakeJob:
     def make(**changes: object) -> Job:
         start: dict[str, object] = {"run_id": "r1", "attempt": 1, "launch": 1, "server_ip": "127.0.0.1:1"}
         start["token"] = make_token(SECRET, str(changes.get("run_id", "r1")), mac)
-        start |= {name: changes.pop(name) for name in changes.keys() & (RunStart.model_fields.keys() - Job.model_fields.keys())}
+        start |= {
+            name: changes.pop(name)
+            for name in changes.keys() & (RunStart.model_fields.keys() - Job.model_fields.keys())
+        }
         fields = {
             "app": "fl_apps:counting",
             "import_paths": (str(HERE),),

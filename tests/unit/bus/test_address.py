@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedops_mqtt.bus.address import (
-    Backoff,
     BusOptions,
     VersionChoice,
     client_id_of,
@@ -21,6 +20,7 @@ from fedops_mqtt.bus.address import (
     without_password,
 )
 from fedops_mqtt.bus.errors import BrokerUrlError
+from fedops_mqtt.runtime.backoff import Backoff
 from fedops_mqtt.runtime.settings import BusSettings
 
 
