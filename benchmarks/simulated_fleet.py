@@ -160,7 +160,7 @@ def live(num_clients: int, folder: Path) -> dict[str, float]:
         memory_mib = resident_mib() - before_mib
         manager.begin_run(num_clients)
         with meter.measuring("chosen and triggered"):
-            manager.take([server_says("ready", {}, 1)])
+            manager.take([server_reports("ready", {}, 1)])
             manager.turn()
         assert len(manager.fired) == num_clients, len(manager.fired)
         answers = [clients.say(mac, **training(mac)) for mac in clients.macs]
@@ -171,7 +171,7 @@ def live(num_clients: int, folder: Path) -> dict[str, float]:
         pass_time(manager, clients, meter, "in a run, a minute", RUN_S, TICK_S)
         sizes = {"bytes of a run's status": len(encode(describe(manager)))}
         finished = {mac: ServerClient(status="finished", attempt=1) for mac in clients.macs}
-        word = server_says("finished", finished, 2)
+        word = server_reports("finished", finished, 2)
         sizes["bytes of a server's status"] = len(encode(word.message))
         ends = [clients.say(mac, **ended()) for mac in clients.macs]
         with meter.measuring("finished"):
@@ -220,7 +220,7 @@ def ended() -> dict:
     }
 
 
-def server_says(status: str, clients: dict[str, ServerClient], seq: int) -> Received:
+def server_reports(status: str, clients: dict[str, ServerClient], seq: int) -> Received:
     said = ServerStatus(
         instance="server", epoch=1, seq=seq, at=utc_now(), heartbeat_s=HEARTBEAT_S * 100, task_id=TASK, status=status,
         run_id=RUN_ID, launch=0, server_ip=SERVER,

@@ -83,7 +83,7 @@ class CheckpointStore:
         name = _name(run_id)
         try:
             with self._folder.reading(name) as path:
-                arrays, facts = read_tensors(path, said=str(self._folder.locate(name)))
+                arrays, facts = read_tensors(path, shown_as=str(self._folder.locate(name)))
             return _checkpoint(arrays, facts)
         except FileNotFoundError:
             return None
@@ -129,7 +129,7 @@ def _name(run_id: str) -> str:
 
 
 def _flatten(state: Mapping[str, StateValue]) -> tuple[Arrays, dict[str, Any]]:
-    """Return the state's arrays under names of their own, and the JSON that says how to put them together."""
+    """Return the state's arrays under names of their own, and the JSON that describes how to put them together."""
     arrays: Arrays = {}
     layout: dict[str, Any] = {}
     for at, (key, value) in enumerate(state.items()):
@@ -210,7 +210,7 @@ class StartingPoint:
     """The model that the run itself began with: the newest version, else the program's."""
     checkpoint: Checkpoint | None = None
     saved: StoredModel | None = None
-    """This very run's model: the launch before died between saving it and saying so."""
+    """This very run's model: the launch before died between saving and publishing it."""
     previous: Checkpoint | None = None
     """What the run that made `first` left of its strategy."""
 
@@ -223,7 +223,7 @@ def find_starting_point(
     initial: Arrays | None,
     accepts_nonfinite: bool = False,
 ) -> StartingPoint:
-    """Return what this launch begins with, when its end can be stored as far as anybody knows now.
+    """Return what this launch begins with, when its end can be stored as far as can be known now.
 
     Raises:
         ModelMismatchError: what is stored is of another model than `initial`.

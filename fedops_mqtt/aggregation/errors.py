@@ -1,4 +1,4 @@
-"""What can go wrong on the FL server; each error carries the facts and says what to do."""
+"""What can go wrong on the FL server; each error carries the facts and names what to do."""
 
 from collections.abc import Sequence
 
@@ -62,4 +62,4 @@ _MAX_SHOWN = 3
 
 
 class ServerConfigError(ServerError, ValueError):
-    """The server cannot start as it is configured; says which value to set."""
+    """The server cannot start as it is configured; names the value to set."""

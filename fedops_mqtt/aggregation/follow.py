@@ -105,7 +105,7 @@ class Follower:
         try:
             bound = inspect.signature(start).bind(strategy, *args, **kwargs)
         except TypeError:
-            return start(strategy, *args, **kwargs)  # Python says what is wrong with the call
+            return start(strategy, *args, **kwargs)  # Python raises what is wrong with the call
         bound.apply_defaults()
         values = bound.arguments
         if not self._has_arrays and values.keys() >= _RESUMABLE:
@@ -182,7 +182,7 @@ class Follower:
         return MetricRecord(metrics) if metrics else None
 
     def _end_round(self) -> None:
-        """End the round in hand, where no `evaluate_fn` has: a loop of its own need not call one."""
+        """End the current round, where no `evaluate_fn` has: a loop of its own need not call one."""
         round_ = self._rounds.active_training
         if round_ is None or self._aggregated is None or self._aggregated[0] != round_:
             return

@@ -18,7 +18,7 @@ _METHODS = ("state_dict", "get_weights", "get_parameters")
 
 
 def arrays_of(model: object) -> Arrays:
-    """Return a model's arrays: a list or mapping of arrays, an ArrayRecord, or an object that hands out one of them.
+    """Return a model's arrays: a list or mapping of arrays, an ArrayRecord, or an object that returns one of them.
 
     Raises:
         ModelTypeError: it is none of these.

@@ -1,6 +1,6 @@
-"""The FL server's voice where there is no bus: one JSON line a status or metrics message, on a descriptor it was given.
+"""Publishes for an FL server without a bus: one JSON line a status or metrics message, on a descriptor it was given.
 
-Whoever reads them is the run's only reason: when the reader is gone, the run is stopped.
+The reader is the run's only reason: when it has closed the pipe, the run is stopped.
 """
 
 import logging
@@ -25,35 +25,35 @@ from fedops_mqtt.store.final_status import write_final_status
 _log = logging.getLogger(__name__)
 
 
-def keep_final_status(path: Path | None, word: ServerStatus, *, store: str | None = None) -> None:
+def keep_final_status(path: Path | None, status: ServerStatus, *, store: str | None = None) -> None:
     """Write a final status where its manager looks for it, and into the store, where one on another host does.
 
-    `path` None: nobody looks. A full disk costs the run nothing.
+    `path` None: nowhere. A full disk costs the run nothing.
     """
     if path is None:
         return
     try:
-        content = encode(word)
+        content = encode(status)
         write_atomically(path, content)
     except (OSError, ProtocolError) as error:
         _log.error("the final status is not on disk, perhaps on the bus", extra={"problem": str(error)})
         return
     try:
-        if store is not None and word.run_id is not None:
-            write_final_status(store, content, task_id=word.task_id, run_id=word.run_id)
+        if store is not None and status.run_id is not None:
+            write_final_status(store, content, task_id=status.task_id, run_id=status.run_id)
     except (OSError, StoreError) as error:
         _log.warning("the final status is not in the store, only on this host", extra={"problem": str(error)})
 
 
 _LOOK_S = 0.5
-"""Between two looks whether somebody still reads."""
+"""Between two checks whether the pipe is still read."""
 _NOBODY = "nobody reads what this server says"
 
 
 def make_announcer(
     settings: ServerSettings, snapshot: ServerSnapshot, callbacks: BusCallbacks
 ) -> "ServerStatusPublisher | PipeStatusPublisher":
-    """Return what speaks for this server: on the bus, or on the descriptor that `report_fd` names.
+    """Return what publishes for this server: on the bus, or on the descriptor that `report_fd` names.
 
     Raises (on entry):
         BrokerUrlError: the broker's URL or a TLS file cannot be used.
@@ -76,7 +76,7 @@ class PipeStatusPublisher:
     def __init__(self, snapshot: ServerSnapshot, *, descriptor: int, on_departed: Callable[[str], None]) -> None:
         self._snapshot = snapshot
         self._descriptor = descriptor
-        self._on_gone = on_departed
+        self._on_departed = on_departed
         self._clients: dict[str, ServerClient] = {}
         self._seq = 0
         self._lock = threading.Lock()
@@ -84,7 +84,7 @@ class PipeStatusPublisher:
 
     @property
     def snapshot(self) -> ServerSnapshot:
-        """What would be said right now."""
+        """The status that would be published right now."""
         with self._lock:
             return replace(self._snapshot, clients=dict(self._clients))
 
@@ -99,41 +99,41 @@ class PipeStatusPublisher:
         with self._lock:
             os.close(self._descriptor)
 
-    def say(self, *, is_urgent: bool = True, **changes: Any) -> None:
-        """Change the snapshot and say it."""
+    def update(self, *, is_urgent: bool = True, **changes: Any) -> None:
+        """Change the snapshot and publish it."""
         with self._lock:
             self._snapshot = replace(self._snapshot, **changes)
-        self._say_status()
+        self._write_status()
 
-    def say_client(self, client_mac: str, client: ServerClient) -> None:
-        """Change what is said of one client, with the next status."""
+    def update_client(self, client_mac: str, client: ServerClient) -> None:
+        """Change the status of one client, published with the next status."""
         with self._lock:
             self._clients[client_mac] = client
 
-    def tell(self, metrics: ServerMetrics) -> None:
+    def publish_metrics(self, metrics: ServerMetrics) -> None:
         """Say metrics."""
         self._write(encode(metrics))
 
     def finish(self, timeout_s: float, **changes: Any) -> bool:
-        """Say the last word."""
-        self.say(**changes)
+        """Publish the final status."""
+        self.update(**changes)
         return True
 
-    def _say_status(self) -> None:
+    def _write_status(self) -> None:
         with self._lock:
             self._seq += 1
             seq = self._seq
         self._write(encode(self.snapshot.to_status(0, seq)))
 
     def _watch_reader(self) -> None:
-        """A server that waits for clients says nothing, and would never find out by writing that nobody reads."""
+        """A server that waits for clients writes nothing, and would never find out that the pipe is closed."""
         looking = select.poll()
         looking.register(self._descriptor, 0)  # errors alone: the other end is closed
         while not self._is_left.wait(_LOOK_S):
             with self._lock:
-                is_gone = not self._is_left.is_set() and bool(looking.poll(0))
-            if is_gone:
-                self._on_gone(_NOBODY)
+                is_closed = not self._is_left.is_set() and bool(looking.poll(0))
+            if is_closed:
+                self._on_departed(_NOBODY)
                 return
 
     def _write(self, line: bytes) -> None:
@@ -141,4 +141,4 @@ class PipeStatusPublisher:
             with self._lock:
                 os.write(self._descriptor, line + b"\n")
         except BrokenPipeError:
-            self._on_gone(_NOBODY)
+            self._on_departed(_NOBODY)

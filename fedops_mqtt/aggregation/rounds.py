@@ -1,4 +1,4 @@
-"""The rounds of one run as they happen: evaluated, checkpointed, told; the same for both families of strategies.
+"""The rounds of one run as they happen: evaluated, checkpointed, reported; the same for both families of strategies.
 
 Round numbers are the run's own: a relaunched server goes on counting where the launch before stopped.
 """
@@ -88,7 +88,7 @@ class Rounds:
         self.done, self.arrays, self.metrics, self.num_aggregated, self.num_fruitless = 0, None, {}, 0, 0
 
     def start(self, round_: int) -> None:
-        """A round begins; saying it again changes nothing."""
+        """A round begins; calling it again changes nothing."""
         with self._lock:
             if round_ == self._current:
                 return
@@ -96,7 +96,7 @@ class Rounds:
         self.hooks.on_start(round_)
 
     def add(self, round_: int, metrics: Mapping[str, Any] | None, *, prefix: str = "") -> None:
-        """Take clients' metrics of a round, named `prefix` and their own name; told at once if the round has ended."""
+        """Add clients' metrics of a round, named `prefix` and their name; reported at once if the round has ended."""
         named = {name if name.startswith(prefix) else f"{prefix}_{name}": value for name, value in numbers_in(metrics)}
         if round_ == self._current and round_ > self.done:
             self._current_metrics |= named
@@ -129,7 +129,7 @@ class Rounds:
         return dict(numbers_in(self.hooks.evaluate(round_, arrays)))
 
     def end(self, round_: int, arrays: Arrays, metrics: Mapping[str, Any] | None) -> None:
-        """A round is over (0: the model before training has been evaluated): checkpoint it, tell it.
+        """A round is over (0: the model before training has been evaluated): checkpoint it, report it.
 
         Raises:
             NonFiniteModelError: the round's model has NaN or new infinities, and that is not accepted.
@@ -191,12 +191,12 @@ class RoundStatus(Protocol):
 
 
 class MetricsSink(Protocol):
-    """Who says things for this server."""
+    """What publishes for this server."""
 
-    def say(self, *, is_urgent: bool = True, **changes: Any) -> None:
-        """Change what the status says."""
+    def update(self, *, is_urgent: bool = True, **changes: Any) -> None:
+        """Change the status."""
 
-    def tell(self, metrics: ServerMetrics) -> None:
+    def publish_metrics(self, metrics: ServerMetrics) -> None:
         """Publish numbers."""
 
 
@@ -208,13 +208,13 @@ class RoundReporter:
         *,
         plan: RunPlan,
         status: RoundStatus,
-        voice: MetricsSink,
+        sink: MetricsSink,
         show: Show,
         count_bytes: Callable[[], tuple[int, int]],
     ) -> None:
         self._plan = plan
         self._status = status
-        self._voice = voice
+        self._sink = sink
         self._show = show
         self._count_bytes = count_bytes
         self._bytes_before = (0, 0)
@@ -225,16 +225,16 @@ class RoundReporter:
         round_ = count_of(round_)  # a strategy with rounds of its own may count in numpy's integers, or below 0
         self._status.round, self._status.start_by_round = round_, time.time()
         self._bytes_before = self._count_bytes()
-        self._voice.say(status=ServerCondition.RUNNING, round=round_)
+        self._sink.update(status=ServerCondition.RUNNING, round=round_)
 
     def report(self, report: RoundReport) -> None:
         """Tell a round so far."""
         self._status.end_by_round = report.duration_s or 0.0
         (bytes_in, bytes_out), (in_before, out_before) = self._count_bytes(), self._bytes_before
-        told = self._numbers(report, bytes_in=bytes_in - in_before, bytes_out=bytes_out - out_before)
-        self._voice.say(is_urgent=False, metrics=told.metrics)
-        self._show(_shown(report, told), report.round)
-        self._voice.tell(told)
+        message = self._numbers(report, bytes_in=bytes_in - in_before, bytes_out=bytes_out - out_before)
+        self._sink.update(is_urgent=False, metrics=message.metrics)
+        self._show(_shown(report, message), report.round)
+        self._sink.publish_metrics(message)
 
     def _numbers(self, report: RoundReport, *, bytes_in: int, bytes_out: int) -> ServerMetrics:
         return ServerMetrics(
@@ -251,7 +251,13 @@ class RoundReporter:
         )
 
 
-def _shown(report: RoundReport, told: ServerMetrics) -> Mapping[str, float]:
+def _shown(report: RoundReport, message: ServerMetrics) -> Mapping[str, float]:
     """Return what W&B shows of a round, under the names that clients use there."""
     times = {} if report.duration_s is None else {"round_seconds": report.duration_s}
-    return {**report.metrics, **times, "bytes_in": told.bytes_in, "bytes_out": told.bytes_out, "round": report.round}
+    return {
+        **report.metrics,
+        **times,
+        "bytes_in": message.bytes_in,
+        "bytes_out": message.bytes_out,
+        "round": report.round,
+    }

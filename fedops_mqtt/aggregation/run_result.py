@@ -44,8 +44,8 @@ def save_model(
     if rounds.arrays is None:
         return None, outcome, reason
     if problem := rounds.nonfinite_in(rounds.arrays):
-        said = f"the global model of round {rounds.done} is not finite: {problem}"
-        outcome, reason = RunOutcome.FAILED, reason if outcome is RunOutcome.FAILED else said
+        failure = f"the global model of round {rounds.done} is not finite: {problem}"
+        outcome, reason = RunOutcome.FAILED, reason if outcome is RunOutcome.FAILED else failure
     facts: dict[str, Any] = {"run_id": run_id, "round": rounds.done, "metrics": rounds.metrics}
     facts["made_with"] = made_with
     try:
@@ -55,6 +55,6 @@ def save_model(
             saved = store.save(rounds.arrays, outcome=outcome, **facts)
     except (ServerError, StoreError, OSError) as error:
         _log.error("global model was not saved", extra={"problem": str(error)})
-        said = f"global model was not saved: {error}"
-        return None, RunOutcome.FAILED, f"{reason}; {said}" if outcome is RunOutcome.FAILED else said
+        failure = f"global model was not saved: {error}"
+        return None, RunOutcome.FAILED, f"{reason}; {failure}" if outcome is RunOutcome.FAILED else failure
     return saved, outcome, reason

@@ -1,6 +1,6 @@
 """What this FL server is asked to do, from its settings and FedOps' cfg.
 
-Whoever launched it has the last word: settings with a run id outrank cfg; a server started by hand follows cfg.
+The launcher's settings win: settings with a run id outrank cfg; a server started by hand follows cfg.
 """
 
 from collections.abc import Mapping
@@ -33,22 +33,22 @@ class RunPlan:
     launch: int
     num_rounds: int
     is_num_rounds_set: bool
-    """False: nobody said, it is the default."""
+    """False: it is the default."""
     min_clients: int | None
-    """None: nobody said, the strategy's own minimum counts."""
+    """None: it is not set, the strategy's own minimum counts."""
     join: Literal["invited", "open"]
     run_secret: bytes | None
     is_resumable: bool
     """Somebody else named the run, so it can be launched again."""
     run_config: Mapping[str, Plain] = field(default_factory=dict)
-    """What was said for this run; it outweighs the project's configuration."""
+    """Settings of this run; they outweigh the project's configuration."""
     app_digest: str | None = None
     """Of the published app that the run trains with."""
     app_version: str | None = None
 
     @property
     def made_with(self) -> dict[str, Any]:
-        """What a model of this run, and the run on W&B, say of how it was made."""
+        """How it was made, for a model of this run and for the run on W&B."""
         return {"app_digest": self.app_digest, "app_version": self.app_version, "run_config": dict(self.run_config)}
 
 
@@ -63,9 +63,9 @@ def make_plan(settings: ServerSettings, cfg: Any) -> RunPlan:
 
     run_config = parse_pairs(settings.run_config)
 
-    def choose(said: Any, name: str) -> Any:
+    def choose(given: Any, name: str) -> Any:
         configured = entry(cfg, name)
-        first, second = (said, configured) if is_launched else (configured, said)
+        first, second = (given, configured) if is_launched else (configured, given)
         return second if first is None else first
 
     task_id = choose(settings.task_id or FedOpsSettings().task_id, "task_id")
@@ -118,7 +118,7 @@ def make_compression(settings: ServerSettings) -> LineCompression | None:
 
 
 def fit_config(cfg: Any, num_rounds: int) -> dict[str, bool | int | float | str]:
-    """Return what FedOps tells its clients each round (server.app.FLServer.fit_config); empty without its cfg."""
+    """Return what FedOps sends its clients each round (server.app.FLServer.fit_config); empty without its cfg."""
     known = {"batch_size": entry(cfg, "batch_size"), "local_epochs": entry(cfg, "num_epochs")}
     config: dict[str, bool | int | float | str] = {name: int(value) for name, value in known.items() if value}
     return {**config, "num_rounds": num_rounds} if config else {}

@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class RunTraining:
-    """Runs foreign code, and tells afterwards what it did; `initial` is the program's own model."""
+    """Runs foreign code, and reports afterwards what it did; `initial` is the program's own model."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class RunTraining:
         """Do the rounds.
 
         Raises:
-            RunOverError: the line ended the run.
+            RunEndedError: the line ended the run.
             UnfitStrategyError: the strategy cannot begin from this run's model.
             Exception: whatever the strategy or the app raises.
         """
@@ -101,7 +101,7 @@ class RunTraining:
         return self.last
 
     def model(self) -> Arrays | None:
-        """Return the model to store; None where there is none, or none but that which the run began with."""
+        """Return the model to store; None where there is none, or only that which the run began with."""
         if self._left is not None and self._is_trained(self._left):
             arrays: Arrays | None = arrays_in(self._left)
         else:
@@ -124,42 +124,42 @@ class RunTraining:
             if not seen.num_answered:
                 return RunOutcome.FAILED, f"no client's training succeeded: {failures or 'no client answered'}"
             if self._left is not None and is_unchanged:
-                said = "the ServerApp left the model as it was: nothing was trained"
-                return RunOutcome.FAILED, f"{said} ({failures})" if failures else said
+                report = "the ServerApp left the model as it was: nothing was trained"
+                return RunOutcome.FAILED, f"{report} ({failures})" if failures else report
         return RunOutcome.COMPLETED, "; ".join(self._remarks(is_unchanged, failures))
 
     def _remarks(self, is_unchanged: bool, failures: str) -> list[str]:
-        """Return what there is to say of a completed run, the main thing first."""
+        """Return what a completed run reports, the main thing first."""
         assert self._grid is not None
         rounds = self.rounds
         if not self.is_followed:
-            said = ["the ServerApp ended"]
+            report = ["the ServerApp ended"]
         elif rounds.done >= rounds.num_rounds:
-            said = ["all rounds done"]
+            report = ["all rounds done"]
         else:
-            said = [f"ended after {rounds.done} of {rounds.num_rounds} rounds"]
+            report = [f"ended after {rounds.done} of {rounds.num_rounds} rounds"]
         if not self._grid.training.num_sent:
-            said.append("no client was asked to train")
+            report.append("no client was asked to train")
         elif rounds.num_fruitless:
-            said.append(f"{rounds.num_fruitless} rounds gave no new model{f': {failures}' if failures else ''}")
+            report.append(f"{rounds.num_fruitless} rounds gave no new model{f': {failures}' if failures else ''}")
         if rounds.evaluation_failures:
-            said.append(f"evaluations failed: {'; '.join(rounds.evaluation_failures)}")
+            report.append(f"evaluations failed: {'; '.join(rounds.evaluation_failures)}")
         if self._grid.training.num_sent and is_unchanged:
             is_missing = not self.is_followed and self._left is None
-            said.append(
+            report.append(
                 "it left no model in context.state: none is stored"
                 if is_missing
                 else "the model is as it was: no new version"
             )
-        return said
+        return report
 
     def _run(self, grid: LineGrid) -> None:
         if self._server_app is not None:
             grid.training.wants_model = True
-            said = {NUM_ROUNDS_KEY: self._plan.num_rounds}
+            rounds = {NUM_ROUNDS_KEY: self._plan.num_rounds}
             project = project_config(module_of(self._server_app)) if self._app_config is None else self._app_config
-            over = said if self._plan.is_num_rounds_set else {}
-            config: dict[str, Any] = {**said, **project, **over, **self._train_config, **self._plan.run_config}
+            over = rounds if self._plan.is_num_rounds_set else {}
+            config: dict[str, Any] = {**rounds, **project, **over, **self._train_config, **self._plan.run_config}
             self._left = run_server_app(self._server_app, grid=grid, follower=self._follower, run_config=config)
         elif isinstance(self._strategy, ClassicStrategy):
             strategy = self._strategy

@@ -112,7 +112,7 @@ class ServerRun:
         with self._ending.on_signals(), announcer, self._attach(announcer), shown as show:
             self._announcer = announcer
             self._reporter = RoundReporter(
-                plan=self._plan, status=self._status, voice=announcer, show=show, count_bytes=self._count_bytes
+                plan=self._plan, status=self._status, sink=announcer, show=show, count_bytes=self._count_bytes
             )
             return self._run()
 
@@ -146,7 +146,7 @@ class ServerRun:
             _log.error("line cannot be opened", extra={"problem": str(error)})
             return self._publish_end(RunOutcome.FAILED, f"line: {error}", rounds, beginning.saved)
         with line:
-            self._announcer.say(status=ServerCondition.READY, server_ip=line.address)
+            self._announcer.update(status=ServerCondition.READY, server_ip=line.address)
             _log.info("server is ready", extra={"run_id": self._plan.run_id, "server_ip": line.address})
             outcome, reason = self._train(line, beginning, training)
             return self._end(line, outcome, reason, training, beginning)
@@ -165,7 +165,7 @@ class ServerRun:
             previous = [beginning.previous.run_id] if beginning.previous is not None else []
             self._checkpoints.remove_others(self._plan.run_id, *previous)
         self._status.last_gl_model_v, self._status.gl_model_v = beginning.last_gl_model, beginning.gl_model
-        self._announcer.say(gl_model=beginning.gl_model, round=beginning.done)
+        self._announcer.update(gl_model=beginning.gl_model, round=beginning.done)
         return beginning
 
     def _first_snapshot(self) -> ServerSnapshot:
@@ -252,7 +252,7 @@ class ServerRun:
     def _end(
         self, line: LineServer, outcome: RunOutcome, reason: str, training: RunTraining, beginning: StartingPoint
     ) -> RunResult:
-        """Save the last whole round's model, tell the clients, publish the final status, forget the checkpoint."""
+        """Save the last whole round's model, inform the clients, publish the final status, forget the checkpoint."""
         self._writer.close()
         rounds, saved = training.rounds, beginning.saved
         requested = self._ending.requested
@@ -269,9 +269,9 @@ class ServerRun:
                 reason=reason,
                 made_with=self._plan.made_with,
             )
-        untold = line.close(outcome, reason, linger_s=self._settings.linger_s)
-        if untold:
-            _log.warning("clients could not be told the end", extra={"clients": untold})
+        uninformed = line.close(outcome, reason, linger_s=self._settings.linger_s)
+        if uninformed:
+            _log.warning("clients could not be informed of the end", extra={"clients": uninformed})
         result = self._publish_end(outcome, reason, rounds, saved)
         if saved is not None:
             self._forget(training, beginning, is_version=saved.version > 0)
@@ -294,8 +294,8 @@ class ServerRun:
         result = self._result(outcome, reason, rounds, saved)
         _log.info("run ended", extra={"outcome": str(outcome), "reason": reason, "model_path": result.model_path})
         for mac, member in self._members().items():
-            self._announcer.say_client(mac, client_of(member))
-        is_said = self._announcer.finish(
+            self._announcer.update_client(mac, client_of(member))
+        is_published = self._announcer.finish(
             _FINAL_STATUS_STOPPED_S if outcome is RunOutcome.STOPPED else _FINAL_STATUS_S,
             status=_CONDITIONS[outcome],
             reason=reason,
@@ -304,7 +304,7 @@ class ServerRun:
             gl_model=result.gl_model,
             model_path=result.model_path,
         )
-        if not is_said:
+        if not is_published:
             _log.warning("could not publish how the run ended")
         return result
 
@@ -333,7 +333,7 @@ class ServerRun:
 
     def _publish_member(self, change: MemberChange) -> None:
         if change.member.has_joined:
-            self._announcer.say_client(change.member.mac, client_of(change.member))
+            self._announcer.update_client(change.member.mac, client_of(change.member))
 
     def _drop_client(self, client_mac: str, last: LastRun) -> None:
         """A client published that its training has ended: its round goes on at once."""

@@ -1,6 +1,6 @@
-"""The FL server's voice and ear on the bus: a thread with an event loop, beside the strategy that has the main thread.
+"""Publishes for an FL server on the bus, and reads its clients: a thread with an event loop, beside the strategy's.
 
-Nothing here ever waits for the broker, except `finish`: training goes on without one, and what counts is said later.
+Nothing here ever waits for the broker, except `finish`: training goes on without one, and is published later.
 """
 
 import asyncio
@@ -86,7 +86,7 @@ class ServerSnapshot:
     def to_status(self, epoch: int, seq: int, parts: Roster | None = None) -> ServerStatus:
         """Return the status as it goes on the bus; what strategies and programs put here is cut to what it takes.
 
-        `parts` knows what earlier statuses listed of a run that has more clients than one lists.
+        `parts` remembers what earlier statuses listed of a run that has more clients than one lists.
         """
         status = ServerStatus(
             **self._who(epoch, seq),
@@ -121,7 +121,7 @@ class ServerSnapshot:
 
 
 def client_of(member: LineMember) -> ServerClient:
-    """Return what the server says of one member of its line."""
+    """Return what the server reports of one member of its line."""
     if member.outcome is not None:
         status = _CONDITIONS[member.outcome]
     else:
@@ -136,25 +136,25 @@ def client_of(member: LineMember) -> ServerClient:
 
 
 _CALM_S = 0.2
-"""Clients' phases are said together, at most this often; a round of a small model has a dozen of them in 20 ms."""
+"""Clients' phases are published together, at most this often; a round of a small model has a dozen of them in 20 ms."""
 _MARGIN_S = 5.0
 """Beyond a flush's own time-out, for the thread that does it."""
 _LAST_OF_ITS_OWN = LAST_SEQ - 1
-"""The `seq` of the word that is kept: above all that is said on this connection, below its last will."""
+"""The `seq` of the status that is kept: above all that is published on this connection, below its last will."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BusCallbacks:
-    """Who hears what the bus says; called in the bus's thread, must not block."""
+    """What is called for messages of the bus; in the bus's thread, must not block."""
 
     on_client_ended: Callable[[str, LastRun], None]
-    """A client's own word that its training in this run has failed or was stopped."""
+    """A client's own report that its training in this run has failed or was stopped."""
     on_replaced: Callable[[str], None]
-    """Another process is this task's FL server now; the reason says which."""
+    """Another process is this task's FL server now; the reason names it."""
 
 
 class ServerStatusPublisher:
-    """Says one FL server's status and metrics, and hears its clients. Every method may be called from any thread.
+    """Publishes one FL server's status and metrics, and reads its clients. Every method may be called from any thread.
 
     Raises (on entry):
         BrokerUrlError: the broker's URL or a TLS file cannot be used.
@@ -174,8 +174,8 @@ class ServerStatusPublisher:
         self._url = url
         self._options = options
         self._epochs = epochs
-        self._ears = callbacks
-        self._keep_last_word = keep_final_status
+        self._callbacks = callbacks
+        self._keep_final_status = keep_final_status
         self._lock = threading.Lock()
         self._clients: dict[str, ServerClient] = {}
         self._roster = Roster()
@@ -183,13 +183,13 @@ class ServerStatusPublisher:
         self._is_update_planned = False
         self._was_connected = False
         self._is_replaced = False
-        self._stranger: ServerStatus | None = None
+        self._other_status: ServerStatus | None = None
         self._started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="bus", daemon=True)
 
     @property
     def snapshot(self) -> ServerSnapshot:
-        """What would be said right now."""
+        """The status that would be published right now."""
         with self._lock:
             return replace(self._snapshot, clients=dict(self._clients))
 
@@ -204,30 +204,30 @@ class ServerStatusPublisher:
         self._call(self._leaving.set)
         self._thread.join()
 
-    def say(self, *, is_urgent: bool = True, **changes: Any) -> None:
-        """Change the snapshot and say it: a new status at once, all else with what changes in the next moment."""
+    def update(self, *, is_urgent: bool = True, **changes: Any) -> None:
+        """Change the snapshot and publish it: a new status at once, all else with what changes in the next moment."""
         with self._lock:
             before, self._snapshot = self._snapshot, replace(self._snapshot, **changes)
         self._plan_update(is_urgent and self._snapshot.status is not before.status)
 
-    def say_client(self, client_mac: str, client: ServerClient) -> None:
-        """Change what is said of one client."""
+    def update_client(self, client_mac: str, client: ServerClient) -> None:
+        """Change the status of one client."""
         with self._lock:
             self._clients[client_mac] = client
         self._plan_update(False)
 
-    def tell(self, metrics: ServerMetrics) -> None:
+    def publish_metrics(self, metrics: ServerMetrics) -> None:
         """Publish metrics, now or when the broker is back."""
         publication = Publication(topic=topics.server_metrics(metrics.task_id), message=metrics)
         self._call(self._metrics.put, publication)
 
     def finish(self, timeout_s: float, **changes: Any) -> bool:
-        """Keep the last word, say it and wait until the broker has it; False when it was not in time.
+        """Keep the final status, publish it and wait until the broker has it; False when it was not in time.
 
         A server whose broker was not there from the first try on does not wait.
         """
-        self._keep_last_word(replace(self.snapshot, **changes).to_status(self._owner.epoch, _LAST_OF_ITS_OWN))
-        self.say(**changes)
+        self._keep_final_status(replace(self.snapshot, **changes).to_status(self._owner.epoch, _LAST_OF_ITS_OWN))
+        self.update(**changes)
         self._plan_update(True)
         if self._is_replaced or not self._thread.is_alive():
             return False
@@ -275,13 +275,13 @@ class ServerStatusPublisher:
             observers=[self._look, self._owner.take, self._metrics.take],
             may_move=lambda: False,  # its life is one run
         )
-        async with connection, self._owner.speaking(connection), asyncio.TaskGroup() as group:
-            hearing = group.create_task(self._hear(connection), name="hear-clients")
-            telling = group.create_task(self._metrics.run(connection), name="tell-metrics")
+        async with connection, self._owner.publishing(connection), asyncio.TaskGroup() as group:
+            reading = group.create_task(self._read_clients(connection), name="client-statuses")
+            publishing = group.create_task(self._metrics.run(connection), name="publish_metrics-metrics")
             self._started.set_result(None)
             await self._leaving.wait()
-            hearing.cancel()
-            telling.cancel()
+            reading.cancel()
+            publishing.cancel()
 
     def _call(self, function: Callable[..., object], *args: object) -> None:
         if self._thread.is_alive():
@@ -328,29 +328,29 @@ class ServerStatusPublisher:
         who = self._snapshot
         if status.instance == who.instance:
             return
-        self._stranger = status
+        self._other_status = status
         if status.run_id == who.run_id and status.launch > who.launch:
             self._be_replaced(f"launch {status.launch} of this run has taken over")
 
     def _meet_conflicting_instance(self, conflicting_instance: ConflictingInstanceError) -> None:
-        """A newer process speaks here; an earlier launch of this run is none, whatever its clock says."""
-        other, who = self._stranger, self._snapshot
+        """A newer process publishes here; an earlier launch of this run does not count, whatever its clock."""
+        other, who = self._other_status, self._snapshot
         if other is None or other.run_id != who.run_id or other.launch >= who.launch:
             self._be_replaced(str(conflicting_instance))
 
     def _be_replaced(self, reason: str) -> None:
         if not self._is_replaced:
             self._is_replaced = True
-            self._ears.on_replaced(reason)
+            self._callbacks.on_replaced(reason)
             self._leaving.set()
 
-    async def _hear(self, connection: Connection) -> None:
+    async def _read_clients(self, connection: Connection) -> None:
         async for event in connection.events():
             if isinstance(event, Received) and isinstance(event.message, ClientStatus):
-                self._hear_client(event.message)
+                self._read_client(event.message)
 
-    def _hear_client(self, status: ClientStatus) -> None:
-        """An attempt ends once: the word that it has is true whenever it is heard, a retained one too."""
+    def _read_client(self, status: ClientStatus) -> None:
+        """An attempt ends once: its outcome is true whenever it is read, a retained one too."""
         last = status.last_run
         if last is not None and last.run_id == self._snapshot.run_id and last.outcome is not Outcome.FINISHED:
-            self._ears.on_client_ended(status.client_mac, last)
+            self._callbacks.on_client_ended(status.client_mac, last)

@@ -41,7 +41,7 @@ class EndRequest:
     outcome: RunOutcome
     reason: str
     is_replaced: bool = False
-    """Another process does this server's work now: leave without a word."""
+    """Another process does this server's work now: leave without a final status."""
 
 
 class StopControl:
@@ -58,7 +58,7 @@ class StopControl:
         self._timer: threading.Timer | None = None
 
     def request(self, request: EndRequest) -> None:
-        """Ask for the end; nothing happens when somebody has asked before."""
+        """Ask for the end; nothing happens when it was asked for before."""
         with self._lock:
             if self.requested is not None:
                 return
@@ -112,13 +112,13 @@ class StopControl:
     def _asked_by(self, number: int) -> EndRequest:
         """Return what whoever sent the signal wrote down before: what became of the run (or `replaced`), then why."""
         try:
-            said = self._reason_file.read_text(encoding="utf-8") if self._reason_file else ""
+            text = self._reason_file.read_text(encoding="utf-8") if self._reason_file else ""
         except (OSError, UnicodeDecodeError):
-            said = ""
-        word, _, why = said.partition("\n")
+            text = ""
+        outcome_text, _, why = text.partition("\n")
         reason = why.strip() or f"the FL server was ended by {signal.Signals(number).name}"
-        outcome = RunOutcome.FAILED if word == RunOutcome.FAILED else RunOutcome.STOPPED
-        return EndRequest(outcome=outcome, reason=reason, is_replaced=word == REPLACED)
+        outcome = RunOutcome.FAILED if outcome_text == RunOutcome.FAILED else RunOutcome.STOPPED
+        return EndRequest(outcome=outcome, reason=reason, is_replaced=outcome_text == REPLACED)
 
     def _interrupt(self) -> None:
         if self._line is not None and self.requested is not None:

@@ -48,7 +48,7 @@ def run_messages(
     """Run a message strategy's rounds; what they give is in the follower's `rounds`.
 
     Raises:
-        RunOverError: the line ended the run.
+        RunEndedError: the line ended the run.
         ValueError: there is no model to begin with.
     """
     if initial is None:
@@ -79,7 +79,7 @@ def run_classic(
     the strategy would have begun with; where `initial` is None, the model is the strategy's own, or a client's.
 
     Raises:
-        RunOverError: the line ended the run.
+        RunEndedError: the line ended the run.
     """
     server = _RoundsServer(grid=grid, strategy=strategy, rounds=rounds, initial=initial, prepare=prepare)
     try:
@@ -190,7 +190,7 @@ def run_server_app(app: ServerApp, *, grid: Grid, follower: Follower, run_config
     """Run a ServerApp; return the model that it left as an ArrayRecord in `context.state`, None where it left none.
 
     Raises:
-        RunOverError: the line ended the run.
+        RunEndedError: the line ended the run.
     """
     context = Context(
         run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config=dict(run_config)

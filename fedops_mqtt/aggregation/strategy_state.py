@@ -53,7 +53,7 @@ class StrategyState:
     def capture(self) -> dict[str, StateValue]:
         """Return a copy of what the strategy keeps.
 
-        A strategy with `save_state() -> dict` (arrays, lists and dicts of arrays, numbers) and `load_state(dict)` says
+        A strategy with `save_state() -> dict` (arrays, lists and dicts of arrays, numbers) and `load_state(dict)` has
         it itself. Of the others every attribute is taken that has changed since and holds arrays, a number, a text or
         a list or dict of them, or that has `state_dict` and `load_state_dict` of JSON values (Flower's privacy
         accountants).
@@ -91,7 +91,7 @@ class StrategyState:
 
 
 def parts(strategy: AnyStrategy) -> list[tuple[str, AnyStrategy]]:
-    """Return a strategy and those that it wraps (differential privacy, say), each with the path that leads to it."""
+    """Return a strategy and those that it wraps (such as differential privacy), each with the path that leads to it."""
     found = [("", strategy)]
     waiting = list(found)
     while waiting:
@@ -121,7 +121,7 @@ def begin_from(strategy: AnyStrategy, arrays: Arrays, *, instead_of: Sequence[Ar
     """Make a strategy begin from this model: each copy that it keeps of one of `instead_of` is replaced.
 
     A copy is found by its values: parameters, records, lists and dicts of arrays, all of them in one row, torch models.
-    `is_stored` says that the model is of an earlier run or launch: trees that were bagged there are bagged on.
+    `is_stored`: the model is of an earlier run or launch; trees that were bagged there are bagged on.
 
     Raises:
         UnfitStrategyError: it keeps a copy in a form that cannot be replaced.
@@ -222,7 +222,7 @@ def _values_of(value: object) -> list[NDArray[Any]] | None:
     if callable(getattr(value, "load_state_dict", None)) or callable(getattr(value, "set_weights", None)):
         try:
             return list(arrays_of(value).values())
-        except (TypeError, ValueError):  # an optimizer's state, say: no model
+        except (TypeError, ValueError):  # no model, but perhaps an optimizer's state
             return None
     return None
 
@@ -286,7 +286,7 @@ def _form_of_object(value: Any) -> tuple[str, StateValue] | None:
         return None
     try:
         return _OBJECT, json.dumps(value.state_dict())
-    except TypeError:  # a torch model: nobody knows here whether it is state or a tool
+    except TypeError:  # a torch model: whether it is state or a tool cannot be known here
         return None
 
 

@@ -83,7 +83,7 @@ class BundledFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppBundle:
-    """A bundle that was read whole and found to be what it says."""
+    """A bundle that was read whole and checked against its manifest and digest."""
 
     digest: str
     """SHA-256 of the bundle, 64 hexadecimal digits."""
@@ -184,7 +184,7 @@ def _check_entry(info: zipfile.ZipInfo) -> None:
         raise _malformed(f"{info.filename!r} is a link, a folder or a device, not a file")
     if info.flag_bits & _ENCRYPTED or info.compress_type not in _METHODS:
         raise _malformed(f"{info.filename!r} is encrypted, or packed in another way than `flwr build` does")
-    # zipfile cuts a name at its first NUL: what is left must be what the zip says.
+    # zipfile cuts a name at its first NUL: what is left must be the name in the zip.
     if info.orig_filename != info.filename:
         raise _malformed(f"{info.orig_filename!r} is no file name")
     _check_path(info.filename)
@@ -202,7 +202,7 @@ def _check_path(path: str) -> None:
 
 
 def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: int) -> bytes:
-    """Read at most `size` bytes and one: what the zip says of its sizes need not be so."""
+    """Read at most `size` bytes and one: the sizes that the zip declares may be wrong."""
     with archive.open(info) as file:
         content = file.read(size + 1)
         if len(content) <= size:
@@ -243,7 +243,7 @@ def _check_file(listed: BundledFile, content: bytes) -> BundledFile:
 
 
 def describe(project: bytes, *, digest: str, size: int, files: tuple[BundledFile, ...] = ()) -> AppBundle:
-    """Return what a `pyproject.toml` says of the app; the files of one that is installed already are not listed.
+    """Return what a `pyproject.toml` declares of the app; the files of one that is installed already are not listed.
 
     Raises:
         AppRefusedError: something is missing in it, or has another form.

@@ -2,7 +2,7 @@
 
 A transfer that breaks goes on from its partial file. What is being written has a name that begins with `.new-`; it
 becomes the app by one rename, so a power cut leaves the app or nothing, never half of it. Its manifest stays beside its
-files: an app that a failing disk has changed is none.
+files: an app that a failing disk has changed is not used.
 """
 
 import contextlib
@@ -122,15 +122,15 @@ class AppLibrary:
         `keep` names apps in use. Partial transfers and unfinished folders older than a day go as well.
         """
         self._remove_leftovers()
-        total, gone = 0, []
+        total, removed = 0, []
         for number, digest in enumerate(self.installed()):
             path = self._path(digest)
             total += sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
             is_old = time.time() - _used_at(path) > limits.age_s
             if digest not in keep and (is_old or number >= limits.num_apps or total > limits.size_bytes):
                 self._discard(path)
-                gone.append(digest)
-        return gone
+                removed.append(digest)
+        return removed
 
     def _discard(self, path: Path) -> None:
         # Renamed first: a power cut in the middle of a removal must not leave half an app under its digest.

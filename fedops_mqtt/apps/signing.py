@@ -1,6 +1,6 @@
 """Signatures of apps: Ed25519 (RFC 8032) over digest, task and version, so that a signed app is good for one task only.
 
-The private key stays in the fleet's folder. A device knows the public keys of whoever may sign for it from its own
+The private key stays in the fleet's folder. A device has the public keys of those who may sign for it from its own
 settings; nothing that comes over the network adds one.
 """
 

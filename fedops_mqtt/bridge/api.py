@@ -1,7 +1,7 @@
 """The HTTP endpoints that FedOps' programs call: those of its client manager, server manager and performance services.
 
-An endpoint notes what it was told and answers in FedOps' own fields; what follows is decided elsewhere. A call whose
-maker cannot be told is answered all the same, because FedOps does nothing with an error: polling shows what it was.
+An endpoint notes what it was sent and answers in FedOps' own fields; what follows is decided elsewhere. A call whose
+sender cannot be identified is answered all the same, because FedOps does nothing with an error: polling shows it.
 """
 
 import logging
@@ -34,26 +34,26 @@ class FLTask(BaseModel):
     Device_training: bool = False
 
 
-def make_api(desk: PeerRegistry) -> FastAPI:
+def make_api(registry: PeerRegistry) -> FastAPI:
     """Return the application over what the bridge knows."""
     app = FastAPI(title="fedops-mqtt bridge", docs_url=None, redoc_url=None)
-    app.include_router(_client_manager(desk))
-    app.include_router(_server_manager_for_clients(desk))
-    app.include_router(_server_manager_for_servers(desk))
-    app.include_router(_performance(desk))
+    app.include_router(_client_manager(registry))
+    app.include_router(_server_manager_for_clients(registry))
+    app.include_router(_server_manager_for_servers(registry))
+    app.include_router(_performance(registry))
 
     @app.exception_handler(peer_registry.ReportError)
     @app.exception_handler(ValidationError)
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: Exception) -> JSONResponse:
         problem = str(error).splitlines()[0]
-        logger.warning("a call that is none of FedOps'", extra={"path": request.url.path, "problem": problem})
+        logger.warning("a call that is not FedOps'", extra={"path": request.url.path, "problem": problem})
         return JSONResponse({"detail": problem}, status.HTTP_422_UNPROCESSABLE_CONTENT)
 
     return app
 
 
-def _client_manager(desk: PeerRegistry) -> APIRouter:
+def _client_manager(registry: PeerRegistry) -> APIRouter:
     """FedOps' client manager, as its client calls it (FedOps client_api.ClientMangerAPI)."""
     router = APIRouter()
 
@@ -61,47 +61,47 @@ def _client_manager(desk: PeerRegistry) -> APIRouter:
     @router.get("/info/", include_in_schema=False)
     async def info(request: Request) -> Json:
         """Tell the client which global model its training will make."""
-        return _manager_view(desk.find(_caller(request), expected=lambda link: link.has_start_pending))
+        return _manager_view(registry.find(_caller(request), expected=lambda link: link.has_start_pending))
 
     @router.get("/trainFin")
     async def train_fin(request: Request) -> Json:
-        """One client has finished; nobody else's run ends by that."""
-        return await _told(desk, request, Outcome.FINISHED)
+        """One client has finished; no other client's run ends by that."""
+        return await _take_outcome(registry, request, Outcome.FINISHED)
 
     @router.get("/trainFail")
     async def train_fail(request: Request) -> Json:
         """One client has failed."""
-        return await _told(desk, request, Outcome.FAILED)
+        return await _take_outcome(registry, request, Outcome.FAILED)
 
     @router.get("/flclient_out")
     async def flclient_out(request: Request) -> Json:
         """A client leaves."""
-        link = desk.find(_caller(request), expected=lambda link: link.is_here)
+        link = registry.find(_caller(request), expected=lambda link: link.is_here)
         if link is not None:
-            desk.client_out(link)
+            registry.client_out(link)
         return _manager_view(link)
 
     return router
 
 
-async def _told(desk: PeerRegistry, request: Request, outcome: Outcome) -> Json:
-    link = desk.find(_caller(request), expected=lambda link: link.is_training)
+async def _take_outcome(registry: PeerRegistry, request: Request, outcome: Outcome) -> Json:
+    link = registry.find(_caller(request), expected=lambda link: link.is_training)
     if link is None:
         logger.warning("cannot identify the client", extra={"path": request.url.path})
     else:
-        await link.note_word(outcome)
+        await link.note_outcome(outcome)
     return _manager_view(link)
 
 
-def _server_manager_for_clients(desk: PeerRegistry) -> APIRouter:
+def _server_manager_for_clients(registry: PeerRegistry) -> APIRouter:
     """FedOps' server manager, as a device calls it: a client itself, or the client manager before it."""
     router = APIRouter(prefix="/FLSe")
 
     @router.get("/getPort/{task_id}")
     async def get_port(task_id: TaskId, request: Request) -> Json:
-        """Tell the port of the FL server, or of the door that stands for it."""
+        """Return the port of the FL server, or of the gateway that stands for it."""
         caller = _caller(request, task_id=task_id)
-        port = await desk.port_for(caller)
+        port = await registry.port_for(caller)
         if port is None:
             raise HTTPException(status.HTTP_404_NOT_FOUND, f"nothing is to be trained for task {task_id} now")
         return {"task_id": task_id, "port": port}
@@ -109,24 +109,24 @@ def _server_manager_for_clients(desk: PeerRegistry) -> APIRouter:
     @router.get("/info/{task_id}/{device_mac}")
     async def server_info(task_id: TaskId, device_mac: str) -> Json:
         """Tell a client manager whether its client shall start."""
-        return {"Server_Status": desk.server_view(task_id, device_mac)}
+        return {"Server_Status": registry.server_view(task_id, device_mac)}
 
     @router.put("/RegisterFLTask")
     async def register(request: Request) -> list[Json]:
         """Take in how a device is; the answer is that device alone, not the whole fleet."""
-        # Read by hand: FedOps sends its JSON without saying that it is JSON.
+        # Read by hand: FedOps sends its JSON without a content type.
         task = FLTask.model_validate(peer_registry.parse_report(await request.body()))
         if task.FL_task_ID and task.Device_mac:
-            await desk.register(_as_answer(task), host=request.client.host if request.client else None)
+            await registry.register(_as_answer(task), host=request.client.host if request.client else None)
         return [task.model_dump()]
 
     @router.put("/FLSeClosed/{task_id}")
     async def closed(task_id: TaskId, request: Request) -> Json:
-        """A client manager says so at trainFin and trainFail alike; only its own client's training ends."""
-        link = desk.find(_caller(request, task_id=task_id), expected=lambda link: link.is_training)
+        """A client manager calls this at trainFin and trainFail alike; only its own client's training ends."""
+        link = registry.find(_caller(request, task_id=task_id), expected=lambda link: link.is_training)
         if link is not None and link.peer is None:
-            await link.note_word(Outcome.FINISHED if link.has_time_result else Outcome.FAILED)
-        return {"Server_Status": desk.server_view(task_id, link.own_mac if link else None)}
+            await link.note_outcome(Outcome.FINISHED if link.has_time_result else Outcome.FAILED)
+        return {"Server_Status": registry.server_view(task_id, link.own_mac if link else None)}
 
     @router.put("/cluster/{task_id}")
     async def cluster(task_id: TaskId) -> Json:
@@ -152,7 +152,7 @@ def _as_answer(task: FLTask) -> OnlineAnswer:
         raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, str(first["msg"])) from error
 
 
-def _server_manager_for_servers(desk: PeerRegistry) -> APIRouter:
+def _server_manager_for_servers(registry: PeerRegistry) -> APIRouter:
     """FedOps' server manager, as its FL server calls it (FedOps server_api.ServerAPI)."""
     router = APIRouter(prefix="/FLSe")
 
@@ -162,21 +162,21 @@ def _server_manager_for_servers(desk: PeerRegistry) -> APIRouter:
         fields = peer_registry.parse_report(await request.body())
         host = request.client.host if request.client else "127.0.0.1"
         if fields.get("FLSeReady") is True:
-            await desk.server_ready(task_id, host=host, gl_model=count_of(fields.get("GL_Model_V")))
+            await registry.server_ready(task_id, host=host, gl_model=count_of(fields.get("GL_Model_V")))
         else:
-            desk.server_problem(task_id)
-        return {"Server_Status": desk.server_view(task_id, None)}
+            registry.server_problem(task_id)
+        return {"Server_Status": registry.server_view(task_id, None)}
 
     @router.put("/FLRoundFin/{task_id}")
     async def round_fin(task_id: TaskId) -> Json:
         """A FedOps server ends, well or not."""
-        desk.server_ends(task_id)
-        return {"Server_Status": desk.server_view(task_id, None)}
+        registry.server_ends(task_id)
+        return {"Server_Status": registry.server_view(task_id, None)}
 
     return router
 
 
-def _performance(desk: PeerRegistry) -> APIRouter:
+def _performance(registry: PeerRegistry) -> APIRouter:
     """FedOps' performance services."""
     router = APIRouter()
 
@@ -188,32 +188,32 @@ def _performance(desk: PeerRegistry) -> APIRouter:
         if known is None:
             raise HTTPException(status.HTTP_404_NOT_FOUND, f"no report of kind {kind}")
         caller = _caller(request, task_id=task_id, own_mac=fields.get("client_mac"))
-        link = desk.find(caller, expected=lambda link: link.is_training)
+        link = registry.find(caller, expected=lambda link: link.is_training)
         if link is None or link.report is None:
             return {"taken": False}
         link.has_time_result = link.has_time_result or kind == "client_time_result"
-        link.report(peer_registry.client_report(known, fields, desk.cutter))
+        link.report(peer_registry.client_report(known, fields, registry.cutter))
         return {"taken": True}
 
     @router.put("/server_perf/gl_model_evaluation/{task_id}")
     async def evaluation(task_id: TaskId, request: Request) -> Json:
         """A FedOps server's round is done."""
-        return {"taken": desk.server_round(task_id, peer_registry.parse_report(await request.body()))}
+        return {"taken": registry.server_round(task_id, peer_registry.parse_report(await request.body()))}
 
     @router.put("/server_perf/server_time_result/{task_id}")
     async def time_result(task_id: TaskId, request: Request) -> Json:
         """A FedOps server's last round is done."""
         peer_registry.parse_report(await request.body())
-        return {"taken": desk.server_rounds_done(task_id)}
+        return {"taken": registry.server_rounds_done(task_id)}
 
     return router
 
 
 def _caller(request: Request, *, task_id: str | None = None, own_mac: object = None) -> Caller:
-    said = request.scope.get("state", {}).get("client_mac")
+    client_mac = request.scope.get("state", {}).get("client_mac")
     return Caller(
         host=request.client.host if request.client else None,
-        client_mac=said,
+        client_mac=client_mac,
         own_mac=own_mac if isinstance(own_mac, str) else None,
         task_id=task_id,
     )

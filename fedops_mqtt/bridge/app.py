@@ -1,4 +1,4 @@
-"""The bridge as a process: every FedOps client it is told of, its endpoints, and one life around them."""
+"""The bridge as a process: every FedOps client it serves, its endpoints, and one life around them."""
 
 import asyncio
 import logging
@@ -26,7 +26,7 @@ from fedops_mqtt.runtime.systemd import told_to_end
 
 
 def guarded(app: ASGIApp, rules: AccessRules) -> ASGIApp:
-    """Return the application behind its door, with the client that a URL's user name says in each request's state."""
+    """Return the application behind its access control; each request has the client that the URL's user name names."""
 
     async def enter(scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope.get("headers", ()))
@@ -66,7 +66,7 @@ def _reach_for(settings: BridgeSettings, task_id: str) -> tuple[str, BusOptions]
 
 
 class BridgeConfigError(ValueError):
-    """The settings do not say whom the bridge speaks for."""
+    """The settings do not name whom the bridge serves."""
 
     def __init__(self, setting: str, problem: str) -> None:
         self.setting = setting
@@ -78,7 +78,7 @@ class Bridge:
 
     Raises:
         BridgeConfigError: `clients` or `grpc_gateways` is malformed.
-        BrokerUrlError: the broker's URL is none.
+        BrokerUrlError: the broker's URL is invalid.
     """
 
     def __init__(self, settings: BridgeSettings) -> None:
@@ -86,10 +86,10 @@ class Bridge:
         parse_broker_urls(settings.broker)
         self._targets = clients_in(settings.clients)
         gateway_addresses(settings.grpc_gateways, len(self._targets))
-        self._told_to_leave = asyncio.Event()
+        self._shutdown_requested = asyncio.Event()
         self._turn = asyncio.Lock()
         self._num_gateways = 0
-        self._desk = PeerRegistry(
+        self._registry = PeerRegistry(
             classic=ClassicOptions(
                 reach=partial(_reach_for, settings),
                 state_dir=settings.state_dir,
@@ -103,16 +103,16 @@ class Bridge:
         )
 
     def leave(self) -> None:
-        """End it: every client and server that it speaks for is said to be out."""
-        self._told_to_leave.set()
+        """End it: client-out or server-out is published for all that it serves."""
+        self._shutdown_requested.set()
 
-    async def run(self, say: Callable[[str], None] = lambda sentence: None) -> None:
-        """Be the bridge until told to leave; `say` is told the address once it listens.
+    async def run(self, on_listening: Callable[[str], None] = lambda sentence: None) -> None:
+        """Be the bridge until asked to leave; `on_listening` gets the address once it listens.
 
         Raises:
             ExposedError: it would listen beyond this machine for anybody.
             OSError: the address is taken.
-            BrokerUrlError: the broker's URL is none.
+            BrokerUrlError: the broker's URL is invalid.
         """
         token = self.settings.bridge_token.get_secret_value() if self.settings.bridge_token else None
         rules = AccessRules(token=token, is_for_fedops=True)
@@ -123,21 +123,21 @@ class Bridge:
             setting="FEDOPS_MQTT_BRIDGE_TOKEN",
             default_host="127.0.0.1",
         )
-        app = guarded(make_api(self._desk), rules)
+        app = guarded(make_api(self._registry), rules)
         async with (
             httpx.AsyncClient(trust_env=False) as http,
             serving(app, listening, rules, name="bridge-http", shutdown_s=_SHUTDOWN_S),
             asyncio.TaskGroup() as group,
         ):
-            self._desk.open(group)
+            self._registry.open(group)
             for mac, url in self._targets:
                 peer = FedOpsHttpClient(
                     http, url, timeout_s=self.settings.online_timeout_s, start_s=self.settings.come_limit_s
                 )
-                self._desk.add(PeerState(name=without_password(url), peer=peer, client_mac=mac))
-            say(url_of(listening, rules))
-            await self._told_to_leave.wait()
-            self._desk.close()
+                self._registry.add(PeerState(name=without_password(url), peer=peer, client_mac=mac))
+            on_listening(url_of(listening, rules))
+            await self._shutdown_requested.wait()
+            self._registry.close()
 
     def _make_presence(self, link: PeerState) -> ClientProxy:
         grpc_gateways = gateway_addresses(self.settings.grpc_gateways, self._num_gateways + 1)[-1]
@@ -151,11 +151,11 @@ def clients_in(text: str) -> list[tuple[str | None, str]]:
     Raises:
         BridgeConfigError: one is neither.
     """
-    return [_client_in(word) for word in text.replace(",", " ").split()]
+    return [_client_in(entry) for entry in text.replace(",", " ").split()]
 
 
-def _client_in(word: str) -> tuple[str | None, str]:
-    before, is_named, url = word.rpartition("=")
+def _client_in(entry: str) -> tuple[str | None, str]:
+    before, is_named, url = entry.rpartition("=")
     try:
         mac = normalise_mac(before) if is_named else None
     except IdentityError as error:
@@ -182,13 +182,13 @@ def gateway_addresses(first: str, count: int) -> list[str]:
     return [join_address(host, port + index if port else 0) for index in range(count)]
 
 
-async def run_bridge(settings: BridgeSettings, say: Callable[[str], None]) -> None:
+async def run_bridge(settings: BridgeSettings, on_listening: Callable[[str], None]) -> None:
     """Run the bridge until SIGTERM, SIGHUP or Ctrl-C.
 
     Raises:
-        BridgeConfigError: the settings do not say whom it speaks for.
+        BridgeConfigError: the settings do not name whom it serves.
         ExposedError, OSError, BrokerUrlError: see `Bridge.run`.
     """
     bridge = Bridge(settings)
     with told_to_end(lambda number: bridge.leave()):
-        await bridge.run(say)
+        await bridge.run(on_listening)

@@ -1,6 +1,6 @@
-"""A FedOps FL server on classic gRPC, as it is said on the bus: the bridge owns its status, because it cannot itself.
+"""A FedOps FL server on classic gRPC, as it is shown on the bus: the bridge owns its status, because it cannot itself.
 
-What it says of itself (FedOps server_api: FLSeUpdate, gl_model_evaluation, server_time_result, FLRoundFin) is kept in a
+What it reports (FedOps server_api: FLSeUpdate, gl_model_evaluation, server_time_result, FLRoundFin) is kept in a
 file, so that a bridge that was away goes on with the same run. Whether it lives is seen at its port.
 """
 
@@ -33,7 +33,7 @@ from fedops_mqtt.runtime.machine import accepts_connections, split_address
 
 logger = logging.getLogger(__name__)
 
-_LAST_WORD_S = 10.0
+_FINAL_STATUS_S = 10.0
 """The end of a run waits this long for the broker."""
 _MISSES = 3
 """One probe may be lost to a full backlog, one to a busy machine."""
@@ -59,7 +59,7 @@ class ClassicRun(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassicOptions:
-    """Where and how classic servers are spoken for; `start_s` is the time from FLSeUpdate to a port that answers."""
+    """Where and how classic servers are served; `start_s` is the time from FLSeUpdate to a port that answers."""
 
     reach: Callable[[str], tuple[str, BusOptions]]
     """By task: the broker's URL, and who its server is there."""
@@ -78,8 +78,8 @@ class ClassicServer:
         self._options = options
         self._instance = new_instance()
         self._ended = asyncio.Event()
-        self.gone = asyncio.Event()
-        """Set when nothing more is said for it."""
+        self.is_closed = asyncio.Event()
+        """Set when nothing more is published for it."""
         self._metrics = PublishQueue()
         self._owner = StatusOwner(
             topic=topics.server_status(run.task_id),
@@ -102,7 +102,7 @@ class ClassicServer:
         return self._run.status.is_final
 
     async def run(self) -> None:
-        """Speak for the server until its run is over and that has been said."""
+        """Publish for the server until its run is over and that has been published."""
         self._keep()
         try:
             url, options = self._options.reach(self._run.task_id)
@@ -113,11 +113,11 @@ class ClassicServer:
                 async with alongside(self._metrics.run(bus), name=f"metrics-{self._run.task_id}"):
                     await self._ended.wait()
                 await self._metrics.flush(bus)
-                await self._owner.flush(_LAST_WORD_S)
+                await self._owner.flush(_FINAL_STATUS_S)
         except ConflictingInstanceError as error:
             logger.warning("another process publishes for this task's FL server now", extra={"why": str(error)})
         finally:
-            self.gone.set()
+            self.is_closed.set()
         if self.is_over:
             _file_of(self._options.state_dir, self._run.task_id).unlink(missing_ok=True)
 
@@ -136,11 +136,11 @@ class ClassicServer:
         self._metrics.put(Publication(topic=topics.server_metrics(message.task_id), message=message))
 
     def note_rounds_done(self) -> None:
-        """It has told how long all its rounds took, which it does only after the last one."""
+        """It has reported how long all its rounds took, which it does only after the last one."""
         self._change(are_rounds_done=True)
 
     def note_problem(self, problem: str) -> None:
-        """It has said that something went wrong; the end is still to come."""
+        """It has reported that something went wrong; the end is still to come."""
         self._change(reason=problem)
 
     def note_end(self, reason: str = "the FedOps server said that its round is over") -> None:
@@ -151,7 +151,7 @@ class ClassicServer:
         self._ended.set()
 
     def leave(self) -> None:
-        """Stop speaking for it; a bridge that comes back goes on."""
+        """Stop publishing_through for it; a bridge that comes back goes on."""
         self._ended.set()
 
     def _change(self, **changes: Any) -> None:
@@ -191,7 +191,7 @@ class ClassicServer:
             await asyncio.sleep(self._options.probe_s)
 
     def _misses_allowed(self) -> int:
-        """After its last round a FedOps server stops listening, and says that it is over once its model is stored."""
+        """After its last round a FedOps server stops listening, and reports its end once its model is stored."""
         if not self._run.are_rounds_done:
             return _MISSES
         return max(_MISSES, math.ceil(_STORE_S / self._options.probe_s))
@@ -236,7 +236,7 @@ class ClassicServer:
 
 
 _LAUNCH = 1
-"""A FedOps server is launched by somebody else, once a run."""
+"""A FedOps server is launched elsewhere, once a run."""
 
 
 def load_runs(state_dir: Path) -> list[ClassicRun]:

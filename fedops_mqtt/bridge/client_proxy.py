@@ -1,6 +1,6 @@
-"""One FedOps client's presence: found, spoken for with a daemon of its own on the bus, and let go when it is gone.
+"""One FedOps client's presence: found, represented by a daemon of its own on the bus, and dropped when it is offline.
 
-A client that speaks for itself, because its device has moved to MQTT, is left to itself for good.
+A client that is on the bus itself, because its device has moved to MQTT, is left to itself for good.
 """
 
 import asyncio
@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 
 LOST = "lost"
 _MISSES = 3
-"""Polls in a row without an answer until a client counts as gone."""
+"""Polls in a row without an answer until a client counts as offline."""
 _REGISTRATION_LEASE_S = 30.0
 """A FedOps client manager registers its client every six and a half seconds while it does not train."""
 
 
 class ClientProxy:
-    """Finds one FedOps client, and speaks for it as long as it is there. `run` it as a task, for ever."""
+    """Finds one FedOps client, and serves it as long as it is there. `run` it as a task, for ever."""
 
     def __init__(
         self,
@@ -61,11 +61,11 @@ class ClientProxy:
         return self._link
 
     async def run(self) -> None:
-        """Speak for the client whenever it is there, until it speaks for itself."""
+        """Serve the client whenever it is there, until it is on the bus itself."""
         while not self._is_closing:
             identity = await self._until_here()
             try:
-                await self._speak(identity)
+                await self._serve(identity)
             except ConflictingInstanceError:
                 logger.warning("this client is on the bus by itself now; the bridge leaves it", extra=self._facts())
                 return
@@ -82,7 +82,7 @@ class ClientProxy:
                 await asyncio.sleep(_RETRY_S)
 
     def leave(self) -> None:
-        """It says that it leaves (`/flclient_out`); it is found again when it comes back."""
+        """It leaves (`/flclient_out`); it is found again when it comes back."""
         if self._daemon is not None:
             self._daemon.leave()
 
@@ -93,7 +93,7 @@ class ClientProxy:
         return self._daemon is not None
 
     async def register(self, answer: OnlineAnswer) -> None:
-        """Its client manager has told how it is (`RegisterFLTask`)."""
+        """Its client manager reports how it is (`RegisterFLTask`)."""
         await self._link.note_registration(answer)
         if answer.is_online:
             self._identify(answer)
@@ -109,19 +109,19 @@ class ClientProxy:
         return await self._until_online(peer)
 
     async def _until_online(self, peer: FedOpsHttpClient) -> OnlineAnswer:
-        is_told = False
+        is_logged = False
         while True:
             try:
                 answer = await peer.online()
                 if answer.is_online:
                     break
             except FedOpsHttpError as error:
-                if not is_told:
+                if not is_logged:
                     logger.info(
                         "waiting for a FedOps client",
                         extra={"url": without_password(peer.url), "problem": error.problem},
                     )
-                is_told = True
+                is_logged = True
             await asyncio.sleep(self._settings.poll_s)
         self._identify(answer)
         self._link.hosts = await _addresses_of(peer.url)
@@ -146,7 +146,7 @@ class ClientProxy:
             }
         )
 
-    async def _speak(self, identity: OnlineAnswer) -> None:
+    async def _serve(self, identity: OnlineAnswer) -> None:
         self._daemon = daemon = self._make_daemon()
         logger.info("serves a FedOps client", extra=self._facts() | {"task_id": identity.task_id})
         watch = self._watch_registrations if self._link.peer is None else partial(self._poll, self._link.peer, identity)
@@ -161,11 +161,11 @@ class ClientProxy:
 
     def _make_daemon(self) -> Daemon:
         link, settings = self._link, self._settings
-        said = {name: getattr(settings, name) for name in type(settings).model_fields if name in _PASSED_ON}
+        passed_on = {name: getattr(settings, name) for name in type(settings).model_fields if name in _PASSED_ON}
         if link.client_mac is not None:
-            said |= own_identity(settings.bundles, mac_to_level(link.client_mac))
+            passed_on |= own_identity(settings.bundles, mac_to_level(link.client_mac))
         client = ClientSettings(
-            **said,
+            **passed_on,
             task_id=link.task_id,
             mac=link.client_mac,
             client_name=link.client_name or link.name,
@@ -174,14 +174,14 @@ class ClientProxy:
             join_limit_s=settings.come_limit_s,
             system_interval_s=0,  # the load of this machine is not that of the client's
         )
-        limits = BridgeLimits(come_s=settings.come_limit_s, word_s=settings.word_limit_s)
+        limits = BridgeLimits(come_s=settings.come_limit_s, report_s=settings.word_limit_s)
         make_trainer = partial(
             HttpTrainer, link=link, grpc_gateways=self._gateway_address, turn=self._turn, limits=limits
         )
         return Daemon(client, make_trainer=make_trainer, agent=self._agent)
 
     async def _poll(self, peer: FedOpsHttpClient, identity: OnlineAnswer) -> str:
-        """Ask how it is, until it is not there any more or is somebody else; returns why to leave."""
+        """Ask how it is, until it is offline or is another client; returns why to leave."""
         misses = 0
         while misses < _MISSES:
             is_hurried = await self._pause()
@@ -201,7 +201,7 @@ class ClientProxy:
         return LOST
 
     async def _pause(self) -> bool:
-        """Wait until it is time to ask again; True where somebody has reason to think that it is gone."""
+        """Wait until it is time to ask again; True where there is reason to believe that it is offline."""
         try:
             async with asyncio.timeout(self._settings.poll_s):
                 await self._link.hurry.wait()
@@ -211,7 +211,7 @@ class ClientProxy:
         return True
 
     async def _watch_registrations(self) -> str:
-        """Its client manager falls silent while it trains, and for good when it is gone; returns why to leave."""
+        """Its client manager falls silent while it trains, and for good when it is offline; returns why to leave."""
         while True:
             self._registered.clear()
             try:
@@ -234,7 +234,7 @@ _PASSED_ON = frozenset(ClientSettings.model_fields) - {"http", "app", "task_id",
 
 
 def own_identity(bundles: Path | None, name: str) -> dict[str, Any]:
-    """Return how somebody the bridge speaks for reaches the broker; nothing where there is no bundle of this name.
+    """Return how a program that the bridge serves reaches the broker; nothing where there is no bundle of this name.
 
     A secured broker lets one name have one connection, and a last will needs a connection of its own.
 

@@ -20,7 +20,7 @@ from fedops_mqtt.line.flwr_private import legacy_records
 logger = logging.getLogger(__name__)
 
 _CLOSE_S = 1.0
-"""An RPC that is still open is given this long when the door closes."""
+"""An RPC that is still open is given this long when the gateway closes."""
 
 Metrics = dict[str, int | float | list[int] | list[float]]
 """What a MetricRecord holds."""
@@ -35,7 +35,7 @@ class GrpcGateway:
 
     Args:
         listen: `host:port`; port 0 takes a free one.
-        on_gone: called (in a thread of gRPC's) when the client that had come is gone without having been dismissed.
+        on_departed: called (in a thread of gRPC's) when the client has disconnected without having been dismissed.
 
     Raises:
         OSError: the address is taken.
@@ -55,16 +55,16 @@ class GrpcGateway:
         return self._clients.wait(timeout_s)
 
     def give_up(self, problem: str) -> None:
-        """Wait no longer for the client; whoever waits is told why."""
+        """Wait no longer for the client; a caller that waits gets the problem."""
         self._clients.give_up(problem)
 
     def ask(self, message: Message, context: Context) -> Message:
         """Pass one message of the line on and return the client's answer: what LineRunner calls as its app.
 
-        A client that is not there any more gives a Flower Error; `on_departed` has told so already.
+        A client that is not there any more gives a Flower Error; `on_departed` has reported that already.
 
         Raises:
-            RelayError: the message is none that a classic client knows, or its answer none that fits.
+            RelayError: the message is unknown to a classic client, or its answer does not fit.
         """
         client = self._clients.take()
         if client is None:
@@ -81,7 +81,7 @@ class GrpcGateway:
         """Tell the client that it is over, so that it ends as finished, and stop listening."""
         client = self._clients.dismiss()
         if client is not None:
-            goodbye = threading.Thread(target=_say_goodbye, args=(client,), name="door-goodbye", daemon=True)
+            goodbye = threading.Thread(target=_say_goodbye, args=(client,), name="gateway-goodbye", daemon=True)
             goodbye.start()
             goodbye.join(timeout_s)
         self._server.stop(_CLOSE_S).wait(_CLOSE_S)
@@ -94,7 +94,7 @@ class _OneClient(SimpleClientManager):
         super().__init__()
         self.present: ClientProxy | None = None
         self.problem: str | None = None
-        self._on_gone = on_departed
+        self._on_departed = on_departed
         self._changed = threading.Condition()
         self._is_over = False
 
@@ -116,7 +116,7 @@ class _OneClient(SimpleClientManager):
             self._is_over = True
             self._changed.notify_all()
         if is_loss:
-            self._on_gone()
+            self._on_departed()
 
     def wait(self, timeout_s: float) -> bool:
         with self._changed:
@@ -148,7 +148,7 @@ def _error(message: Message, why: str) -> Message:
 def _say_goodbye(client: ClientProxy) -> None:
     try:
         client.reconnect(common.ReconnectIns(seconds=None), timeout=None, group_id=None)
-    except (flwr_private.ClassicStreamClosed, ValueError) as error:  # it left before, or still computes for nobody
+    except (flwr_private.ClassicStreamClosed, ValueError) as error:  # it left before, or still computes
         logger.debug("FedOps client disconnected before it left", extra={"problem": repr(error)})
 
 
@@ -184,8 +184,12 @@ def _pass_on_plain(client: ClientProxy, kind: str, content: RecordDict) -> Recor
     if kind == "evaluate":
         evaluated = client.evaluate(common.EvaluateIns(parameters, config), None, None)
         _check(evaluated.status)
-        told: Metrics = {"loss": evaluated.loss, **_numbers(evaluated.metrics), "num-examples": evaluated.num_examples}
-        return RecordDict({"metrics": MetricRecord(told)})
+        measured: Metrics = {
+            "loss": evaluated.loss,
+            **_numbers(evaluated.metrics),
+            "num-examples": evaluated.num_examples,
+        }
+        return RecordDict({"metrics": MetricRecord(measured)})
     fit = client.fit(common.FitIns(parameters, config), None, None)
     _check(fit.status)
     trained = common.parameters_to_ndarrays(fit.parameters)

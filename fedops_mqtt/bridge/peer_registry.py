@@ -1,4 +1,4 @@
-"""What the bridge's endpoints can ask and say: who calls, which port is told, what a FedOps server has said."""
+"""What the bridge's endpoints read and report: who calls, which port is given, what a FedOps server has reported."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from fedops_mqtt.training.pipe import MetricsReport
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """What a request tells of who made it."""
+    """What a request shows of its sender."""
 
     host: str | None = None
     client_mac: str | None = None
@@ -41,11 +41,11 @@ class Peers:
         self._links.append(link)
 
     def of_mac(self, own_mac: str) -> PeerState | None:
-        """Return who says this MAC of itself."""
+        """Return the client that reports this MAC of itself."""
         return next((link for link in self._links if own_mac in (link.own_mac, link.client_mac)), None)
 
     def find(self, caller: Caller, *, expected: Callable[[PeerState], bool]) -> PeerState | None:
-        """Return who calls; None where it cannot be told."""
+        """Return who calls; None where it cannot be known."""
         if caller.client_mac is not None:
             return next((link for link in self._links if link.client_mac == caller.client_mac), None)
         found = [link for link in self._links if caller.task_id in (None, link.task_id)]
@@ -65,7 +65,7 @@ MakePresence = Callable[[PeerState], ClientProxy]
 
 
 class PeerRegistry:
-    """Everything that the bridge speaks for. `open` it within the task group whose tasks it starts.
+    """All that the bridge serves. `open` it within the task group whose tasks it starts.
 
     `server_at` is `host:port` of FedOps' servers; an empty host means wherever a server's call comes from.
     """
@@ -81,13 +81,13 @@ class PeerRegistry:
         self._group: asyncio.TaskGroup | None = None
 
     def open(self, group: asyncio.TaskGroup) -> None:
-        """Start what is known already: runs of FedOps servers that an earlier bridge spoke for."""
+        """Start what is known already: runs of FedOps servers that an earlier bridge served."""
         self._group = group
         for run in load_runs(self._classic.state_dir):
-            self._speak_for_server(run)
+            self._serve_server(run)
 
     def close(self) -> None:
-        """Let everything go; the tasks end by themselves when everybody's goodbye is said."""
+        """Let everything go; the tasks end by themselves when every goodbye is published."""
         for presence, task in self._presences.items():
             if not presence.close():
                 task.cancel()
@@ -113,7 +113,7 @@ class PeerRegistry:
         self._presence_of(link).leave()
 
     async def register(self, answer: OnlineAnswer, *, host: str | None) -> None:
-        """A client manager tells how its client is; one that the bridge polls itself needs no telling."""
+        """A client manager reports how its client is; one that the bridge polls itself needs no report."""
         link = self.links.of_mac(answer.client_mac)
         if link is None:
             logger.info("a FedOps client manager registered its client", extra={"client_mac": answer.client_mac})
@@ -145,12 +145,12 @@ class PeerRegistry:
         if known is not None and not known.is_over:
             known.note_problem("another FedOps server was started for this task")
             known.note_end()
-            await known.gone.wait()
+            await known.is_closed.wait()
         server_ip = join_address(*split_address(self._server_at, default_host=host))
-        self._speak_for_server(ClassicRun(task_id=task_id, run_id=new_run_id(), server_ip=server_ip, gl_model=gl_model))
+        self._serve_server(ClassicRun(task_id=task_id, run_id=new_run_id(), server_ip=server_ip, gl_model=gl_model))
 
     def server_problem(self, task_id: str) -> None:
-        """A FedOps server has said that it is not ready any more, which it says of an error."""
+        """A FedOps server has reported that it is not ready any more, which it does of an error."""
         server = self._servers.get(task_id)
         if server is not None:
             server.note_problem("the FedOps server said that it has an error (FLSeReady false); its log has it")
@@ -207,7 +207,7 @@ class PeerRegistry:
         link = self.links.of_mac(own_mac) if own_mac is not None else None
         return link if link is not None and link.task_id == task_id else None
 
-    def _speak_for_server(self, run: ClassicRun) -> None:
+    def _serve_server(self, run: ClassicRun) -> None:
         assert self._group is not None
         logger.info("serves a FedOps server", extra={"task_id": run.task_id, "server_ip": run.server_ip})
         self._servers[run.task_id] = server = ClassicServer(run, self._classic)

@@ -1,4 +1,4 @@
-"""What the bridge knows of one FedOps client right now: its last `/online`, its last word, the door it is told to use.
+"""What the bridge knows of one FedOps client now: its last `/online`, its last outcome, the gateway it is to use.
 
 The HTTP endpoints and the poller write here, the trainer reads and waits; it lives in one event loop.
 """
@@ -24,9 +24,9 @@ class FedOpsHttpError(Exception):
         self.url = url
         self.problem = problem
         self.is_slow = is_slow
-        """True when somebody is there who does not answer in time: a client that trains may do that."""
+        """True when the client is there but does not answer in time: one that trains may do that."""
         self.is_absent = is_absent
-        """True when nobody is there to answer, or whoever was died over it."""
+        """True when there is no client to answer, or it died over it."""
         super().__init__(f"FedOps client at {without_password(url)}: {problem}")
 
 
@@ -57,10 +57,10 @@ class OnlineAnswer(BaseModel):
 
     @classmethod
     def parse(cls, url: str, body: bytes) -> Self:
-        """Return what an answer says.
+        """Return the content of an answer.
 
         Raises:
-            OldClientError: it is no FedOps client's.
+            FedOpsHttpError: it is no FedOps client's.
         """
         try:
             return cls.model_validate_json(body)
@@ -83,7 +83,7 @@ class FedOpsHttpClient:
         """Ask how it is.
 
         Raises:
-            OldClientError: it does not answer, or says something else.
+            FedOpsHttpError: it does not answer, or answers something else.
         """
         return await self._ask("GET", "/online", self._timeout_s)
 
@@ -91,7 +91,7 @@ class FedOpsHttpClient:
         """Tell it to train; while this waits it asks its manager back (FedOps client.app: `/info/`, `getPort`).
 
         Raises:
-            OldClientError: it does not answer, or refuses.
+            FedOpsHttpError: it does not answer, or refuses.
         """
         body = {"server_ip": server_ip, "client_mac": client_mac}
         return await self._ask("POST", "/start", self._start_s, body)
@@ -129,7 +129,7 @@ class PeerState:
     client_mac: str | None = None
     """Its MAC on the bus; None until it is known."""
     own_mac: str | None = None
-    """The MAC that it says itself; another than `client_mac` where the bridge was told to use another."""
+    """The MAC that it reports; another than `client_mac` where the bridge is configured to use another."""
     client_name: str = ""
     task_id: str | None = None
     hosts: frozenset[str] = frozenset()
@@ -140,46 +140,46 @@ class PeerState:
     """Number of the global model of the last start, which it asks for in its own (`/info/`)."""
     is_here: bool = False
     is_training: bool = False
-    """What it says of itself: `client_start`."""
+    """What it reports of itself: `client_start`."""
     server_ip: str | None = None
-    """Where it says that it trains, or trained last."""
+    """Where it reports to train, or trained last."""
     has_failed: bool = False
     wanted: str | None = None
     """`host:port` of the FL server that it shall train with now; None when nothing is wanted of it."""
     started_at: float = 0.0
     report: Callable[[MetricsReport], None] | None = None
-    """Takes numbers of the training in hand."""
+    """Takes numbers of the current training."""
     is_lost: bool = False
     """It did not answer any more when it was asked last."""
     hurry: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
     """Set where it should be asked now how it is."""
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition, repr=False)
-    _word: Outcome | None = None
+    _outcome: Outcome | None = None
 
     @property
     def has_start_pending(self) -> bool:
-        """True from the moment it is to be started until it has said that it trains."""
+        """True from the moment it is to be started until it reports that it trains."""
         return self.wanted is not None and not self.is_training
 
     def is_at(self, server_ip: str) -> bool:
-        """Return whether it trains at this server already; only the port tells, a host may have several names."""
+        """Return whether it trains at this server already; only the port decides, a host may have several names."""
         return self.is_training and (self.server_ip or "").rpartition(":")[2] == server_ip.rpartition(":")[2]
 
     async def note_online(self, answer: OnlineAnswer) -> None:
-        """Take in what it says of itself; when it says that it trains no more, how it ended is in the same answer."""
+        """Take in what it reports of itself; when it reports to train no more, how it ended is in the same answer."""
         async with self._changed:
             was_training = self.is_training
             self.is_here, self.is_lost = True, False
             self.is_training = answer.is_training
             self.server_ip = answer.server_ip
-            if was_training and not answer.is_training and self.wanted is not None and self._word is None:
+            if was_training and not answer.is_training and self.wanted is not None and self._outcome is None:
                 has_just_failed = answer.has_failed and not self.has_failed
-                self._word = Outcome.FAILED if has_just_failed else Outcome.FINISHED
+                self._outcome = Outcome.FAILED if has_just_failed else Outcome.FINISHED
             self.has_failed = answer.has_failed
             self._changed.notify_all()
 
     async def note_registration(self, answer: OnlineAnswer) -> None:
-        """Take in what its client manager says, who looks away while it trains and may have looked before it did."""
+        """Take in what its client manager reports, which does not look while it trains, or looked before it did."""
         async with self._changed:
             self.is_here = True
             if self.wanted is None or answer.is_training:
@@ -192,12 +192,12 @@ class PeerState:
             self.is_training = self.is_training or self.peer is None
             self._changed.notify_all()
 
-    async def note_word(self, outcome: Outcome) -> None:
+    async def note_outcome(self, outcome: Outcome) -> None:
         """Take in `/trainFin` or `/trainFail`."""
         async with self._changed:
             self.is_training = False
             if self.wanted is not None:
-                self._word = outcome
+                self._outcome = outcome
             self._changed.notify_all()
 
     async def note_lost(self) -> None:
@@ -216,31 +216,31 @@ class PeerState:
         """Say where it shall train from now on; None: nowhere."""
         async with self._changed:
             self.wanted = server_ip
-            self._word = None
+            self._outcome = None
             self.has_time_result = False
             self.started_at = time.monotonic()
             self._changed.notify_all()
 
-    async def until_told(self) -> Outcome:
-        """Wait for its word on how the training that is wanted ended."""
+    async def until_outcome(self) -> Outcome:
+        """Wait for its report on how the training that is wanted ended."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._word is not None)
-            assert self._word is not None
-            return self._word
+            await self._changed.wait_for(lambda: self._outcome is not None)
+            assert self._outcome is not None
+            return self._outcome
 
-    async def until_told_or_lost(self) -> Outcome | None:
-        """Wait for its word, or until it does not answer any more (None); it is asked at once."""
+    async def until_outcome_or_lost(self) -> Outcome | None:
+        """Wait for its report, or until it does not answer any more (None); it is asked at once."""
         self.hurry.set()
         async with self._changed:
-            await self._changed.wait_for(lambda: self._word is not None or self.is_lost)
-            return self._word
+            await self._changed.wait_for(lambda: self._outcome is not None or self.is_lost)
+            return self._outcome
 
     async def until_idle(self) -> None:
-        """Wait until it says that it does not train."""
+        """Wait until it reports that it does not train."""
         async with self._changed:
             await self._changed.wait_for(lambda: not self.is_training)
 
     async def until_training(self) -> None:
-        """Wait until it says that it trains, or has already told how that ended."""
+        """Wait until it reports that it trains, or has already reported how that ended."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self.is_training or self._word is not None)
+            await self._changed.wait_for(lambda: self.is_training or self._outcome is not None)

@@ -1,6 +1,6 @@
-"""A FedOps client's training over the line: the bridge joins for it, and passes each message through a door.
+"""A FedOps client's training over the line: the bridge joins for it, and passes each message through a gateway.
 
-The line's runner and the door have threads; what they tell comes back into the event loop before anything is decided.
+The line's runner and the gateway have threads; what they report goes into the event loop before anything is decided.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 
 from fedops_mqtt.bridge.grpc_gateway import GrpcGateway
 from fedops_mqtt.bridge.peer_state import FedOpsHttpError
-from fedops_mqtt.bridge.start_call import WORDS, OnReport, StartCall, failed_to_start
+from fedops_mqtt.bridge.start_call import OUTCOME_REASONS, OnReport, StartCall, failed_to_start
 from fedops_mqtt.core.client import Identity
 from fedops_mqtt.core.reasons import INTERRUPTED
 from fedops_mqtt.line.client_session import RunEnd
@@ -28,11 +28,11 @@ from fedops_mqtt.training.pipe import EndedReport, MetricsReport, PhaseReport
 logger = logging.getLogger(__name__)
 
 _DISMISS_S = 5.0
-"""A client that was told that it is over answers at once; one that computes for nobody is not waited for."""
+"""A client that is dismissed answers at once; one that still computes is not waited for."""
 
 
 class RelayedTraining:
-    """One training: join the line, start the client, pass messages on, and tell the client when it is over."""
+    """One training: join the line, start the client, pass messages on, and dismiss the client when it is over."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class RelayedTraining:
         self._joined = asyncio.Event()
         self._ended: asyncio.Future[RunEnd] = self._loop.create_future()
         self._problem: str | None = None
-        self._is_gone = False
+        self._is_disconnected = False
         self._no_start: EndedReport | None = None
         self._run_id: str | None = None
 
@@ -75,7 +75,7 @@ class RelayedTraining:
         try:
             self._runner = self._make_runner()
             self._gateway = await asyncio.to_thread(
-                GrpcGateway, self._address, on_departed=self._in_loop(self._client_gone)
+                GrpcGateway, self._address, on_departed=self._in_loop(self._client_disconnected)
             )
         except (OSError, LineConfigError) as error:
             return EndedReport(outcome=Outcome.FAILED, reason=str(error))
@@ -87,43 +87,43 @@ class RelayedTraining:
         finally:
             self._gateway.give_up("the run is over")
             await asyncio.to_thread(self._gateway.dismiss, _DISMISS_S)
-        return await self._last_word(end)
+        return await self._final_report(end)
 
-    async def _train(self, door: GrpcGateway, runner: LineRunner) -> RunEnd:
+    async def _train(self, gateway: GrpcGateway, runner: LineRunner) -> RunEnd:
         """Run the line in a thread of its own; the client is started once the server has let us in."""
-        app = cast(ClientApp, door.ask)  # LineRunner only calls its app
+        app = cast(ClientApp, gateway.ask)  # LineRunner only calls its app
         threading.Thread(
             target=self._run_line, args=(runner, app), name=f"relay-{self._start.run_id}", daemon=True
         ).start()
         try:
             async with asyncio.TaskGroup() as group:
-                calling = group.create_task(self._bring_client(door, runner), name="bridged-call")
+                calling = group.create_task(self._bring_client(gateway, runner), name="bridged-call")
                 end = await asyncio.shield(self._ended)
                 calling.cancel()
         finally:
             runner.stop("the bridge ends this training")
         return RunEnd(outcome=Outcome.FAILED, reason=self._problem) if self._problem else end
 
-    async def _bring_client(self, door: GrpcGateway, runner: LineRunner) -> None:
+    async def _bring_client(self, gateway: GrpcGateway, runner: LineRunner) -> None:
         await self._joined.wait()
         host, _ = split_address(self._address)
         try:
-            await self._call.to(join_address(host, door.port))
+            await self._call.to(join_address(host, gateway.port))
         except FedOpsHttpError as error:
             self._no_start = failed_to_start(error)
             self._call.link.hurry.set()
             self._give_up(self._no_start.reason or str(error))
             return
-        if not await asyncio.to_thread(door.wait_for_client, self._call.limits.come_s):
-            self._give_up(f"FedOps client at {self._call.link.name}: did not come to gRPC port {door.port} in time")
+        if not await asyncio.to_thread(gateway.wait_for_client, self._call.limits.come_s):
+            self._give_up(f"FedOps client at {self._call.link.name}: did not come to gRPC port {gateway.port} in time")
             return
-        word = await self._call.link.until_told()
-        if word is Outcome.FAILED:
-            self._give_up(WORDS[word])
+        outcome = await self._call.link.until_outcome()
+        if outcome is Outcome.FAILED:
+            self._give_up(OUTCOME_REASONS[outcome])
 
-    def _client_gone(self) -> None:
-        """Whether it failed or is no more is found out now; the server hears at once what can be taken back."""
-        self._is_gone = True
+    def _client_disconnected(self) -> None:
+        """Whether it failed or has ended is found out now; the server is informed at once of what can be taken back."""
+        self._is_disconnected = True
         problem = f"the connection of the FedOps client at {self._call.link.name} is gone"
         self._give_up(problem, on_line=f"{INTERRUPTED}: {problem}")
 
@@ -134,31 +134,33 @@ class RelayedTraining:
         if self._runner is not None:
             self._runner.fail(on_line or problem)
 
-    async def _last_word(self, end: RunEnd) -> EndedReport:
-        """The line knows how it ended; a client that is still here is waited for, so that it is idle when we say so."""
+    async def _final_report(self, end: RunEnd) -> EndedReport:
+        """The line knows how it ended; a client that is still here is waited for: it is idle when this is reported."""
         if end.is_rejected:
             return EndedReport(outcome=None, reason=end.reason or None)
         if self._no_start is not None:
             return self._no_start
-        if self._is_gone:
+        if self._is_disconnected:
             return await self._departure_reason(end.reason)
         if end.outcome is not Outcome.FINISHED:
             return EndedReport(outcome=end.outcome, reason=end.reason)
         try:
-            async with asyncio.timeout(self._call.limits.word_s):
-                word = await self._call.link.until_told()
+            async with asyncio.timeout(self._call.limits.report_s):
+                outcome = await self._call.link.until_outcome()
         except TimeoutError:
             return EndedReport(outcome=Outcome.FINISHED, reason=f"{end.reason} (the FedOps client did not say so)")
-        return EndedReport(outcome=word, reason=end.reason if word is Outcome.FINISHED else WORDS[word])
+        return EndedReport(
+            outcome=outcome, reason=end.reason if outcome is Outcome.FINISHED else OUTCOME_REASONS[outcome]
+        )
 
     async def _departure_reason(self, reason: str) -> EndedReport:
-        """One that failed says so; one that is no more may be back soon, as a device that lost its training process."""
+        """One that failed reports so; one that has ended may be back soon, as a device that lost its process."""
         try:
-            async with asyncio.timeout(self._call.limits.word_s):
-                word = await self._call.link.until_told_or_lost()
+            async with asyncio.timeout(self._call.limits.report_s):
+                outcome = await self._call.link.until_outcome_or_lost()
         except TimeoutError:
             return EndedReport(outcome=Outcome.FAILED, reason=reason)
-        why = f"{INTERRUPTED}: {reason}" if word is None else f"{reason}: {WORDS[word]}"
+        why = f"{INTERRUPTED}: {reason}" if outcome is None else f"{reason}: {OUTCOME_REASONS[outcome]}"
         return EndedReport(outcome=Outcome.FAILED, reason=why)
 
     def _make_runner(self) -> LineRunner:
@@ -174,8 +176,8 @@ class RelayedTraining:
             ca_file=settings.line_ca_file,
             join_s=settings.join_limit_s,
             rejoin_s=settings.rejoin_limit_s,
-            on_progress=self._in_loop(self._tell_progress),
-            on_answered=self._in_loop(self._tell_answered),
+            on_progress=self._in_loop(self._report_progress),
+            on_answered=self._in_loop(self._report_answered),
             on_end=self._in_loop(self._settle),
         )
 
@@ -196,16 +198,16 @@ class RelayedTraining:
         self._loop.call_soon_threadsafe(self._joined.set)
         return make_context(joined)
 
-    def _tell_progress(self, progress: Progress) -> None:
+    def _report_progress(self, progress: Progress) -> None:
         self._on_report(PhaseReport.of(progress, self._run_id))
 
-    def _tell_answered(self, answered: MessageAnswered) -> None:
+    def _report_answered(self, answered: MessageAnswered) -> None:
         measured = self._cutter.cut(answered.metrics, num_more=2)
         values = {**measured, "stage": clip(answered.kind), "seconds": round(answered.seconds, 6)}
         self._on_report(MetricsReport(kind=MetricsKind.ROUND, round=answered.round or 0, values=values))
 
-    def _in_loop(self, tell: Callable[..., None]) -> Callable[..., None]:
-        def tell_in_loop(*said: Any) -> None:
-            self._loop.call_soon_threadsafe(tell, *said)
+    def _in_loop(self, call: Callable[..., None]) -> Callable[..., None]:
+        def call_in_loop(*arguments: Any) -> None:
+            self._loop.call_soon_threadsafe(call, *arguments)
 
-        return tell_in_loop
+        return call_in_loop

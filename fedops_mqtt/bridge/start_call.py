@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 OnReport = Callable[[PhaseReport | MetricsReport], None]
 
-WORDS = {
+OUTCOME_REASONS = {
     Outcome.FINISHED: "the FedOps client said trainFin",
     Outcome.FAILED: "the FedOps client said trainFail",
     Outcome.STOPPED: "stopped",
@@ -50,8 +50,8 @@ class BridgeLimits:
 
     come_s: float
     """From its start until it is at the FL server."""
-    word_s: float
-    """From the end of the run until it has said so itself."""
+    report_s: float
+    """From the end of the run until it has reported that itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +64,12 @@ class StartCall:
     limits: BridgeLimits
 
     async def to(self, server_ip: str, *, may_be_there: bool = False) -> None:
-        """Start the client, or let its client manager do so; returns when it says that it trains.
+        """Start the client, or let its client manager do so; returns when it reports that it trains.
 
         `may_be_there`: one that trains at this server already, since before this bridge was started, is left to it.
 
         Raises:
-            OldClientError: it cannot be started, or did not in time.
+            FedOpsHttpError: it cannot be started, or did not in time.
         """
         if may_be_there and self.link.is_at(server_ip):
             await self.link.want(server_ip)
@@ -104,4 +104,4 @@ class StartCall:
         if not answer.is_training:
             raise FedOpsHttpError(self.link.name, "got a start and reports that it does not train")
         if answer.server_ip not in (None, server_ip):
-            logger.info("FedOps client uses another address", extra={"told": server_ip, "uses": answer.server_ip})
+            logger.info("FedOps client uses another address", extra={"given": server_ip, "uses": answer.server_ip})

@@ -1,4 +1,4 @@
-"""Has a FedOps client do a training: over the line through a door of ours, or straight at a classic gRPC server.
+"""Has a FedOps client do a training: over the line through a gateway, or straight at a classic gRPC server.
 
 A daemon's trainer like any other: it starts, is steered, and reports how it ended, once, whatever the old client does.
 """
@@ -8,7 +8,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from fedops_mqtt.bridge.peer_state import FedOpsHttpError, PeerState
-from fedops_mqtt.bridge.start_call import WORDS, BridgeLimits, OnReport, PeerTraining, StartCall, failed_to_start
+from fedops_mqtt.bridge.start_call import (
+    OUTCOME_REASONS,
+    BridgeLimits,
+    OnReport,
+    PeerTraining,
+    StartCall,
+    failed_to_start,
+)
 from fedops_mqtt.core.client import Identity
 from fedops_mqtt.core.client_state import ServerMoved, StartTraining, StopTraining
 from fedops_mqtt.device.trainer import Scalar
@@ -16,11 +23,11 @@ from fedops_mqtt.protocol import Outcome, Phase, RunStart, Transport
 from fedops_mqtt.runtime.settings import ClientSettings
 from fedops_mqtt.training.pipe import EndedReport, PhaseReport
 
-_CANNOT_STOP = "a FedOps client cannot be told to stop; it trains on by itself"
+_CANNOT_STOP = "a FedOps client cannot be stopped; it trains on by itself"
 
 
 class DirectTraining:
-    """A FedOps client at a classic gRPC server: after its start, its own word is all there is."""
+    """A FedOps client at a classic gRPC server: after its start, its own report is all there is."""
 
     def __init__(self, call: StartCall, start: RunStart, settings: ClientSettings, on_report: OnReport) -> None:
         self._call = call
@@ -39,7 +46,7 @@ class DirectTraining:
             self._stop.set_result(reason)
 
     async def run(self) -> EndedReport:
-        """Start the client and wait for its word."""
+        """Start the client and wait for its report."""
         self._on_report(PhaseReport(phase=Phase.JOINING))
         try:
             await self._call.to(self._start.server_ip, may_be_there=True)
@@ -47,15 +54,15 @@ class DirectTraining:
             self._call.link.hurry.set()
             return failed_to_start(error)
         self._on_report(PhaseReport(phase=Phase.TRAINING))
-        return await self._until_told()
+        return await self._until_outcome()
 
-    async def _until_told(self) -> EndedReport:
+    async def _until_outcome(self) -> EndedReport:
         async with asyncio.TaskGroup() as group:
-            told = group.create_task(self._call.link.until_told(), name="bridged-word")
-            await asyncio.wait((told, self._stop), timeout=self._run_limit_s, return_when=asyncio.FIRST_COMPLETED)
-            if told.done():
-                return EndedReport(outcome=told.result(), reason=WORDS[told.result()])
-            told.cancel()
+            outcome = group.create_task(self._call.link.until_outcome(), name="bridged-outcome")
+            await asyncio.wait((outcome, self._stop), timeout=self._run_limit_s, return_when=asyncio.FIRST_COMPLETED)
+            if outcome.done():
+                return EndedReport(outcome=outcome.result(), reason=OUTCOME_REASONS[outcome.result()])
+            outcome.cancel()
         if self._stop.done():
             return EndedReport(outcome=Outcome.STOPPED, reason=f"{self._stop.result()} ({_CANNOT_STOP})")
         return EndedReport(outcome=Outcome.FAILED, reason=f"run limit of {self._run_limit_s:g} s passed")
@@ -104,7 +111,7 @@ class HttpTrainer:
         group.create_task(self._see_through(self._training), name=f"bridged-{start.run_id}-{start.attempt}")
 
     def steer(self, action: ServerMoved | StopTraining) -> None:
-        """Pass a change of address or a stop on, as far as an old client can be told."""
+        """Pass a change of address or a stop on, as far as an old client can be outcome."""
         if self._training is None:
             return
         if isinstance(action, ServerMoved):

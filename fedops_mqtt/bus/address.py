@@ -1,4 +1,4 @@
-"""Where the broker is and how to talk to it: the URL, the options, the TLS context, the waits between attempts.
+"""Where the broker is and how to connect: the URL, the options, the TLS context.
 
 A URL's user and password stay out of every log and `repr`.
 """
@@ -44,7 +44,7 @@ class BusOptions:
     backoff_initial_s: float = 0.5
     backoff_max_s: float = 30.0
     is_mqtt5_tried: bool = True
-    """False: speak MQTT 3.1.1 from the start, for a broker that is known to hang on 5."""
+    """False: use MQTT 3.1.1 from the start, for a broker that is known to hang on 5."""
     subscribe_qos: int = 1
     max_inflight_publishes: int = MAX_INFLIGHT_PUBLISHES
 
@@ -89,7 +89,7 @@ class BrokerAddress:
     async def resolve(self, timeout_s: float) -> "list[BrokerAddress]":
         """Return this address once for each IP address of its host, in the resolver's order.
 
-        A host that has only one, or none, comes back as it is: connecting to it tells what is wrong.
+        A host that has only one, or none, comes back as it is: connecting to it shows what is wrong.
         """
         found: list[str] = []
         with suppress(OSError, UnicodeError):  # a time-out is an OSError too
@@ -204,7 +204,7 @@ class _ClosedOnFailure(ssl.SSLSocket):
 
 @dataclass(slots=True)
 class VersionChoice:
-    """Which MQTT version the next CONNECT speaks: 5, or 3.1.1 once after the broker did not take 5.
+    """Which MQTT version the next CONNECT uses: 5, or 3.1.1 once after the broker did not take 5.
 
     Never for good: a time-out may only mean a broker that is full, and a broker may be replaced by a newer one.
     """
@@ -214,7 +214,7 @@ class VersionChoice:
 
     @property
     def is_mqtt5(self) -> bool:
-        """True when the next CONNECT speaks MQTT 5."""
+        """True when the next CONNECT uses MQTT 5."""
         return self.is_mqtt5_tried and not self._is_fallback
 
     def failed(self, *, is_version_doubtful: bool) -> bool:

@@ -24,7 +24,7 @@ class Attempt:
     endpoint: BrokerAddress
     options: BusOptions
     is_quick: bool
-    """A time-out says nothing about the broker's MQTT version."""
+    """A time-out does not show the broker's MQTT version."""
     better: Sequence[BrokerAddress]
     """The brokers that are preferred to this one."""
 

@@ -62,12 +62,12 @@ class Connection:
         subscriptions: topic filters, subscribed after every connect.
         make_will: asked for the last will before every CONNECT; it must be fresh, its epoch belongs to the connection.
         options: time-outs, credentials, TLS files, back-off.
-        hears_drops: also ask for the broker's count of dropped messages (`Dropped`), where it tells.
+        counts_drops: also ask for the broker's count of dropped messages (`Dropped`), where it has one.
         observers: called with every event as it happens, before it can be drained; they must not raise or block.
         may_move: asked before a connection is left because a preferred broker answers again; False: not now.
 
     Attributes:
-        dropped: the broker's last count of dropped messages, where it is asked for and tells.
+        dropped: the broker's last count of dropped messages, where it is asked for and answered.
 
     Raises:
         BrokerUrlError: the URL or a TLS file cannot be used.
@@ -82,7 +82,7 @@ class Connection:
         subscriptions: Sequence[str] = (),
         make_will: MakeWill | None = None,
         options: BusOptions | None = None,
-        hears_drops: bool = False,
+        counts_drops: bool = False,
         observers: Sequence[Observer] = (),
         may_move: Callable[[], bool] = lambda: True,
     ) -> None:
@@ -93,14 +93,14 @@ class Connection:
         self._filters = list(dict.fromkeys(subscriptions))
         self._added: list[str] = []
         self._make_will = make_will
-        self._hears_drops = hears_drops
+        self._counts_drops = counts_drops
         self._observers = list(observers)
         self._intake = Intake()
         self._inbox = EventBuffer()
         self._session: MqttSession | None = None
         self._held: list[BusEvent] | None = None
         self._first_try: asyncio.Future[None] | None = None
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         self._in_flight = asyncio.Semaphore(self._options.max_inflight_publishes)
         self._version = VersionChoice(self._options.is_mqtt5_tried)
         self._backoff = Backoff(initial_s=self._options.backoff_initial_s, max_s=self._options.backoff_max_s)
@@ -129,12 +129,12 @@ class Connection:
 
     @property
     def protocol_version(self) -> str:
-        """The MQTT version spoken, `5` or `3.1.1`; empty while not connected."""
+        """The MQTT version in use, `5` or `3.1.1`; empty while not connected."""
         return self._session.protocol_version if self._session else ""
 
     @property
     def num_malformed(self) -> int:
-        """Messages dropped at the door since the start."""
+        """Malformed messages dropped since the start."""
         return self._intake.num_malformed
 
     async def wait_first_try(self) -> None:
@@ -154,7 +154,7 @@ class Connection:
 
         Raises:
             NotConnectedError: there is no connection, or it broke before the broker acknowledged.
-            RefusedError: the broker says no (with MQTT 3.1.1 it cannot say so).
+            PublishRefusedError: the broker refuses it (with MQTT 3.1.1 it cannot report that).
             PublishTimeoutError: it did not acknowledge within `publish_timeout_s`.
         """
         payload = b"" if message is None else encode(message)
@@ -179,7 +179,7 @@ class Connection:
         return self._inbox.take_all()
 
     async def events(self) -> AsyncIterator[BusEvent]:
-        """Yield every event in order, for ever. One reader at a time; `drain` takes from the same inbox."""
+        """Yield every event in order, for ever. One reader at a time; `drain` takes from the same buffer."""
         while True:
             await self._inbox.wait()
             while (event := self._inbox.take()) is not None:
@@ -195,7 +195,7 @@ class Connection:
 
         Raises:
             NotConnectedError: there is no connection now; it subscribes to them as soon as there is.
-            RefusedError: the broker does not grant one of them; it is not asked for that one again.
+            PublishRefusedError: the broker does not grant one of them; it is not asked for that one again.
         """
         fresh = [each for each in dict.fromkeys(filters) if each not in (*self._filters, *self._added)]
         self._added += fresh
@@ -287,7 +287,7 @@ class Connection:
         self._lose(reason)
 
     async def _begin(self, session: MqttSession) -> None:
-        """Subscribe, then let in what came meanwhile: nobody hears a message before `Connected`."""
+        """Subscribe, then let in what came meanwhile: no message is delivered before `Connected`."""
         try:
             await self._ask_for_drops(session)  # before what it may drop
             await self._subscribe_all(session)
@@ -303,10 +303,10 @@ class Connection:
 
     async def _ask_for_drops(self, session: MqttSession) -> None:
         """A broker that refuses this, or even hangs up, is not asked again."""
-        if not self._hears_drops:
+        if not self._counts_drops:
             return
-        self._hears_drops = False
-        self._hears_drops = not await session.subscribe([DROPPED_TOPIC])
+        self._counts_drops = False
+        self._counts_drops = not await session.subscribe([DROPPED_TOPIC])
 
     async def _subscribe_all(self, session: MqttSession) -> None:
         """Subscribe until everything is granted: a broker that lost a node refuses for a while, and then grants.
@@ -342,7 +342,7 @@ class Connection:
         if self._session is None:
             return
         self._session = None
-        self._told.add(ConnectError.__name__)
+        self._logged.add(ConnectError.__name__)
         logger.warning("lost the connection to the broker", extra={"broker": self.broker, "reason": reason})
         self._push(Disconnected(reason))
 
@@ -351,8 +351,8 @@ class Connection:
         if isinstance(error, ConnectError):
             self._fail_first_try(error)
         kind = type(error) if isinstance(error, CredentialsError | PublishRefusedError) else ConnectError
-        if kind.__name__ not in self._told:
-            self._told.add(kind.__name__)
+        if kind.__name__ not in self._logged:
+            self._logged.add(kind.__name__)
             logger.error("cannot use the broker, trying again until it works", extra={"problem": str(error)})
 
     def _fail_first_try(self, error: BusError) -> None:
@@ -365,4 +365,4 @@ class Connection:
             self._first_try.set_result(None)
         facts = {"broker": self.broker, "protocol_version": session.protocol_version}
         logger.info("connected to the broker", extra=facts)
-        self._told.clear()
+        self._logged.clear()

@@ -1,4 +1,4 @@
-"""What can go wrong between us and the broker; each error says what happened and what to do."""
+"""What can go wrong between a process and the broker; each error names what happened and what to do."""
 
 
 class BusError(Exception):
@@ -38,7 +38,7 @@ class ConnectError(BusError):
 
 
 class ConnectTimeoutError(ConnectError):
-    """The broker took the connection and said nothing: it is full, too busy, or does not speak this MQTT version."""
+    """The broker took the connection and never answered: it is full, too busy, or does not take this MQTT version."""
 
     def __init__(self, broker: str, timeout_s: float) -> None:
         self.timeout_s = timeout_s
@@ -46,7 +46,7 @@ class ConnectTimeoutError(ConnectError):
 
 
 class VersionError(ConnectError):
-    """The broker does not speak this version of MQTT."""
+    """The broker does not take this version of MQTT."""
 
 
 class CredentialsError(ConnectError):
@@ -67,7 +67,7 @@ class NotConnectedError(BusError):
 
 
 class PublishRefusedError(BusError):
-    """The broker said no to a publish or subscription; most often its ACL does not allow it to this user."""
+    """The broker refused a publish or subscription; most often its ACL does not allow it to this user."""
 
     def __init__(self, topic: str, reason_code: int, reason: str) -> None:
         self.topic = topic

@@ -1,4 +1,4 @@
-"""What a connection tells: frozen events, in the order in which things happened at the broker and to the connection."""
+"""What a connection delivers: frozen events, in the order in which things happened at broker and connection."""
 
 import asyncio
 import logging
@@ -35,14 +35,14 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
-    """The connection is gone; the bus connects again by itself."""
+    """The connection has broken; the bus connects again by itself."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A valid message. `is_retained`: the broker's copy for a newcomer, not a live word."""
+    """A valid message. `is_retained`: the broker's copy for a newcomer, not a live one."""
 
     topic: Topic
     message: Message
@@ -144,7 +144,7 @@ def _is_worth_keeping(event: BusEvent, newest: dict[Topic, Stamp]) -> bool:
 
 
 _TOPICS_REMEMBERED = 65_536
-"""Parsed topics kept: a fleet says the same few thousand topics again and again, and parsing is half of decoding."""
+"""Parsed topics kept: a fleet uses the same few thousand topics again and again, and parsing is half of decoding."""
 
 
 DROPPED_TOPIC = "$SYS/broker/publish/messages/dropped"
@@ -186,9 +186,9 @@ class Intake:
     def _drop(self, topic_text: str, error: ProtocolError) -> Malformed:
         self.num_malformed += 1
         # A flood of garbage must not become a flood of log lines: the 1st, 2nd, 4th, 8th, … is a warning.
-        is_told = self.num_malformed & (self.num_malformed - 1) == 0
+        is_warning = self.num_malformed & (self.num_malformed - 1) == 0
         logger.log(
-            logging.WARNING if is_told else logging.DEBUG,
+            logging.WARNING if is_warning else logging.DEBUG,
             "dropped a message that is not of the protocol",
             extra={"topic": topic_text, "problem": str(error), "dropped_so_far": self.num_malformed},
         )

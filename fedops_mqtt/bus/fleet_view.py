@@ -1,4 +1,4 @@
-"""What a watcher knows, folded from the bus alone: clients, servers, runs and their newest numbers, as flat records.
+"""What a watcher knows, applied from the bus alone: clients, servers, runs and their newest numbers, as flat records.
 
 A `FleetView` has no clock, screen or socket; whoever owns it feeds it events and the time they came.
 """
@@ -42,20 +42,20 @@ RECENT = 5
 
 @dataclass(kw_only=True, slots=True)
 class FleetView:
-    """Everything that a task's topics have said so far."""
+    """Everything that a task's topics have shown so far."""
 
     fleet: Fleet = field(default_factory=Fleet)
     metrics: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     """Newest numbers by `(task_id, client_mac)`."""
     history: dict[tuple[str, str], list[ServerMetrics]] = field(default_factory=dict)
-    """The rounds of a run, oldest first, by `(task_id, run_id)`: a server tells of its own task's runs only."""
+    """The rounds of a run, oldest first, by `(task_id, run_id)`: a server reports its own task's runs only."""
     losses: DroppedMessageDetector = field(default_factory=DroppedMessageDetector)
     """What the broker kept from us."""
     is_connected: bool | None = None
     """None before the first connection."""
     recent: deque[Record] = field(default_factory=lambda: deque(maxlen=RECENT))
     """The last changes, the newest last."""
-    _told: dict[Key, Record] = field(default_factory=dict)
+    _last_records: dict[Key, Record] = field(default_factory=dict)
 
     def take(self, event: BusEvent, now: float) -> Record | None:
         """Fold one event in; return what changed of whom, None when nothing that is worth a line did."""
@@ -65,7 +65,7 @@ class FleetView:
         return change
 
     def problem(self) -> Record | None:
-        """Return what is wrong with the bus when it has not been told in these words."""
+        """Return what is wrong with the bus when it was not returned with this reason before."""
         problem = self.losses.problem
         if problem is None:
             return None
@@ -163,9 +163,9 @@ class FleetView:
     def _changed(self, record: Record) -> Record | None:
         """A heartbeat repeats a status as it is; that is no change."""
         key = _key_of(record)
-        if self._told.get(key) == record:
+        if self._last_records.get(key) == record:
             return None
-        self._told[key] = record
+        self._last_records[key] = record
         return record
 
     def _forget(self, topic: Topic) -> Record | None:
@@ -177,9 +177,9 @@ class FleetView:
         if name is None:
             return None
         facts = {"task_id": topic.task_id, "client_mac": topic.client_mac, "run_id": topic.run_id}
-        gone = {"kind": name, **{fact: value for fact, value in facts.items() if value}, "status": "forgotten"}
-        self._told.pop(_key_of(gone), None)
-        return gone
+        record = {"kind": name, **{fact: value for fact, value in facts.items() if value}, "status": "forgotten"}
+        self._last_records.pop(_key_of(record), None)
+        return record
 
 
 _NAME_OF_CHANNEL = {
@@ -280,7 +280,7 @@ _NAMES_OF_KIND = {
 
 
 def _measures(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the numbers that say how the training goes; where its time went is for other views."""
+    """Return the numbers that show how the training goes; where its time went is for other views."""
     numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
     return {name: value for name, value in numbers.items() if name not in _ABOUT_TIME}
 

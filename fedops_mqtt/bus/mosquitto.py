@@ -1,7 +1,7 @@
-"""mosquitto as a managed process: on a free port, ready when it answers a CONNECT, gone with whoever started it.
+"""mosquitto as a managed process: on a free port, ready when it answers a CONNECT, ended with its parent.
 
 It runs the shipped configuration itself, with the port and the folder replaced; as root it stays root, because a
-process that changes its user is no longer told to end with its parent, and could not read its owner's files.
+process that changes its user is no longer ended with its parent, and could not read its owner's files.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ _SEARCHED_TOO = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
 """Where packages put mosquitto and a person's PATH does not look."""
 
 _CONNECT_311 = bytes.fromhex("100c00044d5154540402000a0000")
-"""An MQTT 3.1.1 CONNECT without client id, keep alive 10 s; any CONNACK to it says that the broker is up."""
+"""An MQTT 3.1.1 CONNECT without client id, keep alive 10 s; any CONNACK to it means that the broker is up."""
 
 _CONNACK = 0x20
 _RETRY_S = 0.02
@@ -71,7 +71,7 @@ def _check_port(host: str, port: int) -> None:
     """A broker that has the port already would answer for ours.
 
     Raises:
-        MosquittoError: somebody listens there.
+        MosquittoError: a process listens there.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -104,8 +104,8 @@ def render_config(text: str, *, port: int, data_dir: Path, changes: Mapping[str,
 
 def listener_ports(text: str) -> list[int]:
     """Return the ports that a configuration listens on, in its order."""
-    words = [line.split() for line in text.splitlines() if line.startswith("listener ")]
-    return [int(each[1]) for each in words]
+    listeners = [line.split() for line in text.splitlines() if line.startswith("listener ")]
+    return [int(each[1]) for each in listeners]
 
 
 class Mosquitto:
@@ -188,11 +188,11 @@ class Mosquitto:
             raise
 
     async def terminate(self) -> None:
-        """Shut it down in order: it saves what it retains and says the wills of everybody connected."""
+        """Shut it down in order: it saves what it retains and publishes the wills of all who are connected."""
         await self._end(signal.SIGTERM)
 
     async def kill(self) -> None:
-        """Kill it: it keeps what it last saved, and says no wills."""
+        """Kill it: it keeps what it last saved, and publishes no wills."""
         await self._end(signal.SIGKILL)
 
     async def restart(self) -> None:
@@ -300,8 +300,8 @@ class Mosquitto:
                 await writer.wait_closed()
 
     def _why_ended(self, status: int) -> str:
-        said = "its own lines above say why" if self._is_log_shown else "its last lines"
-        return f"ended with status {status} at its start; {said}"
+        where = "its own lines above say why" if self._is_log_shown else "its last lines"
+        return f"ended with status {status} at its start; {where}"
 
     def _log_tail(self) -> str:
         return read_tail(self._work_dir / "log", max_lines=_LOG_TAIL_LINES)

@@ -1,6 +1,6 @@
 """The life of one retained status topic, for whoever owns it: client, FL server and manager use the same one.
 
-One speaker publishes, one word at a time, and always the newest snapshot: the last word at the broker is the truth.
+One task publishes, one status at a time, and always the newest snapshot: the last status at the broker is the truth.
 """
 
 import asyncio
@@ -105,13 +105,13 @@ MakeGoodbye = Callable[[Stamp, str], StatusMessage]
 _NEVER = float("inf")
 
 _GOODBYE_TIMEOUT_S = 3.0
-"""For the last words together: a broker that hangs must not hold up an exit longer than a person waits."""
+"""For the last statuses together: a broker that hangs must not hold up an exit longer than a person waits."""
 
 
 def new_instance(*, last_epoch: int = 0) -> str:
-    """Return a name for this start of a process; newer ones sort after older ones, which decides between rivals.
+    """Return a name for this start of a process; newer ones sort after older ones, which decides a conflict.
 
-    `last_epoch` as it was kept, where it was: a late word of the process before must not look like a newer rival's.
+    `last_epoch` as it was kept, where it was: a late status of the process before must not look newer.
     """
     return ownership.new_instance(time.time_ns() // 1_000_000, secrets.token_hex(6), last_epoch=last_epoch)
 
@@ -123,11 +123,11 @@ class StatusOwner:
         topic: the retained status topic.
         instance: this process, from `new_instance`; every status made here must carry it, and `heartbeat_s`.
         make_snapshot: returns the whole condition as it is now, with the stamp given.
-        make_will: returns what the broker shall say if we die, with the stamp given.
-        make_goodbye: returns the last word, with the stamp and the reason (`shutdown` or `error`); None: no last word.
+        make_will: returns what the broker shall publish if this process dies, with the stamp given.
+        make_goodbye: returns the last status, with the stamp and the reason (`shutdown` or `error`); None: none.
         epochs: keeps the epoch over restarts.
-        heartbeat_s: the status is said again after this long without a word, or up to a fifth earlier.
-        on_rival: called when a newer living instance is seen. Default: `ConflictingInstanceError` ends `speaking`.
+        heartbeat_s: the status is published again after this long without one, or up to a fifth earlier.
+        on_conflict: called when a newer living instance is seen. Default: `ConflictingInstanceError` ends `publishing`.
     """
 
     def __init__(
@@ -150,18 +150,18 @@ class StatusOwner:
         self._epochs = epochs
         self.heartbeat_s = heartbeat_s
         self._beat_s = heartbeat_s
-        self._on_rival = on_conflict
+        self._on_conflict = on_conflict
         self._ownership = Ownership(instance=instance)
         self._last_epoch = 0
         self._seq = 0
         self._is_up = False
         self._is_refused = False
         self._due_at = _NEVER
-        self._said_at = -_NEVER
+        self._published_at = -_NEVER
         self._adopted: int | None = None
-        self._rival: ConflictingInstanceError | None = None
+        self._conflict: ConflictingInstanceError | None = None
         self._wake = asyncio.Event()
-        self._said = asyncio.Event()
+        self._acknowledged = asyncio.Event()
 
     @property
     def epoch(self) -> int:
@@ -175,14 +175,14 @@ class StatusOwner:
 
     def update(self) -> None:
         """Say that the snapshot has changed; it is published soon, or announced when the connection is back."""
-        self._say_at(time.monotonic())
+        self._schedule(time.monotonic())
 
     async def flush(self, timeout_s: float) -> bool:
         """Wait until the newest snapshot is acknowledged; False when it was not in time."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                await self._said.wait()
-        return self._said.is_set()
+                await self._acknowledged.wait()
+        return self._acknowledged.is_set()
 
     async def will(self) -> Publication:
         """Take a new epoch, keep it, and return the last will for the connection that uses it."""
@@ -192,12 +192,12 @@ class StatusOwner:
         return Publication(topic=self.topic, message=self._make_will(Stamp(epoch, LAST_SEQ)))
 
     def take(self, event: BusEvent) -> None:
-        """Note what the connection tells; give it to the connection as an observer."""
+        """Take an event of the connection; give it to the connection as an observer."""
         match event:
             case Connected():
                 self._is_up = True
                 self._is_refused = False
-                self._say_at(time.monotonic())
+                self._schedule(time.monotonic())
             case Disconnected():
                 self._is_up = False
                 self._due_at = _NEVER
@@ -209,7 +209,7 @@ class StatusOwner:
                 self._restore()
 
     def _restore(self) -> None:
-        """Somebody removed what stood on our topic, or put there what nobody can read."""
+        """The own topic was cleared, or holds what cannot be read."""
         self._ownership, decision = ownership.judge_cleared(self._ownership, now=time.monotonic())
         self._carry_out(decision)
 
@@ -221,14 +221,14 @@ class StatusOwner:
         client_id: str | None,
         subscriptions: Sequence[str] = (),
         options: BusOptions | None = None,
-        hears_drops: bool = False,
+        counts_drops: bool = False,
         observers: Sequence[Observer] = (),
         may_move: Callable[[], bool] = lambda: True,
     ) -> AsyncIterator[Connection]:
-        """Connect, announce, and speak while the block runs; say goodbye at its end. Arguments as for `Connection`.
+        """Connect, announce, publish while the block runs, and publish a goodbye at its end. Arguments: `Connection`'s.
 
         Raises:
-            RivalError: a newer process has this identity.
+            ConflictingInstanceError: a newer process has this identity.
             BrokerUrlError: the URL or a TLS file cannot be used.
         """
         connection = Connection(
@@ -237,79 +237,79 @@ class StatusOwner:
             subscriptions=[str(self.topic), *subscriptions],
             make_will=self.will,
             options=options,
-            hears_drops=hears_drops,
+            counts_drops=counts_drops,
             observers=[self.take, *observers],
             may_move=may_move,
         )
-        async with connection, self.speaking(connection):
+        async with connection, self.publishing(connection):
             yield connection
 
     @asynccontextmanager
-    async def speaking(self, connection: Connection) -> AsyncIterator[None]:
+    async def publishing(self, connection: Connection) -> AsyncIterator[None]:
         """Publish over a connection that was made with `will` and `take`, while the block runs.
 
         Raises:
-            RivalError: a newer process has this identity; nothing more is said, the topic is its own.
+            ConflictingInstanceError: a newer process has this identity; nothing more is published.
         """
         reason = "error"
         try:
-            async with alongside(self._speak(connection), name=f"speak-{self.topic.channel.name.lower()}"):
+            async with alongside(self._publish_when_due(connection), name=f"speak-{self.topic.channel.name.lower()}"):
                 yield
             reason = "shutdown"
         except asyncio.CancelledError:
             reason = "shutdown"
             raise
         finally:
-            if self._rival is None:
-                await self._say_goodbye(connection, reason)
+            if self._conflict is None:
+                await self._publish_goodbye(connection, reason)
 
-    async def _speak(self, connection: Connection) -> None:
+    async def _publish_when_due(self, connection: Connection) -> None:
         while True:
             await self._wait_until_due()
-            if self._rival is not None:
-                raise self._rival
+            if self._conflict is not None:
+                raise self._conflict
             if self._adopted is not None:
                 await self._stand_above(connection)
             else:
-                await self._say(connection)
+                await self._publish(connection)
 
     async def _wait_until_due(self) -> None:
-        while (wait_s := self._next_word_at() - time.monotonic()) > 0:
+        while (wait_s := self._next_status_at() - time.monotonic()) > 0:
             self._wake.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(None if wait_s == _NEVER else wait_s):
                     await self._wake.wait()
 
-    def _next_word_at(self) -> float:
-        if self._rival is not None or self._adopted is not None:
+    def _next_status_at(self) -> float:
+        if self._conflict is not None or self._adopted is not None:
             return -_NEVER
         if not self._is_up:
             return _NEVER
-        return min(self._due_at, self._said_at + self._beat_s)
+        return min(self._due_at, self._published_at + self._beat_s)
 
-    async def _say(self, connection: Connection) -> None:
+    async def _publish(self, connection: Connection) -> None:
         self._due_at = _NEVER
-        self._said_at = time.monotonic()
+        self._published_at = time.monotonic()
         self._beat_s = ownership.next_beat_s(self.heartbeat_s, random.random())  # noqa: S311 - no secret
         try:
             await connection.publish(self.topic, self._make_snapshot(self.next_stamp()))
         except NotConnectedError:
-            # An ended session refuses without waiting: the loop must run, or it never gets to tell us that it is gone.
+            # An ended session refuses without waiting: the loop must run, or it never gets to report that it has ended.
             await asyncio.sleep(0)
             self._is_up = self._is_up and connection.is_connected
             self._due_at = min(self._due_at, time.monotonic())
         except PublishTimeoutError as error:
-            logger.warning("status was not acknowledged, saying it again", extra={"problem": str(error)})
+            logger.warning("status was not acknowledged, publishing it again", extra={"problem": str(error)})
             self._due_at = min(self._due_at, time.monotonic())
         except (PublishRefusedError, ProtocolError) as error:
             self._note_refusal(error)
         else:
             self._is_refused = False
             if self._due_at == _NEVER:
-                self._said.set()
+                self._acknowledged.set()
 
     def _note_refusal(self, error: BusError | ProtocolError) -> None:
-        """The broker does not take our status, or no message holds it: say so once; each heartbeat tries again."""
+        """The broker does not take the status, or no message holds it: log it once; each heartbeat tries again."""
         if not self._is_refused:
             logger.error("cannot publish our status", extra={"problem": str(error)})
         self._is_refused = True
@@ -322,8 +322,8 @@ class StatusOwner:
             logger.warning("took over a higher epoch from before", extra={"topic": str(self.topic), "epoch": epoch})
             await connection.reconnect("our own topic holds a higher epoch from before")
 
-    async def _say_goodbye(self, connection: Connection, reason: str) -> None:
-        """Say what was left unsaid, then the last word; a broker that is away must not hold up the exit."""
+    async def _publish_goodbye(self, connection: Connection, reason: str) -> None:
+        """Publish what was left unpublished, then the last status; a broker that is away must not hold up the exit."""
         if self._make_goodbye is None or not connection.is_connected:
             return
         try:
@@ -341,7 +341,7 @@ class StatusOwner:
         return epoch
 
     def _keep_epoch(self, epoch: int) -> None:
-        """A full disk must not silence a device: without a kept epoch the clock and our retained word have to do."""
+        """A full disk must not silence a device: without a kept epoch the clock and the retained status have to do."""
         self._last_epoch = max(self._last_epoch, epoch)
         try:
             self._epochs.save(epoch)
@@ -349,14 +349,14 @@ class StatusOwner:
             logger.error("the epoch is not kept; going on", extra={"problem": str(error)})
 
     def _judge(self, message: StatusMessage, *, is_retained: bool) -> None:
-        word = SeenStatus(
+        seen = SeenStatus(
             instance=message.instance,
             epoch=message.epoch,
             is_out=reports_offline(message),
             is_retained=is_retained,
             is_ahead=message.seq > self._seq,
         )
-        self._ownership, decision = ownership.judge(self._ownership, word, now=time.monotonic())
+        self._ownership, decision = ownership.judge(self._ownership, seen, now=time.monotonic())
         self._carry_out(decision)
 
     def _carry_out(self, decision: Decision) -> None:
@@ -365,7 +365,7 @@ class StatusOwner:
                 pass
             case Repair(at):
                 logger.warning("repairing our retained status", extra={"topic": str(self.topic)})
-                self._say_at(at)
+                self._schedule(at)
             case Adopt(epoch):
                 self._adopted = epoch
                 self._wake.set()
@@ -376,13 +376,13 @@ class StatusOwner:
 
     def _yield_to(self, conflicting_instance: ConflictingInstanceError) -> None:
         logger.error("a newer process has our identity", extra={"problem": str(conflicting_instance)})
-        if self._on_rival is not None:
-            self._on_rival(conflicting_instance)
+        if self._on_conflict is not None:
+            self._on_conflict(conflicting_instance)
             return
-        self._rival = conflicting_instance
+        self._conflict = conflicting_instance
         self._wake.set()
 
-    def _say_at(self, at: float) -> None:
-        self._said.clear()
+    def _schedule(self, at: float) -> None:
+        self._acknowledged.clear()
         self._due_at = min(self._due_at, at)
         self._wake.set()

@@ -18,7 +18,7 @@ _QOS_BITS = 0b110
 
 
 def skip_properties(paho: paho_client.Client) -> None:
-    """Take the properties out of each PUBLISH before paho unpacks them; nobody here reads those of a message.
+    """Take the properties out of each PUBLISH before paho unpacks them; those of a message are not read here.
 
     paho 2.2 copies the rest of the packet at each property: 273 KB of user properties, which any publisher may send and
     the broker retains, hold the loop for 9 s.
@@ -66,7 +66,7 @@ def connect_to_ip(paho: paho_client.Client, ip: str, port: int) -> None:
     """Let paho connect to one IP address of its host; TLS still asks for the host's name.
 
     `socket.create_connection` takes a host's next address only where this one refuses: one that is frozen takes the
-    connection and says nothing.
+    connection and reports nothing.
     """
 
     def connect() -> socket.socket:

@@ -4,7 +4,7 @@ A session is never used again: paho keeps unacknowledged publishes of a client o
 next connection, where they are stale. Seen with aiomqtt 2.5.1 and paho 2.2, private and hooked on purpose:
 `Client._client` (paho), because aiomqtt drops a PUBACK's reason code and a CONNACK's properties; `Client._connected`
 and `._disconnected`, because a connection closed before its CONNACK would be waited for until the time-out, and the
-end of one is told to readers of messages only; `paho.Client._sock_close`, because a failed or abandoned connect
+end of one is shown to readers of messages only; `paho.Client._sock_close`, because a failed or abandoned connect
 leaves the socket open; and what `paho_private` has.
 """
 
@@ -41,7 +41,7 @@ from fedops_mqtt.bus.paho_private import connect_to_ip, skip_properties, writes_
 from fedops_mqtt.runtime.background import raise_if_cancelled
 
 _REFUSED_FROM = 128
-"""MQTT 5, 4.13: reason codes from 0x80 say no."""
+"""MQTT 5, 4.13: reason codes from 0x80 are refusals."""
 
 _VERSION_REFUSED = frozenset({1, 132})
 """CONNACK: unacceptable protocol version, in 3.1.1 (3.2.2.3) and in 5 (3.2.2.2)."""
@@ -107,7 +107,7 @@ class MqttSession:
     ) -> None:
         self.is_mqtt5 = is_mqtt5
         self.max_packet_bytes = max_packet_bytes
-        """What the broker takes, as its CONNACK says."""
+        """What the broker takes, by its CONNACK."""
         self._client = client
         self._paho = client._client
         self._address = address
@@ -140,13 +140,13 @@ class MqttSession:
                 ack.set_exception(NotConnectedError(str(self._address)))
 
     async def publish(self, topic: str, payload: bytes, *, qos: int, is_retained: bool) -> None:
-        """Publish and wait for the broker's word on it.
+        """Publish and wait for the broker's acknowledgement.
 
         Raises:
-            NotConnectedError: the connection is gone.
-            PacketTooLargeError: it is more than the broker said it takes (MQTT 5 only).
-            RefusedError: the broker's reason code says no (MQTT 5 only; 3.1.1 has no such word).
-            PublishTimeoutError: it said nothing in time.
+            NotConnectedError: the connection has broken.
+            PacketTooLargeError: it is more than the broker's CONNACK allows (MQTT 5 only).
+            PublishRefusedError: the broker's reason code refuses it (MQTT 5 only; 3.1.1 has none).
+            PublishTimeoutError: no acknowledgement came in time.
         """
         if len(payload) + len(topic) + _HEADER_BYTES > self.max_packet_bytes:
             raise PacketTooLargeError(topic, len(payload), self.max_packet_bytes)
@@ -191,9 +191,9 @@ class MqttSession:
 
     def _on_disconnected(self, disconnected: asyncio.Future[None]) -> None:
         error = None if disconnected.cancelled() else disconnected.exception()
-        is_told = isinstance(error, aiomqtt.MqttCodeError) and _code_of(error.rc) > _REFUSED_FROM
-        # Without a word from the broker paho says "unspecified error": nothing a person could act on.
-        self.end(str(error) if is_told else "the connection broke: the broker or the network went away")
+        is_from_broker = isinstance(error, aiomqtt.MqttCodeError) and _code_of(error.rc) > _REFUSED_FROM
+        # Without a reason code from the broker paho gives "unspecified error": nothing a person could act on.
+        self.end(str(error) if is_from_broker else "the connection broke: the broker or the network went away")
 
 
 @asynccontextmanager
@@ -210,8 +210,8 @@ async def open_session(
     """Connect once; leaving the block disconnects cleanly, so the last will does not fire.
 
     Raises:
-        ConnectTimeoutError: nobody answered in time.
-        VersionError: the broker does not speak this version of MQTT.
+        ConnectTimeoutError: no answer came in time.
+        VersionError: the broker does not take this version of MQTT.
         CredentialsError: it does not know us.
         ClientIdError: it does not take our client id.
         ConnectError: anything else: not reached, TLS failed, refused for another reason.
@@ -260,7 +260,7 @@ def _make_client(
         timeout=options.connect_timeout_s,
         tls_context=tls,
         socket_options=_AT_ONCE,
-        logger=_last_words(),
+        logger=_make_error_log(),
     )
     client._client.connect_timeout = options.connect_timeout_s
     if address.ip is not None:
@@ -271,30 +271,30 @@ def _make_client(
     return client
 
 
-class _Keeper(logging.Handler):
-    """Keeps the last error that paho tells its log, and nobody else: the reason of a failed TLS handshake."""
+class _LastErrorHandler(logging.Handler):
+    """Keeps the last error that paho logs: the reason of a failed TLS handshake."""
 
-    said = "no reason given"
+    last = "no reason given"
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.said = record.getMessage()
+        self.last = record.getMessage()
 
 
-def _last_words() -> logging.Logger:
-    """Return a log of one connection's own: paho would say the same error at every attempt of an outage."""
+def _make_error_log() -> logging.Logger:
+    """Return a log of one connection's own: paho would log the same error at every attempt of an outage."""
     log = logging.Logger("paho", logging.ERROR)
-    log.addHandler(_Keeper())
+    log.addHandler(_LastErrorHandler())
     return log
 
 
 async def _connect(client: aiomqtt.Client, address: BrokerAddress, options: BusOptions) -> int:
     """Connect and return the largest packet that the broker takes."""
     _notice_early_close(client)
-    said: list[Properties | None] = []
+    connacks: list[Properties | None] = []
     take_connack = client._on_connect
 
     def on_connect(*facts: Any) -> None:
-        said.append(facts[-1])
+        connacks.append(facts[-1])
         take_connack(*facts)
 
     client._client.on_connect = on_connect
@@ -311,8 +311,8 @@ async def _connect(client: aiomqtt.Client, address: BrokerAddress, options: BusO
         raise ConnectError(str(address), str(error)) from error
     except UnicodeError as error:
         raise ConnectError(str(address), f"not a host name ({error})") from error
-    _check_abilities(said[0], address)
-    return getattr(said[0], "MaximumPacketSize", _MAX_REMAINING_BYTES)
+    _check_abilities(connacks[0], address)
+    return getattr(connacks[0], "MaximumPacketSize", _MAX_REMAINING_BYTES)
 
 
 def _check_abilities(connack: Properties | None, address: BrokerAddress) -> None:
@@ -334,14 +334,16 @@ def _swallowed_cancellation() -> Iterator[None]:
 
 def _notice_early_close(client: aiomqtt.Client) -> None:
     """Let a connection that closes before its CONNACK fail at once: aiomqtt would wait for its time-out."""
-    tell_aiomqtt = client._on_disconnect
+    pass_on = client._on_disconnect
 
     def on_disconnect(*facts: Any) -> None:
         if not client._connected.done():
-            words = "".join(f" ({handler.said})" for handler in client._logger.handlers if isinstance(handler, _Keeper))
-            closed = f"the broker closed the connection before answering{words}"
+            reasons = "".join(
+                f" ({handler.last})" for handler in client._logger.handlers if isinstance(handler, _LastErrorHandler)
+            )
+            closed = f"the broker closed the connection before answering{reasons}"
             client._connected.set_exception(aiomqtt.MqttError(closed))
-        tell_aiomqtt(*facts)
+        pass_on(*facts)
 
     client._client.on_disconnect = on_disconnect
 

@@ -4,7 +4,7 @@
         async for message in bus.watch("my-task"):
             print(message)
 
-`watch` yields what is true: the present status of everybody first, then each change; a word that a newer one has
+`watch` yields what is true: the present status of every owner first, then each change; a status that a newer one has
 overtaken (a last will that comes after its client is back) never appears.
 """
 
@@ -33,7 +33,7 @@ WATCHED_CHANNELS = (
     Channel.RUN_STATUS,
     Channel.MANAGER_STATUS,
 )
-"""What anybody may read; triggers carry tokens and are for the addressed client alone."""
+"""What any user may read; triggers carry tokens and are for the addressed client alone."""
 
 _LEASES_S = 1.0
 """How often `fleet` looks whose lease has ended."""
@@ -65,7 +65,7 @@ def connect(
         user=chosen.user if user is None else user,
         password=chosen.password if password is None else password,
     )
-    return Bus(Connection(url, client_id=client_id, options=chosen, hears_drops=True))
+    return Bus(Connection(url, client_id=client_id, options=chosen, counts_drops=True))
 
 
 class Bus:
@@ -86,7 +86,7 @@ class Bus:
             await stack.enter_async_context(self._connection)
             await self._connection.wait_first_try()
             await self._connection.drain()  # the first `Connected`: nobody watches yet
-            await stack.enter_async_context(alongside(self._hand_out(), name="bus-watch"))
+            await stack.enter_async_context(alongside(self._distribute(), name="bus-watch"))
             self._stack = stack.pop_all()
         return self
 
@@ -103,11 +103,11 @@ class Bus:
     async def watch(self, task_id: str | None = None) -> AsyncIterator[Message]:
         """Yield statuses and metrics of a task, or of all of them with None, for ever.
 
-        What the broker retains comes first, then live messages; `events` tells which is which.
+        What the broker retains comes first, then live messages; each event has which it is.
 
         Raises:
-            IdentityError: `task_id` is none.
-            RefusedError: the broker does not let us read this.
+            IdentityError: `task_id` is invalid.
+            PublishRefusedError: the broker does not let us read this.
         """
         newest: dict[Topic, Stamp] = {}
         async for event in self.events(task_id):
@@ -125,7 +125,7 @@ class Bus:
         `fleet` makes presence of it.
 
         Raises:
-            IdentityError, RefusedError: as for `watch`.
+            IdentityError, PublishRefusedError: as for `watch`.
         """
         async with self._buffer(task_id) as (buffer, first):
             for event in first:
@@ -145,7 +145,7 @@ class Bus:
                 print({view.status.client_name: view.presence for view in fleet.clients()})
 
         Raises:
-            IdentityError, RefusedError: as for `watch`.
+            IdentityError, PublishRefusedError: as for `watch`.
         """
         view = FleetView()
         async with self._buffer(task_id) as (buffer, first):
@@ -181,19 +181,19 @@ class Bus:
         """Publish a message to a topic made with `protocol.topics`; None clears what is retained there.
 
         Raises:
-            NotConnectedError, RefusedError, PublishTimeoutError: see `Connection.publish`.
+            NotConnectedError, PublishRefusedError, PublishTimeoutError: see `Connection.publish`.
         """
         await self._connection.publish(topic, message)
 
     async def _subscribe(self, filters: Sequence[str]) -> bool:
-        """Subscribe; False when the connection is away just now: it subscribes when it is back, and says so."""
+        """Subscribe; False when the connection is away now: it subscribes when it is back, and yields `Connected`."""
         try:
             await self._connection.subscribe(filters)
         except NotConnectedError:
             return False
         return self._connection.is_connected
 
-    async def _hand_out(self) -> None:
+    async def _distribute(self) -> None:
         async for event in self._connection.events():
             for inbox in self._inboxes:
                 inbox.put(event)

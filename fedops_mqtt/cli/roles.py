@@ -154,7 +154,7 @@ def bridge(settings: BridgeSettings) -> None:
     from fedops_mqtt.runtime.http_access import ExposedError
 
     try:
-        asyncio.run(run_bridge(settings, say=lambda sentence: print(sentence, flush=True)))
+        asyncio.run(run_bridge(settings, on_listening=lambda sentence: print(sentence, flush=True)))
     except (BridgeConfigError, ExposedError, BrokerUrlError) as error:
         raise FatalError(str(error), ExitCode.CONFIG) from error
     except OSError as error:

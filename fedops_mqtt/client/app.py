@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedops_mqtt.bus import BrokerUrlError, ConflictingInstanceError, EpochFileError
-from fedops_mqtt.client.client_api import speaking
+from fedops_mqtt.client.client_api import publishing_through
 from fedops_mqtt.client.client_managers import ClientManagers
 from fedops_mqtt.client.client_utils import FLClientStatus, NoMacAddressError, view_of
 from fedops_mqtt.device.daemon import Daemon, Notice
@@ -140,14 +140,14 @@ class FLClientTask:
         return view_of(self.daemon.client)
 
     async def fl_client_start(self) -> None:
-        """Serve in the caller's event loop until told to leave; the caller's own coroutines run beside it.
+        """Serve in the caller's event loop until asked to leave; the caller's own coroutines run beside it.
 
         Raises:
-            DaemonRunningError, RivalError, ShimAddressError, OSError: see `Daemon.run`.
+            DaemonRunningError, ConflictingInstanceError, ShimAddressError, OSError: see `Daemon.run`.
             ClientConfigError: the app cannot be imported.
         """
-        speaker = DaemonBackend(self.daemon, self._trainer, asyncio.get_running_loop())
-        with told_to_end(partial(_leave, self.daemon)), speaking(speaker):
+        backend = DaemonBackend(self.daemon, self._trainer, asyncio.get_running_loop())
+        with told_to_end(partial(_leave, self.daemon)), publishing_through(backend):
             async with _app_checked(self.daemon, _import_paths()):
                 await self.daemon.run()
 
@@ -155,7 +155,7 @@ class FLClientTask:
         """Serve until SIGTERM, SIGHUP or Ctrl-C; blocks.
 
         Raises:
-            SystemExit: it ended with something else than success, after saying what; the code is an `ExitCode`.
+            SystemExit: it ended with something else than success, which was logged; the code is an `ExitCode`.
         """
         if not logging.getLogger().handlers:
             logging.basicConfig(level=self.settings.log_level, format="%(asctime)s %(levelname)-7s %(message)s")
@@ -175,7 +175,7 @@ class DaemonBackend:
 
     @property
     def gl_model(self) -> int:
-        """Number of the global model that the manager said last."""
+        """Number of the global model that the last start gave."""
         return self._daemon.client.facts.gl_model
 
     @property
@@ -183,13 +183,13 @@ class DaemonBackend:
         """`host:port` of the FL server of the last start."""
         return self._daemon.client.server_ip
 
-    def tell(self, kind: MetricsKind, round_: int, values: dict[str, Scalar]) -> None:
+    def publish_metrics(self, kind: MetricsKind, round_: int, values: dict[str, Scalar]) -> None:
         """Publish one metrics message."""
         report = MetricsReport(kind=kind, round=round_, values=self._cutter.cut(values))
-        self._loop.call_soon_threadsafe(self._daemon.tell, report)
+        self._loop.call_soon_threadsafe(self._daemon.publish_metrics, report)
 
     def end_training(self, outcome: Outcome, reason: str | None) -> None:
-        """End the training in hand, with this result."""
+        """End the current training, with this result."""
         self._loop.call_soon_threadsafe(self._trainer.end, outcome, reason)
 
     def leave(self) -> None:
@@ -215,7 +215,7 @@ async def run_client(settings: ClientSettings) -> int:
 
 @asynccontextmanager
 async def _app_checked(daemon: Daemon, import_paths: Sequence[str]) -> AsyncIterator[None]:
-    """Import the app in a process of its own beside the block; where that fails the daemon leaves, and says why.
+    """Import the app in a process of its own beside the block; where that fails the daemon leaves, with the reason.
 
     Raises:
         ClientConfigError: it failed.

@@ -1,7 +1,7 @@
-"""What runs in the training process (`python -m fedops_mqtt.client.client_fl`): one job, told on stdin.
+"""What runs in the training process (`python -m fedops_mqtt.client.client_fl`): one job, read from stdin.
 
 Descriptor 1 is for our reports only, under another number: whatever the user's code prints goes to stderr. The process
-must not outlive its daemon: a lifeline pipe has the kernel kill its whole group when the daemon's end is gone.
+must not outlive its daemon: a lifeline pipe has the kernel kill its whole group when the daemon's end is closed.
 """
 
 import argparse
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class Steerable(Protocol):
-    """What can be told something while it trains."""
+    """What can be steered while it trains."""
 
     def redirect(self, server_ip: str, launch: int) -> None:
         """The server is somewhere else now."""
@@ -44,13 +44,13 @@ def __getattr__(name: str) -> object:
 
 
 def main() -> int:
-    """Do the job that stdin tells and report how it ended; the exit status says nothing more."""
+    """Do the job that stdin gives and report how it ended; the exit status carries nothing more."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     _hold_lifeline(_arguments().lifeline)
     commands, reporter = _private_ends()
     line = commands.readline()
     if not line:
-        return 0  # the daemon was gone before it had told anything
+        return 0  # the daemon had ended before it sent anything
     job = parse_command(line)
     if not isinstance(job, Job):
         raise SystemExit(f"expected a job first, got {job.command}")
@@ -59,7 +59,7 @@ def main() -> int:
 
 def _do(job: Job, commands: IO[bytes], reporter: Reporter) -> int:
     # A small device waits for these imports at each training. Nothing that they make is garbage, and flwr imports
-    # httpx, whose command line (click, pygments, rich) nobody uses: httpx 0.28 does without it where it is missing.
+    # httpx, whose command line (click, pygments, rich) is not used: httpx 0.28 does without it where it is missing.
     gc.disable()
     sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
     from fedops_mqtt.training.run import TrainingRun  # here flwr is imported
@@ -123,7 +123,7 @@ def _obey(commands: IO[bytes], training: Steerable) -> None:
 
 
 def _die_with_daemon() -> None:
-    """Where the lifeline cannot do it (macOS), the end of stdin tells that the daemon is gone."""
+    """Where the lifeline cannot do it (macOS), the end of stdin shows that the daemon has ended."""
     if os.getpgrp() == os.getpid():
         os.killpg(os.getpgrp(), signal.SIGKILL)
     os._exit(1)

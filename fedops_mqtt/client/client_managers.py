@@ -1,7 +1,7 @@
-"""The other half of the shim: what a FedOps client says to and asks of the FedOps managers that still stand before it.
+"""The other half of the shim: a FedOps client's calls to the FedOps managers that still stand before it.
 
 Without it an unchanged client manager would wait for the end of the first training for ever. Nothing here may hold the
-daemon up: what cannot be said within seconds is logged and left.
+daemon up: a call that does not succeed within seconds is logged and left.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ _WITH_PORT = re.compile(r"(\[.*\]|[^:]*):\d+")
 
 
 class NoServerError(ValueError):
-    """A start names no FL server, or one without its port, and nobody knows the rest."""
+    """A start names no FL server, or one without its port, and the rest cannot be found."""
 
     def __init__(self, server_ip: str | None, problem: str) -> None:
         self.server_ip = server_ip
@@ -70,7 +70,7 @@ class ClientManagers:
 
     @classmethod
     def from_settings(cls, settings: ClientSettings, task_id: str) -> Self:
-        """Return what the settings say; without a shim no client manager stands before this client."""
+        """Return what the settings name; without a shim no client manager stands before this client."""
         return cls(
             client_manager_url=settings.client_manager_url if settings.http else None,
             server_manager_url=settings.server_manager_url,
@@ -94,7 +94,7 @@ class ClientManagers:
         """Return `host:port` of an FL server; FedOps' client managers name its host only, or nothing (`FLSe/getPort`).
 
         Raises:
-            NoServerError: there is no port, and no server manager that knows it.
+            NoServerError: there is no port, and no server manager that has it.
         """
         for address in (server_ip, self._aggregation_host):
             if address is not None and _WITH_PORT.fullmatch(address):
@@ -113,7 +113,7 @@ class ClientManagers:
         return f"{host}:{port}"
 
     async def find_gl_model(self) -> int | None:
-        """Return the global model's number as the client manager gives it (`/info/`); None where nobody gives one."""
+        """Return the global model's number as the client manager gives it (`/info/`); None where none is given."""
         if self._client_manager_url is None:
             return None
         url = f"{self._client_manager_url.rstrip('/')}/info/"

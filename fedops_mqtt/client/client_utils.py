@@ -46,7 +46,7 @@ _MAX_PORT = 65535
 
 
 class FLClientStatus(BaseModel):
-    """A client as FedOps' `GET /online` tells it (FedOps client_utils.FLClientStatus)."""
+    """A client as FedOps' `GET /online` shows it (FedOps client_utils.FLClientStatus)."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -144,13 +144,13 @@ def download_local_model(model_type: str, task_id: str, listdir: Iterable[str], 
 
 
 async def notify_fin() -> bool:
-    """Say that the training in hand is finished; returns whether one is in hand after that, which is False."""
+    """Report that the current training is finished; returns whether one is still going on, which is False."""
     ClientManagerAPI().get_train_fin()
     return False
 
 
 async def notify_fail() -> bool:
-    """Say that the training in hand has failed; returns False."""
+    """Report that the current training has failed; returns False."""
     ClientManagerAPI().get_train_fail()
     return False
 
@@ -170,7 +170,7 @@ def get_parameters_for_llm(model: Any) -> list[Any]:
 
 
 def load_model(model_name: str, quantization: int, gradient_checkpointing: bool, peft_config: Any) -> Any:
-    """Return a causal language model with a PEFT adapter, in 4 or 8 bits where `quantization` says so."""
+    """Return a causal language model with a PEFT adapter, in 4 or 8 bits where `quantization` is 4 or 8."""
     from fedops_mqtt.model_types import peft_model
 
     return peft_model.load_model(model_name, quantization, gradient_checkpointing, peft_config)

@@ -1,6 +1,6 @@
 """FedOps' `FLClient`: a registered model as a Flower NumPyClient, whichever framework it is of.
 
-Each round's numbers are said as FedOps says them (`put_train_result`, `put_test_result`), and the model is kept.
+Each round's numbers are published as FedOps does (`put_train_result`, `put_test_result`), and the model is kept.
 """
 
 import logging
@@ -78,18 +78,18 @@ class RegisteredClient(NumPyClient):
         trained = self.adapter.train(self._plan(config))
         self.adapter.save(local_model_stem(self.fl_task_id, self.model_name, self.gl_model))
         seconds = time.monotonic() - began
-        said = {**trained.metrics, "train_time": seconds}
-        self._show(config, said)
-        self._say(ClientServerAPI.put_train_result, config, said)
+        numbers = {**trained.metrics, "train_time": seconds}
+        self._show(config, numbers)
+        self._publish(ClientServerAPI.put_train_result, config, numbers)
         return self.get_parameters(), trained.num_examples, dict(trained.metrics)
 
     def evaluate(self, parameters: list[NDArray[Any]], config: dict[str, Any]) -> tuple[float, int, Numbers]:
         """Evaluate the global model on this device's test data."""
         self.set_parameters(parameters)
         found = self.adapter.test(self._plan(config).batch_size)
-        said = {"test_loss": found.loss, "test_accuracy": found.accuracy}
-        self._show(config, {**said, **found.metrics})
-        self._say(ClientServerAPI.put_test_result, config, said)
+        numbers = {"test_loss": found.loss, "test_accuracy": found.accuracy}
+        self._show(config, {**numbers, **found.metrics})
+        self._publish(ClientServerAPI.put_test_result, config, numbers)
         self.fl_round += 1
         return found.loss, found.num_examples, {"accuracy": found.accuracy, **found.metrics}
 
@@ -107,7 +107,7 @@ class RegisteredClient(NumPyClient):
             round_ = self._round(config)
             self.wandb_run.log({**values, "round": round_}, step=round_)
 
-    def _say(self, put: Callable[..., None], config: Mapping[str, Any], values: Mapping[str, float]) -> None:
+    def _publish(self, put: Callable[..., None], config: Mapping[str, Any], values: Mapping[str, float]) -> None:
         result: dict[str, Any] = {
             "fl_task_id": self.fl_task_id,
             "client_mac": self.client_mac,

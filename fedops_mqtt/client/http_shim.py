@@ -59,7 +59,7 @@ def make_shim(
 ) -> FastAPI:
     """Return the HTTP app over a daemon.
 
-    `may_start_at` says which FL servers a start may name; `managers` are asked where to train at where it names none,
+    `may_start_at` decides which FL servers a start may name; `managers` give where to train at where it names none,
     and for the global model's number. `takes_any_mac`: a start may be for another MAC, that of its sender's container.
     Only with `starts_by_get` does a GET start anything: in a browser a link or an image is enough for one.
     """
@@ -79,7 +79,7 @@ def make_shim(
     @app.post("/start", responses=_START_REFUSALS, openapi_extra=_START_BODY)
     async def start_training(request: Request) -> View:
         """Start training at a server, in the background; the same request again starts nothing more."""
-        # Read by hand: FedOps' programs send no body, or JSON without saying that it is JSON.
+        # Read by hand: FedOps' programs send no body, or JSON without a content type.
         return await start_at(ManagerData.model_validate_json(await request.body() or b"{}"))
 
     async def start_at(asked: ManagerData) -> View:
@@ -139,7 +139,7 @@ def access_rules(settings: ClientSettings) -> AccessRules:
         cert_file=settings.http_cert_file,
         key_file=settings.http_key_file,
         client_ca_file=settings.http_client_ca_file,
-        cors_origins=tuple(_words(settings.http_cors)),
+        cors_origins=tuple(_entries(settings.http_cors)),
         max_body_bytes=_MAX_BODY_BYTES,
     )
 
@@ -150,7 +150,7 @@ def allowed_servers(settings: ClientSettings) -> Callable[[str], bool]:
     Without a list: those on this machine and on the hosts that the settings name (broker, FedOps' server manager,
     aggregation host). Else whoever reaches the shim could send the device to a server of their own.
     """
-    words = _words(settings.server_ip_allow) or [
+    entries = _entries(settings.server_ip_allow) or [
         "127.0.0.0/8",
         "::1",
         "localhost",
@@ -158,7 +158,7 @@ def allowed_servers(settings: ClientSettings) -> Callable[[str], bool]:
         urlsplit(settings.server_manager_url or "").hostname or "",
         settings.aggregation_host or "",
     ]
-    return lambda server_ip: any(_matches(server_ip, word) for word in words if word)
+    return lambda server_ip: any(_matches(server_ip, entry) for entry in entries if entry)
 
 
 @contextlib.asynccontextmanager
@@ -171,9 +171,9 @@ async def serving(app: FastAPI, address: str, rules: AccessRules | None = None) 
     rules = rules or AccessRules(max_body_bytes=_MAX_BODY_BYTES)
     listening = _listen(address, rules)
     host, port = listening.getsockname()[:2]
-    door = AccessControlMiddleware(app, rules, refuse=_refuse)
+    guarded = AccessControlMiddleware(app, rules, refuse=_refuse)
     async with serve(
-        door, listening, rules, name="http-shim", shutdown_s=_SHUTDOWN_S, max_connections=_MAX_CONNECTIONS
+        guarded, listening, rules, name="http-shim", shutdown_s=_SHUTDOWN_S, max_connections=_MAX_CONNECTIONS
     ):
         logger.info("HTTP shim listens", extra={"address": f"{host}:{port}"})
         yield f"{host}:{port}"
@@ -195,7 +195,7 @@ def _refuse(status_: HTTPStatus, why: str, headers: Mapping[str, str]) -> ASGIAp
     return JSONResponse({"detail": why}, status_, headers=dict(headers))
 
 
-def _words(text: str) -> Sequence[str]:
+def _entries(text: str) -> Sequence[str]:
     return text.replace(",", " ").split()
 
 

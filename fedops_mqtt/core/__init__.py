@@ -1,1 +1,1 @@
-"""What follows from what was said: clients, fleet and runs as pure machines, with no clock, socket, log or await."""
+"""What follows from messages: clients, fleet and runs as pure machines, with no clock, socket, log or await."""

@@ -1,4 +1,4 @@
-"""The client machine: which start a device takes up, what it answers, and what it says of itself.
+"""The client machine: which start a device takes up, what it answers, and which status it publishes.
 
 Pure: an event goes in, the next client and at most one action come out; `ClientState` is on disk before the action is
 carried out or the status is published, or a crash in between could start one training twice.
@@ -73,7 +73,7 @@ class Client:
 
     @property
     def run(self) -> CurrentRun | None:
-        """The run in hand as the status says it."""
+        """The current run as the status carries it."""
         mine = self.facts.active_training
         if mine is None:
             return None
@@ -94,7 +94,7 @@ class Step:
 def apply(client: Client, event: Event, *, app_refusal: StartDecision | None = None) -> Step:
     """Return the client after `event`, what is to be done, and for a start the answer.
 
-    `app_refusal` is what the device's rule about apps says against a start; where nothing else is, that is the answer.
+    `app_refusal` is what the device's rule about apps has against a start; where nothing else is, that is the answer.
     """
     match event:
         case StartTrigger():
@@ -117,7 +117,7 @@ def apply(client: Client, event: Event, *, app_refusal: StartDecision | None = N
 
 
 def restore(identity: Identity, facts: ClientState) -> Client:
-    """Return a new daemon's client; a training that was in hand when the last daemon died is interrupted."""
+    """Return a new daemon's client; a training that was active when the last daemon died is interrupted."""
     client = _interrupted(Client(identity=identity, facts=facts))
     return replace(client, condition=ClientCondition.ONLINE, reason=None)
 
@@ -378,7 +378,7 @@ LOST = "lost"
 def snapshot(
     client: Client, stamp: Stamp, *, at: datetime, heartbeat_s: float, agent: Mapping[str, str]
 ) -> ClientStatus:
-    """Return the status that says everything about a client."""
+    """Return the whole status of a client."""
     return ClientStatus(
         status=client.condition,
         reason=client.reason,
@@ -400,7 +400,7 @@ def snapshot(
 
 
 def last_will(identity: Identity, stamp: Stamp, *, at: datetime, heartbeat_s: float) -> ClientStatus:
-    """Return what the broker says for a client that dies: only who, and that it is lost."""
+    """Return what the broker publishes for a client that dies: its identity, and that it is lost."""
     return ClientStatus(
         status=ClientCondition.CLIENT_OUT,
         reason=LOST,

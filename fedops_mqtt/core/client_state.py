@@ -17,7 +17,7 @@ from fedops_mqtt.protocol import (
 )
 
 MAX_ANSWERS = 256
-"""Answers and tombstones that are remembered; a manager fires a few attempts a run and repeats one for seconds."""
+"""Answers and stop records that are remembered; a manager fires a few attempts a run and repeats one for seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class StopRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingOutcome:
-    """What the training in hand will have come to once it is gone, unless it finishes first."""
+    """What the active training will have come to once it has ended, unless it finishes first."""
 
     outcome: Outcome
     reason: str
@@ -59,7 +59,7 @@ class ActiveTraining:
     launch: int
     server_ip: str
     is_local: bool
-    """True when a person or program on the device asked for it, who knows no run id (`POST /start`)."""
+    """True when a person or program on the device asked for it, without a run id (`POST /start`)."""
     ending: TrainingOutcome | None = None
 
 
@@ -68,7 +68,7 @@ class ClientState:
     """What must survive a restart."""
 
     term: int = 0
-    """The highest term of a manager that was heard."""
+    """The highest term of a manager that was received."""
     local_starts: int = 0
     answers: tuple[TriggerReply, ...] = ()
     stop_records: tuple[StopRecord, ...] = ()
@@ -109,7 +109,7 @@ def remember(facts: ClientState, answered: TriggerReply) -> ClientState:
 
 
 def record_stop(facts: ClientState, run_id: str, attempt: int) -> ClientState:
-    """Return the facts with a tombstone for a run up to an attempt."""
+    """Return the facts with a stop record for a run up to an attempt."""
     attempt = max([attempt, *(t.attempt for t in facts.stop_records if t.run_id == run_id)])
     others = [t for t in facts.stop_records if t.run_id != run_id]
     stones = [*others, StopRecord(run_id=run_id, attempt=attempt)]
@@ -117,7 +117,7 @@ def record_stop(facts: ClientState, run_id: str, attempt: int) -> ClientState:
 
 
 def is_stopped(facts: ClientState, run_id: str, attempt: int) -> bool:
-    """Return whether a stop was heard that covers an attempt of a run."""
+    """Return whether a stop was received that covers an attempt of a run."""
     return any(t.run_id == run_id and attempt <= t.attempt for t in facts.stop_records)
 
 
@@ -132,7 +132,7 @@ class LocalStart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progressed:
-    """The training process says where it is; `run_id` is what the server calls the run, once that is known."""
+    """The training process reports where it is; `run_id` is what the server calls the run, once that is known."""
 
     phase: Phase
     round: int
@@ -143,7 +143,7 @@ class Progressed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingEnded:
-    """The training process is gone; `outcome` is None when the run was over before it could join, or never began."""
+    """The training process has ended; `outcome` is None when the run was over before it could join, or never began."""
 
     run_id: str
     attempt: int
@@ -174,7 +174,7 @@ class StartTraining:
     start: RunStart
     """The trigger itself, where one began it."""
     is_local: bool = False
-    """True for a start on this device: its `run_id` is made here, and what the server speaks has to be found out."""
+    """True for a start on this device: its `run_id` is made here, and the server's transport has to be found out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

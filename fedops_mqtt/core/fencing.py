@@ -1,4 +1,4 @@
-"""Fencing: every word of an owner carries a stamp, and only a higher one than the last taken is news."""
+"""Fencing: every status of an owner carries a stamp, and only a higher one than the last taken is news."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -17,25 +17,25 @@ class Stamped(Protocol):
 
     @property
     def seq(self) -> int:
-        """Grows with every word within an epoch."""
+        """Grows with every status within an epoch."""
         ...
 
 
 class Stamp(NamedTuple):
-    """Order of an owner's words: first by connection, then within it."""
+    """Order of an owner's statuses: first by connection, then within it."""
 
     epoch: int
     seq: int
 
 
-def stamp_of(word: Stamped) -> Stamp:
-    """Return the stamp of a word."""
-    return Stamp(word.epoch, word.seq)
+def stamp_of(status: Stamped) -> Stamp:
+    """Return the stamp of a status."""
+    return Stamp(status.epoch, status.seq)
 
 
-def is_newer(word: Stamped, than: Stamped | None) -> bool:
-    """Return whether a word is news to a reader who last took `than`."""
-    return than is None or stamp_of(word) > stamp_of(than)
+def is_newer(status: Stamped, than: Stamped | None) -> bool:
+    """Return whether a status is news to a reader who last took `than`."""
+    return than is None or stamp_of(status) > stamp_of(than)
 
 
 def next_term(persisted: int, unix_s: int) -> int:
@@ -44,7 +44,7 @@ def next_term(persisted: int, unix_s: int) -> int:
 
 
 def start_of(term: int, unix_ms: int) -> int:
-    """Return when a leader's instance says that it began, ms: a higher term is newer by any clock, else the clock says.
+    """Return when a leader's instance began, ms: a higher term is newer by any clock, else its clock decides.
 
     Two that share no database may begin in one second, under one term: the later is the newer.
     """
@@ -52,7 +52,7 @@ def start_of(term: int, unix_ms: int) -> int:
 
 
 MIN_UNHEARD = 3
-"""Clients of whom the beginning is missing until that is the broker's doing: one may have lost a word by itself."""
+"""Clients whose beginning is missing until that is the broker's doing: one may have lost a status by itself."""
 
 ADVICE = "raise max_queued_messages at the broker (100000), and look for a slow reader"
 
@@ -62,7 +62,7 @@ class DroppedMessageDetector:
     """For one reader; `listen` at every (re)connect, before what the broker retains is noted.
 
     Attributes:
-        num_dropped: messages that the broker says it dropped while this reader listened, to whomever.
+        num_dropped: messages that the broker reports as dropped while this reader listened, for any reader.
         unheard: clients, by task and MAC, whose word before the first one heard must have been dropped.
     """
 
@@ -82,9 +82,9 @@ class DroppedMessageDetector:
         self._counted = num_messages
 
     def note(self, status: ClientStatus, *, is_known: bool, is_retained: bool) -> None:
-        """Note a client's word: a live one that is not its first, of somebody unknown, is preceded by a lost one.
+        """Note a client's status: a live one that is not its first, of an unknown client, is preceded by a lost one.
 
-        Retained or live, the word before it was on its way to this reader: seq begins at 1 and QoS 1 keeps the order.
+        Retained or live, the status before it was on its way to this reader: seq begins at 1 and QoS 1 keeps the order.
         """
         key = (status.task_id, status.client_mac)
         if is_retained:
@@ -94,7 +94,7 @@ class DroppedMessageDetector:
         self._forgotten.discard(key)
 
     def forget(self, task_id: str, client_mac: str) -> None:
-        """Note that what was retained of a client was cleared: if it lives, it speaks on."""
+        """Note that what was retained of a client was cleared: if it lives, it publishes on."""
         self.dropped_topics.discard((task_id, client_mac))
         self._forgotten.add((task_id, client_mac))
 

@@ -1,7 +1,7 @@
-"""Who is here and what they do: retained statuses folded into views that no late or repeated word can spoil.
+"""Which clients, servers and runs there are: retained statuses applied to views that no late or repeated one can spoil.
 
 A `Fleet` has one owner, who feeds it what the bus brought and his own monotonic clock; it does nothing else. Fold
-every message of a drained inbox first, then ask `expire`: a lease is judged only by a reader that has read everything.
+every message that was drained first, then ask `expire`: a lease is judged only by a reader that has read everything.
 """
 
 from collections import Counter
@@ -29,7 +29,7 @@ LEASE_HEARTBEATS = 3
 """Missed heartbeats until an owner counts as out: one may be lost, one late."""
 
 DEFAULT_HEARTBEAT_S = 60.0
-"""Taken for owners that do not say theirs."""
+"""Taken for owners whose statuses do not give one."""
 
 Key = TypeVar("Key")
 Status = TypeVar("Status", ClientStatus, ServerStatus, ManagerStatus, RunStatus)
@@ -37,7 +37,7 @@ AnyStatus = ClientStatus | ServerStatus | ManagerStatus | RunStatus
 
 
 class Presence(StrEnum):
-    """Whether an owner is here. *Unconfirmed*: its retained word says so, nothing live was heard yet."""
+    """Whether an owner is here. *Unconfirmed*: only its retained status shows it, nothing live was received yet."""
 
     ONLINE = "online"
     UNCONFIRMED = "unconfirmed"
@@ -59,23 +59,23 @@ class PendingReturn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusView(Generic[Status]):
-    """What a reader knows of one owner: its last valid word, and what the reader's own clock says about it."""
+    """What a reader knows of one owner: its last valid status, and what the reader's own clock adds to it."""
 
     status: Status
     heard_at: float
-    """Reader's clock when the last valid word came, s."""
+    """Reader's clock when the last valid status came, s."""
     since: float
     """Reader's clock when presence last changed, s."""
     is_confirmed: bool = False
     is_silent: bool = False
     snapshot: Stamp | None = None
-    """Stamp of the last full word; a last will is none, it says only who."""
+    """Stamp of the last full status; a last will is none, it carries the identity only."""
     comeback: "PendingReturn | None" = field(default=None, compare=False, repr=False)
-    """Another instance that speaks below our stamp while the owner is away: no news as long as it may be a leftover."""
+    """Another instance that publishes below the known stamp while the owner is away; it may be a leftover."""
 
     @property
     def presence(self) -> Presence:
-        """Here, out, or said to be here by a retained word alone."""
+        """Here, out, or shown to be here by a retained status alone."""
         if self.is_out:
             return Presence.OUT
         return Presence.ONLINE if self.is_confirmed else Presence.UNCONFIRMED
@@ -113,13 +113,13 @@ def reports_offline(status: AnyStatus) -> bool:
 def fold(
     view: StatusView[Status] | None, status: Status, *, now: float, is_retained: bool
 ) -> StatusView[Status] | None:
-    """Return the view after one more word, or None when the word is stale and changes nothing.
+    """Return the view after one more status, or None when it is stale and changes nothing.
 
     Args:
-        view: what was known before; None for a stranger.
-        status: the word.
+        view: what was known before; None for an unknown owner.
+        status: the status.
         now: the reader's clock, s.
-        is_retained: the broker's copy for a newcomer, not a live word.
+        is_retained: the broker's copy for a newcomer, not a live one.
     """
     if view is None:
         stamp = None if is_will(status) else stamp_of(status)
@@ -146,13 +146,13 @@ class Fleet:
     """Every owner's view, for one reader.
 
     Attributes:
-        default_heartbeat_s: taken for owners that do not say theirs, s.
+        default_heartbeat_s: taken for owners whose statuses do not give one, s.
         clients: views by `(task_id, client_mac)`.
         servers: views by `task_id`.
         runs: views by `run_id`; runs have no lease, the manager has.
         manager: the leading manager's view.
-        num_stale: words dropped by fencing since the start.
-        tally: how many clients stand where, kept as they move: asking does not cost a look at everybody.
+        num_stale: statuses dropped by fencing since the start.
+        counts: how many clients stand where, kept as they move: asking does not cost a look at each.
     """
 
     default_heartbeat_s: float = DEFAULT_HEARTBEAT_S
@@ -170,7 +170,7 @@ class Fleet:
 
     @property
     def listening_since(self) -> float | None:
-        """Since when the reader hears the bus without a gap; None while it is deaf."""
+        """Since when the reader receives the bus without a gap; None while it is disconnected."""
         return self._listening_since
 
     def pause(self) -> None:
@@ -178,7 +178,7 @@ class Fleet:
         self._listening_since = None
 
     def apply(self, status: AnyStatus, *, now: float, is_retained: bool) -> bool:
-        """Fold one word in; return False when it was stale."""
+        """Apply one status; return False when it was stale."""
         is_news = self._fold(status, now=now, is_retained=is_retained)
         if not is_news and not is_retained:
             self.num_stale += 1
@@ -277,7 +277,7 @@ def is_active(status: RunStatus) -> bool:
 
 
 def _put(views: dict[Key, StatusView[Status]], key: Key, view: StatusView[Status] | None) -> bool:
-    """Keep a view; True when it says something new (a suspected comeback is none yet)."""
+    """Keep a view; True when it has something new (a suspected comeback does not count yet)."""
     before = views.get(key)
     if view is not None:
         views[key] = view
@@ -289,7 +289,7 @@ def _silenced(view: StatusView[Status], now: float) -> StatusView[Status]:
 
 
 def _fill_in(view: StatusView[Status], older: Status) -> StatusView[Status] | None:
-    """A full word that was overtaken by its own will still tells what the will left out; presence stays."""
+    """A full status that was overtaken by its own will still gives what the will left out; presence stays."""
     if not is_will(view.status) or is_will(older) or (view.snapshot is not None and stamp_of(older) <= view.snapshot):
         return None
     return replace(view, status=_keep_what_a_will_omits(older, view.status), snapshot=stamp_of(older))
@@ -298,7 +298,7 @@ def _fill_in(view: StatusView[Status], older: Status) -> StatusView[Status] | No
 def _come_back(view: StatusView[Status], status: Status, *, now: float, is_retained: bool) -> StatusView[Status] | None:
     """An owner that lost its state, its clock, and the broker's memory of it cannot know how high it once stood.
 
-    While its old self is away, live words of the new one that rise for a heartbeat are no leftovers of somebody dead.
+    While its old self is away, live statuses of the new one that rise for a heartbeat are no leftovers.
     """
     if is_retained or status.instance == view.status.instance or not view.is_out or reports_offline(status):
         return None
@@ -313,7 +313,7 @@ def _come_back(view: StatusView[Status], status: Status, *, now: float, is_retai
 
 
 def _keep_what_a_will_omits(before: Status, will: Status) -> Status:
-    """What its owner last said of its run still holds after a will, which was frozen at CONNECT and says only who."""
+    """What its owner last published of its run still holds after a will, which was frozen at CONNECT."""
     return will.model_copy(update={name: getattr(before, name) for name in _omitted_by_wills(type(before))})
 
 

@@ -1,14 +1,14 @@
-"""Who speaks on a retained status topic: its owner judges each word that it reads on its own topic.
+"""Who may publish on a retained status topic: its owner judges each status that it reads on its own topic.
 
 One rule above all: readers believe the highest epoch, so an owner must always stand above whatever the broker retains.
-Two living owners are told apart by `instance`, which sorts by start: the older one yields, so exactly one does.
+Two living owners are distinguished by `instance`, which sorts by start: the older one yields, so exactly one does.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 REPAIR_INTERVAL_S = 1.0
-"""Two owners that repair against each other cost one word a second, not a storm."""
+"""Two owners that repair against each other cost one status a second, not a storm."""
 
 HEARTBEAT_SPREAD = 0.2
 """Share of a heartbeat that is left to luck: a fleet that came back within a second must not beat as one for ever."""
@@ -16,7 +16,7 @@ HEARTBEAT_SPREAD = 0.2
 _BORN_MS = 1_760_000_000_000
 _MAX_LEAD_MS = 100 * 365 * 86_400_000
 """100 years, which takes in clocks of 32 bits at their end (2106). An epoch without a limit would shut its owner out
-for as long as the lease of whoever said it."""
+for as long as the lease of its publisher."""
 
 _LAST_MS = 16**12 - 1
 """The largest time that sorts as text; an epoch adopted from a broken clock may be above it."""
@@ -47,17 +47,17 @@ def latest_epoch(unix_ms: int) -> int:
 
 
 def next_beat_s(heartbeat_s: float, luck: float) -> float:
-    """Return how long after a word the next heartbeat is due, never later than promised; `luck` is from 0 to 1."""
+    """Return how long after a status the next heartbeat is due, never later than promised; `luck` is from 0 to 1."""
     return heartbeat_s * (1 - HEARTBEAT_SPREAD * luck)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeenStatus:
-    """One word read on the own topic.
+    """One status read on the own topic.
 
     Attributes:
-        is_retained: the broker's copy for a newcomer, not a live word.
-        is_ahead: its seq is above all that its reader has said on this connection.
+        is_retained: the broker's copy for a newcomer, not a live seen.
+        is_ahead: its seq is above all that its reader has published on this connection.
     """
 
     instance: str
@@ -69,19 +69,19 @@ class SeenStatus:
 
 @dataclass(frozen=True, slots=True)
 class Ignore:
-    """Nothing to do: an echo, or a word that the birth on its way will replace."""
+    """Nothing to do: an echo, or a status that the birth on its way will replace."""
 
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """The broker may retain an older word: say the snapshot again at this time of the caller's clock, s."""
+    """The broker may retain an older status: publish the snapshot again at this time of the caller's clock, s."""
 
     at: float
 
 
 @dataclass(frozen=True, slots=True)
 class Adopt:
-    """A word from before stands above ours (state lost, clock behind): take its epoch over and reconnect above it."""
+    """An older status stands above this owner's (state lost, clock behind): take its epoch, reconnect above it."""
 
     epoch: int
 
@@ -104,7 +104,7 @@ class Ownership:
     Attributes:
         instance: this process, see `new_instance`.
         epoch: of the present connection; 0 before the first.
-        is_echoed: an own word of this epoch came back, so whatever older comes now stands over it at the broker.
+        is_echoed: an own status of this epoch came back, so whatever older comes now stands over it at the broker.
         repair_at: when the last repair was due, or the one on its way is; the caller's clock, s.
         others: highest epoch read of each other instance.
     """
@@ -120,41 +120,41 @@ class Ownership:
         return replace(self, epoch=epoch, is_echoed=False)
 
 
-def judge(owner: Ownership, word: SeenStatus, *, now: float) -> tuple[Ownership, Decision]:
-    """Return the owner's knowledge after reading `word` on its own topic, and what it has to do about it."""
-    if word.instance == owner.instance:
-        return _judge_place(owner, word, now=now)
-    is_alive = _shows_life(owner, word)
-    owner = _remember(owner, word)
-    if is_alive and word.instance > owner.instance:
-        return owner, Yield(word.instance, word.epoch)
-    return _judge_place(owner, word, now=now)
+def judge(owner: Ownership, seen: SeenStatus, *, now: float) -> tuple[Ownership, Decision]:
+    """Return the owner's knowledge after reading a status on its own topic, and what it has to do about it."""
+    if seen.instance == owner.instance:
+        return _judge_place(owner, seen, now=now)
+    is_alive = _shows_life(owner, seen)
+    owner = _remember(owner, seen)
+    if is_alive and seen.instance > owner.instance:
+        return owner, Yield(seen.instance, seen.epoch)
+    return _judge_place(owner, seen, now=now)
 
 
 def judge_cleared(owner: Ownership, *, now: float) -> tuple[Ownership, Decision]:
-    """Return what to do when nothing, or nothing readable, stands on a living owner's topic: it says its snapshot."""
+    """Return what to do when nothing readable is retained on a living owner's topic: publish the snapshot."""
     return _schedule_repair(owner, now=now)
 
 
-def _shows_life(owner: Ownership, word: SeenStatus) -> bool:
-    """A live word that is no will; or a second connection: brokers that evict by client id never show both alive."""
-    is_live_word = not word.is_retained and not word.is_out
-    return is_live_word or owner.others.get(word.instance, word.epoch) < word.epoch
+def _shows_life(owner: Ownership, seen: SeenStatus) -> bool:
+    """A live status that is no will; or a second connection: brokers that evict by client id never show both alive."""
+    is_live = not seen.is_retained and not seen.is_out
+    return is_live or owner.others.get(seen.instance, seen.epoch) < seen.epoch
 
 
-def _remember(owner: Ownership, word: SeenStatus) -> Ownership:
+def _remember(owner: Ownership, seen: SeenStatus) -> Ownership:
     known = dict(owner.others)
-    known[word.instance] = max(known.pop(word.instance, 0), word.epoch)
+    known[seen.instance] = max(known.pop(seen.instance, 0), seen.epoch)
     return replace(owner, others=dict(list(known.items())[-_MAX_REMEMBERED_INSTANCES:]))
 
 
-def _judge_place(owner: Ownership, word: SeenStatus, *, now: float) -> tuple[Ownership, Decision]:
-    if word.epoch > owner.epoch:
-        return owner, Adopt(word.epoch)
-    if word.epoch == owner.epoch and word.instance == owner.instance and not word.is_ahead:
+def _judge_place(owner: Ownership, seen: SeenStatus, *, now: float) -> tuple[Ownership, Decision]:
+    if seen.epoch > owner.epoch:
+        return owner, Adopt(seen.epoch)
+    if seen.epoch == owner.epoch and seen.instance == owner.instance and not seen.is_ahead:
         return replace(owner, is_echoed=True), Ignore()
-    if word.epoch == owner.epoch:
-        return owner, Adopt(word.epoch)
+    if seen.epoch == owner.epoch:
+        return owner, Adopt(seen.epoch)
     if not owner.is_echoed:
         return owner, Ignore()
     return _schedule_repair(owner, now=now)

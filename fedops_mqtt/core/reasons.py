@@ -1,11 +1,11 @@
-"""Reasons that somebody decides by: one side says them, the other looks how a reason begins."""
+"""Reasons that decide something: one side writes them, the other looks how a reason begins."""
 
 INTERRUPTED = "interrupted"
 """Of a training whose process was lost with its daemon: the client may be asked again."""
 STOPPED = "stopped"
 """Of a start that was stopped before it came."""
 BUSY = "busy"
-"""Of a client that has another run in hand."""
+"""Of a client that trains another run."""
 SHUTTING_DOWN = "shutting down"
 """Of a daemon that is about to leave."""
 
@@ -17,5 +17,5 @@ PASSING = (BUSY, SHUTTING_DOWN)
 
 
 def is_interruption(reason: str | None) -> bool:
-    """Return whether a reason says that the training was lost with its process, not that it failed."""
+    """Return whether a reason means that the training was lost with its process, not that it failed."""
     return reason is not None and reason.startswith(INTERRUPTED)

@@ -13,7 +13,7 @@ from fedops_mqtt.core.limits import RunLimits
 from fedops_mqtt.core.reasons import is_interruption
 from fedops_mqtt.core.run_member import (
     BAD_ENDS,
-    SAID_BY_SERVERS,
+    REPORTED_BY_SERVERS,
     ClientChosen,
     Member,
     MemberGaveUp,
@@ -32,7 +32,7 @@ from fedops_mqtt.core.run_member import (
     rejected,
     replaced,
     seen_training,
-    server_says,
+    server_reports,
     uninvited,
 )
 from fedops_mqtt.protocol import (
@@ -99,7 +99,7 @@ class Run:
 
     @property
     def num_rounds(self) -> int:
-        """How many rounds it has: what its server says, else what was asked for; 0 where nobody has said yet."""
+        """How many rounds it has: the server's number, else what was asked for; 0 where neither is known yet."""
         return (self.server.num_rounds if self.server else 0) or self.spec.num_rounds
 
     @property
@@ -109,16 +109,16 @@ class Run:
 
     @property
     def server_ip(self) -> str | None:
-        """Where the server of the current launch can be reached, once it said so."""
+        """Where the server of the current launch can be reached, once it has published that."""
         if self.server is None or self.server.launch != self.launch or self.server.status not in _SERVING:
             return None
         return self.server.server_ip
 
     @property
     def has_living_server(self) -> bool:
-        """True while the present launch has spoken and nothing tells of its death; its will alone does not."""
-        has_spoken = self.server is not None and self.server.launch == self.launch
-        return has_spoken and self.exited_at is None and not self.is_unreachable
+        """True while the present launch has published a status and nothing shows its death; its will alone does not."""
+        has_reported = self.server is not None and self.server.launch == self.launch
+        return has_reported and self.exited_at is None and not self.is_unreachable
 
 
 _SERVING = frozenset({ServerCondition.READY, ServerCondition.RUNNING})
@@ -138,7 +138,7 @@ def apply_all(run: Run, events: Iterable[RunEvent], now: float) -> Run:
             case StatusView():
                 _apply_client(run, members, event, now)
             case ClientChosen() | TriggerFired() | StopSent() | MemberGaveUp():
-                _apply_own_word(members, event, now)
+                _apply_own_event(members, event, now)
             case ServerStatus():
                 run = _apply_server(run, members, event, now)
             case _:
@@ -192,7 +192,7 @@ def _apply_process(
     return run
 
 
-def _apply_own_word(
+def _apply_own_event(
     members: dict[str, Member], event: ClientChosen | TriggerFired | StopSent | MemberGaveUp, now: float
 ) -> None:
     mac = event.client_mac
@@ -212,47 +212,47 @@ def _apply_own_word(
             members[mac] = moved(member, status, reason, now)
 
 
-def _apply_server(run: Run, members: dict[str, Member], word: ServerStatus, now: float) -> Run:
-    if word.task_id != run.spec.task_id or word.run_id != run.run_id or word.launch < run.launch:
+def _apply_server(run: Run, members: dict[str, Member], report: ServerStatus, now: float) -> Run:
+    if report.task_id != run.spec.task_id or report.run_id != run.run_id or report.launch < run.launch:
         return run
-    if word.launch > run.launch and not run.spec.is_adopted:
+    if report.launch > run.launch and not run.spec.is_adopted:
         return run
-    if _has_last_word(run, word.launch) and not word.status.is_final:
+    if _has_final_status(run, report.launch) and not report.status.is_final:
         return run  # it was read from disk, and overtook what the bus still had to bring
-    if word.status is ServerCondition.SERVER_OUT:
-        return _server_out(run, word)
-    run = replace(run, server=word, launch=word.launch, is_unreachable=False)
-    if word.status in _SERVING and not run.has_ended:
+    if report.status is ServerCondition.SERVER_OUT:
+        return _server_out(run, report)
+    run = replace(run, server=report, launch=report.launch, is_unreachable=False)
+    if report.status in _SERVING and not run.has_ended:
         run = replace(run, status=RunCondition.RUNNING, ready_at=run.ready_at if run.ready_at is not None else now)
-    for mac, said in word.clients.items():
-        if said.status in SAID_BY_SERVERS:
-            before = members.get(mac) or uninvited(said)
-            members[mac] = _after_the_end(run, before, server_says(before, said, now))
+    for mac, client in report.clients.items():
+        if client.status in REPORTED_BY_SERVERS:
+            before = members.get(mac) or uninvited(client)
+            members[mac] = _after_the_end(run, before, server_reports(before, client, now))
     return run
 
 
-def _has_last_word(run: Run, launch: int) -> bool:
+def _has_final_status(run: Run, launch: int) -> bool:
     return run.server is not None and run.server.launch == launch and run.server.status.is_final
 
 
-def _server_out(run: Run, word: ServerStatus) -> Run:
-    """A goodbye or last will says nothing of the clients."""
+def _server_out(run: Run, report: ServerStatus) -> Run:
+    """A goodbye or last will carries nothing of the clients."""
     if run.server is None:
         return run
-    return replace(run, server=run.server.model_copy(update={"status": word.status, "reason": word.reason}))
+    return replace(run, server=run.server.model_copy(update={"status": report.status, "reason": report.reason}))
 
 
 def _apply_client(run: Run, members: dict[str, Member], view: StatusView[ClientStatus], now: float) -> None:
     mac = view.status.client_mac
     member = members.get(mac)
     if member is not None and view.status.task_id == run.spec.task_id and member.attempt > 0:
-        members[mac] = _after_the_end(run, member, _client_says(run, member, view, now))
+        members[mac] = _after_the_end(run, member, _client_reports(run, member, view, now))
 
 
 def _after_the_end(run: Run, before: Member, after: Member) -> Member:
-    """What becomes of a member when its run has ended is the run's doing: it came too late, or was told to stop.
+    """What becomes of a member when its run has ended is the run's doing: it came too late, or was stopped.
 
-    Else a slow device that was left out would be called rejected, interrupted or lost, whichever word came first, and
+    Else a slow device that was left out would be called rejected, interrupted or lost, whichever report came first, and
     who was stopped would give as its reason by which signal its server was.
     """
     if not run.has_ended or after is before or after.status not in BAD_ENDS | {MemberCondition.LOST}:
@@ -268,20 +268,20 @@ def _after_the_end(run: Run, before: Member, after: Member) -> Member:
     return after
 
 
-def _client_says(run: Run, member: Member, view: StatusView[ClientStatus], now: float) -> Member:
-    said = view.status
-    if said.last_run is not None and _is_about(run, member, said.last_run):
-        return _ended(run, member, said.last_run, now)
+def _client_reports(run: Run, member: Member, view: StatusView[ClientStatus], now: float) -> Member:
+    status = view.status
+    if status.last_run is not None and _is_about(run, member, status.last_run):
+        return _ended(run, member, status.last_run, now)
     if member.has_ended:
         return member
     if view.is_out:
         return _client_out(run, member, view, now)
-    hand = said.run
-    if hand is not None and hand.run_id == run.run_id and _is_ours(member, hand):
-        return _in_training(run, replace(member, attempt=hand.attempt), said.client_mac, hand, now)
-    if said.instance != member.instance:
+    current = status.run
+    if current is not None and current.run_id == run.run_id and _is_ours(member, current):
+        return _in_training(run, replace(member, attempt=current.attempt), status.client_mac, current, now)
+    if status.instance != member.instance:
         return replaced(member, now)
-    answer = said.last_trigger
+    answer = status.last_trigger
     if answer and (answer.run_id, answer.attempt) == (run.run_id, member.attempt) and answer.answer is Answer.REJECTED:
         return rejected(member, answer.reason, now)
     return member
@@ -294,31 +294,31 @@ def _is_about(run: Run, member: Member, last: LastRun) -> bool:
     return last.attempt == member.attempt or last.outcome is Outcome.FINISHED
 
 
-def _is_ours(member: Member, hand: CurrentRun) -> bool:
+def _is_ours(member: Member, current: CurrentRun) -> bool:
     """One of our firings; an earlier one that was answered late holds, the client turns the later one down as busy."""
-    return hand.attempt == member.attempt or hand.attempt <= member.last_attempt
+    return current.attempt == member.attempt or current.attempt <= member.last_attempt
 
 
 _HAS_JOINED = frozenset(Phase) - {Phase.STARTING, Phase.JOINING}
 
 
-def _in_training(run: Run, member: Member, mac: str, hand: CurrentRun, now: float) -> Member:
-    """A client whose line is broken may still think that it trains: there the server knows better."""
+def _in_training(run: Run, member: Member, mac: str, current: CurrentRun, now: float) -> Member:
+    """A client whose line is broken may still believe that it trains: there the server knows better."""
     if not _server_misses(run, mac, member):
         member = moved(member, MemberCondition.TRAINING, None, now)
-    member = replace(member, phase=hand.phase, round=hand.round)
-    return seen_training(member, now) if hand.phase in _HAS_JOINED else member
+    member = replace(member, phase=current.phase, round=current.round)
+    return seen_training(member, now) if current.phase in _HAS_JOINED else member
 
 
 def _server_misses(run: Run, mac: str, member: Member) -> bool:
     if run.server is None or run.server_ip is None:
         return False
-    said = run.server.clients.get(mac)
-    return said is not None and said.attempt == member.attempt and said.status is MemberCondition.LOST
+    client = run.server.clients.get(mac)
+    return client is not None and client.attempt == member.attempt and client.status is MemberCondition.LOST
 
 
 def _ended(run: Run, member: Member, last: LastRun, now: float) -> Member:
-    """A client's own word on its outcome outweighs what the server guessed from a broken line."""
+    """A client's own report on its outcome outweighs what the server guessed from a broken line."""
     if last.outcome is Outcome.FAILED and is_interruption(last.reason):
         return _interrupted(run, member, last.reason, now)
     return replace(member, status=MemberCondition(last.outcome.value), reason=last.reason, phase=None)

@@ -1,6 +1,6 @@
-"""One client in a run as a value, and what each word about it makes of it; see `run` for who says them.
+"""One client in a run as a value, and what each report about it makes of it; see `run` for where they come from.
 
-A word about an attempt that is not in force is history, and whoever has ended stays as it is.
+A report about an attempt that is not in force is history, and a member that has ended stays as it is.
 """
 
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ class Member:
 
     status: MemberCondition = MemberCondition.CHOSEN
     attempt: int = 0
-    """The firing in force: the last one, or the one that the client says it trains."""
+    """The firing in force: the last one, or the one that the client reports to train."""
     last_attempt: int = 0
     """The highest that was fired; 0 for a client that came by itself to an open server."""
     instance: str | None = None
@@ -42,7 +42,7 @@ class Member:
     def may_count(self) -> bool:
         """True while this client counts for the quorum, or has counted to its end.
 
-        Who was stopped counts: nobody but the server stops clients of an open run, as it ends, and it will say why.
+        Who was stopped counts: only the server stops clients of an open run, as it ends, and it will publish why.
         """
         return self.status not in _UNCOUNTED
 
@@ -67,7 +67,7 @@ def fired(member: Member, attempt: int, instance: str, launch: int, now: float) 
     return asked
 
 
-SAID_BY_SERVERS = frozenset(
+REPORTED_BY_SERVERS = frozenset(
     {
         MemberCondition.TRAINING,
         MemberCondition.FINISHED,
@@ -76,30 +76,30 @@ SAID_BY_SERVERS = frozenset(
         MemberCondition.STOPPED,
     }
 )
-"""Words on a client that are a server's to say; the rest is the manager's own."""
+"""Conditions of a client that a server reports; the rest is the manager's own."""
 
 
-def uninvited(said: ServerClient) -> Member:
-    """A client that came to an open server without a trigger of ours (`POST /start`)."""
-    return Member(attempt=said.attempt)
+def uninvited(client: ServerClient) -> Member:
+    """A client that came to an open server without a trigger (`POST /start`)."""
+    return Member(attempt=client.attempt)
 
 
-def server_says(member: Member, said: ServerClient, now: float) -> Member:
-    """The server's word on who is in the run; a word about another attempt is history.
+def server_reports(member: Member, client: ServerClient, now: float) -> Member:
+    """Apply the server's report on who is in the run; a report about another attempt is history.
 
-    What it makes of an interruption, which it may hear of before the bus does or guess from a broken line, is no end.
+    What it makes of an interruption, which it may receive before the bus does or guess from a broken line, is no end.
     """
-    if said.attempt != member.attempt or member.has_ended:
+    if client.attempt != member.attempt or member.has_ended:
         return member
-    interruption = next(filter(is_interruption, (member.reason, said.reason)), None)
-    if interruption is not None and said.status in BAD_ENDS:
+    interruption = next(filter(is_interruption, (member.reason, client.reason)), None)
+    if interruption is not None and client.status in BAD_ENDS:
         return moved(member, MemberCondition.LOST, interruption, now)
-    joined = replace(moved(member, said.status, said.reason, now), phase=said.phase, round=said.round)
-    return seen_training(joined, now) if said.status is MemberCondition.TRAINING else joined
+    joined = replace(moved(member, client.status, client.reason, now), phase=client.phase, round=client.round)
+    return seen_training(joined, now) if client.status is MemberCondition.TRAINING else joined
 
 
 def moved(member: Member, status: MemberCondition, reason: str | None, now: float) -> Member:
-    """The member at another status; how long it has been lost counts from the first word of it."""
+    """The member at another status; how long it has been lost counts from the first report of it."""
     if status is not MemberCondition.LOST:
         return replace(member, status=status, reason=reason, lost_at=None)
     return replace(member, status=status, reason=reason, lost_at=now if member.lost_at is None else member.lost_at)
@@ -135,7 +135,7 @@ class ServerLaunched:
 
 @dataclass(frozen=True, slots=True)
 class ServerExited:
-    """The server's process of one launch is gone."""
+    """The server's process of one launch has ended."""
 
     launch: int
     reason: str
@@ -193,7 +193,7 @@ class MemberGaveUp:
 
 @dataclass(frozen=True, slots=True)
 class RunWaits:
-    """What an open run waits for, in words for people; None: for nothing."""
+    """What an open run waits for, for people; None: for nothing."""
 
     reason: str | None
 

@@ -28,8 +28,8 @@ from fedops_mqtt.protocol import (
     first_line,
 )
 
-EXIT_WORD_GRACE_S = 2.0
-"""The last word of a server that could not keep it on disk may come after its process is seen to have gone."""
+EXIT_STATUS_GRACE_S = 2.0
+"""The final status of a server that could not keep it on disk may come after its process has ended."""
 
 MAX_NAMED = 20
 """Clients named in a reason; a reason is read by people."""
@@ -46,7 +46,7 @@ class EndServer:
 
 
 Action = ServerLaunched | EndServer | ClientChosen | TriggerFired | StopSent | MemberGaveUp | RunClosed
-"""An event of the run is written down and applied first, and carried out then; it says what is to be done."""
+"""An event of the run is written down and applied first, and carried out then; it names what is to be done."""
 
 
 def plan(run: Run, fleet: Fleet, now: float) -> list[Action]:
@@ -60,7 +60,7 @@ def plan(run: Run, fleet: Fleet, now: float) -> list[Action]:
 
 
 def waits_for(run: Run, fleet: Fleet) -> str | None:
-    """Return what an open run waits for, for people: the server's host, clients; None: nothing, or nobody can know.
+    """Return what an open run waits for, for people: the server's host, clients; None: nothing, or it cannot be known.
 
     Said as soon as it is so, not when the join limit has passed.
     """
@@ -82,19 +82,19 @@ def _clients_awaited(run: Run, fleet: Fleet) -> str | None:
     known = {view.status.client_mac for view in others} | set(run.members)
     more = [f"{number} {where}" for number, where in numbers if number] + _standing(lost)
     more += [f"{mac} (never seen)" for mac in run.spec.clients or () if mac not in known]
-    said = f"waits for clients: {num_idle} idle, {run.spec.min_clients} needed"
-    return f"{said}; {_named(more)}" if more else said
+    text = f"waits for clients: {num_idle} idle, {run.spec.min_clients} needed"
+    return f"{text}; {_named(more)}" if more else text
 
 
 def _closing(run: Run, fleet: Fleet, now: float) -> RunClosed | None:
     limits = run.spec.limits
     if run.server is not None and run.server.launch == run.launch and run.server.status.is_final:
-        return RunClosed(_OUTCOMES[run.server.status], clip(_last_word(run, run.server)) or "")
+        return RunClosed(_OUTCOMES[run.server.status], clip(_final_reason(run, run.server)) or "")
     if run.stop_reason is not None:
         return RunClosed(RunOutcome.STOPPED, clip(run.stop_reason) or "")
     if now - run.created_at > limits.run_s:
         return RunClosed(RunOutcome.FAILED, f"run limit of {limits.run_s:g} s passed")
-    if _server_is_gone(run, fleet, now) and (run.launch >= limits.max_launches or run.spec.is_adopted):
+    if _server_has_ended(run, fleet, now) and (run.launch >= limits.max_launches or run.spec.is_adopted):
         times = "" if run.spec.is_adopted else f" {run.launch} times"
         return RunClosed(RunOutcome.FAILED, clip(f"FL server ended{times}: {_departure_reason(run)}") or "")
     return _below_quorum(run, fleet, now)
@@ -112,8 +112,8 @@ _PLAIN_REASONS = {
 }
 
 
-def _last_word(run: Run, server: ServerStatus) -> str:
-    """What the server says; where it failed for want of clients, with those who never came, whom it cannot know."""
+def _final_reason(run: Run, server: ServerStatus) -> str:
+    """The server's own reason; where it failed for want of clients, with those who never came, whom it cannot know."""
     reason = server.reason or _PLAIN_REASONS[server.status]
     if not reason.startswith(TOO_FEW):
         return reason
@@ -126,7 +126,7 @@ def _last_word(run: Run, server: ServerStatus) -> str:
 
 
 def _below_quorum(run: Run, fleet: Fleet, now: float) -> RunClosed | None:
-    """A run that cannot reach its minimum: at once when nobody can come back, else after the join limit."""
+    """A run that cannot reach its minimum: at once when no client can come back, else after the join limit."""
     deaf_until = fleet.listening_since
     if run.ready_at is None or deaf_until is None:
         return None
@@ -141,7 +141,7 @@ def _below_quorum(run: Run, fleet: Fleet, now: float) -> RunClosed | None:
 
 
 def _can_grow(run: Run, fleet: Fleet) -> bool:
-    """Whether somebody who is no member yet may still become one."""
+    """Whether a client that is no member yet may still become one."""
     if run.spec.clients is not None:
         return not set(run.spec.clients) <= set(run.members)
     if run.spec.join == "open" or not run.members:
@@ -165,8 +165,8 @@ def _short_since(run: Run) -> float:
 
 
 def _quorum_reason(run: Run, fleet: Fleet, num_here: int) -> str:
-    gone = {mac: m for mac, m in run.members.items() if not m.may_count or m.status is MemberCondition.LOST}
-    missing = _standing(gone)
+    absent = {mac: m for mac, m in run.members.items() if not m.may_count or m.status is MemberCondition.LOST}
+    missing = _standing(absent)
     known = [view.status.client_mac for view in _candidates(run, fleet)] if run.spec.clients is None else []
     missing += [f"{mac} ({_absence(run, fleet, mac)})" for mac in run.spec.clients or known if mac not in run.members]
     who = f"; missing: {_named(missing)}" if missing else "; no other client of the task is known"
@@ -198,29 +198,29 @@ def _about_server(run: Run, fleet: Fleet, now: float) -> Iterator[Action]:
         return
     if run.launch == 0:
         yield ServerLaunched(1)
-    elif _server_is_gone(run, fleet, now):
+    elif _server_has_ended(run, fleet, now):
         yield EndServer(_departure_reason(run))
         yield ServerLaunched(run.launch + 1)
 
 
-def _server_is_gone(run: Run, fleet: Fleet, now: float) -> bool:
-    """Nobody who cannot hear the bus knows this: the server's word may be waiting there."""
+def _server_has_ended(run: Run, fleet: Fleet, now: float) -> bool:
+    """A disconnected reader cannot know this: the server's status may be waiting at the broker."""
     if fleet.listening_since is None:
         return False
     if run.exited_at is not None:
-        return now - max(run.exited_at, fleet.listening_since) > EXIT_WORD_GRACE_S
+        return now - max(run.exited_at, fleet.listening_since) > EXIT_STATUS_GRACE_S
     if run.host_problem is not None:
-        return False  # it may be alive: nobody starts a second one
+        return False  # it may be alive: a second one is not started
     return run.is_unreachable or _is_late(run, fleet.listening_since, now)
 
 
 def _is_late(run: Run, listening_since: float, now: float) -> bool:
-    if run.launched_at is None or _has_spoken(run):
+    if run.launched_at is None or _has_reported(run):
         return False
     return now - max(run.launched_at, listening_since) > run.spec.limits.server_start_s
 
 
-def _has_spoken(run: Run) -> bool:
+def _has_reported(run: Run) -> bool:
     return run.server is not None and run.server.launch == run.launch and run.server.server_ip is not None
 
 
@@ -260,18 +260,18 @@ def _to_choose(run: Run, fleet: Fleet) -> list[str]:
 
 
 def _about_member(
-    run: Run, mac: str, member: Member, view: StatusView[ClientStatus], heard_from: float, now: float
+    run: Run, mac: str, member: Member, view: StatusView[ClientStatus], listening_since: float, now: float
 ) -> Iterator[Action]:
     limits = run.spec.limits
-    hand = view.status.run
-    if hand is not None and (hand.run_id != run.run_id or hand.attempt > member.last_attempt):
-        return  # busy with something else, or here without a trigger of ours
-    if hand is not None and (hand.attempt, hand.launch) == (member.attempt, run.launch):
-        return  # holds exactly what we would say
-    if hand is not None and view.status.instance != member.instance:
-        return  # our firing in the hands of a daemon that it was not meant for; what we said again would be refused
-    has_no_answer = _has_no_answer(member, heard_from, now, limits.trigger_answer_s)
-    if hand is None and (has_no_answer or _needs_new_attempt(run, member, view)):
+    current = view.status.run
+    if current is not None and (current.run_id != run.run_id or current.attempt > member.last_attempt):
+        return  # busy with something else, or here without a trigger of this manager
+    if current is not None and (current.attempt, current.launch) == (member.attempt, run.launch):
+        return  # trains exactly what would be triggered
+    if current is not None and view.status.instance != member.instance:
+        return  # the trigger reached a daemon that it was not meant for; repeated, it would be refused
+    has_no_answer = _has_no_answer(member, listening_since, now, limits.trigger_answer_s)
+    if current is None and (has_no_answer or _needs_new_attempt(run, member, view)):
         if member.last_attempt >= limits.max_attempts:
             why = "no answer to its trigger" if has_no_answer else member.reason or "no training"
             yield MemberGaveUp(mac, MemberCondition.FAILED, f"after {member.last_attempt} attempts: {why}")
@@ -289,10 +289,10 @@ def _needs_new_attempt(run: Run, member: Member, view: StatusView[ClientStatus])
     return answer is not None and (answer.run_id, answer.attempt) == (run.run_id, member.attempt)
 
 
-def _has_no_answer(member: Member, heard_from: float, now: float, limit_s: float) -> bool:
+def _has_no_answer(member: Member, listening_since: float, now: float, limit_s: float) -> bool:
     if member.status is not MemberCondition.TRIGGERED or member.first_fired_at is None:
         return False
-    return now - max(member.first_fired_at, heard_from) > limit_s
+    return now - max(member.first_fired_at, listening_since) > limit_s
 
 
 def _is_time_to_repeat(run: Run, member: Member, now: float) -> bool:
@@ -302,9 +302,9 @@ def _is_time_to_repeat(run: Run, member: Member, now: float) -> bool:
 
 
 def _after_the_end(run: Run, fleet: Fleet, now: float) -> Iterator[Action]:
-    """Whoever still trains a closed run is told to stop: at once when it was cut off, else after a grace.
+    """A client that still trains a closed run is stopped: at once when it was cut off, else after a grace.
 
-    A client whose end the server has told is about to tell it itself: a stop would outrun its own words.
+    A client whose end the server has published is about to publish it itself: a stop would outrun its own report.
     """
     ended_at = run.ended_at if run.ended_at is not None else now
     is_in_grace = now - ended_at < run.spec.limits.close_grace_s
@@ -321,9 +321,9 @@ def _after_the_end(run: Run, fleet: Fleet, now: float) -> Iterator[Action]:
 def _stop(run: Run, mac: str, member: Member, view: StatusView[ClientStatus], now: float) -> Iterator[StopSent]:
     """Stop who trains, as often as it takes; and once whoever may still read our trigger."""
     reason = f"run {run.outcome}: {run.reason}"
-    hand = view.status.run
-    if hand is not None and hand.run_id == run.run_id:
+    current = view.status.run
+    if current is not None and current.run_id == run.run_id:
         if member.stop_sent_at is None or now - member.stop_sent_at >= run.spec.limits.trigger_retry_s:
-            yield StopSent(mac, max(hand.attempt, member.last_attempt), reason)
+            yield StopSent(mac, max(current.attempt, member.last_attempt), reason)
     elif member.status is MemberCondition.TRIGGERED and member.stop_sent_at is None:
         yield StopSent(mac, member.last_attempt, reason)

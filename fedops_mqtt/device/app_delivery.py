@@ -65,7 +65,7 @@ class AppDelivery:
         """Return the app of a start, ready; being cancelled leaves what was fetched for the next time.
 
         Raises:
-            AppRefusedError: it did not arrive, is not what the start says, or needs what is not here.
+            AppRefusedError: it did not arrive, is not what the start names, or needs what is not here.
         """
         app = start.app
         assert app is not None

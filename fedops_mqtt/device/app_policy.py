@@ -26,7 +26,7 @@ class AppPolicy:
     """The rule of one client.
 
     Raises:
-        ClientConfigError: a key in `app_signers` or the version in `app_min_version` is none.
+        ClientConfigError: a key in `app_signers` or the version in `app_min_version` is invalid.
     """
 
     def __init__(self, settings: ClientSettings, identity: Identity, folder: Path) -> None:

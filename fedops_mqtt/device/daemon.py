@@ -1,6 +1,6 @@
-"""The daemon of a device: it says how this client is, takes starts and stops, and has one training process at a time.
+"""The daemon of a device: publishes its client's status, takes starts and stops, runs one training process at a time.
 
-Every event goes through `apply`: facts are on disk before anything is done, and done before it is said. Neither flwr
+Every event goes through `apply`: facts are on disk before anything is done, and done before it is published. Neither
 nor torch, wandb or numpy is ever imported here: an idle daemon stays small.
 """
 
@@ -63,7 +63,7 @@ from fedops_mqtt.runtime.systemd import supervised
 from fedops_mqtt.training.pipe import EndedReport, MetricsReport, PhaseReport
 
 Notice = Literal["trainFin", "trainFail", "flclient_out"]
-"""FedOps' words for how a training ended, and for a client that leaves (FedOps client_api.ClientMangerAPI)."""
+"""FedOps' names for how a training ended, and for a client that leaves (FedOps client_api.ClientMangerAPI)."""
 
 
 class Attachment(Protocol):
@@ -86,12 +86,12 @@ class Daemon:
     """One client. `run` it once; `start` and `leave` may be called while it runs, in its loop.
 
     `make_trainer` makes what trains, from `Trainer`'s arguments; where another machine trains, `agent` is what the
-    status says under it, in the place of this process' own. `attachment` lives as long as the daemon is on the bus.
+    status has as `agent`, in the place of this process' own. `attachment` lives as long as the daemon is on the bus.
 
     Raises:
         ClientConfigError: a setting that a client needs is missing.
         NoMacAddressError: no MAC is set and this machine has none.
-        BrokerUrlError: the broker's URL is none.
+        BrokerUrlError: the broker's URL is invalid.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Daemon:
         self._policy = AppPolicy(settings, self.identity, self._folder)
         self._client_id = client_id_for(settings, self.identity)
         self._step_lock = asyncio.Lock()
-        self._told_to_leave = asyncio.Event()
+        self._shutdown_requested = asyncio.Event()
         self._leave_reason: str | None = None
         self._phase: PhaseReport | None = None
         self._phase_news = asyncio.Event()
@@ -128,7 +128,7 @@ class Daemon:
             import_paths=import_paths,
             run_config=run_config or {},
             on_report=self._take_report,
-            on_ended=self._say_ended,
+            on_ended=self._report_ended,
         )
         self._owner = StatusOwner(
             topic=topics.client_status(self.identity.task_id, self.identity.client_mac),
@@ -146,11 +146,11 @@ class Daemon:
         return self._client
 
     async def run(self) -> None:
-        """Be on the bus until told to leave; being cancelled leaves in a hurry, with a goodbye too.
+        """Be on the bus until asked to leave; being cancelled leaves in a hurry, with a goodbye too.
 
         Raises:
             DaemonRunningError: this identity has a daemon on this machine already.
-            RivalError: a newer daemon has this identity, on another machine perhaps.
+            ConflictingInstanceError: a newer daemon has this identity, on another machine perhaps.
             ShimAddressError: the HTTP shim cannot listen.
             OSError: the state folder cannot be written.
         """
@@ -161,9 +161,9 @@ class Daemon:
                 await self._live(bus)
 
     def leave(self, reason: str | None = None) -> None:
-        """End the daemon: what trains is interrupted, then it says client-out, with `reason` or how it came to end."""
+        """End the daemon: what trains is interrupted, then client-out is published, with `reason` or how it ended."""
         self._leave_reason = reason or self._leave_reason
-        self._told_to_leave.set()
+        self._shutdown_requested.set()
 
     async def start(self, start: StartTrigger | LocalStart) -> StartDecision:
         """Take a start, from the bus or from HTTP: the one place where a training begins."""
@@ -174,7 +174,7 @@ class Daemon:
         return decision
 
     async def apply(self, event: Event) -> Step:
-        """Take an event in: keep its facts, carry out what follows, let the next status say so."""
+        """Apply an event: write its facts, carry out what follows, publish the new status."""
         async with self._step_lock:
             before = self._client
             refusal = self._policy.refusal(event) if isinstance(event, StartTrigger | LocalStart) else None
@@ -225,9 +225,9 @@ class Daemon:
     async def _recover(self) -> None:
         """Take up what the last daemon left: its facts, and processes that outlived it."""
         facts = await asyncio.to_thread(self._journal.load)
-        num_strays = await asyncio.to_thread(sweep, mark_of(self._folder))
-        if num_strays:
-            logger.warning("ended processes that an earlier daemon left", extra={"count": num_strays})
+        num_left = await asyncio.to_thread(sweep, mark_of(self._folder))
+        if num_left:
+            logger.warning("ended processes that an earlier daemon left", extra={"count": num_left})
         self._client = core.restore(self.identity, facts)
         await asyncio.to_thread(self._journal.save, self._client.facts)
 
@@ -260,13 +260,13 @@ class Daemon:
         async with asyncio.TaskGroup() as group:
             self._group = group
             tasks = [
-                group.create_task(self._listen(bus), name="inbox"),
-                group.create_task(self._tell_phases(), name="phases"),
+                group.create_task(self._listen(bus), name="bus-events"),
+                group.create_task(self._publish_phases(), name="phases"),
                 group.create_task(self._metrics.run(bus), name="metrics"),
             ]
             if self.settings.system_interval_s:
                 tasks.append(group.create_task(self._measure_load(), name="system-load"))
-            await self._told_to_leave.wait()
+            await self._shutdown_requested.wait()
             await self.apply(ShutdownRequested())
             await self._trainer.wait_idle()
             for task in tasks:
@@ -294,10 +294,10 @@ class Daemon:
             self._phase = report
             self._phase_news.set()
         elif run is not None:
-            self.tell(report)
+            self.publish_metrics(report)
 
-    def tell(self, report: MetricsReport) -> None:
-        """Publish metrics, as of the run in hand if there is one."""
+    def publish_metrics(self, report: MetricsReport) -> None:
+        """Publish metrics, as of the current run if there is one."""
         run, me = self._client.run, self.identity
         metrics = ClientMetrics(
             kind=report.kind,
@@ -313,9 +313,11 @@ class Daemon:
         self._metrics.put(Publication(topic=topics.client_metrics(me.task_id, me.client_mac), message=metrics))
 
     async def _measure_load(self) -> None:
-        await measure_load(run=lambda: self._client.run, tell=self.tell, interval_s=self.settings.system_interval_s)
+        await measure_load(
+            run=lambda: self._client.run, publish=self.publish_metrics, interval_s=self.settings.system_interval_s
+        )
 
-    async def _tell_phases(self) -> None:
+    async def _publish_phases(self) -> None:
         """Bring phases into the status, calmly; the first training of a round does not wait."""
         while True:
             await self._phase_news.wait()
@@ -333,7 +335,7 @@ class Daemon:
                 Progressed(phase=report.phase, round=report.round, run_id=report.run_id, detail=report.detail)
             )
 
-    async def _say_ended(self, ended: EndedReport) -> None:
+    async def _report_ended(self, ended: EndedReport) -> None:
         await self._take_phase()
         mine = self._client.facts.active_training
         is_good = ended.outcome is Outcome.FINISHED

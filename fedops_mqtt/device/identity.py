@@ -1,4 +1,4 @@
-"""Which device this is: from the settings, and where they say nothing, from the machine itself."""
+"""Which device this is: from the settings, and where they are silent, from the machine itself."""
 
 import uuid
 from pathlib import Path
@@ -12,7 +12,7 @@ from fedops_mqtt.runtime.settings import DELIVERED, IS_DELIVERED, ClientSettings
 
 
 class ClientConfigError(ValueError):
-    """The settings do not say which client this is, or what it trains."""
+    """The settings do not name this client, or what it trains."""
 
     def __init__(self, setting: str, problem: str) -> None:
         self.setting = setting
@@ -21,7 +21,7 @@ class ClientConfigError(ValueError):
 
 
 class ShimAddressError(OSError):
-    """The shim cannot listen where it was told to."""
+    """The shim cannot listen at the address that is set."""
 
     def __init__(self, address: str, problem: str) -> None:
         self.address = address
@@ -52,7 +52,7 @@ def get_mac_address() -> str:
     """Return this machine's MAC as `aa:bb:cc:dd:ee:ff`.
 
     Raises:
-        NoMacAddressError: there is none; a made-up one would be another client after every restart.
+        NoMacAddressError: there is no MAC; a made-up one would be another client after every restart.
     """
     node = uuid.getnode()
     if node & _MULTICAST_BIT:

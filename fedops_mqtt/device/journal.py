@@ -1,6 +1,6 @@
 """What a daemon keeps on disk: one folder per identity, with its facts and its lock.
 
-Facts are written before anything they imply is done or said; a file that cannot be read is set aside, never trusted.
+Facts are written before anything they imply is done or published; a file that cannot be read is set aside.
 """
 
 import fcntl
@@ -44,7 +44,7 @@ def identity_dir(state_dir: Path, task_id: str, client_mac: str) -> Path:
     """Return the folder of one identity below `state_dir`; neither name can lead out of it.
 
     Raises:
-        IdentityError: `task_id` or `client_mac` is none.
+        IdentityError: `task_id` or `client_mac` is invalid.
     """
     return state_dir / "clients" / mac_to_level(client_mac) / check_task_id(task_id)
 
@@ -75,7 +75,7 @@ class ClientJournal:
         """Write `facts` so that they survive a power cut from here on; the same facts again cost nothing.
 
         Raises:
-            OSError: the disk is full or the folder is gone.
+            OSError: the disk is full or the folder is missing.
         """
         with self._saving:
             if facts == self.written:

@@ -44,7 +44,7 @@ class LoadMeter:
 
 
 def _network_bytes() -> tuple[int, int]:
-    """Return bytes sent and received; 0 where the machine has no network interface (psutil says None)."""
+    """Return bytes sent and received; 0 where the machine has no network interface (psutil returns None)."""
     counters = psutil.net_io_counters()
     return (counters.bytes_sent, counters.bytes_recv) if counters else (0, 0)
 

@@ -35,21 +35,21 @@ def start_load_meter() -> Meter:
 async def measure_load(
     *,
     run: Callable[[], CurrentRun | None],
-    tell: Callable[[MetricsReport], None],
+    publish: Callable[[MetricsReport], None],
     interval_s: float,
     start_meter: Callable[[], Meter] = start_load_meter,
 ) -> None:
-    """Measure every `interval_s` while there is a run in hand; the first time within a second or two.
+    """Measure every `interval_s` while a run is trained; the first time within a second or two.
 
     It ends only where this system cannot be measured, after one warning.
     """
     meter: Meter | None = None
-    has_told = False
+    has_reported = False
     while True:
-        await asyncio.sleep(interval_s if has_told else min(_FIRST_S, interval_s))
+        await asyncio.sleep(interval_s if has_reported else min(_FIRST_S, interval_s))
         active_training = run()
         if active_training is None:
-            meter, has_told = None, False
+            meter, has_reported = None, False
             continue
         try:
             if meter is None:
@@ -59,5 +59,5 @@ async def measure_load(
         except Exception as error:  # psutil on a system that it does not know, or may not look at
             logger.warning("the system load cannot be measured", extra={"problem": name_error(error)})
             return
-        tell(MetricsReport(kind=MetricsKind.SYSTEM, round=active_training.round, values=dict(values)))
-        has_told = True
+        publish(MetricsReport(kind=MetricsKind.SYSTEM, round=active_training.round, values=dict(values)))
+        has_reported = True

@@ -1,4 +1,4 @@
-"""The one training that a daemon has at a time: made from a start and the settings, steered, and told how it ended."""
+"""The one training that a daemon has at a time: made from a start and the settings, steered, and reported."""
 
 import asyncio
 import logging
@@ -115,7 +115,7 @@ class Trainer:
             self._preparing.cancel(action.reason)
 
     def end(self, outcome: Outcome, reason: str | None) -> None:
-        """End the training in hand as its program says that it ended; nothing happens when there is none."""
+        """End the current training as its program reports that it ended; nothing happens when there is none."""
         if self._training is not None:
             self._training.end(EndedReport(outcome=outcome, reason=reason))
 

@@ -41,7 +41,7 @@ _CHUNK_BYTES = 64 * 1024
 _MAX_TAIL_BYTES = 3000
 """Of stderr in a reason; a status takes 4096 characters of reason."""
 _DRAIN_S = 2.0
-"""Once every marked process is gone the pipes are at their end; who still holds one has hidden: no waiting for it."""
+"""Once every marked process has ended the pipes close; a process that still holds one is not waited for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ class TrainingProcess:
         self._ended: EndedReport | None = None
         self._stop_reason: str | None = None
         self._is_over = asyncio.Event()
-        """Set when the process said that it ended, or is told to."""
+        """Set when the process reported its end, or a stop is wanted."""
         self.pid: int | None = None
 
     async def run(self) -> EndedReport:
@@ -101,21 +101,21 @@ class TrainingProcess:
 
     def redirect(self, server_ip: str, launch: int) -> None:
         """Tell the process where its server is now."""
-        self._say(Redirect(server_ip=server_ip, launch=launch))
+        self._send(Redirect(server_ip=server_ip, launch=launch))
 
     def stop(self, reason: str) -> None:
-        """End the process: SIGTERM now, SIGKILL after the grace; `run` returns once it is gone."""
+        """End the process: SIGTERM now, SIGKILL after the grace; `run` returns once it has ended."""
         if self._stop_reason is None:
             self._stop_reason = reason
-            self._say(Stop(reason=reason))
+            self._send(Stop(reason=reason))
             self._is_over.set()
 
     def end(self, ended: EndedReport) -> None:
-        """End the process with a result that somebody else has said."""
+        """End the process with a result that was reported elsewhere."""
         self._ended = self._ended or ended
         self.stop(ended.reason or "ended by the client's program")
 
-    def _say(self, command: Job | Redirect | Stop) -> None:
+    def _send(self, command: Job | Redirect | Stop) -> None:
         if self._commands is not None and not self._commands.is_closing():
             self._commands.write(to_line(command))
 
@@ -137,7 +137,7 @@ class TrainingProcess:
     async def _attend(self, process: asyncio.subprocess.Process, ends: "_Ends", mark: str) -> EndedReport:
         async with _Streams(ends) as streams, asyncio.TaskGroup() as group:
             self._commands = streams.commands
-            self._say(self._job)
+            self._send(self._job)
             readers = [
                 group.create_task(self._read_reports(streams.reports), name="training-reports"),
                 group.create_task(self._read_stderr(streams.stderr), name="training-stderr"),
@@ -148,10 +148,10 @@ class TrainingProcess:
             await asyncio.wait(readers, timeout=_DRAIN_S)
             for reader in readers:
                 reader.cancel()
-        return self._verdict(process.returncode, is_late=is_late)
+        return self._conclude(process.returncode, is_late=is_late)
 
     async def _see_out(self, process: asyncio.subprocess.Process, group: asyncio.TaskGroup) -> bool:
-        """Wait until the process is gone, and help where it does not go; return whether it ran over its limit."""
+        """Wait until the process has ended, terminate it where it does not; return whether it ran over its limit."""
         grace_s = self._options.stop_grace_s
         exited = group.create_task(process.wait(), name="training-exit")
         over = group.create_task(self._is_over.wait(), name="training-over")
@@ -177,7 +177,7 @@ class TrainingProcess:
         try:
             report = parse_report(line)
         except ValueError:
-            logger.warning("a report of a training process is none", extra={"size_bytes": len(line)})
+            logger.warning("a report of a training process is invalid", extra={"size_bytes": len(line)})
             return
         if isinstance(report, EndedReport):
             self._ended = self._ended or report
@@ -190,7 +190,7 @@ class TrainingProcess:
             self._tail.feed(chunk)
             await asyncio.to_thread(self._output.write, chunk)
 
-    def _verdict(self, returncode: int | None, *, is_late: bool) -> EndedReport:
+    def _conclude(self, returncode: int | None, *, is_late: bool) -> EndedReport:
         if self._ended is not None:
             return self._ended
         if self._stop_reason is not None:
@@ -206,7 +206,7 @@ def mark_of(state_folder: Path) -> str:
 
 
 def exit_reason(returncode: int | None) -> str:
-    """Return in words how a process ended that nobody told to."""
+    """Return, for people, how a process ended that was not stopped."""
     if returncode is None:
         return "training process did not end"
     if returncode >= 0:
@@ -294,7 +294,7 @@ _MAX_ANSWER = 2000
 
 
 async def check_app(app: str, import_paths: Sequence[str], *, state_folder: Path) -> str | None:
-    """Return what is wrong with an app (`MODULE:ATTRIBUTE`); None when it is there, or takes too long to say."""
+    """Return what is wrong with an app (`MODULE:ATTRIBUTE`); None when nothing is, or its import takes too long."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", CHECK_MODULE, app, *import_paths),
         stdin=asyncio.subprocess.DEVNULL,
@@ -305,7 +305,7 @@ async def check_app(app: str, import_paths: Sequence[str], *, state_folder: Path
     )
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            _, said = await process.communicate()
+            _, output = await process.communicate()
     except TimeoutError:
         return None
     finally:
@@ -313,5 +313,5 @@ async def check_app(app: str, import_paths: Sequence[str], *, state_folder: Path
         await process.wait()
     if not process.returncode:
         return None
-    problem = said.decode(errors="replace").strip()[-_MAX_ANSWER:]
+    problem = output.decode(errors="replace").strip()[-_MAX_ANSWER:]
     return problem or f"cannot load app {app!r}: importing it ended its process with status {process.returncode}"

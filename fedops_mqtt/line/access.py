@@ -1,4 +1,4 @@
-"""Who may speak on the line: the token of a trigger, a shared join token, or anybody on loopback. Imports no flwr.
+"""Who may use the line: holders of a trigger's token, of a shared join token, or anybody on loopback. Imports no flwr.
 
 Invited: only the run secret's tokens (or the join token, where there is no secret: a server that was adopted). Open:
 also the join token, and nobody's token at all only on loopback with no join token set.
@@ -66,7 +66,7 @@ class Access:
         """Let a request through, or raise.
 
         Raises:
-            RefusedError: 401, the token is missing or not the one of this client in this run.
+            LineRefusedError: 401, the token is missing or not the one of this client in this run.
         """
         is_invited = self._run_secret is not None and check_token(
             token, run_secret=self._run_secret, run_id=self._run_id, client_mac=client_mac

@@ -31,7 +31,7 @@ class AppTransfer:
 
     Args:
         into: the file that is appended to; made for its owner only.
-        size: bytes of the bundle, as the trigger says.
+        size: bytes of the bundle, from the trigger.
         stall_s: nothing received for so long counts as a broken connection.
         limit_s: the whole transfer, with all its tries.
         on_progress: called in the thread of `run`, with the bytes that are there.

@@ -60,7 +60,7 @@ class GridClientManager(SimpleClientManager):
         """Wait for clients up to the join limit; `timeout` is Flower's and not used.
 
         Raises:
-            RunOverError: as for `LineGrid.get_node_ids`.
+            RunEndedError: as for `LineGrid.get_node_ids`.
         """
         while self.num_available() < num_clients:  # start_grid wraps this to register who is there
             self._grid.wait_for_clients(num_clients)
@@ -73,7 +73,7 @@ class GridServer(Server):
     `rounds_done` rounds were done before: strategy, clients and history see the numbers that follow.
 
     Raises (in a round):
-        RunOverError: as for `LineGrid.send_and_receive`.
+        RunEndedError: as for `LineGrid.send_and_receive`.
     """
 
     def __init__(self, *, grid: LineGrid, strategy: Strategy, rounds_done: int = 0) -> None:
@@ -159,7 +159,7 @@ def start_classic(
     """Run a classic strategy over the line and return Flower's history; `server` replaces the plain GridServer.
 
     Raises:
-        RunOverError: the run was interrupted, is over a limit, or short of clients.
+        RunEndedError: the run was interrupted, is over a limit, or short of clients.
     """
     config = ServerConfig(num_rounds=num_rounds, round_timeout=round_timeout_s)
     return start_grid(grid=grid, server=server or GridServer(grid=grid, strategy=strategy), config=config)

@@ -1,7 +1,7 @@
 """The training process' presence on the line: a thread that joins, keeps the control request open, and joins again.
 
-It owns who we are to the server; the thread that trains only asks for the session of now. It ends when the server says
-so, when it is stopped, or when no server was found for the limit; how it ended is told once, to `on_end`.
+It owns this client's session with the server; the training thread only asks for the current session. It ends when the
+server ends it, when it is stopped, or when no server was found within the limit; `on_end` gets how it ended, once.
 """
 
 import logging
@@ -22,18 +22,18 @@ _BACKOFF_FIRST_S = 0.1
 _BACKOFF_MAX_S = 3.0
 """A relaunched server is found within this; thousands of clients still spread over it (full jitter)."""
 _ASK_S = 10.0
-"""Answers to join, pong and leave take no time; this long means that nobody is there."""
+"""Answers to join, pong and leave take no time; after this long there is no server."""
 _LEAST_S = 0.1
 """At the very end of its limit a try still gets this long."""
 _MISSED_PINGS = 3
-"""The server pings; silence for this many periods means that it, or the way to it, is gone."""
+"""The server pings; silence for this many periods means that the server, or the network between, has failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnd:
     """How this client's part in the run ended. `is_rejected`: it never got in (the run was over, the token wrong).
 
-    `run_outcome` is set when the server said how the whole run ended.
+    `run_outcome` is set when the server reported how the whole run ended.
     """
 
     outcome: Outcome
@@ -43,7 +43,7 @@ class RunEnd:
 
 
 class EndedError(Exception):
-    """The keeper has ended; how is in `end`."""
+    """The session has ended; `end` has how."""
 
     def __init__(self, end: RunEnd) -> None:
         self.end = end
@@ -60,10 +60,10 @@ class JoinedSession:
 
 
 class ClientSession:
-    """Runs from `start` to `close`. `aim`, `stop`, `end` and `invalidate` may come from any thread.
+    """Runs from `start` to `close`. `redirect`, `stop`, `end` and `invalidate` may come from any thread.
 
-    `on_end` is called once, in the keeper's thread or in that of whoever ended it; `on_broken` each time a session is
-    gone, so that transfers on it can be cut short.
+    `on_end` is called once, in the session's thread or in that of the caller that ended it; `on_broken` at each lost
+    session, so that transfers on it can be cut short.
     """
 
     def __init__(
@@ -146,11 +146,11 @@ class ClientSession:
                 self._break()
 
     def stop(self, reason: str) -> None:
-        """End because somebody on this side said so; the server is told."""
+        """End because this side wants to; the server is informed."""
         self.end(RunEnd(outcome=Outcome.STOPPED, reason=reason))
 
     def end(self, end: RunEnd, *, is_known: bool = False) -> None:
-        """End with this, at once; the first end stands. The server is told in the background, unless it `is_known`."""
+        """End with this, at once; the first end stands. The server is informed, unless it `is_known`."""
         with self._changed:
             if self._end is not None:
                 return
@@ -165,7 +165,7 @@ class ClientSession:
         self._on_end(end)
 
     def close(self, *, wait_s: float) -> None:
-        """Wait until the server has been told how it ended, at most `wait_s`."""
+        """Wait until the server was informed how it ended, at most `wait_s`."""
         deadline = time.monotonic() + wait_s
         for thread in (self._goodbye, self._thread):
             if thread is not None:
@@ -214,7 +214,7 @@ class ClientSession:
             control.close()
 
     def _await_goodbye(self) -> None:
-        """A control request that closes before the goodbye is said would look like a death."""
+        """A control request that closes before the goodbye has arrived would look like a death."""
         with self._changed:
             goodbye = self._goodbye
         if goodbye is not None:
@@ -255,7 +255,7 @@ class ClientSession:
             self.end(end_of_departed(line.gone, line.reason or "", has_joined=True), is_known=True)
 
     def _publish(self, session: JoinedSession) -> None:
-        """The first ping says that the server counts us in: now the training thread may use the session."""
+        """The first ping confirms that the server counts this client: the training thread may use the session now."""
         with self._changed:
             if self._session is session or self._end is not None or session.connector is not self._connector:
                 return
@@ -303,8 +303,8 @@ class ClientSession:
         body = wire.encode_body(wire.LeaveRequest(outcome=end.outcome, reason=clip(end.reason)))
         try:
             connection.ask("POST", wire.LEAVE_PATH, headers=session.headers, body=body, timeout_s=_ASK_S)
-        except (*BROKEN, LineRefusedError) as error:  # it is gone, or has heard it before: nothing is left to be done
-            _log.debug("could not say goodbye on the line", extra={"problem": str(error)})
+        except (*BROKEN, LineRefusedError) as error:  # the server has ended, or knows already: nothing is left to do
+            _log.debug("goodbye was not delivered on the line", extra={"problem": str(error)})
         finally:
             connection.close()
             self._cut_control()

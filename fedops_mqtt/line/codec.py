@@ -1,6 +1,6 @@
 """Flower messages to frames and back: a head, two JSON headers, then raw buffers in order.
 
-The format is told in docs/flower-over-the-line.md. To encode, nothing is copied (buffers are what flwr holds); to
+The format is described in docs/flower-over-the-line.md. To encode, nothing is copied (buffers are what flwr holds); to
 decode, nothing is unpickled, ever.
 """
 
@@ -57,7 +57,7 @@ class EncodedContent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """One message as it is sent: `head` (with both headers), then the buffers, which belong to somebody else."""
+    """One message as it is sent: `head` (with both headers), then the buffers, which flwr owns."""
 
     head: bytes
     buffers: tuple[Buffer, ...]
@@ -150,7 +150,7 @@ class FrameReader:
             self._part.write(view[:missing])
             view = view[missing:]
             while self._message is None and self._part.tell() == self._wanted_bytes:
-                self._hand_over()
+                self._finish_part()
 
     def take(self) -> Message:
         """Hand over the message; the reader keeps nothing of it.
@@ -163,8 +163,8 @@ class FrameReader:
             raise FrameError(f"frame ends after {self.received_bytes} of {self.num_bytes} bytes")
         return message
 
-    def _hand_over(self) -> None:
-        part, self._part = self._part.getvalue(), BytesIO()  # getvalue hands over BytesIO's own buffer: no second copy
+    def _finish_part(self) -> None:
+        part, self._part = self._part.getvalue(), BytesIO()  # getvalue returns BytesIO's own buffer: no second copy
         try:
             self._wanted_bytes = self._parser.send(part)
         except StopIteration as end:

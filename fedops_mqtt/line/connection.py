@@ -1,7 +1,7 @@
 """A persistent HTTP/1.1 connection of the training process, on `http.client`: what it sends and reads is never copied.
 
 Used by one thread at a time; only `abort` may come from another. Every error that means "the connection broke" is a
-`BROKEN` one, everything that the server said no to is a RefusedError.
+`BROKEN` one, everything that the server refused is a LineRefusedError.
 """
 
 import http.client
@@ -95,7 +95,7 @@ class LineConnection:
         """Send a small request and return the whole answer.
 
         Raises:
-            RefusedError: the status is not a success.
+            LineRefusedError: the status is not a success.
             BROKEN: no answer came.
         """
         return self.open(method, path, headers=headers, body=body, timeout_s=timeout_s).read()
@@ -207,9 +207,9 @@ def _tls_context(ca_file: Path) -> ssl.SSLContext:
 
 
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
-"""RFC 9113, 3.4: what an HTTP/2 client says first, with an empty SETTINGS frame."""
+"""RFC 9113, 3.4: what an HTTP/2 client sends first, with an empty SETTINGS frame."""
 _HTTP2_SETTINGS = 4
-"""RFC 9113, 6.5: the type of the frame that a server says first."""
+"""RFC 9113, 6.5: the type of the frame that a server sends first."""
 _FRAME_HEAD_BYTES = 9
 
 
@@ -231,13 +231,13 @@ def probe(server_ip: str, *, ca_file: Path | None = None, timeout_s: float = 5.0
     try:
         connection.ask("GET", HELLO_PATH, headers={}, timeout_s=timeout_s)
     except (*BROKEN, LineRefusedError):
-        return Answers.GRPC if _speaks_http2(server_ip, timeout_s) else Answers.NOBODY
+        return Answers.GRPC if _answers_http2(server_ip, timeout_s) else Answers.NOBODY
     finally:
         connection.close()
     return Answers.LINE
 
 
-def _speaks_http2(server_ip: str, timeout_s: float) -> bool:
+def _answers_http2(server_ip: str, timeout_s: float) -> bool:
     try:
         with socket.create_connection(split_address(server_ip), timeout=timeout_s) as sock:
             sock.sendall(_HTTP2_PREFACE)

@@ -87,7 +87,7 @@ class LineApp:
     def __init__(
         self,
         *,
-        hub: RunState,
+        run_state: RunState,
         access: Access,
         run_id: str,
         launch: int,
@@ -95,7 +95,7 @@ class LineApp:
         compression: LineCompression | None,
         app: ServedApp | None = None,
     ) -> None:
-        self._hub = hub
+        self._run_state = run_state
         self._access = access
         self._run_id = run_id
         self._launch = launch
@@ -154,10 +154,10 @@ class LineApp:
         """Give the chunks of a part, and note each: a client that still receives cannot have joined."""
         at = part.first
         for chunk in part.chunks():
-            self._hub.note_app_sent(mac, at)
+            self._run_state.note_app_sent(mac, at)
             yield chunk
             at += len(chunk)
-        self._hub.note_app_sent(mac, at)
+        self._run_state.note_app_sent(mac, at)
 
     async def _serve_reply(self, request: Request, message_id: str) -> None:
         session = self._session(request)
@@ -170,7 +170,7 @@ class LineApp:
                 raise LineRefusedError(status=405, code="no_such_method", reason=request.method)
 
     def _session(self, request: Request) -> Session:
-        session = self._hub.session(request.header(wire.SESSION_HEADER))
+        session = self._run_state.session(request.header(wire.SESSION_HEADER))
         self._access.check(session.mac, request.token)
         return session
 
@@ -179,7 +179,7 @@ class LineApp:
         self._access.check(body.client_mac, request.token)
         if body.run_id not in (None, self._run_id):
             raise LineRefusedError(status=409, code="other_run", reason=f"this server serves run {self._run_id}")
-        session = self._hub.admit(body, request.token)
+        session = self._run_state.admit(body, request.token)
         answer = wire.JoinAnswer(
             run_id=self._run_id,
             launch=self._launch,
@@ -196,26 +196,26 @@ class LineApp:
 
     async def _leave(self, request: Request, session: Session) -> None:
         body = wire.decode_body(wire.LeaveRequest, await request.small_body())
-        self._hub.leave(session, body.outcome, body.reason)
+        self._run_state.leave(session, body.outcome, body.reason)
         await request.answer(200, b"{}")
 
     async def _next(self, request: Request, session: Session) -> None:
-        outbound_message = await self._wait_for_letter(session)
+        outbound_message = await self._wait_for_message(session)
         if outbound_message is None:
             await request.answer(204)
             return
-        self._hub.progress(session, Phase.DOWNLOADING, outbound_message.round)
+        self._run_state.progress(session, Phase.DOWNLOADING, outbound_message.round)
         if await request.answer_frame(outbound_message.frame):
-            self._hub.count(session, bytes_out=outbound_message.frame.num_bytes)
-            self._hub.progress(session, _phase_of(outbound_message), outbound_message.round)
+            self._run_state.count(session, bytes_out=outbound_message.frame.num_bytes)
+            self._run_state.progress(session, _phase_of(outbound_message), outbound_message.round)
 
-    async def _wait_for_letter(self, session: Session) -> OutboundMessage | None:
+    async def _wait_for_message(self, session: Session) -> OutboundMessage | None:
         session.polls = poll = session.polls + 1
         session.mail.set()  # an older poll of this client, if any, ends now
         deadline = asyncio.get_running_loop().time() + self._limits.poll_s
         while session.polls == poll and not session.is_over:
             session.mail.clear()
-            if (outbound_message := self._hub.next_message(session)) is not None:
+            if (outbound_message := self._run_state.next_message(session)) is not None:
                 return outbound_message
             try:
                 async with asyncio.timeout_at(deadline):
@@ -225,14 +225,14 @@ class LineApp:
         return None
 
     def _reply_state(self, session: Session, message_id: str) -> wire.ReplyState:
-        if not self._hub.expects(session, message_id):
-            return wire.ReplyState(is_done=True, was_taken=self._hub.was_answered(session, message_id))
-        upload = self._hub.upload(message_id)
+        if not self._run_state.expects(session, message_id):
+            return wire.ReplyState(is_done=True, was_taken=self._run_state.was_answered(session, message_id))
+        upload = self._run_state.upload(message_id)
         return wire.ReplyState(received_bytes=0 if upload is None else upload.reader.received_bytes)
 
     async def _take_reply(self, request: Request, session: Session, message_id: str) -> None:
-        if self._hub.expects(session, message_id):
-            self._hub.progress(session, Phase.UPLOADING)
+        if self._run_state.expects(session, message_id):
+            self._run_state.progress(session, Phase.UPLOADING)
             await self._receive_reply(request, session, message_id)
         state = self._reply_state(session, message_id)
         if state.is_done and request.header(wire.THEN_HEADER) == "next":
@@ -241,7 +241,7 @@ class LineApp:
             await request.answer(200, wire.encode_body(state))
 
     async def _receive_reply(self, request: Request, session: Session, message_id: str) -> None:
-        outbound_message = self._hub.outbound_message(message_id)
+        outbound_message = self._run_state.outbound_message(message_id)
         check = outbound_message.check if outbound_message is not None else None
         try:
             upload = self._open_upload(request, message_id, outbound_message)
@@ -253,31 +253,31 @@ class LineApp:
                 problem = await asyncio.to_thread(check.problem, outbound_message.message, reply)
             if problem is not None and outbound_message is not None:
                 reply = self._refuse(session, outbound_message.message, problem)
-            self._hub.answer(session, message_id, reply)
-            self._hub.forget_upload(message_id)
-            self._hub.progress(session, Phase.WAITING)
+            self._run_state.answer(session, message_id, reply)
+            self._run_state.forget_upload(message_id)
+            self._run_state.progress(session, Phase.WAITING)
         except FrameError:
-            self._hub.forget_upload(message_id)
+            self._run_state.forget_upload(message_id)
             raise
         except MessageTooLargeError as error:
-            self._hub.forget_upload(message_id)
+            self._run_state.forget_upload(message_id)
             if error.limit_bytes < self._limits.max_message_bytes:
                 error = MessageTooLargeError(error.size_bytes, error.limit_bytes, rule=LIMIT_RULE)
-                self._hub.refuse(session, str(error))
+                self._run_state.refuse(session, str(error))
             raise error from None
 
     def _refuse(self, session: Session, sent: Message, problem: str) -> Message:
         """A reply does not fit: an update ends its client's part as failed, another reply fails as a message."""
         reason = refusal_of(sent, problem)
         if kind_of(sent) == "train":
-            self._hub.refuse(session, reason)
+            self._run_state.refuse(session, reason)
             raise LineRefusedError(status=410, code="ended", reason=reason, outcome=Outcome.FAILED)
         _log.warning("reply refused", extra={"client_mac": session.mac, "reason": reason})
         return Message(Error(flwr_private.CLIENT_APP_RAISED, f"{session.mac}: {reason}"), reply_to=sent)
 
     def _open_upload(self, request: Request, message_id: str, outbound_message: OutboundMessage | None) -> Upload:
         num_bytes, offset = request.number(wire.LENGTH_HEADER), request.number(wire.OFFSET_HEADER)
-        upload = self._hub.upload(message_id)
+        upload = self._run_state.upload(message_id)
         if offset == 0:
             max_bytes = self._limits.max_message_bytes
             if outbound_message is not None and outbound_message.check is not None:
@@ -286,7 +286,7 @@ class LineApp:
             if upload is not None:
                 upload.turn += 1  # whoever still feeds it stops
             upload = Upload(reader=reader)
-            self._hub.start_upload(message_id, upload)
+            self._run_state.start_upload(message_id, upload)
         if upload is None or (upload.reader.num_bytes, upload.reader.received_bytes) != (num_bytes, offset):
             raise LineRefusedError(status=409, code="offset", reason=f"nothing was received up to byte {offset}")
         upload.turn += 1
@@ -300,20 +300,20 @@ class LineApp:
                 return False
             upload.reader.feed(chunk)
             session.unanswered_pings = 0  # bytes are a sign of life, and pings may wait behind them
-            self._hub.count(session, bytes_in=len(chunk))
+            self._run_state.count(session, bytes_in=len(chunk))
         return upload.turn == turn and upload.reader.is_complete
 
     async def _control(self, request: Request, session: Session) -> None:
         await request.start_stream(wire.JSON_TYPE)
-        self._hub.attach(session)
+        self._run_state.attach(session)
         reason = "connection closed"
         try:
             async with asyncio.TaskGroup() as group:
                 watch = group.create_task(self._watch(request, session), name=f"watch {session.mac}")
-                reason = await self._talk(request, session) or reason
+                reason = await self._serve_control(request, session) or reason
                 watch.cancel()
         finally:
-            self._hub.detach(session, reason)
+            self._run_state.detach(session, reason)
         await request.end_stream()
 
     async def _watch(self, request: Request, session: Session) -> None:
@@ -321,14 +321,14 @@ class LineApp:
         session.has_disconnected = True
         session.control.set()
 
-    async def _talk(self, request: Request, session: Session) -> str | None:
+    async def _serve_control(self, request: Request, session: Session) -> str | None:
         """Say pings and orders until the session ends; returns why it did, if the client cannot know."""
         loop = asyncio.get_running_loop()
         number, next_ping = 0, loop.time()
         while not session.has_disconnected:
             session.control.clear()
             while session.orders:
-                await self._say(request, session, session.orders.popleft())
+                await self._send_order(request, session, session.orders.popleft())
             if session.is_over:
                 return None
             if loop.time() >= next_ping:
@@ -342,10 +342,10 @@ class LineApp:
                     await session.control.wait()
         return None
 
-    async def _say(self, request: Request, session: Session, order: wire.ControlLine) -> None:
+    async def _send_order(self, request: Request, session: Session, order: wire.ControlLine) -> None:
         await request.send_chunk(wire.encode_body(order) + b"\n")
         if order.gone is not None:
-            self._hub.note_departed(session)
+            self._run_state.note_departed(session)
 
 
 def _reply_of(session: Session, message_id: str, upload: Upload) -> Message:

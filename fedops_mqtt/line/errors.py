@@ -1,4 +1,4 @@
-"""What can be wrong on the line; each error carries the facts and says them. Imports no flwr."""
+"""What can be wrong on the line; each error carries the facts, also in its text. Imports no flwr."""
 
 
 class LineError(Exception):
@@ -14,7 +14,7 @@ class FrameError(LineError):
 
 
 class MessageTooLargeError(LineError):
-    """A message is larger than the line's limit; answered with 413. `rule` says where the limit comes from."""
+    """A message is larger than the line's limit; answered with 413. `rule` names where the limit comes from."""
 
     def __init__(self, size_bytes: int, limit_bytes: int, *, rule: str = "max_message_bytes") -> None:
         self.size_bytes = size_bytes
@@ -23,7 +23,7 @@ class MessageTooLargeError(LineError):
 
 
 class LineRefusedError(LineError):
-    """The server refused a request: `status` is HTTP's, `code` our word for it; `outcome` is set when all is over."""
+    """The server refused a request: `status` is HTTP's, `code` the line's own; `outcome` is set when all is over."""
 
     def __init__(self, *, status: int, code: str, reason: str, outcome: str | None = None) -> None:
         self.status = status
@@ -34,4 +34,4 @@ class LineRefusedError(LineError):
 
 
 class LineConfigError(LineError, ValueError):
-    """The line cannot be served as configured; says which values do not fit together."""
+    """The line cannot be served as configured; names the values that do not fit together."""

@@ -10,9 +10,9 @@ Used here, the same in flwr 1.41 and 1.42:
 - `Message(content=… | error=…, metadata=…)`: accepted at run time, not among the public overloads.
 - `flwr.compat.client.app.start_client_internal`: `flwr.client.start_client` takes no ClientApp, this does.
 - `flwr.common.constant`: `ErrorCode`, `SUPERLINK_NODE_ID`, `SType`; `flwr.common.Code`, a classic result's status.
-- `flwr.compat.common.recorddict_compat`: what classic strategies say in a record, and classic clients in a message.
+- `flwr.compat.common.recorddict_compat`: how classic strategies and clients put their messages into records.
 - `flwr.server.superlink.fleet.grpc_bidi.flower_service_servicer.FlowerServiceServicer`: the gRPC half of `start_server`
-  without its rounds. `grpc_bridge.GrpcBridgeClosed`: its client has gone.
+  without its rounds. `grpc_bridge.GrpcBridgeClosed`: its client has disconnected.
 - `flwr.client.message_handler.message_handler.handle_legacy_message_from_msgtype`: what it and `ClientApp.__call__`
   raise themselves means that a message has no function in the app.
 """
@@ -62,7 +62,7 @@ _CLASSIC_KEEPALIVE_MS = 10_000
 """A host that vanished is noticed within half a minute; Flower's default is three and a half."""
 
 _CLASSIC_CONNECTIONS = 16
-"""One client is served; the others are strangers and clients that come again before their old connection is gone."""
+"""One client is served; the others are unknown, or come again before their old connection is closed."""
 _CLASSIC_OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -117,7 +117,7 @@ def is_unhandled(error: BaseException) -> bool:
 
 
 def run_classic_client(*, app: Callable[[Message, Context], Message], server_address: str, ca: bytes | None) -> None:
-    """Join a classic gRPC server with any ClientApp and return when the server says that it is over.
+    """Join a classic gRPC server with any ClientApp and return when the server ends the run.
 
     Raises:
         grpc.RpcError: there is no server, or it went away.

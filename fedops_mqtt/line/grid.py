@@ -31,7 +31,7 @@ from fedops_mqtt.protocol import Outcome, RunOutcome
 _log = logging.getLogger(__name__)
 _MAX_FAILURES = 5
 _PREFIX_BYTES = 4
-"""Message ids start with a random word: a relaunched server never takes a reply to its predecessor's message."""
+"""Message ids start with a random prefix: a relaunched server never takes a reply to its predecessor's message."""
 
 
 class RunEndedError(flwr_private.RunNotRunningException):
@@ -44,16 +44,16 @@ class RunEndedError(flwr_private.RunNotRunningException):
 
 
 class BelowQuorumError(RunEndedError):
-    """Not enough clients within a limit (None: nobody else can come); `missing` says how each of the others left."""
+    """Not enough clients within a limit (None: no others can come); `missing` lists how each of the others left."""
 
     def __init__(self, present: int, needed: int | None, limit_s: float | None, missing: list[str]) -> None:
         self.present = present
         self.needed = needed
         self.missing = missing
         wanted = "the strategy waits for more" if needed is None else f"{needed} needed"
-        gone = f"; gone: {', '.join(missing)}" if missing else ""
+        suffix = f"; gone: {', '.join(missing)}" if missing else ""
         when = "left" if limit_s is None else f"after {limit_s:g} s"
-        super().__init__(RunOutcome.FAILED, f"{TOO_FEW}: {present} {when}, {wanted}{gone}")
+        super().__init__(RunOutcome.FAILED, f"{TOO_FEW}: {present} {when}, {wanted}{suffix}")
 
 
 class TrainingSeen:
@@ -122,14 +122,14 @@ def digest_of(record: ArrayRecord) -> bytes:
 class LineGrid(Grid):
     """`flwr.serverapp.Grid` over one line; made by LineServer.
 
-    `on_round` hears each new round as it goes out. `max_clients`, where it is given, is how many ever come: once they
-    came, nobody makes up for one that has ended, and one that is lost is waited for no longer than the rejoin limit.
+    `on_round` gets each new round as it is sent. `max_clients`, where it is given, is how many ever come: once they
+    came, none replaces one that has ended, and one that is lost is waited for no longer than the rejoin limit.
     """
 
     def __init__(
         self,
         *,
-        hub: RunState,
+        run_state: RunState,
         run_id: str,
         limits: LineLimits,
         min_clients: int = 1,
@@ -137,7 +137,7 @@ class LineGrid(Grid):
         compression: LineCompression | None = None,
         on_round: Callable[[int], None] | None = None,
     ) -> None:
-        self._hub = hub
+        self._run_state = run_state
         self._max_clients = max_clients
         self._run = flwr_private.make_run(flower_run_id_of(run_id))
         self._limits = limits
@@ -178,25 +178,25 @@ class LineGrid(Grid):
 
         Raises:
             BelowQuorumError: the minimum is not there (any more) within the join limit.
-            RunOverError: the run was interrupted, or is over its limit.
+            RunEndedError: the run was interrupted, or is over its limit.
         """
         with self._lock:  # strategies ask between their phases: a good moment
-            self._garbage.look(sum(member.bytes_in for member in self._hub.members.values()))
+            self._garbage.look(sum(member.bytes_in for member in self._run_state.members.values()))
         return self.wait_for_clients(self._min_clients, is_minimum=True)
 
     def wait_for_clients(self, num_clients: int, *, is_minimum: bool = False) -> list[int]:
         """Wait until `num_clients` are present, up to the join limit; return who is there. Raises as get_node_ids."""
         now = time.monotonic()
-        nodes = self._hub.present_node_ids()
+        nodes = self._run_state.present_node_ids()
         if len(nodes) >= num_clients:
             self._short_since = None
         else:
             since = self._short_since = self._short_since or now
 
             def deadline() -> float:
-                return min(self._waiting_since(since) + self._join_limit_s(), self._run_deadline)
+                return min(self._waiting_since(since) + self._join_s(), self._run_deadline)
 
-            nodes = self._hub.wait_for_present(num_clients, deadline, max_clients=self._max_clients)
+            nodes = self._run_state.wait_for_present(num_clients, deadline, max_clients=self._max_clients)
         self._check_running()
         if len(nodes) < num_clients:
             raise self._too_few(len(nodes), num_clients)
@@ -210,13 +210,13 @@ class LineGrid(Grid):
 
         Raises:
             MessageTooLargeError: a message is over the line's limit.
-            RunOverError: as for `get_node_ids`.
+            RunEndedError: as for `get_node_ids`.
         """
         self._check_running()
-        outbound_messages = list(self._letters(messages))
+        outbound_messages = list(self._outbound(messages))
         with self._lock:
             self.training.sent(outbound_messages)
-        self._hub.post(outbound_messages)
+        self._run_state.post(outbound_messages)
         self._asked_since = None
         return [outbound_message.message_id for outbound_message in outbound_messages]
 
@@ -224,12 +224,12 @@ class LineGrid(Grid):
         """Take the replies that are there; the round limit holds here too.
 
         Raises:
-            RunOverError: as for `get_node_ids`.
+            RunEndedError: as for `get_node_ids`.
         """
         self._check_running()
         ids = list(message_ids)
-        self._drop_overdue([x for x in self._hub.owing(ids) if time.monotonic() >= self._round_deadline(x)])
-        replies = self._hub.collect(ids)
+        self._drop_overdue([x for x in self._run_state.owing(ids) if time.monotonic() >= self._round_deadline(x)])
+        replies = self._run_state.collect(ids)
         with self._lock:
             self.training.over([reply.metadata.reply_to_message_id for reply in replies], replies)
         return replies
@@ -237,11 +237,11 @@ class LineGrid(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Hand out messages and wait for the replies (Flower 1.41 Grid.send_and_receive).
 
-        A client that is gone is answered for with a Flower Error at once. What is not answered within `timeout` is left
+        A client that is offline is answered for with a Flower Error. What is not answered within `timeout` is left
         out of the result; what is not answered within the round limit is an Error, and its client is dropped.
 
         Raises:
-            MessageTooLargeError, RunOverError: as for `push_messages`.
+            MessageTooLargeError, RunEndedError: as for `push_messages`.
         """
         messages = list(messages)
         started = time.monotonic()
@@ -249,12 +249,12 @@ class LineGrid(Grid):
         ids = self.push_messages(messages)
         round_deadline = started + self._limits.round_s
         strategy_deadline = started + min(limits_s, default=self._limits.round_s)
-        owed = self._hub.wait_for_replies(ids, min(strategy_deadline, round_deadline, self._run_deadline))
+        owed = self._run_state.wait_for_replies(ids, min(strategy_deadline, round_deadline, self._run_deadline))
         self._check_running()
         if owed and round_deadline <= strategy_deadline:
             self._drop_overdue(owed)
-        replies = self._drop_odd_ones(messages, self._hub.collect(ids))
-        self._hub.withdraw(ids)
+        replies = self._drop_odd_ones(messages, self._run_state.collect(ids))
+        self._run_state.withdraw(ids)
         with self._lock:
             self.training.over(ids, replies)
         return replies
@@ -263,20 +263,20 @@ class LineGrid(Grid):
         """Replies that would fail the strategy for everybody become errors; clients whose updates they are fail."""
         odd = self.reply_check.odd_ones(messages, replies) if self.reply_check is not None else {}
         asked = {message.metadata.message_id: message for message in messages} if odd else {}
-        macs = {member.node_id: member.mac for member in self._hub.members.values()} if odd else {}
+        macs = {member.node_id: member.mac for member in self._run_state.members.values()} if odd else {}
         kept = [reply for reply in replies if reply.metadata.reply_to_message_id not in odd]
         for message_id, problem in odd.items():
             sent = asked[message_id]
             mac, reason = macs[sent.metadata.dst_node_id], refusal_of(sent, problem)
             _log.warning("reply refused", extra={"client_mac": mac, "reason": reason})
             if kind_of(sent) == "train":
-                self._hub.drop(mac, Outcome.FAILED, reason)
+                self._run_state.drop(mac, Outcome.FAILED, reason)
             kept.append(Message(Error(flwr_private.CLIENT_APP_RAISED, f"{mac}: {reason}"), reply_to=sent))
         return kept
 
-    def _letters(self, messages: Iterable[Message]) -> Iterator[OutboundMessage]:
+    def _outbound(self, messages: Iterable[Message]) -> Iterator[OutboundMessage]:
         encoded: dict[int, tuple[RecordDict, EncodedContent]] = {}
-        if self._hub.is_idle():
+        if self._run_state.is_idle():
             self._compress.forget()
         for message in messages:
             message_id = self._next_id()
@@ -297,9 +297,9 @@ class LineGrid(Grid):
             )
 
     def _encode_once(self, message: Message, encoded: dict[int, tuple[RecordDict, EncodedContent]]) -> EncodedContent:
-        """Encode content by identity: message strategies hand the same RecordDict to every node.
+        """Encode content by identity: message strategies send the same RecordDict to every node.
 
-        (Classic ones hand the same arrays in a record of its own to each, from many threads: nothing is encoded there
+        (Classic ones send the same arrays in a record of its own to each, from many threads: nothing is encoded there
         but the small header, and `self._compress` compresses each array once.)
         """
         if message.has_error():
@@ -325,13 +325,13 @@ class LineGrid(Grid):
         return outbound_message.posted_at + self._limits.round_s
 
     def _drop_overdue(self, outbound_messages: list[OutboundMessage]) -> None:
-        macs = {member.node_id: member.mac for member in self._hub.members.values()}
+        macs = {member.node_id: member.mac for member in self._run_state.members.values()}
         for outbound_message in outbound_messages:
             reason = f"no reply within the round limit of {self._limits.round_s:g} s"
-            self._hub.drop(macs[outbound_message.node_id], Outcome.FAILED, reason)
+            self._run_state.drop(macs[outbound_message.node_id], Outcome.FAILED, reason)
 
     def _check_running(self) -> None:
-        if (over := self._hub.over) is not None:
+        if (over := self._run_state.over) is not None:
             raise RunEndedError(over.outcome, over.reason)
         if time.monotonic() >= self._run_deadline:
             raise RunEndedError(RunOutcome.FAILED, f"run is over its limit of {self._limits.run_s:g} s")
@@ -349,13 +349,13 @@ class LineGrid(Grid):
 
     def _waiting_since(self, began: float) -> float:
         # A client that still receives the run's app cannot have joined yet, however slow its link is.
-        return max(began, self._hub.app_sent_at)
+        return max(began, self._run_state.app_sent_at)
 
-    def _join_limit_s(self) -> float:
-        has_all = self._max_clients is not None and len(self._hub.members) >= self._max_clients
+    def _join_s(self) -> float:
+        has_all = self._max_clients is not None and len(self._run_state.members) >= self._max_clients
         return self._limits.rejoin_s if has_all else self._limits.join_s
 
     def _too_few(self, present: int, needed: int | None) -> BelowQuorumError:
-        gone = [f"{m.mac} ({m.reason or m.outcome})" for m in self._hub.members.values() if not m.is_present]
-        is_hopeless = needed is not None and self._hub.is_hopeless(needed, self._max_clients)
-        return BelowQuorumError(present, needed, None if is_hopeless else self._join_limit_s(), gone)
+        absent = [f"{m.mac} ({m.reason or m.outcome})" for m in self._run_state.members.values() if not m.is_present]
+        is_hopeless = needed is not None and self._run_state.is_hopeless(needed, self._max_clients)
+        return BelowQuorumError(present, needed, None if is_hopeless else self._join_s(), absent)

@@ -1,6 +1,6 @@
 """Flower's numbers for our names: node ids from MACs, run ids from run names. Imports no flwr.
 
-The same name gives the same number in every process and launch, so a relaunched server knows its clients again.
+The same name gives the same number in every process and launch, so a relaunched server recognises its clients.
 """
 
 import hashlib

@@ -55,7 +55,7 @@ class MemberChange:
 
 
 class Members:
-    """The members of one run, by MAC; each command returns the changes it made (none, if it says nothing new)."""
+    """The members of one run, by MAC; each command returns the changes it made (none, if nothing is new)."""
 
     def __init__(self) -> None:
         self._by_mac: dict[str, LineMember] = {}
@@ -73,7 +73,7 @@ class Members:
         """Check that this attempt may join.
 
         Raises:
-            RefusedError: 409 for an attempt that another has replaced, 410 for one that has ended.
+            LineRefusedError: 409 for an attempt that another has replaced, 410 for one that has ended.
         """
         known = self._by_mac.get(mac)
         if known is None or attempt > known.attempt:
@@ -115,14 +115,14 @@ class Members:
         return self._set(kind, replace(member, is_present=True, has_joined=True, phase=Phase.WAITING, reason=None))
 
     def detach(self, session: str, reason: str) -> list[MemberChange]:
-        """The control request is gone and the client said nothing: it is lost, until it comes back."""
+        """The control request has closed without a leave: the client is lost, until it comes back."""
         member = self._of(session)
         if member is None or not member.is_present:
             return []
         return self._set(ChangeKind.LOST, replace(member, is_present=False, reason=reason))
 
     def end(self, mac: str, outcome: Outcome, reason: str | None) -> list[MemberChange]:
-        """A client is done, by its own word, the daemon's, or a limit; the first outcome stands."""
+        """A client is done, by its own report, the daemon's, or a limit; the first outcome stands."""
         member = self._by_mac.get(mac)
         if member is None or member.outcome is not None:
             return []

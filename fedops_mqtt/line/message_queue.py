@@ -1,7 +1,7 @@
 """Messages on their way to nodes and the replies to them. Pure: no clock, lock or socket.
 
 Every message gets exactly one reply in the end: the node's, or a Flower Error that the line makes for it. A node's own
-reply that comes late still replaces that Error, as long as nobody has collected it.
+reply that comes late still replaces that Error, as long as it was not collected.
 """
 
 from collections.abc import Iterable
@@ -33,28 +33,28 @@ class MessageQueue:
     """What is outstanding, per node in order, and what has been answered and not yet collected."""
 
     def __init__(self) -> None:
-        self._letters: dict[str, OutboundMessage] = {}
+        self._messages: dict[str, OutboundMessage] = {}
         self._queues: dict[int, list[str]] = {}
         self._replies: dict[str, Message] = {}
         self._last_answered: dict[int, str] = {}
 
     def post(self, outbound_message: OutboundMessage) -> None:
-        """Queue a letter for its node."""
-        self._letters[outbound_message.message_id] = outbound_message
+        """Queue a message for its node."""
+        self._messages[outbound_message.message_id] = outbound_message
         self._queues.setdefault(outbound_message.node_id, []).append(outbound_message.message_id)
 
     def head(self, node_id: int) -> OutboundMessage | None:
-        """Return the letter that a node has to answer next; it stays until it is answered."""
+        """Return the message that a node has to answer next; it stays until it is answered."""
         queue = self._queues.get(node_id)
-        return self._letters[queue[0]] if queue else None
+        return self._messages[queue[0]] if queue else None
 
     def outbound_message(self, message_id: str) -> OutboundMessage | None:
-        """Return a letter that is outstanding."""
-        return self._letters.get(message_id)
+        """Return a message that is outstanding."""
+        return self._messages.get(message_id)
 
     def expects(self, node_id: int, message_id: str) -> bool:
         """Tell whether a node's reply to this message would be taken."""
-        outbound_message = self._letters.get(message_id)
+        outbound_message = self._messages.get(message_id)
         return (
             outbound_message is not None
             and outbound_message.node_id == node_id
@@ -66,39 +66,39 @@ class MessageQueue:
         return self._last_answered.get(node_id) == message_id
 
     def answer(self, node_id: int, message_id: str, reply: Message) -> bool:
-        """Take a node's reply; False if nobody waits for it (any more)."""
+        """Take a node's reply; False if it is not waited for (any more)."""
         if not self.expects(node_id, message_id):
             return False
         self._last_answered[node_id] = message_id
-        self._settle(self._letters[message_id], reply)
+        self._settle(self._messages[message_id], reply)
         return True
 
     def fail(self, node_id: int, reason: str) -> int:
         """Answer everything a node still owes with a Flower Error; returns how many messages that were."""
         queue = list(self._queues.get(node_id, ()))
         for message_id in queue:
-            self._settle_with_error(self._letters[message_id], reason)
+            self._settle_with_error(self._messages[message_id], reason)
         return len(queue)
 
     def refuse(self, outbound_message: OutboundMessage, reason: str) -> None:
-        """Answer a letter to a node that is not there, without queueing it."""
-        self._letters[outbound_message.message_id] = outbound_message
+        """Answer a message to a node that is not there, without queueing it."""
+        self._messages[outbound_message.message_id] = outbound_message
         self._settle_with_error(outbound_message, reason)
 
     def withdraw(self, message_ids: Iterable[str]) -> None:
         """Forget messages: their late replies will not be taken."""
         for message_id in message_ids:
-            outbound_message = self._letters.pop(message_id, None)
+            outbound_message = self._messages.pop(message_id, None)
             self._replies.pop(message_id, None)
             if outbound_message is not None:
                 self._unqueue(outbound_message)
 
     def owing(self, message_ids: Iterable[str]) -> list[OutboundMessage]:
-        """Return the letters among these that nobody has answered."""
-        return [self._letters[i] for i in message_ids if i in self._letters and i not in self._replies]
+        """Return the messages among these that are not answered."""
+        return [self._messages[i] for i in message_ids if i in self._messages and i not in self._replies]
 
     def collect(self, message_ids: Iterable[str]) -> list[Message]:
-        """Hand over the replies that are there; the mailbox keeps nothing of them."""
+        """Return the replies that are there; the queue keeps nothing of them."""
         done = [message_id for message_id in message_ids if message_id in self._replies]
         replies = [self._replies[message_id] for message_id in done]
         self.withdraw(done)
@@ -107,10 +107,10 @@ class MessageQueue:
     @property
     def is_empty(self) -> bool:
         """True when nothing is outstanding or waiting to be collected."""
-        return not self._letters
+        return not self._messages
 
     def _is_answered_by_node(self, message_id: str) -> bool:
-        outbound_message, reply = self._letters[message_id], self._replies.get(message_id)
+        outbound_message, reply = self._messages[message_id], self._replies.get(message_id)
         return reply is not None and self._last_answered.get(outbound_message.node_id) == message_id
 
     def _settle_with_error(self, outbound_message: OutboundMessage, reason: str) -> None:

@@ -1,6 +1,6 @@
 """A message's records as the content header lists them, and the buffers that follow it: both ways.
 
-What a header says is checked before memory is taken for it, and what a buffer holds before anybody gets it.
+What a header declares is checked before memory is taken for it, and what a buffer holds before it is used.
 """
 
 import ast
@@ -125,7 +125,7 @@ def decode_records(records: list[Any], buffers: Iterator[tuple[Part, bytes]]) ->
     """Return the records that a header lists, out of its buffers in order.
 
     Raises:
-        FrameError: they do not fit, or are none of Flower's.
+        FrameError: they do not fit, or are not Flower's.
     """
     content = RecordDict()
     try:
@@ -215,7 +215,7 @@ def open_npy(data: bytes) -> NDArray[Any]:
     """Return the array that `data` holds in npy format, as a view of it.
 
     Raises:
-        FrameError: it is none, an array of objects, or of another length.
+        FrameError: it is invalid, an array of objects, or of another length.
     """
     major = data[6] if len(data) > 8 and data.startswith(_NPY_MAGIC) else 0
     if major not in _NPY_PREFIX_BYTES:
@@ -271,7 +271,7 @@ class CompressOnce:
 
 
 def decompress(data: bytes, num_bytes: int) -> bytes:
-    """Return the `num_bytes` that one zstd frame holds; the frame has to say that length itself first.
+    """Return the `num_bytes` that one zstd frame holds; the frame has to declare that length first.
 
     Raises:
         FrameError: it is no zstd frame, or of another length.
@@ -320,14 +320,14 @@ _LIMIT_BYTES = 128 * 1024 * 1024
 
 
 class CycleCollector:
-    """Looks at a running count of bytes that were handed to foreign code; not for several threads at once."""
+    """Watches a running count of bytes that were passed to foreign code; not for several threads at once."""
 
     def __init__(self, limit_bytes: int = _LIMIT_BYTES) -> None:
         self._limit_bytes = limit_bytes
         self._collected_at_bytes = 0
 
     def look(self, total_bytes: int) -> None:
-        """Collect, if many bytes have gone by since the last time; `total_bytes` is the count since the start."""
+        """Collect, if many bytes have passed since the last time; `total_bytes` is the count since the start."""
         if total_bytes - self._collected_at_bytes >= self._limit_bytes:
             self._collected_at_bytes = total_bytes
             gc.collect()

@@ -38,7 +38,7 @@ class ReplyCheck:
     nonfinite: bool = False
     """NaN and infinities are taken too."""
     weight_key: str | None = None
-    """The metric that replies are averaged by; None: the strategy does not say."""
+    """The metric that replies are averaged by; None: the strategy does not name it."""
     averaged: frozenset[str] = frozenset()
     """Kinds of messages whose replies Flower's own aggregation takes. It raises, for everybody, where one reply has not
     exactly one record of metrics with `weight_key` in it (and one of arrays, to `train`), or others than the rest."""
@@ -53,7 +53,7 @@ class ReplyCheck:
         """Return what is wrong with a reply, or None. Reads every value: not for an event loop."""
         kind = kind_of(sent)
         if kind not in ("train", "evaluate") or reply.has_error() or _has_failed(reply.content):
-            return None  # a failure in the client's own words is the strategy's business
+            return None  # a failure that the client reports itself is the strategy's business
         problem = self._weight_problem(kind, reply.content)
         model = {name: record for name, record in _records(sent.content, ArrayRecord).items() if _is_numpy(record)}
         if problem or kind != "train" or not model:

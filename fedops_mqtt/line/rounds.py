@@ -1,6 +1,6 @@
-"""Which round a message belongs to, in the three ways that Flower says it, and what it asks for.
+"""Which round a message belongs to, in the three ways that Flower encodes it, and what it asks for.
 
-Message strategies put `server-round` into a config record, classic ones use the group id; nobody has to say it at all.
+Message strategies put `server-round` into a config record, classic ones use the group id; a message need not name one.
 """
 
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
@@ -15,7 +15,7 @@ _MAX_DIGITS = 18
 
 
 def round_of(message: Message) -> int | None:
-    """Return the round, or None where the message does not say one that is a count."""
+    """Return the round, or None where the message names none that is a count."""
     group_id = message.metadata.group_id
     if group_id.isascii() and group_id.isdigit() and len(group_id) <= _MAX_DIGITS:
         return int(group_id)

@@ -1,7 +1,7 @@
-"""Where the strategy's thread and the line's thread meet: members, mail and sessions under one lock.
+"""Where the strategy's thread and the line's thread meet: members, messages and sessions under one lock.
 
-The strategy's thread posts letters and waits for replies; the line's thread (an event loop) serves the clients. Every
-change of a member is told to `on_member` in the line's thread, in order; it must not block.
+The strategy's thread posts messages and waits for replies; the line's thread (an event loop) serves the clients. Every
+change of a member is passed to `on_member` in the line's thread, in order; it must not block.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from fedops_mqtt.protocol import Outcome, Phase, RunOutcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DepartedClient:
+class RunOver:
     """The run is over, and how."""
 
     outcome: RunOutcome
@@ -83,18 +83,18 @@ class RunState:
         self._changed = threading.Condition(self._lock)
         self._waiters: dict[str, _Waiter] = {}
         self._members = Members()
-        self._mailbox = MessageQueue()
+        self._queue = MessageQueue()
         self._sessions: dict[str, Session] = {}
         self._uploads: dict[str, Upload] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
-        self._over: DepartedClient | None = None
+        self._over: RunOver | None = None
         self._is_closed = False
         self._app_sent: dict[str, int] = {}
         self._app_sent_at = 0.0
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Take the line's event loop, in its own thread; before this, nothing can be told to anybody."""
+        """Take the line's event loop, in its own thread; before this, no client can be reached."""
         self._loop = loop
         self._loop_thread = threading.get_ident()
 
@@ -107,7 +107,7 @@ class RunState:
             return dict(self._members.by_mac)
 
     @property
-    def over(self) -> DepartedClient | None:
+    def over(self) -> RunOver | None:
         """How the run ended, once it is interrupted or closed."""
         return self._over
 
@@ -143,7 +143,7 @@ class RunState:
             return max_clients is not None and max_clients - num_ended < num_clients
 
     def post(self, outbound_messages: Iterable[OutboundMessage]) -> None:
-        """Hand out letters; one to a node that is not there is answered with a Flower Error at once."""
+        """Post messages; one to a node that is not there is answered with a Flower Error at once."""
         with self._changed:
             present = set(self._members.present_node_ids())
             posted = [
@@ -159,35 +159,35 @@ class RunState:
             waiter = _Waiter(changed=threading.Condition(self._lock), remaining=set())
             self._refresh(waiter, message_ids)
             self._waiters.update(dict.fromkeys(message_ids, waiter))
-            self._wait(lambda: not self._mailbox.owing(message_ids), lambda: deadline, waiter.changed)
+            self._wait(lambda: not self._queue.owing(message_ids), lambda: deadline, waiter.changed)
             for message_id in message_ids:
                 self._waiters.pop(message_id, None)
-            return self._mailbox.owing(message_ids)
+            return self._queue.owing(message_ids)
 
     def owing(self, message_ids: Sequence[str]) -> list[OutboundMessage]:
-        """Return the letters among these that nobody has answered."""
+        """Return the messages among these that are not answered."""
         with self._changed:
-            return self._mailbox.owing(message_ids)
+            return self._queue.owing(message_ids)
 
     def collect(self, message_ids: Sequence[str]) -> list[Message]:
         """Take the replies that are there."""
         with self._changed:
             self._forget_uploads(message_ids)
-            return self._mailbox.collect(message_ids)
+            return self._queue.collect(message_ids)
 
     def is_idle(self) -> bool:
         """Tell whether nothing is on its way to or from any node."""
         with self._changed:
-            return self._mailbox.is_empty
+            return self._queue.is_empty
 
     def withdraw(self, message_ids: Sequence[str]) -> None:
         """Stop waiting for replies to these."""
         with self._changed:
             self._forget_uploads(message_ids)
-            self._mailbox.withdraw(message_ids)
+            self._queue.withdraw(message_ids)
 
     def drop(self, mac: str, outcome: Outcome, reason: str) -> None:
-        """End a member: what it owes is answered with a Flower Error at once, and its process is told to stop."""
+        """End a member: what it owes is answered with a Flower Error at once, and its process is stopped."""
         with self._changed:
             member = self._members.by_mac.get(mac)
             changes = self._members.end(mac, outcome, reason)
@@ -196,17 +196,17 @@ class RunState:
                 self._end_session(member.session, order)
                 self._settle(changes, f"{mac} {outcome}: {reason}")
 
-    def interrupt(self, gone: DepartedClient) -> None:
-        """Make every wait of the strategy's thread end; clients are told at `close`."""
+    def interrupt(self, over: RunOver) -> None:
+        """Make every wait of the strategy's thread end; clients are informed at `close`."""
         with self._changed:
-            self._over = self._over or gone
+            self._over = self._over or over
             self._notify_all()
 
-    def close(self, gone: DepartedClient, deadline: float) -> list[str]:
-        """Tell everybody that the run is over, wait until they know; return the MACs that could not be told."""
+    def close(self, over: RunOver, deadline: float) -> list[str]:
+        """Inform every client that the run is over, wait until they know; return the MACs that could not be reached."""
         with self._changed:
-            self._over, self._is_closed = gone, True
-            order = ControlLine(gone=gone.outcome, reason=gone.reason)
+            self._over, self._is_closed = over, True
+            order = ControlLine(gone=over.outcome, reason=over.reason)
             for session in self._sessions.values():
                 session.orders.append(order)
             self._wake(list(self._sessions.values()))
@@ -221,7 +221,7 @@ class RunState:
         """Let a process in that showed the right token.
 
         Raises:
-            RefusedError: the run is over, or the attempt is.
+            LineRefusedError: the run is over, or the attempt is.
         """
         with self._changed:
             self._check_open()
@@ -239,7 +239,7 @@ class RunState:
         """Return a live session.
 
         Raises:
-            RefusedError: the run is over (410), or there is no such session here (any more): join again (409).
+            LineRefusedError: the run is over (410), or there is no such session here (any more): join again (409).
         """
         with self._changed:
             session = self._sessions.get(session_id or "")
@@ -263,14 +263,14 @@ class RunState:
             self._settle(changes, f"{session.mac} lost: {reason}")
 
     def leave(self, session: Session, outcome: Outcome, reason: str | None) -> None:
-        """A process says how it ended."""
+        """A process reports how it ended."""
         with self._changed:
             changes = self._members.end(session.mac, outcome, reason)
             self._end_session(session.id, None)
             self._settle(changes, f"{session.mac} {outcome}: {reason or 'left'}")
 
     def note_departed(self, session: Session) -> None:
-        """A process has been told that the run is over."""
+        """A process has been informed that the run is over."""
         if self._over is None:
             return
         is_good = self._over.outcome is RunOutcome.COMPLETED
@@ -281,16 +281,16 @@ class RunState:
         """Return what this client has to do next.
 
         Raises:
-            RefusedError: nothing more, the run is over.
+            LineRefusedError: nothing more, the run is over.
         """
         with self._changed:
             self._check_open()
-            return self._mailbox.head(session.node_id)
+            return self._queue.head(session.node_id)
 
     def outbound_message(self, message_id: str) -> OutboundMessage | None:
-        """Return a letter that is outstanding."""
+        """Return a message that is outstanding."""
         with self._changed:
-            return self._mailbox.outbound_message(message_id)
+            return self._queue.outbound_message(message_id)
 
     def refuse(self, session: Session, reason: str) -> None:
         """A client's reply does not fit: it is out as failed, unless another attempt has its place by now."""
@@ -302,12 +302,12 @@ class RunState:
     def expects(self, session: Session, message_id: str) -> bool:
         """Tell whether a reply to this message would be taken."""
         with self._changed:
-            return self._mailbox.expects(session.node_id, message_id)
+            return self._queue.expects(session.node_id, message_id)
 
     def was_answered(self, session: Session, message_id: str) -> bool:
         """Tell whether this reply arrived before."""
         with self._changed:
-            return self._mailbox.was_answered(session.node_id, message_id)
+            return self._queue.was_answered(session.node_id, message_id)
 
     def upload(self, message_id: str) -> Upload | None:
         """Return the reply to this message that has begun to arrive, if any."""
@@ -325,9 +325,9 @@ class RunState:
             self._forget_uploads([message_id])
 
     def answer(self, session: Session, message_id: str, reply: Message) -> bool:
-        """Take a reply; False if nobody waits for it any more."""
+        """Take a reply; False if it is not waited for any more."""
         with self._changed:
-            is_taken = self._mailbox.answer(session.node_id, message_id, reply)
+            is_taken = self._queue.answer(session.node_id, message_id, reply)
             waiter = self._waiters.get(message_id)
             if waiter is not None and waiter.has_all_with(message_id):
                 waiter.changed.notify_all()
@@ -337,7 +337,7 @@ class RunState:
         """A client entered a phase, as far as the server can see."""
         with self._changed:
             if not session.is_over:
-                self._tell(self._members.progress(session.mac, phase, round_))
+                self._notify(self._members.progress(session.mac, phase, round_))
 
     def count(self, session: Session, *, bytes_in: int = 0, bytes_out: int = 0) -> None:
         """Add to a client's counters."""
@@ -361,9 +361,9 @@ class RunState:
 
     def _post(self, outbound_message: OutboundMessage, is_present: bool) -> bool:
         if is_present:
-            self._mailbox.post(outbound_message)
+            self._queue.post(outbound_message)
         else:
-            self._mailbox.refuse(outbound_message, f"node {outbound_message.node_id} is not in the run")
+            self._queue.refuse(outbound_message, f"node {outbound_message.node_id} is not in the run")
         return is_present
 
     def _replace(self, before: Session | None, session: Session, evicted: LineMember | None) -> None:
@@ -371,7 +371,7 @@ class RunState:
         if before is not None:
             self._end_session(before.id, None if evicted is None else ControlLine(stop="replaced by a newer attempt"))
         if evicted is not None:
-            self._mailbox.fail(evicted.node_id, f"attempt {evicted.attempt} was replaced by a newer one")
+            self._queue.fail(evicted.node_id, f"attempt {evicted.attempt} was replaced by a newer one")
             self._notify_all()
 
     def _end_session(self, session_id: str, order: ControlLine | None) -> None:
@@ -384,11 +384,11 @@ class RunState:
         self._wake([session])
 
     def _settle(self, changes: list[MemberChange], reason: str | None) -> None:
-        """Tell changes; with a reason, the members are gone and what they owe is answered."""
+        """Pass changes on; with a reason, the members have ended and what they owe is answered."""
         for change in changes:
             if reason is not None:
-                self._mailbox.fail(change.member.node_id, reason)
-        self._tell(changes)
+                self._queue.fail(change.member.node_id, reason)
+        self._notify(changes)
         self._notify_all()
 
     def _wait(
@@ -406,7 +406,7 @@ class RunState:
 
     def _refresh(self, waiter: _Waiter, message_ids: Iterable[str]) -> None:
         """Leave just what is still owed: the line may have answered some of it, or a reply come before the wait."""
-        owing = {outbound_message.message_id for outbound_message in self._mailbox.owing(message_ids)}
+        owing = {outbound_message.message_id for outbound_message in self._queue.owing(message_ids)}
         waiter.remaining.clear()
         waiter.remaining.update(owing)
 
@@ -417,7 +417,7 @@ class RunState:
         if sessions:
             self._soon(_set_events, sessions, mail_only)
 
-    def _tell(self, changes: list[MemberChange]) -> None:
+    def _notify(self, changes: list[MemberChange]) -> None:
         for change in changes:
             self._soon(self._on_member, change)
 

@@ -1,7 +1,7 @@
 """Runs a Flower ClientApp in the training process, fed by the line; the app's code runs in the caller's thread.
 
 The app sees what Flower's SuperNode would give it: a Message and one Context whose state lives as long as the run. The
-line may break and the server may move meanwhile; the work in hand goes on.
+line may break and the server may move meanwhile; the current work goes on.
 """
 
 import logging
@@ -47,7 +47,7 @@ _GOODBYE_S = 3.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined:
-    """What the server said when it let us in."""
+    """The server's answer to the join."""
 
     run_id: str
     flower_run_id: int
@@ -68,7 +68,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageAnswered:
-    """One message that the app has answered: its kind (`train`, `evaluate`, ...), how long it took, what it says."""
+    """One message that the app has answered: its kind (`train`, `evaluate`, ...), how long it took, its metrics."""
 
     kind: str
     round: int | None
@@ -98,7 +98,7 @@ def make_context(
 
 
 class LineRunner:
-    """One client's part in one run. `aim` and `stop` may come from any thread; the rest is the caller's thread.
+    """One client's part in one run. `redirect` and `stop` may come from any thread; the rest is the caller's thread.
 
     `on_progress` and `on_answered` are called in the caller's thread; `on_end` as soon as it is known that this
     client's part is over, in any thread, perhaps while the app still computes: whoever wants to end that at once has to
@@ -135,7 +135,7 @@ class LineRunner:
         self._phase: tuple[Phase, int | None] | None = None
         self._data: LineConnection | None = None
         self._data_session: JoinedSession | None = None
-        self._keeper = ClientSession(
+        self._client_session = ClientSession(
             request=wire.JoinRequest(run_id=run_id, client_mac=client_mac, instance=instance, attempt=attempt),
             token=token,
             connector=self._connector(server_ip),
@@ -150,44 +150,44 @@ class LineRunner:
     def run(self, app: ClientApp, context_factory: Callable[[Joined], Context] = make_context) -> RunEnd:
         """Join, do what the server asks for until it is over, and return how it ended."""
         self._enter(Phase.JOINING, None)
-        self._keeper.start()
+        self._client_session.start()
         try:
             self._work(app, context_factory)
         except EndedError as ended:
             return ended.end
         except BaseException as error:  # a fault of this package, or of the machine; reported before it goes on
-            self._keeper.end(RunEnd(outcome=Outcome.FAILED, reason=describe_error(error)))
+            self._client_session.end(RunEnd(outcome=Outcome.FAILED, reason=describe_error(error)))
             raise
         finally:
-            self._keeper.stop("training process ended")  # nothing happens if it ended before
-            self._keeper.close(wait_s=_GOODBYE_S)
+            self._client_session.stop("training process ended")  # nothing happens if it ended before
+            self._client_session.close(wait_s=_GOODBYE_S)
             self._drop_data()
 
     def redirect(self, server_ip: str, launch: int) -> None:
         """The run's server was launched again at `server_ip`; a lower launch than the one known is ignored."""
-        self._keeper.redirect(server_ip, launch)
+        self._client_session.redirect(server_ip, launch)
 
     def stop(self, reason: str) -> None:
-        """End at the next possible moment and tell the server at once; code of the app that runs is not interrupted."""
-        self._keeper.stop(reason)
+        """End at the next possible moment and inform the server at once; app code that runs is not interrupted."""
+        self._client_session.stop(reason)
 
     def fail(self, reason: str) -> None:
         """End as failed, at once; for whoever runs in place of an app that is somewhere else."""
-        self._keeper.end(RunEnd(outcome=Outcome.FAILED, reason=reason))
+        self._client_session.end(RunEnd(outcome=Outcome.FAILED, reason=reason))
 
     def _connector(self, server_ip: str) -> Connector:
         return Connector(server_ip, ca_file=self._ca_file, connect_s=_CONNECT_S)
 
     def _work(self, app: ClientApp, context_factory: Callable[[Joined], Context]) -> NoReturn:
         """Fetch, compute, answer; ends by EndedError only."""
-        context = context_factory(self._identify(self._keeper.wait()))
+        context = context_factory(self._identify(self._client_session.wait()))
         outgoing: _Outgoing | None = None
         while True:
-            session = self._keeper.wait()
+            session = self._client_session.wait()
             try:
                 message = self._fetch(session) if outgoing is None else self._deliver(session, outgoing)
                 if outgoing is not None and outgoing.end is not None:
-                    self._keeper.end(outgoing.end)
+                    self._client_session.end(outgoing.end)
                     raise EndedError(outgoing.end)
                 outgoing = None
                 self._backoff.reset()
@@ -197,10 +197,10 @@ class LineRunner:
             except BROKEN as error:
                 _log.debug("transfer broken", extra={"problem": str(error)})
                 self._drop_data()
-                self._keeper.pause(self._backoff.next_wait_s())
+                self._client_session.pause(self._backoff.next_wait_s())
                 continue
             except LineError as error:  # too large, or no frame: the next try would be the same
-                self._keeper.end(RunEnd(outcome=Outcome.FAILED, reason=str(error)))
+                self._client_session.end(RunEnd(outcome=Outcome.FAILED, reason=str(error)))
                 continue
             if message is not None:
                 outgoing = self._answer(app, context, message, session)
@@ -221,9 +221,9 @@ class LineRunner:
         end = end_of_refusal(refusal, has_joined=True)
         if end is not None:
             is_known = refusal.code in ("gone", "ended", "evicted")
-            self._keeper.end(end, is_known=is_known)
+            self._client_session.end(end, is_known=is_known)
         elif refusal.code == "no_session":
-            self._keeper.invalidate(session)
+            self._client_session.invalidate(session)
         else:
             self._drop_data()  # the next try asks first what the server has
 
@@ -317,7 +317,9 @@ class LineRunner:
         if self._data is None or self._data_session is not session:
             self._drop_data()
             self._data, self._data_session = session.connector.connection(), session
-            if not self._keeper.is_current(session):  # it went while we took the connection: nobody would abort that
+            if not self._client_session.is_current(
+                session
+            ):  # it ended while the connection was taken: nothing would abort that
                 raise ConnectionAbortedError("the session is gone")
         return self._data
 
@@ -327,7 +329,7 @@ class LineRunner:
             self._data = None
 
     def _abort_transfer(self) -> None:
-        """The session is gone: whoever waits on its connection need not wait any longer."""
+        """The session has ended: a thread that waits on its connection need not wait any longer."""
         data = self._data
         if data is not None:
             data.abort()
@@ -362,13 +364,13 @@ def _call(app: ClientApp, message: Message, context: Context) -> tuple[Message, 
         return failure, RunEnd(outcome=Outcome.FAILED, reason=reason) if has_ended else None
     if reply.metadata.reply_to_message_id != message.metadata.message_id:
         # Flower's mods answer the app's own reply where that is not what they expect (1.41 LocalDpMod).
-        told = reply.error if reply.has_error() else reply.content
-        reply = Message(told, reply_to=message)
+        content = reply.error if reply.has_error() else reply.content
+        reply = Message(content, reply_to=message)
     return reply, None
 
 
 def _encode(reply: Message, session: JoinedSession) -> tuple[Frame, str | None]:
-    """Frame a reply, or say why it cannot be sent."""
+    """Frame a reply, or return why it cannot be sent."""
     answer = session.answer
     compression = None
     if answer.compress_level:

@@ -1,7 +1,7 @@
 """The FL server's end of the line: a context manager that serves in a thread of its own.
 
 The strategy runs in the caller's thread on `grid`. `on_member` is called in the line's thread and must not block; it
-hands the change on (to a queue, or to another loop by `call_soon_threadsafe`).
+passes the change on (to a queue, or to another loop by `call_soon_threadsafe`).
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from fedops_mqtt.line.endpoints import LineApp, ServedApp
 from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.grid import LineGrid
 from fedops_mqtt.line.members import LineMember, MemberChange
-from fedops_mqtt.line.run_state import DepartedClient, RunState
+from fedops_mqtt.line.run_state import RunOver, RunState
 from fedops_mqtt.line.wire import LineCompression, LineLimits
 from fedops_mqtt.protocol import Outcome, RunOutcome, name_error
 from fedops_mqtt.runtime.http_server import HttpServer, open_socket
@@ -51,7 +51,7 @@ class LineServer:
     """One run's line. Listens from the moment it is built; serves inside its `with` block.
 
     `advertise` is `host` or `host:port` as clients reach it; default is the address it listens on. `min_clients` is how
-    many have to be there before `grid.get_node_ids()` answers, `max_clients` how many ever come (None: nobody knows).
+    many have to be there before `grid.get_node_ids()` answers, `max_clients` how many ever come (None: unknown).
     `app` is the app bundle that clients may fetch, all from this one buffer.
 
     Raises:
@@ -84,9 +84,9 @@ class LineServer:
         except ValueError as error:
             raise LineConfigError(f"listen: {error}") from error
         access = Access(join=join, run_id=run_id, run_secret=run_secret, join_token=join_token, host=host)
-        self._hub = RunState(on_member=on_member)
+        self._run_state = RunState(on_member=on_member)
         self._app = LineApp(
-            hub=self._hub,
+            run_state=self._run_state,
             access=access,
             run_id=run_id,
             launch=launch,
@@ -98,7 +98,7 @@ class LineServer:
         self._server = self._make_server(tls)
         self.address = _advertised(host, self._socket.getsockname()[1], advertise)
         self.grid = LineGrid(
-            hub=self._hub,
+            run_state=self._run_state,
             run_id=run_id,
             limits=limits,
             min_clients=min_clients,
@@ -113,7 +113,7 @@ class LineServer:
     @property
     def members(self) -> Mapping[str, LineMember]:
         """Everybody who ever joined, by MAC, as they are now."""
-        return self._hub.members
+        return self._run_state.members
 
     @property
     def malformed_frames(self) -> int:
@@ -131,27 +131,27 @@ class LineServer:
         return sum(member.bytes_out for member in self.members.values())
 
     def drop(self, mac: str, outcome: Outcome, reason: str) -> None:
-        """Take a client out because somebody else said so (the bus: failed, stopped); its round goes on at once."""
-        self._hub.drop(mac, outcome, reason)
+        """Take a client out because of what the bus reports (failed, stopped); its round goes on at once."""
+        self._run_state.drop(mac, outcome, reason)
 
     def interrupt(self, outcome: RunOutcome, reason: str) -> None:
-        """End the strategy from another thread: whatever it waits for on the Grid raises RunOverError; then `close`."""
-        self._hub.interrupt(DepartedClient(outcome=outcome, reason=reason))
+        """End the strategy from another thread: whatever it waits for on the Grid raises; then `close`."""
+        self._run_state.interrupt(RunOver(outcome=outcome, reason=reason))
 
     def close(self, outcome: RunOutcome, reason: str, *, linger_s: float = 5.0) -> list[str]:
-        """Answer *gone* to everybody, wait until they know or `linger_s` passes, and stop serving.
+        """Answer *gone* to every client, wait until they have it or `linger_s` passes, and stop serving.
 
-        Returns the MACs that could not be told (the bus tells them). Closing again does nothing.
+        Returns the MACs that could not be reached (they learn it from the bus). Closing again does nothing.
         """
         if self._is_closed:
             return []
         self._is_closed = True
-        untold = self._hub.close(DepartedClient(outcome=outcome, reason=reason), time.monotonic() + linger_s)
+        uninformed = self._run_state.close(RunOver(outcome=outcome, reason=reason), time.monotonic() + linger_s)
         self._stop_serving()
-        return untold
+        return uninformed
 
     def abandon(self) -> None:
-        """Stop serving without a word: another launch has this run now, and its clients go on looking for it."""
+        """Stop serving without informing clients: another launch has this run now, and they go on looking for it."""
         if not self._is_closed:
             self._is_closed = True
             self._stop_serving()
@@ -200,7 +200,7 @@ class LineServer:
             runner.run(self._serve_here())
 
     async def _serve_here(self) -> None:
-        self._hub.bind(asyncio.get_running_loop())
+        self._run_state.bind(asyncio.get_running_loop())
         self._serving.set()
         await self._server.serve()
 

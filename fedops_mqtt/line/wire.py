@@ -1,4 +1,4 @@
-"""What both ends of the line say besides frames: paths, headers, JSON bodies, error codes. Imports no flwr.
+"""What both ends of the line exchange besides frames: paths, headers, JSON bodies, error codes. Imports no flwr.
 
 Each body is a frozen model: no unknown fields in what we send, unknown ones ignored in what we receive.
 """
@@ -26,7 +26,7 @@ APP_PATH = "/app/"
 
 SESSION_HEADER = "line-session"
 CLIENT_HEADER = "line-client"
-"""MAC of whoever fetches an app: no session yet says whose token it is."""
+"""MAC of the client that fetches an app: there is no session yet that names the token's owner."""
 OFFSET_HEADER = "line-offset"
 """Byte of the frame that an upload starts at: what arrived before is not sent again."""
 THEN_HEADER = "line-then"
@@ -74,7 +74,7 @@ class JoinAnswer(_Body):
 
 
 class LeaveRequest(_Body):
-    """A training process says how it ended."""
+    """A training process reports how it ended."""
 
     outcome: Outcome
     reason: Reason | None = None
@@ -92,13 +92,13 @@ class ControlLine(_Body):
     ping: int | None = None
     stop: str | None = None
     outcome: Outcome | None = None
-    """With `stop`: the server holds the client for this (a limit: failed), null if it was merely told to stop."""
+    """With `stop`: the server holds the client for this (a limit: failed), null if it was merely stopped."""
     gone: RunOutcome | None = None
     reason: str | None = None
 
 
 class ReplyState(_Body):
-    """What the server has of an upload: `is_done` when nothing more is wanted (it has it, or nobody waits for it)."""
+    """What the server has of an upload: `is_done` when nothing more is wanted (it has it, or does not wait for it)."""
 
     received_bytes: int = 0
     is_done: bool = False
@@ -147,7 +147,7 @@ class LineLimits:
     """One message is answered within this, whatever the strategy asks for; a client over it is dropped as failed."""
     run_s: float = 24 * 3600.0
     rejoin_s: float = 120.0
-    """How long a client whose connection broke is waited for where nobody else can come in its place."""
+    """How long a client whose connection broke is waited for where no other can come in its place."""
     ping_s: float = 5.0
     """A vanished host is noticed within three of these."""
     poll_s: float = 25.0

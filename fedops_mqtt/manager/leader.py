@@ -172,7 +172,7 @@ def _on_bus(
         client_id=client_id_of(settings.broker_user),
         subscriptions=[filter_for(channel) for channel in _READ],
         options=BusOptions.from_settings(settings),
-        hears_drops=True,
+        counts_drops=True,
         may_move=lambda: all(run.has_ended for run in open_runs),
     )
 

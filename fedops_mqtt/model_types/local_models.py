@@ -12,7 +12,7 @@ def load_local_model(model_type: str, path: Path, model: Any) -> Any:
     """Return `model` with the arrays of a local model in it.
 
     Raises:
-        ValueError: the file is damaged or of another model, or the model type is none that is kept in such a file.
+        ValueError: the file is damaged or of another model, or the model type is not kept in such files.
     """
     if path.is_dir():
         path /= "adapter_model.safetensors"

@@ -21,7 +21,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class RegistrationError(ValueError):
-    """A registration does not say what its model type needs."""
+    """A registration lacks what its model type needs."""
 
 
 class SharedArraysError(ValueError):
@@ -40,7 +40,7 @@ class TrainPlan:
     batch_size: int
     num_epochs: int
     hp: Mapping[str, float]
-    """What a tuning strategy chose, by FedOps' names without `hp_`; empty where nobody tunes."""
+    """What a tuning strategy chose, by FedOps' names without `hp_`; empty where there is no tuning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +105,7 @@ def make_adapter(model_type: str, registration: Mapping[str, Any], cfg: Any) -> 
 
     Raises:
         RegistrationError: there is no such model type, or something is missing in the registration.
-        ModuleNotFoundError: the framework is not installed; says which extra brings it.
+        ModuleNotFoundError: the framework is not installed; names which extra brings it.
     """
     if model_type not in _ADAPTERS:
         raise RegistrationError(f"model_type is {model_type!r}, expected one of {', '.join(_ADAPTERS)}")
@@ -118,7 +118,7 @@ def take(registration: Mapping[str, Any], *names: str) -> list[Any]:
     """Return entries of a registration.
 
     Raises:
-        RegistrationError: one is missing; says all that are.
+        RegistrationError: one is missing; names all that are.
     """
     missing = [name for name in names if registration.get(name) is None]
     if missing:
@@ -150,7 +150,7 @@ def numbers(values: Mapping[str, Any] | None, prefix: str = "") -> dict[str, flo
 
 
 def tested(result: Sequence[Any], num_examples: int) -> Tested:
-    """Return what FedOps' `(loss, accuracy, metrics)` says; the metrics may be None or left out."""
+    """Return the content of FedOps' `(loss, accuracy, metrics)`; the metrics may be None or left out."""
     loss, accuracy, *rest = result
     return Tested(
         loss=float(loss),

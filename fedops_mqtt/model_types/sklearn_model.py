@@ -120,7 +120,7 @@ def loss_and_score(model: Any, x: Any, y: Any) -> tuple[float, float]:
         return float(metrics.mean_squared_error(y, model.predict(x))), score
     try:
         probabilities = model.predict_proba(x)
-    except AttributeError:  # a hinge loss knows no probabilities
+    except AttributeError:  # a hinge loss has no probabilities
         return 1.0 - score, score
     return float(metrics.log_loss(y, probabilities, labels=model.classes_)), score
 

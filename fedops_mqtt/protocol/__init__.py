@@ -1,4 +1,4 @@
-"""What is said on the bus: topics, messages and their errors, as pure data; it imports nothing of ours."""
+"""What is published on the bus: topics, messages and their errors, as pure data; it imports nothing of this package."""
 
 from fedops_mqtt.protocol import topics
 from fedops_mqtt.protocol.identity import (

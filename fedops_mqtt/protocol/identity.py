@@ -53,15 +53,15 @@ class MalformedMessageError(ProtocolError):
 
 
 class MismatchedMessageError(ProtocolError):
-    """A payload says it is about someone other than its topic does."""
+    """The payload names another owner than its topic."""
 
-    def __init__(self, topic: str, field: str, topic_says: str, payload_says: str) -> None:
+    def __init__(self, topic: str, field: str, in_topic: str, in_payload: str) -> None:
         self.topic = topic
         self.field = field
-        self.topic_says = topic_says
-        self.payload_says = payload_says
+        self.in_topic = in_topic
+        self.in_payload = in_payload
         super().__init__(
-            f"message on {topic!r}: {field} is {payload_says!r} in the payload and {topic_says!r} in the topic"
+            f"message on {topic!r}: {field} is {in_payload!r} in the payload and {in_topic!r} in the topic"
         )
 
 

@@ -56,7 +56,7 @@ class ServerCondition(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """True when this server has said how its run ended."""
+        """True when this server has published how its run ended."""
         return self in (ServerCondition.FINISHED, ServerCondition.FAILED, ServerCondition.STOPPED)
 
 
@@ -159,11 +159,11 @@ class LastTrigger(WireModel):
     answer: Answer
     reason: Reason | None = None
     reason_code: Text | None = None
-    """`reason` as one word for programs, where it has one; docs/deliver-an-app.md lists those of a refused app."""
+    """`reason` as one code for programs, where it has one; docs/deliver-an-app.md lists those of a refused app."""
 
 
 class OwnedStatus(WireModel):
-    """What every retained status carries for fencing: whoever owns the topic, and which word of theirs this is."""
+    """What every retained status carries for fencing: the owner of the topic, and this status's place in its order."""
 
     instance: Text
     epoch: Count
@@ -175,7 +175,7 @@ class OwnedStatus(WireModel):
 
 
 class ClientStatus(OwnedStatus):
-    """A client's whole condition; as a will it says only who and `client-out`."""
+    """A client's whole condition; a will carries the identity and `client-out` only."""
 
     status: ClientCondition
     reason: Reason | None = None
@@ -200,7 +200,7 @@ class AppReference(WireModel):
     size: Count
     """Bytes of the bundle as it travels."""
     key_id: Text | None = None
-    """Which key signed it; absent where nobody did."""
+    """Which key signed it; absent where it is unsigned."""
     signature: Text | None = None
     """Ed25519 over digest, task and version, as base64."""
 
@@ -233,7 +233,7 @@ class StartTrigger(RunStart):
 
 
 class StopTrigger(WireModel):
-    """The manager's word to one client: end this run's training, or do not start it."""
+    """The manager's command to one client: end this run's training, or do not start it."""
 
     run_id: RunId
     attempt: Count
@@ -245,7 +245,7 @@ class StopTrigger(WireModel):
 
 
 class MetricsKind(StrEnum):
-    """What a metrics message tells; the FedOps calls are named in `client_api`."""
+    """What a metrics message is about; the FedOps calls are named in `client_api`."""
 
     ROUND = "round"
     PROGRESS = "progress"
@@ -279,7 +279,7 @@ class ClientMetrics(WireModel):
 
 
 class ServerClient(WireModel):
-    """What the FL server says of one client in its run."""
+    """What the FL server reports of one client in its run."""
 
     status: MemberCondition
     attempt: Count = 0
@@ -331,7 +331,7 @@ class RunMember(WireModel):
 
 
 class RunStatus(OwnedStatus):
-    """A run's whole condition, said by the manager."""
+    """A run's whole condition, published by the manager."""
 
     run_id: RunId
     task_id: TaskId

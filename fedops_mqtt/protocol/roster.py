@@ -40,7 +40,7 @@ Standing = TypeVar("Standing", bound=_Standing)
 
 
 class Roster:
-    """Chooses which clients of a run each of its statuses lists; whom one does not list stays as it was said before."""
+    """Chooses which clients of a run each status lists; one that is not listed stays as it was listed before."""
 
     def __init__(self) -> None:
         self._listed: dict[str, tuple[tuple[object, ...], int]] = {}
@@ -50,7 +50,7 @@ class Roster:
         """Return the clients that the next status lists: all, or `MAX_LISTED` of them.
 
         First those that are not as they were listed last, then those in trouble, then those that were not listed for
-        longest: a reader that is there from the start misses nothing, and a newcomer knows all after some heartbeats.
+        longest: a reader that is there from the start misses nothing, a newcomer has them all after some heartbeats.
         """
         if len(clients) <= MAX_LISTED:
             return clients

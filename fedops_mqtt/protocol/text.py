@@ -42,7 +42,7 @@ def visible(text: str, *, keep: str = "") -> str:
 
 
 def first_line(text: str | None) -> str:
-    """Return the line of a reason that says most: of a bare traceback the last, of anything else the first."""
+    """Return the most telling line of a reason: of a bare traceback the last, of anything else the first."""
     lines = [line for line in (text or "").splitlines() if line.strip()]
     if not lines:
         return ""

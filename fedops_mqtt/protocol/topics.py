@@ -123,7 +123,7 @@ def parse_topic(text: str) -> Topic:
     """Return the topic that a topic string names.
 
     Raises:
-        TopicError: it is none of protocol v1, or a level in it has the wrong form.
+        TopicError: it is no topic of protocol v1, or a level in it has the wrong form.
     """
     try:
         return _parse_levels(text.split("/"), text)

@@ -221,4 +221,4 @@ def _at_most_last(seq: Any) -> Any:
 
 
 Seq = Annotated[int, Field(ge=0), BeforeValidator(_at_most_last)]
-"""Number of a word within its epoch."""
+"""Number of a status within its epoch."""

@@ -46,10 +46,10 @@ def encode(message: Message) -> bytes:
     Raises:
         PayloadTooLargeError: it would be over its channel's `max_payload_bytes`.
     """
-    said = message.model_dump(mode="json", exclude_none=True)
-    if said.get("seq") == LAST_SEQ:
-        del said["seq"]
-    payload = orjson.dumps(said)
+    fields = message.model_dump(mode="json", exclude_none=True)
+    if fields.get("seq") == LAST_SEQ:
+        del fields["seq"]
+    payload = orjson.dumps(fields)
     _check_size(payload, _CHANNEL_OF_MESSAGE[type(message)])
     return payload
 
@@ -84,12 +84,12 @@ def _check_size(payload: bytes, channel: Channel) -> None:
 
 def _check_names(topic: Topic, message: Message) -> None:
     for field in ("task_id", "client_mac", "run_id"):
-        topic_says: str | None = getattr(topic, field)
-        if topic_says is None:
+        in_topic: str | None = getattr(topic, field)
+        if in_topic is None:
             continue  # a field that a model has not is dear to ask for: as much as half of the decoding
-        payload_says: Any = getattr(message, field, None)
-        if payload_says != topic_says:
-            raise MismatchedMessageError(str(topic), field, topic_says, str(payload_says))
+        in_payload: Any = getattr(message, field, None)
+        if in_payload != in_topic:
+            raise MismatchedMessageError(str(topic), field, in_topic, str(in_payload))
 
 
 def _describe(error: ValidationError) -> str:

@@ -1,37 +1,37 @@
-"""Who speaks for this process: FedOps' APIs are made without a handle to whoever does.
+"""What FedOps' APIs of this process publish through: they are made without a handle to it.
 
-The one exception to "no module state": FedOps' constructors leave no other way. The last one that began speaks.
+The one exception to "no module state": FedOps' constructors leave no other way. The last one that began counts.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-Voice = TypeVar("Voice")
+Backend = TypeVar("Backend")
 
 
-class ActiveBackend(Generic[Voice]):
-    """Those that speak for this process; `nobody` is raised where there is none."""
+class ActiveBackend(Generic[Backend]):
+    """The backends of this process; `nobody` is raised where there is none."""
 
     def __init__(self, nobody: type[Exception]) -> None:
-        self._voices: list[Voice] = []
+        self._backends: list[Backend] = []
         self._nobody = nobody
 
     @contextmanager
-    def speaking(self, voice: Voice) -> Iterator[None]:
-        """Let this process's APIs speak through `voice` for as long as the block lasts."""
-        self._voices.append(voice)
+    def publishing_through(self, backend: Backend) -> Iterator[None]:
+        """Have this process's APIs publish through `backend` for as long as the block lasts."""
+        self._backends.append(backend)
         try:
             yield
         finally:
-            self._voices.remove(voice)
+            self._backends.remove(backend)
 
-    def current(self) -> Voice:
-        """Return who speaks.
+    def current(self) -> Backend:
+        """Return the backend in use.
 
         Raises:
-            Exception: the `nobody` that was given; nobody speaks.
+            Exception: the `nobody` that was given: there is no backend.
         """
-        if not self._voices:
+        if not self._backends:
             raise self._nobody()
-        return self._voices[-1]
+        return self._backends[-1]

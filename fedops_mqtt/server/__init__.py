@@ -1,4 +1,4 @@
-"""The FL server: runs a Flower strategy over the line, says on the bus how it goes, keeps the global models.
+"""The FL server: runs a Flower strategy over the line, publishes its progress on the bus, keeps the global models.
 
 This file imports no flwr: the names below are imported when they are first used.
 """

@@ -15,7 +15,7 @@ from fedops_mqtt.aggregation.strategy import Config, make_fedavg
 from fedops_mqtt.aggregation.strategy_state import AnyStrategy
 from fedops_mqtt.runtime.settings import ServerSettings
 from fedops_mqtt.runtime.task_config import read_configuration
-from fedops_mqtt.server.server_api import ServerAPI, ServerBackend, speaking
+from fedops_mqtt.server.server_api import ServerAPI, ServerBackend, publishing_through
 from fedops_mqtt.server.server_utils import FLServerStatus
 from fedops_mqtt.server.strategy_config import strategy_of
 from fedops_mqtt.server.typed_model import TestTorch, loader_of, make_evaluate, shared_arrays
@@ -31,7 +31,7 @@ class FLServer:
         model_name: names the file; a model of another shape needs another name.
         model_type: FedOps' (`Pytorch`, `Tensorflow`, `Huggingface`), `Sklearn` or `Numpy`: what of it is shared.
         gl_val_loader, x_val, y_val, test_torch: FedOps' evaluation data and function, see `make_evaluate`.
-        strategy: of `flwr.serverapp.strategy` or `flwr.server.strategy`; default what cfg says, else FedAvg over all.
+        strategy: of `flwr.serverapp.strategy` or `flwr.server.strategy`; default: that of cfg, else FedAvg over all.
         server_app: a Flower ServerApp in place of a strategy.
         evaluate_fn: `(round, arrays by name) -> metrics`, in place of FedOps' evaluation.
         app_config: configuration of the ServerApp's project; default: that of the program's own `pyproject.toml`.
@@ -105,11 +105,11 @@ class FLServer:
         return self.plan.task_id
 
     def fit_config(self, rnd: int) -> dict[str, bool | int | float | str]:
-        """Return what clients are told with each round's training; a classic strategy asks for it every round."""
+        """Return what clients are sent with each round's training; a classic strategy asks for it every round."""
         return fit_config(self.cfg, self.plan.num_rounds)
 
     def evaluate_config(self, rnd: int) -> dict[str, bool | int | float | str]:
-        """Return what clients are told with each round's evaluation."""
+        """Return what clients are sent with each round's evaluation."""
         return {name: value for name, value in self.fit_config(rnd).items() if name == "batch_size"}
 
     def start(self) -> RunResult:
@@ -129,6 +129,6 @@ class FLServer:
     @contextmanager
     def _attach(self, backend: ServerBackend) -> Iterator[None]:
         """While the run publishes, FedOps' `ServerAPI` of this process publishes through it."""
-        with speaking(backend):
+        with publishing_through(backend):
             self.api = ServerAPI(self.task_id, backend)
             yield

@@ -1,7 +1,7 @@
 """The FL server program of a task whose app is a bundle: `python -m fedops_mqtt.server.bundle_server`.
 
 The bundle that `FEDOPS_MQTT_APP_FILE` names is checked and unpacked into a folder of its own, its ServerApp runs as
-any other, and the line hands the same bundle to the clients. What the run is comes in `FEDOPS_MQTT_*` variables.
+any other, and the line serves the same bundle to the clients. What the run is comes in `FEDOPS_MQTT_*` variables.
 """
 
 import importlib
@@ -29,7 +29,7 @@ _KEEP = KeepLimits(num_apps=50)
 
 
 class BundleServerError(Exception):
-    """The bundle has no ServerApp that can run here; the sentence says what to change."""
+    """The bundle has no ServerApp that can run here; the sentence names what to change."""
 
 
 def main() -> int:

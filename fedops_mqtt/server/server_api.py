@@ -1,4 +1,4 @@
-"""FedOps' `ServerAPI`, by its names: what it said over HTTP to server manager and performance pod goes on the bus.
+"""FedOps' `ServerAPI`, by its names: what it sent over HTTP to server manager and performance pod goes on the bus.
 
 Numbers keep the names that the caller gives them; texts and lists have no place in metrics and are left out.
 """
@@ -16,18 +16,18 @@ _log = logging.getLogger(__name__)
 
 
 class ServerBackend(Protocol):
-    """Who speaks on the bus for the server (an `ServerStatusPublisher`)."""
+    """What publishes for the server (an `ServerStatusPublisher`)."""
 
     @property
     def snapshot(self) -> ServerSnapshot:
-        """What would be said right now."""
+        """The status that would be published right now."""
         ...
 
-    def say(self, *, is_urgent: bool = True, **changes: Any) -> None:
-        """Change the snapshot and say it."""
+    def update(self, *, is_urgent: bool = True, **changes: Any) -> None:
+        """Change the snapshot and publish it."""
         ...
 
-    def tell(self, metrics: ServerMetrics) -> None:
+    def publish_metrics(self, metrics: ServerMetrics) -> None:
         """Publish metrics."""
         ...
 
@@ -41,22 +41,22 @@ class NoActiveServerError(RuntimeError):
         )
 
 
-_voices: ActiveBackend[ServerBackend] = ActiveBackend(NoActiveServerError)
-speaking = _voices.speaking
+_active: ActiveBackend[ServerBackend] = ActiveBackend(NoActiveServerError)
+publishing_through = _active.publishing_through
 
 
 class ServerAPI:
     """FedOps server_api.ServerAPI: JSON text or a mapping in, a status or metrics on the bus out.
 
-    It speaks through the FLServer of this process, or the `voice` that it is given.
+    It publishes through the FLServer of this process, or the `backend` that it is given.
 
     Raises:
-        NoServerSpeaksError: there is neither.
+        NoActiveServerError: there is neither.
     """
 
-    def __init__(self, task_id: str, voice: ServerBackend | None = None) -> None:
+    def __init__(self, task_id: str, backend: ServerBackend | None = None) -> None:
         self.task_id = task_id
-        self._voice = voice or _voices.current()
+        self._backend = backend or _active.current()
         self._cutter = MetricsCutter(_log.warning)
 
     def put_server_status(self, server_status_json: str | Mapping[str, Any]) -> None:
@@ -64,51 +64,51 @@ class ServerAPI:
 
         `FLSeReady` false means that the server failed (FedOps server.app.FLServer.start).
         """
-        said = _mapping(server_status_json)
+        fields = _mapping(server_status_json)
         changes: dict[str, Any] = {}
-        if "GL_Model_V" in said:
-            changes["gl_model"] = count_of(said["GL_Model_V"])
-        if "FLSeReady" in said:
-            changes["status"] = ServerCondition.READY if said["FLSeReady"] else ServerCondition.FAILED
-        self._voice.say(**changes)
+        if "GL_Model_V" in fields:
+            changes["gl_model"] = count_of(fields["GL_Model_V"])
+        if "FLSeReady" in fields:
+            changes["status"] = ServerCondition.READY if fields["FLSeReady"] else ServerCondition.FAILED
+        self._backend.update(**changes)
 
     def put_gl_model_evaluation(self, gl_model_evaluation_json: str | Mapping[str, Any]) -> None:
         """Publish the evaluation of one round (`round`, `gl_loss`, `gl_accuracy`, `run_time_by_round`, …)."""
-        said = _mapping(gl_model_evaluation_json)
-        duration_s = number_of(said.get("run_time_by_round"))
-        self._tell(said, duration_s=None if duration_s is None else float(duration_s))
+        fields = _mapping(gl_model_evaluation_json)
+        duration_s = number_of(fields.get("run_time_by_round"))
+        self._publish_metrics(fields, duration_s=None if duration_s is None else float(duration_s))
 
     def put_server_time_result(self, server_time_result_json: str | Mapping[str, Any]) -> None:
         """Publish how long the whole run took (`server_operation_time`, s)."""
-        self._tell(_mapping(server_time_result_json))
+        self._publish_metrics(_mapping(server_time_result_json))
 
     def put_fl_round_fin(self) -> None:
-        """Say that the run is over (FedOps' word for a run's end)."""
-        self._voice.say(status=ServerCondition.FINISHED)
+        """Publish that the run is over (FedOps' name for a run's end)."""
+        self._backend.update(status=ServerCondition.FINISHED)
 
-    def _tell(self, said: Mapping[str, Any], duration_s: float | None = None) -> None:
-        now = self._voice.snapshot
-        self._voice.tell(
+    def _publish_metrics(self, fields: Mapping[str, Any], duration_s: float | None = None) -> None:
+        now = self._backend.snapshot
+        self._backend.publish_metrics(
             ServerMetrics(
                 task_id=self.task_id,
                 run_id=now.run_id,
                 launch=now.launch,
-                round=count_of(said.get("round"), count_of(now.round)),
-                metrics=self._cutter.cut_numbers({name: value for name, value in said.items() if name != "round"}),
+                round=count_of(fields.get("round"), count_of(now.round)),
+                metrics=self._cutter.cut_numbers({name: value for name, value in fields.items() if name != "round"}),
                 duration_s=duration_s,
-                gl_model=count_of(said.get("gl_model_v"), count_of(now.gl_model)),
+                gl_model=count_of(fields.get("gl_model_v"), count_of(now.gl_model)),
                 at=utc_now(),
             )
         )
 
 
-def _mapping(said: str | Mapping[str, Any]) -> Mapping[str, Any]:
+def _mapping(fields: str | Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what FedOps passes as JSON text.
 
     Raises:
         ValueError: it is not JSON, or not an object.
     """
-    found = json.loads(said) if isinstance(said, str) else said
+    found = json.loads(fields) if isinstance(fields, str) else fields
     if not isinstance(found, Mapping):
         raise ValueError(f"expected a JSON object, not {type(found).__name__}")
     return found

@@ -31,7 +31,7 @@ class FLServerStatus:
     gl_model_v: int = 0
     """Version that this run is saved as."""
     start_by_round: float = 0.0
-    """When the round in hand began."""
+    """When the current round began."""
     end_by_round: float = 0.0
     """Seconds that the last round took."""
     round: int = 0
@@ -99,8 +99,8 @@ def _s3_options() -> dict[str, Any]:
 
 
 def _credentials() -> tuple[str | None, str | None]:
-    said = FedOpsSettings()
-    key, secret = said.access_key_id, said.access_secret_key
+    settings = FedOpsSettings()
+    key, secret = settings.access_key_id, settings.access_secret_key
     return (key.get_secret_value() if key else None), (secret.get_secret_value() if secret else None)
 
 

@@ -1,6 +1,6 @@
 """A strategy out of a configuration, as Hydra's `instantiate` makes one: `_target_` names the class it is of.
 
-What FedOps gives every strategy beside that (the first model, what clients are told) it gets where it takes it.
+What FedOps gives every strategy beside that (the first model, the clients' configuration) it gets where it takes it.
 """
 
 import importlib

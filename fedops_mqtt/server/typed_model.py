@@ -1,6 +1,6 @@
 """FedOps' model types on the server: what of the program's model is shared, and how arrays go back into it.
 
-The same adapters as on the device say it, so both sides mean the same arrays in the same order.
+The same adapters as on the device are used, so both sides mean the same arrays in the same order.
 """
 
 from collections.abc import Callable, Mapping

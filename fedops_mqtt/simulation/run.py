@@ -1,4 +1,4 @@
-"""A simulation from its first process to its last: the server program, the workers, what the server says, the result.
+"""A simulation from its first process to its last: the server program, the workers, its status lines, the result.
 
 Every process is ended when this one is left, however it is left: each of them holds a pipe whose other end is here.
 """
@@ -26,14 +26,14 @@ from fedops_mqtt.simulation.worker import Result, Work
 from fedops_mqtt.training.pipe import Job
 
 _GRACE_S = 5.0
-"""For a last word, before what is left is killed."""
+"""For a final status, before what is left is killed."""
 _MAX_LINE_BYTES = 16 * 1024**2
 _ONE_CORE = {"OMP_NUM_THREADS": "1"}
 """Each worker trains one client at a time, and there is one worker a core."""
 
 
 class SimulationError(Exception):
-    """A simulation cannot go on; the message says why."""
+    """A simulation cannot go on; the message names why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +102,7 @@ async def _see_through(
     stack: AsyncExitStack,
     on_round: Callable[[ServerMetrics], None],
 ) -> tuple[ServerStatus, list[asyncio.Task[list[Result]]]]:
-    """Play the clients until the server has said its last word; without clients it is told to come to an end."""
+    """Play the clients until the server's final status has come; without clients the server is stopped."""
     async with asyncio.TaskGroup() as group:
         playing = [
             group.create_task(_play(share, options, stack), name=f"worker-{at}")
@@ -125,15 +125,15 @@ async def _see_through(
 
 
 class _Server:
-    """The server program as the simulation hears it."""
+    """The server program, seen through its pipe."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, said: asyncio.StreamReader, task_id: str, log: Path
+        self, process: asyncio.subprocess.Process, output: asyncio.StreamReader, task_id: str, log: Path
     ) -> None:
         self._process = process
         self._log = log
         self._stop_reason = _stop_reason_file(log)
-        self._said = said
+        self._output = output
         self._topics: tuple[Topic, ...] = (topics.server_metrics(task_id), topics.server_status(task_id))
 
     def stop(self, reason: str) -> None:
@@ -145,19 +145,19 @@ class _Server:
     async def until(
         self, is_it: Callable[[ServerStatus], bool], on_round: Callable[[ServerMetrics], None]
     ) -> ServerStatus:
-        while line := await self._said.readline():
-            said = self._decode(line)
-            if isinstance(said, ServerMetrics):
-                on_round(said)
-            elif is_it(said):
-                return said
+        while line := await self._output.readline():
+            message = self._decode(line)
+            if isinstance(message, ServerMetrics):
+                on_round(message)
+            elif is_it(message):
+                return message
         raise SimulationError(_too_early(await self._process.wait(), self._log))
 
     def _decode(self, line: bytes) -> ServerMetrics | ServerStatus:
         topic = self._topics["seq" in json.loads(line)]  # at the top: a metric may have any name
-        said = decode(topic, line.rstrip())
-        assert isinstance(said, ServerMetrics | ServerStatus)
-        return said
+        message = decode(topic, line.rstrip())
+        assert isinstance(message, ServerMetrics | ServerStatus)
+        return message
 
 
 def _stop_reason_file(log: Path) -> Path:
@@ -192,11 +192,13 @@ async def _start_server(options: SimulationOptions, stack: AsyncExitStack) -> _S
             stack, str(options.server.resolve()), cwd=options.server.parent, settings=settings, **output
         )
     os.close(write)
-    said = asyncio.StreamReader(limit=_MAX_LINE_BYTES)
+    status_lines = asyncio.StreamReader(limit=_MAX_LINE_BYTES)
     pipe = os.fdopen(read, "rb")
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(said), pipe)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(status_lines), pipe
+    )
     stack.callback(transport.close)
-    return _Server(process, said, options.task_id, log)
+    return _Server(process, status_lines, options.task_id, log)
 
 
 async def _play(jobs: Sequence[Job], options: SimulationOptions, stack: AsyncExitStack) -> list[Result]:
@@ -253,7 +255,7 @@ def _job(options: SimulationOptions, number: int, server_ip: str) -> Job:
 _JOIN_S = 300.0
 """On one machine many frameworks may be imported at once."""
 _LOST_S = 10.0
-"""For a client whose connection broke; one whose worker is gone never comes back."""
+"""For a client whose connection broke; one whose worker has ended never comes back."""
 
 
 async def _spawn(
@@ -265,9 +267,14 @@ async def _spawn(
     **how: Any,
 ) -> asyncio.subprocess.Process:
     mine = environment_without_settings()
-    said = {f"{ENV_PREFIX}{name.upper()}": str(value) for name, value in (settings or {}).items()}
+    environment = {f"{ENV_PREFIX}{name.upper()}": str(value) for name, value in (settings or {}).items()}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, cwd=cwd, env={**(defaults or {}), **mine, **said}, start_new_session=True, **how
+        sys.executable,
+        *arguments,
+        cwd=cwd,
+        env={**(defaults or {}), **mine, **environment},
+        start_new_session=True,
+        **how,
     )
     stack.push_async_callback(terminate, process, grace_s=_GRACE_S)
     return process

@@ -23,7 +23,7 @@ from fedops_mqtt.training.pipe import Job
 
 
 class Work(BaseModel):
-    """What a worker is told, in one line on stdin."""
+    """What a worker is printing, in one line on stdin."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,17 +45,17 @@ logger = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Play the clients that stdin tells, until the run is over for all of them."""
+    """Play the clients that stdin lists, until the run is over for all of them."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     work = Work.model_validate_json(sys.stdin.readline())
     threading.Thread(target=_die_with_parent, name="parent", daemon=True).start()
     results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the app prints
-    turn, told = threading.Lock(), threading.Lock()
+    turn, printing = threading.Lock(), threading.Lock()
 
     def play(job: Job) -> None:
         result = _play(job, turn)
-        with told:
+        with printing:
             print(result.model_dump_json(), file=results, flush=True)
 
     players = [threading.Thread(target=play, args=(job,), name=job.identity.client_name) for job in work.jobs]

@@ -1,4 +1,4 @@
-"""What can go wrong with stored models; each error carries the facts and says what to do."""
+"""What can go wrong with stored models; each error carries the facts and names what to do."""
 
 from fedops_mqtt.bus.address import without_password
 

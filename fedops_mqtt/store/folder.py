@@ -49,7 +49,7 @@ class LocalFolder:
 
     @contextmanager
     def reading(self, name: str) -> Iterator[Path]:
-        """Give a file's path, for as long as the block lasts; opening it says whether there is one."""
+        """Give a file's path, for as long as the block lasts; opening it shows whether there is one."""
         yield self.locate(name)
 
     def open(self, name: str) -> BinaryIO:
@@ -86,7 +86,7 @@ class LocalFolder:
         """Check that `num_bytes` can be written here now.
 
         Raises:
-            OSError: they cannot; it says why.
+            OSError: they cannot; it carries why.
         """
         with self._temporary(_PROBE, Path.touch):
             usage = shutil.disk_usage(self.path)
@@ -156,7 +156,7 @@ class Folder(Protocol):
 
 
 def open_folder(url: str) -> Folder:
-    """Return the folder that a store URL names: a path, `file://` and an absolute path, or what fsspec knows (`s3://`).
+    """Return the folder that a store URL names: a path, `file://` and an absolute path, or what fsspec takes (`s3://`).
 
     Raises:
         StoreUrlError: the URL has a scheme that is not supported, or names another host.

@@ -1,4 +1,4 @@
-"""A folder in any place that fsspec knows (`s3://bucket/path`, …): files are uploaded whole and read from a copy.
+"""A folder in any place that fsspec takes (`s3://bucket/path`, …): files are uploaded whole and read from a copy.
 
 A file appears when its upload is complete, and `create` asks the place itself not to overwrite: of two writers of one
 name exactly one wins (S3: a conditional PUT).
@@ -20,16 +20,16 @@ _PROBE = ".writable"
 _BLOCK_BYTES = 64 * 1024
 """Of a model's file the header is read, not the numbers."""
 _PARTS_AT_ONCE = 2
-"""Of an upload to S3, each of 50 MiB and held in memory; s3fs takes ten, half a gigabyte, where nobody says."""
+"""Of an upload to S3, each of 50 MiB and held in memory; s3fs takes ten by default, half a gigabyte."""
 _TAKEN = ("PreconditionFailed", "ConditionalRequestConflict", "pre-conditions")
-"""How S3 says that a name is taken, or being taken, by another writer."""
+"""How S3 reports that a name is taken, or being taken, by another writer."""
 
 
 class RemoteFolder:
     """A folder at a URL; same use as `LocalFolder`.
 
     Raises:
-        StoreUrlError: fsspec knows no such place, or the package for it is not installed.
+        StoreUrlError: fsspec has no such place, or the package for it is not installed.
     """
 
     def __init__(self, url: str, *, options: dict[str, Any] | None = None) -> None:
@@ -66,7 +66,7 @@ class RemoteFolder:
         """Give a copy of a file on this machine, for as long as the block lasts.
 
         Raises:
-            FileNotFoundError: there is none of that name.
+            FileNotFoundError: there is no file of that name.
         """
         with tempfile.TemporaryDirectory(prefix="fedops-mqtt-") as folder:
             copy = Path(folder) / name
@@ -99,10 +99,10 @@ class RemoteFolder:
             self._fs.rm_file(self._path(name))
 
     def check_writable(self, num_bytes: int) -> None:
-        """Check that something can be written here; how much nobody can tell.
+        """Check that something can be written here; how much cannot be known.
 
         Raises:
-            OSError: it cannot; it says why.
+            OSError: it cannot; it carries why.
         """
         self.replace(_PROBE, Path.touch)
         with contextlib.suppress(OSError):  # who may write need not be allowed to remove
@@ -138,5 +138,5 @@ def _bounded(url: str) -> dict[str, Any]:
 
 
 def _is_taken(error: BaseException) -> bool:
-    said = f"{type(error).__name__} {error} {error.__cause__}"
-    return isinstance(error, FileExistsError) or any(word in said for word in _TAKEN)
+    text = f"{type(error).__name__} {error} {error.__cause__}"
+    return isinstance(error, FileExistsError) or any(sign in text for sign in _TAKEN)

@@ -68,8 +68,8 @@ def write_tensors(path: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping
         raise _os_error(error, path) or OSError(f"{path}: {error}") from error
 
 
-def read_tensors(path: Path, *, said: str | None = None) -> tuple[Arrays, dict[str, Any]]:
-    """Return the arrays, in the order they were written, and the facts; `said` is what an error calls the file.
+def read_tensors(path: Path, *, shown_as: str | None = None) -> tuple[Arrays, dict[str, Any]]:
+    """Return the arrays, in the order they were written, and the facts; `shown_as` is what an error calls the file.
 
     Raises:
         CorruptFileError: the file is cut, changed, or not one of ours.
@@ -83,9 +83,9 @@ def read_tensors(path: Path, *, said: str | None = None) -> tuple[Arrays, dict[s
     except (SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
         if os_error := _os_error(error, path):
             raise os_error from error
-        raise CorruptFileError(said or str(path), f"{type(error).__name__}: {error}") from error
+        raise CorruptFileError(shown_as or str(path), f"{type(error).__name__}: {error}") from error
     if metadata.get("sha256") != _digest(arrays, metadata):
-        raise CorruptFileError(said or str(path), "its contents do not have the checksum that it carries")
+        raise CorruptFileError(shown_as or str(path), "its contents do not have the checksum that it carries")
     return arrays, facts
 
 

@@ -1,6 +1,6 @@
 """The model store: every global model of a task as `{store}/{task_id}/{model_name}_gl_model_V{n}.safetensors`.
 
-A version is written once and never changed; a corrupt one is passed over for the one before, and that is said.
+A version is written once and never changed; a corrupt one is passed over for the one before, and that is logged.
 """
 
 import logging
@@ -17,7 +17,7 @@ from fedops_mqtt.store.folder import open_folder
 from fedops_mqtt.store.tensor_file import SUFFIX, Arrays, read_facts, read_tensors, write_tensors
 
 MADE_WITH = ("app_digest", "app_version", "run_config")
-"""What a model's file says of the run that made it, beside the run's id."""
+"""What a model's file records of the run that made it, beside the run's id."""
 
 _log = logging.getLogger(__name__)
 
@@ -41,9 +41,9 @@ class StoredModel:
     passed_over: tuple[str, ...] = ()
     """Paths of newer versions that are corrupt."""
     outcome: str = ""
-    """How that run ended, `completed` or `stopped`; empty where nobody said."""
+    """How that run ended, `completed` or `stopped`; empty where it is unknown."""
     origin: str | None = None
-    """The version or failed run that somebody made it of again (`fedops-mqtt model rollback`)."""
+    """The version or failed run that it was made of again (`fedops-mqtt model rollback`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +106,7 @@ class ModelStore:
         return sorted(int(match[1]) for match in found if match)
 
     def next_version(self) -> int:
-        """Return the number that the next saved version gets if nobody else saves before."""
+        """Return the number that the next saved version gets if no other writer saves before."""
         return max(self.versions(), default=0) + 1
 
     def newest(self) -> StoredModel | None:
@@ -127,7 +127,7 @@ class ModelStore:
 
         Raises:
             CorruptFileError: it is not what was written.
-            FileNotFoundError: there is none of that number.
+            FileNotFoundError: there is no version of that number.
         """
         return self._read(version, ())
 
@@ -135,7 +135,7 @@ class ModelStore:
         """Check that a file of this size can be stored now.
 
         Raises:
-            OSError: it cannot; it says why.
+            OSError: it cannot; it carries why.
         """
         self._folder.check_writable(num_bytes)
 
@@ -192,7 +192,7 @@ class ModelStore:
         name = name or self._name(version)
         path = self._folder.locate(name)
         with self._folder.reading(name) as copy:
-            arrays, facts = read_tensors(copy, said=str(path))
+            arrays, facts = read_tensors(copy, shown_as=str(path))
         return _stored(self.model_name, version, str(path), arrays, facts, passed_over)
 
     def _name(self, version: int) -> str:

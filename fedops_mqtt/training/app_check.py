@@ -1,4 +1,4 @@
-"""A process that imports an app and says what is wrong with it; its arguments are the app, and folders to look in.
+"""A process that imports an app and reports what is wrong with it; arguments: the app, and folders to look in.
 
 What an app imports stays out of the process that asks, and what it prints out of the answer.
 """

@@ -1,6 +1,6 @@
 """The user's app in the training process: found by its import path, made a ClientApp, given its Context.
 
-Whatever the user's code raises while it is loaded becomes an `AppError` with a sentence that says what to change.
+Whatever the user's code raises while it is loaded becomes an `AppError` with a sentence that names what to change.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ def check_app(spec: str, import_paths: Sequence[str]) -> None:
     """Import an app, and look at what it is; nothing of it is called.
 
     Raises:
-        AppError: there is none, or it is nothing that a ClientApp can be made of.
+        AppError: it is missing, or it is nothing that a ClientApp can be made of.
     """
     sys.path[:0] = [path for path in import_paths if path not in sys.path]
     _check_kind(spec, _find(spec))
@@ -69,7 +69,7 @@ def load_app(job: Job, make_register: MakeRegister) -> ClientApp:
     `make_register` gives an app that is a function what it registers its model with.
 
     Raises:
-        AppError: there is none, or it is nothing that a ClientApp can be made of.
+        AppError: it is missing, or it is nothing that a ClientApp can be made of.
     """
     sys.path[:0] = [path for path in job.import_paths if path not in sys.path]
     importlib.invalidate_caches()
@@ -201,7 +201,7 @@ def _as_client(made: Any) -> Client:
 
 
 def make_node_config(job: Job) -> dict[str, bool | float | int | str]:
-    """Return what a SuperNode's `--node-config` would say, and who we are."""
+    """Return what a SuperNode's `--node-config` would hold, and which client this is."""
     config: dict[str, bool | float | int | str] = {
         "client-mac": job.identity.client_mac,
         "client-name": job.identity.client_name,
@@ -220,7 +220,7 @@ def make_run_config(values: Mapping[str, Any]) -> dict[str, bool | float | int |
 
 
 def run_config_of(job: Job) -> dict[str, bool | float | int | str]:
-    """Return `Context.run_config` of a job: what the app's project says, and above it what the user does.
+    """Return `Context.run_config` of a job: the app project's configuration, overridden by the user's.
 
     Raises:
         AppError: the project's file cannot be used.

@@ -54,12 +54,12 @@ class ClassicRunner:
         self._stop_reason: str | None = None
         self._changed = threading.Event()
         self._app_error: Exception | None = None
-        self._heard_at: float | None = None
+        self._last_contact_at: float | None = None
         self._bytes_in = 0
         self._bytes_out = 0
 
     def run(self, app: ClientApp, context_factory: Callable[[Joined], Context]) -> RunEnd:
-        """Train until the server says that it is over; waits for it within the limits."""
+        """Train until the server ends the run; waits for it within the limits."""
         joined = Joined(
             run_id=self._run_id,
             flower_run_id=flower_run_id_of(self._run_id),
@@ -99,10 +99,10 @@ class ClassicRunner:
         self._changed.set()
 
     def _waiting_since(self, started: float) -> tuple[float, float]:
-        return (started, self._join_s) if self._heard_at is None else (self._heard_at, self._rejoin_s)
+        return (started, self._join_s) if self._last_contact_at is None else (self._last_contact_at, self._rejoin_s)
 
     def _lost(self, error: grpc.RpcError, limit_s: float) -> str:
-        what = "no FL server" if self._heard_at is None else "lost the FL server, none again"
+        what = "no FL server" if self._last_contact_at is None else "lost the FL server, none again"
         return f"{what} at {self._server_ip} within {limit_s:g} s (gRPC {error.code().name})"
 
     def _raised(self, error: Exception) -> RunEnd:
@@ -110,9 +110,9 @@ class ClassicRunner:
         return RunEnd(outcome=Outcome.FAILED, reason=describe_error(error))
 
     def _answer(self, message: Message, context: Context) -> Message:
-        """Answer with the context of ours: Flower's has neither our state nor our configuration."""
+        """Answer with the line's own context: Flower's has neither the kept state nor the configuration."""
         kind, round_ = kind_of(message), round_of(message)
-        self._heard_at = started = time.monotonic()
+        self._last_contact_at = started = time.monotonic()
         self._bytes_in += _array_bytes(message)
         self._enter(Phase.TRAINING if kind == "train" else Phase.EVALUATING, round_)
         try:
@@ -120,9 +120,9 @@ class ClassicRunner:
         except Exception as error:
             self._app_error = error
             raise
-        self._heard_at = time.monotonic()
+        self._last_contact_at = time.monotonic()
         self._bytes_out += _array_bytes(reply)
-        seconds = self._heard_at - started
+        seconds = self._last_contact_at - started
         self._on_answered(MessageAnswered(kind=kind, round=round_, seconds=seconds, metrics=metrics_of(reply.content)))
         self._enter(Phase.WAITING, round_)
         return reply
@@ -133,7 +133,7 @@ class ClassicRunner:
 
 
 def _array_bytes(message: Message) -> int:
-    """Return how much a message weighs: its arrays; Flower does not tell what gRPC puts around them."""
+    """Return the size of a message's arrays; Flower does not expose what gRPC puts around them."""
     if not message.has_content():
         return 0
     records = [record for record in message.content.values() if isinstance(record, ArrayRecord)]

@@ -18,11 +18,11 @@ class NoActiveBackendError(RuntimeError):
 
 
 class ClientBackend(Protocol):
-    """Who says things for the client of this process; every method returns at once, from any thread."""
+    """What publishes for the client of this process; every method returns at once, from any thread."""
 
     @property
     def gl_model(self) -> int:
-        """Number of the global model that the manager said last."""
+        """Number of the global model that the last start gave."""
         ...
 
     @property
@@ -30,19 +30,19 @@ class ClientBackend(Protocol):
         """`host:port` of the FL server of the last start."""
         ...
 
-    def tell(self, kind: MetricsKind, round_: int, values: dict[str, Scalar]) -> None:
+    def publish_metrics(self, kind: MetricsKind, round_: int, values: dict[str, Scalar]) -> None:
         """Publish one metrics message."""
         ...
 
     def end_training(self, outcome: Outcome, reason: str | None) -> None:
-        """Say how the training in hand ended."""
+        """Report how the current training ended."""
         ...
 
     def leave(self) -> None:
-        """Leave: what trains is interrupted, then client-out is said."""
+        """Leave: what trains is interrupted, then client-out is published."""
         ...
 
 
-_voices: ActiveBackend[ClientBackend] = ActiveBackend(NoActiveBackendError)
-speaking = _voices.speaking
-current_speaker = _voices.current
+_active: ActiveBackend[ClientBackend] = ActiveBackend(NoActiveBackendError)
+publishing_through = _active.publishing_through
+current_backend = _active.current

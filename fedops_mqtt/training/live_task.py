@@ -1,6 +1,6 @@
 """Live objects on their way from a user's program to its training process: pickled into a file without a name.
 
-They go from parent to child on one machine and nowhere else: the file is handed over as an open descriptor.
+They go from parent to child on one machine and nowhere else: the file is passed as an open descriptor.
 """
 
 import mmap
@@ -45,7 +45,7 @@ def pack(fl_task: object, cfg: object, folder: Path) -> LiveFile:
     """Return a file with both in it.
 
     Raises:
-        LiveTaskError: something in them cannot be pickled; says what.
+        LiveTaskError: something in them cannot be pickled; names what.
         OSError: there is no room for it in `folder`.
     """
     import cloudpickle

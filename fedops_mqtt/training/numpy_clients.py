@@ -33,7 +33,7 @@ class AnyServerApp(ClientApp):
     def __init__(self, client_fn: Callable[[Context], Client], *, is_registered: bool = False) -> None:
         super().__init__(client_fn=client_fn)
         self.is_registered = is_registered
-        """It is FedOps' registration: how long it trained is said, as FedOps does."""
+        """It is FedOps' registration: how long it trained is published, as FedOps does."""
         self._make = client_fn
 
     def __call__(self, message: Message, context: Context) -> Message:

@@ -1,4 +1,4 @@
-"""What the daemon and its training process say to each other, one JSON object a line.
+"""Commands and reports between the daemon and its training process, one JSON object a line.
 
 Commands go down on stdin, the job first; reports come up on the pipe that was stdout. A token travels in the job only,
 never in arguments or environment, where other users of the machine could read it.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fedops_mqtt.line.runner import Progress  # flwr is not imported here
 
 MAX_LINE_BYTES = 64 * 1024
-"""A report longer than this is not one of ours and is dropped; the bus would not take it either."""
+"""A longer line is no report and is dropped; the bus would not take it either."""
 
 
 class _Line(BaseModel):
@@ -52,7 +52,7 @@ class Job(_Line):
     identity: Identity
     start: RunStart
     is_local: bool = False
-    """True where the server's own run id is not known, nor what it speaks: both are found out."""
+    """True where the server's own run id and its transport are not known: both are found out."""
     state_folder: Path
     ca_file: Path | None = None
     join_s: float
@@ -62,7 +62,7 @@ class Job(_Line):
     node_config: Scalars = {}
     """More of `Context.node_config`."""
     run_config: Scalars = {}
-    """What the user's configuration says, for `Context.run_config`; values below a nested name are joined by dots."""
+    """The user's configuration, for `Context.run_config`; values below a nested name are joined by dots."""
     wandb: WandbOptions | None = None
 
 
@@ -123,7 +123,7 @@ class EndedReport(_Line):
     report: Literal["ended"] = "ended"
     outcome: Outcome | None
     reason: Annotated[str | None, BeforeValidator(clip)] = None
-    """Clipped to what a status takes: whatever an exception says, the report of it arrives."""
+    """Clipped to what a status takes: however long an exception's text is, the report of it arrives."""
     reason_code: str | None = None
 
 
@@ -138,7 +138,7 @@ def parse_command(line: bytes | str) -> Command:
     """Return the command in a line.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the line is invalid.
     """
     return _COMMAND.validate_json(line)
 
@@ -147,14 +147,14 @@ def parse_report(line: bytes) -> Report:
     """Return the report in a line.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the line is invalid.
     """
     return _REPORT.validate_json(line)
 
 
-def to_line(said: Command | Report) -> bytes:
-    """Return the line, newline included, that says `said`."""
-    return said.model_dump_json().encode() + b"\n"
+def to_line(message: Command | Report) -> bytes:
+    """Return the line, newline included, of a command or report."""
+    return message.model_dump_json().encode() + b"\n"
 
 
 logger = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ _LEAVE_S = 2.0
 
 
 class Reporter:
-    """Says things to the daemon, from any thread; only the newest phase is told, at most every 50 ms."""
+    """Reports to the daemon, from any thread; only the newest phase is reported, at most every 50 ms."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._pipe = pipe
@@ -175,7 +175,7 @@ class Reporter:
         self._news = threading.Event()
         self._has_trained = False
         self._has_ended = False
-        threading.Thread(target=self._tell_phases, name="phases", daemon=True).start()
+        threading.Thread(target=self._write_phases, name="phases", daemon=True).start()
 
     def phase(self, report: PhaseReport) -> None:
         """Tell where the training is: the first time that it trains at once, else soon."""
@@ -183,7 +183,7 @@ class Reporter:
             self._phase = report
             if report.phase is Phase.TRAINING and not self._has_trained:
                 self._has_trained = True
-                self._tell_phase()
+                self._write_phase()
         self._news.set()
 
     def metrics(self, report: MetricsReport) -> None:
@@ -193,14 +193,14 @@ class Reporter:
                 self._write(report)
 
     def ended(self, report: EndedReport) -> None:
-        """Tell how it ended; only the first time counts, and nothing is told after it."""
+        """Report how it ended; only the first time counts, and nothing is reported after it."""
         with self._lock:
             if not self._has_ended:
-                self._tell_phase()
+                self._write_phase()
                 self._write(report)
                 self._has_ended = True
 
-    def _tell_phase(self) -> None:
+    def _write_phase(self) -> None:
         report, self._phase = self._phase, None
         if report is not None and not self._has_ended:
             self._write(report)
@@ -212,13 +212,13 @@ class Reporter:
         except BrokenPipeError:
             logger.debug("the daemon no longer reads our reports")
 
-    def _tell_phases(self) -> None:
+    def _write_phases(self) -> None:
         pause = threading.Event()
         while True:
             self._news.wait()
             self._news.clear()
             with self._lock:
-                self._tell_phase()
+                self._write_phase()
             pause.wait(_PHASE_INTERVAL_S)
 
 

@@ -27,7 +27,7 @@ from fedops_mqtt.training.app_loading import (
     run_config_of,
 )
 from fedops_mqtt.training.classic_grpc import ClassicRunner
-from fedops_mqtt.training.client_backend import speaking
+from fedops_mqtt.training.client_backend import publishing_through
 from fedops_mqtt.training.numpy_clients import AnyServerApp
 from fedops_mqtt.training.pipe import EndedReport, Job, MetricsReport, PhaseReport, Reporter, failed, leave_soon
 
@@ -45,8 +45,8 @@ _NAMES = {
 class PhaseClock:
     """Adds up the time in each phase, and holds a message's report until its upload is over. For any thread."""
 
-    def __init__(self, tell: Callable[[MetricsReport], None]) -> None:
-        self._tell = tell
+    def __init__(self, publish: Callable[[MetricsReport], None]) -> None:
+        self._publish = publish
         self._lock = threading.Lock()
         self._name: str | None = None
         self._since = time.monotonic()
@@ -54,7 +54,7 @@ class PhaseClock:
         self._held: MetricsReport | None = None
 
     def enter(self, phase: Phase) -> None:
-        """Begin a phase; a report that is held is told once its upload is over."""
+        """Begin a phase; a report that is held is published once its upload is over."""
         with self._lock:
             self._stop()
             self._name = _NAMES[phase]
@@ -75,7 +75,7 @@ class PhaseClock:
             self._stop()
             split = {name: round(self._spent.get(name, 0.0), 6) for name in dict.fromkeys(_NAMES.values())}
             self._spent.clear()
-        self._tell(held.model_copy(update={"values": {**held.values, **split}}))
+        self._publish(held.model_copy(update={"values": {**held.values, **split}}))
 
     def _stop(self) -> None:
         now = time.monotonic()
@@ -91,7 +91,7 @@ class ShownRounds:
         self._round: int | None = None
         self._began_at = 0.0
         self._before = (0, 0)
-        self._told = (0, 0)
+        self._bytes_shown = (0, 0)
 
     def show(
         self, answered: MessageAnswered, *, began_at: float, now: float, bytes_so_far: tuple[int, int]
@@ -106,8 +106,8 @@ class ShownRounds:
         """
         round_ = answered.round or 0
         if round_ != self._round:
-            self._round, self._began_at, self._before = round_, began_at, self._told
-        self._told = bytes_so_far
+            self._round, self._began_at, self._before = round_, began_at, self._bytes_shown
+        self._bytes_shown = bytes_so_far
         bytes_in, bytes_out = (after - before for after, before in zip(bytes_so_far, self._before, strict=True))
         times = {f"{answered.kind}_seconds": answered.seconds, "round_seconds": now - self._began_at}
         return {**answered.metrics, **times, "bytes_in": bytes_in, "bytes_out": bytes_out, "round": round_}
@@ -144,11 +144,11 @@ class TrainingRun:
         self._last_began = 0.0
         self._began = time.monotonic()
         self._is_registered = False
-        self._clock = PhaseClock(self._tell_uploaded)
+        self._clock = PhaseClock(self._report_uploaded)
         self._cutter = MetricsCutter(logger.warning)
 
     def run(self) -> EndedReport:
-        """Train until the run is over for this client and say how that was."""
+        """Train until the run is over for this client and return how it ended."""
         self._reporter.phase(PhaseReport(phase=Phase.JOINING))
         try:
             app = load_app(self._job, self._make_register)
@@ -162,7 +162,7 @@ class TrainingRun:
             return failed(str(error))
         kept = KeptState(self._job.state_folder / "context.bin")
         self._app = Keeping(app, kept)
-        with speaking(self):
+        with publishing_through(self):
             return self._report_of(runner.run(_as_app(self._app), partial(self._context, kept.load())))
 
     def close(self) -> int:
@@ -187,7 +187,7 @@ class TrainingRun:
 
     @property
     def gl_model(self) -> int:
-        """Number of the global model that the start said."""
+        """Number of the global model that the start gave."""
         return self._job.start.gl_model
 
     @property
@@ -195,12 +195,12 @@ class TrainingRun:
         """`host:port` of the FL server."""
         return self._server_ip
 
-    def tell(self, kind: MetricsKind, round_: int, values: dict[str, Scalar]) -> None:
-        """Publish what the app says by FedOps' `client_api`."""
+    def publish_metrics(self, kind: MetricsKind, round_: int, values: dict[str, Scalar]) -> None:
+        """Publish metrics that the app passes to FedOps' `client_api`."""
         self._reporter.metrics(MetricsReport(kind=kind, round=round_, values=self._cutter.cut(values)))
 
     def end_training(self, outcome: Outcome, reason: str | None) -> None:
-        """The app says by itself how it ended."""
+        """The app itself reports how it ended."""
         self._reporter.ended(EndedReport(outcome=outcome, reason=reason))
         leave_soon(self.close)
 
@@ -245,7 +245,7 @@ class TrainingRun:
             return self._runner
 
     def _find_transport(self) -> Transport:
-        """Wait within the join limit until somebody answers at the server's address, and see who it is."""
+        """Wait within the join limit until a server answers at the address, and detect its transport."""
         deadline = time.monotonic() + self._job.join_s
         while self._stop_reason is None and time.monotonic() < deadline:
             answers = probe(self._server_ip, ca_file=self._job.ca_file, timeout_s=_PROBE_S)
@@ -276,7 +276,7 @@ class TrainingRun:
         self._clock.hold(MetricsReport(kind=MetricsKind.ROUND, round=answered.round or 0, values=values))
         self._last, self._last_began = answered, time.monotonic() - answered.seconds
 
-    def _tell_uploaded(self, report: MetricsReport) -> None:
+    def _report_uploaded(self, report: MetricsReport) -> None:
         """The last answer is uploaded: its numbers hold all the bytes that it took."""
         bytes_in, bytes_out = self._bytes
         values = {**report.values, "bytes_in": bytes_in, "bytes_out": bytes_out}
@@ -288,21 +288,21 @@ class TrainingRun:
             self._wandb.log(shown, step=report.round)
 
     def _end(self, end: RunEnd) -> None:
-        """The run is over for us, perhaps while the app still computes for nobody: report now, leave soon."""
+        """The run is over for this client, perhaps while the app still computes: report now, leave soon."""
         self._reporter.ended(self._report_of(end))
         leave_soon(self.close)
 
     def _report_of(self, end: RunEnd) -> EndedReport:
-        """An app that raised has failed, also where the server ended the run, well or not, before it said so itself."""
+        """An app that raised has failed, also where the server ended the run before the app's failure was reported."""
         self._clock.flush()
         failure = self._app.failure if self._app else None
         if failure is None and end.outcome is Outcome.FINISHED and self._is_registered:
-            self._tell_time()
+            self._report_time()
         if failure is not None:
             return failed(failure)
         return EndedReport(outcome=None if end.is_rejected else end.outcome, reason=end.reason or None)
 
-    def _tell_time(self) -> None:
+    def _report_time(self) -> None:
         """Say how long it took, as FedOps does."""
         identity = self._job.identity
         values: dict[str, Scalar] = {
@@ -312,7 +312,7 @@ class TrainingRun:
             "operation_time": time.monotonic() - self._began,
             "gl_model_v": self.gl_model,
         }
-        self.tell(MetricsKind.TIME_RESULT, 0, values)
+        self.publish_metrics(MetricsKind.TIME_RESULT, 0, values)
 
 
 def _as_app(keeping: Keeping) -> ClientApp:

@@ -51,12 +51,12 @@ class Owner:
         self._disk = disk
         self._make_snapshot = make_snapshot
         self._make_will = make_will
-        self._on_rival = on_conflict
+        self._on_conflict = on_conflict
         self._owned = Ownership(instance=instance)
         self._last_epoch = 0
         self._seq = 0
         self._due_at = float("inf")
-        self.is_said = False
+        self.is_published = False
         """Whether the broker has the newest snapshot."""
 
     @property
@@ -72,7 +72,7 @@ class Owner:
 
     def update(self) -> None:
         """Say the snapshot soon."""
-        self.is_said = False
+        self.is_published = False
         self._plan(0.0)
 
     def say_now(self) -> None:
@@ -85,14 +85,14 @@ class Owner:
         self._plan(HEARTBEAT_S)
 
     def _taken(self, stamp: Stamp) -> None:
-        self.is_said = self.is_said or stamp == (self.epoch, self._seq)
+        self.is_published = self.is_published or stamp == (self.epoch, self._seq)
 
     def hear(self, event: BusEvent) -> None:
         match event:
             case Connected():
                 self.update()
             case Disconnected():
-                self.is_said = False
+                self.is_published = False
             case Received(topic=topic, message=message, is_retained=is_retained) if topic == self.topic:
                 assert not isinstance(message, type(None))
                 self._judge(message, is_retained=is_retained)  # type: ignore[arg-type]
@@ -115,7 +115,7 @@ class Owner:
             case Ignore():
                 pass
             case Repair(at):
-                self.is_said = False
+                self.is_published = False
                 self._plan(at - self._kernel.now)
             case Adopt(epoch):
                 self._disk.epoch = max(self._disk.epoch, epoch)
@@ -123,7 +123,7 @@ class Owner:
                 if self.line is not None:
                     self.line.reconnect()
             case Yield(instance):
-                self._on_rival(instance)
+                self._on_conflict(instance)
 
     def _plan(self, delay_s: float) -> None:
         """Of several plans the earliest holds; saying something makes a new one."""

@@ -101,7 +101,7 @@ class Server:
             return
         match event:
             case Received(message=ClientStatus() as said):
-                self._hear_client(said)
+                self._read_client(said)
             case Received(message=ServerStatus() as said) if said.instance != self.owner.instance:
                 self._stranger = said
                 if said.run_id == self.run_id and said.launch > self.launch:
@@ -109,7 +109,7 @@ class Server:
         if self.is_alive:
             self.owner.hear(event)
 
-    def _hear_client(self, said: ClientStatus) -> None:
+    def _read_client(self, said: ClientStatus) -> None:
         last, member = said.last_run, self.members.by_mac.get(said.client_mac)
         if last is None or member is None or last.run_id != self.run_id or last.outcome is Outcome.FINISHED:
             return
@@ -209,7 +209,7 @@ class Server:
     def _leave(self, at_latest: float) -> None:
         if not self.is_alive:
             return
-        if self.owner.is_said or self.kernel.now >= at_latest:
+        if self.owner.is_published or self.kernel.now >= at_latest:
             self.kernel.soon(1.0, 3.0, lambda: self.exit("exit status 0"))
         else:
             self.kernel.after(0.5, lambda: self._leave(at_latest))

@@ -151,7 +151,7 @@ class World:
     def _check_retained(self) -> None:
         for device in self.devices:
             daemon = device.daemon
-            if daemon is not None and daemon.line.stands and daemon.owner.is_said:
+            if daemon is not None and daemon.line.stands and daemon.owner.is_published:
                 kept = self.broker.retained.get(topics.client_status(TASK, device.mac))
                 epoch = kept.epoch if isinstance(kept, ClientStatus) else None
                 self.truth.check_retained(device.mac, epoch=daemon.owner.epoch, kept=epoch, now=self.kernel.now)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fedops_mqtt.core.limits import RunLimits
 from fedops_mqtt.runtime import settings
 
 ROOT = Path(__file__).parents[2]
@@ -13,7 +14,7 @@ TABLES = {
     "Every process on the bus": settings.BusSettings,
     "Client": settings.ClientSettings,
     "Delivered apps (client)": settings.DeliveredAppSettings,
-    "Run (manager)": settings.RunLimitSettings,
+    "Run (manager)": RunLimits,
     "Manager": settings.ManagerSettings,
     "FL server": settings.ServerSettings,
     "Bridge": settings.BridgeSettings,

@@ -337,7 +337,7 @@ def test_a_server_that_is_gone_for_good_is_a_failure_after_the_rejoin_limit(line
     server = lines.serve()
     client = lines.join(server, echo_app(), rejoin_s=0.3)
     ask(server)
-    server._hub.close = lambda gone, deadline: []  # type: ignore[method-assign]  # dies without a word
+    server._run_state.close = lambda gone, deadline: []  # type: ignore[method-assign]  # dies without a word
     server.close(RunOutcome.FAILED, "never said")
     end = client.end()
     assert (end.outcome, end.run_outcome) == (Outcome.FAILED, None)
@@ -381,7 +381,7 @@ def test_a_round_ends_with_its_last_reply_however_the_others_were_answered(lines
     woken = threading.Event()
 
     def wait() -> None:
-        server._hub.wait_for_replies(ids, time.monotonic() + NEVER_S)
+        server._run_state.wait_for_replies(ids, time.monotonic() + NEVER_S)
         woken.set()
 
     threading.Thread(target=wait, daemon=True).start()
@@ -396,7 +396,7 @@ def test_a_client_outlasts_polls_that_bring_nothing(lines: Lines) -> None:
     server = lines.serve(limits={"poll_s": 0.05})
     client = lines.join(server, echo_app())
     ask(server)
-    session = next(iter(server._hub._sessions.values()))
+    session = next(iter(server._run_state._sessions.values()))
     polls = session.polls
     deadline = time.monotonic() + WAIT_S
     while session.polls < polls + 3:

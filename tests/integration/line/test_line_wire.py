@@ -160,7 +160,7 @@ def test_an_upload_goes_on_after_the_client_was_lost_and_came_back(lines: Lines,
     assert hand.post(message_id, data[100:], length=len(data), offset=100)[1]["was_taken"]
     slow.opened.set()
     assert [reply.has_content() for reply in replies_of(results)] == [True, True]
-    assert hand.server._hub._uploads == {}
+    assert hand.server._run_state._uploads == {}
 
 
 def test_the_answer_to_a_reply_may_be_the_next_message(hand: HandClient) -> None:

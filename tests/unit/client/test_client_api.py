@@ -13,8 +13,8 @@ from fedops_mqtt.client.client_api import (
     ClientMangerAPI,
     ClientServerAPI,
     NoActiveBackendError,
-    current_speaker,
-    speaking,
+    current_backend,
+    publishing_through,
 )
 from fedops_mqtt.client.client_utils import notify_fail, notify_fin
 from fedops_mqtt.protocol import MetricsKind, Outcome
@@ -23,7 +23,7 @@ from fedops_mqtt.protocol import MetricsKind, Outcome
 @pytest.fixture
 def tape() -> Iterator[Tape]:
     tape = Tape()
-    with speaking(tape):
+    with publishing_through(tape):
         yield tape
 
 
@@ -96,10 +96,10 @@ def test_both_spellings_are_one() -> None:
 
 def test_the_last_that_began_speaks_and_without_any_it_is_said() -> None:
     first, second = Tape(), Tape()
-    with speaking(first):
-        with speaking(second):
-            assert current_speaker() is second
-        assert current_speaker() is first
+    with publishing_through(first):
+        with publishing_through(second):
+            assert current_backend() is second
+        assert current_backend() is first
     with pytest.raises(NoActiveBackendError, match="through an FLClientTask"):
         ClientServerAPI("t").get_port()
 

@@ -33,7 +33,7 @@ async def test_it_is_measured_while_a_run_is_in_hand_and_not_before() -> None:
         asked.set()
         return active_training[0] if active_training else None
 
-    async with alongside(measure_load(run=run, tell=told.put_nowait, interval_s=0.01), name="load"):
+    async with alongside(measure_load(run=run, publish=told.put_nowait, interval_s=0.01), name="load"):
         await asyncio.wait_for(asked.wait(), 10)
         assert told.empty()
         active_training.append(IN_HAND)
@@ -51,7 +51,7 @@ async def test_a_system_that_cannot_be_measured_costs_one_warning_and_no_daemon(
 ) -> None:
     told: list[MetricsReport] = []
     async with asyncio.timeout(300):
-        await measure_load(run=lambda: IN_HAND, tell=told.append, interval_s=0.01, start_meter=NoMeter)
+        await measure_load(run=lambda: IN_HAND, publish=told.append, interval_s=0.01, start_meter=NoMeter)
     assert told == []
     (warning,) = caplog.records
     assert "/proc/stat" in warning.__dict__["problem"]

@@ -22,7 +22,7 @@ from fedops_mqtt.core.run_member import (
     StopSent,
     TriggerFired,
 )
-from fedops_mqtt.core.run_plan import EXIT_WORD_GRACE_S, EndServer, plan, waits_for
+from fedops_mqtt.core.run_plan import EXIT_STATUS_GRACE_S, EndServer, plan, waits_for
 from fedops_mqtt.protocol import (
     Answer,
     ClientCondition,
@@ -206,7 +206,7 @@ def test_nothing_is_said_to_clients_while_the_bus_is_not_heard() -> None:
 def test_a_server_that_ended_without_a_word_is_launched_again_and_the_clients_are_aimed_at_it() -> None:
     world = in_training(A, B)
     world.happens(ServerExited(1, "SIGKILL"))
-    world.waits(EXIT_WORD_GRACE_S)
+    world.waits(EXIT_STATUS_GRACE_S)
     assert world.acts() == []
     world.waits(0.1)
     assert world.acts() == [EndServer("SIGKILL"), ServerLaunched(2)]

@@ -16,7 +16,7 @@ class Tape:
         self.ends: list[tuple[Outcome, str | None]] = []
         self.has_left = False
 
-    def tell(self, kind: MetricsKind, round_: int, values: dict[str, Any]) -> None:
+    def publish_metrics(self, kind: MetricsKind, round_: int, values: dict[str, Any]) -> None:
         self.told.append((kind, round_, values))
 
     def end_training(self, outcome: Outcome, reason: str | None) -> None:

@@ -13,7 +13,7 @@ from fedops_names import REPORTS, WORDS
 
 from fedops_mqtt.bridge.api import make_api
 from fedops_mqtt.bridge.peer_registry import CLIENT_KINDS, PeerRegistry
-from fedops_mqtt.client.client_api import ClientServerAPI, speaking
+from fedops_mqtt.client.client_api import ClientServerAPI, publishing_through
 from fedops_mqtt.client.client_utils import FLClientStatus
 from fedops_mqtt.client.client_wandb import SYSTEM_FIELDS, client_system_wandb
 from fedops_mqtt.client.fl_client import FLClient
@@ -48,7 +48,7 @@ def test_a_round_says_the_fields_of_fedops(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     data = {"x_train": [1, 2], "y_train": [1, 2], "x_test": [1], "y_test": [1]}
     client = FLClient(KerasLike(), 0.25, *ME, 1, 3, False, "", model_name="Net", model_type="Tensorflow", **data)
-    with speaking(tape := Tape()):
+    with publishing_through(tape := Tape()):
         client.fit([np.ones(2)], {"cluster_id": 4})
         client.evaluate([np.ones(2)], {})
     (train, train_round, trained), (test, test_round, tested) = tape.told
@@ -65,7 +65,7 @@ def test_a_round_says_the_fields_of_fedops(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_an_assignment_says_the_fields_of_fedops() -> None:
-    with speaking(tape := Tape()):
+    with publishing_through(tape := Tape()):
         ClientServerAPI("t").put_cluster_assign(ME[1], 2)
     assert set(tape.told[0][2]) == FIELDS["FLSe/cluster"]
 
@@ -80,7 +80,7 @@ def test_what_wandb_measured_is_told_a_message_a_sample_under_fedops_names(monke
         return [other, SimpleNamespace(name="mine", history=lambda *, stream, pandas: samples)]
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Api=lambda: SimpleNamespace(runs=runs)))
-    with speaking(tape := Tape()):
+    with publishing_through(tape := Tape()):
         client_system_wandb(*ME, 3, "mine", "me", "project")
         client_system_wandb(*ME, 3, "nobody's", "me", "project")
     assert asked == ["me/project"] * 2
@@ -97,7 +97,7 @@ def test_a_wandb_that_cannot_be_asked_is_said_and_nothing_else(
         raise ConnectionError("no network")
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(Api=refuse))
-    with speaking(tape := Tape()):
+    with publishing_through(tape := Tape()):
         client_system_wandb(*ME, 3, "mine", "me", "project")
     assert tape.told == []
     assert "wandb has no system numbers" in caplog.text

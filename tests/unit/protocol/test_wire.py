@@ -220,7 +220,7 @@ def test_a_message_about_somebody_else_is_refused() -> None:
     other = status(client_mac="02:00:00:00:00:02")
     with pytest.raises(MismatchedMessageError) as caught:
         decode(topics.client_status(TASK, MAC), encode(other))
-    assert (caught.value.field, caught.value.payload_says) == ("client_mac", "02:00:00:00:00:02")
+    assert (caught.value.field, caught.value.in_payload) == ("client_mac", "02:00:00:00:00:02")
 
 
 def test_a_diverged_loss_is_null() -> None:

@@ -52,8 +52,8 @@ def test_a_run_goes_on_and_ends_whatever_becomes_of_its_bus(
     with announcer(SNAPSHOT, kept, is_broken=is_broken) as voice:
         if is_broken:
             voice._thread.join()
-        voice.say(status=ServerCondition.RUNNING, metrics={f"m{number}": float(number) for number in range(300)})
-        voice.tell(ServerMetrics(task_id="digits", run_id="r1", round=1, at=utc_now()))
+        voice.update(status=ServerCondition.RUNNING, metrics={f"m{number}": float(number) for number in range(300)})
+        voice.publish_metrics(ServerMetrics(task_id="digits", run_id="r1", round=1, at=utc_now()))
         assert voice.finish(0.2, status=ServerCondition.FINISHED, reason="\ud800" * 9000, model_path="/" * 999) is False
     assert (kept[0].status, len(kept[0].metrics)) == (ServerCondition.FINISHED, 256)
     lost = [record for record in caplog.records if record.levelno >= logging.ERROR and "lost" in record.getMessage()]

@@ -28,7 +28,7 @@ def test_a_reader_that_is_there_is_not_missed(snapshot: ServerSnapshot) -> None:
     read, write = os.pipe()
     gone: queue.Queue[str] = queue.Queue()
     with PipeStatusPublisher(snapshot, descriptor=write, on_departed=gone.put) as announcer:
-        announcer.say(round=1)
+        announcer.update(round=1)
         assert os.read(read, 2**16).endswith(b"\n")
     os.close(read)
     assert gone.empty()

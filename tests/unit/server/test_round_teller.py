@@ -27,7 +27,7 @@ def test_a_rounds_numbers_are_the_same_on_the_bus_and_on_wandb() -> None:
         teller = RoundReporter(
             plan=plan,
             status=status,
-            voice=voice,
+            sink=voice,
             show=lambda values, step: shown.append((values, step)),
             count_bytes=lambda: next(counters),
         )
@@ -51,7 +51,7 @@ def test_whatever_a_strategy_measures_is_told_and_nothing_raises(caplog: pytest.
         teller = RoundReporter(
             plan=make_plan(ServerSettings(task_id="digits", run_id="r1"), None),
             status=FLServerStatus(),
-            voice=voice,
+            sink=voice,
             show=lambda values, step: None,
             count_bytes=lambda: next(counters),
         )

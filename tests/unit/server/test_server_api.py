@@ -7,7 +7,7 @@ import pytest
 from fedops_mqtt.aggregation.status_publisher import ServerSnapshot, client_of
 from fedops_mqtt.line.members import LineMember
 from fedops_mqtt.protocol import MemberCondition, Outcome, Phase, ServerCondition, ServerMetrics, decode, encode, topics
-from fedops_mqtt.server.server_api import NoActiveServerError, ServerAPI, speaking
+from fedops_mqtt.server.server_api import NoActiveServerError, ServerAPI, publishing_through
 
 SNAPSHOT = ServerSnapshot(
     task_id="t", run_id="r", launch=2, instance="i", heartbeat_s=60.0, agent={"flwr": "1.41"}, round=3, gl_model=4
@@ -21,10 +21,10 @@ class Tape:
         self.snapshot = SNAPSHOT
         self.told: list[ServerMetrics] = []
 
-    def say(self, *, is_urgent: bool = True, **changes: Any) -> None:
+    def update(self, *, is_urgent: bool = True, **changes: Any) -> None:
         self.snapshot = replace(self.snapshot, **changes)
 
-    def tell(self, metrics: ServerMetrics) -> None:
+    def publish_metrics(self, metrics: ServerMetrics) -> None:
         self.told.append(metrics)
 
 
@@ -60,7 +60,7 @@ def test_fedops_evaluation_and_times_become_metrics_under_their_own_names() -> N
 
 def test_made_as_fedops_makes_it_it_speaks_through_the_server_of_this_process() -> None:
     tape = Tape()
-    with speaking(tape):
+    with publishing_through(tape):
         ServerAPI("t").put_fl_round_fin()
     assert tape.snapshot.status is ServerCondition.FINISHED
     with pytest.raises(NoActiveServerError, match="through an FLServer"):
