@@ -55,16 +55,14 @@ class TriggerPublisher:
 
     async def _work(self) -> None:
         while True:
-            await self._publish(await self._queue.get())
-
-    async def _publish(self, message: StartTrigger | StopTrigger) -> None:
-        make_topic = topics.client_start if isinstance(message, StartTrigger) else topics.client_stop
-        facts = {"run_id": message.run_id, "client_mac": message.client_mac, "attempt": message.attempt}
-        try:
-            await self._connection.publish(make_topic(message.task_id, message.client_mac), message)
-            logger.debug("published a trigger", extra={"message_kind": type(message).__name__, **facts})
-        except (BusError, ProtocolError) as error:
-            logger.warning("could not publish a trigger", extra={"problem": str(error), **facts})
+            message = await self._queue.get()
+            make_topic = topics.client_start if isinstance(message, StartTrigger) else topics.client_stop
+            facts = {"run_id": message.run_id, "client_mac": message.client_mac, "attempt": message.attempt}
+            try:
+                await self._connection.publish(make_topic(message.task_id, message.client_mac), message)
+                logger.debug("published a trigger", extra={"message_kind": type(message).__name__, **facts})
+            except (BusError, ProtocolError) as error:
+                logger.warning("could not publish a trigger", extra={"problem": str(error), **facts})
 
 
 class Executor:
