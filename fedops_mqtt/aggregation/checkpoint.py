@@ -117,7 +117,7 @@ def _checkpoint(arrays: Arrays, facts: Mapping[str, Any]) -> Checkpoint:
         round=facts["round"],
         gl_model=facts["gl_model"],
         arrays={name.removeprefix(_MODEL): array for name, array in arrays.items() if name.startswith(_MODEL)},
-        strategy=_unflatten(arrays, facts["strategy"]),
+        strategy={key: _value(arrays, entry) for key, entry in facts["strategy"].items()},
         strategy_class=facts.get("strategy_class", ""),
         strategy_rounds=facts.get("strategy_rounds", facts["round"]),
         metrics=facts["metrics"],
@@ -149,10 +149,6 @@ def _flatten(state: Mapping[str, StateValue]) -> tuple[Arrays, dict[str, Any]]:
             case _:  # a strategy's own `save_state` may return anything
                 raise UnsupportedStateError(key, type(value).__name__)
     return arrays, layout
-
-
-def _unflatten(arrays: Arrays, layout: Mapping[str, Any]) -> dict[str, StateValue]:
-    return {key: _value(arrays, entry) for key, entry in layout.items()}
 
 
 def _value(arrays: Arrays, entry: Mapping[str, Any]) -> StateValue:

@@ -103,7 +103,10 @@ class PipeStatusPublisher:
         """Change the snapshot and publish it."""
         with self._lock:
             self._snapshot = replace(self._snapshot, **changes)
-        self._write_status()
+        with self._lock:
+            self._seq += 1
+            seq = self._seq
+        self._write(encode(self.snapshot.to_status(0, seq)))
 
     def update_client(self, client_mac: str, client: ServerClient) -> None:
         """Change the status of one client, published with the next status."""
@@ -118,12 +121,6 @@ class PipeStatusPublisher:
         """Publish the final status."""
         self.update(**changes)
         return True
-
-    def _write_status(self) -> None:
-        with self._lock:
-            self._seq += 1
-            seq = self._seq
-        self._write(encode(self.snapshot.to_status(0, seq)))
 
     def _watch_reader(self) -> None:
         """A server that waits for clients writes nothing, and would never find out that the pipe is closed."""

@@ -105,7 +105,16 @@ class ClientProxy:
         peer = self._link.peer
         if peer is None:
             await self._registered.wait()
-            return self._as_answer()
+            link = self._link
+            return OnlineAnswer.model_validate(
+                {
+                    "task_id": link.task_id,
+                    "client_mac": link.own_mac,
+                    "client_name": link.client_name,
+                    "client_online": True,
+                    "client_start": link.is_training,
+                }
+            )
         return await self._until_online(peer)
 
     async def _until_online(self, peer: FedOpsHttpClient) -> OnlineAnswer:
@@ -133,18 +142,6 @@ class ClientProxy:
         link.own_mac, link.task_id = answer.client_mac, answer.task_id
         link.client_mac = link.client_mac or answer.client_mac
         link.client_name = answer.client_name
-
-    def _as_answer(self) -> OnlineAnswer:
-        link = self._link
-        return OnlineAnswer.model_validate(
-            {
-                "task_id": link.task_id,
-                "client_mac": link.own_mac,
-                "client_name": link.client_name,
-                "client_online": True,
-                "client_start": link.is_training,
-            }
-        )
 
     async def _serve(self, identity: OnlineAnswer) -> None:
         self._daemon = daemon = self._make_daemon()

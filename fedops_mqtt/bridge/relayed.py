@@ -73,7 +73,22 @@ class RelayedTraining:
     async def run(self) -> EndedReport:
         """Train to whatever end."""
         try:
-            self._runner = self._make_runner()
+            start, settings = self._start, self._settings
+            self._runner = LineRunner(
+                server_ip=start.server_ip,
+                client_mac=self._identity.client_mac,
+                instance=self._identity.instance,
+                attempt=start.attempt,
+                token=start.token,
+                run_id=start.run_id,
+                launch=start.launch,
+                ca_file=settings.line_ca_file,
+                join_s=settings.join_limit_s,
+                rejoin_s=settings.rejoin_limit_s,
+                on_progress=self._in_loop(self._report_progress),
+                on_answered=self._in_loop(self._report_answered),
+                on_end=self._in_loop(self._settle),
+            )
             self._gateway = await asyncio.to_thread(
                 GrpcGateway, self._address, on_departed=self._in_loop(self._client_disconnected)
             )
@@ -162,24 +177,6 @@ class RelayedTraining:
             return EndedReport(outcome=Outcome.FAILED, reason=reason)
         why = f"{INTERRUPTED}: {reason}" if outcome is None else f"{reason}: {OUTCOME_REASONS[outcome]}"
         return EndedReport(outcome=Outcome.FAILED, reason=why)
-
-    def _make_runner(self) -> LineRunner:
-        start, settings = self._start, self._settings
-        return LineRunner(
-            server_ip=start.server_ip,
-            client_mac=self._identity.client_mac,
-            instance=self._identity.instance,
-            attempt=start.attempt,
-            token=start.token,
-            run_id=start.run_id,
-            launch=start.launch,
-            ca_file=settings.line_ca_file,
-            join_s=settings.join_limit_s,
-            rejoin_s=settings.rejoin_limit_s,
-            on_progress=self._in_loop(self._report_progress),
-            on_answered=self._in_loop(self._report_answered),
-            on_end=self._in_loop(self._settle),
-        )
 
     def _run_line(self, runner: LineRunner, app: ClientApp) -> None:
         end = RunEnd(outcome=Outcome.FAILED, reason="the line ended by an error of its own; the bridge's log has it")

@@ -24,7 +24,6 @@ from fedops_mqtt.protocol import (
     RunStatus,
     ServerMetrics,
     ServerStatus,
-    StatusMessage,
     Topic,
 )
 
@@ -118,7 +117,9 @@ class FleetView:
     def _fold(self, message: Message, now: float, *, is_retained: bool) -> Record | None:
         match message:
             case ClientStatus() | ServerStatus() | RunStatus() | ManagerStatus():
-                self._note_losses(message, is_retained=is_retained)
+                if isinstance(message, ClientStatus):
+                    is_known = self.fleet.client(message.task_id, message.client_mac) is not None
+                    self.losses.note(message, is_known=is_known, is_retained=is_retained)
                 is_news = self.fleet.apply(message, now=now, is_retained=is_retained)
                 return self._changed(self._record_of(message)) if is_news else None
             case ClientMetrics() if message.kind is not MetricsKind.SYSTEM:
@@ -130,11 +131,6 @@ class FleetView:
             case _:
                 pass
         return None
-
-    def _note_losses(self, message: StatusMessage, *, is_retained: bool) -> None:
-        if isinstance(message, ClientStatus):
-            is_known = self.fleet.client(message.task_id, message.client_mac) is not None
-            self.losses.note(message, is_known=is_known, is_retained=is_retained)
 
     def _record_of(self, message: ClientStatus | ServerStatus | RunStatus | ManagerStatus) -> Record:
         match message:

@@ -265,20 +265,17 @@ class StatusOwner:
 
     async def _publish_when_due(self, connection: Connection) -> None:
         while True:
-            await self._wait_until_due()
+            while (wait_s := self._next_status_at() - time.monotonic()) > 0:
+                self._wake.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(None if wait_s == _NEVER else wait_s):
+                        await self._wake.wait()
             if self._conflict is not None:
                 raise self._conflict
             if self._adopted is not None:
                 await self._stand_above(connection)
             else:
                 await self._publish(connection)
-
-    async def _wait_until_due(self) -> None:
-        while (wait_s := self._next_status_at() - time.monotonic()) > 0:
-            self._wake.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(None if wait_s == _NEVER else wait_s):
-                    await self._wake.wait()
 
     def _next_status_at(self) -> float:
         if self._conflict is not None or self._adopted is not None:
@@ -302,17 +299,14 @@ class StatusOwner:
             logger.warning("status was not acknowledged, publishing it again", extra={"problem": str(error)})
             self._due_at = min(self._due_at, time.monotonic())
         except (PublishRefusedError, ProtocolError) as error:
-            self._note_refusal(error)
+            # The broker does not take the status, or no message holds it: log it once; each heartbeat tries again
+            if not self._is_refused:
+                logger.error("cannot publish our status", extra={"problem": str(error)})
+            self._is_refused = True
         else:
             self._is_refused = False
             if self._due_at == _NEVER:
                 self._acknowledged.set()
-
-    def _note_refusal(self, error: BusError | ProtocolError) -> None:
-        """The broker does not take the status, or no message holds it: log it once; each heartbeat tries again."""
-        if not self._is_refused:
-            logger.error("cannot publish our status", extra={"problem": str(error)})
-        self._is_refused = True
 
     async def _stand_above(self, connection: Connection) -> None:
         epoch, self._adopted = self._adopted, None

@@ -100,18 +100,14 @@ def make_shim(
     @app.get("/start/{server_ip}", responses=_START_REFUSALS)
     async def start_of_first_managers(server_ip: str, request: Request) -> View:
         """Start training as FedOps' first client managers ask for it, where a setting allows that."""
-        _check_get(request, is_allowed=starts_by_get)
+        if not starts_by_get:
+            why = "GET starts nothing here: POST /start, or set FEDOPS_MQTT_HTTP_GET_START=true"
+            raise HTTPException(status.HTTP_403_FORBIDDEN, why)
+        if is_from_browser(dict(request.headers.raw)):
+            raise HTTPException(status.HTTP_403_FORBIDDEN, "not for web pages")
         return await start_at(ManagerData(server_ip=server_ip))
 
     return app
-
-
-def _check_get(request: Request, *, is_allowed: bool) -> None:
-    if not is_allowed:
-        why = "GET starts nothing here: POST /start, or set FEDOPS_MQTT_HTTP_GET_START=true"
-        raise HTTPException(status.HTTP_403_FORBIDDEN, why)
-    if is_from_browser(dict(request.headers.raw)):
-        raise HTTPException(status.HTTP_403_FORBIDDEN, "not for web pages")
 
 
 async def _malformed(request: Request, error: Exception) -> JSONResponse:

@@ -191,12 +191,27 @@ class ClientSession:
             try:
                 self._attend()
             except LineRefusedError as refusal:
-                self._take_refusal(refusal)
+                end = end_of_refusal(refusal, has_joined=self._has_joined)
+                if end is None:
+                    self._problem = str(refusal)
+                else:
+                    self.end(end, is_known=True)
             except (*BROKEN, FrameError) as error:
                 self._problem = f"{type(error).__name__}: {error}"
                 _log.debug("line broken", extra={"problem": self._problem})
-            self._lose_session()
-            self._back_off()
+            with self._changed:
+                if self._session is not None and self._end is None:
+                    self._grant(self._rejoin_s)
+                    self._break()
+            self.pause(self._backoff.next_wait_s())
+            if time.monotonic() >= self._deadline and self._end is None:
+                where = self._connector.server_ip
+                self.end(
+                    RunEnd(
+                        outcome=Outcome.FAILED,
+                        reason=f"no FL server at {where} within {self._limit_s:g} s ({self._problem})",
+                    )
+                )
 
     def _attend(self) -> None:
         """Join, open the control request, and read it until it ends."""
@@ -210,15 +225,12 @@ class ClientSession:
             if session is not None:
                 self._follow(control, session)
         finally:
-            self._await_goodbye()
+            # A control request that closes before the goodbye has arrived would look like a death
+            with self._changed:
+                goodbye = self._goodbye
+            if goodbye is not None:
+                goodbye.join()
             control.close()
-
-    def _await_goodbye(self) -> None:
-        """A control request that closes before the goodbye has arrived would look like a death."""
-        with self._changed:
-            goodbye = self._goodbye
-        if goodbye is not None:
-            goodbye.join()
 
     def _join(self, control: LineConnection, connector: Connector, launch: int) -> JoinedSession | None:
         headers = {} if self._token is None else {"authorization": f"Bearer {self._token}"}
@@ -264,12 +276,6 @@ class ClientSession:
             self._backoff.reset()
             self._changed.notify_all()
 
-    def _lose_session(self) -> None:
-        with self._changed:
-            if self._session is not None and self._end is None:
-                self._grant(self._rejoin_s)
-                self._break()
-
     def _grant(self, limit_s: float) -> None:
         if self._has_joined:
             self._limit_s = limit_s
@@ -278,24 +284,6 @@ class ClientSession:
     def _left_s(self) -> float:
         """A server that accepts and stays silent must not outlast the limit."""
         return max(_LEAST_S, self._deadline - time.monotonic())
-
-    def _back_off(self) -> None:
-        self.pause(self._backoff.next_wait_s())
-        if time.monotonic() >= self._deadline and self._end is None:
-            where = self._connector.server_ip
-            self.end(
-                RunEnd(
-                    outcome=Outcome.FAILED,
-                    reason=f"no FL server at {where} within {self._limit_s:g} s ({self._problem})",
-                )
-            )
-
-    def _take_refusal(self, refusal: LineRefusedError) -> None:
-        end = end_of_refusal(refusal, has_joined=self._has_joined)
-        if end is None:
-            self._problem = str(refusal)
-        else:
-            self.end(end, is_known=True)
 
     def _leave(self, session: JoinedSession, end: RunEnd) -> None:
         """Tell the server how it ended, before the control request closes and looks like a death."""

@@ -192,7 +192,14 @@ class LineRunner:
                 outgoing = None
                 self._backoff.reset()
             except LineRefusedError as refusal:
-                self._take_refusal(session, refusal)
+                end = end_of_refusal(refusal, has_joined=True)
+                if end is not None:
+                    is_known = refusal.code in ("gone", "ended", "evicted")
+                    self._client_session.end(end, is_known=is_known)
+                elif refusal.code == "no_session":
+                    self._client_session.invalidate(session)
+                else:
+                    self._drop_data()  # the next try asks first what the server has
                 continue
             except BROKEN as error:
                 _log.debug("transfer broken", extra={"problem": str(error)})
@@ -216,16 +223,6 @@ class LineRunner:
             launch=session.answer.launch,
             server_ip=session.connector.server_ip,
         )
-
-    def _take_refusal(self, session: JoinedSession, refusal: LineRefusedError) -> None:
-        end = end_of_refusal(refusal, has_joined=True)
-        if end is not None:
-            is_known = refusal.code in ("gone", "ended", "evicted")
-            self._client_session.end(end, is_known=is_known)
-        elif refusal.code == "no_session":
-            self._client_session.invalidate(session)
-        else:
-            self._drop_data()  # the next try asks first what the server has
 
     def _fetch(self, session: JoinedSession) -> Message | None:
         """Ask for the next message; None when there was none within the poll."""
@@ -278,7 +275,8 @@ class LineRunner:
         path = f"{wire.REPLY_PATH}{outgoing.message_id}"
         offset = 0
         if self._data is None:
-            state = self._reply_state(session, path)
+            answer = self._connection(session).ask("GET", path, headers=session.headers, timeout_s=_STALL_S)
+            state = wire.decode_body(wire.ReplyState, answer)
             if state.is_done:
                 return None
             offset = state.received_bytes
@@ -292,10 +290,6 @@ class LineRunner:
         if not wire.decode_body(wire.ReplyState, response.read()).is_done:
             raise ConnectionResetError("the server did not get all of the reply")
         return None
-
-    def _reply_state(self, session: JoinedSession, path: str) -> wire.ReplyState:
-        answer = self._connection(session).ask("GET", path, headers=session.headers, timeout_s=_STALL_S)
-        return wire.decode_body(wire.ReplyState, answer)
 
     def _upload(
         self, connection: LineConnection, session: JoinedSession, path: str, outgoing: _Outgoing, offset: int

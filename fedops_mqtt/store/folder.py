@@ -68,7 +68,8 @@ class LocalFolder:
             except FileExistsError:
                 raise
             except OSError:  # a file system without hard links (FAT, SMB, many of FUSE)
-                self._claim(name)
+                # Take a name, which only one can: a reader in this moment finds an empty file, which is passed over
+                os.close(os.open(self.path / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
                 temporary.replace(self.path / name)
         return self.path / name
 
@@ -93,10 +94,6 @@ class LocalFolder:
         if usage.total > 0 and usage.free < num_bytes:  # some network file systems know neither
             problem = f"{os.strerror(errno.ENOSPC)}: {usage.free} bytes are free, {num_bytes} are needed"
             raise OSError(errno.ENOSPC, problem, str(self.path))
-
-    def _claim(self, name: str) -> None:
-        """Take a name, which only one can: a reader in this moment finds an empty file, which is passed over."""
-        os.close(os.open(self.path / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
 
     @contextmanager
     def _temporary(self, name: str, write: WriteFile) -> Iterator[Path]:

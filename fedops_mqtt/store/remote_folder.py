@@ -41,7 +41,11 @@ class RemoteFolder:
         try:
             import fsspec
 
-            self._fs, self._root = fsspec.core.url_to_fs(self._url, **_bounded(url), **(options or {}))
+            self._fs, self._root = fsspec.core.url_to_fs(
+                self._url,
+                **{"max_concurrency": _PARTS_AT_ONCE} if url.startswith(("s3://", "s3a://")) else {},
+                **(options or {}),
+            )
         except ImportError as error:
             missing = error.__cause__ if isinstance(error.__cause__, ImportError) else error  # fsspec advises conda
             raise StoreUrlError(url, how_to_install(missing)) from error
@@ -131,10 +135,6 @@ class RemoteFolder:
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
-
-
-def _bounded(url: str) -> dict[str, Any]:
-    return {"max_concurrency": _PARTS_AT_ONCE} if url.startswith(("s3://", "s3a://")) else {}
 
 
 def _is_taken(error: BaseException) -> bool:

@@ -76,7 +76,11 @@ class ClassicRunner:
             except grpc.RpcError as error:
                 if self._app_error is not None:
                     return self._raised(self._app_error)
-                since, limit_s = self._waiting_since(started)
+                since, limit_s = (
+                    (started, self._join_s)
+                    if self._last_contact_at is None
+                    else (self._last_contact_at, self._rejoin_s)
+                )
                 if time.monotonic() - since > limit_s:
                     return RunEnd(outcome=Outcome.FAILED, reason=self._lost(error, limit_s))
             except Exception as error:  # the user's code, through Flower
@@ -97,9 +101,6 @@ class ClassicRunner:
         """End once Flower returns; a message that is being answered is not interrupted."""
         self._stop_reason = reason
         self._changed.set()
-
-    def _waiting_since(self, started: float) -> tuple[float, float]:
-        return (started, self._join_s) if self._last_contact_at is None else (self._last_contact_at, self._rejoin_s)
 
     def _lost(self, error: grpc.RpcError, limit_s: float) -> str:
         what = "no FL server" if self._last_contact_at is None else "lost the FL server, none again"
