@@ -45,11 +45,6 @@ class GrpcGateway:
         self._clients = _OneClient(on_departed)
         self._server, self.port = flwr_private.serve_classic(client_manager=self._clients, address=listen)
 
-    @property
-    def has_client(self) -> bool:
-        """True while the client is connected."""
-        return self._clients.present is not None
-
     def wait_for_client(self, timeout_s: float) -> bool:
         """Wait until the client has come; False when it did not in time."""
         return self._clients.wait(timeout_s)

@@ -5,9 +5,9 @@ carried out or the status is published, or a crash in between could start one tr
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from typing import assert_never
+from typing import Any, assert_never
 
 from fedops_mqtt.core.client_state import (
     Action,
@@ -380,16 +380,9 @@ def snapshot(
 ) -> ClientStatus:
     """Return the whole status of a client."""
     return ClientStatus(
+        **_signed(client.identity, stamp, at, heartbeat_s),
         status=client.condition,
         reason=client.reason,
-        task_id=client.identity.task_id,
-        client_mac=client.identity.client_mac,
-        client_name=client.identity.client_name,
-        instance=client.identity.instance,
-        epoch=stamp.epoch,
-        seq=stamp.seq,
-        at=at,
-        heartbeat_s=heartbeat_s,
         run=client.run,
         last_run=client.facts.last_run,
         last_trigger=client.facts.last_trigger,
@@ -401,15 +394,10 @@ def snapshot(
 
 def last_will(identity: Identity, stamp: Stamp, *, at: datetime, heartbeat_s: float) -> ClientStatus:
     """Return what the broker publishes for a client that dies: its identity, and that it is lost."""
-    return ClientStatus(
-        status=ClientCondition.CLIENT_OUT,
-        reason=LOST,
-        task_id=identity.task_id,
-        client_mac=identity.client_mac,
-        client_name=identity.client_name,
-        instance=identity.instance,
-        epoch=stamp.epoch,
-        seq=stamp.seq,
-        at=at,
-        heartbeat_s=heartbeat_s,
-    )
+    signed = _signed(identity, stamp, at, heartbeat_s)
+    return ClientStatus(**signed, status=ClientCondition.CLIENT_OUT, reason=LOST)
+
+
+def _signed(identity: Identity, stamp: Stamp, at: datetime, heartbeat_s: float) -> dict[str, Any]:
+    """Return what every status of a client carries of its owner."""
+    return {**asdict(identity), **stamp._asdict(), "at": at, "heartbeat_s": heartbeat_s}

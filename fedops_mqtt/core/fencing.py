@@ -33,11 +33,6 @@ def stamp_of(status: Stamped) -> Stamp:
     return Stamp(status.epoch, status.seq)
 
 
-def is_newer(status: Stamped, than: Stamped | None) -> bool:
-    """Return whether a status is news to a reader who last took `than`."""
-    return than is None or stamp_of(status) > stamp_of(than)
-
-
 def next_term(persisted: int, unix_s: int) -> int:
     """Return the term of a manager that begins to lead: above every earlier one, and not below the clock."""
     return max(persisted + 1, unix_s)

@@ -17,7 +17,6 @@ from fedops_mqtt.protocol import (
     ClientStatus,
     ManagerCondition,
     ManagerStatus,
-    RunCondition,
     RunStatus,
     ServerCondition,
     ServerStatus,
@@ -269,11 +268,6 @@ def _standing(view: StatusView[ClientStatus]) -> Standing:
 def is_idle(view: StatusView[ClientStatus]) -> bool:
     """Return whether a client is here and trains nothing."""
     return not view.is_out and view.status.run is None
-
-
-def is_active(status: RunStatus) -> bool:
-    """Return whether a run has not ended."""
-    return status.status is not RunCondition.FINISHED
 
 
 def _put(views: dict[Key, StatusView[Status]], key: Key, view: StatusView[Status] | None) -> bool:

@@ -26,7 +26,7 @@ from fedops_mqtt.line.run_state import RunOver, RunState
 from fedops_mqtt.line.wire import LineCompression, LineLimits
 from fedops_mqtt.protocol import Outcome, RunOutcome, name_error
 from fedops_mqtt.runtime.http_server import HttpServer, open_socket
-from fedops_mqtt.runtime.machine import check_host, check_listen, join_address, split_address
+from fedops_mqtt.runtime.machine import check_host, join_address, split_address
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ _MAX_CONNECTIONS = 65_536
 _SHUTDOWN_S = 2
 """Requests still open when the server ends are cut after this."""
 _START_S = 10.0
+_MAX_PORT = 65535
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +81,11 @@ class LineServer:
     ) -> None:
         limits = limits or LineLimits()
         try:
-            host, port = split_address(check_listen(listen))
+            host, port = split_address(listen)
         except ValueError as error:
-            raise LineConfigError(f"listen: {error}") from error
+            raise LineConfigError(str(error)) from error
+        if not host or port > _MAX_PORT:
+            raise LineConfigError(f"{listen!r} is not host:port")
         access = Access(join=join, run_id=run_id, run_secret=run_secret, join_token=join_token, host=host)
         self._run_state = RunState(on_member=on_member)
         self._app = LineApp(

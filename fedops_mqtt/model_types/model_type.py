@@ -14,8 +14,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedops_mqtt.runtime.task_config import entry
-
 Arrays = dict[str, NDArray[Any]]
 """What a model shares: arrays by name, in the model's own order."""
 
@@ -178,11 +176,6 @@ def takes(function: Callable[..., Any], name: str) -> bool:
     """Return whether a function can be called with this keyword; older FedOps tasks take fewer."""
     parameters = inspect.signature(function).parameters.values()
     return any(each.name == name or each.kind is each.VAR_KEYWORD for each in parameters)
-
-
-def whole_number(cfg: Any, path: str, default: int) -> int:
-    """Return a number of the configuration."""
-    return int(entry(cfg, path, default))
 
 
 def save_arrays(path: Path, arrays: Arrays) -> Path:
