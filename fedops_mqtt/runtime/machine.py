@@ -89,16 +89,6 @@ def check_listen(address: str) -> str:
     return address
 
 
-def split_address(address: str, *, default_host: str = "") -> tuple[str, int]:
-    """Return host and port of `host:port`, `[::1]:port` or `:port`.
-
-    Raises:
-        ValueError: the port is no number.
-    """
-    host, _, port = address.rpartition(":")
-    return host.strip("[]") or default_host, int(port)
-
-
 def check_host(address: str) -> str:
     """Return `host` or `host:port`; an IPv6 host stands in brackets.
 
