@@ -72,13 +72,10 @@ class UnknownAppError(ManagerError):
 
 
 class NoEarlierAppError(ManagerError):
-    """Nothing was published before a task's current app, or nothing at all."""
+    """Nothing was published before a task's current app."""
 
-    def __init__(self, task_id: str, *, has_versions: bool) -> None:
-        problem = f"no app was published for task {task_id!r}; fedops-mqtt app publish FOLDER --task {task_id}"
-        if has_versions:
-            problem = f"task {task_id!r} has no earlier version of its app; name one of `fedops-mqtt app list`"
-        super().__init__(problem)
+    def __init__(self, task_id: str) -> None:
+        super().__init__(f"task {task_id!r} has no earlier version of its app; name one of `fedops-mqtt app list`")
 
 
 class BundleMissingError(ManagerError):

@@ -43,6 +43,7 @@ async def test_stop_ends_deaf_training_on_all_clients_and_keeps_the_last_whole_m
     np.testing.assert_array_equal(model_of(run), 2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("program", "app"),
     [

@@ -32,6 +32,7 @@ def test_the_readme_shows_the_example_as_it_is() -> None:
     assert len(program.splitlines()) < 30
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task_id", ["line"])
 async def test_a_task_of_ones_own_runs_with_the_commands_of_the_readme(yard: Yard, task_id: str) -> None:
     shown = commands_for_real()

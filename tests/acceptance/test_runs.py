@@ -22,6 +22,7 @@ from fedops_mqtt.store.tensor_file import read_tensors
 MAC = "02:00:00:00:01:01"
 
 
+@pytest.mark.long
 async def test_presence_follows_birth_and_kill(site: Site) -> None:
     client = await site.start_client(MAC)
     born = await site.observer.until_client(MAC, ClientCondition.ONLINE)

@@ -83,6 +83,7 @@ async def test_a_bundle_that_others_can_read_is_pointed_out(yard: Yard, site: Se
         await process.until_said(r"can be read by others.*client.key")
 
 
+@pytest.mark.long
 async def test_keys_are_exchanged_while_everything_runs(yard: Yard, site: SecureSite) -> None:
     """The rotation of docs/security.md: renew, let the broker read, renew the broker, take the old ones back."""
     device = await start_device(yard, site, A, backoff_max_s=0.2)

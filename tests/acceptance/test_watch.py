@@ -17,6 +17,7 @@ MAX_IDLE_MB = 55
 """MB of 2**20 bytes, as all memory figures of the project."""
 
 
+@pytest.mark.long
 async def test_watch_needs_no_manager_and_prints_a_line_a_change(site: Site) -> None:
     watch = await site.yard.start("watch", "--task-id", site.task_id, "--broker", site.broker)
     await watch.until_said("^bus status=connected")
@@ -27,6 +28,7 @@ async def test_watch_needs_no_manager_and_prints_a_line_a_change(site: Site) -> 
     assert "\x1b" not in watch.stdout
 
 
+@pytest.mark.long
 async def test_watch_once_tells_what_is_known_as_json_lines(site: Site) -> None:
     await site.start_client(MAC)
     await site.observer.until_client(MAC, ClientCondition.ONLINE)

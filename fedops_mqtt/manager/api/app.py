@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
@@ -120,26 +120,22 @@ class Api:
             redoc_url=None,
             responses={"4XX": {"model": Problem}, 503: {"model": Problem}},
         )
-        app.include_router(self._router())
+        # Routes of an included router are all built twice.
+        app.get(PREFIX + "/health")(self.health)
+        app.get(PREFIX + "/events", response_class=StreamingResponse, responses=DOCUMENTED)(self._stream.stream)
+        app.get(PREFIX + "/clients")(self.list_clients)
+        app.delete(PREFIX + "/clients/{client_mac}")(self.forget_client)
+        app.get(PREFIX + "/tasks")(self.list_tasks)
+        app.get(PREFIX + "/runs", response_model=RunPage)(self.history.written(self.list_runs))
+        app.post(PREFIX + "/runs", status_code=HTTPStatus.CREATED, responses={409: {"model": Problem}})(self.start_run)
+        app.get(PREFIX + "/runs/{run_id}", response_model=RunRecord)(self.history.written(self.get_run))
+        app.post(PREFIX + "/runs/{run_id}/stop", status_code=HTTPStatus.ACCEPTED)(self.stop_run)
+        self.history.add_to(app, PREFIX)
+        self.apps.add_to(app, PREFIX)
         app.get("/api/events", include_in_schema=False)(self._stream.stream)
         app.get("/metrics", response_class=Response, responses=_PROMETHEUS)(self.prometheus)
         _add_problem_handlers(app)
         return app
-
-    def _router(self) -> APIRouter:
-        router = APIRouter(prefix=PREFIX)
-        router.get("/health")(self.health)
-        router.get("/events", response_class=StreamingResponse, responses=DOCUMENTED)(self._stream.stream)
-        router.get("/clients")(self.list_clients)
-        router.delete("/clients/{client_mac}")(self.forget_client)
-        router.get("/tasks")(self.list_tasks)
-        router.get("/runs", response_model=RunPage)(self.history.written(self.list_runs))
-        router.post("/runs", status_code=HTTPStatus.CREATED, responses={409: {"model": Problem}})(self.start_run)
-        router.get("/runs/{run_id}", response_model=RunRecord)(self.history.written(self.get_run))
-        router.post("/runs/{run_id}/stop", status_code=HTTPStatus.ACCEPTED)(self.stop_run)
-        self.history.add_to(router)
-        self.apps.add_to(router)
-        return router
 
     async def health(self) -> Health:
         """Tell whether this manager leads and has its broker."""

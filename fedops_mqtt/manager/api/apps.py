@@ -3,7 +3,7 @@
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.responses import FileResponse
 from starlette.exceptions import HTTPException
 
@@ -40,19 +40,19 @@ class AppsApi:
         self._apps = context.apps
         self._reader = context.journal.reader
 
-    def add_to(self, router: APIRouter) -> None:
-        """Put the endpoints on the API's router."""
-        router.get("/tasks/{task_id}/apps")(self.list_apps)
-        router.post(
-            "/tasks/{task_id}/apps",
+    def add_to(self, app: FastAPI, prefix: str) -> None:
+        """Add the endpoints."""
+        app.get(prefix + "/tasks/{task_id}/apps")(self.list_apps)
+        app.post(
+            prefix + "/tasks/{task_id}/apps",
             status_code=HTTPStatus.CREATED,
             responses={413: {"model": Problem}, 422: {"model": Problem}},
             openapi_extra=_BODY,
         )(self.publish)
-        router.post("/tasks/{task_id}/apps/rollback")(self.roll_back)
-        router.delete("/tasks/{task_id}/apps/current")(self.withdraw)
-        router.get("/apps/{digest}")(self.get_app)
-        router.get("/apps/{digest}/bundle", response_class=FileResponse, responses=_BUNDLE_FILE)(self.download)
+        app.post(prefix + "/tasks/{task_id}/apps/rollback")(self.roll_back)
+        app.delete(prefix + "/tasks/{task_id}/apps/current")(self.withdraw)
+        app.get(prefix + "/apps/{digest}")(self.get_app)
+        app.get(prefix + "/apps/{digest}/bundle", response_class=FileResponse, responses=_BUNDLE_FILE)(self.download)
 
     async def list_apps(self, task_id: TaskId) -> AppPage:
         """List the versions of a task's app, newest first."""

@@ -5,7 +5,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
-from fastapi import APIRouter, Query
+from fastapi import FastAPI, Query
 from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from fedops_mqtt.core.run import Run
@@ -41,9 +41,9 @@ class HistoryApi:
         self._reader = context.journal.reader
         self._exporter = Exporter(context.journal.url)
 
-    def add_to(self, router: APIRouter) -> None:
-        """Put the endpoints on the API's router."""
-        router.get("/clients/{client_mac}")(self.get_client)
+    def add_to(self, app: FastAPI, prefix: str) -> None:
+        """Add the endpoints."""
+        app.get(prefix + "/clients/{client_mac}")(self.get_client)
         for path, method in (
             ("/clients/{client_mac}/events", self.list_client_events),
             ("/clients/{client_mac}/metrics", self.list_client_metrics),
@@ -51,13 +51,13 @@ class HistoryApi:
             ("/runs/{run_id}/rounds", self.list_rounds),
             ("/runs/{run_id}/metrics", self.list_metrics),
         ):
-            router.get(path, response_model=History)(self.written(method))
-        router.get("/tasks/{task_id}/models")(self.list_models)
-        router.get("/tasks/{task_id}/models/{file_name}", response_class=FileResponse, responses=_MODEL_FILE)(
+            app.get(prefix + path, response_model=History)(self.written(method))
+        app.get(prefix + "/tasks/{task_id}/models")(self.list_models)
+        app.get(prefix + "/tasks/{task_id}/models/{file_name}", response_class=FileResponse, responses=_MODEL_FILE)(
             self.download_model
         )
-        router.get("/runs/{run_id}/logs")(self.read_log)
-        router.get("/runs/{run_id}/{what}.csv", response_class=StreamingResponse, responses=_CSV)(self.export)
+        app.get(prefix + "/runs/{run_id}/logs")(self.read_log)
+        app.get(prefix + "/runs/{run_id}/{what}.csv", response_class=StreamingResponse, responses=_CSV)(self.export)
 
     def written(self, method: Callable[..., Awaitable[Record]]) -> Callable[..., Awaitable[Response]]:
         """Return an endpoint whose answer, which may be long, is written on a reader's thread and not in the loop."""

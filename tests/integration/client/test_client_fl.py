@@ -60,6 +60,7 @@ async def test_a_run_over_the_line_is_trained_and_reported(serve_fl: ServeFl, ma
     assert trial.metrics[1].values["batch"] == 32
 
 
+@pytest.mark.long
 async def test_state_is_kept_between_rounds_and_runs(serve_fl: ServeFl, make_job: MakeJob) -> None:
     counts = []
     for run_id in ("r1", "r2"):

@@ -46,7 +46,7 @@ async def until(ask: Callable[[], Awaitable[Any]], what: str = "what was waited 
     try:
         async with asyncio.timeout(PATIENCE_S):
             while not (answer := await ask()):  # noqa: ASYNC110 - what a manager says over HTTP is asked for
-                await asyncio.sleep(0.03)
+                await asyncio.sleep(0.1)
             return answer
     except TimeoutError as error:
         raise AssertionError(f"{what} did not come within {PATIENCE_S:g} s") from error

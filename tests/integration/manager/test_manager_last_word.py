@@ -56,6 +56,7 @@ async def test_a_last_word_kept_while_no_manager_was_there_is_read_by_the_next(h
             assert is_completed(await api.ended(run_id))
 
 
+@pytest.mark.long
 async def test_a_server_that_is_silent_but_has_kept_its_last_word_is_not_launched_again(house: House) -> None:
     house.write_tasks("min_clients = 2", limits="server_lost_s = 0.5\nclose_grace_s = 0.5")
     house.tell_server("linger")

@@ -110,6 +110,7 @@ async def test_a_published_app_reaches_a_server_behind_ssh_and_is_handed_out_fro
         await hands_out_its_app(house, api, a, app_with_server(padding=2_000_000))
 
 
+@pytest.mark.long
 async def test_a_server_far_away_that_is_killed_is_launched_again_with_its_last_words(house: House) -> None:
     through_a_shell(house)
     async with house.managed() as api, house.device(A), house.device(B):
@@ -121,6 +122,7 @@ async def test_a_server_far_away_that_is_killed_is_launched_again_with_its_last_
         assert exits[0]["detail"]["reason"].startswith("FL server process was ended by SIGKILL")
 
 
+@pytest.mark.long
 async def test_a_server_that_crashes_far_away_gives_its_log_and_status(house: House) -> None:
     through_a_shell(house, limits="max_launches = 1")
     house.tell_server("crash")

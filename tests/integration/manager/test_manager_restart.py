@@ -45,6 +45,7 @@ async def test_a_manager_killed_during_a_run_finishes_it_when_it_is_started_agai
             assert exits[0]["detail"]["launch"] == 1
 
 
+@pytest.mark.long
 async def test_a_run_that_ended_while_no_manager_was_there_is_known_with_its_outcome(house: House) -> None:
     async with house.device(A) as a, house.device(B) as b:
         run_id = await run_that_ends_without_a_manager(house, a, b)
@@ -88,6 +89,7 @@ async def test_a_run_keeps_its_task_when_the_tasks_file_loses_it_and_over_a_rest
             await api.run_when(run_id, lambda run: run["launch"] == 3 and run["status"] == "running")
 
 
+@pytest.mark.long
 async def test_a_manager_that_is_told_to_end_says_goodbye_and_leaves_its_runs_alone(house: House) -> None:
     topic = topics.manager_status()
     async with house.device(A), house.device(B), Connection(house.broker.url, subscriptions=[str(topic)]) as reader:

@@ -112,6 +112,7 @@ async def test_lists_show_every_site_each_row_with_its_site(sites: TwoSites, ver
     assert [(row["site"], row["run_id"]) for row in runs.records] == [("north", later[1]), ("south", later[0])]
 
 
+@pytest.mark.long
 async def test_with_one_manager_nothing_is_printed_about_sites(sites: TwoSites, verb: Verbs) -> None:
     for alone in (["--manager", f"north={sites.north.http.base_url}"], ["--site", "north"]):
         told = await verb("clients", *alone)
@@ -149,6 +150,7 @@ async def test_a_wrong_token_is_the_problem_of_its_site_only(
     assert "site north: the manager refuses us" in told.err
 
 
+@pytest.mark.long
 async def test_a_verb_acts_at_the_site_that_has_the_task_or_the_run(sites: TwoSites, verb: Verbs) -> None:
     started = (await verb("start", sites.tasks["south"], "--json")).records[0]
     assert started["site"] == "south"
@@ -162,6 +164,7 @@ async def test_a_verb_acts_at_the_site_that_has_the_task_or_the_run(sites: TwoSi
     assert (lost.code, "no site has run run-of-nobody; asked: north, south" in lost.err) == (ExitCode.FAILED, True)
 
 
+@pytest.mark.long
 async def test_a_task_of_two_sites_needs_to_be_told_which(sites: TwoSites, verb: Verbs) -> None:
     refused = await verb("start", "shared")
     assert refused.code == ExitCode.USAGE
@@ -219,6 +222,7 @@ async def test_a_program_without_an_event_loop_gets_the_same(sites: TwoSites) ->
     assert await asyncio.to_thread(ask) == (["north", "south"], "south")
 
 
+@pytest.mark.long
 async def test_of_a_site_with_a_standby_the_leader_is_asked(house: House, verb: Verbs) -> None:
     async with manager_process(house) as first, manager_process(house, waits=False) as second:
         standby = (await hear(second, "waits for the lead")).rpartition(" ")[2]

@@ -97,6 +97,7 @@ async def test_a_server_that_its_manager_ends_makes_no_version_of_a_run_that_fai
     assert (folder / ".checkpoints" / "r.safetensors").exists() != is_kept
 
 
+@pytest.mark.long
 async def test_evaluation_that_never_ends_is_interrupted_by_a_stop(house: House) -> None:
     async with house.listen() as bus:
         process = house.spawn("hang", num_rounds=2, stop_grace_s=0.5)
