@@ -116,18 +116,19 @@ $(FRAMEWORKS_STAMP): pyproject.toml constraints.txt
 	$(FRAMEWORKS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[frameworks]'
 	touch $@
 
+# These environments run a few tests each: what is imported is compiled then, the rest never.
 # What a flwr requires more tightly than constraints.txt says is left to it.
 $(FLWR_STAMP): pyproject.toml constraints.txt
 	test -x $(FLWR)/bin/python || $(PYTHON) -m venv $(FLWR)
 	grep -vE '^(certifi|flwr|uv)==' constraints.txt > $(FLWR)/constraints.txt
-	$(FLWR)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(FLWR)/constraints.txt \
+	$(FLWR)/bin/python -m pip install --no-compile --quiet --disable-pip-version-check --constraint $(FLWR)/constraints.txt \
 		--editable '.[dev]' 'flwr==$(OTHER_FLWR).*'
 	touch $@
 
 .PRECIOUS: .venv-%/.installed
 .venv-%/.installed: pyproject.toml constraints.txt
 	test -x .venv-$*/bin/python || PYENV_VERSION=$* python$* -m venv .venv-$*
-	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	.venv-$*/bin/python -m pip install --no-compile --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 model: setup  ## 10,000 seeded schedules over the pure core: make model SEED=1 SCHEDULES=10000
