@@ -1,6 +1,7 @@
 """The verbs about published apps: app publish, list, show, rollback, withdraw; and `run FOLDER`, which does all."""
 
 import re
+import tomllib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ def approve(
     from fedops_mqtt.apps import AppLibrary
     from fedops_mqtt.device.app_policy import app_folder
     from fedops_mqtt.device.identity import NoMacAddressError, get_mac_address
-    from fedops_mqtt.device.journal import identity_dir
+    from fedops_mqtt.device.journal import identity_dir, unapproved_app
 
     if not re.fullmatch(r"[0-9a-f]{64}", digest := digest.lower()):
         raise UsageError(f"{digest!r} is no digest: 64 hexadecimal digits, as the rejected start's reason names them")
@@ -65,6 +66,9 @@ def approve(
     else:
         library.approve(digest)
     print(f"{'no longer approved' if withdraw else 'approved'}: {digest} for task {settings.task_id}")
+    wanted = unapproved_app(folder)
+    if not withdraw and wanted not in (None, digest):
+        typer.echo(f"the start that was rejected last here is of another app: {wanted}", err=True)
 
 
 DEFAULT_FLEET = Path("fleet")
@@ -91,7 +95,8 @@ def read_source(source: Path) -> AppSource:
     except OSError as error:
         raise FatalError(f"{source} cannot be read: {error.strerror or error}", ExitCode.FAILED) from error
     except AppRefusedError as error:
-        raise FatalError(f"{source} is no app that can be published: {error}", ExitCode.FAILED) from error
+        advice = "name a file that `flwr build` made, or the project's folder"
+        raise FatalError(f"{source} is no app that can be published: {error}; {advice}", ExitCode.FAILED) from error
 
 
 def sign(source: AppSource, task_id: str, fleet: Path | None, *, manager: str) -> AppSignature | None:
@@ -120,8 +125,14 @@ def _build(folder: Path) -> bytes:
     """Return what `flwr build` makes of a folder."""
     from flwr.cli.build import build_fab_from_disk
 
-    if not (folder / "pyproject.toml").is_file():
-        raise FatalError(f"{folder} is no Flower project: it has no pyproject.toml", ExitCode.FAILED)
+    project = folder / "pyproject.toml"
+    if not project.is_file():
+        advice = "name the project's folder; `flwr new` makes one"
+        raise FatalError(f"{folder} is no Flower project: it has no pyproject.toml; {advice}", ExitCode.FAILED)
+    try:
+        tomllib.loads(project.read_text(encoding="utf-8"))
+    except ValueError as error:  # flwr's own error does not say which file it is
+        raise FatalError(f"{project} is no TOML file in UTF-8: {error}", ExitCode.FAILED) from error
     try:
         with warnings.catch_warnings():  # flwr 1.41 uses a name of pathspec that is deprecated
             warnings.simplefilter("ignore", DeprecationWarning)

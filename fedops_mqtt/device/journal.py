@@ -7,6 +7,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from fedops_mqtt.runtime.files import write_atomically
 logger = logging.getLogger(__name__)
 
 _FACTS = TypeAdapter(ClientState)
+_FACTS_FILE = "journal.json"
 _MAX_JOURNAL_BYTES = 8 * 1024 * 1024
 """A full journal has some 100 KB; a larger file is not ours and is not read into a small device's memory."""
 
@@ -54,7 +56,7 @@ class ClientJournal:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._facts_file = folder / "journal.json"
+        self._facts_file = folder / _FACTS_FILE
         self.written: ClientState | None = None
         """The facts that are on disk."""
         self._saving = threading.Lock()
@@ -93,6 +95,21 @@ class ClientJournal:
             path.replace(aside)
         except OSError as failure:
             logger.warning("journal cannot be set aside", extra={"path": str(path), "error": str(failure)})
+
+
+def unapproved_app(folder: Path) -> str | None:
+    """Return the digest of the app that the last start named, where it was rejected for want of its owner's approval.
+
+    Read beside a daemon that runs: a journal that cannot be read is left to it.
+    """
+    try:
+        last = _FACTS.validate_python(json.loads(_read_bounded(folder / _FACTS_FILE))).last_trigger
+    except (ValueError, RecursionError, OSError):
+        return None
+    if last is None or last.reason_code != "app-not-approved":
+        return None
+    named = re.search(r"[0-9a-f]{64}", last.reason or "")
+    return named[0] if named else None
 
 
 def _with_new_names(facts: Any) -> Any:

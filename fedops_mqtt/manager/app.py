@@ -31,6 +31,7 @@ from fedops_mqtt.manager.errors import (
 from fedops_mqtt.manager.journal import Journal
 from fedops_mqtt.manager.leader import Front, leading
 from fedops_mqtt.manager.lease import FileLease, Lease, RowLease, wait_for_lease
+from fedops_mqtt.manager.tasks import Tasks
 from fedops_mqtt.runtime.background import alongside
 from fedops_mqtt.runtime.http_access import AccessRules
 from fedops_mqtt.runtime.http_server import url_of
@@ -65,6 +66,7 @@ async def run_manager(
     stop = stop or asyncio.Event()
     try:
         with told_to_end(lambda number: stop.set()), _open_journal(settings) as journal, _lease(journal) as lease:
+            tasks = Tasks(settings.tasks_file)  # a wrong file ends a manager as it starts, none that is on standby
             async with supervised():
                 term, listening = await _until_leading(settings, lease, journal, stop, say)
                 if term is not None:
@@ -73,6 +75,7 @@ async def run_manager(
                             await _lead(
                                 settings,
                                 journal,
+                                tasks,
                                 term,
                                 lease.may_act,
                                 listening,
@@ -119,6 +122,7 @@ def _ended(error: Exception, settings: ManagerSettings, say: Say) -> ExitCode:
 async def _lead(
     settings: ManagerSettings,
     journal: Journal,
+    tasks: Tasks,
     term: int,
     may_act: Callable[[], bool],
     listening: socket.socket | None,
@@ -132,7 +136,7 @@ async def _lead(
     rules = access_rules(settings)
     journal.lead(term, may_act)
     with listening or _listen(settings.http, rules) as listening:
-        async with leading(settings, journal, term=term, listening=listening, front=front) as leader:
+        async with leading(settings, journal, tasks, term=term, listening=listening, front=front) as leader:
             say(f"manager leads (term {term}), API at {url_of(listening, rules)}")
             on_ready(url_of(listening, rules))
             await stop.wait()

@@ -272,7 +272,7 @@ def _choose(versions: list[PublishedApp], task_id: str, version: str | None) -> 
         raise UnknownAppError(f"version {version[:100]!r} of task {task_id!r} (there are: {known})")
     at = next((number for number, app in enumerate(versions) if app.is_current), -1)
     if at + 1 >= len(versions):
-        raise NoEarlierAppError(task_id)
+        raise NoEarlierAppError(task_id, has_versions=bool(versions))
     return versions[at + 1]
 
 

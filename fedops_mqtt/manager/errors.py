@@ -72,10 +72,13 @@ class UnknownAppError(ManagerError):
 
 
 class NoEarlierAppError(ManagerError):
-    """Nothing was published before a task's current app."""
+    """Nothing was published before a task's current app, or nothing at all."""
 
-    def __init__(self, task_id: str) -> None:
-        super().__init__(f"task {task_id!r} has no earlier version of its app; name one of `fedops-mqtt app list`")
+    def __init__(self, task_id: str, *, has_versions: bool) -> None:
+        problem = f"no app was published for task {task_id!r}; fedops-mqtt app publish FOLDER --task {task_id}"
+        if has_versions:
+            problem = f"task {task_id!r} has no earlier version of its app; name one of `fedops-mqtt app list`"
+        super().__init__(problem)
 
 
 class BundleMissingError(ManagerError):

@@ -31,6 +31,7 @@ from fedops_mqtt.manager.api.prometheus import ManagerMetrics
 from fedops_mqtt.manager.app_store import AppStore, PublishRules
 from fedops_mqtt.manager.bus_reader import BusReader
 from fedops_mqtt.manager.context import Clock, ManagerContext, RunEventQueue
+from fedops_mqtt.manager.errors import TasksFileError
 from fedops_mqtt.manager.events import Events
 from fedops_mqtt.manager.home_assistant import HomeAssistant
 from fedops_mqtt.manager.journal import Journal
@@ -85,16 +86,26 @@ class Leader:
 
 @asynccontextmanager
 async def leading(
-    settings: ManagerSettings, journal: Journal, *, term: int, listening: socket.socket, front: Front | None = None
+    settings: ManagerSettings,
+    journal: Journal,
+    tasks: Tasks,
+    *,
+    term: int,
+    listening: socket.socket,
+    front: Front | None = None,
 ) -> AsyncIterator[Leader]:
     """Watch, decide and act while the block runs.
 
     Raises:
-        BusError, TasksFileError: the broker's URL or the tasks file cannot be used.
+        BusError: the broker's URL cannot be used.
     """
     apps = AppStore(journal, settings.state_dir.resolve() / "manager" / "apps", _publish_rules(settings))
     await apps.load()
-    tasks = Tasks(settings.tasks_file, published=apps.current)
+    tasks.published = apps.current
+    try:
+        tasks.refresh()
+    except TasksFileError as error:  # it has changed on standby: open runs have their tasks, and need a manager
+        logger.error("the tasks file cannot be used, its last state holds", extra={"problem": str(error)})
     runs = await journal.call(journal.open_runs)
     # An older program did not store a run's task: take it from the tasks file.
     open_runs = OpenRuns([replace(each, task=each.task or tasks.get(each.run.spec.task_id)) for each in runs])

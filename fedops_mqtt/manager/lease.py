@@ -204,6 +204,7 @@ class RowLease:
         self._monotonic = monotonic
         self._term: int | None = None
         self._renewed_at = float("-inf")
+        self._is_away = False
         self._seen: Row[Any] | None = None
         self._seen_for_s = 0.0
         self._looked_at = 0.0
@@ -217,13 +218,13 @@ class RowLease:
     def try_take(self) -> int | None:
         """Return the new term if the last holder let go or was not seen to renew for `ROW_LEASE_S`."""
         try:
-            return self._try_take()
+            term = self._try_take()
         except DBAPIError as error:
-            if not is_away(error):
-                raise
+            self._note_outage("the database is not available, no manager can lead", error)
             self._seen = None  # as long as nobody can renew nobody is late
-            logger.warning("the database is not available, no manager can lead", extra={"problem": str(error.orig)})
             return None
+        self._note_answer()
+        return term
 
     def _try_take(self) -> int | None:
         with self._engine.connect() as connection:
@@ -251,9 +252,9 @@ class RowLease:
             try:
                 self.renew()
             except DBAPIError as error:
-                if not is_away(error):
-                    raise
-                logger.warning("the lease is not renewed, no database", extra={"problem": str(error.orig)})
+                self._note_outage("the lease is not renewed, no database", error)
+            else:
+                self._note_answer()
 
     def renew(self) -> None:
         """Hold it for another `ROW_LEASE_S`.
@@ -284,6 +285,19 @@ class RowLease:
         with self._engine.connect() as connection:
             found = connection.execute(select(tables.lease.c.holder).where(tables.lease.c.name == _NAME)).scalar()
         return str(found or "nobody")
+
+    def _note_outage(self, sentence: str, error: DBAPIError) -> None:
+        """Log the first failure of an outage; raise what is none."""
+        if not is_away(error):
+            raise error
+        if not self._is_away:
+            logger.warning(sentence, extra={"problem": str(error.orig)})
+        self._is_away = True
+
+    def _note_answer(self) -> None:
+        if self._is_away:
+            logger.info("the database answers again")
+        self._is_away = False
 
     def _until(self) -> float:
         """Return a value that no renewal before had; to people it says when it ends."""

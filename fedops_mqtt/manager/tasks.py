@@ -9,6 +9,7 @@ Read when the manager starts, and again when the file has changed and a run is a
 published needs no table; the table [published] says what such tasks are like.
 """
 
+import difflib
 import shutil
 import string
 import tomllib
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from fedops_mqtt.core.limits import RunLimits
 from fedops_mqtt.manager.errors import TasksFileError, UnknownTaskError
@@ -152,7 +154,7 @@ class Tasks:
 
     def __init__(self, path: Path | None, *, published: Collection[str] = ()) -> None:
         self.path = path
-        self._published = published
+        self.published = published
         self._like = TaskConfig()
         self._read_at: tuple[int, int] | None = None
         self._tasks: Mapping[str, TaskConfig] = {}
@@ -176,7 +178,7 @@ class Tasks:
         self._read_at = (found.st_mtime_ns, found.st_size)
 
     def __contains__(self, task_id: object) -> bool:
-        return task_id in self._tasks or task_id in self._published
+        return task_id in self._tasks or task_id in self.published
 
     def __getitem__(self, task_id: str) -> TaskConfig:
         """Return a task.
@@ -190,13 +192,23 @@ class Tasks:
 
     def get(self, task_id: str) -> TaskConfig | None:
         """Return a task, or None when there is none of that name."""
-        like = self._like if task_id in self._published else None
+        like = self._like if task_id in self.published else None
         return self._tasks.get(task_id, like)
 
     @property
     def by_id(self) -> Mapping[str, TaskConfig]:
         """Every task."""
-        return {**dict.fromkeys(self._published, self._like), **self._tasks}
+        return {**dict.fromkeys(self.published, self._like), **self._tasks}
+
+
+def _explain(problem: ErrorDetails) -> str:
+    if problem["type"] != "extra_forbidden":
+        return problem["msg"]
+    *table, key = problem["loc"]
+    models: dict[str, type[BaseModel]] = {"limits": RunLimits, "kubernetes": KubernetesTask}
+    model = models.get(str(table[-1]), TaskConfig) if table else _TasksFile
+    close = difflib.get_close_matches(str(key), model.model_fields, n=1)
+    return "there is no such key" + (f", perhaps {close[0]!r} is meant" if close else "")
 
 
 def _parse(path: Path) -> tuple[Mapping[str, TaskConfig], TaskConfig]:
@@ -207,7 +219,7 @@ def _parse(path: Path) -> tuple[Mapping[str, TaskConfig], TaskConfig]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TasksFileError(str(path), f"not TOML: {error}") from error
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, each['loc'])) or 'file'}: {each['msg']}" for each in error.errors())
+        problems = (f"{'.'.join(map(str, each['loc'])) or 'file'}: {_explain(each)}" for each in error.errors())
         raise TasksFileError(str(path), "; ".join(problems)) from error
     folder = path.resolve().parent
 

@@ -174,6 +174,13 @@ Metrics = Annotated[dict[Text, Number], Field(max_length=MAX_METRICS), bounded(M
 
 
 def _expressible(value: Any) -> Any:
+    """Check a value before its type is chosen, so that there is one problem and not one for each type."""
+    if not isinstance(value, bool | int | float | str):
+        raise ValueError("it is not a boolean, number or text")
+    if isinstance(value, str) and len(value) > MAX_REASON_CHARS:
+        raise ValueError(f"the text has {len(value):,} characters, at most {MAX_REASON_CHARS:,} are taken")
+    if isinstance(value, str) and not value.isascii() and any("\ud800" <= each <= "\udfff" for each in value):
+        raise ValueError("the text is not Unicode")  # half of a pair, which UTF-8 cannot carry
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("JSON has no NaN or infinity")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:

@@ -4,6 +4,7 @@ Each value is TOML: true, 3, 0.5, "text". What is none of it is an error, never 
 """
 
 import json
+import math
 import re
 import sys
 import tomllib
@@ -82,6 +83,8 @@ def _value(key: str, text: str) -> Plain:
         raise ValueError(f'{key}={text} is no TOML value; a text needs quotes: {key}="{text}"') from error
     if not isinstance(value, Plain):
         raise ValueError(f"{key}={text} is not a boolean, number or text")
+    if isinstance(value, float) and not math.isfinite(value):  # no message carries it: JSON has none
+        raise ValueError(f"{key}={text} is not a finite number")
     return value
 
 

@@ -27,6 +27,12 @@ def test_what_is_no_pair_is_said_with_what_to_write(line: str) -> None:
         parse_pairs(line)
 
 
+@pytest.mark.parametrize("line", ["a=nan", "a=-inf", "a=1e400"])
+def test_what_no_message_can_carry_is_refused(line: str) -> None:
+    with pytest.raises(ValueError, match="not a finite number"):
+        parse_pairs(line)
+
+
 def test_tables_become_dotted_keys() -> None:
     assert flatten({"lr": 0.1, "model": {"name": "cnn", "size": {"x": 3}}}) == {
         "lr": 0.1,
@@ -42,7 +48,7 @@ def test_tables_become_dotted_keys() -> None:
         st.from_regex(r"[A-Za-z0-9_.-]+", fullmatch=True),
         st.booleans()
         | st.integers(-(2**63), 2**63 - 1)
-        | st.floats(allow_nan=False)
+        | st.floats(allow_nan=False, allow_infinity=False)
         | st.text(st.characters(exclude_categories=["Cs"])),
         max_size=5,
     )

@@ -49,6 +49,8 @@ async def test_versions_are_published_listed_and_gone_back_to(house: House) -> N
         assert (back["version"], back["is_current"]) == ("1.0", True)
         await refused(await api.http.post(f"/api/v1{path}/rollback"), 409)
         await refused(await api.http.post(f"/api/v1{path}/rollback", json={"version": "9"}), 404)
+        nothing = await refused(await api.http.post("/api/v1/tasks/letters/apps/rollback"), 409)
+        assert "no app was published for task 'letters'" in nothing
         assert (await api.http.delete(f"/api/v1{path}/current")).json()["is_current"] is False
         await refused(await api.http.delete(f"/api/v1{path}/current"), 404)
         (task,) = (await api.get("/tasks"))["items"]
@@ -209,5 +211,7 @@ async def test_settings_that_cannot_travel_are_refused(house: House, config: dic
     async with house.managed() as api:
         body = json.dumps({"task_id": house.task_id, "run_config": config})
         headers = {"content-type": "application/json"}
-        await refused(await api.http.post("/api/v1/runs", content=body, headers=headers), 422)
+        problem = await refused(await api.http.post("/api/v1/runs", content=body, headers=headers), 422)
+        assert "\n" not in problem
+        assert len(problem) < 400
         assert (await api.get("/runs"))["total"] == 0

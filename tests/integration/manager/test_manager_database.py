@@ -172,3 +172,23 @@ def test_a_write_whose_commit_nobody_heard_of_is_made_once(own_postgres: Postgre
         journal.insist(journal.write, Batch(events=[JournalEvent(at=2.0, kind="L")]))
         with journal.engine.connect() as connection:
             assert connection.execute(select(func.count()).select_from(tables.events)).scalar_one() == 2
+
+
+def test_an_outage_is_logged_once_by_who_waits(own_postgres: Postgres, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="fedops_mqtt.manager.lease")
+    with (
+        Journal(own_postgres.new_database()) as journal,
+        RowLease(journal.engine, "leader") as leader,
+        RowLease(journal.engine, "standby") as standby,
+    ):
+        assert leader.try_take() is not None
+        for _ in range(2):
+            caplog.clear()
+            own_postgres.stop()
+            assert [standby.try_take() for _ in range(3)] == [None] * 3
+            own_postgres.start()
+            assert [standby.try_take() for _ in range(3)] == [None] * 3
+            assert [record.getMessage() for record in caplog.records] == [
+                "the database is not available, no manager can lead",
+                "the database answers again",
+            ]

@@ -2,7 +2,7 @@
 
 import httpx
 import pytest
-from manager_parts import House, api_at, hear, manager_process
+from manager_parts import A, B, House, api_at, hear, manager_process
 
 PERSON = {"Accept": "text/html"}
 
@@ -24,6 +24,34 @@ async def test_a_manager_that_waits_says_so_to_people_and_programs_and_then_lead
         assert second.url == url
         async with api_at(url) as api:
             assert (await api.get("/health"))["role"] == "leading"
+
+
+async def test_a_tasks_file_that_was_broken_meanwhile_keeps_no_manager_from_taking_over(house: House) -> None:
+    async with (
+        house.device(A) as a,
+        house.device(B) as b,
+        manager_process(house) as first,
+        manager_process(house, waits=False) as second,
+    ):
+        await hear(second, "waits for the lead")
+        async with api_at(first.url) as api:
+            run_id = await api.start(house.task_id)
+            await api.training(run_id)
+        whole = house.tasks_file.read_text()
+        house.tasks_file.write_text(whole + "\n[tasks.other]\nmodul = 'm'\n")
+        first.kill()
+        await hear(second, "ready")
+        async with api_at(second.url) as api:
+            await api.training(run_id)
+            refused = await api.http.post("/api/v1/runs", json={"task_id": "other"})
+            assert "tasks.other.modul: there is no such key, perhaps 'module' is meant" in refused.text
+            house.tell_server("finish", "all rounds done")
+            a.finishes()
+            b.finishes()
+            assert (await api.ended(run_id))["outcome"] == "completed"
+            house.tasks_file.write_text(whole)
+            house.take_back("finish")
+            await api.training(await api.start(house.task_id))
 
 
 @pytest.mark.long

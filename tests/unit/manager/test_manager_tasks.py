@@ -45,7 +45,10 @@ def test_rounds_that_no_file_says_are_the_servers_own(tmp_path: Path) -> None:
     ("text", "problem"),
     [
         ("[tasks.a]\ncommand = [", "not TOML"),
-        ("[tasks.a]\nmodule = 'm'\nrounds = 3", "tasks.a.rounds: Extra inputs are not permitted"),
+        ("[tasks.a]\nrounds = 3", "tasks.a.rounds: there is no such key, perhaps 'num_rounds' is meant"),
+        ("[tasks.a.limits]\nround = 3", "tasks.a.limits.round: there is no such key, perhaps 'round_s' is meant"),
+        ("[task.a]\nmodule = 'm'", "task: there is no such key, perhaps 'tasks' is meant"),
+        ("[tasks.a]\nqqqqqq = 3", "tasks.a.qqqqqq: there is no such key"),
         ("[tasks.a]\nmodule = 'm'\nnum_rounds = 0", "tasks.a.num_rounds: Input should be greater than or equal to 1"),
         ("[tasks.a]\nmodule = 'm'\ncommand = ['c']", "not both"),
         ("[tasks.'a/b']\nmodule = 'm'", "task_id 'a/b' is not valid"),
