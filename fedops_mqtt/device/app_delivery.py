@@ -82,7 +82,8 @@ class AppDelivery:
             await asyncio.to_thread(self._library.prune, self._keep_limits(), keep=frozenset({app.digest}))
             python = await self._python_for(bundle)
         except OSError as error:
-            problem = f"the app cannot be kept: {error.strerror or error} ({error.filename or self._library.folder})"
+            what = error.strerror or error
+            problem = f"the app cannot be kept: {what}; look at {error.filename or self._library.folder}"
             raise AppRefusedError(RefusalCode.NOT_DELIVERED, problem) from error
         return DeliveredApp(folder=folder, client_app=bundle.client_app, python=python)
 

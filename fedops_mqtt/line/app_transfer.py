@@ -3,6 +3,7 @@
 The server's numbers are claims: at most the bytes that the start trigger named are taken.
 """
 
+import errno
 import os
 import ssl
 import threading
@@ -15,6 +16,7 @@ from fedops_mqtt.line import wire
 from fedops_mqtt.line.connection import BROKEN, Connector, LineConnection
 from fedops_mqtt.line.errors import LineConfigError, LineRefusedError
 
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _CHUNK_BYTES = 256 * 1024
 _CONNECT_S = 10.0
 _RETRY_S = 0.5
@@ -165,4 +167,10 @@ class AppTransfer:
             with os.fdopen(os.open(self._into, flags, 0o600), mode) as file:
                 file.write(chunk)
         except OSError as error:
+            if error.errno in _NO_SPACE:  # what came so far would leave the daemon no room for its own files
+                self._into.unlink(missing_ok=True)
+                problem = (
+                    f"no space for the app's {self._size:,} bytes ({error.strerror}); free some: {self._into.parent}"
+                )
+                raise TransferError(problem) from error
             raise TransferError(f"{self._into} cannot be written: {error.strerror or error}") from error

@@ -3,6 +3,7 @@
 import hashlib
 import http.client
 import http.server
+import resource
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -81,6 +82,18 @@ def test_whoever_may_not_have_it_is_refused_at_once(tmp_path: Path, changes: dic
     with line() as server, pytest.raises(TransferError, match=fact):
         transfer(tmp_path / "app.part", server.address, **changes).run()
     assert not (tmp_path / "app.part").exists()
+
+
+def test_a_full_disk_is_said_and_left_as_it_was(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with line() as server:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
+        try:
+            with pytest.raises(TransferError, match=r"no space for the app's 1,280,000 bytes.*free some"):
+                transfer(tmp_path / "app.part", server.address).run()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_server_without_an_app_has_none(tmp_path: Path) -> None:
