@@ -107,8 +107,6 @@ class AppPolicy:
         return not self._signers and all(not each.is_tls and is_loopback(each.host) for each in brokers)
 
     def _check_settings(self) -> None:
-        from packaging.version import InvalidVersion, Version
-
         from fedops_mqtt.apps import parse_public_key
 
         try:
@@ -116,6 +114,8 @@ class AppPolicy:
                 parse_public_key(key)
         except ValueError as error:
             raise ClientConfigError("app_signers", str(error)) from error
+        from packaging.version import InvalidVersion, Version
+
         try:
             Version(self._settings.app_min_version or "0")
         except InvalidVersion as error:

@@ -1,5 +1,7 @@
 """Whose apps a device takes up, from its owner's settings: each refusal has its code, and is decided before any I/O."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,3 +157,18 @@ def test_app_and_settings_of_the_run_reach_the_training() -> None:
     action = apply(Client(identity=replace(ME)), trigger).action
     assert isinstance(action, StartTraining)
     assert (action.start.app, action.start.run_config) == (trigger.app, {"lr": 0.5})
+
+
+def test_a_device_that_waits_for_its_first_start_has_no_cryptography_in_memory(tmp_path: Path) -> None:
+    program = f"""
+import sys
+from pathlib import Path
+from fedops_mqtt.core.client import Identity
+from fedops_mqtt.device.app_policy import AppPolicy
+from fedops_mqtt.runtime.settings import ClientSettings
+identity = Identity(task_id="digits", client_mac="02:00:00:00:00:01", client_name="d", instance="i")
+AppPolicy(ClientSettings(app="delivered", app_signers={SIGNER.public_key!r}), identity, Path({str(tmp_path)!r}))
+assert "fedops_mqtt.apps.signing" in sys.modules
+assert not {{"cryptography", "flwr"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
