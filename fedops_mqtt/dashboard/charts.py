@@ -2,9 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
-from fedops_mqtt.dashboard.texts import amount, moment, readable, short_reason
+from fedops_mqtt.dashboard.texts import amount, readable, short_reason
 from fedops_mqtt.protocol import number_of
 
 Record = Mapping[str, Any]
@@ -95,7 +96,7 @@ def _around_the_only(times: set[str]) -> Options:
     """Return the ends of an axis for a single moment: left alone, it would span two days."""
     if len(times) != 1:
         return {}
-    at = _ms(times.pop())
+    at = 1000 * datetime.fromisoformat(times.pop()).timestamp()
     return {"min": at - _AROUND_MS, "max": at + _AROUND_MS}
 
 
@@ -138,15 +139,15 @@ def _messages(metrics: Sequence[Record]) -> list[Record]:
     return [row for row in metrics if row["kind"] == "round" and "compute_s" in row["values"]]
 
 
-def lanes(run: Record, metrics: Sequence[Record], events: Sequence[Record]) -> tuple[Options, int]:
-    """Return the Gantt chart of a run, a lane for each client, and how many lanes there are."""
-    macs = sorted(run["clients"], key=lambda mac: (_LANE_ORDER.get(run["clients"][mac]["status"], 9), mac))[:MAX_LANES]
+def lanes(statuses: Mapping[str, str], metrics: Sequence[Record], events: Sequence[Record]) -> tuple[Options, int]:
+    """Return the Gantt chart of a run's clients, a lane for each, and how many lanes there are."""
+    macs = sorted(statuses, key=lambda mac: (_LANE_ORDER.get(statuses[mac], 9), mac))[:MAX_LANES]
     lane = {mac: index for index, mac in enumerate(reversed(macs))}
     bars = [_bar(lane[row["client_mac"]], *part) for row in _messages(metrics) for part in _parts(row)
             if row["client_mac"] in lane]  # fmt: skip
     marks = [
         {
-            "value": [_ms(event["at"]), lane[event["client_mac"]]],
+            "value": [1000 * event["at"].timestamp(), lane[event["client_mac"]]],
             "name": _mark_text(event),
             "itemStyle": {"color": _mark_colour(event)},
         }
@@ -179,7 +180,7 @@ _LANE_ORDER = {"failed": 0, "lost": 1, "rejected": 2, "stopped": 3}
 
 def _parts(row: Record) -> Iterable[tuple[str, float, float, int]]:
     """Yield what a client did for one message, backwards from the moment it was told."""
-    end, values = _ms(row["at"]), row["values"]
+    end, values = 1000 * row["at"].timestamp(), row["values"]
     for name in ("upload_s", "compute_s", "download_s"):
         spent = 1000 * amount(values, name)
         label = readable(values.get("stage")) if name == "compute_s" else name
@@ -212,12 +213,6 @@ def _mark_text(event: Record) -> str:
     detail = event["detail"] or {}
     status = "triggered" if event["kind"] == "TriggerFired" else detail.get("status")
     return f"{status}: {short_reason(detail.get('reason'))}".removesuffix(": ")
-
-
-def _ms(iso: str) -> float:
-    at = moment(iso)
-    assert at is not None
-    return at.timestamp() * 1000
 
 
 def _frame(*, x: Options, y: Options, series: list[Options]) -> Options:

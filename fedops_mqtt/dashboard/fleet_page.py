@@ -1,4 +1,4 @@
-"""Who is here: counts and one table of all clients. Rows travel once, then only what changes, a few times a second."""
+"""The fleet: counts and one table of all clients. Rows are sent once, then only changes, a few times a second."""
 
 import json
 from collections import Counter
@@ -32,8 +32,8 @@ _SINCE = """(p) => { if (!p.value) return ''; const s = Math.max(0, (Date.now() 
     s < 86400 ? Math.floor(s / 3600) + ' h ' + Math.floor(s % 3600 / 60) + ' min' : Math.floor(s / 86400) + ' d'; }"""
 _COLUMNS: list[dict[str, Any]] = [
     {"field": "name", "headerName": "Name", "width": 145, ":cellRenderer": _LINK, "pinned": "left"},
-    {"field": "state", "headerName": "Status", "width": 134, ":cellRenderer": _CHIP},
-    {"field": "why", "headerName": "Why", "flex": 3, "minWidth": 80, "tooltipField": "why"},
+    {"field": "status", "headerName": "Status", "width": 134, ":cellRenderer": _CHIP},
+    {"field": "reason", "headerName": "Reason", "flex": 3, "minWidth": 80, "tooltipField": "reason"},
     {"field": "since", "headerName": "Since", "width": 90, ":valueFormatter": _SINCE},
     {"field": "task", "headerName": "Task", "flex": 1, "minWidth": 80},
     {"field": "phase", "headerName": "Phase", "width": 105},
@@ -94,15 +94,15 @@ class FleetTable:
     def __init__(self, view: PageView) -> None:
         self._view = view
         self._shown: Mapping[ClientKey, Row] = {}
-        self._task, self._word = ALL, ALL
+        self._task, self._status = ALL, ALL
         self._buttons: dict[str, ui.element] = {}
         self._numbers: dict[str, ui.label] = {}
 
     async def draw(self) -> None:
-        """Draw, fill and keep up."""
+        """Draw the page and update it while it is open."""
         with ui.element("div").classes("fed-counts").props('role="group" aria-label="Clients by status"'):
-            for word in (ALL, *(word.value for word in Label)):
-                self._count(word)
+            for status in (ALL, *(label.value for label in Label)):
+                self._count(status)
         with ui.element("div").classes("fed-row"):
             search = ui.input(label="Search", placeholder="name, MAC, reason …").props("dense outlined clearable")
             search.on_value_change(self._search)
@@ -125,17 +125,17 @@ class FleetTable:
         self._show_counts()
         await ui.context.client.connected(timeout=30)
         self._add(list(self._shown.values()))
-        ui.timer(TICK_S, self._keep_up)
+        ui.timer(TICK_S, self._update)
 
-    def _keep_up(self) -> None:
+    def _update(self) -> None:
         known, now = self._shown, self._view.rows.current()
-        news = [(key, row) for key, row in now.items() if known.get(key) is not row]
+        fresh = [(key, row) for key, row in now.items() if known.get(key) is not row]
         removed = [{"id": row["id"]} for key, row in known.items() if key not in now]
-        if not news and not removed:
+        if not fresh and not removed:
             return
         self._shown = dict(now)
-        self._add([row for key, row in news if key not in known])
-        changed = [row for key, row in news if key in known]
+        self._add([row for key, row in fresh if key not in known])
+        changed = [row for key, row in fresh if key in known]
         if changed or removed:
             self._grid.run_grid_method("applyTransaction", {"update": changed, "remove": removed})
         self._show_counts()
@@ -147,11 +147,11 @@ class FleetTable:
 
     def _show_counts(self) -> None:
         rows = [row for row in self._shown.values() if self._task in (ALL, row["task"])]
-        counts = Counter(row["state"] for row in rows)
-        shown = (ALL, len(rows)), *((word.value, counts[word]) for word in Label)
-        for word, count in shown:
-            self._numbers[word].set_text(str(count))
-            self._buttons[word].props(f'aria-pressed="{str(word == self._word).lower()}"')
+        counts = Counter(row["status"] for row in rows)
+        shown = (ALL, len(rows)), *((label.value, counts[label]) for label in Label)
+        for status, count in shown:
+            self._numbers[status].set_text(str(count))
+            self._buttons[status].props(f'aria-pressed="{str(status == self._status).lower()}"')
         self._buttons[Label.UNCONFIRMED.value].set_visibility(bool(counts[Label.UNCONFIRMED]))
         tasks = [ALL, *sorted({row["task"] for row in self._shown.values()})]
         if tasks != self._tasks.options:
@@ -160,11 +160,11 @@ class FleetTable:
         self._box.set_visibility(bool(self._shown))
         self._box.style(f"height:{HEAD_PX + ROW_PX * len(self._shown)}px")
 
-    def _count(self, word: str) -> None:
-        self._buttons[word] = ui.element("button").classes("fed-count")
-        with self._buttons[word].on("click", lambda: self._choose_word(word)):
-            self._numbers[word] = ui.label("0").classes("fed-number").props(f'data-count="{word}"')
-            ui.label(word).classes(f"fed-{word.lower()}")
+    def _count(self, status: str) -> None:
+        self._buttons[status] = ui.element("button").classes("fed-count")
+        with self._buttons[status].on("click", lambda: self._choose_status(status)):
+            self._numbers[status] = ui.label("0").classes("fed-number").props(f'data-count="{status}"')
+            ui.label(status).classes(f"fed-{status.lower()}")
 
     def _search(self, event: events.ValueChangeEventArguments[Any]) -> None:
         self._grid.run_grid_method("setGridOption", "quickFilterText", event.value or "")
@@ -173,12 +173,12 @@ class FleetTable:
         self._task = event.value
         self._filter()
 
-    def _choose_word(self, word: str) -> None:
-        self._word = word
+    def _choose_status(self, status: str) -> None:
+        self._status = status
         self._filter()
 
     def _filter(self) -> None:
-        wanted = {"task": self._task, "state": self._word}
+        wanted = {"task": self._task, "status": self._status}
         model = {name: {"type": "equals", "filter": value} for name, value in wanted.items() if value != ALL}
         self._grid.run_grid_method("setFilterModel", model)
         self._show_counts()

@@ -39,31 +39,31 @@ border:1px solid #888}button{background:#0b6b7a;color:#fff;border:0}p{margin:0}<
 
 
 class SessionCookieMiddleware:
-    """ASGI middleware around the door; without a token it does nothing."""
+    """ASGI middleware around the access control: accepts a cookie for the token; without a token it does nothing."""
 
-    def __init__(self, door: ASGIApp, *, token: str | None, is_tls: bool) -> None:
-        self._door = door
+    def __init__(self, app: ASGIApp, *, token: str | None, is_tls: bool) -> None:
+        self._app = app
         self._token = token
         self._is_tls = is_tls
         self._pass = hmac.new((token or "").encode(), b"fedops-mqtt page", sha256).hexdigest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a signed-in browser through as if it had the token."""
+        """Pass a signed-in browser's request on as if it had the token."""
         if scope["type"] not in ("http", "websocket"):
-            await self._door(scope, receive, send)
+            await self._app(scope, receive, send)
             return
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         if self._token is None or b"authorization" in headers:
-            await self._door(scope, receive, send)
+            await self._app(scope, receive, send)
         elif scope["path"] == SIGN_IN and scope["type"] == "http":
             await (await self._sign_in(scope, receive))(scope, receive, send)
         elif self._has_pass(headers.get(b"cookie", "")):
             bearer = (b"authorization", f"Bearer {self._token}".encode())
-            await self._door({**scope, "headers": [*scope["headers"], bearer]}, receive, send)
+            await self._app({**scope, "headers": [*scope["headers"], bearer]}, receive, send)
         elif scope["type"] == "http" and "text/html" in headers.get(b"accept", ""):
             await RedirectResponse(SIGN_IN, 303)(scope, receive, send)
         else:
-            await self._door(scope, receive, send)
+            await self._app(scope, receive, send)
 
     def _has_pass(self, cookies: str) -> bool:
         try:
@@ -74,7 +74,7 @@ class SessionCookieMiddleware:
 
     async def _sign_in(self, scope: Scope, receive: Receive) -> Response:
         if scope["method"] != "POST":
-            return HTMLResponse(_FORM % "This manager asks who you are.")
+            return HTMLResponse(_FORM % "This manager requires its token.")
         given = parse_qs((await _read(receive)).decode("latin-1")).get("token", [""])[0]
         if not hmac.compare_digest(given.encode(), (self._token or "").encode()):
             return HTMLResponse(_FORM % "That is not its token.", 401)
@@ -106,17 +106,17 @@ _NICEGUI: dict[str, Any] = {
 
 @asynccontextmanager
 async def page(app: FastAPI, api: Api, context: ManagerContext) -> AsyncIterator[Callable[[ASGIApp], ASGIApp]]:
-    """Serve the page while the block runs; what is yielded goes around the door."""
+    """Serve the page while the block runs; yields what wraps the access control."""
     from nicegui import ui
 
     from fedops_mqtt.dashboard import client_page, fleet_page, run_page, sites_page, task_page
-    from fedops_mqtt.dashboard.texts import TOLD, FleetRows
+    from fedops_mqtt.dashboard.texts import LOAD_TOPICS, FleetRows
     from fedops_mqtt.dashboard.view import PageView
 
     app.add_api_route("/api/{rest:path}", _nothing_there, include_in_schema=False)
     async with AsyncExitStack() as stack:
-        news = stack.enter_context(context.events.subscribed(*TOLD))
-        view = PageView(api, context, FleetRows(context.bus_reader, news))
+        changes = stack.enter_context(context.events.subscribed(*LOAD_TOPICS))
+        view = PageView(api, context, FleetRows(context.bus_reader, changes))
         for path, title, build in (
             ("/", "Fleet", fleet_page.build),
             ("/tasks", "Tasks", task_page.build_list),
@@ -133,7 +133,7 @@ async def page(app: FastAPI, api: Api, context: ManagerContext) -> AsyncIterator
         ui.run_with(app, **_NICEGUI)
         rules = access_rules(context.settings)
         async with app.router.lifespan_context(app), alongside(view.rows.follow(), name="page"):
-            yield lambda door: SessionCookieMiddleware(door, token=rules.token, is_tls=rules.is_tls)
+            yield lambda wrapped: SessionCookieMiddleware(wrapped, token=rules.token, is_tls=rules.is_tls)
 
 
 def _site_managers(addresses: Sequence[SiteAddress], ca_file: Path | None) -> AsyncSitesClient:

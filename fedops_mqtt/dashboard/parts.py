@@ -7,7 +7,6 @@ from nicegui import ui
 
 from fedops_mqtt.dashboard.texts import readable
 from fedops_mqtt.dashboard.view import PageView
-from fedops_mqtt.runtime.key_values import format_pairs
 
 Record = Mapping[str, Any]
 
@@ -33,32 +32,21 @@ def facts(pairs: list[tuple[str, Any]]) -> dict[str, ui.label]:
     return labels
 
 
-def made_with(run: Record) -> list[tuple[str, Any]]:
-    """Return the published app and the settings of a run as facts; none where it has none."""
-    app = f"{run['app_version']} ({run['app_digest'][:12]})" if run["app_digest"] else None
-    found = [("App", app), ("Settings", format_pairs(run["run_config"]))]
-    return [(name, value) for name, value in found if value]
-
-
-def chip(word: str) -> None:
-    """Draw a condition in its colour."""
-    ui.label(word).classes(f"fed-chip fed-{word.lower()}")
+def chip(label: str) -> None:
+    """Draw a status in its colour."""
+    ui.label(label).classes(f"fed-chip fed-{label.lower()}")
 
 
 def draw_chart(title: str, *, unit: str = "", colours: Mapping[str, str] | None = None, remark: str = "") -> ui.echart:
-    """Draw a card with a chart, empty so far; `colours` are told where the chart itself cannot."""
+    """Draw a card with an empty chart; `colours` and `remark` are its legend where the chart has none of its own."""
     with section(f"{title} ({unit})" if unit else title) as card:
         card.props(f'aria-label="{title}"')
         if colours:
-            _draw_legend(colours, remark)
+            with ui.element("div").classes("fed-row fed-legend"):
+                for name, colour in colours.items():
+                    ui.label(name).style(f"--swatch:{colour}")
+                ui.label(remark).classes("fed-remark")
         return ui.echart({"series": []}).classes("fed-chart").props(f'role="img" aria-label="{title}"')
-
-
-def _draw_legend(colours: Mapping[str, str], remark: str) -> None:
-    with ui.element("div").classes("fed-row fed-legend"):
-        for name, colour in colours.items():
-            ui.label(name).style(f"--swatch:{colour}")
-        ui.label(remark).classes("fed-remark")
 
 
 def hint(text: str, command: str | None = None) -> None:
@@ -69,13 +57,8 @@ def hint(text: str, command: str | None = None) -> None:
             ui.label(command).classes("fed-code")
 
 
-def dated(row: Record) -> Record:
-    """Return a row of the journal with its time as text."""
-    return {**row, "at": row["at"].isoformat()}
-
-
 def set_chart(chart: ui.echart, options: dict[str, Any]) -> None:
-    """Show other options, if they are others."""
+    """Show options, if they differ from those that are shown."""
     if chart.options != options:
         chart.options.clear()
         chart.options.update(options)
@@ -83,7 +66,7 @@ def set_chart(chart: ui.echart, options: dict[str, Any]) -> None:
 
 
 def clear_section(card: ui.element) -> None:
-    """Take everything but the heading out of a section."""
+    """Remove everything but the heading from a section."""
     for child in card.default_slot.children[1:]:
         card.remove(child)
 
@@ -101,7 +84,7 @@ def table(*columns: str) -> ui.element:
 
 
 def cells(*values: Any, words: str | None = None) -> None:
-    """Draw cells of the row that is entered; `words` is the last one, and the only one that may break into lines."""
+    """Draw cells of the row that is entered; only `words`, the last one, may break into lines."""
     for value in values:
         with ui.element("td"):
             ui.label(readable(value))
@@ -114,7 +97,7 @@ _PLAIN = "flat no-caps"
 
 
 async def ask_to_stop(view: PageView, run_id: str, around: ui.element) -> None:
-    """Stop a run if the visitor says so; the dialog is drawn in `around`, which has to outlive the button."""
+    """Stop a run if the visitor confirms; the dialog is drawn in `around`, which has to outlive the button."""
     question = "Stop this run? Its clients end their training; the last good model stays."
     if await is_confirmed(around, question, yes="Stop it", no="Go on"):
         async with view.refusals_shown():
@@ -123,7 +106,7 @@ async def ask_to_stop(view: PageView, run_id: str, around: ui.element) -> None:
 
 
 async def is_confirmed(around: ui.element, question: str, *, yes: str, no: str) -> bool:
-    """Ask the visitor in a dialog, drawn in `around`; closing it is a no."""
+    """Return the visitor's answer in a dialog, drawn in `around`; closing it is a no."""
     with around, ui.dialog().props('aria-label="Please confirm"') as dialog, ui.card().classes("fed-card"):
         ui.label(question)
         with ui.row():
@@ -135,6 +118,6 @@ async def is_confirmed(around: ui.element, question: str, *, yes: str, no: str) 
 
 
 def stop_button(view: PageView, run_id: str, around: ui.element) -> ui.button:
-    """Draw the button that asks, and stops."""
+    """Draw the button that stops a run after a confirmation."""
     button = ui.button("Stop this run", color=None, on_click=lambda: ask_to_stop(view, run_id, around))
     return button.props(_PLAIN).classes("fed-danger")

@@ -1,13 +1,13 @@
 """Several sites: how each one is, their newest runs, their clients. It only shows: to act, open the site's own page.
 
-Each site is asked every few seconds while somebody looks, apart from the others: one that is frozen or refuses has a
-problem in the place of its rows, and delays nobody.
+While a page is open each site is read every few seconds, apart from the others: one that does not answer or refuses
+has a problem in the place of its rows, and delays no other.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import quote
 
 from nicegui import ui
@@ -60,12 +60,12 @@ class SiteReader:
 
     @classmethod
     def of(cls, addresses: Sequence[SiteAddress], sites: AsyncSitesClient) -> "SiteReader":
-        """Return a reader that has asked nobody yet."""
+        """Return a reader that has read no site yet."""
         states = {each.name: SiteState(name=each.name, url=each.urls[0]) for each in addresses}
         return cls(sites=sites, states=states, _wanted={name: asyncio.Event() for name in states})
 
     def look(self) -> None:
-        """Ask for a fresh state of each site; it comes into `states` when the site has answered."""
+        """Request a fresh state of each site; it is in `states` when the site has answered."""
         for wanted in self._wanted.values():
             wanted.set()
 
@@ -124,7 +124,7 @@ def build(view: PageView, reader: SiteReader) -> Callable[[], Awaitable[None]]:
 
 
 class SitesTable:
-    """One visitor's look at all sites."""
+    """One visitor's page of all sites."""
 
     def __init__(self, reader: SiteReader) -> None:
         self._reader = reader
@@ -132,7 +132,7 @@ class SitesTable:
         self._shown: Mapping[str, Row] = {}
 
     async def draw(self) -> None:
-        """Draw and keep up."""
+        """Draw the page and update it while it is open."""
         self._sites = section("Sites")
         self._runs = section("Newest runs")
         with section("Clients"):
@@ -142,10 +142,10 @@ class SitesTable:
                 self._grid.classes("fed-grid").props('aria-label="Clients of all sites"')
         self._draw_states()
         await ui.context.client.connected(timeout=30)
-        self._keep_up()
-        ui.timer(REFRESH_S, self._keep_up)
+        self._update()
+        ui.timer(REFRESH_S, self._update)
 
-    def _keep_up(self) -> None:
+    def _update(self) -> None:
         self._reader.look()
         if self._reader.states != self._drawn:
             self._draw_states()
@@ -154,7 +154,7 @@ class SitesTable:
     def _draw_states(self) -> None:
         self._drawn = dict(self._reader.states)
         clear_section(self._sites)
-        with self._sites, table("Site", "Status", "Clients", "Tasks", "Active runs", "Why"):
+        with self._sites, table("Site", "Status", "Clients", "Tasks", "Active runs", "Problem"):
             for state in self._drawn.values():
                 _draw_site(state)
         clear_section(self._runs)
@@ -166,7 +166,7 @@ class SitesTable:
                 return
             with table("Site", "Run", "Task", "Outcome", "Accuracy", "Rounds", "Began (UTC)"):
                 for state, run in runs[:NUM_RUNS]:
-                    _draw_run(state, run.model_dump(mode="json"))
+                    _draw_run(state, run)
 
     def _update_clients(self) -> None:
         known, now = self._shown, dict(_client_rows(self._drawn.values()))
@@ -209,21 +209,21 @@ def _label(state: SiteState) -> str:
     return "Online" if state.health.status == "ok" else "No broker"
 
 
-def _draw_run(state: SiteState, run: Mapping[str, Any]) -> None:
+def _draw_run(state: SiteState, run: RunSummary) -> None:
     with ui.element("tr"):
         cells(state.name)
         with ui.element("td"):
-            ui.link(readable(run["run_id"]), f"{state.url}/runs/{quote(run['run_id'], safe='')}", new_tab=True)
-        cells(run["task_id"])
+            ui.link(readable(run.run_id), f"{state.url}/runs/{quote(run.run_id, safe='')}", new_tab=True)
+        cells(run.task_id)
         with ui.element("td"):
             chip(run_label(run))
-        accuracy = number(measure(run["metrics"], ACCURACY))
-        cells(accuracy, f"{run['round']}/{run['num_rounds']}", clock(run["created_at"]))
+        accuracy = number(measure(run.metrics, ACCURACY))
+        cells(accuracy, f"{run.round}/{run.num_rounds}", clock(run.created_at))
 
 
 def _client_rows(states: Iterable[SiteState]) -> Iterable[tuple[str, Row]]:
     for state in states:
         for client in state.clients:
-            row = row_of(client.model_dump(mode="json"))
+            row = row_of(client)
             row_id = f"{state.name}/{row['id']}"
             yield row_id, {**row, "id": row_id, "site": readable(state.name), "page": state.url}

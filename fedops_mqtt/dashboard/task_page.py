@@ -1,4 +1,4 @@
-"""Tasks: start a run of one, see its runs side by side."""
+"""Tasks: start a run of one, compare its runs."""
 
 from collections.abc import Awaitable, Callable
 from itertools import zip_longest
@@ -14,7 +14,6 @@ from fedops_mqtt.dashboard.parts import (
     cells,
     chip,
     clear_section,
-    dated,
     draw_chart,
     facts,
     hint,
@@ -24,7 +23,7 @@ from fedops_mqtt.dashboard.parts import (
     stop_button,
     table,
 )
-from fedops_mqtt.dashboard.texts import clock, duration, moment, number, readable, run_label
+from fedops_mqtt.dashboard.texts import clock, duration, number, readable, run_label
 from fedops_mqtt.dashboard.view import PageView, subscription
 from fedops_mqtt.manager.api.app_models import AppRecord, RollbackRequest
 from fedops_mqtt.manager.api.models import RunRequest, RunSummary, TaskRecord
@@ -53,14 +52,14 @@ def build_list(view: PageView) -> Callable[[], Awaitable[None]]:
 
 
 class TaskList:
-    """One visitor's look at all tasks."""
+    """One visitor's page of all tasks."""
 
     def __init__(self, view: PageView) -> None:
         self._view = view
         self._drawn: Any = None
 
     async def draw(self) -> None:
-        """Draw and keep up."""
+        """Draw the page and update it while it is open."""
         self._body = ui.element("div")
         await self._refresh()
         ui.timer(REFRESH_S, self._refresh)
@@ -83,8 +82,8 @@ class TaskList:
             hint(tasks)
             return
         if not tasks:
-            said = f"No task in {path}. Add one, for example:" if path else "Start the manager with --tasks tasks.toml:"
-            hint(said, _TASKS_FILE)
+            text = f"No task in {path}. Add one, for example:" if path else "Start the manager with --tasks tasks.toml:"
+            hint(text, _TASKS_FILE)
             return
         with ui.element("div").classes("fed-columns"):
             for task in tasks:
@@ -95,7 +94,7 @@ def _draw_task(task: TaskRecord) -> None:
     with section(task.task_id):
         if task.active_run:
             ui.link(f"active: {task.active_run}", f"/runs/{task.active_run}")
-        facts([("Clients here", task.num_clients), ("Rounds", task.num_rounds), ("Needs", task.min_clients)])
+        facts([("Clients online", task.num_clients), ("Rounds", task.num_rounds), ("Needs", task.min_clients)])
         _draw_app(task)
         ui.link("Start a run, compare its runs", f"/tasks/{task.task_id}")
 
@@ -122,7 +121,7 @@ def build(view: PageView) -> Callable[[str], Awaitable[None]]:
 
 
 class TaskDetails:
-    """One visitor's look at a task."""
+    """One visitor's page of a task."""
 
     def __init__(self, view: PageView, task_id: str, task: TaskRecord | None) -> None:
         self._view = view
@@ -131,8 +130,8 @@ class TaskDetails:
         self._drawn: list[RunSummary] | None = None
 
     async def draw(self) -> None:
-        """Draw, fill and keep up."""
-        self._news = subscription(self._view)
+        """Draw the page and update it while it is open."""
+        self._changes = subscription(self._view)
         if self._task is not None and self._task.is_launchable:
             with section("Start a run"):
                 _draw_app(self._task)
@@ -148,7 +147,7 @@ class TaskDetails:
         self._dialogs = ui.element("div")  # outlives what is drawn again around the button
         self._apps = AppVersions(self._view, self._task_id, self._dialogs)
         await self._refresh()
-        ui.timer(REFRESH_S, self._keep_up)
+        ui.timer(REFRESH_S, self._update)
 
     def _draw_form(self, task: TaskRecord) -> None:
         with ui.element("div").classes("fed-row"):
@@ -174,7 +173,7 @@ class TaskDetails:
     def _count_idle(self) -> None:
         views = list(self._view.context.bus_reader.fleet.of_task(self._task_id))
         idle, here = sum(map(is_idle, views)), sum(not view.is_out for view in views)
-        self._idle.set_text(f"{idle} of {here} clients that are here are idle; {len(views)} are known.")
+        self._idle.set_text(f"{idle} of {here} clients that are online are idle; {len(views)} are known.")
 
     async def _start(self) -> None:
         self._button.props("loading")
@@ -196,9 +195,8 @@ class TaskDetails:
         finally:
             self._button.props(remove="loading")
 
-    async def _keep_up(self) -> None:
-        news = [each for each in self._news.take() if each.is_about(self._task_id, None)]
-        kinds = {each.kind for each in news}
+    async def _update(self) -> None:
+        kinds = {each.kind for each in self._changes.take() if each.is_about(self._task_id, None)}
         if kinds & {ChangeTopic.CLIENT, ChangeTopic.FORGOTTEN} and self._task is not None and self._task.is_launchable:
             self._count_idle()
             if (choices := self._choices()) != self._chosen.options:
@@ -209,7 +207,8 @@ class TaskDetails:
     async def _refresh(self) -> None:
         runs = (await self._view.api.list_runs(task_id=self._task_id, limit=NUM_RUNS)).items
         self._compared.set_visibility(bool(runs))
-        rounds = {run.run_id: await self._rounds_of(run.run_id) for run in runs[:NUM_COMPARED]}
+        history = self._view.api.history
+        rounds = {run.run_id: (await history.list_rounds(run.run_id)).items for run in runs[:NUM_COMPARED]}
         for ending, chart in self._charts.items():
             series = charts.runs_compared(rounds, ending)
             set_chart(chart, charts.lines(series, is_share=ending == ACCURACY))
@@ -217,9 +216,6 @@ class TaskDetails:
             self._drawn = runs
             self._draw_runs(runs)
         await self._apps.refresh()
-
-    async def _rounds_of(self, run_id: str) -> list[charts.Record]:
-        return [dated(row) for row in (await self._view.api.history.list_rounds(run_id)).items]
 
     def _draw_runs(self, runs: list[RunSummary]) -> None:
         clear_section(self._runs)
@@ -249,7 +245,7 @@ class AppVersions:
         self._section = section("App versions")
 
     async def refresh(self) -> None:
-        """Draw what has changed; without a published app there is nothing to see."""
+        """Draw the versions again if they have changed; hidden where there is none."""
         apps = (await self._view.api.apps.list_apps(self._task_id)).items
         self._section.set_visibility(bool(apps))
         if apps != self._drawn:
@@ -264,7 +260,7 @@ class AppVersions:
             cells(app.version)
             with ui.element("td"):
                 ui.link(app.digest[:12], f"/api/v1/apps/{app.digest}")
-            cells(clock(app.published_at.isoformat()), f"{app.size:,} B", app.key_id or "nobody")
+            cells(clock(app.published_at), f"{app.size:,} B", app.key_id or "nobody")
             with ui.element("td"):
                 if app.is_current:
                     ui.label("current")
@@ -281,25 +277,16 @@ class AppVersions:
             await self.refresh()
 
 
-def _draw_run(record: RunSummary, colour: str | None) -> None:
+def _draw_run(run: RunSummary, colour: str | None) -> None:
     """Draw a run's row; the colour is that of its line in the charts."""
-    run = record.model_dump(mode="json")
-    beginning, end = moment(run["created_at"]), moment(run["ended_at"])
-    took = duration((end - beginning).total_seconds()) if beginning and end else "–"
+    took = duration((run.ended_at - run.created_at).total_seconds()) if run.ended_at else "–"
     with ui.element("tr"):
         with ui.element("td"), ui.element("div"):
             if colour:
                 ui.element("span").classes("fed-swatch").style(f"--swatch:{colour}")
-            ui.link(run["run_id"], f"/runs/{run['run_id']}")
+            ui.link(run.run_id, f"/runs/{run.run_id}")
         with ui.element("td"):
             chip(run_label(run))
-        measures = (number(measure(run["metrics"], ending)) for ending in (ACCURACY, LOSS))
-        rounds = f"{run['round']}/{run['num_rounds']}"
-        cells(
-            run["app_version"] or "–",
-            *measures,
-            rounds,
-            sum(run["clients_by_status"].values()),
-            took,
-            clock(run["created_at"]),
-        )
+        measures = (number(measure(run.metrics, ending)) for ending in (ACCURACY, LOSS))
+        rounds, num_clients = f"{run.round}/{run.num_rounds}", sum(run.clients_by_status.values())
+        cells(run.app_version or "–", *measures, rounds, num_clients, took, clock(run.created_at))

@@ -1,6 +1,6 @@
-"""The words and rows of the page, made of the API's records. Pure: what people read is tested without a page.
+"""The texts and rows of the page, made of the API's records; pure, and tested without a page.
 
-Online, Training and Offline are the words that FedOps' users know; why somebody is offline stands beside it.
+Online, Training and Offline are FedOps' own terms; the reason of an absence stands beside them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from fedops_mqtt.core.fleet import ClientView
-from fedops_mqtt.manager.api.models import ClientRecord
+from fedops_mqtt.core.fleet import ClientView, Presence
+from fedops_mqtt.manager.api.models import ClientRecord, RunFacts
 from fedops_mqtt.manager.bus_reader import BusReader
 from fedops_mqtt.manager.events import ChangeTopic, ClientKey, FleetChange, Subscription
 from fedops_mqtt.protocol import MetricsKind, first_line, number_of, visible
@@ -18,7 +18,7 @@ Record = Mapping[str, Any]
 
 
 class Label(StrEnum):
-    """A client's condition in one word."""
+    """A client's status on the page."""
 
     ONLINE = "Online"
     TRAINING = "Training"
@@ -26,7 +26,7 @@ class Label(StrEnum):
     UNCONFIRMED = "Unconfirmed"
 
 
-WHY = {
+REASONS = {
     "lost": "its connection broke (last will)",
     "silent": "no message for three heartbeats",
     "shutdown": "its daemon was ended",
@@ -35,42 +35,42 @@ WHY = {
 """What the reasons of an absence mean."""
 
 
-def label_of(client: Record) -> Label:
-    """Return a client's condition: away outweighs everything, training outweighs being there."""
-    if client["presence"] == "out":
+def label_of(client: ClientRecord) -> Label:
+    """Return a client's status on the page."""
+    if client.presence is Presence.OUT:
         return Label.OFFLINE
-    if client["run"] is not None:
+    if client.run is not None:
         return Label.TRAINING
-    return Label.ONLINE if client["presence"] == "online" else Label.UNCONFIRMED
+    return Label.ONLINE if client.presence is Presence.ONLINE else Label.UNCONFIRMED
 
 
-def why_of(client: Record) -> str:
-    """Return why a client is as it is, in one line: the reason of its absence, or of its last failure."""
-    if client["presence"] == "out":
-        return str(client["reason"] or "")
-    if client["presence"] == "unconfirmed":
+def reason_of(client: ClientRecord) -> str:
+    """Return the reason of a client's absence, or of its last failure, in one line."""
+    if client.presence is Presence.OUT:
+        return client.reason or ""
+    if client.presence is Presence.UNCONFIRMED:
         return "retained status only"
-    last = client["last_run"] or {}
-    return short_reason(last.get("reason")) if client["run"] is None and last.get("outcome") == "failed" else ""
+    has_failed = client.run is None and client.last_run is not None and client.last_run.outcome == "failed"
+    return short_reason(client.last_run.reason) if has_failed and client.last_run else ""
 
 
-def row_of(client: Record, load: Record | None = None) -> dict[str, Any]:
+def row_of(client: ClientRecord, load: Record | None = None) -> dict[str, Any]:
     """Return a row of the fleet's table."""
-    word, last = label_of(client), client["last_run"] or {}
-    run = (client["run"] or {}) if word is Label.TRAINING else {}
+    label = label_of(client)
+    run = client.run if label is Label.TRAINING else None
     return {
-        "id": f"{client['task_id']}/{client['client_mac']}",
-        "name": readable(client["client_name"] or client["client_mac"]),
-        "mac": client["client_mac"],
-        "task": client["task_id"],
-        "state": word.value,
-        "why": readable(why_of(client)),
-        "since": client["since"],
-        "phase": run.get("phase") or "",
-        "round": run.get("round"),
-        "last": last.get("outcome") or "",
-        "version": readable(client["agent"].get("fedops-mqtt", "")),
-        "load": load_text(load) if word is Label.TRAINING else "",
+        "id": f"{client.task_id}/{client.client_mac}",
+        "name": readable(client.client_name or client.client_mac),
+        "mac": client.client_mac,
+        "task": client.task_id,
+        "status": label.value,
+        "reason": readable(reason_of(client)),
+        "since": client.since.isoformat(),
+        "phase": (run.phase or "") if run else "",
+        "round": run.round if run else None,
+        "last": client.last_run.outcome if client.last_run else "",
+        "version": readable(client.agent.get("fedops-mqtt", "")),
+        "load": load_text(load) if label is Label.TRAINING else "",
     }
 
 
@@ -96,9 +96,9 @@ def short_reason(text: str | None) -> str:
     return readable(first_line(text))
 
 
-def run_label(run: Record) -> str:
-    """Return a run's condition in one word."""
-    return str(run["outcome"] or ("stopping" if run["is_stopping"] else run["status"]))
+def run_label(run: RunFacts) -> str:
+    """Return a run's status on the page."""
+    return str(run.outcome or ("stopping" if run.is_stopping else run.status))
 
 
 def number(value: Any) -> str:
@@ -128,15 +128,9 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
-def moment(iso: str | None) -> datetime | None:
-    """Return the time that an API record says."""
-    return datetime.fromisoformat(iso) if iso else None
-
-
-def clock(iso: str | None) -> str:
+def clock(at: datetime) -> str:
     """Return a time as date and clock, UTC."""
-    at = moment(iso)
-    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S") if at else "–"
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 EVENT_TEXTS = {
@@ -158,8 +152,8 @@ EVENT_TEXTS = {
 """The journal's kinds of events, as the page shows them."""
 
 
-def tell(event: Record) -> str:
-    """Return an event as a sentence of a few words."""
+def describe_event(event: Record) -> str:
+    """Return an event of the journal in a few words."""
     detail = dict(event["detail"])
     facts = [readable(detail.pop(name)) for name in ("status", "outcome") if detail.get(name)]
     if detail.get("reason"):
@@ -170,30 +164,30 @@ def tell(event: Record) -> str:
 
 Row = Mapping[str, Any]
 
-TOLD = (ChangeTopic.METRICS, ChangeTopic.FORGOTTEN)
-"""The news that loads are read from; who is how is seen by looking, and costs nothing while nobody looks."""
+LOAD_TOPICS = (ChangeTopic.METRICS, ChangeTopic.FORGOTTEN)
+"""The changes from which loads are read; everything else is read from the fleet when a page is open."""
 
 _IDLE_S = 3600.0
 
 
 class FleetRows:
-    """Who is in the fleet, as rows; `news` (of the kinds `TOLD`) are its own from now on."""
+    """The fleet's clients as rows; `changes` is a subscription to `LOAD_TOPICS` that only this class reads."""
 
-    def __init__(self, bus_reader: BusReader, news: Subscription) -> None:
+    def __init__(self, bus_reader: BusReader, changes: Subscription) -> None:
         self._bus_reader = bus_reader
-        self._news = news
+        self._changes = changes
         self._rows: dict[ClientKey, Row] = {}
         self._made_of: dict[ClientKey, tuple[ClientView, Any]] = {}
         self._loads: dict[ClientKey, Mapping[str, Any]] = {}
 
     async def follow(self) -> None:
-        """Take in the loads that clients tell, for ever: also while nobody looks."""
+        """Read the clients' loads, for ever, also while no page is open."""
         while True:
-            self._note(await self._news.wait(_IDLE_S))
+            self._note_loads(await self._changes.wait(_IDLE_S))
 
     def current(self) -> Mapping[ClientKey, Row]:
         """Return the rows as they are now."""
-        self._note(self._news.take())
+        self._note_loads(self._changes.take())
         known = self._bus_reader.fleet.clients
         for key in self._rows.keys() - known.keys():
             del self._rows[key], self._made_of[key]
@@ -201,17 +195,14 @@ class FleetRows:
             load = self._loads.get(key)
             made_of = self._made_of.get(key)
             if made_of is None or made_of[0] is not view or made_of[1] is not load:
-                self._make(key, view, load)
+                self._made_of[key] = view, load
+                row = row_of(ClientRecord.of(view), load)
+                if row != self._rows.get(key):
+                    self._rows[key] = row
         return self._rows
 
-    def _make(self, key: ClientKey, view: ClientView, load: Mapping[str, Any] | None) -> None:
-        self._made_of[key] = view, load
-        row = row_of(ClientRecord.of(view).model_dump(mode="json"), load)
-        if row != self._rows.get(key):
-            self._rows[key] = row
-
-    def _note(self, news: Iterable[FleetChange]) -> None:
-        for each in news:
+    def _note_loads(self, changes: Iterable[FleetChange]) -> None:
+        for each in changes:
             key = (each.task_id or "", each.client_mac or "")
             if each.kind is ChangeTopic.FORGOTTEN:
                 self._loads.pop(key, None)

@@ -3,8 +3,10 @@
 Every error is a problem document (RFC 9457), never a traceback.
 """
 
+import json
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
@@ -87,11 +89,18 @@ _PROMETHEUS: dict[int | str, dict[str, Any]] = {
 
 
 class _Application(FastAPI):
-    """FastAPI documents every model as plain JSON; problems have a media type of their own."""
+    """FastAPI, with the examples of `examples.json` in its OpenAPI, and a media type of their own for problems."""
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document."""
         document = super().openapi()
+        examples = json.loads(Path(__file__).with_name("examples.json").read_text(encoding="utf-8"))
+        for name, schema in document["components"]["schemas"].items():
+            if name.endswith("Page"):
+                item = schema["properties"]["items"]["items"]["$ref"].rpartition("/")[2]
+                schema["examples"] = [{"items": [examples[item]], "total": 1}]
+            elif name in examples:
+                schema["examples"] = [examples[name]]
         operations = (operation for path in document["paths"].values() for operation in path.values())
         for answer in (answer for operation in operations for answer in operation["responses"].values()):
             content = answer.get("content", {})

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedops_mqtt.manager.api import examples
-from fedops_mqtt.manager.api.models import Record, RunSummary, shown, to_utc
+from fedops_mqtt.manager.api.models import Record, RunSummary, to_utc
 from fedops_mqtt.runtime.key_values import Plain
 
 if TYPE_CHECKING:
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
 
 class AppRecord(Record):
     """One version of a task's app."""
-
-    model_config = shown(examples.APP)
 
     task_id: str
     digest: str
@@ -61,8 +58,6 @@ class AppRecord(Record):
 class AppPage(Record):
     """The versions of a task's app, newest first."""
 
-    model_config = shown(examples.page(examples.APP))
-
     items: list[AppRecord]
     total: int
 
@@ -78,8 +73,6 @@ class AppFile(Record):
 class AppDetails(Record):
     """A bundle: as which tasks' app it was published, its files, and the newest runs that trained with it."""
 
-    model_config = shown(examples.APP_DETAILS)
-
     published: list[AppRecord]
     files: list[AppFile]
     runs: list[RunSummary]
@@ -88,7 +81,7 @@ class AppDetails(Record):
 class RollbackRequest(BaseModel):
     """Which version is wanted; without one that before the current."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"version": "1.1.0"}]})
+    model_config = ConfigDict(extra="forbid")
 
     version: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     """A version, or a digest."""

@@ -10,7 +10,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from fedops_mqtt.core.fleet import ClientView, Presence
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.core.run_member import Member
-from fedops_mqtt.manager.api import examples as examples
 from fedops_mqtt.manager.run_record import count_members
 from fedops_mqtt.manager.tasks import TaskConfig
 from fedops_mqtt.protocol import (
@@ -46,15 +45,8 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-def shown(example: dict[str, Any]) -> ConfigDict:
-    """Return a record's configuration with its example."""
-    return ConfigDict(frozen=True, json_schema_extra={"examples": [example]})
-
-
 class ClientRecord(Record):
     """One client as the manager knows it; `since` and `heard_at` are by the manager's clock."""
-
-    model_config = shown(examples.CLIENT)
 
     task_id: str
     client_mac: str
@@ -98,8 +90,6 @@ class ClientRecord(Record):
 class ClientPage(Record):
     """Some of the clients."""
 
-    model_config = shown(examples.page(examples.CLIENT))
-
     items: list[ClientRecord]
     total: int
 
@@ -134,8 +124,8 @@ class MemberRecord(Record):
         )
 
 
-class _RunFacts(Record):
-    """What a list says of a run as well as its own record; times by the manager's clock."""
+class RunFacts(Record):
+    """What `RunSummary` and `RunRecord` have in common; times by the manager's clock."""
 
     run_id: str
     task_id: str
@@ -190,10 +180,8 @@ class _RunFacts(Record):
         }
 
 
-class RunSummary(_RunFacts):
+class RunSummary(RunFacts):
     """A run without its clients, of whom there may be thousands; times by the manager's clock."""
-
-    model_config = shown(examples.RUN_SUMMARY)
 
     @classmethod
     def of(cls, run: Run, clients_by_status: Mapping[str, int]) -> "RunSummary":
@@ -201,10 +189,8 @@ class RunSummary(_RunFacts):
         return cls(**cls.facts(run), clients_by_status=clients_by_status)
 
 
-class RunRecord(_RunFacts):
+class RunRecord(RunFacts):
     """A run and each of its clients; times by the manager's clock."""
-
-    model_config = shown(examples.RUN)
 
     trigger_to_training_ms: Delay | None
     clients: dict[str, MemberRecord]
@@ -223,8 +209,6 @@ class RunRecord(_RunFacts):
 class RunPage(Record):
     """Some of the runs, newest first."""
 
-    model_config = shown(examples.page(examples.RUN_SUMMARY))
-
     items: list[RunSummary]
     total: int
 
@@ -238,7 +222,7 @@ def _sayable(config: dict[str, Plain]) -> dict[str, Plain]:
 class RunRequest(BaseModel):
     """A run that is wanted; what is left out is as the tasks file says."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [examples.RUN_REQUEST]})
+    model_config = ConfigDict(extra="forbid")
 
     task_id: TaskId
     num_rounds: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
@@ -259,8 +243,6 @@ class StopRequest(BaseModel):
 
 class TaskRecord(Record):
     """A task of the tasks file, or one with a published app."""
-
-    model_config = shown(examples.TASK)
 
     task_id: str
     is_launchable: bool
@@ -296,8 +278,6 @@ class TaskRecord(Record):
 class TaskPage(Record):
     """Every task."""
 
-    model_config = shown(examples.page(examples.TASK))
-
     items: list[TaskRecord]
     total: int
 
@@ -305,16 +285,12 @@ class TaskPage(Record):
 class Forgotten(Record):
     """A client whose retained status was cleared, and the tasks it was known in."""
 
-    model_config = shown(examples.FORGOTTEN)
-
     client_mac: str
     tasks: list[str]
 
 
 class Health(Record):
     """Whether this manager can work."""
-
-    model_config = shown(examples.HEALTH)
 
     status: Literal["ok", "no-broker"]
     role: Literal["leading"] = "leading"
@@ -328,8 +304,6 @@ class Health(Record):
 
 class Problem(Record):
     """Why a request was not answered as wished (RFC 9457)."""
-
-    model_config = shown(examples.PROBLEM)
 
     type: str = "about:blank"
     title: str
@@ -368,15 +342,11 @@ def _delay_ms(member: Member) -> float | None:
 class History(Record):
     """Rows of the journal."""
 
-    model_config = shown(examples.HISTORY)
-
     items: list[dict[str, Any]]
 
 
 class ModelRecord(Record):
     """One version of a task's global model; its server wrote into it what made it: run, round, app, settings."""
-
-    model_config = shown(examples.MODEL)
 
     task_id: str
     file_name: str
@@ -416,16 +386,12 @@ class ModelRecord(Record):
 class ModelPage(Record):
     """The versions of a task's global model, newest first."""
 
-    model_config = shown(examples.page(examples.MODEL))
-
     items: list[ModelRecord]
     total: int
 
 
 class LogPart(Record):
     """A part of the log of an FL server; `is_over`: this launch says nothing more."""
-
-    model_config = shown(examples.LOG)
 
     run_id: str
     launch: int

@@ -4,7 +4,7 @@ from typing import Any
 
 from fedops_mqtt.bus import Connected, Received
 from fedops_mqtt.core.fleet import Fleet
-from fedops_mqtt.dashboard.texts import TOLD, FleetRows
+from fedops_mqtt.dashboard.texts import LOAD_TOPICS, FleetRows
 from fedops_mqtt.manager.bus_reader import BusReader
 from fedops_mqtt.manager.events import ChangeTopic, FleetChange, Subscription
 from fedops_mqtt.manager.open_runs import OpenRuns
@@ -20,7 +20,7 @@ class Scene:
     def __init__(self) -> None:
         self.bus_reader = BusReader(Fleet(default_heartbeat_s=60), OpenRuns([]))
         self.bus_reader.apply([Connected("5", 0.0)], 0.0)
-        self.news = Subscription(frozenset(TOLD))
+        self.news = Subscription(frozenset(LOAD_TOPICS))
         self.rows = FleetRows(self.bus_reader, self.news)
 
     def hears(self, mac: str, seq: int, **changes: Any) -> None:
@@ -40,7 +40,7 @@ def test_only_who_has_changed_gets_another_row() -> None:
     scene.hears(B, 2, status=ClientCondition.CLIENT_OUT, reason="lost")
     then = scene.rows.current()
     assert then[TASK, A] is first[TASK, A]
-    assert (then[TASK, B]["state"], then[TASK, B]["why"]) == ("Offline", "lost")
+    assert (then[TASK, B]["status"], then[TASK, B]["reason"]) == ("Offline", "lost")
 
 
 def test_a_load_that_was_told_stands_in_the_row_of_who_trains() -> None:

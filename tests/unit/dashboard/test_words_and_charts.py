@@ -1,5 +1,8 @@
 """What people read on the page, and what its charts are made of."""
 
+import json
+from datetime import datetime
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -9,22 +12,30 @@ from fedops_mqtt.dashboard import charts
 from fedops_mqtt.dashboard.texts import (
     EVENT_TEXTS,
     Label,
+    describe_event,
     duration,
     label_of,
     load_text,
+    reason_of,
     row_of,
     short_reason,
     size,
-    tell,
-    why_of,
 )
-from fedops_mqtt.manager.api.examples import CLIENT
+from fedops_mqtt.manager.api import models
+from fedops_mqtt.manager.api.models import ClientRecord
 
 AT = "2026-11-24T10:15:30+00:00"
+NOW = datetime.fromisoformat(AT)
+EXAMPLES = json.loads(Path(models.__file__).with_name("examples.json").read_text(encoding="utf-8"))
+CLIENT = EXAMPLES["ClientRecord"]
 
 
-def client(**changes: Any) -> dict[str, Any]:
-    return {**CLIENT, **changes}
+def client(**changes: Any) -> ClientRecord:
+    return ClientRecord.model_validate({**CLIENT, **changes})
+
+
+def failed(reason: str) -> dict[str, Any]:
+    return {"run_id": "r", "attempt": 1, "outcome": "failed", "reason": reason}
 
 
 @pytest.mark.parametrize(
@@ -35,20 +46,20 @@ def client(**changes: Any) -> dict[str, Any]:
         ({"presence": "out", "reason": "lost"}, Label.OFFLINE, "lost"),
         ({"presence": "unconfirmed", "run": None}, Label.UNCONFIRMED, "retained status only"),
         (
-            {"run": None, "last_run": {"outcome": "failed", "reason": "Traceback\n  x\nValueError: bad"}},
+            {"run": None, "last_run": failed("Traceback\n  x\nValueError: bad")},
             Label.ONLINE,
             "ValueError: bad",
         ),
     ],
 )
 def test_a_clients_condition_is_one_word_and_why(changes: dict[str, Any], word: Label, why: str) -> None:
-    assert (label_of(client(**changes)), why_of(client(**changes))) == (word, why)
+    assert (label_of(client(**changes)), reason_of(client(**changes))) == (word, why)
 
 
 def test_somebody_who_is_away_has_no_phase_and_no_load() -> None:
     load = {"cpu": 12.4, "memory": 50.0}
     row = row_of(client(presence="out", reason="lost"), load)
-    assert (row["state"], row["phase"], row["round"], row["load"]) == ("Offline", "", None, "")
+    assert (row["status"], row["phase"], row["round"], row["load"]) == ("Offline", "", None, "")
     row = row_of(client(), load)
     assert (row["phase"], row["load"]) == ("training", "CPU 12 %, mem 50 %")
 
@@ -62,8 +73,8 @@ def test_numbers_are_written_as_people_write_them() -> None:
 
 def test_an_event_is_a_short_sentence() -> None:
     said = {"kind": "MemberSaid", "detail": {"status": "failed", "reason": "Traceback\nValueError: bad", "attempt": 2}}
-    assert tell(said) == "now: failed, ValueError: bad, attempt 2"
-    assert tell({"kind": "ClientChosen", "detail": {}}) == "chosen"
+    assert describe_event(said) == "now: failed, ValueError: bad, attempt 2"
+    assert describe_event({"kind": "ClientChosen", "detail": {}}) == "chosen"
 
 
 def test_every_event_of_a_runs_history_has_its_text() -> None:
@@ -73,7 +84,7 @@ def test_every_event_of_a_runs_history_has_its_text() -> None:
 
 def message(number: int, **seconds: float) -> dict[str, Any]:
     values = {"stage": "train", "compute_s": 0.0, "download_s": 0.0, "upload_s": 0.0, **seconds}
-    return {"kind": "round", "round": number, "client_mac": CLIENT["client_mac"], "values": values, "at": AT}
+    return {"kind": "round", "round": number, "client_mac": CLIENT["client_mac"], "values": values, "at": NOW}
 
 
 def test_a_rounds_time_is_split_and_adds_up() -> None:
@@ -89,9 +100,9 @@ def test_a_rounds_time_is_split_and_adds_up() -> None:
 
 def test_a_lane_shows_what_a_client_did_and_where_it_failed() -> None:
     mac = CLIENT["client_mac"]
-    run = {"clients": {mac: {"status": "failed"}}}
-    failed = {"at": AT, "kind": "MemberSaid", "client_mac": mac, "detail": {"status": "failed", "reason": "disk gone"}}
-    drawn, num_lanes = charts.lanes(run, [message(1, compute_s=1.0, upload_s=0.5)], [failed])
+    detail = {"status": "failed", "reason": "disk gone"}
+    event = {"at": NOW, "kind": "MemberSaid", "client_mac": mac, "detail": detail}
+    drawn, num_lanes = charts.lanes({mac: "failed"}, [message(1, compute_s=1.0, upload_s=0.5)], [event])
     phases, marks = (each["data"] for each in drawn["series"])
     spans = [round(bar["value"][2] - bar["value"][1]) for bar in phases]
     assert (num_lanes, spans) == (1, [500, 1000, 0])
@@ -129,9 +140,8 @@ def test_a_page_draws_what_it_can_of_rows_that_hold_anything(value: Any) -> None
     values = {"stage": value, "compute_s": value, "download_s": value, "upload_s": value, "cpu": value, "memory": value}
     row = {**message(1), "values": values}
     rounds = [{"round": 1, "metrics": {"accuracy": value, "loss": 0.5}, "duration_s": 2.0}]
-    run = {"clients": {CLIENT["client_mac"]: {"status": "training"}}}
     charts.round_times(rounds, [row, message(1, compute_s=1.0)])
-    options, num_lanes = charts.lanes(run, [row], [])
+    options, num_lanes = charts.lanes({CLIENT["client_mac"]: "training"}, [row], [])
     assert num_lanes == 1
     assert len(options["series"][0]["data"]) == 3
     charts.lines(charts.by_round(rounds, "accuracy"), is_share=True)
@@ -141,11 +151,11 @@ def test_a_page_draws_what_it_can_of_rows_that_hold_anything(value: Any) -> None
 
 def test_nothing_that_a_device_chose_is_obeyed_by_who_reads_the_page() -> None:
     evil = "a\x1b[31m\u202eb<img src=x>"
-    row = row_of(client(client_name=evil, run=None, last_run={"outcome": "failed", "reason": evil}, agent={}))
+    row = row_of(client(client_name=evil, run=None, last_run=failed(evil), agent={}))
     event = {"kind": "MemberSaid", "detail": {"status": "failed", "reason": evil}}
     rounds = [{"round": 1, "metrics": {evil + "loss": 1.0}, "duration_s": 1.0}]
-    for shown in (row["name"], row["why"], tell(event), charts.by_round(rounds, "loss")[0][0]):
+    for shown in (row["name"], row["reason"], describe_event(event), charts.by_round(rounds, "loss")[0][0]):
         assert "\\x1b[31m\\u202eb" in shown
         assert shown.isprintable()
-    options, _ = charts.lanes({"clients": {}}, [], [])
+    options, _ = charts.lanes({}, [], [])
     assert "textContent" in options["tooltip"][":formatter"], "a text would be taken for HTML"
