@@ -22,7 +22,7 @@ from fedops_mqtt.runtime.http_access import AccessControlMiddleware, AccessRules
 from fedops_mqtt.runtime.http_server import listen, serving, url_of
 from fedops_mqtt.runtime.machine import join_address, split_address
 from fedops_mqtt.runtime.settings import BridgeSettings
-from fedops_mqtt.runtime.systemd import told_to_end
+from fedops_mqtt.runtime.systemd import on_end_signal
 
 
 def guarded(app: ASGIApp, rules: AccessRules) -> ASGIApp:
@@ -190,5 +190,5 @@ async def run_bridge(settings: BridgeSettings, on_listening: Callable[[str], Non
         ExposedError, OSError, BrokerUrlError: see `Bridge.run`.
     """
     bridge = Bridge(settings)
-    with told_to_end(lambda number: bridge.leave()):
+    with on_end_signal(lambda number: bridge.leave()):
         await bridge.run(on_listening)

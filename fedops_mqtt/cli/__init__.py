@@ -1,6 +1,6 @@
 """The command `fedops-mqtt`, one module a family of verbs; importing this package costs nothing.
 
-A verb imports what it needs in its own body: the daemon on a device shares this front door with the demo, and stays
+A verb imports what it needs in its own body: the daemon on a device shares this entry point with the demo, and stays
 small all the same.
 """
 

@@ -29,14 +29,14 @@ def become(settings: ClientSettings) -> NoReturn:
 
     Secrets came by the environment and stay there; nothing but the module's name is in the arguments.
     """
-    said = {name: value for name in settings.model_fields_set if _is_plain(value := getattr(settings, name))}
-    environment = inherited_environment() | {f"{ENV_PREFIX}{name.upper()}": str(value) for name, value in said.items()}
+    values = {name: getattr(settings, name) for name in settings.model_fields_set}
+    environment = inherited_environment() | {
+        f"{ENV_PREFIX}{name.upper()}": str(value)
+        for name, value in values.items()
+        if value is not None and not isinstance(value, SecretStr)
+    }
     # -P: a file in the present folder must not take the place of one of Python's own modules.
     os.execve(sys.executable, [sys.executable, "-P", "-m", __name__], environment)  # noqa: S606 (arguments, no shell)
-
-
-def _is_plain(value: object) -> bool:
-    return value is not None and not isinstance(value, SecretStr)
 
 
 if __name__ == "__main__":

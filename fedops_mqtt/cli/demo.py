@@ -40,12 +40,12 @@ def demo(
 
 
 class TerminalScreen:
-    """Where the demo talks; lines also at a terminal when the last one has to be JSON."""
+    """The demo's output; lines also at a terminal when the last one has to be JSON."""
 
     def __init__(self, is_json: bool) -> None:
         self._is_live = sys.stdout.isatty() and not is_json
 
-    def say(self, sentence: str) -> None:
+    def print_line(self, sentence: str) -> None:
         """Print a sentence."""
         print(readable(sentence), flush=True)
 

@@ -61,7 +61,7 @@ def doctor(
 
 
 def _guess_role(settings: DoctorSettings) -> str:
-    """Return what somebody without a bundle, or with one of before it told, most likely is."""
+    """Return the most likely role of an identity whose settings do not name one."""
     user = settings.broker_user or ""
     if settings.mac:
         return "device"

@@ -1,7 +1,7 @@
-"""What the doctor asks the broker: is it there, does it know us, what may we say and hear, does it drop messages.
+"""The doctor's checks of the broker: does it answer, who may connect, publish and read what, does it drop messages.
 
 Questions about forbidden things are put so that a broker without an ACL does no harm: to a task and a device that do
-not exist, not retained, without a payload. The broker's word (MQTT 5 reason codes) is believed for publishing; for
+not exist, not retained, without a payload. For publishing the broker's reason codes (MQTT 5) decide; for
 reading only deliveries count, since mosquitto grants every subscription.
 """
 
@@ -61,11 +61,11 @@ async def _look_at(address: BrokerAddress, settings: DoctorSettings, role: Role)
         findings.append(await asyncio.to_thread(_greet, address, options))
         if findings[-1].level is Level.PROBLEM:
             return findings
-    heard = _ReceivedMessages()
+    received = _ReceivedMessages()
     try:
-        async with _session(address, options, heard) as session:
+        async with _session(address, options, received) as session:
             findings.append(ok("credentials", f"{_who(address, options)} is known, MQTT {session.protocol_version}"))
-            findings += [each async for each in _ask(session, settings, role, heard, options.user or address.user)]
+            findings += [each async for each in _ask(session, settings, role, received, options.user or address.user)]
     except VersionError:
         findings.append(
             warning("credentials", "the broker supports MQTT 3.1.1 only", "use one with MQTT 5: it reports refusals")
@@ -82,7 +82,7 @@ async def _look_at(address: BrokerAddress, settings: DoctorSettings, role: Role)
 
 
 def _session(
-    address: BrokerAddress, options: BusOptions, heard: _ReceivedMessages
+    address: BrokerAddress, options: BusOptions, received: _ReceivedMessages
 ) -> AbstractAsyncContextManager[MqttSession]:
     return open_session(
         address,
@@ -91,7 +91,7 @@ def _session(
         is_mqtt5=True,
         tls=make_tls_context(address, options),
         will=None,
-        on_message=heard,
+        on_message=received,
     )
 
 
@@ -100,7 +100,7 @@ def _reach(address: BrokerAddress, timeout_s: float) -> Finding:
         with socket.create_connection((address.host, address.port), timeout=timeout_s):
             return ok("broker", f"{address} answers")
     except socket.gaierror:
-        return problem("broker", f"nobody knows the name {address.host}", "correct `broker`, or the name service")
+        return problem("broker", f"the name {address.host} is unknown", "correct `broker`, or the name service")
     except TimeoutError:
         return problem("broker", f"{address} does not answer", "a firewall? Devices need this one port outwards")
     except OSError as error:
@@ -158,11 +158,11 @@ def _who(address: BrokerAddress, options: BusOptions) -> str:
 
 
 async def _ask(
-    session: MqttSession, settings: DoctorSettings, role: Role, heard: _ReceivedMessages, user: str | None
+    session: MqttSession, settings: DoctorSettings, role: Role, received: _ReceivedMessages, user: str | None
 ) -> AsyncIterator[Finding]:
     if user is None:
         advice = "fine on one machine; for a fleet use broker-config/mosquitto.conf and `fedops-mqtt fleet init`"
-        yield warning("ACL", "this broker takes anybody, so anybody may say anything", advice)
+        yield warning("ACL", "this broker accepts any client, so any client may publish anything", advice)
         return
     if not session.is_mqtt5:
         yield unknown("ACL", "MQTT 3.1.1 does not tell what is denied")
@@ -177,12 +177,10 @@ async def _ask(
             yield problem("ACL", f"may not publish {topic}", f"is {user} enrolled as {role}? `fedops-mqtt fleet list`")
     for topic in _forbidden_topics(role):
         if await _may_publish(session, topic):
-            yield problem(
-                "ACL", f"may publish {topic}", "nobody but its owner may: bring broker-config/acl to the broker"
-            )
+            yield problem("ACL", f"may publish {topic}", "only its owner may: bring broker-config/acl to the broker")
         else:
             yield ok("ACL", f"may not publish {topic}")
-    for finding in await _read(session, heard, role, rules):
+    for finding in await _read(session, received, role, rules):
         yield finding
 
 
@@ -220,13 +218,13 @@ def _forbidden_topics(role: Role) -> Sequence[str]:
     return [str(topic) for topic in (*others[role], topics.server_status(PROBE_TASK))]
 
 
-async def _read(session: MqttSession, heard: _ReceivedMessages, role: Role, rules: Sequence[Rule]) -> list[Finding]:
+async def _read(session: MqttSession, received: _ReceivedMessages, role: Role, rules: Sequence[Rule]) -> list[Finding]:
     """Ask for everything that is retained, and see whether more comes than should."""
     filters = ["fedops/v1/#", *([BROKER_STATISTICS] if role is Role.MANAGER else [])]
     refusals = await session.subscribe(filters)
     await asyncio.sleep(_LISTEN_S)
     readable = [rule.topic_filter for rule in rules if rule.can_read]
-    ours = [topic for topic in heard.topics if topic.startswith("fedops/")]
+    ours = [topic for topic in received.topics if topic.startswith("fedops/")]
     too_much = [topic for topic in ours if not any(_matches(each, topic) for each in readable)]
     findings = []
     if too_much:
@@ -238,7 +236,7 @@ async def _read(session: MqttSession, heard: _ReceivedMessages, role: Role, rule
         findings.append(problem("ACL", str(refusals[0]), "the manager reads everything: bring broker-config/acl"))
     else:
         findings.append(ok("ACL", f"reads nothing that it should not; {len(ours)} retained statuses that it may"))
-    return findings + list(_look_at_drops(heard.topics, role))
+    return findings + list(_look_at_drops(received.topics, role))
 
 
 def _look_at_drops(statistics: dict[str, bytes], role: Role) -> Iterator[Finding]:
@@ -247,7 +245,7 @@ def _look_at_drops(statistics: dict[str, bytes], role: Role) -> Iterator[Finding
         return
     dropped = statistics.get(DROPPED_TOPIC)
     if dropped is None:
-        yield unknown("queues", "the broker does not say whether it drops messages")
+        yield unknown("queues", "the broker does not publish how many messages it drops")
     elif int(dropped) > 0:
         yield warning("queues", f"the broker has dropped {int(dropped)} messages since its start", ADVICE)
     else:

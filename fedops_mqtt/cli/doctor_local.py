@@ -54,7 +54,7 @@ def unknown(check: str, found: str) -> Finding:
 
 
 def warning(check: str, found: str, advice: str) -> Finding:
-    """Return that something works, but not for ever or not for everybody."""
+    """Return a finding about something that works, but not for ever or not everywhere."""
     return Finding(check=check, level=Level.WARNING, found=found, advice=advice)
 
 
@@ -64,7 +64,7 @@ def problem(check: str, found: str, advice: str) -> Finding:
 
 
 WARN_DAYS = 30
-"""A certificate that expires within this is pointed out; renewing leaves the old one good, so nobody need wait."""
+"""A certificate that expires within this is pointed out; renewing leaves the old one valid."""
 
 _MIN_FREE_BYTES = 200 * 1024 * 1024
 """A global model of 50 MB, a checkpoint, and some logs."""
@@ -85,7 +85,7 @@ def look_at_files(settings: DoctorSettings) -> Iterator[Finding]:
     for path in exposed:
         yield problem("files", f"{path} can be read by others on this machine", f"chmod 600 {path}")
     if not exposed:
-        yield ok("files", "nobody else can read keys and passwords")
+        yield ok("files", "no other user can read keys and passwords")
     pairs = (
         ("certificate", settings.broker_cert_file, settings.broker_key_file, settings.broker_ca_file),
         ("line certificate", settings.line_cert_file, settings.line_key_file, settings.line_ca_file),
@@ -128,7 +128,7 @@ def look_at_clock() -> Iterator[Finding]:
         case True:
             yield ok("clock", "synchronised")
         case False:
-            yield warning("clock", f"nobody keeps it right; it says {now:%Y-%m-%d %H:%M} UTC", advice)
+            yield warning("clock", f"it is not synchronised; it says {now:%Y-%m-%d %H:%M} UTC", advice)
         case None:
             yield unknown("clock", f"it says {now:%Y-%m-%d %H:%M} UTC; whether it is kept right is not known here")
 
@@ -139,10 +139,10 @@ def _is_synchronised() -> bool | None:
         return None
     command = [timedatectl, "show", "--property=NTPSynchronized", "--value"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=_NTP_TIMEOUT_S, check=False).stdout
+        printed = subprocess.run(command, capture_output=True, text=True, timeout=_NTP_TIMEOUT_S, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return {"yes": True, "no": False}.get(said.strip())
+    return {"yes": True, "no": False}.get(printed.strip())
 
 
 def listening_addresses(settings: DoctorSettings, role: Role) -> list[str]:
@@ -205,29 +205,29 @@ def look_at_broker_config(path: Path) -> Iterator[Finding]:
         yield problem("broker config", f"{path}: {error.strerror}", "run this on the broker's machine, as its user")
         return
     lines = [words for words in map(str.split, written) if words and not words[0].startswith("#")]
-    said = {line[0]: line[-1] for line in lines}
-    yield _look_at_queue(said.get("max_queued_messages", str(_MOSQUITTOS_QUEUE)))
-    if said.get("allow_anonymous") == "true":
+    values = {line[0]: line[-1] for line in lines}
+    yield _look_at_queue(values.get("max_queued_messages", str(_MOSQUITTOS_QUEUE)))
+    if values.get("allow_anonymous") == "true":
         yield problem(
             "broker config", "allow_anonymous true", "set it to false; broker-config/mosquitto.conf shows how"
         )
-    if "acl_file" not in said and "plugin" not in said:
-        yield problem("broker config", "there is no acl_file", "anybody may say anything: use broker-config/acl")
-    if "max_packet_size" not in said:
+    if "acl_file" not in values and "plugin" not in values:
+        yield problem("broker config", "there is no acl_file", "any client may publish anything: use broker-config/acl")
+    if "max_packet_size" not in values:
         yield warning(
             "broker config", "there is no max_packet_size", "set it to 393216: one packet can fill the memory"
         )
     yield from _look_at_listeners(lines)
 
 
-def _look_at_queue(said: str) -> Finding:
+def _look_at_queue(limit: str) -> Finding:
     """Judge `max_queued_messages` (mosquitto.conf(5)); what each number does was seen with mosquitto 2.0.11."""
-    found = f"max_queued_messages is {said}"
-    if not said.isdecimal():
+    found = f"max_queued_messages is {limit}"
+    if not limit.isdecimal():
         return problem("broker config", found, "it must be a number: set it to 100000")
-    if int(said) == 0:
+    if int(limit) == 0:
         return problem("broker config", found, "with it a denied publish ends a connection: set it to 100000")
-    if int(said) < _MIN_QUEUE:
+    if int(limit) < _MIN_QUEUE:
         advice = "set it to 100000: fewer lose statuses silently in a larger fleet"
         return warning("broker config", found, advice)
     return ok("broker config", found)
@@ -244,7 +244,7 @@ def _look_at_listeners(lines: list[list[str]]) -> Iterator[Finding]:
         if "certfile" not in directives:
             yield problem("broker config", f"listener {where} is without TLS", "give it cafile, certfile and keyfile")
         elif "use_username_as_clientid" not in directives:
-            advice = "add `use_username_as_clientid true` below it: anybody can take another's client id"
+            advice = "add `use_username_as_clientid true` below it: any client can take another's client id"
             yield problem("broker config", f"listener {where} does not bind client ids", advice)
         else:
             yield ok("broker config", f"listener {where} has TLS and binds client ids")

@@ -75,23 +75,23 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _INTERRUPTED
     except BrokenPipeError:
-        # The reader of our pipe left (`| head`): no more to say, and nothing to say it to.
+        # The reader of our pipe ended (`| head`): nothing is left to print to.
         _drop_output()
         return ExitCode.OK
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in EXTRAS:
             raise
-        _say(how_to_install(error))
+        _print_error(how_to_install(error))
         return ExitCode.CONFIG
     except known_errors() as error:
         message, code = explain(error)
-        _say(message)
+        _print_error(message)
         return code
     except OSError as error:
         if error.errno not in _DISK_TROUBLE:
             raise
         _drop_output()
-        _say(f"cannot write {error.filename or 'the output'}: {error.strerror}")
+        _print_error(f"cannot write {error.filename or 'the output'}: {error.strerror}")
         return ExitCode.FAILED
 
 
@@ -102,7 +102,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     return result if isinstance(result, int) else ExitCode.OK
 
 
-def _say(message: str) -> None:
+def _print_error(message: str) -> None:
     with suppress(OSError):
         print("fedops-mqtt:", visible(message, keep="\n"), file=sys.stderr)
 
@@ -116,7 +116,7 @@ def _drop_output() -> None:
 _DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 _INTERRUPTED = 128 + signal.SIGINT
-"""What a shell says of a process that Ctrl-C ended."""
+"""A shell's exit status for a process that Ctrl-C ended."""
 
 
 def _show_version(is_asked: bool) -> None:
@@ -128,6 +128,6 @@ def _show_version(is_asked: bool) -> None:
 
 
 def _version_option(
-    version: bool = typer.Option(False, "--version", help="Say the version.", callback=_show_version, is_eager=True),
+    version: bool = typer.Option(False, "--version", help="Print the version.", callback=_show_version, is_eager=True),
 ) -> None:
     """Federated learning on IoT fleets, with MQTT as its lifecycle plane."""

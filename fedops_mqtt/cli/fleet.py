@@ -1,4 +1,4 @@
-"""The verbs of whoever looks after a fleet: fleet init, enrol, renew, revoke, list, dynsec.
+"""The verbs for a fleet's credentials: fleet init, enrol, renew, revoke, list, dynsec, nats.
 
 Keys and passwords go into files of mode 0600 and are never printed.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = ("name", "role", "tasks", "credentials", "expires", "status")
 _WARN_DAYS = 30
-"""A certificate that expires within this is pointed out; renewing leaves the old one good, so nobody need wait."""
+"""A certificate that expires within this is pointed out; renewing leaves the old one valid."""
 
 _PLUGIN_ADVICE = (
     "with the dynamic-security plugin: it reads its file at a restart only; to change something at once, as a manager: "
@@ -108,7 +108,7 @@ def enrol(
     ]
     for bundle in fleet.enrol_all(wishes):
         print(bundle)
-    _tell_broker(fleet)
+    _reload_broker(fleet)
 
 
 @shows(
@@ -149,26 +149,26 @@ def renew(
             print(fleet.broker_folder / "broker.crt")
         else:
             print(fleet.renew(name, app=app, days=days or DEVICE_DAYS))
-    _tell_broker(fleet)
+    _reload_broker(fleet)
 
 
 @shows("fedops-mqtt fleet revoke aa:bb:cc:dd:ee:ff")
 @takes_settings(FleetSettings)
 def revoke(settings: FleetSettings, names: Names = None) -> None:
-    """Take everything back that somebody was given."""
+    """Revoke all credentials of an identity."""
     from fedops_mqtt.enrolment import FleetFolder
 
     fleet = FleetFolder(settings.fleet_dir)
     for name in _all_names(names, None):
         identity = fleet.revoke(name)
         print(f"revoked {identity.role} {identity.name}")
-    _tell_broker(fleet)
+    _reload_broker(fleet)
 
 
 @shows("fedops-mqtt fleet list", "fedops-mqtt fleet list --json")
 @takes_settings(FleetSettings)
 def list_identities(settings: FleetSettings, json: Json = False) -> None:
-    """List everybody who is or was enrolled."""
+    """List all identities that are or were enrolled."""
     from fedops_mqtt.enrolment import FleetFolder
 
     records = [_as_record(each) for each in FleetFolder(settings.fleet_dir).list_identities()]
@@ -197,7 +197,7 @@ def nats(settings: FleetSettings) -> None:
     for each in fleet.list_identities():
         if each.password and not can_use_nats(each):
             print(f"left out: {each.name} has a password; NATS takes certificates (`fleet revoke`, then `fleet enrol`)")
-    _tell_broker(fleet)
+    _reload_broker(fleet)
 
 
 VERBS: dict[str, Callable[..., None]] = {
@@ -224,13 +224,13 @@ def _all_names(names: Sequence[str] | None, file: Path | None) -> list[str]:
     return wanted
 
 
-def _tell_broker(fleet: "FleetFolder") -> None:
+def _reload_broker(fleet: "FleetFolder") -> None:
     if fleet.has_plugin:
         print(_PLUGIN_ADVICE)
     if fleet.has_nats:
         print(_NATS_ADVICE)
     if fleet.reload_broker():
-        print("the broker has been told to read its files again")
+        print("the broker reads its files again")
         return
     made, wanted = fleet.broker_folder.resolve(), fleet.register.broker_dir
     carry = "" if str(made) == wanted else f"copy {made} to {wanted} on the broker's machine; "

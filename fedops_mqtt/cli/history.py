@@ -44,7 +44,7 @@ _MEMBER_COLUMNS = ("client_mac", "status", "round", "attempt", "delay_ms", "reas
 
 
 def make_run_app() -> typer.Typer:
-    """Return the verbs about one run; what is none of them is a project to run."""
+    """Return the verbs about one run; anything else is a project to run."""
     text = "Run a Flower project (`run FOLDER`, as `run project FOLDER`), or look at one run."
     app = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None, cls=_RunGroup)
     return add_verbs(app, {"show": show, _RunGroup.default: run_project})
@@ -93,7 +93,9 @@ def show(settings: CliSettings, run: RunId, json: Json = False) -> None:
 def logs(
     settings: LogsSettings,
     run: Annotated[str | None, typer.Argument(hidden=True)] = None,
-    client: Annotated[str | None, typer.Option(metavar="MAC", help="What this client said, not the server.")] = None,
+    client: Annotated[
+        str | None, typer.Option(metavar="MAC", help="This client's messages, not the server's log.")
+    ] = None,
     launch: Annotated[int | None, typer.Option(min=1, help="An earlier launch of the server. [default: last]")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
     training: Annotated[
@@ -101,7 +103,7 @@ def logs(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Print the log of a run's FL server, or what one client said in it, or what a training on this machine printed.
+    """Print the log of a run's FL server, or one client's messages in it, or the output of a training on this machine.
 
     RUN is its id. What a training printed stays on its device, in the state folder; its last error is here too.
     """

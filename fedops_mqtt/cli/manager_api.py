@@ -125,7 +125,7 @@ def file_errors() -> Iterator[None]:
 
 @contextmanager
 def advice() -> Iterator[None]:
-    """Turn the client's errors into a sentence that says what to do, and the exit status that fits."""
+    """Turn the client's errors into a message with advice, and an exit status."""
     try:
         yield
     except ManagerClientError as error:

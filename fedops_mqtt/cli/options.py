@@ -46,8 +46,8 @@ def takes_settings(model: type[Settings]) -> Callable[[Callable[..., None]], Cal
             file = given.pop(_CONFIG_PARAMETER, None)
             if file is not None:
                 use_config_file(file)
-            said = {name: given.pop(name) for name in options}
-            verb(make_settings(model, {name: value for name, value in said.items() if value is not None}), **given)
+            values = {name: given.pop(name) for name in options}
+            verb(make_settings(model, {name: value for name, value in values.items() if value is not None}), **given)
 
         file_option = [_config_parameter()] if takes_file else []
         own_options = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
@@ -60,7 +60,7 @@ def takes_settings(model: type[Settings]) -> Callable[[Callable[..., None]], Cal
 
 
 def make_settings(model: type[Settings], given: Mapping[str, Any]) -> Settings:
-    """Return the settings that options say, completed from the environment and the defaults.
+    """Return the settings from options, the environment and the defaults.
 
     Raises:
         UsageError: an option has a value that its setting does not allow.
@@ -96,7 +96,7 @@ _SPELLED = {
     "broker_config": "--config",
     "broker_data_dir": "--data-dir",
 }
-"""Options that are shorter than their settings, because the verb already says what they are about."""
+"""Options that are shorter than their settings, because the verb already names their subject."""
 
 
 def option_name(field: str) -> str:

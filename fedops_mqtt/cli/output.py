@@ -33,15 +33,15 @@ def print_records_as_lines(records: Iterable[Row], *, is_json: bool) -> None:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
-    """Tell what is waited for, in one line on stderr that changes; nothing where nobody looks at a terminal."""
+    """Show the progress in one line on stderr that changes; nothing where stderr is no terminal."""
     if not sys.stderr.isatty():
-        yield lambda said: None
+        yield lambda text: None
         return
     from rich.console import Console
     from rich.text import Text
 
     with Console(stderr=True).status("") as status:
-        yield lambda said: status.update(Text(said))
+        yield lambda text: status.update(Text(text))
 
 
 def pad_lines(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -102,7 +102,7 @@ def _print_table(records: Sequence[Row], columns: Sequence[str]) -> None:
 
 
 class FatalError(Exception):
-    """A verb cannot go on. The message says what happened and what to do next."""
+    """A verb cannot go on. The message states what happened and what to do."""
 
     def __init__(self, message: str, code: ExitCode) -> None:
         self.code = code
@@ -110,7 +110,7 @@ class FatalError(Exception):
 
 
 def known_errors() -> tuple[type[Exception], ...]:
-    """Return every error that `explain` has words for; loads their modules."""
+    """Return the errors that `explain` has a message for; loads their modules."""
     from fedops_mqtt.bus import BusError
     from fedops_mqtt.enrolment.errors import EnrolmentError
     from fedops_mqtt.protocol import IdentityError
@@ -121,7 +121,7 @@ def known_errors() -> tuple[type[Exception], ...]:
 
 
 def explain(error: Exception) -> tuple[str, ExitCode]:
-    """Return what to tell the person, and the exit status."""
+    """Return the message for the person, and the exit status."""
     from fedops_mqtt import bus
     from fedops_mqtt.enrolment.errors import EnrolmentError
     from fedops_mqtt.protocol import IdentityError

@@ -1,4 +1,4 @@
-"""The verbs that stay: broker, client and manager run in the foreground until they are told to end."""
+"""The verbs that run in the foreground until they are ended: broker, client, manager, bridge."""
 
 import asyncio
 import gc
@@ -29,8 +29,8 @@ SWITCH_S = 0.0005
 interpreter, and a journal that is busy would keep it for Python's 5 ms."""
 
 GC_THRESHOLDS = (50_000, 20, 50)
-"""Garbage is looked for when so many more objects are alive (Python: 700): a fleet of thousands that all say something
-new is that many new objects and no garbage, and each look at all of them stops the loop."""
+"""Garbage is collected when so many more objects exist (Python: 700): a fleet of thousands that all publish something
+new makes that many objects and no garbage, and each collection stops the loop."""
 
 
 @shows("fedops-mqtt broker", "fedops-mqtt broker --port 0 --data-dir ./broker-data")
@@ -42,7 +42,9 @@ def broker(settings: BrokerSettings) -> None:
     """
     code = asyncio.run(_run_broker(settings))
     if code:
-        raise FatalError(f"mosquitto ended with status {code}; its own lines above say why.", ExitCode.UNAVAILABLE)
+        raise FatalError(
+            f"mosquitto ended with status {code}; its own lines above are the reason.", ExitCode.UNAVAILABLE
+        )
 
 
 @shows(
@@ -54,7 +56,7 @@ def broker(settings: BrokerSettings) -> None:
 def client(settings: ClientSettings) -> None:
     """Run the daemon of this device.
 
-    It says that it is here, waits for a start trigger, and trains in a process of its own.
+    It publishes its status, waits for a start trigger, and trains in a process of its own.
     """
     if settings.task_id is None or settings.app is None:
         raise UsageError("a client needs --task-id TASK and --app MODULE:ATTRIBUTE")
@@ -91,7 +93,9 @@ def manager(
     sys.setswitchinterval(SWITCH_S)
     gc.set_threshold(*GC_THRESHOLDS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        raise SystemExit(runner.run(run_manager(settings, ends_servers=end_servers, say=_say, front=_front())))
+        raise SystemExit(
+            runner.run(run_manager(settings, ends_servers=end_servers, print_line=_print_line, front=_front()))
+        )
 
 
 def _front() -> "Front | None":
@@ -103,13 +107,13 @@ def _front() -> "Front | None":
     return page
 
 
-def _say(sentence: str) -> None:
+def _print_line(sentence: str) -> None:
     print(sentence, flush=True)
 
 
 async def _run_broker(settings: BrokerSettings) -> int:
     from fedops_mqtt.bus import Mosquitto
-    from fedops_mqtt.runtime.systemd import told_to_end
+    from fedops_mqtt.runtime.systemd import on_end_signal
 
     ending = asyncio.Event()
     mosquitto = Mosquitto(
@@ -118,7 +122,7 @@ async def _run_broker(settings: BrokerSettings) -> int:
         data_dir=settings.broker_data_dir,
         is_log_shown=True,
     )
-    with told_to_end(lambda number: ending.set()):
+    with on_end_signal(lambda number: ending.set()):
         return await _serve(mosquitto, ending)
 
 
@@ -142,7 +146,7 @@ async def _serve(mosquitto: "Mosquitto", ending: asyncio.Event) -> int:
 )
 @takes_settings(BridgeSettings)
 def bridge(settings: BridgeSettings) -> None:
-    """Speak on the bus for FedOps clients and servers that know only HTTP and gRPC.
+    """Publish on the bus for FedOps clients and servers that know only HTTP and gRPC.
 
     To a FedOps client it is its client manager, server manager and performance service; the first line on stdout is
     the URL for all three.

@@ -35,7 +35,7 @@ _RUN_COLUMNS = ("run_id", "task_id", "status", "outcome", "round", "num_rounds",
 def clients(
     settings: CliSettings,
     task_id: Task = None,
-    forget: Annotated[str | None, typer.Option(metavar="MAC", help="Remove a client that is gone for good.")] = None,
+    forget: Annotated[str | None, typer.Option(metavar="MAC", help="Remove a client that is away for good.")] = None,
     force: Annotated[bool, typer.Option("--force", help="With --forget: also one that seems to be here.")] = False,
     json: Json = False,
 ) -> None:
@@ -139,29 +139,29 @@ def start_run(
         typer.echo(f"run {run['run_id']} {run['reason']}", err=True)
     if waits:
         run = _wait_for_end(manager, run["run_id"])
-    _say_run(manager.with_site(run), is_json=is_json, is_over=waits)
+    _print_run(manager.with_site(run), is_json=is_json, is_over=waits)
 
 
 def _wait_for_end(manager: "ManagerApi", run_id: str) -> "Record":
-    with progress() as tell:
+    with progress() as show:
         while True:
             run: Record = manager.get(f"/runs/{run_id}")
             if run.get("outcome") is not None:
                 return run
-            tell(_stand_of(run))
+            show(_progress_of(run))
             time.sleep(_POLL_S)
 
 
-def _stand_of(run: "Record") -> str:
-    """Return how a run stands in a line: `running, round 2 of 5, 3 training`."""
+def _progress_of(run: "Record") -> str:
+    """Return a run's progress in a line: `running, round 2 of 5, 3 training`."""
     counts = Counter(member["status"] for member in run["clients"].values())
-    word = "stopping" if run["is_stopping"] else run["status"]
+    status = "stopping" if run["is_stopping"] else run["status"]
     clients = [f"{count} {status}" for status, count in sorted(counts.items())] or ["no clients yet"]
     waits = [run["reason"]] if run["reason"] else []
-    return ", ".join([word, f"round {run['round']} of {run['num_rounds']}", *clients, *waits])
+    return ", ".join([status, f"round {run['round']} of {run['num_rounds']}", *clients, *waits])
 
 
-def _say_run(run: "Record", *, is_json: bool, is_over: bool) -> None:
+def _print_run(run: "Record", *, is_json: bool, is_over: bool) -> None:
     if is_json:
         print_records_as_lines([run], is_json=True)
     elif is_over:

@@ -135,12 +135,12 @@ _RUN_COLUMNS = ("run", "task", "status", "round", "accuracy", "by round", "clien
 
 def draw(fleet_view: FleetView, *, now: float, height: int, title: str = "") -> RenderableType:
     """Return the whole screen: who is there, below it the runs; at most `height` lines."""
-    head = Text.assemble((title, "bold"), "  ", _say_connection(fleet_view))
+    head = Text.assemble((title, "bold"), "  ", _connection_text(fleet_view))
     max_rows = max(_MIN_ROWS, height - _OTHER_LINES)
     return Group(head, _draw_clients(fleet_view, now, max_rows), _draw_runs(fleet_view), _draw_recent(fleet_view))
 
 
-def _say_connection(fleet_view: FleetView) -> Text:
+def _connection_text(fleet_view: FleetView) -> Text:
     if fleet_view.is_connected is None:
         return Text("connecting to the broker", style="yellow")
     if not fleet_view.is_connected:
@@ -170,21 +170,21 @@ def _client_cells(fleet_view: FleetView, view: ClientView, now: float) -> list[R
     return [
         Text(as_text(name)),
         Text(record["task_id"]),
-        Text(_say_presence(view), style=_PRESENCE_STYLE[view.presence]),
+        Text(_presence_text(view), style=_PRESENCE_STYLE[view.presence]),
         Text(record["status"], style=_STATUS_STYLE.get(view.status.status, "")),
         Text(as_text(record["phase"])),
         Text(as_text(record["round"])),
-        Text(say_metrics(record["metrics"])),
-        Text(_say_duration(now - view.since)),
+        Text(metrics_text(record["metrics"])),
+        Text(_duration_text(now - view.since)),
     ]
 
 
-def _say_presence(view: ClientView) -> str:
+def _presence_text(view: ClientView) -> str:
     return f"{view.presence} ({as_text(view.out_reason)})" if view.is_out else str(view.presence)
 
 
-def say_metrics(metrics: Mapping[str, Any]) -> str:
-    """Return the numbers that say how the model does, or the first few where none is called so."""
+def metrics_text(metrics: Mapping[str, Any]) -> str:
+    """Return the model's accuracy and loss, or the first few metrics where there is neither."""
     measures = [name for name in metrics if name.endswith(("loss", "accuracy"))] or list(metrics)
     return "  ".join(f"{as_text(name)} {as_text(metrics[name])}" for name in measures[:_SHOWN_METRICS])
 
@@ -208,11 +208,11 @@ def _draw_recent(fleet_view: FleetView) -> RenderableType:
 def _run_cells(fleet_view: FleetView, view: StatusView[RunStatus]) -> list[RenderableType]:
     record = run_record(view.status)
     rounds = fleet_view.history.get((view.status.task_id, view.status.run_id), [])
-    said = record["outcome"] or record["status"]
+    status = record["outcome"] or record["status"]
     return [
         Text(record["run_id"]),
         Text(record["task_id"]),
-        Text(said, style=_run_style(view.status)),
+        Text(status, style=_run_style(view.status)),
         Text(f"{record['round']}/{record['num_rounds']}"),
         Text(as_text(measure(record["metrics"], ACCURACY))),
         Text(sparkline([value for each in rounds if (value := measure(each.metrics, ACCURACY)) is not None])),
@@ -233,7 +233,7 @@ def _run_style(status: RunStatus) -> str:
     return "cyan" if status.status is RunCondition.RUNNING else "yellow"
 
 
-def _say_duration(duration_s: float) -> str:
+def _duration_text(duration_s: float) -> str:
     minutes, seconds = divmod(int(max(0.0, duration_s)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

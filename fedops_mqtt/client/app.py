@@ -26,7 +26,7 @@ from fedops_mqtt.device.training_process import check_app
 from fedops_mqtt.protocol import MetricsCutter, MetricsKind, Outcome, TaskId, clip
 from fedops_mqtt.runtime.background import alongside
 from fedops_mqtt.runtime.settings import IS_DELIVERED, ClientSettings
-from fedops_mqtt.runtime.systemd import ExitCode, exit_code_of_disk, told_to_end
+from fedops_mqtt.runtime.systemd import ExitCode, exit_code_of_disk, on_end_signal
 from fedops_mqtt.runtime.task_config import Scalar, flatten, read_configuration
 from fedops_mqtt.training.live_task import LIVE, LiveFile, pack
 from fedops_mqtt.training.pipe import MetricsReport
@@ -147,7 +147,7 @@ class FLClientTask:
             ClientConfigError: the app cannot be imported.
         """
         backend = DaemonBackend(self.daemon, self._trainer, asyncio.get_running_loop())
-        with told_to_end(partial(_leave, self.daemon)), publishing_through(backend):
+        with on_end_signal(partial(_leave, self.daemon)), publishing_through(backend):
             async with _app_checked(self.daemon, _import_paths()):
                 await self.daemon.run()
 
@@ -206,7 +206,7 @@ async def run_client(settings: ClientSettings) -> int:
         return ExitCode.CONFIG
 
     async def serve() -> None:
-        with told_to_end(partial(_leave, daemon)):
+        with on_end_signal(partial(_leave, daemon)):
             async with _app_checked(daemon, (os.getcwd(),)):
                 await daemon.run()
 

@@ -1,1 +1,1 @@
-"""The page people look at, on the manager's HTTP address. It shows what the API says and asks only what the API can."""
+"""The manager's web page: it shows the API's records and uses the API's methods only."""

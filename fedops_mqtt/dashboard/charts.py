@@ -24,7 +24,7 @@ LANE = {
     "upload_s": "#f76707",
 }
 _UNNAMED_PX = 24
-"""Below a chart whose axis says by itself what it is."""
+"""Below a chart whose axis has no name."""
 _AROUND_MS = 30_000
 _AS_TEXT = "(p) => { const text = document.createElement('span'); text.textContent = p.name || ''; return text; }"
 """A text from a formatter would be taken for HTML, and names have reasons in them that devices wrote."""
@@ -50,7 +50,7 @@ def by_round(rounds: Sequence[Record], ending: str) -> list[tuple[str, list[list
 
 
 def runs_compared(rounds: Mapping[str, Sequence[Record]], ending: str) -> list[tuple[str, list[list[float]]]]:
-    """Return the series of several runs, one for each, of the metric that says most; called by the run's last letters.
+    """Return the series of several runs, one for each, of the most telling metric; named by the run's last letters.
 
     A run without numbers has an empty series: the colours are those of the runs, in their order.
     """
@@ -59,7 +59,7 @@ def runs_compared(rounds: Mapping[str, Sequence[Record]], ending: str) -> list[t
 
 
 def lines(series: Iterable[tuple[str, list[list[float]]]], *, is_share: bool = False) -> Options:
-    """Return a line chart over rounds; a share is drawn from 0 to 1, as long as it is none of something else."""
+    """Return a line chart over rounds; a share is drawn from 0 to 1, as long as its values are."""
     drawn: list[Options] = [
         {
             "type": "line",
@@ -179,7 +179,7 @@ _LANE_ORDER = {"failed": 0, "lost": 1, "rejected": 2, "stopped": 3}
 
 
 def _parts(row: Record) -> Iterable[tuple[str, float, float, int]]:
-    """Yield what a client did for one message, backwards from the moment it was told."""
+    """Yield what a client did for one message, backwards from the moment of the report."""
     end, values = 1000 * row["at"].timestamp(), row["values"]
     for name in ("upload_s", "compute_s", "download_s"):
         spent = 1000 * amount(values, name)
@@ -190,8 +190,8 @@ def _parts(row: Record) -> Iterable[tuple[str, float, float, int]]:
 
 def _bar(lane: int, label: str, start: float, end: float, number: int) -> Record:
     colour = LANE.get(label, "#1c7ed6")
-    said = f"{label.removesuffix('_s')}, round {number}: {(end - start) / 1000:.3f} s"
-    return {"value": [lane, start, end], "name": said, "itemStyle": {"color": colour}}
+    text = f"{label.removesuffix('_s')}, round {number}: {(end - start) / 1000:.3f} s"
+    return {"value": [lane, start, end], "name": text, "itemStyle": {"color": colour}}
 
 
 def _mark_colour(event: Record) -> str | None:

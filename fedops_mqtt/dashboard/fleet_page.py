@@ -42,7 +42,7 @@ _COLUMNS: list[dict[str, Any]] = [
     {"field": "load", "headerName": "Load", "width": 180},
     {"field": "version", "headerName": "Version", "width": 82},
     {"field": "mac", "headerName": "MAC", "width": 155},
-    {"field": "id", "hide": True, "sort": "asc"},  # whoever arrives later has a place among the others at once
+    {"field": "id", "hide": True, "sort": "asc"},  # so that later clients are sorted in at once
 ]
 _ON_A_PHONE = ["since", "task", "phase", "round", "last", "load", "version", "mac"]
 _PHONE = """(p) => { if (window.innerWidth < 640) { p.api.setColumnsPinned(['name'], null);

@@ -1,4 +1,4 @@
-"""The demo from its first process to its last line: start a fleet, run one federated run, say how it went.
+"""The demo from its first process to its last line: start a fleet, run one federated run, print its result.
 
 What it shows it knows from the bus, as any dashboard would; it asks the manager's API only to start and for the result.
 """
@@ -34,7 +34,7 @@ _START_S = 90.0
 _ANSWER_S = 15.0
 _RUN_LIMIT_S = 1800.0
 _SETTLE_S = 5.0
-"""After the run's end, until each client has said its own; the manager's grace is longer and nothing for a demo."""
+"""After the run's end, until each client has reported its own; the manager's grace is too long for a demo."""
 _LINGER_S = 1.0
 """Of the FL server, which has its setting from the manager's environment: on one machine nobody is far away."""
 _INTERRUPTED = 128 + signal.SIGINT
@@ -54,7 +54,7 @@ class DemoOptions:
 class Screen(Protocol):
     """What shows a demo to a person."""
 
-    def say(self, sentence: str) -> None:
+    def print_line(self, sentence: str) -> None:
         """Print a sentence; control characters are shown."""
 
     def note(self, change: Record) -> None:
@@ -121,18 +121,18 @@ class Demo:
             self.status = ExitCode.OK if result["outcome"] == RunOutcome.COMPLETED else ExitCode.FAILED
             if self.options.is_kept:
                 kept = _KEPT.format(command=_command(), broker=broker, manager=manager, task_id=TASK_ID)
-                self._say_result(run, result, kept)
-                self.processes.let_end(self.screen.say)
+                self._print_result(run, result, kept)
+                self.processes.let_end(self.screen.print_line)
                 await asyncio.Event().wait()
-        self._say_result(run, result, _GONE.format(command=_command()))
+        self._print_result(run, result, _GONE.format(command=_command()))
 
     async def _start_fleet(self) -> tuple[str, str]:
         """Start every process; return the broker's and the manager's URL."""
-        self.screen.say("starting mosquitto, a manager and the client daemons")
+        self.screen.print_line("starting mosquitto, a manager and the client daemons")
         broker = await self.processes.start_and_read_line("broker", "broker", "--port", "0", timeout_s=_ANSWER_S)
         tasks = self.processes.folder / "tasks.toml"
         tasks.write_text(_TASKS.format(task_id=TASK_ID), encoding="utf-8")
-        said = await self.processes.start_and_read_line(
+        line = await self.processes.start_and_read_line(
             "manager",
             "manager",
             timeout_s=_START_S,
@@ -146,7 +146,7 @@ class Demo:
         )
         for number in range(self.options.num_clients):
             await self._start_client(number, broker)
-        return broker, said.rpartition(" ")[2]
+        return broker, line.rpartition(" ")[2]
 
     async def _start_client(self, number: int, broker: str) -> None:
         await self.processes.start(
@@ -164,7 +164,7 @@ class Demo:
         )
 
     async def _run(self, broker: str, manager: str) -> Record:
-        """Watch the fleet come online and a run go to its end; return what the manager says of the run."""
+        """Wait until the fleet is online and a run has ended; return the manager's record of the run."""
         async with (
             connect(broker, options=BusOptions()) as bus,
             alongside(feed(bus, None, self.fleet_view, self._note), name="demo-feed"),
@@ -179,7 +179,7 @@ class Demo:
                 run = await api.start(TASK_ID, num_rounds=self.options.num_rounds, min_clients=self.options.num_clients)
                 ended = partial(self._has_ended, run.run_id)
                 await self._wait_for(ended, _RUN_LIMIT_S + _START_S, "the run has not ended")
-                with suppress(DemoError):  # the last picture shows everybody done; who hangs is not waited for
+                with suppress(DemoError):  # so that the last screen shows all clients idle
                     await self._wait_for(self._is_nobody_training, _SETTLE_S, "somebody still trains")
                 return (await api.run(run.run_id)).model_dump(mode="json")
         except ManagerClientError as error:
@@ -218,26 +218,23 @@ class Demo:
             "outcome": run["outcome"],
             "accuracy": measure(run["metrics"], ACCURACY),
             "rounds": run["round"],
-            "clients": self._count_finished(run),
+            "clients": sum(member["status"] == "finished" for member in run["clients"].values()),
             "trigger_to_training_ms": run["trigger_to_training_ms"],
             "seconds": round(seconds, 1),
             "model_path": run["model_path"] if is_completed else None,
         }
 
-    def _say_result(self, run: Record, result: Record, what_next: str) -> None:
+    def _print_result(self, run: Record, result: Record, what_next: str) -> None:
         if run["outcome"] != RunOutcome.COMPLETED:
             problem = f"fedops-mqtt demo: the run ended as {run['outcome']}: {run['reason']}"
             print(visible(problem, keep="\n\t"), file=sys.stderr)
         if self.options.is_json:
             print(json.dumps(result), flush=True)
             return
-        self.screen.say("\n".join(("", *_tell(run, result), what_next)))
-
-    def _count_finished(self, run: Record) -> int:
-        return sum(member["status"] == "finished" for member in run["clients"].values())
+        self.screen.print_line("\n".join(("", *_describe(run, result), what_next)))
 
 
-def _tell(run: Record, result: Record) -> list[str]:
+def _describe(run: Record, result: Record) -> list[str]:
     if run["outcome"] != RunOutcome.COMPLETED:
         return [f"The run did not complete: {run['reason']}"]
     delay = result["trigger_to_training_ms"] or {"p50": 0.0, "max": 0.0}

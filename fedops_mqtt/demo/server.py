@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     settings = ServerSettings()
     start_logging(settings.log_level)
-    logging.getLogger("flwr").handlers.clear()  # flwr installs one of its own, and would say everything twice
+    logging.getLogger("flwr").handlers.clear()  # flwr installs one of its own, which would print everything twice
     server = FLServer(
         _CFG,
         digits.initial_arrays(),

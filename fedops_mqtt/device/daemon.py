@@ -57,7 +57,7 @@ from fedops_mqtt.protocol import (
     topics,
     utc_now,
 )
-from fedops_mqtt.runtime.processes import sweep
+from fedops_mqtt.runtime.processes import kill_marked
 from fedops_mqtt.runtime.settings import ClientSettings
 from fedops_mqtt.runtime.systemd import supervised
 from fedops_mqtt.training.pipe import EndedReport, MetricsReport, PhaseReport
@@ -225,7 +225,7 @@ class Daemon:
     async def _recover(self) -> None:
         """Take up what the last daemon left: its facts, and processes that outlived it."""
         facts = await asyncio.to_thread(self._journal.load)
-        num_left = await asyncio.to_thread(sweep, mark_of(self._folder))
+        num_left = await asyncio.to_thread(kill_marked, mark_of(self._folder))
         if num_left:
             logger.warning("ended processes that an earlier daemon left", extra={"count": num_left})
         self._client = core.restore(self.identity, facts)

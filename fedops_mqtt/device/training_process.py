@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from fedops_mqtt.protocol import Outcome
-from fedops_mqtt.runtime.processes import MARK, LineSplitter, OutputFile, Tail, kill_group, sweep, terminate
+from fedops_mqtt.runtime.processes import MARK, LineSplitter, OutputFile, Tail, kill_group, kill_marked, terminate
 from fedops_mqtt.runtime.settings import environment_without_settings
 from fedops_mqtt.training.pipe import (
     MAX_LINE_BYTES,
@@ -94,7 +94,7 @@ class TrainingProcess:
                 finally:
                     kill_group(process.pid)
                     await process.wait()
-                    await asyncio.to_thread(sweep, mark)
+                    await asyncio.to_thread(kill_marked, mark)
         if ended.outcome is Outcome.FAILED:
             logger.error("training failed", extra={**facts, "reason": ended.reason})
         return ended
@@ -144,7 +144,7 @@ class TrainingProcess:
             ]
             is_late = await self._see_out(process, group)
             kill_group(process.pid)
-            await asyncio.to_thread(sweep, mark)
+            await asyncio.to_thread(kill_marked, mark)
             await asyncio.wait(readers, timeout=_DRAIN_S)
             for reader in readers:
                 reader.cancel()

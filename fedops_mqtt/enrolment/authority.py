@@ -82,7 +82,7 @@ def make_revocation_list(
 ) -> bytes:
     """Return the list of revoked serial numbers, PEM. It grows by `number` and holds as long as the authority.
 
-    It says no earlier end than that: with a list that has run out, a broker turns the whole fleet away.
+    It does not expire earlier: with an expired list a broker refuses the whole fleet.
     """
     root, root_key = _load(authority)
     builder = (

@@ -29,7 +29,7 @@ KEY_FILE = "broker.key"
 
 _ACCESS_BLOCK_BEGIN = "# Users with a password."
 _ACCESS_BLOCK_END = "/acl\n"
-"""What stands between these in the shipped configuration says who may do what."""
+"""The access rules of the shipped configuration stand between these."""
 
 _PLUGIN_PATHS = (
     "/usr/lib/x86_64-linux-gnu/mosquitto_dynamic_security.so",
@@ -89,7 +89,7 @@ def write_access(folder: Path, identities: Iterable[EnrolledIdentity]) -> None:
 
 
 def reload_broker(folder: Path) -> bool:
-    """Tell the broker on this machine to read its files again; False when it does not run here, or is not ours."""
+    """Make the broker on this machine read its files again; False when it does not run here, or is another one."""
     for line in (folder / CONFIG_FILE).read_text(encoding="utf-8").splitlines():
         name, _, value = line.partition(" ")
         if name == "pid_file":

@@ -1,4 +1,4 @@
-"""What can go wrong with a fleet's folder; each error says what happened and what to do."""
+"""The errors of a fleet's folder; each one states what happened and what to do."""
 
 
 class EnrolmentError(ValueError):
@@ -22,7 +22,7 @@ class FleetExistsError(EnrolmentError):
 
 
 class UnknownIdentityError(EnrolmentError):
-    """Nobody of this name is enrolled."""
+    """No identity of this name is enrolled."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -30,7 +30,7 @@ class UnknownIdentityError(EnrolmentError):
 
 
 class IdentityExistsError(EnrolmentError):
-    """Somebody of this name is enrolled, perhaps with another role."""
+    """An identity of this name is enrolled, perhaps with another role."""
 
     def __init__(self, name: str, role: str) -> None:
         self.name = name
@@ -51,7 +51,7 @@ class NameRefusedError(EnrolmentError):
 
 
 class RegisterError(EnrolmentError):
-    """The file that says who is enrolled cannot be read."""
+    """The register of identities cannot be read."""
 
     def __init__(self, path: str, problem: str) -> None:
         self.path = path

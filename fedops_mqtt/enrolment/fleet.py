@@ -54,12 +54,12 @@ _JUDGES_OF_APPS = frozenset({Role.DEVICE, Role.MANAGER})
 """A device runs what the fleet's key signed, a manager publishes nothing else."""
 
 DEVICE_DAYS = 825
-"""Two years and a quarter: `fedops-mqtt fleet list` and `doctor` tell a month before, see docs/security.md."""
+"""Two years and a quarter: `fedops-mqtt fleet list` and `doctor` warn a month before, see docs/security.md."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnrolmentRequest:
-    """What somebody is enrolled with. `hosts`: names of the machine where an FL server or a bridge listens."""
+    """A request to enrol an identity. `hosts`: names of the machine where an FL server or a bridge listens."""
 
     role: Role
     name: str
@@ -93,14 +93,14 @@ class FleetFolder:
         return self.folder / BROKER_FOLDER
 
     def enrol(self, wish: EnrolmentRequest) -> Path:
-        """Enrol somebody and return the settings file of the bundle; raises as `enrol_all`."""
+        """Enrol an identity and return the settings file of its bundle; raises as `enrol_all`."""
         return self.enrol_all([wish])[0]
 
     def enrol_all(self, wishes: Sequence[EnrolmentRequest]) -> list[Path]:
-        """Enrol everybody or nobody, and return the settings files of their bundles.
+        """Enrol all identities or none, and return the settings files of their bundles.
 
         Raises:
-            NameRefusedError: a name is none for its role.
+            NameRefusedError: a name does not fit its role.
             IdentityExistsError: one is taken; a revoked one may be enrolled again.
             EnrolmentError: a role needs something that is missing.
         """
@@ -118,13 +118,13 @@ class FleetFolder:
             return [bundle for _, bundle in made]
 
     def renew(self, name: str, *, app: str | None = None, days: int = DEVICE_DAYS) -> Path:
-        """Make new keys (or a new password) for somebody and return the settings file.
+        """Make new keys (or a new password) for an identity and return its settings file.
 
-        The old certificate stays good until it expires, so that nobody is cut off: `revoke_old` ends it. A password
+        The old certificate stays valid until it expires, or until `revoke_old`, so no connection breaks. A password
         has no such time of grace.
 
         Raises:
-            UnknownIdentityError: nobody has this name.
+            UnknownIdentityError: no identity has this name.
         """
         with self._changing() as now:
             identity = self._register[_any_name(name)]
@@ -146,7 +146,7 @@ class FleetFolder:
         """Take everything back: certificates onto the revocation list, the password out, and the ACL denies all.
 
         Raises:
-            UnknownIdentityError: nobody has this name.
+            UnknownIdentityError: no identity has this name.
         """
         with self._changing() as now:
             identity = self._register[_any_name(name)]
@@ -156,10 +156,10 @@ class FleetFolder:
             return revoked
 
     def revoke_old(self, name: str) -> int:
-        """Take back every certificate of somebody but the newest; returns how many.
+        """Revoke every certificate of an identity but the newest; return how many.
 
         Raises:
-            UnknownIdentityError: nobody has this name.
+            UnknownIdentityError: no identity has this name.
         """
         with self._changing() as now:
             identity = self._register[_any_name(name)]
@@ -182,7 +182,7 @@ class FleetFolder:
                 self._load()
 
     def list_identities(self) -> list[EnrolledIdentity]:
-        """Return everybody who is or was enrolled, by role and name."""
+        """Return all identities that are or were enrolled, by role and name."""
         return sorted(self._register.identities.values(), key=lambda each: (each.role, each.name))
 
     def app_signer(self) -> AppSigner:
@@ -223,7 +223,7 @@ class FleetFolder:
         return self._plugins_file.exists()
 
     def reload_broker(self) -> bool:
-        """Tell a broker on this machine to read its files again; False when it is not here."""
+        """Make a broker on this machine read its files again; False when it does not run here."""
         return broker_files.reload_broker(self.broker_folder)
 
     def _load(self) -> None:
@@ -240,7 +240,7 @@ class FleetFolder:
 
     @contextmanager
     def _changing(self) -> Iterator[datetime]:
-        """Hold the folder, read what others changed meanwhile, and say what time it is."""
+        """Lock the folder, read the changes of other processes, and yield the time."""
         with locked(self.folder):
             self._load()
             yield datetime.now(UTC).replace(microsecond=0)
@@ -389,14 +389,14 @@ def _check_wish(wish: EnrolmentRequest) -> str:
     if wish.role is Role.SERVER and len(wish.tasks) != 1:
         raise EnrolmentError(f"an FL server has one task: give {name} one --task")
     if wish.role is Role.DEVICE and wish.hosts:
-        raise NameRefusedError(name, "a device listens for nobody: --host is for servers")
+        raise NameRefusedError(name, "a device does not listen: --host is for servers")
     if wish.has_password and wish.hosts:
         raise EnrolmentError(f"{name}: a password cannot serve TLS under a host name; leave out --password or --host")
     return name
 
 
 def _any_name(name: str) -> str:
-    """Return the user name that somebody is enrolled under, from a MAC in any spelling too."""
+    """Return an identity's user name, also from a MAC in any spelling."""
     try:
         return check_name(Role.DEVICE, name)
     except NameRefusedError:

@@ -25,7 +25,7 @@ _DEVICE_PATTERN = re.compile(r"pattern (read|write) fedops/v1/\+/clients/%u/\w+"
 
 
 def render_acl(present: str, identities: Iterable[EnrolledIdentity]) -> str:
-    """Return the ACL file for a fleet; `present` is what the file says now.
+    """Return the ACL file for a fleet; `present` is the file's present content.
 
     The patterns by which a device had every task's topics are taken out of a file of before: its own section has those
     of the tasks that it is enrolled for.
@@ -48,7 +48,7 @@ def _section(identity: EnrolledIdentity) -> str:
 
 
 CONTROL = "$CONTROL/dynamic-security/#"
-"""Whoever may write here changes who may do what; without anybody the plugin could not be told anything."""
+"""Write access to it changes all permissions; without it the plugin could not be changed."""
 
 _ACL_TYPES = ("publishClientSend", "publishClientReceive", "subscribe", "unsubscribe")
 

@@ -1,4 +1,4 @@
-"""Who is enrolled: the fleet's register, a JSON file beside its keys. It holds no key and no password, only hashes."""
+"""The fleet's register of identities, a JSON file beside its keys. It holds no key and no password, only hashes."""
 
 import base64
 import hashlib
@@ -54,7 +54,7 @@ class _Record(BaseModel):
 
 
 class IssuedCertificate(_Record):
-    """A certificate that somebody holds; the serial number is hexadecimal."""
+    """A certificate of an identity; the serial number is hexadecimal."""
 
     serial: str
     issued_at: datetime
@@ -80,7 +80,7 @@ class EnrolledPassword(_Record):
 
 
 class EnrolledIdentity(_Record):
-    """Somebody who is, or was, enrolled. `name` is the user name at the broker; no tasks means every task."""
+    """An identity that is, or was, enrolled. `name` is the user name at the broker; no tasks means every task."""
 
     name: str
     role: Role
@@ -114,7 +114,7 @@ class EnrolledIdentity(_Record):
 
 
 class Ports(_Record):
-    """Where the broker listens, by how clients say who they are."""
+    """The broker's ports, by how clients authenticate."""
 
     certificate: int = 8883
     password: int = 8884

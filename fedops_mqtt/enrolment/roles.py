@@ -1,4 +1,4 @@
-"""What each role may say and hear on the bus, as topic filters; ACL file and dynamic-security roles are made from this.
+"""What each role may publish and read, as topic filters; ACL file and dynamic-security roles are made from this.
 
 What is not listed is denied.
 """
@@ -21,11 +21,11 @@ class Role(StrEnum):
     SERVER = "server"
     DASHBOARD = "dashboard"
     BRIDGE = "bridge"
-    """Speaks for many devices: the HTTP bridge for old FedOps clients, or a site's broker."""
+    """Publishes for many devices: the HTTP bridge for old FedOps clients, or a site's broker."""
 
 
 class Permission(StrEnum):
-    """What a rule allows, in mosquitto's words."""
+    """What a rule allows, as mosquitto spells it."""
 
     READ = "read"
     WRITE = "write"
@@ -51,7 +51,7 @@ class Rule:
 
 
 BROKER_STATISTICS = "$SYS/broker/#"
-"""What mosquitto says of itself; the doctor looks there for dropped messages."""
+"""mosquitto's statistics; the doctor reads dropped messages there."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _RESERVED = frozenset({"broker", "ca"})

@@ -1,6 +1,6 @@
 """A manager's whole life as a process, from the settings to the exit status: standby, leading, leaving.
 
-SIGTERM, SIGHUP and SIGINT end it in order; its runs and their servers go on unless it is told otherwise.
+SIGTERM, SIGHUP and SIGINT end it in order; its runs and their servers go on unless `ends_servers` is set.
 """
 
 import asyncio
@@ -37,19 +37,19 @@ from fedops_mqtt.runtime.http_access import AccessRules
 from fedops_mqtt.runtime.http_server import url_of
 from fedops_mqtt.runtime.machine import host_name
 from fedops_mqtt.runtime.settings import ManagerSettings
-from fedops_mqtt.runtime.systemd import ExitCode, exit_code_of_disk, supervised, told_to_end
+from fedops_mqtt.runtime.systemd import ExitCode, exit_code_of_disk, on_end_signal, supervised
 
 logger = logging.getLogger(__name__)
 
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
 async def run_manager(
     settings: ManagerSettings,
     *,
     ends_servers: bool = False,
-    say: Say = lambda sentence: None,
-    on_ready: Say = lambda url: None,
+    print_line: PrintLine = lambda sentence: None,
+    on_ready: PrintLine = lambda url: None,
     stop: asyncio.Event | None = None,
     front: Front | None = None,
 ) -> int:
@@ -58,17 +58,17 @@ async def run_manager(
     Args:
         settings: see there.
         ends_servers: stop the active runs and their servers before leaving.
-        say: told what a person at a terminal wants to know, a sentence at a time.
+        print_line: told what a person at a terminal wants to know, a sentence at a time.
         on_ready: told the API's URL once this manager leads.
         stop: ends the manager when it is set.
         front: the page, where there is one.
     """
     stop = stop or asyncio.Event()
     try:
-        with told_to_end(lambda number: stop.set()), _open_journal(settings) as journal, _lease(journal) as lease:
+        with on_end_signal(lambda number: stop.set()), _open_journal(settings) as journal, _lease(journal) as lease:
             tasks = Tasks(settings.tasks_file)  # a wrong file ends a manager as it starts, none that is on standby
             async with supervised():
-                term, listening = await _until_leading(settings, lease, journal, stop, say)
+                term, listening = await _until_leading(settings, lease, journal, stop, print_line)
                 if term is not None:
                     async with alongside(_hold(lease), name="lease"):
                         try:
@@ -81,16 +81,16 @@ async def run_manager(
                                 listening,
                                 stop,
                                 ends_servers=ends_servers,
-                                say=say,
+                                print_line=print_line,
                                 on_ready=on_ready,
                                 front=front,
                             )
                         except ConflictingInstanceError:
-                            # The bus may tell sooner than the database that another one took over: that is no mistake.
+                            # The bus may report a new leader sooner than the database: that is an orderly end.
                             await asyncio.to_thread(lease.renew)
                             raise
     except (*_EXPECTED, ExceptionGroup) as error:
-        return _ended(cause_of(error), settings, say)
+        return _ended(cause_of(error), settings, print_line)
     return ExitCode.OK
 
 
@@ -108,14 +108,14 @@ def cause_of(error: Exception) -> Exception:
     )
 
 
-def _ended(error: Exception, settings: ManagerSettings, say: Say) -> ExitCode:
+def _ended(error: Exception, settings: ManagerSettings, print_line: PrintLine) -> ExitCode:
     if isinstance(error, SQLAlchemyError):
         problem = str(getattr(error, "orig", None) or error)
-        return _ended(JournalUnusableError(_journal_name(settings), problem), settings, say)
+        return _ended(JournalUnusableError(_journal_name(settings), problem), settings, print_line)
     if not isinstance(error, _EXPECTED):
         raise error
     logger.error("manager ends", extra={"problem": str(error)})
-    say(f"manager ends: {error}")
+    print_line(f"manager ends: {error}")
     return _exit_code(error)
 
 
@@ -129,15 +129,15 @@ async def _lead(
     stop: asyncio.Event,
     *,
     ends_servers: bool,
-    say: Say,
-    on_ready: Say,
+    print_line: PrintLine,
+    on_ready: PrintLine,
     front: Front | None,
 ) -> None:
     rules = access_rules(settings)
     journal.lead(term, may_act)
     with listening or _listen(settings.http, rules) as listening:
         async with leading(settings, journal, tasks, term=term, listening=listening, front=front) as leader:
-            say(f"manager leads (term {term}), API at {url_of(listening, rules)}")
+            print_line(f"manager leads (term {term}), API at {url_of(listening, rules)}")
             on_ready(url_of(listening, rules))
             await stop.wait()
             if ends_servers:
@@ -152,17 +152,17 @@ def _listen(address: str, rules: AccessRules) -> socket.socket:
 
 
 async def _until_leading(
-    settings: ManagerSettings, lease: Lease, journal: Journal, stop: asyncio.Event, say: Say
+    settings: ManagerSettings, lease: Lease, journal: Journal, stop: asyncio.Event, print_line: PrintLine
 ) -> tuple[int | None, socket.socket | None]:
     """Return the term once this manager leads (None: stopped before), and its address where it was opened meanwhile."""
     term = await journal.call(lease.try_take)
     listening = None if term is not None else _listen_if_free(settings)
     if listening is None:
-        return term or await wait_for_lease(lease, call=journal.call, stop=stop, say=say), None
+        return term or await wait_for_lease(lease, call=journal.call, stop=stop, print_line=print_line), None
     rules = access_rules(settings)
     async with standing_by(listening, rules):
-        say(f"waits for the lead, answers at {url_of(listening, rules)}")
-        term = await wait_for_lease(lease, call=journal.call, stop=stop, say=say)
+        print_line(f"waits for the lead, answers at {url_of(listening, rules)}")
+        term = await wait_for_lease(lease, call=journal.call, stop=stop, print_line=print_line)
     if term is None:
         listening.close()
         return None, None

@@ -46,7 +46,7 @@ class PublishedApp:
 
     @property
     def reference(self) -> AppReference:
-        """What a run and its triggers say of it."""
+        """The reference in a run and its triggers."""
         signed = self.signature
         return AppReference(
             digest=self.bundle.digest,
@@ -147,7 +147,7 @@ class AppStore:
         return app
 
     async def withdraw(self, task_id: str) -> PublishedApp:
-        """Leave a task without a current app: its next run is as its devices and the tasks file say.
+        """Leave a task without a current app: its next run uses the devices' own app and the tasks file.
 
         Raises:
             UnknownAppError: it has none.
@@ -201,7 +201,7 @@ class AppStore:
         """Return as which tasks' apps a bundle was published, newest first; blocks.
 
         Raises:
-            UnknownAppError: nobody published it, or it was deleted since.
+            UnknownAppError: it was never published, or it was deleted since.
         """
         found = self._read(select(tables.apps).where(tables.apps.c.digest == digest).order_by(tables.apps.c.id.desc()))
         if not found:

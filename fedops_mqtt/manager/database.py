@@ -1,4 +1,4 @@
-"""The manager's database: how SQLite and PostgreSQL are connected to, brought up to date, and told to be away."""
+"""The manager's database: connections to SQLite and PostgreSQL, migrations, and errors of an unavailable server."""
 
 import re
 from pathlib import Path
@@ -58,9 +58,9 @@ def open_engine(url: URL, *, num_connections: int) -> Engine:
 
 
 def is_away(error: Exception) -> bool:
-    """Return whether an error says that a database server cannot be reached or does not serve, and no more.
+    """Return whether an error only means that a database server cannot be reached or does not serve.
 
-    A file is never away: what its operating system says of it (a full disk) goes on until a person does something.
+    False for a file: an error of its operating system (a full disk) lasts until a person acts.
     """
     if not isinstance(error, DBAPIError) or type(error.orig).__module__.startswith("sqlite3"):
         return False

@@ -1,4 +1,4 @@
-"""What a manager refuses, and why; each error says what was asked, what stands in its way and what to do."""
+"""What a manager refuses; each error states the request, the obstacle and what to do."""
 
 
 class ManagerError(Exception):
@@ -96,14 +96,14 @@ class RunConfigError(ManagerError):
 
 
 class ClientPresentError(ManagerError):
-    """A client that is here cannot be forgotten: it would say its status again."""
+    """An online client cannot be forgotten: it would publish its status again."""
 
     def __init__(self, client_mac: str, task_id: str) -> None:
         self.client_mac = client_mac
         self.task_id = task_id
         super().__init__(
             f"client {client_mac} is here (task {task_id!r}); stop its daemon first, then forget it "
-            "(--force forgets it now; if its daemon lives, it says its status again)"
+            "(--force forgets it now; a running daemon publishes its status again)"
         )
 
 
@@ -117,7 +117,7 @@ class TooFewClientsError(ManagerError):
 
 
 class TasksFileError(ManagerError):
-    """The tasks file cannot be read or says something that is not allowed."""
+    """The tasks file cannot be read, or a value in it is invalid."""
 
     def __init__(self, path: str, problem: str) -> None:
         self.path = path
@@ -166,7 +166,7 @@ class JournalAwayError(ManagerError):
 
 
 class ExposedApiError(ManagerError):
-    """The API would listen beyond this machine, for anybody."""
+    """The API would listen beyond this machine without access control."""
 
     def __init__(self, address: str, problem: str) -> None:
         self.address = address

@@ -33,7 +33,7 @@ EXPORT_PAGE = 1000
 NUM_EXPORTS = 2
 """Processes at a time, some 50 MB each; more downloads wait."""
 STALL_S = 60
-"""An export whose part nobody takes for this long ends: it holds up the next one."""
+"""An export whose reader takes nothing for this long is ended: it blocks the next one."""
 NICENESS = 10
 """The manager and its servers come first."""
 _PART_BYTES = 64 * 1024
@@ -66,7 +66,7 @@ class Exporter:
         """Yield a run's metrics or events as CSV.
 
         Raises:
-            JournalAwayError: the database cannot be read, or nobody took what was read; the CSV is not whole.
+            JournalAwayError: the database cannot be read, or the reader stalled; the CSV is incomplete.
         """
         async with self._turns:
             process = await asyncio.create_subprocess_exec(
@@ -106,7 +106,7 @@ def main() -> int:
         print(getattr(error, "orig", None) or error, file=sys.stderr)
         return _FAILED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter says so as it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter prints an error as it ends
         return _FAILED
     return 0
 

@@ -80,7 +80,7 @@ def _read(path: Path, match: re.Match[str]) -> ListedModel | None:
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    """Return what our server wrote into the header of a safetensors file; nothing where somebody else wrote it."""
+    """Return the facts in the header of a safetensors file; empty where another program wrote it."""
     with path.open("rb") as file:
         num_bytes = int.from_bytes(file.read(8), "little")
         if num_bytes > MAX_HEADER_BYTES:

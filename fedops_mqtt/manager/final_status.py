@@ -18,7 +18,7 @@ _READ_BYTES = Channel.SERVER_STATUS.max_payload_bytes + 1
 
 
 def read_kept(path: Path, *, task_id: str, run_id: str, launch: int) -> ServerStatus | None:
-    """Return the final status that a launch kept; None where there is none, or (logged) where it is none of its own."""
+    """Return the final status in a launch's file; None where there is no file, or (logged) it is not this launch's."""
     try:
         with path.open("rb") as file:
             content = file.read(_READ_BYTES)

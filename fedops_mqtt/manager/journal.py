@@ -71,7 +71,7 @@ class Launch:
     process_started_at: float | None = None
     exit_reason: str | None = None
     host: str | None = None
-    """Where the process is; None where a program did not say so yet: here."""
+    """The process's host; None, from older programs: this host."""
 
 
 @dataclass(kw_only=True)
@@ -160,7 +160,7 @@ class Journal:
         """
         loop = asyncio.get_running_loop()
         done = loop.run_in_executor(self._thread, lambda: self.insist(method, *args, **kwargs))
-        done.add_done_callback(_look_at_error)  # a caller that was cancelled does not hear of it
+        done.add_done_callback(_look_at_error)  # a cancelled caller does not read it
         result = await asyncio.shield(done)
         while not self._may_act():  # noqa: ASYNC110 - time decides, and another thread
             await asyncio.sleep(AWAY_POLL_S / 5)
@@ -168,7 +168,7 @@ class Journal:
 
     def insist(self, method: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a method again and again until the database is there for it, or the journal is closed; this blocks."""
-        is_told = False
+        has_warned = False
         while True:
             try:
                 return method(*args, **kwargs)
@@ -177,15 +177,15 @@ class Journal:
             except DBAPIError as error:
                 if not is_away(error) or self._is_closing.wait(AWAY_POLL_S):
                     raise
-                if not is_told:
+                if not has_warned:
                     logger.warning("the database is not available, waiting for it", extra={"problem": str(error.orig)})
-                    is_told = True
+                    has_warned = True
 
     def lead(self, term: int, may_act: Callable[[], bool] = lambda: True) -> None:
         """From now on write only as the leader of this term: one that was frozen finds out before it acts.
 
         `LeaseLostError` is raised by `add_run`, `write` and `add_launch` once another manager leads. `may_act` says
-        whether nobody else can lead yet.
+        whether no other manager can lead yet.
         """
         self._term, self._may_act, self._num_written = term, may_act, 0
 
@@ -239,13 +239,13 @@ class Journal:
     def prune(self, *, runs_before: float, events_before: float) -> list[str]:
         """Delete archived runs that ended, and events that came, before these times; return the runs' ids."""
         old = select(tables.runs.c.run_id).where(tables.runs.c.is_archived, tables.runs.c.ended_at < runs_before)
-        gone = [row[0] for row in self._rows(old)]
+        run_ids = [row[0] for row in self._rows(old)]
         with self._engine.begin() as connection:
-            for run_id in gone:
+            for run_id in run_ids:
                 _delete_run(connection, run_id)
             for table in (tables.events, tables.client_metrics):
                 connection.execute(delete(table).where(table.c.at < events_before))
-        return gone
+        return run_ids
 
     def last_time(self) -> float:
         """Return the latest time that was written down, s; 0 for a new journal."""
@@ -280,7 +280,7 @@ class Journal:
     # Epochs
 
     def read_epoch(self, owner: str) -> int:
-        """Return the last epoch under which an owner spoke; 0 for a new one."""
+        """Return the last epoch under which an owner published; 0 for a new one."""
         rows = self._rows(select(tables.epochs.c.epoch).where(tables.epochs.c.owner == owner))
         return int(rows[0][0]) if rows else 0
 
@@ -310,11 +310,11 @@ class Journal:
 
 
 class _AlreadyWrittenError(Exception):
-    """The last try of a write was committed, though nobody heard so."""
+    """The last try of a write was committed, although its answer was lost."""
 
 
 def _look_at_error(done: asyncio.Future[Any]) -> None:
-    """asyncio prints an error that nobody has looked at (Python 3.11 Future.__del__)."""
+    """Read the error: asyncio prints one that was never read (Python 3.11 Future.__del__)."""
     if not done.cancelled():
         done.exception()
 

@@ -24,7 +24,7 @@ NUM_READERS = 4
 
 
 READ_LIMIT_S = 30.0
-"""A read that takes longer has a database that stands still; whoever asked is told so, and asks again."""
+"""A longer read is given up with an error: the database does not answer."""
 
 
 class JournalReader:
@@ -43,7 +43,7 @@ class JournalReader:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     async def call(self, method: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a method, or anything else that blocks for somebody who only looks, on one of the readers' threads.
+        """Run a blocking function of a reader on one of the readers' threads.
 
         Raises:
             JournalAwayError: the database cannot be reached, or does not answer.

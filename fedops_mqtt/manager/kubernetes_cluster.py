@@ -1,4 +1,4 @@
-"""What we ask of a Kubernetes API server, and what its answers say of a launch. Everything here blocks."""
+"""Requests to a Kubernetes API server, and the state of a launch from its answers. Everything here blocks."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -14,13 +14,13 @@ from fedops_mqtt.runtime.extras import how_to_install
 REQUEST_S = 10.0
 """One request to the API server."""
 LOG_READ_S = 30.0
-"""A log that says nothing for so long is asked for anew."""
+"""A log without new lines for this long is requested again."""
 _MAX_PROBLEM = 400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobView:
-    """A launch as the API server knows it. `pods` may run; `waits` says why a pod has not started."""
+    """A launch as the API server knows it. `pods` may run; `waits` is the reason why a pod has not started."""
 
     exists: bool
     is_finished: bool

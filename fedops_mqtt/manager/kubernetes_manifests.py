@@ -23,7 +23,7 @@ LABEL = "fedops-mqtt"
 
 
 class KubernetesError(OSError):
-    """The cluster refused something; the sentence says what and why."""
+    """The cluster refused a request; the message has its reason."""
 
 
 def job_name(run_id: str, launch: int) -> str:

@@ -116,7 +116,7 @@ class ServerProcess:
             kill_group(self.pid, number)
 
     def kill_rest(self) -> None:
-        """Kill what an ended server left in its group (loaders of data, say)."""
+        """Kill what an ended server left in its group (data loaders, for example)."""
         kill_group(self.pid)
 
     @property

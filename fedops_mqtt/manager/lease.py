@@ -1,9 +1,9 @@
-"""Who leads: at most one manager acts on a database, and each that begins to lead takes a higher `term`.
+"""The lease: at most one manager acts on a database, and each that begins to lead takes a higher `term`.
 
 With SQLite a lock on a file beside the database decides (the kernel frees it when its holder dies); with a database
 server a row that its holder renews. No two clocks are compared: who waits takes a row that it has seen unchanged for
 `ROW_LEASE_S` by its own clock, in looks that the database answered, and who leads counts the same time from before its
-last renewal. A database that is away, or hosts that stand still, count for nobody.
+last renewal. The time of an unavailable database, or of a stopped host, is not counted.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ STANDBY_POLL_S = 0.25
 """How often a manager on standby looks whether the lease is free."""
 
 ROW_LEASE_S = 4.0
-"""A leader on another machine that says nothing for this long has lost its lease: four renewals are missing."""
+"""A leader on another machine that renews nothing for this long has lost its lease: four renewals are missing."""
 
 RENEW_S = 1.0
 """Between two renewals; they have a thread of their own: neither the event loop nor a long write delays them."""
@@ -80,11 +80,11 @@ class Lease(Protocol):
         ...
 
     def may_act(self) -> bool:
-        """Return whether nobody else can lead at this moment."""
+        """Return whether no other manager can lead at this moment."""
         ...
 
     def release(self) -> None:
-        """Give the lease to whoever waits for it."""
+        """Release the lease for the next manager."""
         ...
 
     def holder(self) -> str:
@@ -93,7 +93,7 @@ class Lease(Protocol):
 
 
 async def wait_for_lease(
-    lease: Lease, *, call: ThreadCall, stop: asyncio.Event, say: Callable[[str], None]
+    lease: Lease, *, call: ThreadCall, stop: asyncio.Event, print_line: Callable[[str], None]
 ) -> int | None:
     """Return the term once this manager leads; None when it is stopped before.
 
@@ -104,7 +104,7 @@ async def wait_for_lease(
         lease: what is waited for.
         call: runs a method that blocks outside the event loop (`Journal.call`).
         stop: ends the wait.
-        say: told once, when there is somebody to wait for.
+        print_line: called once, when another manager leads.
     """
     is_waiting = False
     while (term := await call(lease.try_take)) is None and not stop.is_set():
@@ -112,7 +112,7 @@ async def wait_for_lease(
             is_waiting = True
             leader = await call(lease.holder)
             logger.info("on standby, another manager leads", extra={"leader": leader})
-            say(f"on standby: another manager leads ({leader}); this one takes over when it goes")
+            print_line(f"on standby: another manager leads ({leader}); this one takes over when it goes")
         with suppress(TimeoutError):
             async with asyncio.timeout(STANDBY_POLL_S):
                 await stop.wait()
@@ -216,12 +216,12 @@ class RowLease:
         self.release()
 
     def try_take(self) -> int | None:
-        """Return the new term if the last holder let go or was not seen to renew for `ROW_LEASE_S`."""
+        """Return the new term if the last holder released the lease or did not renew it for `ROW_LEASE_S`."""
         try:
             term = self._try_take()
         except DBAPIError as error:
             self._note_outage("the database is not available, no manager can lead", error)
-            self._seen = None  # as long as nobody can renew nobody is late
+            self._seen = None  # no manager can renew now, so none is late
             return None
         self._note_answer()
         return term
@@ -268,7 +268,7 @@ class RowLease:
         self._renewed_at = began
 
     def may_act(self) -> bool:
-        """Return whether the last renewal is so young that nobody can have taken the lease."""
+        """Return whether the last renewal is so recent that no other manager can have the lease."""
         return self._monotonic() - self._renewed_at < ROW_LEASE_S - _MARGIN_S
 
     def release(self) -> None:
@@ -300,7 +300,7 @@ class RowLease:
         self._is_away = False
 
     def _until(self) -> float:
-        """Return a value that no renewal before had; to people it says when it ends."""
+        """Return a value that no earlier renewal had: the time when the lease ends."""
         return self._clock() + ROW_LEASE_S
 
     def _set_until(self, until: float) -> bool:

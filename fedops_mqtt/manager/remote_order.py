@@ -16,7 +16,7 @@ from fedops_mqtt.runtime.settings_file import read_settings_file
 
 LISTEN = "0.0.0.0:0"
 ADVERTISE = "{address}"
-"""What a server elsewhere does where the task does not say: it takes a free port and announces its own address."""
+"""Defaults of a server on another machine: it takes a free port and announces its own address."""
 
 STATE_DIR = f"{ENV_PREFIX}STATE_DIR"
 _BROKER = "broker"
@@ -73,9 +73,9 @@ def verb(task: TaskConfig, *arguments: str) -> list[str]:
 
 
 def _bundle(path: Path) -> dict[str, Any]:
-    """Return what a bundle says to an FL server; its files are named from this folder."""
-    said = read_settings_file(path, ServerSettings)
-    values = {name: said[name] for name in ServerSettings.model_fields if said.get(name) is not None}
+    """Return a bundle's settings for an FL server, with absolute paths."""
+    found = read_settings_file(path, ServerSettings)
+    values = {name: found[name] for name in ServerSettings.model_fields if found.get(name) is not None}
     joined = {name: ",".join(map(str, value)) for name, value in values.items() if isinstance(value, list)}
     files = {name: path.parent / value for name, value in values.items() if name.endswith("_file")}
     return {**values, **joined, **files}

@@ -43,8 +43,7 @@ class SiteAnswers(Generic[Answer]):
 class SiteChoiceError(ManagerClientError):
     """What is asked for is at no site, or at several.
 
-    `what` is it in words, `found` are the sites that have it, `asked` those that answered; `problems` says why the
-    others did not.
+    `what` describes it, `found` are the sites that have it, `asked` those that answered; `problems` are the others'.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""`tasks.toml`: for each task how its FL server is launched and what a run of it needs when nobody says otherwise.
+"""`tasks.toml`: for each task how its FL server is launched, and the defaults of its runs.
 
     [tasks.digits]
     module = "fedops_mqtt.demo.server"     # or command = ["python", "server.py"]
@@ -6,7 +6,7 @@
     min_clients = 3
 
 Read when the manager starts, and again when the file has changed and a run is asked for. A task whose app was
-published needs no table; the table [published] says what such tasks are like.
+published needs no table; the table [published] has the defaults of such tasks.
 """
 
 import difflib
@@ -59,7 +59,7 @@ class TaskConfig(_Table):
     """One task.
 
     `command` is a list of arguments, `module` is run with the manager's own Python; a published app with a ServerApp
-    takes their place. With neither, the server is started by somebody else, and `adopt` says that its announcement
+    takes their place. With neither, the server is started by hand, and with `adopt` its announcement
     begins a run. `join` is `open` where clients that come
     later join a run that goes on. `cwd` and `config` are relative to the tasks file; `Tasks` makes them absolute.
     `config` is the server's own settings file, its bundle: with it the server gets none of the manager's credentials.
@@ -72,7 +72,7 @@ class TaskConfig(_Table):
     env: dict[str, str] = {}
     config: Path | None = None
     num_rounds: Annotated[int, Field(ge=1)] | None = None
-    """None: as many as the server's own program or Flower project says."""
+    """None: the number in the server's own program or Flower project."""
     min_clients: Annotated[int, Field(ge=1)] = 2
     join: Literal["invited", "open"] = "invited"
     adopt: bool = False
@@ -191,7 +191,7 @@ class Tasks:
         return self._tasks.get(task_id, self._like)
 
     def get(self, task_id: str) -> TaskConfig | None:
-        """Return a task, or None when there is none of that name."""
+        """Return a task by its id, or None."""
         like = self._like if task_id in self.published else None
         return self._tasks.get(task_id, like)
 

@@ -1,4 +1,4 @@
-"""The door of everything that listens for HTTP: the client's shim and the manager's API have the same one.
+"""Access control for all HTTP listeners: the client's shim, the manager's API, the bridge.
 
 On loopback it is open to this machine; beyond it opens only with a bearer token or a client certificate. What is let
 in has a bounded body. No web page elsewhere gets in through a visitor's browser: requests and WebSockets of other
@@ -40,7 +40,7 @@ FILE_TYPE = b"application/zip"
 """Media type of a body that may be as large as `AccessRules.max_file_bytes`."""
 
 IS_ABSOLUTE = "is_target_absolute"
-"""In a request's state: its target is a whole URL, which programs send to a proxy, and browsers to nobody else."""
+"""In a request's state: its target is a whole URL, which programs send to a proxy, and browsers only to one."""
 
 _POLICY_VIOLATION = 1008
 """WebSocket close code (RFC 6455, 7.4.1)."""
@@ -50,7 +50,7 @@ Refuse = Callable[[HTTPStatus, str, Mapping[str, str]], ASGIApp]
 
 
 class ExposedError(ValueError):
-    """Something would listen beyond this machine, for anybody."""
+    """An address beyond this machine would have no access control."""
 
     def __init__(self, what: str, address: str, setting: str) -> None:
         self.address = address
@@ -77,12 +77,12 @@ class AccessRules:
 
     @property
     def is_tls(self) -> bool:
-        """True when it speaks HTTPS."""
+        """True when it is HTTPS."""
         return self.cert_file is not None
 
     @property
     def is_guarded(self) -> bool:
-        """True when a stranger is turned away."""
+        """True when a token or a client certificate is required."""
         return self.token is not None or (self.is_tls and self.client_ca_file is not None)
 
     def for_uvicorn(self) -> dict[str, Any]:
@@ -235,7 +235,7 @@ def check_address(host: str, address: str, rules: AccessRules, *, what: str, set
     """Let an address pass, or raise; `setting` is where a token would be set.
 
     Raises:
-        ExposedError: `host` is beyond this machine and a stranger would be let in.
+        ExposedError: `host` is beyond this machine and access is not controlled.
     """
     if not rules.is_guarded and not is_loopback(host):
         raise ExposedError(what, address, setting)

@@ -1,6 +1,6 @@
-"""uvicorn with limits: no stranger can use up the process that listens.
+"""uvicorn with limits: no client can exhaust the process that listens.
 
-Connections have limits (all, and of one peer) that leave descriptors for everything else, a request's head has a limit
+The number of connections (of all, and of one peer) leaves descriptors for everything else, a request's head has a limit
 of bytes and of time, and a connection without a request under way gives way to a newcomer.
 """
 
@@ -39,7 +39,7 @@ _LOG_EVERY_S = 60.0
 _TLS_CLOSE_S = 5.0
 _TICK_S = 0.05
 
-# What strangers send is no news of ours: uvicorn warns of each request that is none.
+# uvicorn warns of each malformed request; any client can send those, so they are not logged.
 _requests_log = logging.getLogger(f"{__name__}.requests")
 _requests_log.setLevel(logging.ERROR)
 
@@ -105,7 +105,7 @@ class HttpServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave signals to whoever serves."""
+        """Leave signals to the caller."""
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -113,7 +113,7 @@ class HttpServer(uvicorn.Server):
         await super().startup(sockets=[])
 
     async def main_loop(self) -> None:
-        """Accept connections until told to end."""
+        """Accept connections until `should_exit`."""
         self._listening.setblocking(False)
         loop = asyncio.get_running_loop()
         loop.add_reader(self._listening, self._accept)
@@ -223,7 +223,7 @@ class _Places:
         self._silent_until = 0.0
 
     def take(self, connection: _Accepted) -> bool:
-        """Count a new connection; False: there is no place for it, and nobody gives way."""
+        """Count a new connection; False: all are in use, and none is idle."""
         if self._of_peer[connection.peer] >= self._most_of_a_peer:
             self.log("a peer has as many connections as it may have", peer=connection.peer, most=self._most_of_a_peer)
             if not self.give_way(connection.peer):
@@ -264,7 +264,7 @@ class _Places:
             self._idle[connection] = None
 
     def log(self, sentence: str, **facts: object) -> None:
-        """Warn, at most once a minute: a stranger must not fill the log."""
+        """Warn, at most once a minute: a client must not fill the log."""
         now = asyncio.get_running_loop().time()
         if now >= self._silent_until:
             self._silent_until = now + _LOG_EVERY_S
@@ -377,7 +377,7 @@ def listen(address: str, rules: AccessRules, *, what: str, setting: str, default
     """Return a socket that listens at `host:port`; port 0 takes a free one. `what` and `setting` are for the error.
 
     Raises:
-        ExposedError: the host is beyond this machine and anybody would be let in.
+        ExposedError: the host is beyond this machine and access is not controlled.
         OSError: the address is taken, or none of this machine's.
         ValueError, OverflowError: there is no such port.
     """
@@ -420,7 +420,7 @@ async def serving(
 ) -> AsyncIterator[None]:
     """Serve an application while the block runs; requests still open `shutdown_s` after its end are cut.
 
-    `rules` say whether it speaks TLS; whom they let in is for `Door` to check. The socket is closed at the end.
+    `rules` give the TLS files; `AccessControlMiddleware` checks requests. The socket is closed at the end.
     """
     server = HttpServer(
         app,

@@ -1,6 +1,6 @@
 """Settings of an app in one line, as Flower's commands take them: `partition-id=0 data-path="/data" lr=0.1`.
 
-Each value is TOML: true, 3, 0.5, "text". What is none of it is an error, never a text by chance.
+Each value is TOML: true, 3, 0.5, "text". Anything else is an error.
 """
 
 import json

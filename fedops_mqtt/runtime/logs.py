@@ -1,6 +1,6 @@
-"""The log of a process of ours: one line an event on stderr, the fixed sentence first and its facts as `name=value`.
+"""Our log format: one line an event on stderr, the fixed sentence first and its facts as `name=value`.
 
-Only a program's front door configures logging; libraries and embedding programs are left as they are.
+Only a program's entry point configures logging; libraries and embedding programs are left as they are.
 """
 
 import logging

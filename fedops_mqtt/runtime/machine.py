@@ -12,7 +12,7 @@ import platformdirs
 from pydantic import AfterValidator
 
 MAX_HOST_NAME = 255
-"""Characters of a domain name (RFC 1035); a kernel has room for 64, and what a container is told may be longer."""
+"""Characters of a domain name (RFC 1035); a kernel has room for 64, a container's name may be longer."""
 
 
 class NoHomeError(ValueError):
@@ -56,7 +56,7 @@ def default_store_url() -> str:
 
 
 def in_home(path: Path) -> Path:
-    """Return a path with a leading `~` written out: a shell does that for arguments, nobody does it in a file.
+    """Return a path with a leading `~` written out: a shell does that for arguments, but not in a file.
 
     Raises:
         NoHomeError: there is no such home folder.

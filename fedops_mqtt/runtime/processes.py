@@ -1,7 +1,7 @@
 """Processes and what they write: find and end what a training process left behind, and keep a bounded part of a stream.
 
 Every training process carries a mark in its environment that its children inherit; only processes so marked are ended.
-Of a stream that nobody vouches for, whole lines up to a length, its last lines, or a file of bounded size are kept.
+Of an untrusted stream, complete lines up to a length, its last lines, or a file of bounded size are kept.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ MARK = "FEDOPS_MQTT_TRAINING"
 
 _PROC = Path("/proc")
 _MAX_SWEEPS = 20
-"""A process may fork while we look; each sweep catches what the one before saw being born."""
+"""A process may fork while we look; each pass finds what was forked during the one before."""
 
 
 def kill_group(pgid: int, number: signal.Signals = signal.SIGKILL) -> None:
@@ -30,7 +30,7 @@ def kill_group(pgid: int, number: signal.Signals = signal.SIGKILL) -> None:
         return  # macOS says so of a group of zombies
 
 
-def sweep(mark: str) -> int:
+def kill_marked(mark: str) -> int:
     """Kill every process whose mark starts with `mark` and return how many there were; Linux only, else 0."""
     killed: set[int] = set()
     for _ in range(_MAX_SWEEPS):

@@ -20,7 +20,7 @@ from fedops_mqtt.runtime.settings_file import JOINED, FileSource
 from fedops_mqtt.runtime.site_addresses import SiteAddress, parse_sites
 
 DELIVERED = "delivered"
-"""What `app` says where the device runs what it is sent."""
+"""The value of `app` where the device runs delivered apps."""
 AFTER_APPROVAL = "delivered-after-approval"
 IS_DELIVERED = (DELIVERED, AFTER_APPROVAL)
 
@@ -93,7 +93,7 @@ def environment_without_settings() -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceManager:
-    """Where systemd listens to us, and how often it wants to hear (sd_notify(3), sd_watchdog_enabled(3))."""
+    """systemd's socket, and the period of its watchdog (sd_notify(3), sd_watchdog_enabled(3))."""
 
     notify_socket: str | None = None
     watchdog_s: float | None = None
@@ -122,7 +122,7 @@ def use_config_file(path: Path) -> None:
 
 
 def broker_of(bundle: Path) -> dict[str, Any]:
-    """Return what a bundle says of the broker and of who we are to it, by setting name.
+    """Return a bundle's settings of the broker and the credentials there, by name.
 
     Raises:
         SettingsFileError: it cannot be used.
@@ -138,7 +138,7 @@ def origin_of(field: str) -> str:
 
 
 def _check_pair(certificate: Path | None, certificate_name: str, key: Path | None, key_name: str) -> None:
-    """Refuse one without the other: it would mean no TLS where somebody believes that there is."""
+    """Refuse one without the other: the result would be no TLS where it is expected."""
     if (certificate is None) != (key is None):
         raise ValueError(f"{certificate_name} and {key_name} go together: one of them is not set")
 
@@ -298,14 +298,16 @@ class ManagerSettings(BusSettings, HttpAccessSettings, PublishSettings):
 
 
 class ServerSettings(BusSettings):
-    """What an FL server process is told by whoever launches it."""
+    """The settings of an FL server process, mostly from the manager that launches it."""
 
     task_id: TaskId | None = None
     run_id: str | None = None
     launch: Annotated[int, Field(ge=0)] = 0
     run_secret_file: Annotated[Path | None, Field(description="0600; holds the run secret, hexadecimal")] = None
-    final_status_file: Annotated[Path | None, Field(description="keeps how the run ended, before it is said")] = None
-    stop_reason_file: Annotated[Path | None, Field(description="says, at SIGTERM, what became of the run, and why")] = (
+    final_status_file: Annotated[Path | None, Field(description="receives the final status before it is published")] = (
+        None
+    )
+    stop_reason_file: Annotated[Path | None, Field(description="has the run's outcome and the reason, at SIGTERM")] = (
         None
     )
     join: Literal["invited", "open"] = "invited"
@@ -319,7 +321,9 @@ class ServerSettings(BusSettings):
     )
     run_config: Annotated[KeyValues, Field(description="settings of this run for the app: 'key=1'")] = ""
     store: StoreUrl
-    report_fd: Annotated[int | None, Field(ge=0, description="said on this descriptor in the place of a bus")] = None
+    report_fd: Annotated[
+        int | None, Field(ge=0, description="status is written to this descriptor instead of a bus")
+    ] = None
     state_dir: StateDir
     join_limit_s: Seconds = 120.0
     round_limit_s: Seconds = 3600.0
@@ -333,7 +337,7 @@ class ServerSettings(BusSettings):
     accept_nonfinite: Annotated[bool, Field(description="updates with NaN or infinities are averaged too")] = False
     compress_level: Annotated[int, Field(ge=0, le=22, description="zstd level for arrays; 0: off")] = 0
     compress_threshold_bytes: Annotated[int, Field(ge=0, description="smaller arrays are not compressed")] = 65536
-    linger_s: Annotated[float, Field(gt=0, description="after the end, until every client has been told")] = 5.0
+    linger_s: Annotated[float, Field(gt=0, description="after the end, until every client has the result")] = 5.0
     stop_grace_s: Annotated[float, Field(gt=0, description="between a stop and interrupting code that computes")] = 3.0
     wandb_project: Annotated[str | None, Field(description="Weights & Biases project; unset: off")] = None
     wandb_key: Annotated[SecretStr | None, Field(description="its API key")] = None
@@ -356,7 +360,7 @@ class FedOpsSettings(BaseSettings):
 
 
 class CliSettings(_Settings):
-    """The verbs that talk to a manager."""
+    """The verbs that use a manager."""
 
     manager: Annotated[str, JOINED, Field(description="URL of the manager's API; several sites: [NAME=]URL,…")] = (
         "http://127.0.0.1:8004"

@@ -1,6 +1,6 @@
 """The settings file: TOML, one line a setting, named as in `settings`; paths in it are relative to it.
 
-A name that is no setting is an error: a typing mistake must not leave a door open that its writer believes shut.
+A name that is no setting is an error: a typing mistake must not leave open what its writer believes closed.
 """
 
 import stat
@@ -30,7 +30,7 @@ class SettingsFileError(ValueError):
 
 
 class FileSource(PydanticBaseSettingsSource):
-    """What a settings file says to one settings class; no file says nothing.
+    """A settings file's values for one settings class; none without a file.
 
     Raises (on being asked):
         SettingsFileError: it cannot be read, is no TOML, or names what is no setting.
@@ -49,31 +49,31 @@ class FileSource(PydanticBaseSettingsSource):
         """Return the values for this class; other roles' settings in the same file are left alone."""
         if self._path is None:
             return {}
-        said = read_settings_file(self._path, self.settings_cls)
+        values = read_settings_file(self._path, self.settings_cls)
         if self._table is not None:
-            said = said.get(self._table, {})
+            values = values.get(self._table, {})
         own = self.settings_cls.model_fields
         return {
             name: self._path.parent / value if is_path(own[name].annotation) and _is_relative(value) else value
-            for name, value in said.items()
+            for name, value in values.items()
             if name in own and not isinstance(value, dict)
         }
 
 
 def read_settings_file(path: Path, model: type[BaseSettings]) -> dict[str, Any]:
-    """Return what a settings file says; `model` is any of the classes whose names it may hold.
+    """Return a settings file's values; `model` is any of the classes whose names it may hold.
 
     Raises:
         SettingsFileError: it cannot be read, is no TOML, or names what is no setting.
     """
     try:
-        said = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsFileError(path, f"cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise SettingsFileError(path, f"is not TOML: {error}") from error
     known = _known_settings(model)
-    for table, names in ((None, said), *((name, value) for name, value in said.items() if isinstance(value, dict))):
+    for table, names in ((None, values), *((name, value) for name, value in values.items() if isinstance(value, dict))):
         unknown = sorted(set(names) - known.get(table, set()))
         if unknown:
             where = f"in [{table}] " if table else ""
@@ -81,7 +81,7 @@ def read_settings_file(path: Path, model: type[BaseSettings]) -> dict[str, Any]:
                 path,
                 f"{unknown[0]!r} {where}is no setting of any role (settings are the options of --help, with _ for -)",
             )
-    return said
+    return values
 
 
 def exposed_files(settings: BaseSettings, path: Path | None) -> list[Path]:
@@ -104,9 +104,9 @@ def _is_relative(value: object) -> bool:
     return isinstance(value, str) and not value.startswith("~")
 
 
-def _holds_secret(said: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> bool:
+def _holds_secret(values: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> bool:
     return any(
-        SecretStr in (fields[name].annotation, *get_args(fields[name].annotation)) for name in said if name in fields
+        SecretStr in (fields[name].annotation, *get_args(fields[name].annotation)) for name in values if name in fields
     )
 
 
@@ -114,7 +114,7 @@ def _others_read(path: Path) -> bool:
     try:
         return bool(path.stat().st_mode & _OTHERS_READ)
     except OSError:
-        return False  # whoever opens it will say so
+        return False  # opening it will raise the error
 
 
 def _known_settings(model: type[BaseSettings]) -> dict[str | None, set[str]]:

@@ -1,6 +1,6 @@
-"""A process and who runs it: the signals that end it, and what a service manager is told (sd_notify(3)).
+"""The signals that end a process, its notifications to a service manager (sd_notify(3)), and its exit codes.
 
-Alive means that the event loop turns: the watchdog's word comes from a task in it. Without systemd nothing is said.
+The watchdog is notified from a task in the event loop: a loop that is blocked counts as dead.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from enum import IntEnum
 from fedops_mqtt.runtime.background import alongside
 from fedops_mqtt.runtime.settings import ServiceManager, service_manager
 
-_WORDS_PER_WATCHDOG = 3
+_NOTIFICATIONS_PER_WATCHDOG = 3
 """sd_watchdog_enabled(3) recommends half the time; a third leaves room for a machine under load."""
 
 
@@ -31,7 +31,7 @@ def end_signals() -> tuple[signal.Signals, ...]:
 
 
 @contextmanager
-def told_to_end(end: Callable[[signal.Signals], None]) -> Iterator[None]:
+def on_end_signal(end: Callable[[signal.Signals], None]) -> Iterator[None]:
     """Call `end` in the running event loop at each signal that asks for it; nothing in a thread other than the main."""
     loop = asyncio.get_running_loop()
     taken: list[signal.Signals] = []
@@ -48,17 +48,17 @@ def told_to_end(end: Callable[[signal.Signals], None]) -> Iterator[None]:
 
 @asynccontextmanager
 async def supervised(manager: ServiceManager | None = None) -> AsyncIterator[None]:
-    """Say ready, keep the watchdog quiet while the block runs, and say stopping at its end."""
+    """Notify ready, notify the watchdog while the block runs, and notify stopping at its end."""
     manager = manager or service_manager()
     if manager.notify_socket is None:
         yield
         return
-    _tell(manager.notify_socket, "READY=1")
+    _notify(manager.notify_socket, "READY=1")
     try:
         async with alongside(_feed(manager), name="watchdog"):
             yield
     finally:
-        _tell(manager.notify_socket, "STOPPING=1")
+        _notify(manager.notify_socket, "STOPPING=1")
 
 
 async def _feed(manager: ServiceManager) -> None:
@@ -66,15 +66,15 @@ async def _feed(manager: ServiceManager) -> None:
     if manager.watchdog_s is None or manager.watchdog_pid not in (None, os.getpid()):
         return
     while True:
-        _tell(manager.notify_socket, "WATCHDOG=1")
-        await asyncio.sleep(manager.watchdog_s / _WORDS_PER_WATCHDOG)
+        _notify(manager.notify_socket, "WATCHDOG=1")
+        await asyncio.sleep(manager.watchdog_s / _NOTIFICATIONS_PER_WATCHDOG)
 
 
-def _tell(address: str, words: str) -> None:
-    """Send a datagram; a service manager that is gone is no reason to end."""
+def _notify(address: str, state: str) -> None:
+    """Send a datagram; without a service manager that listens it is dropped."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock, suppress(OSError):
         sock.connect(f"\0{address[1:]}" if address.startswith("@") else address)
-        sock.sendall(words.encode())
+        sock.sendall(state.encode())
 
 
 class ExitCode(IntEnum):
@@ -97,7 +97,7 @@ _WRONG_PATH = {
     *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.EEXIST, errno.ENOTDIR),
     *(errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
 }
-"""What is wrong until somebody changes the path or its rights."""
+"""Errors that last until a person changes the path or its rights."""
 
 
 def exit_code_of_disk(error: BaseException | None) -> ExitCode:

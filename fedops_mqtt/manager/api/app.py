@@ -147,7 +147,7 @@ class Api:
         return app
 
     async def health(self) -> Health:
-        """Tell whether this manager leads and has its broker."""
+        """Return whether this manager leads and is connected to its broker."""
         return Health(
             status="ok" if self._context.connection.is_connected else "no-broker",
             term=self._context.term,
@@ -158,7 +158,7 @@ class Api:
         )
 
     async def prometheus(self) -> Response:
-        """Tell everything that can be counted, in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return Response(await self._context.meters.exposition(), media_type=CONTENT_TYPE)
 
     async def list_clients(
@@ -204,7 +204,7 @@ class Api:
         return RunRecord.of(await self._run_service.start(request))
 
     async def get_run(self, run_id: str) -> RunRecord:
-        """Tell how a run stands, or how it ended."""
+        """Return a run's record."""
         return await self.history.run_record(run_id)
 
     async def stop_run(self, run_id: str, request: StopRequest | None = None) -> RunRecord:

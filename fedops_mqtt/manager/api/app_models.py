@@ -1,4 +1,4 @@
-"""What the manager's API says of published apps, and takes about them; documented by its OpenAPI."""
+"""The API's records and requests about published apps; documented by its OpenAPI."""
 
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
@@ -32,11 +32,11 @@ class AppRecord(Record):
     server_app: str | None
     requires: list[str]
     config: dict[str, Plain | None]
-    """What its project says in `[tool.flwr.app.config]`."""
+    """The project's `[tool.flwr.app.config]`."""
 
     @classmethod
     def of(cls, app: "PublishedApp") -> "AppRecord":
-        """Return what is said of a version."""
+        """Return a version's record."""
         bundle = app.bundle
         return cls(
             task_id=app.task_id,

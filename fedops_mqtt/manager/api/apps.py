@@ -71,7 +71,7 @@ class AppsApi:
             raise HTTPException(HTTPStatus.UNPROCESSABLE_ENTITY, "key_id and signature go together")
         signed = AppSignature(key_id=key_id, signature=signature) if key_id and signature else None
         app = await self._apps.publish(
-            await request.body(),  # the door has bounded it
+            await request.body(),  # the access control limits its size
             task_id,
             signed,
             at=self._context.clock.now(),
@@ -84,11 +84,11 @@ class AppsApi:
         return AppRecord.of(await self._apps.roll_back(task_id, (request or RollbackRequest()).version))
 
     async def withdraw(self, task_id: TaskId) -> AppRecord:
-        """Leave a task without a current app: its next run is as its devices and the tasks file say."""
+        """Leave a task without a current app: its next run uses the devices' own app and the tasks file."""
         return AppRecord.of(await self._apps.withdraw(task_id))
 
     async def get_app(self, digest: str) -> AppDetails:
-        """Tell all of a bundle: its tasks, its files, and the runs that trained with it."""
+        """Return a bundle's details: its tasks, its files, and the runs that trained with it."""
         published = await self._reader.call(self._apps.publications, digest)
         bundle = await self._reader.call(self._apps.read, digest)
         runs, _ = await self._reader.call(self._reader.list_runs, app_digest=digest, limit=MAX_SHOWN_RUNS)

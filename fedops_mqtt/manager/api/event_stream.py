@@ -1,6 +1,6 @@
 """`GET /events` as server-sent events (WHATWG HTML, 9.2): how everything is, then every change.
 
-There is no replay: whoever connects again gets the present state again, which is all that a reader of levels needs.
+There is no replay: after a reconnect the present state is sent again.
 """
 
 import asyncio

@@ -84,7 +84,7 @@ class HistoryApi:
         return found
 
     async def run_record(self, run_id: str) -> RunRecord:
-        """Return all that is said of a run.
+        """Return a run's record.
 
         Raises:
             UnknownRunError: there is none of that name.
@@ -92,7 +92,7 @@ class HistoryApi:
         return await self._reader.call(RunRecord.of, await self.find_run(run_id))
 
     async def get_client(self, client_mac: str, task_id: TaskId | None = None) -> ClientRecord:
-        """Tell how a client is; of several tasks the one in which it was heard last."""
+        """Return a client's record; of several tasks the one with its newest message."""
         mac = normalise_mac(client_mac)
         views = [
             view

@@ -48,7 +48,7 @@ def listen(address: str, rules: AccessRules) -> socket.socket:
 
     Raises:
         ExposedApiError: the host is beyond this machine and access needs no token.
-        OSError: the address is taken or is none of this machine.
+        OSError: the address is taken or is not this machine's.
     """
     try:
         listening = open_address(

@@ -1,4 +1,4 @@
-"""What the manager's API says and takes, version 1; documented by its OpenAPI."""
+"""The API's records and requests, version 1; documented by its OpenAPI."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -66,24 +66,24 @@ class ClientRecord(Record):
 
     @classmethod
     def of(cls, view: ClientView) -> "ClientRecord":
-        """Return what is said of a view."""
-        said = view.status
+        """Return a client's record."""
+        status = view.status
         return cls(
-            task_id=said.task_id,
-            client_mac=said.client_mac,
-            client_name=said.client_name,
+            task_id=status.task_id,
+            client_mac=status.client_mac,
+            client_name=status.client_name,
             presence=view.presence,
-            status=said.status,
-            reason=view.out_reason or said.reason,
+            status=status.status,
+            reason=view.out_reason or status.reason,
             since=to_utc(view.since),
             heard_at=to_utc(view.heard_at),
-            instance=said.instance,
-            run=said.run,
-            last_run=said.last_run,
-            last_trigger=said.last_trigger,
-            server_ip=said.server_ip,
-            gl_model=said.gl_model,
-            agent=said.agent,
+            instance=status.instance,
+            run=status.run,
+            last_run=status.last_run,
+            last_trigger=status.last_trigger,
+            server_ip=status.server_ip,
+            gl_model=status.gl_model,
+            agent=status.agent,
         )
 
 
@@ -113,7 +113,7 @@ class MemberRecord(Record):
 
     @classmethod
     def of(cls, member: Member) -> "MemberRecord":
-        """Return what is said of a member."""
+        """Return a member's record."""
         return cls(
             status=member.status,
             attempt=member.attempt,
@@ -155,8 +155,8 @@ class RunFacts(Record):
 
     @staticmethod
     def facts(run: Run) -> dict[str, Any]:
-        """Return what a run's state says, its members left out."""
-        word = run.server
+        """Return the common fields of a run."""
+        server = run.server
         return {
             "run_id": run.run_id,
             "task_id": run.spec.task_id,
@@ -173,10 +173,10 @@ class RunFacts(Record):
             "is_stopping": run.stop_reason is not None and not run.has_ended,
             "launch": run.launch,
             "server_ip": run.server_ip,
-            "round": word.round if word else 0,
-            "gl_model": word.gl_model if word else 0,
-            "metrics": dict(word.metrics) if word else {},
-            "model_path": word.model_path if word else None,
+            "round": server.round if server else 0,
+            "gl_model": server.gl_model if server else 0,
+            "metrics": dict(server.metrics) if server else {},
+            "model_path": server.model_path if server else None,
         }
 
 
@@ -185,7 +185,7 @@ class RunSummary(RunFacts):
 
     @classmethod
     def of(cls, run: Run, clients_by_status: Mapping[str, int]) -> "RunSummary":
-        """Return what is said of a run that came without its members."""
+        """Return the summary of a run that was read without its members."""
         return cls(**cls.facts(run), clients_by_status=clients_by_status)
 
 
@@ -197,7 +197,7 @@ class RunRecord(RunFacts):
 
     @classmethod
     def of(cls, run: Run) -> "RunRecord":
-        """Return what is said of a run."""
+        """Return a run's record."""
         return cls(
             **cls.facts(run),
             clients_by_status=count_members(run),
@@ -220,7 +220,7 @@ def _sayable(config: dict[str, Plain]) -> dict[str, Plain]:
 
 
 class RunRequest(BaseModel):
-    """A run that is wanted; what is left out is as the tasks file says."""
+    """A run to start; what is left out is taken from the tasks file."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -248,7 +248,7 @@ class TaskRecord(Record):
     is_launchable: bool
     adopt: bool
     num_rounds: int | None
-    """None: as many as its server says."""
+    """None: the server's own number."""
     min_clients: int
     join: Literal["invited", "open"]
     app_digest: str | None
@@ -260,7 +260,7 @@ class TaskRecord(Record):
     def of(
         cls, task_id: str, config: TaskConfig, app: "PublishedApp | None", *, active_run: str | None, num_clients: int
     ) -> "TaskRecord":
-        """Return what is said of a task and its current app."""
+        """Return the record of a task and its current app."""
         return cls(
             task_id=task_id,
             is_launchable=config.is_launchable or bool(app and app.bundle.server_app),
@@ -365,7 +365,7 @@ class ModelRecord(Record):
 
     @classmethod
     def of(cls, file: ListedModel, task_id: str) -> "ModelRecord":
-        """Return what is said of a file."""
+        """Return a file's record."""
         facts = file.facts
         return cls(
             task_id=task_id,
@@ -391,7 +391,7 @@ class ModelPage(Record):
 
 
 class LogPart(Record):
-    """A part of the log of an FL server; `is_over`: this launch says nothing more."""
+    """A part of the log of an FL server; `is_over`: the log is complete."""
 
     run_id: str
     launch: int

@@ -23,7 +23,7 @@ from fedops_mqtt.protocol import MemberCondition, RunOutcome, visible
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 OTHER_TASKS = "(other)"
-"""The label of all tasks that are not in the tasks file: their names are for anybody to invent."""
+"""The label of all tasks that are not in the tasks file: their names can be invented by any client."""
 
 _TRIGGER_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2, 3, 5, 8, 13, 20, 30, 60, 120)
 """From a warm start on a fast machine to FedOps' polling and beyond."""
@@ -166,7 +166,7 @@ class ManagerMetrics:
         bus_reader = self._bus_reader
         dropped = (
             "fedops_broker_dropped_messages",
-            "Messages that the broker says it dropped.",
+            "Messages dropped, by the broker's own count.",
             bus_reader.dropped_messages.num_dropped,
         )
         facts = (
@@ -180,7 +180,7 @@ class ManagerMetrics:
             ("fedops_stale_statuses", "Statuses dropped because a later one was known.", bus_reader.fleet.num_stale),
             (
                 "fedops_over_budget_messages",
-                "Clients' messages dropped: they said too much.",
+                "Clients' messages dropped: the client sent too many.",
                 bus_reader.num_over_budget,
             ),
             ("fedops_malformed_messages", "Messages that were none of the protocol.", self._connection.num_malformed),

@@ -15,7 +15,7 @@ import pytest
 from fedops_mqtt.core.client import Identity
 from fedops_mqtt.device.training_process import TrainingOptions, TrainingProcess, mark_of
 from fedops_mqtt.protocol import Outcome, Phase, RunStart
-from fedops_mqtt.runtime.processes import MARK, sweep
+from fedops_mqtt.runtime.processes import MARK, kill_marked
 from fedops_mqtt.training.pipe import EndedReport, Job, MetricsReport, PhaseReport
 
 PREAMBLE = """
@@ -212,7 +212,7 @@ def test_a_sweep_ends_only_what_carries_its_mark(tmp_path: Path) -> None:
         assert unmarked.stdout is not None
         marked.stdout.readline()
         unmarked.stdout.readline()
-        assert sweep(mine) == 1
+        assert kill_marked(mine) == 1
         assert marked.wait(300) == -signal.SIGKILL
         assert unmarked.poll() is None
         unmarked.kill()

@@ -18,7 +18,7 @@ from fedops_mqtt.cli.entry import run
 from fedops_mqtt.protocol.identity import Text
 from fedops_mqtt.runtime.machine import host_name
 from fedops_mqtt.runtime.settings import ClientSettings, ManagerSettings
-from fedops_mqtt.runtime.systemd import ExitCode, end_signals, told_to_end
+from fedops_mqtt.runtime.systemd import ExitCode, end_signals, on_end_signal
 
 _ORPHANING = """
 import ctypes, os, signal, sys, time
@@ -134,7 +134,7 @@ async def test_a_terminal_that_is_gone_asks_for_the_end_as_other_signals_do(numb
     told: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
     try:
-        with told_to_end(told.set_result):
+        with on_end_signal(told.set_result):
             os.kill(os.getpid(), number)
             assert await told is number
     finally:
