@@ -14,4 +14,4 @@ def say(sentence: str) -> None:
 
 logging.basicConfig(level="INFO", stream=sys.stderr)
 settings = ManagerSettings.model_validate_json(sys.argv[1])
-sys.exit(asyncio.run(run_manager(settings, say=say, on_ready=lambda url: say(f"ready {url}"))))
+sys.exit(asyncio.run(run_manager(settings, print_line=say, on_ready=lambda url: say(f"ready {url}"))))

@@ -190,7 +190,7 @@ async def test_who_waits_looks_outside_the_loop_and_can_be_stopped(journal: Jour
         first.try_take()
         said = asyncio.Event()
         waiting = asyncio.ensure_future(
-            wait_for_lease(second, call=journal.call, stop=stop, say=lambda sentence: said.set())
+            wait_for_lease(second, call=journal.call, stop=stop, print_line=lambda sentence: said.set())
         )
         async with asyncio.timeout(300):
             await said.wait()
@@ -206,7 +206,7 @@ async def test_who_waits_says_so_once_and_leads_when_the_lease_is_free(journal: 
         first.try_take()
         async with asyncio.timeout(300), asyncio.TaskGroup() as group:
             waiting = group.create_task(
-                wait_for_lease(second, call=journal.call, stop=asyncio.Event(), say=said.put_nowait)
+                wait_for_lease(second, call=journal.call, stop=asyncio.Event(), print_line=said.put_nowait)
             )
             assert "another manager leads (pid 1)" in await said.get()
             first.release()
