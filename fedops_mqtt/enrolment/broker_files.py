@@ -84,7 +84,7 @@ def write_access(folder: Path, identities: Iterable[EnrolledIdentity]) -> None:
     everybody = list(identities)
     acl = folder / ACL_FILE
     write_atomically(acl, render_acl(acl.read_text(encoding="utf-8"), everybody).encode())
-    lines = [each.password.as_hash().as_line(each.name) for each in everybody if each.password and not each.is_revoked]
+    lines = [each.password.as_line(each.name) for each in everybody if each.password and not each.is_revoked]
     write_atomically(folder / PASSWORD_FILE, "".join(f"{line}\n" for line in sorted(lines)).encode())
 
 

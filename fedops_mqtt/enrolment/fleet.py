@@ -25,7 +25,6 @@ from fedops_mqtt.enrolment.errors import (
 from fedops_mqtt.enrolment.permissions import FIRST_MANAGER, render_dynamic_security, render_nats_users
 from fedops_mqtt.enrolment.register import (
     EnrolledIdentity,
-    EnrolledPassword,
     IssuedCertificate,
     Ports,
     Register,
@@ -273,8 +272,7 @@ class FleetFolder:
         credentials = password = None
         if wish.has_password:
             password = make_password()
-            made = EnrolledPassword.of(hash_password(password))
-            identity = identity.model_copy(update={"password": made, "revoked_at": None})
+            identity = identity.model_copy(update={"password": hash_password(password), "revoked_at": None})
         else:
             credentials = issue(self._authority, identity.name, hosts=identity.hosts, now=now, days=wish.days)
             issued = IssuedCertificate(serial=f"{credentials.serial:x}", issued_at=now, not_after=credentials.not_after)

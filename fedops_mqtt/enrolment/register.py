@@ -4,7 +4,6 @@ import base64
 import hashlib
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -24,13 +23,16 @@ after an outage is 5,000 checks at once on the broker's one thread."""
 _PASSWORD_BYTES = 32
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PasswordHash:
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PasswordHash(_Record):
     """What a broker keeps of a password; salt and hash are base64."""
 
     salt: str
     hash: str
-    iterations: int = _ITERATIONS
+    iterations: int
 
     def as_line(self, user: str) -> str:
         """Return the line of mosquitto's password file."""
@@ -46,11 +48,9 @@ def hash_password(password: str) -> PasswordHash:
     """Return what the broker keeps of a password."""
     salt = secrets.token_bytes(_SALT_BYTES)
     digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, _ITERATIONS, _HASH_BYTES)
-    return PasswordHash(salt=base64.b64encode(salt).decode(), hash=base64.b64encode(digest).decode())
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    return PasswordHash(
+        salt=base64.b64encode(salt).decode(), hash=base64.b64encode(digest).decode(), iterations=_ITERATIONS
+    )
 
 
 class IssuedCertificate(_Record):
@@ -60,23 +60,6 @@ class IssuedCertificate(_Record):
     issued_at: datetime
     not_after: datetime
     revoked_at: datetime | None = None
-
-
-class EnrolledPassword(_Record):
-    """What the broker knows of a password; salt and hash are base64."""
-
-    salt: str
-    hash: str
-    iterations: int
-
-    @classmethod
-    def of(cls, made: PasswordHash) -> "EnrolledPassword":
-        """Return the record of a hash."""
-        return cls(salt=made.salt, hash=made.hash, iterations=made.iterations)
-
-    def as_hash(self) -> PasswordHash:
-        """Return the hash of a record."""
-        return PasswordHash(salt=self.salt, hash=self.hash, iterations=self.iterations)
 
 
 class EnrolledIdentity(_Record):
@@ -89,7 +72,7 @@ class EnrolledIdentity(_Record):
     app: str | None = None
     """A device's ClientApp, so that a renewed bundle names it too."""
     certificates: tuple[IssuedCertificate, ...] = ()
-    password: EnrolledPassword | None = None
+    password: PasswordHash | None = None
     enrolled_at: datetime
     revoked_at: datetime | None = None
 

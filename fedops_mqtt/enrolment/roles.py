@@ -5,6 +5,7 @@ What is not listed is denied.
 
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -70,7 +71,10 @@ def check_name(role: Role, name: str) -> str:
             raise NameRefusedError(name, "a device is enrolled by its MAC, such as aa:bb:cc:dd:ee:ff") from error
     if not _NAME.fullmatch(name):
         raise NameRefusedError(name, "a name is 1 to 63 of a-z 0-9 . _ -, not beginning with a sign")
-    if name in _RESERVED or _is_mac(name):
+    is_mac = False
+    with suppress(IdentityError):
+        is_mac = bool(level_to_mac(name))
+    if name in _RESERVED or is_mac:
         raise NameRefusedError(name, "this name is a device's or the broker's own: choose another")
     return name
 
@@ -127,11 +131,3 @@ def _read(topic_filter: str) -> Rule:
 
 def _topic(channel: Channel, task: str, level: str = "+") -> str:
     return channel.value.format(task_id=task, mac=level, run_id="+")
-
-
-def _is_mac(name: str) -> bool:
-    try:
-        level_to_mac(name)
-    except IdentityError:
-        return False
-    return True

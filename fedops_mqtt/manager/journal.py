@@ -8,14 +8,14 @@ through `Journal.reader`.
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar, cast
 
-from sqlalchemy import Connection, Engine, Row, Select, delete, func, insert, make_url, select, text, update
+from sqlalchemy import Connection, Engine, Row, delete, func, insert, make_url, select, text, update
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from fedops_mqtt.core.run import Run
@@ -239,7 +239,7 @@ class Journal:
     def prune(self, *, runs_before: float, events_before: float) -> list[str]:
         """Delete archived runs that ended, and events that came, before these times; return the runs' ids."""
         old = select(tables.runs.c.run_id).where(tables.runs.c.is_archived, tables.runs.c.ended_at < runs_before)
-        run_ids = [row[0] for row in self._rows(old)]
+        run_ids = [row[0] for row in self.reader.rows(old)]
         with self._engine.begin() as connection:
             for run_id in run_ids:
                 _delete_run(connection, run_id)
@@ -250,7 +250,7 @@ class Journal:
     def last_time(self) -> float:
         """Return the latest time that was written down, s; 0 for a new journal."""
         latest = (select(func.max(tables.events.c.at)), select(func.max(tables.runs.c.created_at)))
-        return max(float(self._rows(query)[0][0] or 0.0) for query in latest)
+        return max(float(self.reader.rows(query)[0][0] or 0.0) for query in latest)
 
     # Launches
 
@@ -275,13 +275,13 @@ class Journal:
     def list_launches(self, run_id: str) -> list[Launch]:
         """Return a run's launches in order."""
         query = select(tables.launches).where(tables.launches.c.run_id == run_id).order_by(tables.launches.c.launch)
-        return [Launch(**row) for row in self._dicts(query)]
+        return [Launch(**row) for row in self.reader.dicts(query)]
 
     # Epochs
 
     def read_epoch(self, owner: str) -> int:
         """Return the last epoch under which an owner published; 0 for a new one."""
-        rows = self._rows(select(tables.epochs.c.epoch).where(tables.epochs.c.owner == owner))
+        rows = self.reader.rows(select(tables.epochs.c.epoch).where(tables.epochs.c.owner == owner))
         return int(rows[0][0]) if rows else 0
 
     def write_epoch(self, owner: str, epoch: int) -> None:
@@ -300,13 +300,6 @@ class Journal:
                 raise _AlreadyWrittenError
             yield connection
         self._num_written = number
-
-    def _rows(self, query: Select[Any]) -> Sequence[Row[Any]]:
-        with self._engine.connect() as connection:
-            return connection.execute(query).all()
-
-    def _dicts(self, query: Select[Any]) -> list[dict[str, Any]]:
-        return [dict(row._mapping) for row in self._rows(query)]
 
 
 class _AlreadyWrittenError(Exception):

@@ -66,7 +66,7 @@ class JournalReader:
     def ended_runs(self, run_ids: Collection[str]) -> set[str]:
         """Return which of these runs are known here and have ended."""
         ended = tables.runs.c.run_id.in_(list(run_ids)) & tables.runs.c.outcome.is_not(None)
-        return {row.run_id for row in self._rows(select(tables.runs.c.run_id).where(ended))}
+        return {row.run_id for row in self.rows(select(tables.runs.c.run_id).where(ended))}
 
     def list_runs(
         self, *, task_id: str | None = None, app_digest: str | None = None, limit: int = 50, offset: int = 0
@@ -89,18 +89,18 @@ class JournalReader:
         """Return events after an id, oldest first."""
         table = tables.events
         query = select(table).where(table.c.id > after_id).order_by(table.c.id).limit(limit)
-        return self._dicts(query.where(table.c.run_id == run_id) if run_id else query)
+        return self.dicts(query.where(table.c.run_id == run_id) if run_id else query)
 
     def newest_of_client(self, name: str, client_mac: str, *, limit: int = 1000) -> list[dict[str, Any]]:
         """Return the newest rows of `events` or `client_metrics` about a client, the oldest of them first."""
         table = {"events": tables.events, "client_metrics": tables.client_metrics}[name]
         query = select(table).where(table.c.client_mac == client_mac).order_by(table.c.id.desc()).limit(limit)
-        return self._dicts(query)[::-1]
+        return self.dicts(query)[::-1]
 
     def list_rounds(self, run_id: str) -> list[dict[str, Any]]:
         """Return a run's rounds, each as the last launch that came to it saw it."""
         query = select(tables.rounds).where(tables.rounds.c.run_id == run_id)
-        rows = self._dicts(query.order_by(tables.rounds.c.round, tables.rounds.c.launch))
+        rows = self.dicts(query.order_by(tables.rounds.c.round, tables.rounds.c.launch))
         return list({row["round"]: row for row in rows}.values())
 
     def list_client_metrics(
@@ -109,7 +109,7 @@ class JournalReader:
         """Return what a run's clients measured, oldest first."""
         table = tables.client_metrics
         query = select(table).where(table.c.run_id == run_id, table.c.id > after_id).order_by(table.c.id).limit(limit)
-        return self._dicts(query.where(table.c.client_mac == client_mac) if client_mac else query)
+        return self.dicts(query.where(table.c.client_mac == client_mac) if client_mac else query)
 
     def export_columns(self, table: Table, run_id: str) -> tuple[list[str], int]:
         """Return the columns that a run's rows of `events` or `client_metrics` take, and the last id among them.
@@ -130,12 +130,14 @@ class JournalReader:
                 names += [f"{column.name}.{key}" for key in keys]
         return names, int(last or 0)
 
-    def _rows(self, query: Select[Any]) -> Sequence[Row[Any]]:
+    def rows(self, query: Select[Any]) -> Sequence[Row[Any]]:
+        """Return a query's rows."""
         with self._engine.connect() as connection:
             return connection.execute(query).all()
 
-    def _dicts(self, query: Select[Any]) -> list[dict[str, Any]]:
-        return [dict(row._mapping) for row in self._rows(query)]
+    def dicts(self, query: Select[Any]) -> list[dict[str, Any]]:
+        """Return a query's rows as dictionaries."""
+        return [dict(row._mapping) for row in self.rows(query)]
 
 
 def members_of(connection: Connection, run_ids: Sequence[str]) -> dict[str, dict[str, str]]:

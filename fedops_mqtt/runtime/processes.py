@@ -22,12 +22,8 @@ _MAX_SWEEPS = 20
 
 def kill_group(pgid: int, number: signal.Signals = signal.SIGKILL) -> None:
     """Send a signal to a process group, if it is still there."""
-    try:
+    with suppress(ProcessLookupError, PermissionError):  # the latter on macOS, of a group of zombies
         os.killpg(pgid, number)
-    except ProcessLookupError:
-        return
-    except PermissionError:
-        return  # macOS says so of a group of zombies
 
 
 def kill_marked(mark: str) -> int:
@@ -38,7 +34,8 @@ def kill_marked(mark: str) -> int:
         if not found:
             break
         for pid in found:
-            _kill(pid)
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
         killed |= found
     return len(killed)
 
@@ -55,13 +52,6 @@ def _carries(path: Path, entry: bytes) -> bool:
     except OSError:
         return False  # gone meanwhile, or another user's
     return any(variable.startswith(entry) for variable in environ.split(b"\0"))
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        return
 
 
 async def terminate(process: asyncio.subprocess.Process, *, grace_s: float) -> None:
