@@ -24,7 +24,7 @@ async def test_only_the_clients_that_were_chosen_train(site: Site, visitor: Visi
         await site.start_client(mac, client_name=name)
     visitor.url = site.manager_url
     page = await visitor.open(f"/tasks/{site.task_id}")
-    await visitor.sees("4 of 4 clients that are here are idle")
+    await visitor.sees("4 of 4 clients that are online are idle")
     await visitor.sees("No runs yet")
     chosen = ["02:00:00:00:01:02", "02:00:00:00:01:04"]
     await page.get_by_label("Clients (none chosen").click()
