@@ -229,7 +229,7 @@ def rollback(
     from fedops_mqtt.cli.sites import the_manager
 
     with the_manager(settings, task=check_task_id(task)) as manager:
-        _print_app(manager.with_site(manager.roll_back_app(task, version)), is_json=json)
+        _print_app(manager.with_site(manager.roll_back_app(task, version).model_dump(mode="json")), is_json=json)
 
 
 @shows("fedops-mqtt app withdraw digits", model=CliSettings)
@@ -240,8 +240,8 @@ def withdraw(settings: CliSettings, task: Task) -> None:
 
     with the_manager(settings, task=check_task_id(task)) as manager:
         app = manager.withdraw_app(task)
-    back = f"fedops-mqtt app rollback {task} {app['version']}"
-    print(f"withdrew {app['publisher']}/{app['name']} {app['version']} from task {task}; {back} brings it back")
+    back = f"fedops-mqtt app rollback {task} {app.version}"
+    print(f"withdrew {app.publisher}/{app.name} {app.version} from task {task}; {back} brings it back")
 
 
 @shows(
@@ -276,7 +276,7 @@ def run_project(
 
 def _publish(manager: "ManagerApi", app: AppSource, task: str, fleet: Path | None) -> "Record":
     signature = sign(app, check_task_id(task), fleet, manager=manager.url)
-    return manager.publish_app(task, app.data, signature)
+    return manager.publish_app(task, app.data, signature=signature).model_dump(mode="json")
 
 
 def _print_app(app: "Record", *, is_json: bool) -> None:

@@ -140,7 +140,8 @@ def metrics(
 
     with the_manager(settings, run=run) as manager:
         if csv:
-            sys.stdout.write(manager.with_site_column(manager.get_text(f"/runs/{run}/{_TABLE_OF[clients]}.csv")))
+            table = manager.get(f"/runs/{run}/{_TABLE_OF[clients]}.csv", is_text=True)
+            sys.stdout.write(manager.with_site_column(table))
             return
         columns = _METRICS_COLUMNS if clients else _ROUND_COLUMNS
         rows = list(_rows(manager, f"/runs/{run}/metrics")) if clients else manager.get(f"/runs/{run}/rounds")["items"]

@@ -2,56 +2,55 @@
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from pydantic import BaseModel
 
 from fedops_mqtt.bus.address import without_password
 from fedops_mqtt.cli.output import FatalError
 from fedops_mqtt.manager.client import (
+    Answer,
     ManagerClient,
     ManagerClientError,
     ManagerRefusedError,
     ManagerUnreachableError,
     ManagerUrlError,
+    Steps,
 )
 from fedops_mqtt.runtime.settings import CliSettings
 from fedops_mqtt.runtime.systemd import ExitCode
 
-if TYPE_CHECKING:
-    from fedops_mqtt.apps import AppSignature
-
 Record = dict[str, Any]
 
 
-class ManagerApi:
-    """A `ManagerClient` whose errors end the verb; a context manager.
+class ManagerApi(ManagerClient):
+    """A `ManagerClient` whose errors end the verb: every method raises `FatalError`.
 
     `site` is the name of its site, where there are several.
     """
 
     def __init__(self, settings: CliSettings, url: str, *, token: str | None, site: str | None = None) -> None:
-        self.url = url
         self._site = site
         with file_errors():
-            self._client = ManagerClient(url, token=token, **access_of(settings))
+            super().__init__(url, token=token, **access_of(settings))
 
     def __enter__(self) -> Self:
         with advice():
-            self._client.__enter__()
-        return self
+            return super().__enter__()
+
+    def _follow(self, steps: Steps[Answer]) -> Answer:
+        with advice():
+            return super()._follow(steps)
+
+    def get(self, path: str, **query: Any) -> Any:
+        """Return the JSON at a path."""
+        return self.request("GET", path, **query)
 
     def with_site(self, record: Record) -> Record:
         """Return a record with its site's name first, where there are several sites."""
         return {"site": self._site, **record} if self._site is not None else record
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._client.__exit__(kind, error, traceback)
 
     def with_site_column(self, table: str) -> str:
         """Return a CSV with the site as its first column, where there are several sites."""
@@ -62,41 +61,6 @@ class ManagerApi:
         for number, row in enumerate(csv.reader(io.StringIO(table, newline=""))):
             writer.writerow([self._site if number else "site", *row])
         return written.getvalue()
-
-    def get(self, path: str, **query: Any) -> Any:
-        """Return what stands at a path. Raises: FatalError."""
-        with advice():
-            return self._client.request("GET", path, **query)
-
-    def get_text(self, path: str) -> str:
-        """Return what stands at a path, as text. Raises: FatalError."""
-        with advice():
-            return str(self._client.request("GET", path, is_text=True))
-
-    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """Ask for something to be done and return the answer. Raises: FatalError."""
-        with advice():
-            return self._client.request("POST", path, body=dict(body or {}))
-
-    def publish_app(self, task_id: str, bundle: bytes, signature: "AppSignature | None") -> Record:
-        """Make a bundle the current version of a task's app. Raises: FatalError."""
-        with advice():
-            return as_record(self._client.publish_app(task_id, bundle, signature=signature))
-
-    def roll_back_app(self, task_id: str, version: str | None) -> Record:
-        """Make an earlier version of a task's app current again. Raises: FatalError."""
-        with advice():
-            return as_record(self._client.roll_back_app(task_id, version))
-
-    def withdraw_app(self, task_id: str) -> Record:
-        """Leave a task without a current app. Raises: FatalError."""
-        with advice():
-            return as_record(self._client.withdraw_app(task_id))
-
-    def delete(self, path: str, **query: Any) -> Any:
-        """Ask for something to be removed. Raises: FatalError."""
-        with advice():
-            return self._client.request("DELETE", path, **query)
 
 
 def as_record(answer: BaseModel) -> Record:

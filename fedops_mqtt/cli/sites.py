@@ -22,11 +22,9 @@ from fedops_mqtt.cli.manager_api import (
 )
 from fedops_mqtt.cli.output import FatalError, print_records
 from fedops_mqtt.manager.client import (
-    PAGE,
     AsyncManagerClient,
     ManagerClientError,
     ManagerRefusedError,
-    ManagerUrlError,
 )
 from fedops_mqtt.manager.sites import SiteAnswers, SiteChoiceError, SitesClient, read_sites
 from fedops_mqtt.runtime.settings import CliSettings
@@ -73,25 +71,22 @@ def the_manager(
 
 def print_all(
     settings: CliSettings,
-    what: str | Callable[[AsyncManagerClient], Awaitable[Sequence[BaseModel]]],
+    question: Callable[[AsyncManagerClient], Awaitable[Sequence[BaseModel]]],
     columns: Sequence[str],
     *,
     is_json: bool,
     newest: str | None = None,
-    **query: Any,
 ) -> None:
     """Print a list of every site, with several sites each row with its site; `newest` is the time to sort them by.
 
-    `what` is the list's path, or what asks a manager for its records.
+    `question` returns a manager's records.
 
     Raises:
         FatalError: a site did not answer; what the others answered is printed before.
     """
 
     async def read(manager: AsyncManagerClient) -> list[Record]:
-        if isinstance(what, str):
-            return await _read_list(manager, what, query)
-        return [as_record(each) for each in await what(manager)]
+        return [as_record(each) for each in await question(manager)]
 
     answers, has_sites = ask_all(settings, read)
     rows = [{"site": name, **row} if has_sites else row for name, found in answers.by_site.items() for row in found]
@@ -173,19 +168,6 @@ def _choose(managers: SitesClient, task: str | None, run: str | None, client: st
         return managers.site_of_run(run)
     assert client is not None, "what it is about"
     return managers.site_of_client(client)
-
-
-async def _read_list(manager: AsyncManagerClient, path: str, query: Mapping[str, Any]) -> list[Record]:
-    """Return every record of a list, page after page; of what is not known there, none."""
-    records: list[Record] = []
-    while True:
-        page = await manager.request("GET", path, offset=len(records), limit=PAGE, **query)
-        try:
-            records += page["items"]
-            if not page["items"] or len(records) >= page["total"]:
-                return records
-        except (KeyError, TypeError) as error:
-            raise ManagerUrlError(manager.url, "it answers in another form") from error
 
 
 def _explain_choice(error: SiteChoiceError, hint: str) -> FatalError:

@@ -43,10 +43,10 @@ def clients(
     from fedops_mqtt.cli.sites import print_all, the_manager
 
     if forget is None:
-        print_all(settings, "/clients", _CLIENT_COLUMNS, is_json=json, task_id=task_id)
+        print_all(settings, lambda manager: manager.clients(task_id=task_id), _CLIENT_COLUMNS, is_json=json)
         return
     with the_manager(settings, client=forget) as manager:
-        manager.delete(f"/clients/{forget}", force=force)
+        manager.request("DELETE", f"/clients/{forget}", force=force)
 
 
 @shows("fedops-mqtt runs --task-id digits", "fedops-mqtt runs --json", model=CliSettings)
@@ -55,7 +55,7 @@ def runs(settings: CliSettings, task_id: Task = None, json: Json = False) -> Non
     """List the runs that the manager knows, or the managers of several sites, newest first."""
     from fedops_mqtt.cli.sites import print_all
 
-    print_all(settings, "/runs", _RUN_COLUMNS, is_json=json, newest="created_at", task_id=task_id)
+    print_all(settings, lambda manager: manager.runs(task_id=task_id), _RUN_COLUMNS, is_json=json, newest="created_at")
 
 
 @shows(
@@ -103,7 +103,7 @@ def stop(
     from fedops_mqtt.cli.sites import the_manager
 
     with the_manager(settings, run=run) as manager:
-        stopped = manager.post(f"/runs/{run}/stop")
+        stopped = manager.request("POST", f"/runs/{run}/stop")
         if wait:
             stopped = _wait_for_end(manager, run)
     if json:
@@ -132,7 +132,7 @@ def start_run(
     except ValueError as error:
         raise UsageError(f"--run-config: {error}") from error
     body = {"task_id": task, "run_config": config, **wanted}
-    run = manager.post("/runs", {name: value for name, value in body.items() if value is not None})
+    run = manager.request("POST", "/runs", body={name: value for name, value in body.items() if value is not None})
     if not is_json:
         print(run["run_id"], flush=True)
     if run["reason"] is not None:
