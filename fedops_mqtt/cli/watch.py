@@ -167,20 +167,17 @@ def _draw_clients(fleet_view: FleetView, now: float, max_rows: int) -> Renderabl
 def _client_cells(fleet_view: FleetView, view: ClientView, now: float) -> list[RenderableType]:
     record = client_record(fleet_view, view)
     name = record["client_name"] or record["client_mac"]
+    presence = f"{view.presence} ({as_text(view.out_reason)})" if view.is_out else str(view.presence)
     return [
         Text(as_text(name)),
         Text(record["task_id"]),
-        Text(_presence_text(view), style=_PRESENCE_STYLE[view.presence]),
+        Text(presence, style=_PRESENCE_STYLE[view.presence]),
         Text(record["status"], style=_STATUS_STYLE.get(view.status.status, "")),
         Text(as_text(record["phase"])),
         Text(as_text(record["round"])),
         Text(metrics_text(record["metrics"])),
         Text(_duration_text(now - view.since)),
     ]
-
-
-def _presence_text(view: ClientView) -> str:
-    return f"{view.presence} ({as_text(view.out_reason)})" if view.is_out else str(view.presence)
 
 
 def metrics_text(metrics: Mapping[str, Any]) -> str:

@@ -161,9 +161,6 @@ def _key_usage(*, is_authority: bool) -> x509.KeyUsage:
     )
 
 
-_NO_PASSPHRASE = None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertificateFacts:
     """What is asked of a certificate."""
@@ -204,7 +201,7 @@ def is_pair(certificate_file: Path, key_file: Path) -> bool:
         OSError, ValueError, TypeError: one of them cannot be read; TypeError: the key has a passphrase.
     """
     certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
-    key = serialization.load_pem_private_key(key_file.read_bytes(), password=_NO_PASSPHRASE)
+    key = serialization.load_pem_private_key(key_file.read_bytes(), password=None)
     return certificate.public_key() == key.public_key()
 
 

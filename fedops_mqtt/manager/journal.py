@@ -160,7 +160,7 @@ class Journal:
         """
         loop = asyncio.get_running_loop()
         done = loop.run_in_executor(self._thread, lambda: self.insist(method, *args, **kwargs))
-        done.add_done_callback(_look_at_error)  # a cancelled caller does not read it
+        done.add_done_callback(_read_error)  # a cancelled caller does not read it
         result = await asyncio.shield(done)
         while not self._may_act():  # noqa: ASYNC110 - time decides, and another thread
             await asyncio.sleep(AWAY_POLL_S / 5)
@@ -306,7 +306,7 @@ class _AlreadyWrittenError(Exception):
     """The last try of a write was committed, although its answer was lost."""
 
 
-def _look_at_error(done: asyncio.Future[Any]) -> None:
+def _read_error(done: asyncio.Future[Any]) -> None:
     """Read the error: asyncio prints one that was never read (Python 3.11 Future.__del__)."""
     if not done.cancelled():
         done.exception()

@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -56,40 +57,47 @@ class ThreadCall(Protocol):
         ...
 
 
-class Lease(Protocol):
-    """The right to act; all but `hold` block for one short transaction at most."""
+class Lease(ABC):
+    """The right to act, as a context manager that releases it; all but `hold` block for one short transaction at most.
 
+    By default it needs no renewal: the kernel keeps a lock as long as its process lives.
+    """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    @abstractmethod
     def try_take(self) -> int | None:
         """Return the new term, or None while another manager leads."""
-        ...
 
-    def hold(self, stop: threading.Event) -> None:
+    def hold(self, stop: threading.Event) -> None:  # noqa: B027 - a lock on a file needs none
         """Keep the lease until `stop` is set.
 
         Raises:
             LeaseLostError: another manager has it.
         """
-        ...
 
-    def renew(self) -> None:
+    def renew(self) -> None:  # noqa: B027 - as `hold`
         """Keep the lease a while longer.
 
         Raises:
             LeaseLostError: another manager has it.
         """
-        ...
 
     def may_act(self) -> bool:
         """Return whether no other manager can lead at this moment."""
-        ...
+        return True
 
+    @abstractmethod
     def release(self) -> None:
         """Release the lease for the next manager."""
-        ...
 
+    @abstractmethod
     def holder(self) -> str:
         """Return who leads, for people."""
-        ...
 
 
 async def wait_for_lease(
@@ -121,7 +129,7 @@ async def wait_for_lease(
     return term
 
 
-class FileLease:
+class FileLease(Lease):
     """A lock on a file; held as long as this process lives, so there is nothing to renew."""
 
     def __init__(self, path: Path, engine: Engine, me: str, clock: Callable[[], float] = time.time) -> None:
@@ -130,12 +138,6 @@ class FileLease:
         self._me = me
         self._clock = clock
         self._fd: int | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
 
     def try_take(self) -> int | None:
         """Return the new term, or None while another process holds the lock."""
@@ -160,16 +162,6 @@ class FileLease:
                 self.release()  # or the next try, on a descriptor of its own, would find the lock taken: by us
         return term
 
-    def hold(self, stop: threading.Event) -> None:
-        """Nothing: the kernel keeps the lock."""
-
-    def renew(self) -> None:
-        """Nothing, as `hold`."""
-
-    def may_act(self) -> bool:
-        """Return True: the lock is this process's."""
-        return True
-
     def release(self) -> None:
         """Free the lock."""
         if self._fd is not None:
@@ -181,7 +173,7 @@ class FileLease:
         return self._path.read_text(encoding="utf-8", errors="replace") or "unknown"
 
 
-class RowLease:
+class RowLease(Lease):
     """A row in the database, for managers on several machines.
 
     Args:
@@ -208,12 +200,6 @@ class RowLease:
         self._seen: Row[Any] | None = None
         self._seen_for_s = 0.0
         self._looked_at = 0.0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
 
     def try_take(self) -> int | None:
         """Return the new term if the last holder released the lease or did not renew it for `ROW_LEASE_S`."""

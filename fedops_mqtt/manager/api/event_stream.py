@@ -12,13 +12,13 @@ from typing import Any
 from fastapi.responses import StreamingResponse
 
 from fedops_mqtt.manager.context import ManagerContext
-from fedops_mqtt.manager.events import ChangeTopic, FleetChange, Subscription, client_record, run_record
+from fedops_mqtt.manager.events import ChangeTopic, FleetChange, client_record, run_record
 from fedops_mqtt.protocol import RunId, TaskId
 
 KEEP_ALIVE_S = 15.0
-"""A comment is sent when nothing else was for so long: proxies cut silent connections."""
+"""A comment is sent after this time without a change: proxies cut idle connections."""
 _CALM_S = 0.05
-"""News of one moment go out together."""
+"""Changes within this time are sent together."""
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 EXAMPLE = 'event: client\ndata: {"task_id": "digits", "client_mac": "02:00:00:00:00:01", "presence": "online"}\n\n'
@@ -49,41 +49,38 @@ class EventStream:
         with self._context.events.subscribed() as subscription:
             yield "retry: 2000\n\n"
             if snapshot:
-                yield await self._written(self._present(task_id, run_id))
+                yield await self._write(self._present(task_id, run_id))
             yield "event: ready\ndata: {}\n\n"
-            async for news in _news(subscription):
-                wanted = [each for each in news if each.is_about(task_id, run_id)]
-                yield await self._written(wanted) if wanted or news else ": still here\n\n"
+            while True:
+                changes = await subscription.wait(KEEP_ALIVE_S)
+                if not changes:
+                    yield ": still here\n\n"
+                    continue
+                await asyncio.sleep(_CALM_S)
+                changes += subscription.take()
+                yield await self._write([each for each in changes if each.is_about(task_id, run_id)])
 
-    async def _written(self, news: list[FleetChange]) -> str:
-        """Return news as text, written outside the event loop: a run of thousands is some megabytes."""
-        return await self._context.journal.reader.call(lambda: "".join(map(_block, news)))
+    async def _write(self, changes: list[FleetChange]) -> str:
+        """Return changes as text, written outside the event loop: a run of thousands is some megabytes."""
+
+        def blocks() -> str:
+            return "".join(
+                f"event: {each.kind}\ndata: {json.dumps(each.record, separators=(',', ':'), default=str)}\n\n"
+                for each in changes
+            )
+
+        return await self._context.journal.reader.call(blocks) if changes else ""
 
     def _present(self, task_id: str | None, run_id: str | None) -> list[FleetChange]:
-        runs = [run for run in self._context.open_runs if task_id in (None, run.spec.task_id)]
-        news = [
+        runs = [
             FleetChange(kind=ChangeTopic.RUN, run_id=run.run_id, make_record=partial(run_record, run))
-            for run in runs
-            if run_id in (None, run.run_id)
+            for run in self._context.open_runs
+            if task_id in (None, run.spec.task_id) and run_id in (None, run.run_id)
         ]
         if run_id is not None:
-            return news
-        views = self._context.bus_reader.fleet.clients.items()
-        return news + [
+            return runs
+        return runs + [
             FleetChange(kind=ChangeTopic.CLIENT, make_record=partial(client_record, view))
-            for (task, _), view in sorted(views)
+            for (task, _), view in sorted(self._context.bus_reader.fleet.clients.items())
             if task_id in (None, task)
         ]
-
-
-async def _news(subscription: Subscription) -> AsyncIterator[list[FleetChange]]:
-    while True:
-        news = await subscription.wait(KEEP_ALIVE_S)
-        if news:
-            await asyncio.sleep(_CALM_S)
-            news += subscription.take()
-        yield news
-
-
-def _block(news: FleetChange) -> str:
-    return f"event: {news.kind}\ndata: {json.dumps(news.record, separators=(',', ':'), default=str)}\n\n"
