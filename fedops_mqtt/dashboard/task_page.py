@@ -203,6 +203,8 @@ class TaskDetails:
                 self._chosen.set_options(choices)
         if kinds & {ChangeTopic.RUN, ChangeTopic.LAGGED}:
             await self._refresh()
+        elif ChangeTopic.APP in kinds:
+            await self._apps.refresh()
 
     async def _refresh(self) -> None:
         runs = (await self._view.api.list_runs(task_id=self._task_id, limit=NUM_RUNS)).items

@@ -1,4 +1,4 @@
-"""Changes of clients and runs, for the event stream, the page and Home Assistant; no listener delays the loop.
+"""Changes of clients, runs and apps, for the event stream, the page and Home Assistant; no listener delays the loop.
 
 A listener that does not keep up loses the changes in its queue and gets *lagged*; it must then read everything again.
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 from fedops_mqtt.core.fleet import ClientView, Fleet
 from fedops_mqtt.core.run import Run
+from fedops_mqtt.manager.api.app_models import AppRecord
 from fedops_mqtt.manager.api.models import ClientRecord, RunRecord, to_utc
 from fedops_mqtt.manager.journal import Batch, JournalEvent
 
@@ -31,6 +32,8 @@ class ChangeTopic(StrEnum):
     ROUND = "round"
     METRICS = "metrics"
     EVENT = "event"
+    APP = "app"
+    """A version of a task's app was published, made current or withdrawn."""
     LAGGED = "lagged"
     """Changes were lost for this listener."""
 
@@ -124,6 +127,10 @@ class Events:
             elif self._published.get((task_id, mac)) != (compared := _compared(view)):
                 self._published[task_id, mac] = compared
                 self._publish(ChangeTopic.CLIENT, partial(client_record, view), task_id, None, mac)
+
+    def note_app(self, app: AppRecord) -> None:
+        """Publish that a version of a task's app was published, made current or withdrawn."""
+        self._publish(ChangeTopic.APP, partial(app.model_dump, mode="json"), app.task_id, None, None)
 
     def note_run(self, run: Run) -> None:
         """Publish how a run is now."""

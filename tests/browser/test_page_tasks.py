@@ -68,6 +68,10 @@ async def test_a_version_of_the_app_is_made_current_after_a_question(site: Site,
     await page.get_by_role("button", name="Make it current").click()
     await visitor.sees("Version 1.0 is current.")
     assert await current() == ["1.0"]
+    async with httpx.AsyncClient(base_url=site.manager_url, trust_env=False) as http:  # somebody else, meanwhile
+        files = {"pyproject.toml": PROJECT.replace("1.2.0", "3.7").encode(), "digits/__init__.py": b""}
+        await http.post(f"/api/v1{apps}", content=zipped(files), headers={"content-type": FILE_TYPE})
+    await visitor.sees("3.7")
 
 
 async def test_runs_are_compared_and_their_results_are_carried_away(site: Site, visitor: Visitor) -> None:

@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from fedops_mqtt.apps import AppSignature
 from fedops_mqtt.manager.api.app_models import AppDetails, AppFile, AppPage, AppRecord, RollbackRequest
 from fedops_mqtt.manager.api.models import Problem, RunSummary
+from fedops_mqtt.manager.app_store import PublishedApp
 from fedops_mqtt.manager.context import ManagerContext
 from fedops_mqtt.protocol import TaskId
 from fedops_mqtt.runtime.http_access import FILE_TYPE
@@ -77,15 +78,15 @@ class AppsApi:
             at=self._context.clock.now(),
             in_use=lambda: [run.spec.app.digest for run in self._context.open_runs if run.spec.app],
         )
-        return AppRecord.of(app)
+        return self._noted(app)
 
     async def roll_back(self, task_id: TaskId, request: RollbackRequest | None = None) -> AppRecord:
         """Make an earlier version of a task's app current again; runs that go on keep theirs."""
-        return AppRecord.of(await self._apps.roll_back(task_id, (request or RollbackRequest()).version))
+        return self._noted(await self._apps.roll_back(task_id, (request or RollbackRequest()).version))
 
     async def withdraw(self, task_id: TaskId) -> AppRecord:
         """Leave a task without a current app: its next run uses the devices' own app and the tasks file."""
-        return AppRecord.of(await self._apps.withdraw(task_id))
+        return self._noted(await self._apps.withdraw(task_id))
 
     async def get_app(self, digest: str) -> AppDetails:
         """Return a bundle's details: its tasks, its files, and the runs that trained with it."""
@@ -102,3 +103,9 @@ class AppsApi:
         """Hand out a bundle."""
         path = await self._reader.call(self._apps.fetch, digest)
         return FileResponse(path, filename=path.name, media_type=_ZIP)
+
+    def _noted(self, app: PublishedApp) -> AppRecord:
+        """Return the record of an app that has changed, and tell it to those who follow the events."""
+        record = AppRecord.of(app)
+        self._context.events.note_app(record)
+        return record

@@ -24,7 +24,7 @@ _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 EXAMPLE = 'event: client\ndata: {"task_id": "digits", "client_mac": "02:00:00:00:00:01", "presence": "online"}\n\n'
 DOCUMENTED: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "`client`, `run`, `forgotten`, `round`, `metrics`, `event`, `lagged`; "
+        "description": "`client`, `run`, `forgotten`, `round`, `metrics`, `event`, `app`, `lagged`; "
         "first everything as it is, then `ready`, then changes.",
         "content": {"text/event-stream": {"schema": {"type": "string"}, "example": EXAMPLE}},
     }

@@ -11,6 +11,7 @@ from typing import Any
 
 import aiomqtt
 import pytest
+from bundles import PROJECT, zipped
 from manager_parts import PATIENCE_S, A, Api, B, House, until
 from prometheus_client.parser import text_string_to_metric_families as parse_prometheus
 
@@ -43,6 +44,20 @@ async def news_when(news: AsyncIterator[FleetChange], kind: str, /, **facts: Any
             if each == kind and all(record.get(name) == value for name, value in facts.items()):
                 return record
     raise AssertionError(f"the stream ended without {kind} {facts}")
+
+
+async def test_who_looks_on_learns_of_published_and_withdrawn_apps(house: House) -> None:
+    async with house.managed() as api, stream(api, task_id=house.task_id) as news:
+        await news_when(news, "ready")
+        path = f"/api/v1/tasks/{house.task_id}/apps"
+        for version in ("1.0", "2.0"):
+            files = {"pyproject.toml": PROJECT.replace("1.2.0", version).encode()}
+            await api.http.post(path, content=zipped(files), headers={"content-type": "application/zip"})
+            await news_when(news, "app", task_id=house.task_id, version=version, is_current=True)
+        await api.http.post(f"{path}/rollback")
+        await news_when(news, "app", version="1.0", is_current=True)
+        await api.http.delete(f"{path}/current")
+        await news_when(news, "app", version="1.0", is_current=False)
 
 
 async def finished_run(house: House, api: Api) -> str:
