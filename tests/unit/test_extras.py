@@ -17,7 +17,14 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SOURCES = [path.read_text(encoding="utf-8") for path in (ROOT / "fedops_mqtt").rglob("*.py")]
 
-BROUGHT = {"click": "typer", "grpc": "flwr", "paho": "aiomqtt", "starlette": "fastapi", "urllib3": "kubernetes"}
+BROUGHT = {
+    "click": "typer",
+    "grpc": "flwr",
+    "paho": "aiomqtt",
+    "pydantic_core": "pydantic",
+    "starlette": "fastapi",
+    "urllib3": "kubernetes",
+}
 """Imported, and a part of what the library beside it is: that one's range holds."""
 
 WITHOUT = """
