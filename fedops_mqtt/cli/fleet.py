@@ -94,7 +94,7 @@ def enrol(
     if role not in list(Role):
         raise UsageError(f"--role {role}: choose one of {', '.join(Role)}")
     fleet = FleetFolder(settings.fleet_dir)
-    wishes = [
+    requests = [
         EnrolmentRequest(
             role=Role(role),
             name=name,
@@ -106,7 +106,7 @@ def enrol(
         )
         for name in _all_names(names, names_from)
     ]
-    for bundle in fleet.enrol_all(wishes):
+    for bundle in fleet.enrol_all(requests):
         print(bundle)
     _reload_broker(fleet)
 

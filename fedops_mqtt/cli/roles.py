@@ -115,27 +115,27 @@ async def _run_broker(settings: BrokerSettings) -> int:
     from fedops_mqtt.bus import Mosquitto
     from fedops_mqtt.runtime.systemd import on_end_signal
 
-    ending = asyncio.Event()
+    is_ending = asyncio.Event()
     mosquitto = Mosquitto(
         config=settings.broker_config,
         port=settings.broker_port,
         data_dir=settings.broker_data_dir,
         is_log_shown=True,
     )
-    with on_end_signal(lambda number: ending.set()):
-        return await _serve(mosquitto, ending)
+    with on_end_signal(lambda number: is_ending.set()):
+        return await _serve(mosquitto, is_ending)
 
 
-async def _serve(mosquitto: "Mosquitto", ending: asyncio.Event) -> int:
+async def _serve(mosquitto: "Mosquitto", is_ending: asyncio.Event) -> int:
     async with mosquitto:
         print(mosquitto.url, flush=True)
         async with asyncio.TaskGroup() as group:
-            told = group.create_task(ending.wait(), name="broker-told-to-end")
+            signalled = group.create_task(is_ending.wait(), name="broker-signalled-to-end")
             ended = group.create_task(mosquitto.wait(), name="broker-ended")
-            await asyncio.wait((told, ended), return_when=asyncio.FIRST_COMPLETED)
-            told.cancel()
+            await asyncio.wait((signalled, ended), return_when=asyncio.FIRST_COMPLETED)
+            signalled.cancel()
             ended.cancel()
-        return 0 if ending.is_set() or ended.cancelled() else ended.result()
+        return 0 if is_ending.is_set() or ended.cancelled() else ended.result()
 
 
 @shows(

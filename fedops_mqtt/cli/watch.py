@@ -67,18 +67,18 @@ def watch(
 
 
 async def _print_once(settings: WatchSettings, *, is_json: bool) -> None:
-    news = asyncio.Event()
-    async with _following(settings, lambda _: news.set()) as fleet_view:
-        while await _comes_within(news, _QUIET_S):
-            news.clear()
+    changed = asyncio.Event()
+    async with _following(settings, lambda _: changed.set()) as fleet_view:
+        while await _comes_within(changed, _QUIET_S):
+            changed.clear()
     print_records_as_lines(fleet_view.records(), is_json=is_json)
 
 
-async def _comes_within(news: asyncio.Event, timeout_s: float) -> bool:
+async def _comes_within(changed: asyncio.Event, timeout_s: float) -> bool:
     with suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
-            await news.wait()
-    return news.is_set()
+            await changed.wait()
+    return changed.is_set()
 
 
 async def _print_changes(settings: WatchSettings, *, is_json: bool) -> None:

@@ -109,7 +109,7 @@ class Demo:
     fleet_view: FleetView = field(default_factory=FleetView)
     status: int = _INTERRUPTED
     """Exit status; that of Ctrl-C until the run has ended."""
-    _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _has_changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def play(self) -> None:
         """Play it from the beginning to the end."""
@@ -186,7 +186,7 @@ class Demo:
             raise DemoError(str(error)) from error
 
     def _note(self, change: Record | None) -> None:
-        self._news.set()
+        self._has_changed.set()
         if change is not None:
             self.screen.note(change)
 
@@ -194,8 +194,8 @@ class Demo:
         try:
             async with asyncio.timeout(timeout_s):
                 while not is_true():
-                    self._news.clear()
-                    await self._news.wait()
+                    self._has_changed.clear()
+                    await self._has_changed.wait()
         except TimeoutError as error:
             raise DemoError(f"{problem} within {timeout_s:g} s") from error
 

@@ -91,11 +91,11 @@ class FleetFolder:
         """The files that the broker reads."""
         return self.folder / BROKER_FOLDER
 
-    def enrol(self, wish: EnrolmentRequest) -> Path:
+    def enrol(self, request: EnrolmentRequest) -> Path:
         """Enrol an identity and return the settings file of its bundle; raises as `enrol_all`."""
-        return self.enrol_all([wish])[0]
+        return self.enrol_all([request])[0]
 
-    def enrol_all(self, wishes: Sequence[EnrolmentRequest]) -> list[Path]:
+    def enrol_all(self, requests: Sequence[EnrolmentRequest]) -> list[Path]:
         """Enrol all identities or none, and return the settings files of their bundles.
 
         Raises:
@@ -103,7 +103,7 @@ class FleetFolder:
             IdentityExistsError: one is taken; a revoked one may be enrolled again.
             EnrolmentError: a role needs something that is missing.
         """
-        names = [_check_wish(wish) for wish in wishes]
+        names = [_check_request(request) for request in requests]
         if len(set(names)) < len(names):
             raise NameRefusedError(max(names, key=names.count), "it is named twice")
         with self._changing() as now:
@@ -111,8 +111,10 @@ class FleetFolder:
                 present = self._register.identities.get(name)
                 if present is not None and not present.is_revoked:
                     raise IdentityExistsError(name, present.role)
-            fresh = [self._begin(name, wish, now) for name, wish in zip(names, wishes, strict=True)]
-            made = [self._equip(identity, wish, now) for identity, wish in zip(fresh, wishes, strict=True)]
+            fresh = [self._begin(name, request, now) for name, request in zip(names, requests, strict=True)]
+            made = [
+                self._issue_bundle(identity, request, now) for identity, request in zip(fresh, requests, strict=True)
+            ]
             self._save(self._register.having(*(identity for identity, _ in made)), now)
             return [bundle for _, bundle in made]
 
@@ -128,7 +130,7 @@ class FleetFolder:
         with self._changing() as now:
             identity = self._register[_any_name(name)]
             identity = identity.model_copy(update={"app": app or identity.app})
-            wish = EnrolmentRequest(
+            request = EnrolmentRequest(
                 role=identity.role,
                 name=identity.name,
                 tasks=identity.tasks,
@@ -137,7 +139,7 @@ class FleetFolder:
                 has_password=identity.password is not None,
                 days=days,
             )
-            identity, bundle = self._equip(identity, wish, now)
+            identity, bundle = self._issue_bundle(identity, request, now)
             self._save(self._register.having(identity), now)
             return bundle
 
@@ -253,28 +255,28 @@ class FleetFolder:
         except (OSError, ValueError) as error:
             raise EnrolmentError(f"{path}: {error}") from error
 
-    def _begin(self, name: str, wish: EnrolmentRequest, now: datetime) -> EnrolledIdentity:
+    def _begin(self, name: str, request: EnrolmentRequest, now: datetime) -> EnrolledIdentity:
         present = self._register.identities.get(name)
         return EnrolledIdentity(
             name=name,
-            role=wish.role,
-            tasks=tuple(wish.tasks),
-            hosts=tuple(wish.hosts),
-            app=wish.app,
+            role=request.role,
+            tasks=tuple(request.tasks),
+            hosts=tuple(request.hosts),
+            app=request.app,
             certificates=present.certificates if present else (),
             enrolled_at=now,
         )
 
-    def _equip(
-        self, identity: EnrolledIdentity, wish: EnrolmentRequest, now: datetime
+    def _issue_bundle(
+        self, identity: EnrolledIdentity, request: EnrolmentRequest, now: datetime
     ) -> tuple[EnrolledIdentity, Path]:
         """Give an identity fresh credentials and write its bundle."""
         credentials = password = None
-        if wish.has_password:
+        if request.has_password:
             password = make_password()
             identity = identity.model_copy(update={"password": hash_password(password), "revoked_at": None})
         else:
-            credentials = issue(self._authority, identity.name, hosts=identity.hosts, now=now, days=wish.days)
+            credentials = issue(self._authority, identity.name, hosts=identity.hosts, now=now, days=request.days)
             issued = IssuedCertificate(serial=f"{credentials.serial:x}", issued_at=now, not_after=credentials.not_after)
             update = {"certificates": (*identity.certificates, issued), "revoked_at": None}
             identity = identity.model_copy(update=update)
@@ -285,7 +287,7 @@ class FleetFolder:
             ca_certificates=self._authority.certificate,
             credentials=credentials,
             password=password,
-            app=wish.app,
+            app=request.app,
             app_signers=(self._app_signer().public_key,) if identity.role in _JUDGES_OF_APPS else (),
         )
         return identity, write_bundle(self.folder / BUNDLE_FOLDER / identity.name, content)
@@ -380,15 +382,15 @@ def _write_new(folder: Path, register: Register, shipped: Path) -> None:
     save_register(folder / REGISTER_FILE, register)
 
 
-def _check_wish(wish: EnrolmentRequest) -> str:
-    name = check_name(wish.role, wish.name)
-    for task in wish.tasks:
+def _check_request(request: EnrolmentRequest) -> str:
+    name = check_name(request.role, request.name)
+    for task in request.tasks:
         check_task_id(task)
-    if wish.role is Role.SERVER and len(wish.tasks) != 1:
+    if request.role is Role.SERVER and len(request.tasks) != 1:
         raise EnrolmentError(f"an FL server has one task: give {name} one --task")
-    if wish.role is Role.DEVICE and wish.hosts:
+    if request.role is Role.DEVICE and request.hosts:
         raise NameRefusedError(name, "a device does not listen: --host is for servers")
-    if wish.has_password and wish.hosts:
+    if request.has_password and request.hosts:
         raise EnrolmentError(f"{name}: a password cannot serve TLS under a host name; leave out --password or --host")
     return name
 
