@@ -21,7 +21,7 @@ def arrays_of(model: object) -> Arrays:
     """Return a model's arrays: a list or mapping of arrays, an ArrayRecord, or an object that returns one of them.
 
     Raises:
-        ModelTypeError: it is none of these.
+        ModelTypeError: it is something else.
     """
     for name in _METHODS:
         method = getattr(model, name, None)

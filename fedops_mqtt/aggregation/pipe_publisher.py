@@ -47,7 +47,7 @@ def keep_final_status(path: Path | None, status: ServerStatus, *, store: str | N
 
 _LOOK_S = 0.5
 """Between two checks whether the pipe is still read."""
-_NOBODY = "nobody reads what this server says"
+_NOBODY = "nothing reads this server's status"
 
 
 def make_announcer(

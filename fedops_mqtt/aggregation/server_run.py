@@ -341,7 +341,7 @@ class ServerRun:
         if self._line is None or member is None or member.outcome is not None:
             return
         if member.attempt == last.attempt:
-            self._line.drop(client_mac, last.outcome, last.reason or f"{last.outcome}, as its daemon said")
+            self._line.drop(client_mac, last.outcome, last.reason or f"{last.outcome}, as its daemon reported")
 
     def _end_replaced(self, reason: str) -> None:
         _log.warning("another server has this run", extra={"reason": reason})

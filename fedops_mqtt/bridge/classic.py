@@ -143,7 +143,7 @@ class ClassicServer:
         """It has reported that something went wrong; the end is still to come."""
         self._change(reason=problem)
 
-    def note_end(self, reason: str = "the FedOps server said that its round is over") -> None:
+    def note_end(self, reason: str = "the FedOps server reported that its round is over") -> None:
         """It is over: well if all rounds were done and nothing was wrong."""
         is_good = self._run.are_rounds_done and self._run.reason is None
         status = ServerCondition.FINISHED if is_good else ServerCondition.FAILED

@@ -106,7 +106,7 @@ class _OneClient(SimpleClientManager):
             if self.present is not client:
                 return
             self.present = None
-            self.problem = self.problem or "the FedOps client's connection is gone"
+            self.problem = self.problem or "the FedOps client has disconnected"
             is_loss = not self._is_over
             self._is_over = True
             self._changed.notify_all()

@@ -153,7 +153,7 @@ class PeerRegistry:
         """A FedOps server has reported that it is not ready any more, which it does of an error."""
         server = self._servers.get(task_id)
         if server is not None:
-            server.note_problem("the FedOps server said that it has an error (FLSeReady false); its log has it")
+            server.note_problem("the FedOps server reported an error (FLSeReady false); its log has it")
 
     def server_round(self, task_id: str, fields: Mapping[str, Any]) -> bool:
         """A FedOps server has evaluated a round."""

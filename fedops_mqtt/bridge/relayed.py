@@ -139,7 +139,7 @@ class RelayedTraining:
     def _client_disconnected(self) -> None:
         """Whether it failed or has ended is found out now; the server is informed at once of what can be taken back."""
         self._is_disconnected = True
-        problem = f"the connection of the FedOps client at {self._call.link.name} is gone"
+        problem = f"the FedOps client at {self._call.link.name} has disconnected"
         self._give_up(problem, on_line=f"{INTERRUPTED}: {problem}")
 
     def _give_up(self, problem: str, *, on_line: str | None = None) -> None:
@@ -163,7 +163,7 @@ class RelayedTraining:
             async with asyncio.timeout(self._call.limits.report_s):
                 outcome = await self._call.link.until_outcome()
         except TimeoutError:
-            return EndedReport(outcome=Outcome.FINISHED, reason=f"{end.reason} (the FedOps client did not say so)")
+            return EndedReport(outcome=Outcome.FINISHED, reason=f"{end.reason} (the FedOps client did not report that)")
         return EndedReport(
             outcome=outcome, reason=end.reason if outcome is Outcome.FINISHED else OUTCOME_REASONS[outcome]
         )

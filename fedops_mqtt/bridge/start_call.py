@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 OnReport = Callable[[PhaseReport | MetricsReport], None]
 
 OUTCOME_REASONS = {
-    Outcome.FINISHED: "the FedOps client said trainFin",
-    Outcome.FAILED: "the FedOps client said trainFail",
+    Outcome.FINISHED: "the FedOps client reported trainFin",
+    Outcome.FAILED: "the FedOps client reported trainFail",
     Outcome.STOPPED: "stopped",
 }
 

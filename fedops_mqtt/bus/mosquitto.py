@@ -300,7 +300,7 @@ class Mosquitto:
                 await writer.wait_closed()
 
     def _why_ended(self, status: int) -> str:
-        where = "its own lines above say why" if self._is_log_shown else "its last lines"
+        where = "its own lines above have the cause" if self._is_log_shown else "its last lines"
         return f"ended with status {status} at its start; {where}"
 
     def _log_tail(self) -> str:

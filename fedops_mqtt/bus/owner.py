@@ -253,7 +253,7 @@ class StatusOwner:
         """
         reason = "error"
         try:
-            async with alongside(self._publish_when_due(connection), name=f"speak-{self.topic.channel.name.lower()}"):
+            async with alongside(self._publish_when_due(connection), name=f"publish-{self.topic.channel.name.lower()}"):
                 yield
             reason = "shutdown"
         except asyncio.CancelledError:

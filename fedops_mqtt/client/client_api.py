@@ -48,7 +48,7 @@ class _Ends:
 
     def get_train_fail(self, reason: str | None = None) -> None:
         """Report that the current training has failed (`/trainFail`)."""
-        current_backend().end_training(Outcome.FAILED, reason or "the client's program said so")
+        current_backend().end_training(Outcome.FAILED, reason or "reported by the client's program")
 
 
 class ClientManagerAPI(_Ends):

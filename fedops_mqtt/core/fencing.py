@@ -58,7 +58,7 @@ class DroppedMessageDetector:
 
     Attributes:
         num_dropped: messages that the broker reports as dropped while this reader listened, for any reader.
-        unheard: clients, by task and MAC, whose word before the first one heard must have been dropped.
+        unheard: clients, by task and MAC, whose status before the first one received must have been dropped.
     """
 
     num_dropped: int = 0

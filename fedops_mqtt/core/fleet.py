@@ -68,7 +68,7 @@ class StatusView(Generic[Status]):
     is_confirmed: bool = False
     is_silent: bool = False
     snapshot: Stamp | None = None
-    """Stamp of the last full status; a last will is none, it carries the identity only."""
+    """Stamp of the last full status; a last will does not count."""
     comeback: "PendingReturn | None" = field(default=None, compare=False, repr=False)
     """Another instance that publishes below the known stamp while the owner is away; it may be a leftover."""
 

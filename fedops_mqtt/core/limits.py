@@ -14,8 +14,10 @@ class RunLimits(BaseModel, frozen=True, extra="forbid"):
     join_s: Annotated[float, Field(gt=0, description="enough clients have joined within this")] = 120.0
     round_s: Annotated[float, Field(gt=0, description="one message to a client is answered within this")] = 3600.0
     run_s: Annotated[float, Field(gt=0, description="the whole run")] = 24 * 3600.0
-    close_grace_s: Annotated[float, Field(gt=0, description="clients end by themselves before they are told")] = 10.0
-    server_lost_s: Annotated[float, Field(gt=0, description="a server gone from bus and line is launched again")] = 15.0
+    close_grace_s: Annotated[float, Field(gt=0, description="clients end by themselves before they are stopped")] = 10.0
+    server_lost_s: Annotated[
+        float, Field(gt=0, description="a server that answers on neither bus nor line is launched again")
+    ] = 15.0
     max_launches: Annotated[int, Field(ge=1, description="launches of the FL server in one run")] = 3
     max_attempts: Annotated[int, Field(ge=1, description="firings per client in one run")] = 3
 

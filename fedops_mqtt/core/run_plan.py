@@ -226,7 +226,7 @@ def _has_reported(run: Run) -> bool:
 
 def _departure_reason(run: Run) -> str:
     if run.exited_at is not None:
-        return run.exit_reason or "its process is gone"
+        return run.exit_reason or "its process has ended"
     if run.is_unreachable:
         return "silent on the bus and its line does not answer"
     return f"not ready within {run.spec.limits.server_start_s:g} s; its log: fedops-mqtt logs {run.run_id}"

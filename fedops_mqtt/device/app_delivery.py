@@ -73,7 +73,7 @@ class AppDelivery:
             bundle, folder = await self._get(start, app)
             # A mistake of the publisher's, not an attack: the signature covers digest and version together.
             if bundle.version != app.version:
-                problem = f"the bundle is version {bundle.version}, the start says {app.version}"
+                problem = f"the bundle is version {bundle.version}, the start has {app.version}"
                 raise AppRefusedError(RefusalCode.MALFORMED, problem)
             if bundle.client_app is None:
                 problem = f"{PROJECT} names no clientapp in [tool.flwr.app.components]"

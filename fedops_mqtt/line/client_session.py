@@ -97,7 +97,7 @@ class ClientSession:
         self._limit_s = join_s
         self._problem = "no server there"
         self._backoff = Backoff(initial_s=_BACKOFF_FIRST_S, max_s=_BACKOFF_MAX_S)
-        self._thread = threading.Thread(target=self._run, name="line-keeper", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="line-session", daemon=True)
 
     def start(self) -> None:
         """Start looking for the server."""

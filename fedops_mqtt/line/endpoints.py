@@ -78,7 +78,7 @@ class ServedApp:
 _log = logging.getLogger(__name__)
 
 _MISSED_PINGS = 2
-"""So many unanswered and a third period over: the host is gone. (Three periods in all, as the setting promises.)"""
+"""So many unanswered and a third period over: the host is lost. (Three periods in all, as the setting promises.)"""
 
 
 class LineApp:

@@ -51,7 +51,7 @@ class BelowQuorumError(RunEndedError):
         self.needed = needed
         self.missing = missing
         wanted = "the strategy waits for more" if needed is None else f"{needed} needed"
-        suffix = f"; gone: {', '.join(missing)}" if missing else ""
+        suffix = f"; absent: {', '.join(missing)}" if missing else ""
         when = "left" if limit_s is None else f"after {limit_s:g} s"
         super().__init__(RunOutcome.FAILED, f"{TOO_FEW}: {present} {when}, {wanted}{suffix}")
 

@@ -168,7 +168,7 @@ def _differences(model: ArrayRecord, found: ArrayRecord) -> Iterator[str]:
             continue
         if problem := _difference(model[name], found[name]):
             yield f"array {_shown(name)} {problem}"
-    yield from (f"array {_shown(name)} is none of the model's" for name in found if name not in model)
+    yield from (f"array {_shown(name)} is not one of the model's" for name in found if name not in model)
 
 
 def _difference(model: Array, found: Array) -> str | None:

@@ -345,7 +345,7 @@ class RunState:
             self._members.count(session.mac, bytes_in=bytes_in, bytes_out=bytes_out)
 
     def note_app_sent(self, mac: str, num_bytes: int) -> None:
-        """A client has received the run's app up to this byte; what it had before says nothing new."""
+        """A client has received the run's app up to this byte; what it had before is no news."""
         with self._changed:
             if num_bytes > self._app_sent.get(mac, -1):
                 self._app_sent[mac] = num_bytes

@@ -314,7 +314,7 @@ class LineRunner:
             if not self._client_session.is_current(
                 session
             ):  # it ended while the connection was taken: nothing would abort that
-                raise ConnectionAbortedError("the session is gone")
+                raise ConnectionAbortedError("the session has ended")
         return self._data
 
     def _drop_data(self) -> None:

@@ -37,7 +37,7 @@ class NoActiveServerError(RuntimeError):
 
     def __init__(self) -> None:
         super().__init__(
-            "no FL server runs in this process: FedOps' ServerAPI speaks through an FLServer, from its start to its end"
+            "no FL server runs in this process: FedOps' ServerAPI publishes through an FLServer, while that runs"
         )
 
 

@@ -220,7 +220,7 @@ async def _play(jobs: Sequence[Job], options: SimulationOptions, stack: AsyncExi
         results[result.client_mac] = result
     lost = [mac for job in jobs if (mac := job.identity.client_mac) not in results]
     if lost:
-        reason = f"its worker is gone: {exit_reason(await worker.wait())}"
+        reason = f"its worker has ended: {exit_reason(await worker.wait())}"
         results |= {mac: Result(client_mac=mac, outcome=Outcome.FAILED, reason=reason) for mac in lost}
     return list(results.values())
 

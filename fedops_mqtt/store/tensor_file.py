@@ -72,7 +72,7 @@ def read_tensors(path: Path, *, shown_as: str | None = None) -> tuple[Arrays, di
     """Return the arrays, in the order they were written, and the facts; `shown_as` is what an error calls the file.
 
     Raises:
-        CorruptFileError: the file is cut, changed, or not one of ours.
+        CorruptFileError: the file is cut, changed, or not one of this package.
         OSError: it cannot be read (FileNotFoundError: there is none).
     """
     try:
@@ -112,7 +112,7 @@ def read_facts(file: BinaryIO) -> dict[str, Any]:
     """Return the facts in an open file's header without reading its arrays, so without verifying them.
 
     Raises:
-        ValueError: it is no safetensors file, or none of ours.
+        ValueError: it is no safetensors file, or not one of this package.
     """
     num_bytes = int.from_bytes(file.read(_LENGTH_BYTES), "little")
     if num_bytes > _MAX_HEADER_BYTES:

@@ -86,7 +86,7 @@ class ClassicRunner:
             except Exception as error:  # the user's code, through Flower
                 return self._raised(self._app_error or error)
             else:
-                return RunEnd(outcome=Outcome.FINISHED, reason="the server said that it is over")
+                return RunEnd(outcome=Outcome.FINISHED, reason="the server ended the run")
             if self._stop_reason is not None:
                 return RunEnd(outcome=Outcome.STOPPED, reason=self._stop_reason)
             self._changed.wait(_RETRY_S)

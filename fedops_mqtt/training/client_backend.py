@@ -12,7 +12,7 @@ class NoActiveBackendError(RuntimeError):
 
     def __init__(self) -> None:
         super().__init__(
-            "no client runs in this process: FedOps' APIs speak through an FLClientTask, from when it serves, and "
+            "no client runs in this process: FedOps' APIs publish through an FLClientTask, from when it serves, and "
             "through a training that it has started"
         )
 

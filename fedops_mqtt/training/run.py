@@ -206,7 +206,7 @@ class TrainingRun:
 
     def leave(self) -> None:
         """The app wants the client to leave; a training process can only end itself."""
-        self.end_training(Outcome.STOPPED, "its own program said client-out")
+        self.end_training(Outcome.STOPPED, "its own program asked it to leave")
 
     def _take_runner(self) -> LineRunner | ClassicRunner:
         job, started = self._job, time.monotonic()

@@ -104,7 +104,7 @@ async def test_a_fedops_server_trains_a_fedops_client_and_one_of_ours(fedops: Fe
 
     await fedops.start_server(2)
     run = await ended(crossing)
-    assert (run.outcome, run.reason) == (RunOutcome.COMPLETED, "the FedOps server said that its round is over")
+    assert (run.outcome, run.reason) == (RunOutcome.COMPLETED, "the FedOps server reported that its round is over")
     assert (run.round, run.gl_model) == (3, 1)
     assert (run.metrics["gl_accuracy"] or 0) > MIN_ACCURACY
     for mac in run.clients:

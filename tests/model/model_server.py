@@ -114,7 +114,7 @@ class Server:
         if last is None or member is None or last.run_id != self.run_id or last.outcome is Outcome.FINISHED:
             return
         if member.attempt == last.attempt:
-            self._drop(said.client_mac, last.outcome, last.reason or "as its daemon said")
+            self._drop(said.client_mac, last.outcome, last.reason or "as its daemon reported")
 
     def _meet_conflicting_instance(self, conflicting_instance: str) -> None:
         other = self._stranger

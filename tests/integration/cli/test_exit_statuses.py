@@ -200,7 +200,7 @@ def test_a_broker_that_cannot_begin(tmp_path: Path, capfd: pytest.CaptureFixture
     seen([*broker, "--config", "/no/such.conf"], ExitCode.UNAVAILABLE, "name another with --config", capfd)
     seen([*broker, "--config", str(tmp_path)], ExitCode.UNAVAILABLE, "Is a directory; name another", capfd)
     seen([*broker, "--data-dir", str(no_folder(tmp_path))], ExitCode.UNAVAILABLE, "be written with --data-dir", capfd)
-    seen([*broker, "--config", str(wrong)], ExitCode.UNAVAILABLE, "its own lines above say why", capfd)
+    seen([*broker, "--config", str(wrong)], ExitCode.UNAVAILABLE, "its own lines above have the cause", capfd)
 
 
 def test_a_manager_that_cannot_begin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -211,7 +211,7 @@ def test_where_nobody_else_comes_a_client_that_has_ended_is_not_waited_for(lines
         lines.join(server, echo_app(), mac=mac_of(number))
     assert len(server.grid.get_node_ids()) == 2
     server.drop(mac_of(1), Outcome.FAILED, "bad data")
-    with pytest.raises(BelowQuorumError, match=rf"too few clients: 1 left, 2 needed; gone: {mac_of(1)} \(bad data\)"):
+    with pytest.raises(BelowQuorumError, match=rf"too few clients: 1 left, 2 needed; absent: {mac_of(1)} \(bad data\)"):
         server.grid.get_node_ids()
 
 

@@ -78,7 +78,7 @@ async def test_a_training_ends_and_a_client_leaves_by_fedops_calls(
     api.get_train_fin()
     api.get_train_fail("no data")
     assert (await notify_fin(), await notify_fail()) == (False, False)
-    by_program = "the client's program said so"
+    by_program = "reported by the client's program"
     assert tape.ends == [
         (Outcome.FINISHED, None),
         (Outcome.FAILED, "no data"),
