@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 
 from fedops_mqtt.bridge.grpc_gateway import GrpcGateway
 from fedops_mqtt.bridge.peer_state import FedOpsHttpError
-from fedops_mqtt.bridge.start_call import OUTCOME_REASONS, OnReport, StartCall, failed_to_start
+from fedops_mqtt.bridge.start_call import OUTCOME_REASONS, OnReport, PeerTraining, StartCall, failed_to_start
 from fedops_mqtt.core.client import Identity
 from fedops_mqtt.core.reasons import INTERRUPTED
 from fedops_mqtt.line.client_session import RunEnd
@@ -31,7 +31,7 @@ _DISMISS_S = 5.0
 """A client that is dismissed answers at once; one that still computes is not waited for."""
 
 
-class RelayedTraining:
+class RelayedTraining(PeerTraining):
     """One training: join the line, start the client, pass messages on, and dismiss the client when it is over."""
 
     def __init__(
@@ -43,12 +43,11 @@ class RelayedTraining:
         grpc_gateways: str,
         on_report: OnReport,
     ) -> None:
-        self._call = call
+        super().__init__(call, on_report)
         self._start = start
         self._settings = settings
         self._identity = identity
         self._address = grpc_gateways
-        self._on_report = on_report
         self._cutter = MetricsCutter(logger.warning)
         self._loop = asyncio.get_running_loop()
         self._gateway: GrpcGateway | None = None
@@ -70,7 +69,7 @@ class RelayedTraining:
         if self._runner is not None:
             self._runner.stop(reason)
 
-    async def run(self) -> EndedReport:
+    async def train(self) -> EndedReport:
         """Train to whatever end."""
         try:
             start, settings = self._start, self._settings

@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from fedops_mqtt.bridge.peer_state import FedOpsHttpClient, FedOpsHttpError, PeerState
 from fedops_mqtt.core.reasons import INTERRUPTED
@@ -26,22 +26,6 @@ def failed_to_start(error: FedOpsHttpError) -> EndedReport:
     """Return how a training ended that could not begin; a client that is just not there may be asked again."""
     reason = f"{INTERRUPTED}: {error}" if error.is_absent else str(error)
     return EndedReport(outcome=Outcome.FAILED, reason=reason)
-
-
-class PeerTraining(Protocol):
-    """One training through a FedOps client."""
-
-    async def run(self) -> EndedReport:
-        """See it through to its end."""
-        ...
-
-    def redirect(self, server_ip: str, launch: int) -> None:
-        """The FL server is somewhere else now."""
-        ...
-
-    def stop(self, reason: str) -> None:
-        """End it."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,3 +89,32 @@ class StartCall:
             raise FedOpsHttpError(self.link.name, "got a start and reports that it does not train")
         if answer.server_ip not in (None, server_ip):
             logger.info("FedOps client uses another address", extra={"given": server_ip, "uses": answer.server_ip})
+
+
+class PeerTraining(ABC):
+    """One training through a FedOps client, a `device.trainer.Training`; how it trains is up to the subclass."""
+
+    def __init__(self, call: StartCall, on_report: OnReport) -> None:
+        self._call = call
+        self._on_report = on_report
+
+    async def run(self) -> EndedReport:
+        """Train; meanwhile the client's reports are passed on."""
+        self._call.link.report = self._on_report
+        try:
+            return await self.train()
+        finally:
+            self._call.link.report = None
+            await self._call.link.want(None)
+
+    @abstractmethod
+    async def train(self) -> EndedReport:
+        """Train to whatever end."""
+
+    @abstractmethod
+    def redirect(self, server_ip: str, launch: int) -> None:
+        """The FL server is somewhere else now."""
+
+    @abstractmethod
+    def stop(self, reason: str) -> None:
+        """End it."""

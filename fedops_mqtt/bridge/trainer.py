@@ -4,7 +4,7 @@ A daemon's trainer like any other: it starts, is steered, and reports how it end
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedops_mqtt.bridge.peer_state import FedOpsHttpError, PeerState
@@ -17,7 +17,7 @@ from fedops_mqtt.bridge.start_call import (
     failed_to_start,
 )
 from fedops_mqtt.core.client import Identity
-from fedops_mqtt.core.client_state import ServerMoved, StartTraining, StopTraining
+from fedops_mqtt.core.client_state import StartTraining
 from fedops_mqtt.device.trainer import Scalar
 from fedops_mqtt.protocol import Outcome, Phase, RunStart, Transport
 from fedops_mqtt.runtime.settings import ClientSettings
@@ -26,14 +26,13 @@ from fedops_mqtt.training.pipe import EndedReport, PhaseReport
 _CANNOT_STOP = "a FedOps client cannot be stopped; it trains on by itself"
 
 
-class DirectTraining:
+class DirectTraining(PeerTraining):
     """A FedOps client at a classic gRPC server: after its start, its own report is all there is."""
 
     def __init__(self, call: StartCall, start: RunStart, settings: ClientSettings, on_report: OnReport) -> None:
-        self._call = call
+        super().__init__(call, on_report)
         self._start = start
         self._run_limit_s = settings.run_limit_s
-        self._on_report = on_report
         self._stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def redirect(self, server_ip: str, launch: int) -> None:
@@ -45,7 +44,7 @@ class DirectTraining:
         if not self._stop.done():
             self._stop.set_result(reason)
 
-    async def run(self) -> EndedReport:
+    async def train(self) -> EndedReport:
         """Start the client and wait for its report."""
         self._on_report(PhaseReport(phase=Phase.JOINING))
         try:
@@ -69,7 +68,7 @@ class DirectTraining:
 
 
 class HttpTrainer:
-    """Starts the training of a FedOps client over HTTP; a `device.trainer.AnyTrainer`.
+    """Makes trainings of a FedOps client, started over HTTP; a `device.trainer.AnyTrainer`.
 
     `grpc_gateways` is the gRPC address for this client (`host:port`). `turn` is held while a client is started, because
     the requests that it sends then (`getPort`) do not name their sender.
@@ -88,7 +87,6 @@ class HttpTrainer:
         import_paths: Sequence[str],
         run_config: Mapping[str, Scalar],
         on_report: OnReport,
-        on_ended: Callable[[EndedReport], Awaitable[None]],
     ) -> None:
         self._link = link
         self._gateway_address = grpc_gateways
@@ -97,48 +95,14 @@ class HttpTrainer:
         self._identity = identity
         self._settings = settings
         self._on_report = on_report
-        self._on_ended = on_ended
-        self._training: PeerTraining | None = None
-        self._is_idle = asyncio.Event()
-        self._is_idle.set()
 
-    def start(self, started: StartTraining, group: asyncio.TaskGroup) -> None:
-        """Have the old client train, as a task of `group`."""
+    def make(self, started: StartTraining) -> PeerTraining:
+        """Return the training of a start."""
         start = started.start
-        self._is_idle.clear()
         self._link.gl_model = start.gl_model
-        self._training = self._make(start)
-        group.create_task(self._see_through(self._training), name=f"bridged-{start.run_id}-{start.attempt}")
-
-    def steer(self, action: ServerMoved | StopTraining) -> None:
-        """Pass a change of address or a stop on, as far as an old client can be outcome."""
-        if self._training is None:
-            return
-        if isinstance(action, ServerMoved):
-            self._training.redirect(action.server_ip, action.launch)
-        else:
-            self._training.stop(action.reason)
-
-    async def wait_idle(self) -> None:
-        """Wait until nothing trains and the end of the last training was taken in."""
-        await self._is_idle.wait()
-
-    def _make(self, start: RunStart) -> PeerTraining:
         call = StartCall(link=self._link, client_mac=self._identity.client_mac, turn=self._turn, limits=self._limits)
         if start.transport is Transport.GRPC:
             return DirectTraining(call, start, self._settings, self._on_report)
         from fedops_mqtt.bridge.relayed import RelayedTraining  # here flwr is imported
 
         return RelayedTraining(call, start, self._settings, self._identity, self._gateway_address, self._on_report)
-
-    async def _see_through(self, training: PeerTraining) -> None:
-        self._link.report = self._on_report
-        try:
-            ended = await training.run()
-        finally:
-            self._link.report = None
-            await self._link.want(None)
-        self._training = None
-        await self._on_ended(ended)
-        if self._training is None:
-            self._is_idle.set()

@@ -41,7 +41,7 @@ from fedops_mqtt.device.app_policy import AppPolicy
 from fedops_mqtt.device.identity import client_id_for, identity_of
 from fedops_mqtt.device.journal import ClientJournal, identity_lock
 from fedops_mqtt.device.system_load import measure_load
-from fedops_mqtt.device.trainer import MakeTrainer, Scalar, Trainer
+from fedops_mqtt.device.trainer import MakeTrainer, Scalar, Trainer, Training
 from fedops_mqtt.device.training_process import mark_of
 from fedops_mqtt.protocol import (
     Answer,
@@ -60,7 +60,7 @@ from fedops_mqtt.protocol import (
 from fedops_mqtt.runtime.processes import kill_marked
 from fedops_mqtt.runtime.settings import ClientSettings
 from fedops_mqtt.runtime.systemd import supervised
-from fedops_mqtt.training.pipe import EndedReport, MetricsReport, PhaseReport
+from fedops_mqtt.training.pipe import MetricsReport, PhaseReport
 
 Notice = Literal["trainFin", "trainFail", "flclient_out"]
 """FedOps' names for how a training ended, and for a client that leaves (FedOps client_api.ClientMangerAPI)."""
@@ -118,6 +118,9 @@ class Daemon:
         self._training_news = asyncio.Event()
         self._metrics = PublishQueue()
         self._group: asyncio.TaskGroup | None = None
+        self._training: Training | None = None
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
         self._attachment = attachment
         self.http_address: str | None = None
         """Where the HTTP shim listens, once it does."""
@@ -128,7 +131,6 @@ class Daemon:
             import_paths=import_paths,
             run_config=run_config or {},
             on_report=self._take_report,
-            on_ended=self._report_ended,
         )
         self._owner = StatusOwner(
             topic=topics.client_status(self.identity.task_id, self.identity.client_mac),
@@ -189,9 +191,16 @@ class Daemon:
                 case StartTraining() as started:
                     assert self._group is not None
                     self._phase = None
-                    self._trainer.start(self._with_token(started), self._group)
-                case ServerMoved() | StopTraining() as action:
-                    self._trainer.steer(action)
+                    self._training = training = self._trainer.make(self._with_token(started))
+                    self._is_idle.clear()
+                    name = f"training-{started.start.run_id}-{started.start.attempt}"
+                    self._group.create_task(self._train(training), name=name)
+                case ServerMoved(server_ip=server_ip, launch=launch):
+                    if self._training is not None:
+                        self._training.redirect(server_ip, launch)
+                case StopTraining(reason=reason):
+                    if self._training is not None:
+                        self._training.stop(reason)
                 case _:
                     assert_never(step.action)
         if step.client != before or isinstance(event, StartTrigger):
@@ -268,7 +277,7 @@ class Daemon:
                 tasks.append(group.create_task(self._measure_load(), name="system-load"))
             await self._shutdown_requested.wait()
             await self.apply(ShutdownRequested())
-            await self._trainer.wait_idle()
+            await self._is_idle.wait()
             for task in tasks:
                 task.cancel()
         await self._metrics.flush(bus)
@@ -335,7 +344,9 @@ class Daemon:
                 Progressed(phase=report.phase, round=report.round, run_id=report.run_id, detail=report.detail)
             )
 
-    async def _report_ended(self, ended: EndedReport) -> None:
+    async def _train(self, training: Training) -> None:
+        ended = await training.run()
+        self._training = None
         await self._take_phase()
         mine = self._client.facts.active_training
         is_good = ended.outcome is Outcome.FINISHED
@@ -351,6 +362,8 @@ class Daemon:
                 )
             )
         await self._notify("trainFin" if is_good else "trainFail")
+        if self._training is None:  # the next one may have begun
+            self._is_idle.set()
 
     def _snapshot(self, stamp: Stamp) -> ClientStatus:
         return snapshot(self._client, stamp, at=utc_now(), heartbeat_s=self.settings.heartbeat_s, agent=self._agent)

@@ -1,17 +1,18 @@
-"""The one training that a daemon has at a time: made from a start and the settings, steered, and reported."""
+"""Trainings of a daemon: what they have in common, and how those of this device are made from a start and settings."""
 
 import asyncio
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from fedops_mqtt.core.client import Identity
-from fedops_mqtt.core.client_state import ServerMoved, StartTraining, StopTraining
+from fedops_mqtt.core.client_state import StartTraining
 from fedops_mqtt.device.training_process import MODULE, TrainingOptions, TrainingProcess
 from fedops_mqtt.protocol import Outcome, RunStart, utc_now
+from fedops_mqtt.runtime.background import bare_error
 from fedops_mqtt.runtime.key_values import parse_pairs
 from fedops_mqtt.runtime.settings import ClientSettings
 from fedops_mqtt.training.pipe import EndedReport, Job, MetricsReport, PhaseReport, WandbOptions
@@ -24,24 +25,32 @@ logger = logging.getLogger(__name__)
 Scalar = bool | int | float | str | None
 
 
+class Training(Protocol):
+    """One training that a daemon runs: a process of this device, or what the bridge has a FedOps client do."""
+
+    async def run(self) -> EndedReport:
+        """Train to whatever end; when this returns, no process of it is left."""
+        ...
+
+    def redirect(self, server_ip: str, launch: int) -> None:
+        """The FL server is somewhere else now."""
+        ...
+
+    def stop(self, reason: str) -> None:
+        """End it soon; nothing happens when it has just ended."""
+        ...
+
+
 class AnyTrainer(Protocol):
-    """What a daemon needs of whatever trains: `Trainer`, or the bridge's, which has a FedOps client do it."""
+    """Makes trainings: `Trainer`, or the bridge's, which has a FedOps client do them."""
 
-    def start(self, started: StartTraining, group: asyncio.TaskGroup) -> None:
-        """Start a training as a task of `group`."""
-        ...
-
-    def steer(self, action: ServerMoved | StopTraining) -> None:
-        """Pass a change of address or a stop on."""
-        ...
-
-    async def wait_idle(self) -> None:
-        """Wait until nothing trains and the end of the last training was taken in."""
+    def make(self, started: StartTraining) -> Training:
+        """Return the training of a start; the one before must have ended."""
         ...
 
 
 class MakeTrainer(Protocol):
-    """Makes what trains; called once, by the daemon."""
+    """Makes a trainer; called once, by the daemon."""
 
     def __call__(
         self,
@@ -52,14 +61,13 @@ class MakeTrainer(Protocol):
         import_paths: Sequence[str],
         run_config: Mapping[str, Scalar],
         on_report: Callable[[PhaseReport | MetricsReport], None],
-        on_ended: Callable[[EndedReport], Awaitable[None]],
     ) -> AnyTrainer:
         """Return a trainer for this client."""
         ...
 
 
 class Trainer:
-    """Starts, steers and ends trainings; `on_ended` is awaited when no process of one is left.
+    """Makes the trainings of this device from starts and settings.
 
     `run_config` is what apps find in `Context.run_config`, `live_task` the descriptor of a file that `pack` made.
     """
@@ -73,7 +81,6 @@ class Trainer:
         import_paths: Sequence[str],
         run_config: Mapping[str, Scalar],
         on_report: Callable[[PhaseReport | MetricsReport], None],
-        on_ended: Callable[[EndedReport], Awaitable[None]],
         live_task: int | None = None,
     ) -> None:
         self._live_task = live_task
@@ -83,94 +90,34 @@ class Trainer:
         self._import_paths = tuple(import_paths)
         self._run_config = dict(run_config)
         self._on_report = on_report
-        self._on_ended = on_ended
-        self._training: TrainingProcess | None = None
-        self._started: StartTraining | None = None
-        self._preparing: asyncio.Task[DeliveredApp | EndedReport] | None = None
         self._delivery: AppDelivery | None = None
-        self._is_idle = asyncio.Event()
-        self._is_idle.set()
+        self._last: TrainingProcess | DeliveredTraining | None = None
 
-    def start(self, started: StartTraining, group: asyncio.TaskGroup) -> None:
-        """Start a training process as a task of `group`; the one before must have ended.
-
-        A delivered app is made ready first, in the same task.
-        """
-        self._started = started
-        self._is_idle.clear()
-        name = f"{started.start.run_id}-{started.start.attempt}"
-        if started.start.app is not None:
-            self._preparing = group.create_task(self._prepare(started.start), name=f"app-{name}")
+    def make(self, started: StartTraining) -> Training:
+        """Return the training of a start; a delivered app is made ready in it first."""
+        if started.start.app is None:
+            self._last = self._make_process(started, None)
         else:
-            self._training = self._make_process(started, None)
-        group.create_task(self._train(), name=f"training-{name}")
-
-    def steer(self, action: ServerMoved | StopTraining) -> None:
-        """Pass a change of address or a stop on to the process; nothing happens when it has just ended."""
-        if isinstance(action, ServerMoved):
-            self._redirect(action)
-        elif self._training is not None:
-            self._training.stop(action.reason)
-        elif self._preparing is not None:
-            self._preparing.cancel(action.reason)
+            self._last = DeliveredTraining(started, delivery=self._app_delivery, make_process=self._make_process)
+        return self._last
 
     def end(self, outcome: Outcome, reason: str | None) -> None:
         """End the current training as its program reports that it ended; nothing happens when there is none."""
-        if self._training is not None:
-            self._training.end(EndedReport(outcome=outcome, reason=reason))
+        if self._last is not None:
+            self._last.end(EndedReport(outcome=outcome, reason=reason))
 
-    async def wait_idle(self) -> None:
-        """Wait until nothing trains and the end of the last training was taken in."""
-        await self._is_idle.wait()
-
-    def _redirect(self, moved: ServerMoved) -> None:
-        if self._started is not None:
-            start = self._started.start.model_copy(update={"server_ip": moved.server_ip, "launch": moved.launch})
-            self._started = replace(self._started, start=start)
-        if self._delivery is not None:
-            self._delivery.redirect(moved.server_ip)
-        if self._training is not None:
-            self._training.redirect(moved.server_ip, moved.launch)
-
-    async def _train(self) -> None:
-        ended: EndedReport | None = None
-        if self._preparing is not None:
-            preparing = self._preparing
-            await asyncio.wait([preparing])
-            self._preparing = None
-            if preparing.cancelled():
-                ended = EndedReport(outcome=Outcome.STOPPED, reason="stopped before its app was there")
-            elif isinstance(app := preparing.result(), EndedReport):
-                ended = app
-            else:
-                assert self._started is not None
-                self._training = self._make_process(self._started, app)
-        if ended is None:
-            assert self._training is not None
-            ended = await self._training.run()
-        self._training = self._started = None
-        await self._on_ended(ended)
-        if self._started is None:  # what follows may have begun the next training
-            self._is_idle.set()
-
-    async def _prepare(self, start: RunStart) -> "DeliveredApp | EndedReport":
-        # Here, not above: what checks bundles and signatures takes memory that a device without them keeps.
-        from fedops_mqtt.apps import AppRefusedError
-        from fedops_mqtt.device.app_delivery import AppDelivery
-
+    def _app_delivery(self) -> "AppDelivery":
         if self._delivery is None:
+            # Here, not above: what checks bundles and signatures takes memory that a device without them keeps.
+            from fedops_mqtt.device.app_delivery import AppDelivery
+
             self._delivery = AppDelivery(
                 settings=self._settings,
                 client_mac=self._identity.client_mac,
                 folder=self._folder,
                 on_report=self._on_report,
             )
-        try:
-            return await self._delivery.prepare(start)
-        except AppRefusedError as error:
-            facts = {"run_id": start.run_id, "reason_code": error.code.value, "reason": error.problem}
-            logger.error("the app is refused", extra=facts)
-            return EndedReport(outcome=None, reason=error.problem, reason_code=error.code.value)
+        return self._delivery
 
     def _make_process(self, started: StartTraining, app: "DeliveredApp | None") -> TrainingProcess:
         settings, start = self._settings, started.start
@@ -217,3 +164,66 @@ class Trainer:
                 "run_config": dict(start.run_config or {}),
             },
         )
+
+
+class DeliveredTraining:
+    """A training whose app is fetched and made ready first."""
+
+    def __init__(
+        self,
+        started: StartTraining,
+        *,
+        delivery: "Callable[[], AppDelivery]",
+        make_process: "Callable[[StartTraining, DeliveredApp], TrainingProcess]",
+    ) -> None:
+        self._started = started
+        self._make_delivery = delivery
+        self._make_process = make_process
+        self._delivery: AppDelivery | None = None
+        self._preparing: asyncio.Task[DeliveredApp] | None = None
+        self._process: TrainingProcess | None = None
+        self._is_stopped = False
+
+    async def run(self) -> EndedReport:
+        """Get the app ready, then train."""
+        from fedops_mqtt.apps import AppRefusedError
+
+        start, delivery = self._started.start, self._make_delivery()
+        self._delivery = delivery
+        try:
+            with bare_error():
+                async with asyncio.TaskGroup() as group:
+                    name = f"app-{start.run_id}-{start.attempt}"
+                    preparing = self._preparing = group.create_task(delivery.prepare(start), name=name)
+                    if self._is_stopped:
+                        preparing.cancel()
+        except AppRefusedError as error:
+            facts = {"run_id": start.run_id, "reason_code": error.code.value, "reason": error.problem}
+            logger.error("the app is refused", extra=facts)
+            return EndedReport(outcome=None, reason=error.problem, reason_code=error.code.value)
+        if preparing.cancelled():
+            return EndedReport(outcome=Outcome.STOPPED, reason="stopped before its app was there")
+        self._process = self._make_process(self._started, preparing.result())
+        return await self._process.run()
+
+    def redirect(self, server_ip: str, launch: int) -> None:
+        """The FL server is somewhere else now: the app is fetched there, or trains on there."""
+        start = self._started.start.model_copy(update={"server_ip": server_ip, "launch": launch})
+        self._started = replace(self._started, start=start)
+        if self._delivery is not None:
+            self._delivery.redirect(server_ip)
+        if self._process is not None:
+            self._process.redirect(server_ip, launch)
+
+    def stop(self, reason: str) -> None:
+        """End it: what is fetched stays for the next time."""
+        self._is_stopped = True
+        if self._process is not None:
+            self._process.stop(reason)
+        elif self._preparing is not None:
+            self._preparing.cancel(reason)
+
+    def end(self, ended: EndedReport) -> None:
+        """End the process with a result that was reported elsewhere."""
+        if self._process is not None:
+            self._process.end(ended)
