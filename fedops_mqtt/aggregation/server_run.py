@@ -7,7 +7,9 @@ import logging
 import platform
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from importlib.metadata import version as version_of
+from typing import Any
 
 from flwr.serverapp import ServerApp
 
@@ -16,7 +18,6 @@ from fedops_mqtt.aggregation.checkpoint import CheckpointStore, CheckpointWriter
 from fedops_mqtt.aggregation.errors import ServerError
 from fedops_mqtt.aggregation.pipe_publisher import PipeStatusPublisher, make_announcer
 from fedops_mqtt.aggregation.rounds import Evaluate, RoundHooks, RoundReporter, Rounds, RoundStatus
-from fedops_mqtt.aggregation.run_result import RunResult, save_model
 from fedops_mqtt.aggregation.run_settings import RunPlan, check_of, make_compression, make_limits
 from fedops_mqtt.aggregation.run_training import RunTraining
 from fedops_mqtt.aggregation.status_publisher import BusCallbacks, ServerSnapshot, ServerStatusPublisher, client_of
@@ -49,6 +50,20 @@ _CONDITIONS = {
     RunOutcome.FAILED: ServerCondition.FAILED,
     RunOutcome.STOPPED: ServerCondition.STOPPED,
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """How a run ended; `model_path` is where its global model was saved, None where no round was done."""
+
+    outcome: RunOutcome
+    reason: str
+    run_id: str
+    round: int
+    metrics: Mapping[str, float]
+    gl_model: int
+    model_path: str | None
+
 
 Attach = Callable[[ServerStatusPublisher | PipeStatusPublisher], AbstractContextManager[None]]
 
@@ -346,3 +361,35 @@ class ServerRun:
     def _end_replaced(self, reason: str) -> None:
         _log.warning("another server has this run", extra={"reason": reason})
         self._ending.request(EndRequest(outcome=RunOutcome.STOPPED, reason=reason, is_replaced=True))
+
+
+def save_model(
+    store: ModelStore,
+    rounds: Rounds,
+    *,
+    run_id: str,
+    outcome: RunOutcome,
+    reason: str,
+    made_with: Mapping[str, Any] | None = None,
+) -> tuple[StoredModel | None, RunOutcome, str]:
+    """Store the model of the last whole round; return it, and how the run ended with that.
+
+    A model that is not finite, or of a failed run, never becomes a version: the next run would begin from it.
+    """
+    if rounds.arrays is None:
+        return None, outcome, reason
+    if problem := rounds.nonfinite_in(rounds.arrays):
+        failure = f"the global model of round {rounds.done} is not finite: {problem}"
+        outcome, reason = RunOutcome.FAILED, reason if outcome is RunOutcome.FAILED else failure
+    facts: dict[str, Any] = {"run_id": run_id, "round": rounds.done, "metrics": rounds.metrics}
+    facts["made_with"] = made_with
+    try:
+        if outcome is RunOutcome.FAILED:
+            saved = store.save_failed(rounds.arrays, **facts)
+        else:
+            saved = store.save(rounds.arrays, outcome=outcome, **facts)
+    except (ServerError, StoreError, OSError) as error:
+        _log.error("global model was not saved", extra={"problem": str(error)})
+        failure = f"global model was not saved: {error}"
+        return None, RunOutcome.FAILED, f"{reason}; {failure}" if outcome is RunOutcome.FAILED else failure
+    return saved, outcome, reason

@@ -8,9 +8,8 @@ from flwr.serverapp import ServerApp
 
 from fedops_mqtt.aggregation.errors import ServerConfigError
 from fedops_mqtt.aggregation.rounds import Evaluate
-from fedops_mqtt.aggregation.run_result import RunResult
 from fedops_mqtt.aggregation.run_settings import fit_config, make_plan
-from fedops_mqtt.aggregation.server_run import ServerRun
+from fedops_mqtt.aggregation.server_run import RunResult, ServerRun
 from fedops_mqtt.aggregation.strategy import Config, make_fedavg
 from fedops_mqtt.aggregation.strategy_state import AnyStrategy
 from fedops_mqtt.runtime.settings import ServerSettings

@@ -9,8 +9,8 @@ import pytest
 from fedops_mqtt.aggregation.checkpoint import CheckpointStore, StartingPoint, find_starting_point
 from fedops_mqtt.aggregation.errors import NonFiniteModelError
 from fedops_mqtt.aggregation.rounds import Rounds
-from fedops_mqtt.aggregation.run_result import save_model
 from fedops_mqtt.aggregation.run_settings import RunPlan
+from fedops_mqtt.aggregation.server_run import save_model
 from fedops_mqtt.protocol import RunOutcome
 from fedops_mqtt.store.errors import UnsupportedArrayError
 from fedops_mqtt.store.versions import ModelStore
