@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from fedops_mqtt.apps import AppRefusedError, RefusalCode
 from fedops_mqtt.device.training_process import mark_of
 from fedops_mqtt.runtime.background import bare_error
-from fedops_mqtt.runtime.processes import MARK, LineSplitter, Tail, kill_group, kill_marked
+from fedops_mqtt.runtime.processes import MARK, LineSplitter, Tail, kill_all
 from fedops_mqtt.runtime.settings import ClientSettings, environment_without_settings
 
 logger = logging.getLogger(__name__)
@@ -102,9 +102,7 @@ class AppEnvironments:
                     await process.wait()
                     watching.cancel()
         finally:
-            kill_group(process.pid)
-            await process.wait()
-            await asyncio.to_thread(kill_marked, mark)
+            await kill_all(process, mark)
         if process.returncode != 0:
             problem = (
                 f"they could not be installed: {' '.join(command[1:4])} ended with {process.returncode}: {tail.text}"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from fedops_mqtt.protocol import Outcome
-from fedops_mqtt.runtime.processes import MARK, LineSplitter, OutputFile, Tail, kill_group, kill_marked, terminate
+from fedops_mqtt.runtime.processes import MARK, LineSplitter, OutputFile, Tail, kill_all, kill_group, terminate
 from fedops_mqtt.runtime.settings import environment_without_settings
 from fedops_mqtt.training.pipe import (
     MAX_LINE_BYTES,
@@ -92,9 +92,7 @@ class TrainingProcess:
                 try:
                     ended = await self._attend(process, ends, mark)
                 finally:
-                    kill_group(process.pid)
-                    await process.wait()
-                    await asyncio.to_thread(kill_marked, mark)
+                    await kill_all(process, mark)
         if ended.outcome is Outcome.FAILED:
             logger.error("training failed", extra={**facts, "reason": ended.reason})
         return ended
@@ -143,8 +141,7 @@ class TrainingProcess:
                 group.create_task(self._read_stderr(streams.stderr), name="training-stderr"),
             ]
             is_late = await self._see_out(process, group)
-            kill_group(process.pid)
-            await asyncio.to_thread(kill_marked, mark)
+            await kill_all(process, mark)
             await asyncio.wait(readers, timeout=_DRAIN_S)
             for reader in readers:
                 reader.cancel()

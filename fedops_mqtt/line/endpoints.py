@@ -211,15 +211,15 @@ class LineApp:
 
     async def _wait_for_message(self, session: Session) -> OutboundMessage | None:
         session.polls = poll = session.polls + 1
-        session.mail.set()  # an older poll of this client, if any, ends now
+        session.has_messages.set()  # an older poll of this client, if any, ends now
         deadline = asyncio.get_running_loop().time() + self._limits.poll_s
         while session.polls == poll and not session.is_over:
-            session.mail.clear()
+            session.has_messages.clear()
             if (outbound_message := self._run_state.next_message(session)) is not None:
                 return outbound_message
             try:
                 async with asyncio.timeout_at(deadline):
-                    await session.mail.wait()
+                    await session.has_messages.wait()
             except TimeoutError:
                 return None
         return None

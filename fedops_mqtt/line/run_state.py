@@ -48,7 +48,7 @@ class Session:
     mac: str
     node_id: int
     token: str | None
-    mail: asyncio.Event = field(default_factory=asyncio.Event)
+    has_messages: asyncio.Event = field(default_factory=asyncio.Event)
     control: asyncio.Event = field(default_factory=asyncio.Event)
     orders: deque[ControlLine] = field(default_factory=deque)
     is_over: bool = False
@@ -151,7 +151,7 @@ class RunState:
                 for outbound_message in outbound_messages
                 if self._post(outbound_message, outbound_message.node_id in present)
             ]
-            self._wake_mail({outbound_message.node_id for outbound_message in posted})
+            self._wake_pollers({outbound_message.node_id for outbound_message in posted})
 
     def wait_for_replies(self, message_ids: Sequence[str], deadline: float) -> list[OutboundMessage]:
         """Wait until all are answered, the run is over, or `deadline` has come; return what is still owed."""
@@ -410,12 +410,12 @@ class RunState:
         waiter.remaining.clear()
         waiter.remaining.update(owing)
 
-    def _wake_mail(self, node_ids: set[int]) -> None:
-        self._wake([session for session in self._sessions.values() if session.node_id in node_ids], mail_only=True)
+    def _wake_pollers(self, node_ids: set[int]) -> None:
+        self._wake([session for session in self._sessions.values() if session.node_id in node_ids], messages_only=True)
 
-    def _wake(self, sessions: list[Session], *, mail_only: bool = False) -> None:
+    def _wake(self, sessions: list[Session], *, messages_only: bool = False) -> None:
         if sessions:
-            self._soon(_set_events, sessions, mail_only)
+            self._soon(_set_events, sessions, messages_only)
 
     def _notify(self, changes: list[MemberChange]) -> None:
         for change in changes:
@@ -430,8 +430,8 @@ class RunState:
         call(function, *arguments)
 
 
-def _set_events(sessions: list[Session], mail_only: bool) -> None:
+def _set_events(sessions: list[Session], messages_only: bool) -> None:
     for session in sessions:
-        session.mail.set()
-        if not mail_only:
+        session.has_messages.set()
+        if not messages_only:
             session.control.set()

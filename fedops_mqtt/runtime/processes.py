@@ -16,8 +16,8 @@ MARK = "FEDOPS_MQTT_TRAINING"
 """Environment variable that carries the mark."""
 
 _PROC = Path("/proc")
-_MAX_SWEEPS = 20
-"""A process may fork while we look; each pass finds what was forked during the one before."""
+_MAX_ROUNDS = 20
+"""A process may fork meanwhile; each round catches what was forked during the one before."""
 
 
 def kill_group(pgid: int, number: signal.Signals = signal.SIGKILL) -> None:
@@ -29,7 +29,7 @@ def kill_group(pgid: int, number: signal.Signals = signal.SIGKILL) -> None:
 def kill_marked(mark: str) -> int:
     """Kill every process whose mark starts with `mark` and return how many there were; Linux only, else 0."""
     killed: set[int] = set()
-    for _ in range(_MAX_SWEEPS):
+    for _ in range(_MAX_ROUNDS):
         found = set(_marked(f"{MARK}={mark}".encode())) - killed
         if not found:
             break
@@ -52,6 +52,13 @@ def _carries(path: Path, entry: bytes) -> bool:
     except OSError:
         return False  # gone meanwhile, or another user's
     return any(variable.startswith(entry) for variable in environ.split(b"\0"))
+
+
+async def kill_all(process: asyncio.subprocess.Process, mark: str) -> None:
+    """Kill a process, its group and every process that carries its mark; returns when the process has ended."""
+    kill_group(process.pid)
+    await process.wait()
+    await asyncio.to_thread(kill_marked, mark)
 
 
 async def terminate(process: asyncio.subprocess.Process, *, grace_s: float) -> None:

@@ -201,7 +201,7 @@ async def test_the_child_sees_neither_our_secrets_nor_flowers_telemetry(
     assert '"FLWR_TELEMETRY_ENABLED": "0"' in reason
 
 
-def test_a_sweep_ends_only_what_carries_its_mark(tmp_path: Path) -> None:
+def test_only_what_carries_its_mark_is_killed(tmp_path: Path) -> None:
     mine, other = mark_of(tmp_path / "a"), mark_of(tmp_path / "b")
     sleeper = (sys.executable, "-c", "import time; print(flush=True); time.sleep(600)")
     with (
