@@ -41,7 +41,9 @@ def load_into(model: Any, arrays: Arrays) -> Any:
         ModelTypeError: it is nothing that arrays can be put into.
     """
     if callable(getattr(model, "load_state_dict", None)):
-        model.load_state_dict(_to_tensors(arrays))
+        from fedops_mqtt.model_types.torch_model import to_tensors
+
+        model.load_state_dict(to_tensors(arrays))
         return model
     for name in ("set_weights", "set_parameters"):
         method = getattr(model, name, None)
@@ -108,9 +110,3 @@ def _to_array(value: Any) -> NDArray[Any]:
     if hasattr(value, "numpy"):
         value = value.numpy()
     return np.asarray(value)
-
-
-def _to_tensors(arrays: Arrays) -> dict[str, Any]:
-    import torch  # type: ignore[import-not-found, unused-ignore]
-
-    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}

@@ -14,7 +14,7 @@ from fedops_mqtt.aggregation.errors import NonFiniteModelError
 from fedops_mqtt.aggregation.model_arrays import nonfinite_in
 from fedops_mqtt.aggregation.run_settings import RunPlan
 from fedops_mqtt.line.reply_check import count_nonfinite
-from fedops_mqtt.protocol import MetricsCutter, ServerCondition, ServerMetrics, count_of, number_of, utc_now
+from fedops_mqtt.protocol import MetricsCutter, ServerCondition, ServerMetrics, count_of, numbers_in, utc_now
 from fedops_mqtt.runtime.wandb_log import Show
 from fedops_mqtt.store.tensor_file import Arrays, check_storable
 
@@ -97,7 +97,10 @@ class Rounds:
 
     def add(self, round_: int, metrics: Mapping[str, Any] | None, *, prefix: str = "") -> None:
         """Add clients' metrics of a round, named `prefix` and their name; reported at once if the round has ended."""
-        named = {name if name.startswith(prefix) else f"{prefix}_{name}": value for name, value in numbers_in(metrics)}
+        named = {
+            name if name.startswith(prefix) else f"{prefix}_{name}": value
+            for name, value in numbers_in(metrics).items()
+        }
         if round_ == self._current and round_ > self.done:
             self._current_metrics |= named
         elif round_ == self.done and named:
@@ -126,7 +129,7 @@ class Rounds:
         """Return the server's own metrics of this model; none where there is no evaluation."""
         if self.hooks.evaluate is None:
             return {}
-        return dict(numbers_in(self.hooks.evaluate(round_, arrays)))
+        return numbers_in(self.hooks.evaluate(round_, arrays))
 
     def end(self, round_: int, arrays: Arrays, metrics: Mapping[str, Any] | None) -> None:
         """A round is over (0: the model before training has been evaluated): checkpoint it, report it.
@@ -141,7 +144,7 @@ class Rounds:
             raise NonFiniteModelError(f"the global model of round {round_}", problem, advice)
         if round_ != self._current:
             self._enter(round_)
-        self.metrics = self._current_metrics | dict(numbers_in(metrics))
+        self.metrics = self._current_metrics | numbers_in(metrics)
         self._duration_s = time.monotonic() - self._started_at if round_ else None
         if round_:
             self.done = round_
@@ -167,15 +170,6 @@ class Rounds:
 def _note(reasons: list[str], reason: str) -> None:
     if reason not in reasons and len(reasons) < _MAX_FAILURES:
         reasons.append(reason)
-
-
-def numbers_in(metrics: Mapping[str, Any] | None) -> list[tuple[str, float]]:
-    """Return what is one number each; lists and texts stay with the strategy. A diverged loss is kept as it is."""
-    found = []
-    for name, value in (metrics or {}).items():
-        if (number := number_of(value)) is not None:
-            found.append((str(name), float(number)))
-    return found
 
 
 class RoundStatus(Protocol):

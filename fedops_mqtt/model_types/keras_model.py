@@ -16,10 +16,10 @@ from fedops_mqtt.model_types.model_type import (
     Trained,
     TrainPlan,
     matched,
-    numbers,
     save_arrays,
     take,
 )
+from fedops_mqtt.protocol import numbers_in
 from fedops_mqtt.runtime.task_config import entry
 
 
@@ -52,13 +52,13 @@ class KerasAdapter:
             validation_split=self._validation_split,
             verbose=0,
         )
-        last = numbers({name: values[-1] for name, values in history.history.items()})
+        last = numbers_in({name: values[-1] for name, values in history.history.items()})
         metrics = {name if name.startswith("val_") else f"train_{name}": value for name, value in last.items()}
         return Trained(num_examples=len(self._x_train), metrics=metrics)
 
     def test(self, batch_size: int) -> Tested:
         """Evaluate on the test data."""
-        found = numbers(
+        found = numbers_in(
             self.model.evaluate(self._x_test, self._y_test, batch_size=batch_size, verbose=0, return_dict=True)
         )
         loss, accuracy = found.pop("loss"), found.pop("accuracy", 0.0)
@@ -66,7 +66,7 @@ class KerasAdapter:
 
     def save(self, stem: Path) -> Path:
         """Save the weights."""
-        return save_arrays(stem.with_name(f"{stem.name}.safetensors"), shared_arrays(self.model))
+        return save_arrays(stem, shared_arrays(self.model))
 
 
 def shared_arrays(model: Any) -> Arrays:

@@ -1,4 +1,4 @@
-"""Local models read back: into a model that is given, by name, and never by unpickling."""
+"""Arrays put into models of each type; local models read back into them, by name, and never by unpickling."""
 
 import pickle
 from collections.abc import Mapping
@@ -18,12 +18,13 @@ def load_local_model(model_type: str, path: Path, model: Any) -> Any:
         path /= "adapter_model.safetensors"
     arrays = _read_pth(path) if path.suffix == ".pth" else _read(path)
     try:
-        return _put(model_type, model, arrays)
+        return put_arrays(model_type, model, arrays)
     except (RuntimeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise ValueError(f"{path} is of another model: {error}") from error
 
 
-def _put(model_type: str, model: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
+def put_arrays(model_type: str, model: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
+    """Return a model of this type with these arrays in it; one that is not a list or mapping is changed in place."""
     match model_type:
         case "Pytorch":
             from fedops_mqtt.model_types import torch_model
@@ -32,11 +33,9 @@ def _put(model_type: str, model: Any, arrays: Mapping[str, NDArray[Any]]) -> Any
         case "Tensorflow" | "Keras":
             model.set_weights([arrays[str(at)] for at in range(len(arrays))])
         case "Huggingface":
-            from peft import set_peft_model_state_dict
+            from fedops_mqtt.model_types import peft_model
 
-            from fedops_mqtt.model_types import torch_model
-
-            set_peft_model_state_dict(model, torch_model.to_tensors(arrays))
+            peft_model.load_arrays(model, arrays)
         case "Sklearn":
             from fedops_mqtt.model_types import sklearn_model
 

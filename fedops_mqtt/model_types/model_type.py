@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fedops_mqtt.protocol import numbers_in
+
 Arrays = dict[str, NDArray[Any]]
 """What a model shares: arrays by name, in the model's own order."""
 
@@ -136,17 +138,6 @@ def matched(expected: Arrays, found: Sequence[NDArray[Any]]) -> Arrays:
     return dict(zip(expected, found, strict=True))
 
 
-def numbers(values: Mapping[str, Any] | None, prefix: str = "") -> dict[str, float]:
-    """Return what is one number each, with `prefix` before its name."""
-    found = {}
-    for name, value in (values or {}).items():
-        if hasattr(value, "item") and getattr(value, "size", 1) == 1:
-            value = value.item()
-        if isinstance(value, bool | int | float):
-            found[f"{prefix}{name}"] = float(value)
-    return found
-
-
 def tested(result: Sequence[Any], num_examples: int) -> Tested:
     """Return the content of FedOps' `(loss, accuracy, metrics)`; the metrics may be None or left out."""
     loss, accuracy, *rest = result
@@ -154,7 +145,7 @@ def tested(result: Sequence[Any], num_examples: int) -> Tested:
         loss=float(loss),
         accuracy=float(accuracy),
         num_examples=num_examples,
-        metrics=numbers(rest[0] if rest else None),
+        metrics=numbers_in(rest[0] if rest else None),
     )
 
 
@@ -163,7 +154,11 @@ def train_metrics(train: Tested, val: Tested | None) -> dict[str, float]:
     found: dict[str, float] = {}
     for prefix, each in (("train_", train), ("val_", val)):
         if each is not None:
-            found |= {f"{prefix}loss": each.loss, f"{prefix}accuracy": each.accuracy, **numbers(each.metrics, prefix)}
+            found |= {
+                f"{prefix}loss": each.loss,
+                f"{prefix}accuracy": each.accuracy,
+                **numbers_in(each.metrics, prefix),
+            }
     return found
 
 
@@ -178,10 +173,11 @@ def takes(function: Callable[..., Any], name: str) -> bool:
     return any(each.name == name or each.kind is each.VAR_KEYWORD for each in parameters)
 
 
-def save_arrays(path: Path, arrays: Arrays) -> Path:
+def save_arrays(stem: Path, arrays: Arrays) -> Path:
     """Write arrays as safetensors, whole or not at all; two processes with one folder do not meet on the way."""
     from safetensors.numpy import save_file
 
+    path = stem.with_name(f"{stem.name}.safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, fresh)

@@ -55,7 +55,7 @@ class NumpyAdapter:
 
     def save(self, stem: Path) -> Path:
         """Save the arrays."""
-        return save_arrays(stem.with_name(f"{stem.name}.safetensors"), self.arrays())
+        return save_arrays(stem, self.arrays())
 
     def _tested(self, data: Any) -> Tested:
         return tested(self._test_numpy(self.model, data, self._cfg), count(data))

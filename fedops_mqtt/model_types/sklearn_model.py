@@ -62,7 +62,7 @@ class SklearnAdapter:
 
     def save(self, stem: Path) -> Path:
         """Save what the estimator has learned."""
-        return save_arrays(stem.with_name(f"{stem.name}.safetensors"), self.arrays())
+        return save_arrays(stem, self.arrays())
 
     def _tested(self, x: Any, y: Any) -> Tested:
         loss, score = loss_and_score(self.model, x, y)

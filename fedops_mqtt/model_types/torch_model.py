@@ -64,7 +64,7 @@ class TorchAdapter:
 
     def save(self, stem: Path) -> Path:
         """Save everything that the model has, "bn" too."""
-        return save_arrays(stem.with_name(f"{stem.name}.safetensors"), all_arrays(self.model))
+        return save_arrays(stem, all_arrays(self.model))
 
     def _tested(self, loader: Any) -> Tested:
         return tested(self._test_torch(self.model, loader, self._cfg), count(loader))

@@ -55,7 +55,16 @@ from fedops_mqtt.protocol.messages import (
 from fedops_mqtt.protocol.roster import Roster, with_clients
 from fedops_mqtt.protocol.text import clip, describe_error, first_line, name_error, visible
 from fedops_mqtt.protocol.topics import Channel, Topic, filter_for, parse_topic
-from fedops_mqtt.protocol.values import LAST_SEQ, MAX_METRICS, MEASURED, MetricsCutter, count_of, number_of, utc_now
+from fedops_mqtt.protocol.values import (
+    LAST_SEQ,
+    MAX_METRICS,
+    MEASURED,
+    MetricsCutter,
+    count_of,
+    number_of,
+    numbers_in,
+    utc_now,
+)
 from fedops_mqtt.protocol.wire import MESSAGE_OF_CHANNEL, decode, encode
 
 __all__ = [
@@ -123,6 +132,7 @@ __all__ = [
     "new_run_id",
     "normalise_mac",
     "number_of",
+    "numbers_in",
     "parse_topic",
     "topics",
     "utc_now",

@@ -57,6 +57,12 @@ def number_of(value: object) -> bool | int | float | None:
         return None
 
 
+def numbers_in(values: Mapping[Any, object] | None, prefix: str = "") -> dict[str, float]:
+    """Return what is one number each, by name with `prefix` before it; texts, lists and None are left out."""
+    found = {f"{prefix}{name}": number_of(value) for name, value in (values or {}).items()}
+    return {name: float(number) for name, number in found.items() if number is not None}
+
+
 def count_of(value: object, default: int = 0) -> int:
     """Return a whole number from 0 to 2^63 - 1; `default` where a value is not one."""
     number = number_of(value)

@@ -11,6 +11,7 @@ import numpy as np
 
 from fedops_mqtt.aggregation.model_arrays import arrays_of, load_into
 from fedops_mqtt.aggregation.rounds import Evaluate
+from fedops_mqtt.model_types.local_models import put_arrays
 from fedops_mqtt.runtime.task_config import entry
 from fedops_mqtt.server.server_utils import load_initial_parameters_from_shape
 from fedops_mqtt.store.tensor_file import Arrays
@@ -53,18 +54,25 @@ def shared_arrays(
     return arrays_of(model)
 
 
+_OWN_METHODS = {
+    "Pytorch": "state_dict",
+    "Huggingface": "peft_config",
+    "Tensorflow": "set_weights",
+    "Keras": "set_weights",
+    "Sklearn": "partial_fit",
+}
+"""What a model of each type has that is not just a list or mapping of arrays."""
+
+
 def loader_of(model_type: str) -> Load:
     """Return what puts shared arrays back into a model of this type."""
-    match model_type:
-        case "Pytorch":
-            return _load_torch
-        case "Huggingface":
-            return _load_peft
-        case "Tensorflow" | "Keras":
-            return _load_keras
-        case "Sklearn":
-            return _load_sklearn
-    return load_into
+
+    def load(model: Any, arrays: Arrays) -> Any:
+        if hasattr(model, _OWN_METHODS.get(model_type, "")):
+            return put_arrays(model_type, model, arrays)
+        return load_into(model, arrays)
+
+    return load
 
 
 def _learned(model: Any, cfg: Any, x_val: Any, y_val: Any) -> Arrays:
@@ -75,36 +83,6 @@ def _learned(model: Any, cfg: Any, x_val: Any, y_val: Any) -> Arrays:
         labels = np.arange(int(num_classes)) if num_classes else np.unique(y_val)
         sklearn_model.prepare(model, np.shape(x_val)[1], labels)
     return sklearn_model.shared_arrays(model)
-
-
-def _load_torch(model: Any, arrays: Arrays) -> Any:
-    if not hasattr(model, "state_dict"):
-        return load_into(model, arrays)
-    from fedops_mqtt.model_types import torch_model
-
-    torch_model.load_arrays(model, arrays)
-    return model
-
-
-def _load_peft(model: Any, arrays: Arrays) -> Any:
-    if not hasattr(model, "peft_config"):
-        return load_into(model, arrays)
-    from fedops_mqtt.model_types import peft_model
-
-    peft_model.load_arrays(model, arrays)
-    return model
-
-
-def _load_keras(model: Any, arrays: Arrays) -> Any:
-    model.set_weights(list(arrays.values()))
-    return model
-
-
-def _load_sklearn(model: Any, arrays: Arrays) -> Any:
-    from fedops_mqtt.model_types import sklearn_model
-
-    sklearn_model.load_arrays(model, arrays)
-    return model
 
 
 TestTorch = Callable[[Any, Any, Any], tuple[float, float, Mapping[str, Any] | None]]

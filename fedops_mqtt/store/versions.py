@@ -153,8 +153,7 @@ class ModelStore:
         made_with: Mapping[str, Any] | None = None,
     ) -> StoredModel:
         """Keep a failed run's model beside the versions, as version 0: no run begins from it. Raises as `save`."""
-        about = {"model_name": self.model_name, "run_id": run_id, "round": round, "metrics": dict(metrics or {})}
-        about |= {"at": f"{utc_now():%Y-%m-%dT%H:%M:%SZ}", **(made_with or {})}
+        about = self._facts(run_id, round, metrics, made_with)
         path = self._folder.replace(self._failed_name(run_id), lambda path: write_tensors(path, arrays, about))
         _log.info("model of the failed run saved", extra={"path": str(path)})
         return _stored(self.model_name, 0, str(path), dict(arrays), about, ())
@@ -176,8 +175,7 @@ class ModelStore:
             UnsupportedArrayError: an array cannot be stored without pickle.
             OSError: the place cannot be written to.
         """
-        facts = {"model_name": self.model_name, "run_id": run_id, "round": round, "metrics": dict(metrics or {})}
-        facts |= {"at": f"{utc_now():%Y-%m-%dT%H:%M:%SZ}", "outcome": outcome, "origin": origin, **(made_with or {})}
+        facts = {**self._facts(run_id, round, metrics, made_with), "outcome": outcome, "origin": origin}
         version = self.next_version()
         while True:
             try:
@@ -194,6 +192,12 @@ class ModelStore:
         with self._folder.reading(name) as copy:
             arrays, facts = read_tensors(copy, shown_as=str(path))
         return _stored(self.model_name, version, str(path), arrays, facts, passed_over)
+
+    def _facts(
+        self, run_id: str | None, round: int, metrics: Mapping[str, float] | None, made_with: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        facts = {"model_name": self.model_name, "run_id": run_id, "round": round, "metrics": dict(metrics or {})}
+        return {**facts, "at": f"{utc_now():%Y-%m-%dT%H:%M:%SZ}", **(made_with or {})}
 
     def _name(self, version: int) -> str:
         return f"{self.model_name}_gl_model_V{version}{SUFFIX}"
