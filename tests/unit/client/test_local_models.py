@@ -18,7 +18,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def save(version: int, value: float) -> Path:
     stem = local_model_stem("t", "Net", version)
-    return save_arrays(stem.with_name(f"{stem.name}.safetensors"), {"0": np.full(2, value)})
+    return save_arrays(stem, {"0": np.full(2, value)})
 
 
 def test_the_folder_is_made_and_its_files_are_named(folder: Path) -> None:
