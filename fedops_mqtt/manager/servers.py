@@ -9,8 +9,10 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.core.run_member import RunEvent, ServerExited, ServerHostLost, ServerUnreachable
@@ -79,8 +81,30 @@ Report = Callable[[str, RunEvent], None]
 NEVER_STARTED = "the manager ended before it had started the FL server"
 
 
+@dataclass(slots=True, kw_only=True)
+class RunServer:
+    """What is known of one run's server."""
+
+    task_id: str
+    is_wanted: bool = False
+    """False: it is ended as soon as it is found."""
+    process: LaunchedServer | None = None
+    life: asyncio.Task[None] | None = None
+    """Launches it and waits for its end."""
+    stop: tuple[RunOutcome | None, str] = (None, "another launch goes on with the run")
+    """The run's outcome, and why the server is ended."""
+    launch_elsewhere: int | None = None
+    """The launch, of a process on another manager's host."""
+    log_folder: Path | None = None
+    """Of a manager with another state folder; None: this one's."""
+    store: str | None = None
+    """Of a server whose final status may be in no file of this host."""
+    probed_at: float | None = None
+    is_probing: bool = False
+
+
 class Servers:
-    """Processes by run; `report` is called in the event loop.
+    """The servers by run; `report` is called in the event loop.
 
     Args:
         folder: logs and secrets of the runs.
@@ -109,16 +133,7 @@ class Servers:
         self._inherited = inherited
         self._common_settings = common_settings
         self._grace_s = grace_s
-        self._processes: dict[str, LaunchedServer] = {}
-        self._stops: dict[str, tuple[RunOutcome | None, str]] = {}
-        self._task_ids: dict[str, str] = {}
-        self._busy: dict[str, asyncio.Task[None]] = {}
-        self._wanted: dict[str, bool] = {}
-        self._elsewhere: dict[str, int] = {}
-        self._log_folders: dict[str, Path] = {}
-        self._stores: dict[str, str] = {}
-        self._probed_at: dict[str, float] = {}
-        self._probing: set[str] = set()
+        self._servers: dict[str, RunServer] = {}
 
     @asynccontextmanager
     async def tending(self) -> AsyncIterator[None]:
@@ -130,22 +145,22 @@ class Servers:
                 finally:
                     for task in self._tasks:
                         task.cancel()
-                    for process in self._processes.values():
-                        process.let_go()
+                    for server in self._servers.values():
+                        if server.process is not None:
+                            server.process.let_go()
 
     @property
     def num_running(self) -> int:
         """The number of servers that run."""
-        return len(self._processes)
+        return sum(server.process is not None for server in self._servers.values())
 
     def launch(self, run: Run, launch: int, secret: bytes, task: TaskConfig) -> None:
         """Start a run's server; an earlier launch of it is ended first."""
-        self._wanted[run.run_id] = True
-        self._elsewhere.pop(run.run_id, None)
-        self._log_folders.pop(run.run_id, None)
-        self._task_ids[run.run_id] = run.spec.task_id
-        self._note_store(run.run_id, task, is_elsewhere=not task.is_local)
-        self._occupy(run.run_id, self._launch(run, launch, secret, task, after=self._busy.get(run.run_id)))
+        server = self._server(run)
+        server.is_wanted, server.launch_elsewhere, server.log_folder = True, None, None
+        server.store = None if task.is_local else self._store_of(task)
+        work = self._launch(server, run, launch, secret, task, after=server.life)
+        server.life = self._spawn(work, f"server-{run.run_id}")
 
     def resume(self, run: Run, launches: list[Launch], task: TaskConfig | None) -> None:
         """Find the server of a run that an earlier manager launched, and supervise it.
@@ -153,27 +168,28 @@ class Servers:
         Only processes of this host are looked for and ended; of one on another manager's host only the bus and the
         line report. A server that a launch command or Kubernetes runs is found from any host.
         """
-        self._wanted[run.run_id] = not run.has_ended
-        self._task_ids[run.run_id] = run.spec.task_id
+        server = self._server(run)
+        server.is_wanted = not run.has_ended
         if run.has_ended:
-            self._stops[run.run_id] = (run.outcome, run.reason or "run ended")
+            server.stop = (run.outcome, run.reason or "run ended")
         known = next((each for each in launches if each.launch == run.launch), None)
-        is_elsewhere = known is not None and known.host not in (None, host_name())
-        self._note_store(run.run_id, task, is_elsewhere=is_elsewhere or not (task is None or task.is_local))
-        if known is not None and task is not None and not task.is_local:
-            self._occupy(run.run_id, self._resume_elsewhere(run, known, task))
-            return
-        if known is not None:  # of a manager that may have had another state folder
-            self._log_folders[run.run_id] = Path(known.log_path).parent
         if known is None:
             self._report(run.run_id, ServerExited(run.launch, NEVER_STARTED))
-        elif is_elsewhere:
-            logger.info("an FL server is on another host", extra={"run_id": run.run_id, "host": known.host})
-            self._elsewhere[run.run_id], self._wanted[run.run_id] = known.launch, True
-            if not run.has_ended:
-                self._spawn(self._find_final_status(run.run_id, known.launch), f"final-status-{run.run_id}")
-        else:
-            self._occupy(run.run_id, self._resume(known))
+            return
+        is_on_other_host = known.host not in (None, host_name())
+        if is_on_other_host or (task is not None and not task.is_local):
+            server.store = self._store_of(task)
+        if task is not None and not task.is_local:
+            server.life = self._spawn(self._resume_elsewhere(server, run, known, task), f"server-{run.run_id}")
+            return
+        server.log_folder = Path(known.log_path).parent  # of a manager that may have had another state folder
+        if not is_on_other_host:
+            server.life = self._spawn(self._resume(server, known), f"server-{run.run_id}")
+            return
+        logger.info("an FL server is on another host", extra={"run_id": run.run_id, "host": known.host})
+        server.launch_elsewhere, server.is_wanted = known.launch, True
+        if not run.has_ended:  # the server may have ended while neither a manager nor the broker was there
+            self._spawn(self._report_final_status(server, known.run_id, known.launch), f"final-status-{run.run_id}")
 
     def end(self, run_id: str, outcome: RunOutcome | None, reason: str) -> None:
         """End a run's server if there is one; it gives its clients the reason. A second call changes nothing.
@@ -181,64 +197,56 @@ class Servers:
         `outcome` is the run's: the model of a failed one is not stored as a version. None: another launch continues
         the run.
         """
-        if not self._wanted.get(run_id, False):
+        server = self._servers.get(run_id)
+        if server is None or not server.is_wanted:
             return
-        self._wanted[run_id] = False
-        self._stops[run_id] = (outcome, reason)
-        if run_id in self._elsewhere:
-            self._report(run_id, ServerExited(self._elsewhere.pop(run_id), "FL server is on another host"))
-        process = self._processes.get(run_id)
-        if process is not None:
-            self._end(run_id, process)
+        server.is_wanted, server.stop = False, (outcome, reason)
+        if server.launch_elsewhere is not None:
+            self._report(run_id, ServerExited(server.launch_elsewhere, "FL server is on another host"))
+            server.launch_elsewhere = None
+        if server.process is not None:
+            self._spawn(server.process.end(outcome, reason, grace_s=self._grace_s), f"end-{run_id}")
 
     def probe(self, run: Run, now: float, *, every_s: float) -> None:
         """Request a server's line every `every_s`, and report when it does not answer."""
-        run_id = run.run_id
-        if run.server is None or run.server.server_ip is None or run_id in self._probing:
+        server = self._server(run)
+        if run.server is None or run.server.server_ip is None or server.is_probing:
             return
-        first = self._probed_at.setdefault(run_id, now)
-        if now - first < every_s:
-            return
-        self._probed_at[run_id] = now
-        self._probing.add(run_id)
-        self._spawn(self._probe(run_id, run.launch, run.server.server_ip, every_s), f"probe-{run_id}")
+        if server.probed_at is None:
+            server.probed_at = now
+        if now - server.probed_at >= every_s:
+            server.probed_at, server.is_probing = now, True
+            work = self._probe(server, run.run_id, run.launch, run.server.server_ip, every_s)
+            self._spawn(work, f"probe-{run.run_id}")
 
     def is_connected(self, run_id: str) -> None:
         """End the probing of a server that is connected to the bus."""
-        self._probed_at.pop(run_id, None)
+        if run_id in self._servers:
+            self._servers[run_id].probed_at = None
 
     def forget(self, run_id: str) -> None:
         """Remove the secret and the state of an archived run."""
         self._secret_file(run_id).unlink(missing_ok=True)
-        self._wanted.pop(run_id, None)
-        self._busy.pop(run_id, None)
-        self._task_ids.pop(run_id, None)
-        self._elsewhere.pop(run_id, None)
-        self._log_folders.pop(run_id, None)
-        self._stores.pop(run_id, None)
-        self._probed_at.pop(run_id, None)
-        self._stops.pop(run_id, None)
+        self._servers.pop(run_id, None)
 
     def delete_logs(self, run_id: str) -> None:
         """Delete the server logs of a run that is no longer in the journal."""
         shutil.rmtree(self._log_folder(run_id), ignore_errors=True)
 
-    def _note_store(self, run_id: str, task: TaskConfig | None, *, is_elsewhere: bool) -> None:
-        """Note the store of a server whose final status may be in no file of this host."""
-        self._stores.pop(run_id, None)
-        if not is_elsewhere:
-            return
+    def _server(self, run: Run) -> RunServer:
+        return self._servers.setdefault(run.run_id, RunServer(task_id=run.spec.task_id))
+
+    def _store_of(self, task: TaskConfig | None) -> str | None:
         store: str | None = str(self._common_settings["store"])
         if task is not None:
             with suppress(OSError, SettingsFileError):  # a bundle that cannot be read is the launch's problem
                 store = task.env.get(f"{ENV_PREFIX}STORE", store) if task.is_local else store_of(task, str(store))
-        if store is not None:
-            self._stores[run_id] = store
+        return store
 
     def _log_folder(self, run_id: str) -> Path:
         return self._folder / "runs" / check_run_id(run_id)
 
-    def _spawn(self, work: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         if self._group is None:
             raise RuntimeError("servers are tended inside `async with servers.tending()` only")
         task = self._group.create_task(work, name=name)
@@ -246,29 +254,31 @@ class Servers:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def _occupy(self, run_id: str, work: Coroutine[object, object, None]) -> None:
-        self._busy[run_id] = self._spawn(work, f"server-{run_id}")
-
-    def _end(self, run_id: str, process: LaunchedServer) -> None:
-        outcome, reason = self._stops.get(run_id, (None, "another launch goes on with the run"))
-        self._spawn(process.end(outcome, reason, grace_s=self._grace_s), f"end-{run_id}")
-
     async def _launch(
-        self, run: Run, launch: int, secret: bytes, task: TaskConfig, *, after: asyncio.Task[None] | None
+        self,
+        server: RunServer,
+        run: Run,
+        launch: int,
+        secret: bytes,
+        task: TaskConfig,
+        *,
+        after: asyncio.Task[None] | None,
     ) -> None:
-        await self._end_earlier_launch(run.run_id, after)
+        if server.process is not None and server.process.is_running:  # two servers of one run must never run at once
+            await server.process.end(*server.stop, grace_s=self._grace_s)
+        if after is not None and not after.done():
+            await asyncio.wait([after])
         row = self._row(run, launch)
         await self._journal.call(self._journal.add_launch, row)
         try:
-            server = await self._start(run, row, secret, task)
+            process = await self._start(run, row, secret, task)
         except (OSError, SettingsFileError, BundleMissingError) as error:
             what = str(error)
             if isinstance(error, OSError) and error.filename:
                 what = f"{error.strerror}: {error.filename}"
-            await self._exited(row, f"FL server cannot be started: {what}")
+            await self._exited(server, row, f"FL server cannot be started: {what}")
             return
-        self._processes[run.run_id] = server
-        await self._watch(row, server)
+        await self._watch(server, row, process)
 
     async def _start(self, run: Run, row: Launch, secret: bytes, task: TaskConfig) -> LaunchedServer:
         launch = row.launch
@@ -320,7 +330,7 @@ class Servers:
             return KubernetesServer(place, report, grace_s=self._grace_s)
         return RemoteServer(place, report, partial(self._note_process, row), command, is_resumed=is_resumed)
 
-    async def _resume_elsewhere(self, run: Run, known: Launch, task: TaskConfig) -> None:
+    async def _resume_elsewhere(self, server: RunServer, run: Run, known: Launch, task: TaskConfig) -> None:
         """Supervise a server on another machine again, with its launch command where that still runs here."""
         command = None
         row = self._row(run, known.launch)
@@ -328,20 +338,9 @@ class Servers:
             command = launcher.find(known.pid, known.process_started_at or 0.0, Path(known.log_path))
         elif known.log_path != row.log_path:  # of a manager elsewhere, or with another state folder
             await self._journal.call(self._journal.add_launch, row)
-        server = self._elsewhere_server(run, row, task, command, is_resumed=True)
-        self._processes[run.run_id] = server
-        await self._watch(row, server)
+        await self._watch(server, row, self._elsewhere_server(run, row, task, command, is_resumed=True))
 
-    async def _end_earlier_launch(self, run_id: str, after: asyncio.Task[None] | None) -> None:
-        """End an earlier launch: two servers of one run must never run at the same time."""
-        process = self._processes.get(run_id)
-        if process is not None and process.is_running:
-            outcome, reason = self._stops.get(run_id, (None, "another launch goes on with the run"))
-            await process.end(outcome, reason, grace_s=self._grace_s)
-        if after is not None and not after.done():
-            await asyncio.wait([after])
-
-    async def _resume(self, known: Launch) -> None:
+    async def _resume(self, server: RunServer, known: Launch) -> None:
         log_path = Path(known.log_path)
         if known.pid is None:
             process = await asyncio.to_thread(launcher.search, known.run_id, known.launch, log_path)
@@ -350,48 +349,43 @@ class Servers:
         if process is None:
             tail = read_tail(log_path)
             reason = known.exit_reason or "FL server ended while no manager was there" + (f": {tail}" if tail else "")
-            await self._exited(known, reason)
+            await self._exited(server, known, reason)
             return
         logger.info("found the FL server of an earlier manager", extra={"run_id": known.run_id, "pid": process.pid})
-        self._processes[known.run_id] = process
-        await self._watch(known, process)
+        await self._watch(server, known, process)
 
-    async def _watch(self, row: Launch, process: LaunchedServer) -> None:
-        if not self._wanted.get(row.run_id, False):
-            self._end(row.run_id, process)
+    async def _watch(self, server: RunServer, row: Launch, process: LaunchedServer) -> None:
+        server.process = process
+        if not server.is_wanted:
+            self._spawn(process.end(*server.stop, grace_s=self._grace_s), f"end-{row.run_id}")
         reason = await process.wait()
-        if self._processes.get(row.run_id) is process:
-            del self._processes[row.run_id]
-        await self._exited(row, reason)
+        if server.process is process:
+            server.process = None
+        await self._exited(server, row, reason)
 
-    async def _exited(self, row: Launch, reason: str) -> None:
+    async def _exited(self, server: RunServer, row: Launch, reason: str) -> None:
         await self._journal.call(self._journal.note_exit, row.run_id, row.launch, reason)
         logger.info("FL server has ended", extra={"run_id": row.run_id, "launch": row.launch, "reason": reason})
-        await self._report_final_status(row.run_id, row.launch)
+        await self._report_final_status(server, row.run_id, row.launch)
         self._report(row.run_id, ServerExited(row.launch, reason))
 
-    async def _probe(self, run_id: str, launch: int, address: str, within_s: float) -> None:
+    async def _probe(self, server: RunServer, run_id: str, launch: int, address: str, within_s: float) -> None:
         try:
             if await line_answers(address, within_s=within_s):
                 return
-            server = self._processes.get(run_id)
-            if server is not None and await server.check() is Liveness.UNKNOWN:
+            if server.process is not None and await server.process.check() is Liveness.UNKNOWN:
                 return  # `check` has reported that; the server may be alive
-            if not await self._report_final_status(run_id, launch):
+            if not await self._report_final_status(server, run_id, launch):
                 self._report(run_id, ServerUnreachable(launch))
         finally:
-            self._probing.discard(run_id)
+            server.is_probing = False
 
-    async def _find_final_status(self, run_id: str, launch: int) -> None:
-        """At a take-over: the server may have ended while neither a manager nor the broker was there."""
-        await self._report_final_status(run_id, launch)
-
-    async def _report_final_status(self, run_id: str, launch: int) -> bool:
+    async def _report_final_status(self, server: RunServer, run_id: str, launch: int) -> bool:
         """Report the final status that a launch left in its file, or in the store; False where there is none."""
-        which = {"task_id": self._task_ids.get(run_id, ""), "run_id": run_id}
+        which = {"task_id": server.task_id, "run_id": run_id}
         status = await asyncio.to_thread(read_kept, self._final_status_file(run_id, launch), launch=launch, **which)
-        if status is None and run_id in self._stores:
-            status = await asyncio.to_thread(read_stored, self._stores[run_id], launch=launch, **which)
+        if status is None and server.store is not None:
+            status = await asyncio.to_thread(read_stored, server.store, launch=launch, **which)
         if status is not None:
             self._report(run_id, status)
         return status is not None
@@ -440,7 +434,9 @@ class Servers:
         return self._folder / "secrets" / run_id
 
     def _final_status_file(self, run_id: str, launch: int) -> Path:
-        return self._log_folders.get(run_id, self._log_folder(run_id)) / f"server-{launch}.last-word.json"
+        known = self._servers.get(run_id)
+        folder = known.log_folder if known is not None else None
+        return (folder or self._log_folder(run_id)) / f"server-{launch}.last-word.json"
 
 
 def _has_own_listen(task: TaskConfig) -> bool:
