@@ -1,6 +1,7 @@
 """FL servers that a command starts: through a shell and through a real ssh, with their host lost and found again."""
 
 import asyncio
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from ssh_site import SshSite
 
 from fedops_mqtt.manager import remote_launcher
 
-PYTHON = str(Path(sys.executable).parent)
+PYTHON = shlex.quote(str(Path(sys.executable).parent))
 
 
 @pytest.fixture(autouse=True)
