@@ -164,7 +164,13 @@ async def launch(order: LaunchOrder) -> ServerProcess:
     Raises:
         OSError: there is no such command or folder.
     """
-    return await asyncio.to_thread(_launch, order)
+    launched = asyncio.ensure_future(asyncio.to_thread(_launch, order))
+    try:
+        return await asyncio.shield(launched)
+    except asyncio.CancelledError:  # the manager ends meanwhile: the next one finds the process by its environment
+        with suppress(OSError):
+            (await launched).let_go()
+        raise
 
 
 def _launch(order: LaunchOrder) -> ServerProcess:

@@ -113,6 +113,19 @@ async def test_a_server_whose_process_id_was_never_written_down_is_found_by_its_
         await process.end(None, "the test ends", grace_s=5)
 
 
+async def test_a_manager_that_ends_during_a_launch_leaves_a_process_that_the_next_one_finds(tmp_path: Path) -> None:
+    environment = launcher.child_environment(BARE, {}, {"FEDOPS_MQTT_RUN_ID": "cut-off", "FEDOPS_MQTT_LAUNCH": "1"})
+    started = order(tmp_path, "print('up', flush=True); import time; time.sleep(600)", environment=environment)
+    launching = asyncio.create_task(launcher.launch(started))
+    await asyncio.sleep(0)
+    launching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await launching
+    while not (found := launcher.search("cut-off", 1, started.log_path)):  # noqa: ASYNC110 - exec tells nobody
+        await asyncio.sleep(0.02)
+    await found.end(None, "over", grace_s=300)
+
+
 async def test_a_command_that_is_not_there_is_an_error_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         await launcher.launch(order(tmp_path, "", command=["/no/such/program"]))
