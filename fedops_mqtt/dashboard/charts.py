@@ -100,52 +100,60 @@ def _around_the_only(times: set[str]) -> Options:
     return {"min": at - _AROUND_MS, "max": at + _AROUND_MS}
 
 
-def round_times(rounds: Sequence[Record], metrics: Sequence[Record]) -> Options:
+Spent = dict[int, dict[str, list[float]]]
+"""Seconds of computing and of transfer, by round and client."""
+
+
+def add_spent(spent: Spent, metrics: Sequence[Record]) -> None:
+    """Add what clients report to what is known."""
+    for row in _messages(metrics):
+        sums = spent.setdefault(row["round"], {}).setdefault(row["client_mac"], [0.0, 0.0])
+        sums[0] += amount(row["values"], "compute_s")
+        sums[1] += amount(row["values"], "download_s") + amount(row["values"], "upload_s")
+
+
+def round_times(rounds: Sequence[Record], spent: Spent) -> Options:
     """Return each round's time, split: of the mean client training and transfer, and what is left of the round."""
-    split = _mean_split(metrics)
-    numbers = [row["round"] for row in rounds if row["duration_s"] is not None]
     took = {row["round"]: row["duration_s"] for row in rounds if row["duration_s"] is not None}
     bars: dict[str, list[float]] = {name: [] for name, _, _ in PARTS}
-    for number in numbers:
-        compute, transfer = split.get(number, (0.0, 0.0))
+    for number, duration_s in took.items():
+        clients = spent.get(number, {}).values()
+        compute, transfer = (sum(each[part] for each in clients) / max(1, len(clients)) for part in (0, 1))
         bars["compute_s"].append(round(compute, 4))
         bars["transfer_s"].append(round(transfer, 4))
-        bars["wait_s"].append(round(max(0.0, took[number] - compute - transfer), 4))
+        bars["wait_s"].append(round(max(0.0, duration_s - compute - transfer), 4))
     series = [
         {"type": "bar", "stack": "time", "name": label, "data": bars[name], "color": colour, "barMaxWidth": 40}
         for name, label, colour in PARTS
     ]
     return _frame(
-        x={"type": "category", "data": numbers, "name": "round", "nameLocation": "middle", "nameGap": 26},
+        x={"type": "category", "data": list(took), "name": "round", "nameLocation": "middle", "nameGap": 26},
         y={"type": "value"},
         series=series,
     )
-
-
-def _mean_split(metrics: Sequence[Record]) -> dict[int, tuple[float, float]]:
-    """Return seconds of computing and of transfer by round, the mean over its clients."""
-    spent: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(lambda: [0.0, 0.0]))
-    for row in _messages(metrics):
-        values, sums = row["values"], spent[row["round"]][row["client_mac"]]
-        sums[0] += amount(values, "compute_s")
-        sums[1] += amount(values, "download_s") + amount(values, "upload_s")
-    return {
-        number: (sum(each[0] for each in of.values()) / len(of), sum(each[1] for each in of.values()) / len(of))
-        for number, of in spent.items()
-    }
 
 
 def _messages(metrics: Sequence[Record]) -> list[Record]:
     return [row for row in metrics if row["kind"] == "round" and "compute_s" in row["values"]]
 
 
-def lanes(statuses: Mapping[str, str], metrics: Sequence[Record], events: Sequence[Record]) -> tuple[Options, int]:
-    """Return the Gantt chart of a run's clients, a lane for each, and how many lanes there are."""
-    macs = sorted(statuses, key=lambda mac: (_LANE_ORDER.get(statuses[mac], 9), mac))[:MAX_LANES]
+def choose_lanes(statuses: Mapping[str, str]) -> list[str]:
+    """Return the clients of a run that get a lane, by their MAC, the topmost first."""
+    return sorted(statuses, key=lambda mac: (_LANE_ORDER.get(statuses[mac], 9), mac))[:MAX_LANES]
+
+
+def lane_data(
+    macs: Sequence[str], metrics: Sequence[Record], events: Sequence[Record]
+) -> tuple[list[Record], list[Record]]:
+    """Return the bars and the marks of some clients' lanes."""
     lane = {mac: index for index, mac in enumerate(reversed(macs))}
-    bars = [_bar(lane[row["client_mac"]], *part) for row in _messages(metrics) for part in _parts(row)
-            if row["client_mac"] in lane]  # fmt: skip
-    marks = [
+    bars: list[Record] = [
+        _bar(lane[row["client_mac"]], *part)
+        for row in _messages(metrics)
+        if row["client_mac"] in lane
+        for part in _parts(row)
+    ]
+    marks: list[Record] = [
         {
             "value": [1000 * event["at"].timestamp(), lane[event["client_mac"]]],
             "name": _mark_text(event),
@@ -154,9 +162,14 @@ def lanes(statuses: Mapping[str, str], metrics: Sequence[Record], events: Sequen
         for event in events
         if event["client_mac"] in lane and _mark_colour(event)
     ]
+    return bars, marks
+
+
+def lanes(names: Sequence[str], bars: list[Record], marks: list[Record]) -> Options:
+    """Return the Gantt chart of a run: a lane for each name, the topmost first."""
     options = _frame(
         x={"type": "time"},
-        y={"type": "category", "data": list(lane), "axisLabel": {"fontSize": 11}},
+        y={"type": "category", "data": list(reversed(names)), "axisLabel": {"fontSize": 11}},
         series=[
             {
                 "type": "custom",
@@ -172,7 +185,7 @@ def lanes(statuses: Mapping[str, str], metrics: Sequence[Record], events: Sequen
     options["legend"] = {"show": False}
     options["grid"] |= {"left": 130, "top": 6, "bottom": _UNNAMED_PX}
     options["tooltip"] = {"trigger": "item", ":formatter": _AS_TEXT, "confine": True}
-    return options, len(lane)
+    return options
 
 
 _LANE_ORDER = {"failed": 0, "lost": 1, "rejected": 2, "stopped": 3}

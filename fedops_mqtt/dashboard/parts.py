@@ -32,9 +32,16 @@ def facts(pairs: list[tuple[str, Any]]) -> dict[str, ui.label]:
     return labels
 
 
-def chip(label: str) -> None:
+def chip(label: str) -> ui.label:
     """Draw a status in its colour."""
-    ui.label(label).classes(f"fed-chip fed-{label.lower()}")
+    return ui.label(label).classes(f"fed-chip fed-{label.lower()}")
+
+
+def set_chip(chip_: ui.label, label: str) -> None:
+    """Show another status."""
+    if chip_.text != label:
+        chip_.classes(remove=f"fed-{chip_.text.lower()}", add=f"fed-{label.lower()}")
+        chip_.set_text(label)
 
 
 def draw_chart(title: str, *, unit: str = "", colours: Mapping[str, str] | None = None, remark: str = "") -> ui.echart:
@@ -83,14 +90,16 @@ def table(*columns: str) -> ui.element:
         return ui.element("tbody")
 
 
-def cells(*values: Any, words: str | None = None) -> None:
+def cells(*values: Any, words: str | None = None) -> list[ui.label]:
     """Draw cells of the row that is entered; only `words`, the last one, may break into lines."""
+    labels = []
     for value in values:
         with ui.element("td"):
-            ui.label(readable(value))
+            labels.append(ui.label(readable(value)))
     if words is not None:
         with ui.element("td").classes("fed-words"):
-            ui.label(readable(words))
+            labels.append(ui.label(readable(words)))
+    return labels
 
 
 _PLAIN = "flat no-caps"

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Literal
 
 from nicegui import ui
 
@@ -20,9 +20,9 @@ from fedops_mqtt.dashboard.parts import (
     stop_button,
     table,
 )
+from fedops_mqtt.dashboard.run_parts import HistoryTable, LaneChart, MemberTable
 from fedops_mqtt.dashboard.texts import (
     clock,
-    describe_event,
     duration,
     number,
     readable,
@@ -32,17 +32,20 @@ from fedops_mqtt.dashboard.texts import (
 )
 from fedops_mqtt.dashboard.view import PageView, subscription
 from fedops_mqtt.manager.api.history import MAX_HISTORY
-from fedops_mqtt.manager.api.models import MemberRecord, ModelRecord, RunRecord
+from fedops_mqtt.manager.api.models import ModelRecord, RunRecord
 from fedops_mqtt.manager.errors import UnknownRunError
 from fedops_mqtt.manager.events import ChangeTopic
 from fedops_mqtt.runtime.key_values import format_pairs
 
 REFRESH_S = 1.0
+LANES_S = 10.0
+"""Lanes are chosen anew at most this often: of a large run clients fail all the time."""
 _TOOK = "Time"
 _GAPS = "gaps: waiting for the others"
-MAX_SHOWN_EVENTS = 300
 _TROUBLE = ("failed", "lost", "rejected", "stopped")
-_ABOUT = (ChangeTopic.RUN, ChangeTopic.ROUND, ChangeTopic.METRICS, ChangeTopic.EVENT, ChangeTopic.LAGGED)
+_ABOUT = frozenset((ChangeTopic.RUN, ChangeTopic.ROUND, ChangeTopic.METRICS, ChangeTopic.EVENT, ChangeTopic.LAGGED))
+
+Rows = list[dict[str, Any]]
 
 
 def build(view: PageView) -> Callable[[str], Awaitable[None]]:
@@ -69,6 +72,11 @@ class RunDetails:
         self._run_id = record.run_id
         self._record = record
         self._drawn: dict[str, Any] = {}
+        self._rounds: Rows = []
+        self._spent: charts.Spent = {}
+        self._is_cut = False
+        self._last_ids = {"events": 0, "client_metrics": 0}
+        self._lanes_at = 0.0
 
     async def draw(self) -> None:
         """Draw the page and update it while it is open."""
@@ -80,37 +88,82 @@ class RunDetails:
             self._loss = draw_chart("Loss by round")
             self._times = draw_chart("Time by round", unit="s")
         colours = {name.removesuffix("_s"): colour for name, colour in charts.LANE.items()}
-        self._lanes = draw_chart("What every client did", unit="UTC", colours=colours, remark=_GAPS)
+        lanes = draw_chart("What every client did", unit="UTC", colours=colours, remark=_GAPS)
+        self._lanes = LaneChart(lanes, self._name_of)
         with ui.element("div").classes("fed-columns"):
-            self._clients = section("Clients")
+            self._clients = MemberTable(section("Clients"), self._record.task_id, self._name_of)
             self._models = section("Model versions")
-        self._history = section("History")
+        self._history = HistoryTable(section("History"), self._name_of)
         self._dialogs = ui.element("div")  # outlives what is drawn again around the button
-        await self._refresh()
+        await self._refresh(_ABOUT)
         ui.timer(REFRESH_S, self._update)
 
     async def _update(self) -> None:
-        if any(each.kind in _ABOUT and each.is_about(None, self._run_id) for each in self._changes.take()):
-            await self._refresh()
+        kinds = {each.kind for each in self._changes.take() if each.is_about(None, self._run_id)} & _ABOUT
+        if kinds or self._has_other_lanes():
+            await self._refresh(_ABOUT if ChangeTopic.LAGGED in kinds else frozenset(kinds))
         elif self._record.outcome is None:
             self._draw_head()  # its duration grows
 
-    async def _refresh(self) -> None:
+    async def _refresh(self, kinds: frozenset[ChangeTopic]) -> None:
+        """Read and show what has changed; `kinds` says what may have."""
         history = self._view.api.history
         self._record = await history.run_record(self._run_id)
-        rounds = (await history.list_rounds(self._run_id)).items
-        metrics = (await history.list_metrics(self._run_id, limit=MAX_HISTORY)).items
-        events = (await history.list_events(self._run_id, limit=MAX_HISTORY)).items
-        models = (await history.list_models(self._record.task_id)).items
+        metrics = await self._read_new("client_metrics") if ChangeTopic.METRICS in kinds else []
+        events = await self._read_new("events") if ChangeTopic.EVENT in kinds else []
+        charts.add_spent(self._spent, metrics)
         self._draw_head()
         self._redraw("trouble", self._troubles(), self._draw_trouble)
+        self._clients.show(self._record.clients)
+        self._history.add(events)
+        if ChangeTopic.ROUND in kinds:
+            await self._draw_rounds()
+        set_chart(self._times, charts.round_times(self._rounds, self._spent))
+        await self._draw_lanes(metrics, events)
+        if self._drawn.get("outcome", "") != self._record.outcome:  # a run's model is saved at its end
+            self._drawn["outcome"] = self._record.outcome
+            models = (await history.list_models(self._record.task_id)).items
+            self._redraw("models", [model for model in models if model.run_id == self._run_id], self._draw_models)
+
+    async def _read_new(self, name: Literal["events", "client_metrics"]) -> Rows:
+        """Return the rows since the last time; the first time the newest."""
+        history, last = self._view.api.history, self._last_ids[name]
+        if last == 0:
+            rows = (await history.newest_of_run(name, self._run_id, MAX_HISTORY)).items
+            self._is_cut = self._is_cut or len(rows) == MAX_HISTORY
+        elif name == "events":
+            rows = (await history.list_events(self._run_id, after=last, limit=MAX_HISTORY)).items
+        else:
+            rows = (await history.list_metrics(self._run_id, after=last, limit=MAX_HISTORY)).items
+        if rows:
+            self._last_ids[name] = rows[-1]["id"]
+        return rows
+
+    async def _draw_rounds(self) -> None:
+        rounds = (await self._view.api.history.list_rounds(self._run_id)).items
         set_chart(self._accuracy, charts.lines(charts.by_round(rounds, ACCURACY), is_share=True))
         set_chart(self._loss, charts.lines(charts.by_round(rounds, LOSS)))
-        set_chart(self._times, charts.round_times(rounds, metrics))
-        self._draw_lanes(metrics, events)
-        self._redraw("clients", self._members(), self._draw_clients)
-        self._redraw("models", [model for model in models if model.run_id == self._run_id], self._draw_models)
-        self._redraw("history", events[-MAX_SHOWN_EVENTS:], self._draw_history)
+        # Of a long run only the newest metrics are read, and a round before them is not all waiting.
+        first = min(self._spent, default=0) if self._is_cut else 0
+        self._rounds = [row for row in rounds if row["round"] >= first]
+
+    def _has_other_lanes(self) -> bool:
+        """Return whether the chart shows other clients than it should, and has for a while."""
+        if self._lanes.macs is not None and self._view.context.clock.now() - self._lanes_at < LANES_S:
+            return False
+        return self._lanes.is_full or self._wanted_lanes() != self._lanes.macs
+
+    def _wanted_lanes(self) -> list[str]:
+        return charts.choose_lanes({mac: member.status for mac, member in self._record.clients.items()})
+
+    async def _draw_lanes(self, metrics: Rows, events: Rows) -> None:
+        if not self._has_other_lanes():
+            self._lanes.add(metrics, events)
+            return
+        history, self._lanes_at = self._view.api.history, self._view.context.clock.now()
+        metrics = (await history.newest_of_run("client_metrics", self._run_id, MAX_HISTORY)).items
+        events = (await history.newest_of_run("events", self._run_id, MAX_HISTORY)).items
+        self._lanes.draw(self._wanted_lanes(), metrics, events)
 
     def _redraw(self, name: str, content: Any, draw: Callable[[Any], None]) -> None:
         """Draw a part again only when its content has changed: what a person reads does not jump."""
@@ -181,34 +234,6 @@ class RunDetails:
             if len(troubles) > 50:
                 ui.label(f"… and {len(troubles) - 50} more; clients.csv has them all").classes("fed-soft")
 
-    def _draw_lanes(self, metrics: list[dict[str, Any]], events: list[dict[str, Any]]) -> None:
-        statuses = {mac: member.status for mac, member in self._record.clients.items()}
-        options, num_lanes = charts.lanes(statuses, metrics, events)
-        options["yAxis"]["data"] = [self._name_of(mac) for mac in options["yAxis"]["data"]]
-        self._lanes.style(f"height:{40 + 30 * max(1, num_lanes)}px")
-        set_chart(self._lanes, options)
-
-    def _members(self) -> list[tuple[str, str, MemberRecord]]:
-        return [(mac, self._name_of(mac), member) for mac, member in self._record.clients.items()]
-
-    def _draw_clients(self, members: list[tuple[str, str, MemberRecord]]) -> None:
-        clear_section(self._clients)
-        with self._clients:
-            if not members:
-                ui.label("None yet: as soon as enough clients of the task are idle, they are chosen.")
-                return
-            with table("Client", "Status", "Round", "Attempts", "Trigger to training"):
-                for mac, name, member in members[:200]:
-                    with ui.element("tr"):
-                        with ui.element("td"):
-                            ui.link(name, f"/clients/{self._record.task_id}/{mac.replace(':', '-')}")
-                        with ui.element("td"):
-                            chip(member.status)
-                        delay = member.trigger_to_training_ms
-                        cells(member.round, member.attempt, f"{delay / 1000:.2f} s" if delay else "–")
-            if len(members) > 200:
-                ui.label(f"… and {len(members) - 200} more; clients.csv has them all").classes("fed-soft")
-
     def _draw_models(self, models: list[ModelRecord]) -> None:
         clear_section(self._models)
         with self._models:
@@ -223,14 +248,6 @@ class RunDetails:
                             ui.link("download", f"/api/v1/tasks/{model.task_id}/models/{model.file_name}")
                         measures = (number(measure(model.metrics, ending)) for ending in (ACCURACY, LOSS))
                         cells(model.round, *measures, size(model.size_bytes), clock(model.saved_at))
-
-    def _draw_history(self, events: list[dict[str, Any]]) -> None:
-        clear_section(self._history)
-        with self._history, table("When (UTC)", "Who", "What"):
-            for event in reversed(events):
-                with ui.element("tr").classes("fed-history"):
-                    source = self._name_of(event["client_mac"] or "manager")
-                    cells(clock(event["at"])[11:], source, words=describe_event(event))
 
     def _name_of(self, mac: str) -> str:
         known = self._view.context.bus_reader.fleet.client(self._record.task_id, mac)

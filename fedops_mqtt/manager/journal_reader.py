@@ -97,6 +97,12 @@ class JournalReader:
         query = select(table).where(table.c.client_mac == client_mac).order_by(table.c.id.desc()).limit(limit)
         return self.dicts(query)[::-1]
 
+    def newest_of_run(self, name: str, run_id: str, *, limit: int = 1000) -> list[dict[str, Any]]:
+        """Return the newest rows of `events` or `client_metrics` of a run, the oldest of them first."""
+        table = {"events": tables.events, "client_metrics": tables.client_metrics}[name]
+        query = select(table).where(table.c.run_id == run_id).order_by(table.c.id.desc()).limit(limit)
+        return self.dicts(query)[::-1]
+
     def list_rounds(self, run_id: str) -> list[dict[str, Any]]:
         """Return a run's rounds, each as the last launch that came to it saw it."""
         query = select(tables.rounds).where(tables.rounds.c.run_id == run_id)

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any, Literal, ParamSpec
 
 from fastapi import FastAPI, Query
 from fastapi.responses import FileResponse, Response, StreamingResponse
@@ -142,6 +142,10 @@ class HistoryApi:
         mac = normalise_mac(client_mac) if client_mac else None
         read = self._reader.list_client_metrics
         return await self._history(read, run_id, client_mac=mac, after_id=after, limit=limit)
+
+    async def newest_of_run(self, name: Literal["events", "client_metrics"], run_id: str, limit: int) -> History:
+        """Return a run's newest rows, oldest first; of a large run all rows are no page."""
+        return await self._history(self._reader.newest_of_run, name, run_id, limit=limit)
 
     async def _history(self, read: Callable[P, Sequence[Row]], /, *args: P.args, **kwargs: P.kwargs) -> History:
         def rows() -> History:

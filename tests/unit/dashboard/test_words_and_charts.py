@@ -89,7 +89,11 @@ def message(number: int, **seconds: float) -> dict[str, Any]:
 
 def test_a_rounds_time_is_split_and_adds_up() -> None:
     rounds = [{"round": 0, "duration_s": None}, {"round": 1, "duration_s": 2.0}]
-    drawn = charts.round_times(rounds, [message(1, compute_s=1.0, download_s=0.25, upload_s=0.25)])
+    spent: charts.Spent = {}
+    for seconds in (0.5, 1.5):
+        row = message(1, compute_s=seconds, download_s=0.25, upload_s=0.25)
+        charts.add_spent(spent, [{**row, "client_mac": f"of {seconds}"}])
+    drawn = charts.round_times(rounds, spent)
     assert drawn["xAxis"]["data"] == [1]
     assert {each["name"]: each["data"] for each in drawn["series"]} == {
         "train": [1.0],
@@ -102,11 +106,19 @@ def test_a_lane_shows_what_a_client_did_and_where_it_failed() -> None:
     mac = CLIENT["client_mac"]
     detail = {"status": "failed", "reason": "disk gone"}
     event = {"at": NOW, "kind": "MemberSaid", "client_mac": mac, "detail": detail}
-    drawn, num_lanes = charts.lanes({mac: "failed"}, [message(1, compute_s=1.0, upload_s=0.5)], [event])
-    phases, marks = (each["data"] for each in drawn["series"])
-    spans = [round(bar["value"][2] - bar["value"][1]) for bar in phases]
-    assert (num_lanes, spans) == (1, [500, 1000, 0])
+    phases, marks = charts.lane_data([mac], [message(1, compute_s=1.0, upload_s=0.5)], [event])
+    assert [round(bar["value"][2] - bar["value"][1]) for bar in phases] == [500, 1000, 0]
+    drawn = charts.lanes(["attic"], phases, marks)
+    assert [each["data"] for each in drawn["series"]] == [phases, marks]
+    assert drawn["yAxis"]["data"] == ["attic"]
     assert [mark["name"] for mark in marks] == ["failed: disk gone"]
+
+
+def test_lanes_are_those_of_who_failed_first_and_no_more_than_a_picture_holds() -> None:
+    statuses = {f"{number:03}": "training" for number in range(99)} | {"098": "failed", "097": "lost"}
+    chosen = charts.choose_lanes(statuses)
+    assert chosen[:3] == ["098", "097", "000"]
+    assert len(chosen) == charts.MAX_LANES
 
 
 def test_an_accuracy_is_drawn_from_0_to_1_and_a_percentage_as_it_is() -> None:
@@ -140,10 +152,11 @@ def test_a_page_draws_what_it_can_of_rows_that_hold_anything(value: Any) -> None
     values = {"stage": value, "compute_s": value, "download_s": value, "upload_s": value, "cpu": value, "memory": value}
     row = {**message(1), "values": values}
     rounds = [{"round": 1, "metrics": {"accuracy": value, "loss": 0.5}, "duration_s": 2.0}]
-    charts.round_times(rounds, [row, message(1, compute_s=1.0)])
-    options, num_lanes = charts.lanes({CLIENT["client_mac"]: "training"}, [row], [])
-    assert num_lanes == 1
-    assert len(options["series"][0]["data"]) == 3
+    spent: charts.Spent = {}
+    charts.add_spent(spent, [row, message(1, compute_s=1.0)])
+    charts.round_times(rounds, spent)
+    bars, _ = charts.lane_data([CLIENT["client_mac"]], [row], [])
+    assert len(bars) == 3
     charts.lines(charts.by_round(rounds, "accuracy"), is_share=True)
     assert charts.by_round(rounds, "loss") == [("loss", [[1, 0.5]])]
     load_text(values)
@@ -157,5 +170,5 @@ def test_nothing_that_a_device_chose_is_obeyed_by_who_reads_the_page() -> None:
     for shown in (row["name"], row["reason"], describe_event(event), charts.by_round(rounds, "loss")[0][0]):
         assert "\\x1b[31m\\u202eb" in shown
         assert shown.isprintable()
-    options, _ = charts.lanes({}, [], [])
+    options = charts.lanes([], [], [])
     assert "textContent" in options["tooltip"][":formatter"], "a text would be taken for HTML"
