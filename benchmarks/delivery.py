@@ -1,10 +1,11 @@
 """From the command to the first training, with an app that no device has yet: ours, and `flwr run` on a SuperLink.
 
-    python benchmarks/delivery.py --clients 50 --megabytes 1 [--no-superlink] [--json FILE]
+    python benchmarks/delivery.py --clients 8 --megabytes 1 [--keep-ready] [--no-superlink] [--json FILE]
 
 Every device says by a file when its first training call of a run began. Measured from the start of the command
 (`fedops-mqtt run FOLDER`, `flwr run FOLDER`) until the first device and until all of them train; a first run and a
-second one of the same app. The devices and the servers are there before; what a training imports is in it.
+second one of the same app. The devices and the servers are there before, and have come to rest; what a training imports
+is in it, but with `--keep-ready`, where a process of ours that has imported Flower waits on each device.
 The processor time of all processes meanwhile is what a fleet costs on one machine, whatever else runs there.
 A SuperNode, its SuperExec and its training take about 250 MB together: 50 of them need 13 GB.
 """
@@ -20,6 +21,9 @@ from bench_processes import Processes, free_port, machine, save_json, table, wai
 START_S = 600.0
 RUN_S = 900.0
 TASK = "delivered"
+REST_S = 3.0
+REST_SHARE = 0.15
+"""Of one processor: a SuperLink with its SuperNodes polls all the time."""
 
 PROJECT = """[project]
 name = "delivered"
@@ -108,8 +112,19 @@ def measure(
     return {"first_s": times[0] - began, "all_s": times[-1] - began, "processor_s": taken}
 
 
-def ours(folder: Path, project: Path, clients: int) -> list[dict]:
-    """A broker, a manager and daemons that take delivered apps."""
+def wait_for_rest(processes: Processes) -> None:
+    """Wait until all that was started does next to nothing: what it did at its start is not part of a run."""
+
+    def is_at_rest() -> bool:
+        before = processes.processor_s()
+        time.sleep(REST_S)
+        return processes.processor_s() - before < REST_SHARE * REST_S
+
+    wait_until(is_at_rest, limit_s=START_S, what="every process is at rest", poll_s=0.1)
+
+
+def ours(folder: Path, project: Path, clients: int, *options: str) -> list[dict]:
+    """A broker, a manager and daemons that take delivered apps; `options` are the daemons'."""
     folder.mkdir()
     broker, http = free_port(), free_port()
     env = {
@@ -123,7 +138,7 @@ def ours(folder: Path, project: Path, clients: int) -> list[dict]:
         processes.command("fedops-mqtt", "manager", "--http", f"127.0.0.1:{http}", name="manager", env=env)
         for number in range(clients):
             mac = f"02:00:00:00:{number // 256:02x}:{number % 256:02x}"
-            arguments = ("client", "--task-id", TASK, "--app", "delivered", "--mac", mac)
+            arguments = ("client", "--task-id", TASK, "--app", "delivered", "--mac", mac, *options)
             processes.command("fedops-mqtt", *arguments, name=f"client-{number}", env=env)
 
         def are_there() -> bool:
@@ -132,6 +147,7 @@ def ours(folder: Path, project: Path, clients: int) -> list[dict]:
         wait_until(are_there, limit_s=START_S, what="every daemon is connected", poll_s=0.2)
         results = []
         for turn in ("first", "second"):
+            wait_for_rest(processes)
             marks = folder / turn
             config = f'clients={clients} marks="{marks}"'
             command = ["fedops-mqtt", "run", str(project), "--min-clients", str(clients), "--run-config", config]
@@ -167,6 +183,7 @@ def superlink(folder: Path, project: Path, clients: int) -> list[dict]:
         wait_until(are_there, limit_s=START_S, what="every supernode is registered", poll_s=0.5)
         results = []
         for turn in ("first", "second"):
+            wait_for_rest(processes)
             marks = folder / turn
             config = f'clients={clients} marks="{marks}"'
             command = ["flwr", "run", str(project), "bench", "--stream", "--run-config", config]
@@ -177,8 +194,9 @@ def superlink(folder: Path, project: Path, clients: int) -> list[dict]:
 def main() -> None:
     """Measure, print a table, and save what was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--megabytes", type=float, default=1.0)
+    parser.add_argument("--keep-ready", action="store_true")
     parser.add_argument("--no-superlink", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -186,6 +204,8 @@ def main() -> None:
         folder = Path(name)
         project = write_project(folder / "project", options.megabytes)
         found = {"ours": ours(folder / "ours", project, options.clients)}
+        if options.keep_ready:
+            found["ours, keep_ready"] = ours(folder / "ready", project, options.clients, "--keep-ready", "true")
         if not options.no_superlink:
             found["superlink"] = superlink(folder / "superlink", project, options.clients)
     rows = [

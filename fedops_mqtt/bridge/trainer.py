@@ -96,6 +96,9 @@ class HttpTrainer:
         self._settings = settings
         self._on_report = on_report
 
+    async def keep_ready(self, is_idle: asyncio.Event) -> None:
+        """Return at once: an old client has its own process."""
+
     def make(self, started: StartTraining) -> PeerTraining:
         """Return the training of a start."""
         start = started.start

@@ -46,8 +46,11 @@ def __getattr__(name: str) -> object:
 def main() -> int:
     """Do the job that stdin gives and report how it ended; the exit status carries nothing more."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    _hold_lifeline(_arguments().lifeline)
+    arguments = _arguments()
+    _hold_lifeline(arguments.lifeline)
     commands, reporter = _private_ends()
+    if arguments.ready:
+        _import_flower()
     line = commands.readline()
     if not line:
         return 0  # the daemon had ended before it sent anything
@@ -57,15 +60,20 @@ def main() -> int:
     return _do(job, commands, reporter)
 
 
-def _do(job: Job, commands: IO[bytes], reporter: Reporter) -> int:
+def _import_flower() -> None:
     # A small device waits for these imports at each training. Nothing that they make is garbage, and flwr imports
     # httpx, whose command line (click, pygments, rich) is not used: httpx 0.28 does without it where it is missing.
     gc.disable()
     sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
-    from fedops_mqtt.training.run import TrainingRun  # here flwr is imported
-
+    importlib.import_module("fedops_mqtt.training.run")
     gc.freeze()
     gc.enable()
+
+
+def _do(job: Job, commands: IO[bytes], reporter: Reporter) -> int:
+    _import_flower()
+    from fedops_mqtt.training.run import TrainingRun
+
     training = TrainingRun(job=job, reporter=reporter, make_register=_make_register)
     threading.Thread(target=_obey, args=(commands, training), name="commands", daemon=True).start()
     reporter.ended(training.run())
@@ -84,6 +92,7 @@ def _make_register(job: Job, cfg: Any) -> "Register":
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="fedops_mqtt.client.client_fl", description="Started by the client daemon.")
     parser.add_argument("--lifeline", type=int, default=None, help="descriptor that ends when the daemon does")
+    parser.add_argument("--ready", action="store_true", help="import Flower before the job is read")
     return parser.parse_args()
 
 

@@ -275,6 +275,8 @@ class Daemon:
             ]
             if self.settings.system_interval_s:
                 tasks.append(group.create_task(self._measure_load(), name="system-load"))
+            if self.settings.keep_ready:
+                tasks.append(group.create_task(self._trainer.keep_ready(self._is_idle), name="ready-process"))
             await self._shutdown_requested.wait()
             await self.apply(ShutdownRequested())
             await self._is_idle.wait()

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from fedops_mqtt.core.client import Identity
 from fedops_mqtt.core.client_state import StartTraining
-from fedops_mqtt.device.training_process import MODULE, TrainingOptions, TrainingProcess
+from fedops_mqtt.device.training_process import MODULE, ReadyProcess, TrainingOptions, TrainingProcess
 from fedops_mqtt.protocol import Outcome, RunStart, utc_now
 from fedops_mqtt.runtime.background import bare_error
 from fedops_mqtt.runtime.key_values import parse_pairs
-from fedops_mqtt.runtime.settings import ClientSettings
+from fedops_mqtt.runtime.settings import IS_DELIVERED, ClientSettings
 from fedops_mqtt.training.pipe import EndedReport, Job, MetricsReport, PhaseReport, WandbOptions
 
 if TYPE_CHECKING:
@@ -46,6 +46,10 @@ class AnyTrainer(Protocol):
 
     def make(self, started: StartTraining) -> Training:
         """Return the training of a start; the one before must have ended."""
+        ...
+
+    async def keep_ready(self, is_idle: asyncio.Event) -> None:
+        """Keep a process ready for the next training, until this is cancelled; `is_idle` is set while none runs."""
         ...
 
 
@@ -92,6 +96,8 @@ class Trainer:
         self._on_report = on_report
         self._delivery: AppDelivery | None = None
         self._last: TrainingProcess | DeliveredTraining | None = None
+        self._ready: ReadyProcess | None = None
+        self._has_taken_ready = asyncio.Event()
 
     def make(self, started: StartTraining) -> Training:
         """Return the training of a start; a delivered app is made ready in it first."""
@@ -105,6 +111,33 @@ class Trainer:
         """End the current training as its program reports that it ended; nothing happens when there is none."""
         if self._last is not None:
             self._last.end(EndedReport(outcome=outcome, reason=reason))
+
+    async def keep_ready(self, is_idle: asyncio.Event) -> None:
+        """Keep a process ready for the next training, until this is cancelled; `is_idle` is set while none runs."""
+        try:
+            while True:
+                await is_idle.wait()
+                ready = ReadyProcess(self._options(None), self._live_task)
+                await ready.begin()
+                self._has_taken_ready.clear()
+                self._ready = ready
+                try:
+                    await self._has_taken_ready.wait()
+                finally:
+                    self._ready = None
+                    if not ready.is_taken:
+                        await ready.close()
+        except OSError as error:  # trainings start without one
+            logger.warning("no process can be kept ready for the next training", extra={"why": str(error)})
+
+    def _take_ready(self, options: TrainingOptions) -> ReadyProcess | None:
+        """Return the process that is ready, where it can do with these options."""
+        ready, self._ready = self._ready, None
+        self._has_taken_ready.set()
+        if ready is None or not ready.is_alive or ready.options != options:
+            return None
+        ready.is_taken = True
+        return ready
 
     def _app_delivery(self) -> "AppDelivery":
         if self._delivery is None:
@@ -138,16 +171,22 @@ class Trainer:
             run_config={**self._run_config, **parse_pairs(settings.run_config), **(start.run_config or {})},
             wandb=self._wandb(start),
         )
+        options = self._options(app.python if app is not None else None)
+        ready = self._take_ready(options)
+        return TrainingProcess(job=job, options=options, on_report=self._on_report, ready=ready)
+
+    def _options(self, python: Path | None) -> TrainingOptions:
+        settings = self._settings
         options = TrainingOptions(
             state_folder=self._folder,
             stop_grace_s=settings.stop_grace_s,
             run_limit_s=settings.run_limit_s,
             stderr_lines=settings.stderr_lines,
         )
-        if app is not None:
-            # -P: its modules come from its own folder, not from where the daemon was started; -B: that stays as it is.
-            options = replace(options, command=(str(app.python or sys.executable), "-P", "-B", "-m", MODULE))
-        return TrainingProcess(job=job, options=options, on_report=self._on_report)
+        if settings.app not in IS_DELIVERED:
+            return options
+        # -P: its modules come from its own folder, not from where the daemon was started; -B: that stays as it is.
+        return replace(options, command=(str(python or sys.executable), "-P", "-B", "-m", MODULE))
 
     def _wandb(self, start: RunStart) -> WandbOptions | None:
         settings = self._settings

@@ -55,16 +55,63 @@ class TrainingOptions:
     command: tuple[str, ...] = (sys.executable, "-m", MODULE)
 
 
+class ReadyProcess:
+    """A training process that imports Flower and waits for its job; one that no training takes is to be closed."""
+
+    def __init__(self, options: TrainingOptions, live_task: int | None = None) -> None:
+        self.options = options
+        self.is_taken = False
+        """A training has it: it is ended by that."""
+        self.ends: _Ends
+        self.mark = mark_of(options.state_folder) + uuid.uuid4().hex
+        self.process: asyncio.subprocess.Process
+        self._live_task = live_task
+        self._closing = ExitStack()
+
+    @property
+    def is_alive(self) -> bool:
+        """True until the process has ended."""
+        return self.process.returncode is None
+
+    async def begin(self) -> None:
+        """Start the process.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        self.ends = _Ends(self._closing)
+        try:
+            self.process = await _spawn(self.options, self.ends, self.mark, self._live_task, "--ready")
+        except BaseException:
+            self._closing.close()
+            raise
+
+    def hand_over(self, closing: ExitStack) -> None:
+        """Let another stack close the pipes."""
+        closing.push(self._closing.pop_all())
+
+    async def close(self) -> None:
+        """End the process."""
+        kill_group(self.process.pid)
+        await self.process.wait()
+        self._closing.close()
+
+
 class TrainingProcess:
-    """One training process; call `run` once, the rest while it runs."""
+    """One training process; call `run` once, the rest while it runs. `ready` is one that waits for its job."""
 
     def __init__(
-        self, *, job: Job, options: TrainingOptions, on_report: Callable[[PhaseReport | MetricsReport], None]
+        self,
+        *,
+        job: Job,
+        options: TrainingOptions,
+        on_report: Callable[[PhaseReport | MetricsReport], None],
+        ready: ReadyProcess | None = None,
     ) -> None:
         self._job = job
         self._options = options
         self._on_report = on_report
-        self._live_task = () if job.live_task is None else (job.live_task,)
+        self._ready = ready
         self._tail = Tail(max_lines=options.stderr_lines, max_bytes=_MAX_TAIL_BYTES)
         self._output = OutputFile(options.state_folder, f"{job.start.run_id}-{job.start.attempt}")
         self._commands: asyncio.WriteTransport | None = None
@@ -80,10 +127,8 @@ class TrainingProcess:
         start = self._job.start
         facts = {"run_id": start.run_id, "attempt": start.attempt, "output": str(self._output.path)}
         with ExitStack() as closing:
-            mark = mark_of(self._options.state_folder) + uuid.uuid4().hex
-            ends = _Ends(closing)
             try:
-                process = await self._spawn(ends, mark)
+                process, ends, mark = await self._begin(closing)
             except OSError as error:
                 ended = _failed(f"training process could not be started: {error}")
             else:
@@ -117,20 +162,12 @@ class TrainingProcess:
         if self._commands is not None and not self._commands.is_closing():
             self._commands.write(to_line(command))
 
-    async def _spawn(self, ends: "_Ends", mark: str) -> asyncio.subprocess.Process:
-        process = await asyncio.create_subprocess_exec(
-            *self._options.command,
-            "--lifeline",
-            str(ends.lifeline.fileno()),
-            stdin=ends.commands_of_child,
-            stdout=ends.reports_of_child,
-            stderr=ends.stderr_of_child,
-            pass_fds=(ends.lifeline.fileno(), *self._live_task),
-            start_new_session=True,
-            env=training_environment(self._options.state_folder, mark),
-        )
-        ends.close_those_of_child()
-        return process
+    async def _begin(self, closing: ExitStack) -> tuple[asyncio.subprocess.Process, "_Ends", str]:
+        if self._ready is not None:
+            self._ready.hand_over(closing)
+            return self._ready.process, self._ready.ends, self._ready.mark
+        ends, mark = _Ends(closing), mark_of(self._options.state_folder) + uuid.uuid4().hex
+        return await _spawn(self._options, ends, mark, self._job.live_task), ends, mark
 
     async def _attend(self, process: asyncio.subprocess.Process, ends: "_Ends", mark: str) -> EndedReport:
         async with _Streams(ends) as streams, asyncio.TaskGroup() as group:
@@ -195,6 +232,25 @@ class TrainingProcess:
         if is_late:
             return _failed(f"run limit of {self._options.run_limit_s:g} s passed")
         return _failed(f"{exit_reason(returncode)}\n{self._tail.text}".rstrip())
+
+
+async def _spawn(
+    options: TrainingOptions, ends: "_Ends", mark: str, live_task: int | None, *arguments: str
+) -> asyncio.subprocess.Process:
+    process = await asyncio.create_subprocess_exec(
+        *options.command,
+        "--lifeline",
+        str(ends.lifeline.fileno()),
+        *arguments,
+        stdin=ends.commands_of_child,
+        stdout=ends.reports_of_child,
+        stderr=ends.stderr_of_child,
+        pass_fds=(ends.lifeline.fileno(), *(() if live_task is None else (live_task,))),
+        start_new_session=True,
+        env=training_environment(options.state_folder, mark),
+    )
+    ends.close_those_of_child()
+    return process
 
 
 def mark_of(state_folder: Path) -> str:

@@ -241,6 +241,7 @@ class ClientSettings(BusSettings, HttpAccessSettings, DeliveredAppSettings):
     rejoin_limit_s: Annotated[float, Field(gt=0, description="after a lost line, before giving up")] = 120.0
     run_limit_s: Annotated[float, Field(gt=0, description="longest training of one run")] = 24 * 3600.0
     stop_grace_s: Annotated[float, Field(gt=0, description="between SIGTERM and SIGKILL")] = 10.0
+    keep_ready: Annotated[bool, Field(description="a process with Flower imported waits for a start")] = False
     stderr_lines: Annotated[int, Field(ge=1, le=200, description="kept of a failed training")] = 20
     partition_id: Annotated[int | None, Field(ge=0, description="node_config partition-id")] = None
     num_partitions: Annotated[int | None, Field(ge=1, description="node_config num-partitions")] = None
