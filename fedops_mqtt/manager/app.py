@@ -8,9 +8,9 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 
 from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
@@ -58,8 +58,8 @@ async def run_manager(
     Args:
         settings: see there.
         ends_servers: stop the active runs and their servers before leaving.
-        print_line: told what a person at a terminal wants to know, a sentence at a time.
-        on_ready: told the API's URL once this manager leads.
+        print_line: called with each line for the terminal.
+        on_ready: called with the API's URL once this manager leads.
         stop: ends the manager when it is set.
         front: the page, where there is one.
     """
@@ -69,26 +69,21 @@ async def run_manager(
             tasks = Tasks(settings.tasks_file)  # a wrong file ends a manager as it starts, none that is on standby
             async with supervised():
                 term, listening = await _until_leading(settings, lease, journal, stop, print_line)
-                if term is not None:
-                    async with alongside(_hold(lease), name="lease"):
-                        try:
-                            await _lead(
-                                settings,
-                                journal,
-                                tasks,
-                                term,
-                                lease.may_act,
-                                listening,
-                                stop,
-                                ends_servers=ends_servers,
-                                print_line=print_line,
-                                on_ready=on_ready,
-                                front=front,
-                            )
-                        except ConflictingInstanceError:
-                            # The bus may report a new leader sooner than the database: that is an orderly end.
-                            await asyncio.to_thread(lease.renew)
-                            raise
+                if term is None:
+                    return ExitCode.OK
+                rules = access_rules(settings)
+                async with AsyncExitStack() as stack:
+                    await stack.enter_async_context(alongside(_hold(lease), name="lease"))
+                    await stack.enter_async_context(_conflict_checked(lease))
+                    journal.lead(term, lease.may_act)
+                    address = stack.enter_context(listening or _listen(settings.http, rules))
+                    life = leading(settings, journal, tasks, term=term, listening=address, front=front)
+                    leader = await stack.enter_async_context(life)
+                    print_line(f"manager leads (term {term}), API at {url_of(address, rules)}")
+                    on_ready(url_of(address, rules))
+                    await stop.wait()
+                    if ends_servers:
+                        await leader.end_runs()
     except (*_EXPECTED, ExceptionGroup) as error:
         return _ended(cause_of(error), settings, print_line)
     return ExitCode.OK
@@ -119,29 +114,14 @@ def _ended(error: Exception, settings: ManagerSettings, print_line: PrintLine) -
     return _exit_code(error)
 
 
-async def _lead(
-    settings: ManagerSettings,
-    journal: Journal,
-    tasks: Tasks,
-    term: int,
-    may_act: Callable[[], bool],
-    listening: socket.socket | None,
-    stop: asyncio.Event,
-    *,
-    ends_servers: bool,
-    print_line: PrintLine,
-    on_ready: PrintLine,
-    front: Front | None,
-) -> None:
-    rules = access_rules(settings)
-    journal.lead(term, may_act)
-    with listening or _listen(settings.http, rules) as listening:
-        async with leading(settings, journal, tasks, term=term, listening=listening, front=front) as leader:
-            print_line(f"manager leads (term {term}), API at {url_of(listening, rules)}")
-            on_ready(url_of(listening, rules))
-            await stop.wait()
-            if ends_servers:
-                await leader.end_runs()
+@asynccontextmanager
+async def _conflict_checked(lease: Lease) -> AsyncIterator[None]:
+    """Raise `LeaseLostError` for a conflict on the bus where the lease is lost: the bus may report a leader sooner."""
+    try:
+        yield
+    except ConflictingInstanceError:
+        await asyncio.to_thread(lease.renew)
+        raise
 
 
 def _listen(address: str, rules: AccessRules) -> socket.socket:
