@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "fedops_mqtt"
 PURE = (
     *("core", "protocol", "store", "line/codec.py", "line/reply_check.py", "line/members.py"),
-    *("bus/events.py", "bus/owner.py", "bus/owner.py"),
+    *("bus/events.py", "bus/owner.py", "bus/fleet_view.py"),
 )
 TESTS = {
     "core": ("unit/core", "model"),
