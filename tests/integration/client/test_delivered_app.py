@@ -3,9 +3,13 @@
 import ast
 import asyncio
 import hashlib
+import random
+import stat
 import sys
+import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -242,6 +246,93 @@ async def test_what_is_refused_is_said_with_its_code_and_not_a_line_of_it_has_ru
     assert status.last_trigger.reason
     assert (status.run, status.last_run, status.status) == (None, None, ClientCondition.ONLINE)
     assert not has_run(marker)
+
+
+def with_kind(kind: int) -> Callable[[bytes], bytes]:
+    """Return what makes a bundle's code a file of another kind."""
+    return lambda data: zipped(contents(data), attributes={"delivered_adding.py": kind | 0o777})
+
+
+def contents(data: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(BytesIO(data)) as archive:
+        return {name: archive.read(name) for name in archive.namelist() if name != ".info/CONTENT"}
+
+
+def unlisted(data: bytes) -> bytes:
+    return zipped(contents(data) | {"sitecustomize.py": b"x"}, manifest_of(contents(data)))
+
+
+def bomb(data: bytes) -> bytes:
+    return zipped(contents(data) | {"zeros.bin": bytes(101 * 2**20)})
+
+
+def as_it_is(data: bytes) -> bytes:
+    return data
+
+
+@pytest.mark.parametrize(
+    ("spoil", "settings", "signed_for", "code"),
+    [
+        (with_kind(stat.S_IFLNK), {}, None, "app-malformed"),
+        (with_kind(stat.S_IFCHR), {}, None, "app-malformed"),
+        (with_kind(stat.S_IFBLK), {}, None, "app-malformed"),
+        (with_kind(stat.S_IFIFO), {}, None, "app-malformed"),
+        (unlisted, {}, None, "app-malformed"),
+        (bomb, {}, None, "app-too-large"),
+        (as_it_is, {"app_max_bytes": 1024}, None, "app-too-large"),
+        (as_it_is, {}, "another-task", "app-bad-signature"),
+        (as_it_is, {"app_min_version": "1.0.1"}, None, "app-too-old"),
+        (as_it_is, {"app_signers": AppSigner(make_signing_key()).public_key}, None, "app-unknown-signer"),
+        (as_it_is, {"app": "delivered-after-approval"}, None, "app-not-approved"),
+        (as_it_is, {"app": "fl_apps:counting"}, None, "app-not-delivered"),
+    ],
+    ids=[
+        "link", "character device", "block device", "pipe", "not listed", "bomb", "too large", "other task", "too old",
+        "unknown signer", "not approved", "app of its own",
+    ],
+)  # fmt: skip
+async def test_what_its_owner_did_not_allow_is_refused_and_not_a_line_of_it_has_run(
+    run_daemon: RunDaemon,
+    operator: Operator,
+    make_bundle: Make,
+    marker: Path,
+    tmp_path: Path,
+    task_id: str,
+    mac: str,
+    spoil: Callable[[bytes], bytes],
+    settings: dict[str, object],
+    signed_for: str | None,
+    code: str,
+) -> None:
+    data = spoil(make_bundle(more=random.Random(1).randbytes(2000)))
+    await run_daemon(**{"app": "delivered", "app_signers": SIGNER.public_key} | settings)
+    await operator.until_condition(ClientCondition.ONLINE)
+    with line(data) as server:
+        await operator.trigger(server.address, app=reference(data, signed_for or task_id))
+        status = await operator.until(is_rejected)
+    assert status.last_trigger is not None
+    assert (status.last_trigger.reason_code, bool(status.last_trigger.reason)) == (code, True)
+    assert not has_run(marker)
+    assert not list(app_folder(identity_dir(tmp_path, task_id, mac)).rglob("*.py"))
+
+
+async def test_an_app_trains_once_its_owner_has_approved_it(
+    run_daemon: RunDaemon, operator: Operator, make_bundle: Make, marker: Path, tmp_path: Path, task_id: str, mac: str
+) -> None:
+    data = make_bundle()
+    app = reference(data, task_id)
+    await run_daemon(app="delivered-after-approval", app_signers=SIGNER.public_key)
+    await operator.until_condition(ClientCondition.ONLINE)
+    async with training_line(data) as server:
+        await operator.trigger(server.address, app=app)
+        status = await operator.until(is_rejected)
+        assert status.last_trigger is not None
+        assert f"app approve {app['digest']}" in (status.last_trigger.reason or "")
+        assert not has_run(marker)
+        AppLibrary(app_folder(identity_dir(tmp_path, task_id, mac))).approve(str(app["digest"]))
+        await operator.trigger(server.address, attempt=2, app=app)
+        await operator.until_condition(ClientCondition.TRAIN_FINISHED)
+    assert has_run(marker)
 
 
 async def test_a_server_that_hands_out_something_else_is_found_out_and_its_bytes_are_not_kept(
