@@ -63,7 +63,11 @@ _SESSION_BYTES = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Waiter:
-    """One wait for replies: woken by the last of them, not by each (classic strategies wait in a thread a client)."""
+    """One wait for replies: woken by the last of them, not by each.
+
+    Flower's own classic server, which a ServerApp may start, waits in a thread a client: 500 of them, woken by each
+    reply, take a second of processor time a phase; woken by their own, a twentieth.
+    """
 
     changed: threading.Condition
     remaining: set[str]
