@@ -141,8 +141,8 @@ class PeerRegistry:
 
     async def server_ready(self, task_id: str, *, host: str, gl_model: int) -> None:
         """A FedOps server has been started for a run of this task."""
-        known = self._servers.get(task_id)
-        if known is not None and not known.is_over:
+        known = self._open_server(task_id)
+        if known is not None:
             known.note_problem("another FedOps server was started for this task")
             known.note_end()
             await known.is_closed.wait()
@@ -157,8 +157,8 @@ class PeerRegistry:
 
     def server_round(self, task_id: str, fields: Mapping[str, Any]) -> bool:
         """A FedOps server has evaluated a round."""
-        server = self._servers.get(task_id)
-        if server is None or server.is_over:
+        server = self._open_server(task_id)
+        if server is None:
             return False
         took = number_of(fields.get("run_time_by_round"))
         server.note_evaluation(
@@ -170,16 +170,15 @@ class PeerRegistry:
 
     def server_rounds_done(self, task_id: str) -> bool:
         """A FedOps server has done its last round."""
-        server = self._servers.get(task_id)
-        if server is None or server.is_over:
-            return False
-        server.note_rounds_done()
-        return True
+        server = self._open_server(task_id)
+        if server is not None:
+            server.note_rounds_done()
+        return server is not None
 
     def server_ends(self, task_id: str) -> None:
         """A FedOps server ends."""
-        server = self._servers.get(task_id)
-        if server is not None and not server.is_over:
+        server = self._open_server(task_id)
+        if server is not None:
             server.note_end()
 
     def server_view(self, task_id: str, own_mac: str | None) -> dict[str, Any]:
@@ -187,7 +186,7 @@ class PeerRegistry:
         link = self._device(task_id, own_mac)
         server = self._servers.get(task_id)
         if own_mac is None:
-            is_ready = server is not None and not server.is_over
+            is_ready = self._open_server(task_id) is not None
             gl_model = server.known.gl_model if server is not None else 0
         else:
             is_ready = link is not None and link.has_start_pending
@@ -202,6 +201,10 @@ class PeerRegistry:
             "GL_Model_V": gl_model,
             "Task_status": _task_status(link) if link is not None else None,
         }
+
+    def _open_server(self, task_id: str) -> ClassicServer | None:
+        server = self._servers.get(task_id)
+        return None if server is None or server.is_over else server
 
     def _device(self, task_id: str, own_mac: str | None) -> PeerState | None:
         link = self.links.of_mac(own_mac) if own_mac is not None else None

@@ -48,7 +48,7 @@ class FleetView:
     """Newest numbers by `(task_id, client_mac)`."""
     history: dict[tuple[str, str], list[ServerMetrics]] = field(default_factory=dict)
     """The rounds of a run, oldest first, by `(task_id, run_id)`: a server reports its own task's runs only."""
-    losses: DroppedMessageDetector = field(default_factory=DroppedMessageDetector)
+    dropped_messages: DroppedMessageDetector = field(default_factory=DroppedMessageDetector)
     """What the broker kept from us."""
     is_connected: bool | None = None
     """None before the first connection."""
@@ -57,25 +57,25 @@ class FleetView:
     _last_records: dict[Key, Record] = field(default_factory=dict)
 
     def take(self, event: BusEvent, now: float) -> Record | None:
-        """Fold one event in; return what changed of whom, None when nothing that is worth a line did."""
-        change = self._take(event, now)
+        """Apply one event; return what changed of whom, None when nothing that is worth a line did."""
+        change = self._apply_event(event, now)
         if change is not None:
             self.recent.append(change)
         return change
 
     def problem(self) -> Record | None:
         """Return what is wrong with the bus when it was not returned with this reason before."""
-        problem = self.losses.problem
+        problem = self.dropped_messages.problem
         if problem is None:
             return None
         return self._changed({"kind": "bus", "status": "dropping", "reason": problem})
 
-    def _take(self, event: BusEvent, now: float) -> Record | None:
+    def _apply_event(self, event: BusEvent, now: float) -> Record | None:
         match event:
             case Connected():
                 self.is_connected = True
                 self.fleet.listen(now)
-                self.losses.listen()
+                self.dropped_messages.listen()
                 return {"kind": "bus", "status": "connected"}
             case Disconnected(reason):
                 self.is_connected = False
@@ -84,9 +84,9 @@ class FleetView:
             case Cleared(topic):
                 return self._forget(topic)
             case Dropped(num_messages):
-                self.losses.count(num_messages)
+                self.dropped_messages.count(num_messages)
             case Received(_, message, is_retained):
-                return self._fold(message, now, is_retained=is_retained)
+                return self._apply_message(message, now, is_retained=is_retained)
             case _:
                 pass
         return None
@@ -114,12 +114,12 @@ class FleetView:
         """Return the runs, the newest first."""
         return sorted(self.fleet.runs.values(), key=lambda view: view.status.created_at, reverse=True)
 
-    def _fold(self, message: Message, now: float, *, is_retained: bool) -> Record | None:
+    def _apply_message(self, message: Message, now: float, *, is_retained: bool) -> Record | None:
         match message:
             case ClientStatus() | ServerStatus() | RunStatus() | ManagerStatus():
                 if isinstance(message, ClientStatus):
                     is_known = self.fleet.client(message.task_id, message.client_mac) is not None
-                    self.losses.note(message, is_known=is_known, is_retained=is_retained)
+                    self.dropped_messages.note(message, is_known=is_known, is_retained=is_retained)
                 is_news = self.fleet.apply(message, now=now, is_retained=is_retained)
                 return self._changed(self._record_of(message)) if is_news else None
             case ClientMetrics() if message.kind is not MetricsKind.SYSTEM:
@@ -167,7 +167,7 @@ class FleetView:
     def _forget(self, topic: Topic) -> Record | None:
         self.fleet.forget(topic)
         if topic.channel is Channel.CLIENT_STATUS:
-            self.losses.forget(topic.task_id or "", topic.client_mac or "")
+            self.dropped_messages.forget(topic.task_id or "", topic.client_mac or "")
         self.history.pop((topic.task_id or "", topic.run_id or ""), None)
         name = _NAME_OF_CHANNEL.get(topic.channel)
         if name is None:

@@ -145,8 +145,8 @@ def _connection_text(fleet_view: FleetView) -> Text:
         return Text("connecting to the broker", style="yellow")
     if not fleet_view.is_connected:
         return Text("broker lost, connecting again", style="bold red")
-    if fleet_view.losses.problem is not None:
-        return Text(fleet_view.losses.problem, style="bold red")
+    if fleet_view.dropped_messages.problem is not None:
+        return Text(fleet_view.dropped_messages.problem, style="bold red")
     manager = fleet_view.fleet.manager
     if manager is None or manager.is_out:
         return Text("connected; no manager", style="yellow")

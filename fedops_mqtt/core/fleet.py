@@ -1,6 +1,6 @@
 """Which clients, servers and runs there are: retained statuses applied to views that no late or repeated one can spoil.
 
-A `Fleet` has one owner, who feeds it what the bus brought and his own monotonic clock; it does nothing else. Fold
+A `Fleet` has one owner, who feeds it what the bus brought and his own monotonic clock; it does nothing else. Apply
 every message that was drained first, then ask `expire`: a lease is judged only by a reader that has read everything.
 """
 
@@ -43,7 +43,7 @@ class Presence(StrEnum):
     OUT = "out"
 
 
-Standing = tuple[str, Presence, ClientCondition]
+ClientKeyState = tuple[str, Presence, ClientCondition]
 """Where a client stands: its task, whether it is here, what it does."""
 
 
@@ -109,7 +109,7 @@ def reports_offline(status: AnyStatus) -> bool:
             return False
 
 
-def fold(
+def apply_status(
     view: StatusView[Status] | None, status: Status, *, now: float, is_retained: bool
 ) -> StatusView[Status] | None:
     """Return the view after one more status, or None when it is stale and changes nothing.
@@ -160,7 +160,7 @@ class Fleet:
     runs: dict[str, StatusView[RunStatus]] = field(default_factory=dict)
     manager: StatusView[ManagerStatus] | None = None
     num_stale: int = 0
-    counts: Counter[Standing] = field(default_factory=Counter)
+    counts: Counter[ClientKeyState] = field(default_factory=Counter)
     _listening_since: float | None = None
 
     def listen(self, now: float) -> None:
@@ -178,27 +178,27 @@ class Fleet:
 
     def apply(self, status: AnyStatus, *, now: float, is_retained: bool) -> bool:
         """Apply one status; return False when it was stale."""
-        is_news = self._fold(status, now=now, is_retained=is_retained)
+        is_news = self._apply(status, now=now, is_retained=is_retained)
         if not is_news and not is_retained:
             self.num_stale += 1
         return is_news
 
-    def _fold(self, status: AnyStatus, *, now: float, is_retained: bool) -> bool:
+    def _apply(self, status: AnyStatus, *, now: float, is_retained: bool) -> bool:
         match status:
             case ClientStatus():
                 key = (status.task_id, status.client_mac)
                 before = self.clients.get(key)
-                client = fold(before, status, now=now, is_retained=is_retained)
+                client = apply_status(before, status, now=now, is_retained=is_retained)
                 self._count(before if client else None, client)
                 return _put(self.clients, key, client)
             case ServerStatus():
-                server = fold(self.servers.get(status.task_id), status, now=now, is_retained=is_retained)
+                server = apply_status(self.servers.get(status.task_id), status, now=now, is_retained=is_retained)
                 return _put(self.servers, status.task_id, server)
             case RunStatus():
-                run = fold(self.runs.get(status.run_id), status, now=now, is_retained=is_retained)
+                run = apply_status(self.runs.get(status.run_id), status, now=now, is_retained=is_retained)
                 return _put(self.runs, status.run_id, run)
             case ManagerStatus():
-                manager = fold(self.manager, status, now=now, is_retained=is_retained)
+                manager = apply_status(self.manager, status, now=now, is_retained=is_retained)
                 self.manager = manager or self.manager
                 return manager is not None
 
@@ -244,8 +244,8 @@ class Fleet:
             yield self.clients[key]
 
     def _count(self, before: StatusView[ClientStatus] | None, after: StatusView[ClientStatus] | None) -> None:
-        old = None if before is None else _standing(before)
-        new = None if after is None else _standing(after)
+        old = None if before is None else _key_state(before)
+        new = None if after is None else _key_state(after)
         if old == new:
             return
         if old is not None:
@@ -261,7 +261,7 @@ class Fleet:
         return now - starts > lease_s and not view.is_out
 
 
-def _standing(view: StatusView[ClientStatus]) -> Standing:
+def _key_state(view: StatusView[ClientStatus]) -> ClientKeyState:
     return view.status.task_id, view.presence, view.status.status
 
 

@@ -80,7 +80,7 @@ def _clients_awaited(run: Run, fleet: Fleet) -> str | None:
     num_out = sum(view.is_out for view in others)
     numbers = ((num_here, "in the run"), (num_out, "out"), (len(others) - num_idle - num_out, "training another run"))
     known = {view.status.client_mac for view in others} | set(run.members)
-    more = [f"{number} {where}" for number, where in numbers if number] + _standing(lost)
+    more = [f"{number} {where}" for number, where in numbers if number] + _described(lost)
     more += [f"{mac} (never seen)" for mac in run.spec.clients or () if mac not in known]
     text = f"waits for clients: {num_idle} idle, {run.spec.min_clients} needed"
     return f"{text}; {_named(more)}" if more else text
@@ -122,7 +122,7 @@ def _final_reason(run: Run, server: ServerStatus) -> str:
         for mac, member in run.members.items()
         if member.training_at is None and mac not in server.clients and mac not in reason
     }
-    return f"{reason}; never joined: {_named(_standing(absent))}" if absent else reason
+    return f"{reason}; never joined: {_named(_described(absent))}" if absent else reason
 
 
 def _below_quorum(run: Run, fleet: Fleet, now: float) -> RunClosed | None:
@@ -166,14 +166,14 @@ def _short_since(run: Run) -> float:
 
 def _quorum_reason(run: Run, fleet: Fleet, num_here: int) -> str:
     absent = {mac: m for mac, m in run.members.items() if not m.may_count or m.status is MemberCondition.LOST}
-    missing = _standing(absent)
+    missing = _described(absent)
     known = [view.status.client_mac for view in _candidates(run, fleet)] if run.spec.clients is None else []
     missing += [f"{mac} ({_absence(run, fleet, mac)})" for mac in run.spec.clients or known if mac not in run.members]
     who = f"; missing: {_named(missing)}" if missing else "; no other client of the task is known"
     return f"{num_here} of at least {run.spec.min_clients} clients{who}"
 
 
-def _standing(members: Mapping[str, Member]) -> list[str]:
+def _described(members: Mapping[str, Member]) -> list[str]:
     return [
         f"{mac} ({member.status}{': ' + clip(first_line(member.reason), MAX_NAMED_REASON) if member.reason else ''})"
         for mac, member in sorted(members.items())

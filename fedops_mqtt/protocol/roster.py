@@ -25,7 +25,7 @@ _REST_BRACKETS = 8192
 _FINE = frozenset({MemberCondition.TRAINING, MemberCondition.FINISHED})
 
 
-class _Standing(Protocol):
+class _AnyMember(Protocol):
     @property
     def status(self) -> MemberCondition: ...
 
@@ -36,7 +36,7 @@ class _Standing(Protocol):
     def reason(self) -> str | None: ...
 
 
-Standing = TypeVar("Standing", bound=_Standing)
+AnyMember = TypeVar("AnyMember", bound=_AnyMember)
 
 
 class Roster:
@@ -46,7 +46,7 @@ class Roster:
         self._listed: dict[str, tuple[tuple[object, ...], int]] = {}
         self._number = 0
 
-    def part(self, clients: Mapping[str, Standing]) -> Mapping[str, Standing]:
+    def part(self, clients: Mapping[str, AnyMember]) -> Mapping[str, AnyMember]:
         """Return the clients that the next status lists: all, or `MAX_LISTED` of them.
 
         First those that are not as they were listed last, then those in trouble, then those that were not listed for
@@ -55,7 +55,7 @@ class Roster:
         if len(clients) <= MAX_LISTED:
             return clients
 
-        def urgency(each: tuple[str, Standing]) -> tuple[bool, bool, int]:
+        def urgency(each: tuple[str, AnyMember]) -> tuple[bool, bool, int]:
             mac, client = each
             before, number = self._listed.get(mac, (None, 0))
             return before == _gist(client), client.status in _FINE, number
@@ -66,7 +66,7 @@ class Roster:
         return chosen
 
 
-def _gist(client: _Standing) -> tuple[object, ...]:
+def _gist(client: _AnyMember) -> tuple[object, ...]:
     return client.status, client.attempt, client.reason
 
 

@@ -33,7 +33,7 @@ class Mutant:
 
 
 def _believe_everything(view: Any, status: Any, *, now: float, is_retained: bool) -> Any:
-    return _fold(None, status, now=now, is_retained=is_retained)
+    return _apply_status(None, status, now=now, is_retained=is_retained)
 
 
 def _listen_without_new_leases(self: Fleet, now: float) -> None:
@@ -60,11 +60,11 @@ def _without_heartbeat(*facts: Any, **more: Any) -> Any:
 
 
 _snapshot = model_device.snapshot
-_fold, _listen, _end = fleet.fold, Fleet.listen, client._end
+_apply_status, _listen, _end = fleet.apply_status, Fleet.listen, client._end
 _accept, _load_run = client._accept, model_manager.load_run
 
 MUTANTS = [
-    Mutant(rule="fencing", where=fleet, name="fold", broken=_believe_everything, breaks="G-4"),
+    Mutant(rule="fencing", where=fleet, name="apply_status", broken=_believe_everything, breaks="G-4"),
     Mutant(
         rule="leases start anew when the reader hears again",
         where=Fleet, name="listen", broken=_listen_without_new_leases, breaks="G-4",
