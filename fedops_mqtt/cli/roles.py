@@ -102,6 +102,8 @@ def _front() -> "Front | None":
     """Return the page, where what it is built with is installed."""
     if find_spec("nicegui") is None:
         return None
+    # NiceGUI takes a second to import: now, not when this manager takes over.
+    from fedops_mqtt.dashboard import client_page, fleet_page, run_page, sites_page, task_page  # noqa: F401
     from fedops_mqtt.dashboard.front import page
 
     return page
