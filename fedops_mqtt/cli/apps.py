@@ -14,7 +14,7 @@ from click import UsageError
 from fedops_mqtt.apps import AppBundle, AppRefusedError, AppSignature, BundleLimits, read_bundle
 from fedops_mqtt.cli.options import Json, add_verbs, shows, takes_settings
 from fedops_mqtt.cli.output import FatalError, as_pairs, print_records_as_lines
-from fedops_mqtt.cli.steer import RunConfig, chosen_clients, start_run
+from fedops_mqtt.cli.steer import RunConfig, chosen_clients, settings_of_run, start_run
 from fedops_mqtt.protocol import check_task_id
 from fedops_mqtt.runtime.machine import is_loopback
 from fedops_mqtt.runtime.settings import ClientSettings, CliSettings
@@ -266,12 +266,13 @@ def run_project(
     """Build and publish a Flower project, start a run of it, and follow it to its end."""
     from fedops_mqtt.cli.sites import the_manager
 
+    wanted: Record = {"num_rounds": rounds, "min_clients": min_clients, "clients": chosen_clients(clients)}
+    wanted["run_config"] = settings_of_run(run_config)  # before anything is published
     app = read_source(source)
     task_id = task or app.bundle.name
-    wanted = {"num_rounds": rounds, "min_clients": min_clients, "clients": chosen_clients(clients)}
     with the_manager(settings, task=task_id, hint=_WHERE) as manager:
         _print_app(manager.with_site(_publish(manager, app, task_id, fleet)), is_json=json)
-        start_run(manager, task_id, wanted, run_config, waits=True, is_json=json)
+        start_run(manager, task_id, wanted, waits=True, is_json=json)
 
 
 def _publish(manager: "ManagerApi", app: AppSource, task: str, fleet: Path | None) -> "Record":

@@ -83,9 +83,10 @@ def start(
     """
     from fedops_mqtt.cli.sites import the_manager
 
-    wanted = {"num_rounds": rounds, "min_clients": min_clients, "clients": chosen_clients(clients)}
+    wanted: Record = {"num_rounds": rounds, "min_clients": min_clients, "clients": chosen_clients(clients)}
+    wanted["run_config"] = settings_of_run(run_config)
     with the_manager(settings, task=task) as manager:
-        start_run(manager, task, wanted, run_config, waits=wait, is_json=json)
+        start_run(manager, task, wanted, waits=wait, is_json=json)
 
 
 @shows("fedops-mqtt stop RUN_ID", "fedops-mqtt stop RUN_ID --wait", model=CliSettings)
@@ -115,23 +116,26 @@ def chosen_clients(text: str | None) -> list[str] | None:
     return [mac.strip() for mac in text.split(",")] if text is not None else None
 
 
+def settings_of_run(text: str | None) -> "Record | None":
+    """Return what `--run-config` names. Raises: UsageError."""
+    from fedops_mqtt.runtime.key_values import parse_pairs
+
+    try:
+        return dict(parse_pairs(text)) if text else None
+    except ValueError as error:
+        raise UsageError(f"--run-config: {error}") from error
+
+
 def start_run(
     manager: "ManagerApi",
     task: str,
     wanted: "Record",
-    run_config: str | None,
     *,
     waits: bool,
     is_json: bool,
 ) -> None:
-    """Start a run, print it, and follow it to its end where that is asked for. Raises: UsageError, FatalError."""
-    from fedops_mqtt.runtime.key_values import parse_pairs
-
-    try:
-        config = parse_pairs(run_config) if run_config else None
-    except ValueError as error:
-        raise UsageError(f"--run-config: {error}") from error
-    body = {"task_id": task, "run_config": config, **wanted}
+    """Start a run, print it, and follow it to its end where that is asked for. Raises: FatalError."""
+    body = {"task_id": task, **wanted}
     run = manager.request("POST", "/runs", body={name: value for name, value in body.items() if value is not None})
     if not is_json:
         print(run["run_id"], flush=True)

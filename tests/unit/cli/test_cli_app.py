@@ -95,5 +95,6 @@ def test_a_file_that_is_no_bundle_is_a_sentence(
 
 @pytest.mark.parametrize("config", ["lr", "lr=NaN", "lr=nan", "lr=inf", "lr=[1]", "=1"])
 def test_settings_of_a_run_that_are_none_are_a_sentence(capsys: pytest.CaptureFixture[str], config: str) -> None:
-    assert run(["start", "digits", "--run-config", config, "--manager", "http://127.0.0.1:1"]) == 2
-    assert "--run-config: " in capsys.readouterr().err
+    for verb in ("start", "run"):  # `run` says so before it builds or publishes anything
+        assert run([verb, "digits", "--run-config", config, "--manager", "http://127.0.0.1:1"]) == 2
+        assert "--run-config: " in capsys.readouterr().err
