@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench_processes import Processes, free_port, machine, save_json, table, wait_until
+from bench_processes import Processes, end_on_sigterm, free_port, machine, save_json, table, wait_until
 
 START_S = 600.0
 RUN_S = 900.0
@@ -200,6 +200,7 @@ def main() -> None:
     parser.add_argument("--no-superlink", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    end_on_sigterm()
     with tempfile.TemporaryDirectory(prefix="delivery-") as name:
         folder = Path(name)
         project = write_project(folder / "project", options.megabytes)
