@@ -135,7 +135,7 @@ class Lines:
         self.changes = Changes()
 
     def serve(self, **options: Any) -> LineServer:
-        limits = {"join_s": WAIT_S, "round_s": WAIT_S, "ping_s": 0.5, "poll_s": 2.0, **options.pop("limits", {})}
+        limits = {"join_s": WAIT_S, "round_s": WAIT_S, "ping_s": 10.0, "poll_s": 2.0, **options.pop("limits", {})}
         values = {"run_id": "r1", "join": "open", "on_member": self.changes, **options}
         return self._stack.enter_context(LineServer(limits=LineLimits(**limits), **values))
 

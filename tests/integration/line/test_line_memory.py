@@ -66,7 +66,7 @@ def test_the_model_is_encoded_once_and_shared_by_all(lines: Lines) -> None:
     server = lines.serve()
     arrays = model(2)
     messages = [Message(RecordDict({"arrays": arrays}), number, "train") for number in (2, 3, 4)]
-    frames = [outbound_message.frame for outbound_message in server.grid._letters(messages)]
+    frames = [outbound_message.frame for outbound_message in server.grid._outbound(messages)]
     for buffers in zip(*(frame.buffers for frame in frames), strict=True):
         assert len({id(buffer) for buffer in buffers}) == 1
     assert {id(buffer) for buffer in frames[0].buffers} == {id(array.data) for array in arrays.values()}
