@@ -37,17 +37,21 @@ class JournalReader:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._threads = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="journal-read")
+        self._is_closed = False
 
     def close(self) -> None:
         """Wait for the reads under way, and take no more."""
+        self._is_closed = True
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     async def call(self, method: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking function of a reader on one of the readers' threads.
 
         Raises:
-            JournalAwayError: the database cannot be reached, or does not answer.
+            JournalAwayError: the database cannot be reached, or does not answer; or this manager ends.
         """
+        if self._is_closed:
+            raise JournalAwayError("this manager ends")
         reading = asyncio.get_running_loop().run_in_executor(self._threads, lambda: method(*args, **kwargs))
         try:
             async with asyncio.timeout(READ_LIMIT_S):

@@ -22,7 +22,7 @@ from fedops_mqtt.core.run_member import (
     TriggerFired,
 )
 from fedops_mqtt.manager import tables
-from fedops_mqtt.manager.errors import JournalUrlError
+from fedops_mqtt.manager.errors import JournalAwayError, JournalUrlError
 from fedops_mqtt.manager.journal import Batch, Journal, JournaledRun, JournalEvent, Launch
 from fedops_mqtt.manager.open_runs import OpenRuns
 from fedops_mqtt.manager.tasks import TaskConfig
@@ -333,3 +333,9 @@ def test_a_journal_is_opened_while_another_manager_stands_frozen_in_a_transactio
         frozen.execute(text("UPDATE schema_version SET version = version"))
         with Journal(url) as standby:
             assert standby.open_runs() == []
+
+
+async def test_a_read_that_comes_as_a_manager_ends_is_refused_in_a_sentence(journal: Journal) -> None:
+    journal.reader.close()
+    with pytest.raises(JournalAwayError, match="this manager ends; ask again"):
+        await journal.reader.call(journal.reader.list_runs)
