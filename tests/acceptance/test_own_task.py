@@ -59,6 +59,7 @@ async def test_a_task_of_ones_own_runs_with_the_commands_of_the_readme(yard: Yar
             await observer.until_client(mac, ClientCondition.ONLINE)
         started = await yard.run(*real("start"), manager=api, timeout_s=2 * TIMEOUT_S)
         assert started.process.returncode == 0, started.stderr
+        await observer.until_only_ended()  # the manager's answer may come before the bus has it
         seen = await yard.run(*real("watch"), "--once")
         assert "outcome=completed" in seen.stdout
     (model,) = (folder / "models").rglob("*.safetensors")
