@@ -22,6 +22,9 @@ from fedops_mqtt.line.message_queue import MessageQueue, OutboundMessage
 from fedops_mqtt.line.wire import ControlLine, JoinRequest
 from fedops_mqtt.protocol import Outcome, Phase, RunOutcome
 
+SIGNAL_LOOK_S = 1.0
+"""How often a wait of the main thread, which alone handles signals, is interrupted."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOver:
@@ -399,8 +402,10 @@ class RunState:
         self, is_done: Callable[[], bool], deadline: Callable[[], float], changed: threading.Condition | None = None
     ) -> None:
         changed = changed or self._changed
+        in_main_thread = threading.current_thread() is threading.main_thread()
         while self._over is None and not is_done() and (left_s := deadline() - time.monotonic()) > 0:
-            changed.wait(left_s)
+            # A signal that comes just before a thread blocks, or to another thread, is handled when this one wakes.
+            changed.wait(min(left_s, SIGNAL_LOOK_S) if in_main_thread else left_s)
 
     def _notify_all(self) -> None:
         self._changed.notify_all()

@@ -404,3 +404,33 @@ def test_a_client_outlasts_polls_that_bring_nothing(lines: Lines) -> None:
         assert not client.ended.is_set()
         threading.Event().wait(0.01)
     assert ask(server)[0].has_content()
+
+
+class SignalledError(Exception):
+    """Raised by a signal handler."""
+
+
+def test_a_signal_that_another_thread_takes_ends_a_wait_of_the_main_thread(lines: Lines) -> None:
+    """Python's handlers run in the main thread, which does not wake for a signal of another."""
+    assert threading.current_thread() is threading.main_thread()
+    server = lines.serve(min_clients=1)
+    is_over = threading.Event()
+    other = threading.Thread(target=is_over.wait)
+    other.start()  # it takes what the main thread blocks from here on
+
+    def raise_it(number: int, frame: object) -> None:
+        raise SignalledError
+
+    before = signal.signal(signal.SIGUSR1, raise_it)
+    sender = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        sender.start()
+        with pytest.raises(SignalledError):
+            server.grid.wait_for_clients(1)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+        signal.signal(signal.SIGUSR1, before)
+        is_over.set()
+        other.join()
+        sender.join()
