@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from fedops_mqtt.core.fleet import is_will
 from fedops_mqtt.protocol import (
     LAST_SEQ,
+    MEASURED,
     MESSAGE_OF_CHANNEL,
     Channel,
     ClientMetrics,
@@ -61,7 +62,9 @@ MAYBE = {
     "heartbeat_s": st.floats(0.001, 86_400),
     "duration_s": numbers,
     "metrics": st.dictionaries(texts, st.none() | numbers, max_size=5),
-    "values": st.dictionaries(texts, st.none() | numbers | st.integers(-(2**63), 2**63) | st.booleans() | texts),
+    "values": st.dictionaries(texts, st.none() | numbers | st.integers(-(2**63), 2**63) | st.booleans() | texts).filter(
+        lambda values: not any(isinstance(values.get(name), str) for name in MEASURED)
+    ),
     "digest": st.binary(min_size=32, max_size=32).map(bytes.hex),
     "run_config": st.none()
     | st.dictionaries(texts, numbers | st.integers(-(2**63), 2**63 - 1) | st.booleans() | texts, max_size=5),
