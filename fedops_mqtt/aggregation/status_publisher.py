@@ -277,7 +277,7 @@ class ServerStatusPublisher:
         )
         async with connection, self._owner.publishing(connection), asyncio.TaskGroup() as group:
             reading = group.create_task(self._read_clients(connection), name="client-statuses")
-            publishing = group.create_task(self._metrics.run(connection), name="publish_metrics-metrics")
+            publishing = group.create_task(self._metrics.run(connection), name="publish-metrics")
             self._started.set_result(None)
             await self._leaving.wait()
             reading.cancel()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fedops_mqtt.core.client import Identity
 from fedops_mqtt.core.client_state import StartTraining
-from fedops_mqtt.device.training_process import MODULE, ReadyProcess, TrainingOptions, TrainingProcess
+from fedops_mqtt.device.training_process import MODULE, SpawnedProcess, TrainingOptions, TrainingProcess
 from fedops_mqtt.protocol import Outcome, RunStart, utc_now
 from fedops_mqtt.runtime.background import bare_error
 from fedops_mqtt.runtime.key_values import parse_pairs
@@ -96,7 +96,7 @@ class Trainer:
         self._on_report = on_report
         self._delivery: AppDelivery | None = None
         self._last: TrainingProcess | DeliveredTraining | None = None
-        self._ready: ReadyProcess | None = None
+        self._ready: SpawnedProcess | None = None
         self._has_taken_ready = asyncio.Event()
 
     def make(self, started: StartTraining) -> Training:
@@ -117,8 +117,8 @@ class Trainer:
         try:
             while True:
                 await is_idle.wait()
-                ready = ReadyProcess(self._options(None), self._live_task)
-                await ready.begin()
+                ready = SpawnedProcess(self._options(None), self._live_task)
+                await ready.begin("--ready")
                 self._has_taken_ready.clear()
                 self._ready = ready
                 try:
@@ -130,7 +130,7 @@ class Trainer:
         except OSError as error:  # trainings start without one
             logger.warning("no process can be kept ready for the next training", extra={"why": str(error)})
 
-    def _take_ready(self, options: TrainingOptions) -> ReadyProcess | None:
+    def _take_ready(self, options: TrainingOptions) -> SpawnedProcess | None:
         """Return the process that is ready, where it can do with these options."""
         ready, self._ready = self._ready, None
         self._has_taken_ready.set()

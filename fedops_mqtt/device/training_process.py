@@ -55,14 +55,14 @@ class TrainingOptions:
     command: tuple[str, ...] = (sys.executable, "-m", MODULE)
 
 
-class ReadyProcess:
-    """A training process that imports Flower and waits for its job; one that no training takes is to be closed."""
+class SpawnedProcess:
+    """A training process with its pipes, which waits for its job; one that no training takes is to be closed."""
 
     def __init__(self, options: TrainingOptions, live_task: int | None = None) -> None:
         self.options = options
         self.is_taken = False
         """A training has it: it is ended by that."""
-        self.ends: _Ends
+        self.pipes: _Pipes
         self.mark = mark_of(options.state_folder) + uuid.uuid4().hex
         self.process: asyncio.subprocess.Process
         self._live_task = live_task
@@ -73,18 +73,30 @@ class ReadyProcess:
         """True until the process has ended."""
         return self.process.returncode is None
 
-    async def begin(self) -> None:
-        """Start the process.
+    async def begin(self, *arguments: str) -> None:
+        """Start the process; with `--ready` it imports Flower before it has its job.
 
         Raises:
             OSError: it cannot be started.
         """
-        self.ends = _Ends(self._closing)
         try:
-            self.process = await _spawn(self.options, self.ends, self.mark, self._live_task, "--ready")
+            pipes = self.pipes = _Pipes(self._closing)
+            self.process = await asyncio.create_subprocess_exec(
+                *self.options.command,
+                "--lifeline",
+                str(pipes.lifeline.fileno()),
+                *arguments,
+                stdin=pipes.commands_of_child,
+                stdout=pipes.reports_of_child,
+                stderr=pipes.stderr_of_child,
+                pass_fds=(pipes.lifeline.fileno(), *(() if self._live_task is None else (self._live_task,))),
+                start_new_session=True,
+                env=training_environment(self.options.state_folder, self.mark),
+            )
         except BaseException:
             self._closing.close()
             raise
+        pipes.close_those_of_child()
 
     def hand_over(self, closing: ExitStack) -> None:
         """Let another stack close the pipes."""
@@ -106,7 +118,7 @@ class TrainingProcess:
         job: Job,
         options: TrainingOptions,
         on_report: Callable[[PhaseReport | MetricsReport], None],
-        ready: ReadyProcess | None = None,
+        ready: SpawnedProcess | None = None,
     ) -> None:
         self._job = job
         self._options = options
@@ -128,16 +140,16 @@ class TrainingProcess:
         facts = {"run_id": start.run_id, "attempt": start.attempt, "output": str(self._output.path)}
         with ExitStack() as closing:
             try:
-                process, ends, mark = await self._begin(closing)
+                spawned = await self._take_process(closing)
             except OSError as error:
                 ended = _failed(f"training process could not be started: {error}")
             else:
-                self.pid = process.pid
-                logger.info("a training process begins", extra={**facts, "pid": process.pid})
+                self.pid = spawned.process.pid
+                logger.info("a training process begins", extra={**facts, "pid": self.pid})
                 try:
-                    ended = await self._attend(process, ends, mark)
+                    ended = await self._attend(spawned)
                 finally:
-                    await kill_all(process, mark)
+                    await kill_all(spawned.process, spawned.mark)
         if ended.outcome is Outcome.FAILED:
             logger.error("training failed", extra={**facts, "reason": ended.reason})
         return ended
@@ -162,15 +174,17 @@ class TrainingProcess:
         if self._commands is not None and not self._commands.is_closing():
             self._commands.write(to_line(command))
 
-    async def _begin(self, closing: ExitStack) -> tuple[asyncio.subprocess.Process, "_Ends", str]:
-        if self._ready is not None:
-            self._ready.hand_over(closing)
-            return self._ready.process, self._ready.ends, self._ready.mark
-        ends, mark = _Ends(closing), mark_of(self._options.state_folder) + uuid.uuid4().hex
-        return await _spawn(self._options, ends, mark, self._job.live_task), ends, mark
+    async def _take_process(self, closing: ExitStack) -> SpawnedProcess:
+        spawned = self._ready
+        if spawned is None:
+            spawned = SpawnedProcess(self._options, self._job.live_task)
+            await spawned.begin()
+        spawned.hand_over(closing)
+        return spawned
 
-    async def _attend(self, process: asyncio.subprocess.Process, ends: "_Ends", mark: str) -> EndedReport:
-        async with _Streams(ends) as streams, asyncio.TaskGroup() as group:
+    async def _attend(self, spawned: SpawnedProcess) -> EndedReport:
+        process = spawned.process
+        async with _Streams(spawned.pipes) as streams, asyncio.TaskGroup() as group:
             self._commands = streams.commands
             self._send(self._job)
             readers = [
@@ -178,7 +192,7 @@ class TrainingProcess:
                 group.create_task(self._read_stderr(streams.stderr), name="training-stderr"),
             ]
             is_late = await self._see_out(process, group)
-            await kill_all(process, mark)
+            await kill_all(process, spawned.mark)
             await asyncio.wait(readers, timeout=_DRAIN_S)
             for reader in readers:
                 reader.cancel()
@@ -234,25 +248,6 @@ class TrainingProcess:
         return _failed(f"{exit_reason(returncode)}\n{self._tail.text}".rstrip())
 
 
-async def _spawn(
-    options: TrainingOptions, ends: "_Ends", mark: str, live_task: int | None, *arguments: str
-) -> asyncio.subprocess.Process:
-    process = await asyncio.create_subprocess_exec(
-        *options.command,
-        "--lifeline",
-        str(ends.lifeline.fileno()),
-        *arguments,
-        stdin=ends.commands_of_child,
-        stdout=ends.reports_of_child,
-        stderr=ends.stderr_of_child,
-        pass_fds=(ends.lifeline.fileno(), *(() if live_task is None else (live_task,))),
-        start_new_session=True,
-        env=training_environment(options.state_folder, mark),
-    )
-    ends.close_those_of_child()
-    return process
-
-
 def mark_of(state_folder: Path) -> str:
     """Return how the marks of all trainings of an identity begin; its folder is what makes it one."""
     return hashlib.blake2b(os.fsencode(state_folder.resolve()), digest_size=8).hexdigest() + "-"
@@ -286,7 +281,7 @@ def training_environment(state_folder: Path, mark: str) -> dict[str, str]:
     }
 
 
-class _Ends:
+class _Pipes:
     """Both ends of the four pipes to a training process; the caller's stack closes what is still open."""
 
     def __init__(self, closing: ExitStack) -> None:
@@ -310,8 +305,8 @@ def _pipe(closing: ExitStack) -> tuple[FileIO, FileIO]:
 class _Streams:
     """Our ends in the event loop, for as long as the block lasts."""
 
-    def __init__(self, ends: _Ends) -> None:
-        self._ends = ends
+    def __init__(self, pipes: _Pipes) -> None:
+        self._pipes = pipes
         self._transports: list[asyncio.ReadTransport | asyncio.WriteTransport] = []
         self.commands: asyncio.WriteTransport
         self.reports: asyncio.StreamReader
@@ -319,10 +314,10 @@ class _Streams:
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
-        self.commands, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, self._ends.commands)
+        self.commands, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, self._pipes.commands)
         self._transports.append(self.commands)
-        self.reports = await self._read(self._ends.reports)
-        self.stderr = await self._read(self._ends.stderr)
+        self.reports = await self._read(self._pipes.reports)
+        self.stderr = await self._read(self._pipes.stderr)
         return self
 
     async def _read(self, end: FileIO) -> asyncio.StreamReader:

@@ -5,6 +5,7 @@ file may be on another host: a manager that takes over has no other source once 
 """
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from fedops_mqtt.protocol import Channel, ProtocolError, ServerStatus, decode, topics
@@ -19,34 +20,29 @@ _READ_BYTES = Channel.SERVER_STATUS.max_payload_bytes + 1
 
 def read_kept(path: Path, *, task_id: str, run_id: str, launch: int) -> ServerStatus | None:
     """Return the final status in a launch's file; None where there is no file, or (logged) it is not this launch's."""
-    try:
+
+    def read() -> bytes:
         with path.open("rb") as file:
-            content = file.read(_READ_BYTES)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        _warn(str(path), str(error))
-        return None
-    return _check(content, str(path), task_id=task_id, run_id=run_id, launch=launch)
+            return file.read(_READ_BYTES)
+
+    return _read(read, str(path), task_id=task_id, run_id=run_id, launch=launch)
 
 
 def read_stored(store: str, *, task_id: str, run_id: str, launch: int) -> ServerStatus | None:
     """Return the final status that a launch wrote into the store; None as for `read_kept`, or of an earlier launch."""
-    place = f"the store, run {run_id}"
+
+    def read() -> bytes:
+        return final_status.read_final_status(store, task_id=task_id, run_id=run_id, max_bytes=_READ_BYTES)
+
+    return _read(read, f"the store, run {run_id}", task_id=task_id, run_id=run_id, launch=launch)
+
+
+def _read(read: Callable[[], bytes], place: str, *, task_id: str, run_id: str, launch: int) -> ServerStatus | None:
     try:
-        content = final_status.read_final_status(store, task_id=task_id, run_id=run_id, max_bytes=_READ_BYTES)
+        status = decode(topics.server_status(task_id), read())
     except FileNotFoundError:
         return None
-    except (OSError, StoreError) as error:
-        _warn(place, str(error))
-        return None
-    return _check(content, place, task_id=task_id, run_id=run_id, launch=launch)
-
-
-def _check(content: bytes, place: str, *, task_id: str, run_id: str, launch: int) -> ServerStatus | None:
-    try:
-        status = decode(topics.server_status(task_id), content)
-    except ProtocolError as error:
+    except (OSError, StoreError, ProtocolError) as error:
         _warn(place, str(error))
         return None
     if not isinstance(status, ServerStatus) or not status.status.is_final:

@@ -181,7 +181,7 @@ class OpenRuns:
             self._taken = batch
         return batch
 
-    async def written(self) -> None:
+    async def wait_written(self) -> None:
         """Wait until the database has what was noted so far, at most `WRITE_WAIT_S`.
 
         Runs are read as they are, their history from the database: who saw a run end finds its last round.

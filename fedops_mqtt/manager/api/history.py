@@ -151,7 +151,7 @@ class HistoryApi:
         def rows() -> History:
             return History(items=[{**row, "at": to_utc(row["at"])} for row in read(*args, **kwargs)])
 
-        await self._context.open_runs.written()
+        await self._context.open_runs.wait_written()
         return await self._reader.call(rows)
 
     async def read_log(
@@ -176,7 +176,7 @@ class HistoryApi:
         return StreamingResponse(await self._table(run, what), media_type="text/csv; charset=utf-8", headers=headers)
 
     async def _table(self, run: Run, what: Export) -> AsyncIterator[bytes] | Iterator[str]:
-        await self._context.open_runs.written()
+        await self._context.open_runs.wait_written()
         match what:
             case Export.METRICS | Export.EVENTS:
                 return await begun(self._exporter.parts(run.run_id, what))

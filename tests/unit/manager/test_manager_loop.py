@@ -54,9 +54,9 @@ def trains(task_id: str, run_id: str) -> Received:
 async def test_who_saw_a_run_change_waits_until_the_database_has_it(journal: Journal) -> None:
     journal.add_run(JournaledRun(run=a_run(), secret=b"s"))
     open_runs = OpenRuns(journal.open_runs())
-    await open_runs.written()
+    await open_runs.wait_written()
     open_runs.apply("run-1", [RunClosed(RunOutcome.FAILED, "why")], 2.0)
-    reader = asyncio.ensure_future(open_runs.written())
+    reader = asyncio.ensure_future(open_runs.wait_written())
     await asyncio.sleep(0)
     batch = open_runs.take_batch()
     assert batch.runs
