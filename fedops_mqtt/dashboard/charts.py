@@ -13,6 +13,8 @@ Options = dict[str, Any]
 
 MAX_LANES = 60
 """Clients in a Gantt chart; more are no picture. Failed and lost ones come first."""
+LANES_S = 10.0
+"""Lanes go to other clients at most this often: of a large run clients fail all the time."""
 
 INK, GRID = "#7b8794", "rgba(123,135,148,0.25)"
 COLOURS = ("#1c7ed6", "#f08c00", "#2f9e44", "#ae3ec9", "#e03131", "#0c8599", "#e8590c", "#5f3dc4")
@@ -140,6 +142,13 @@ def _messages(metrics: Sequence[Record]) -> list[Record]:
 def choose_lanes(statuses: Mapping[str, str]) -> list[str]:
     """Return the clients of a run that get a lane, by their MAC, the topmost first."""
     return sorted(statuses, key=lambda mac: (_LANE_ORDER.get(statuses[mac], 9), mac))[:MAX_LANES]
+
+
+def are_lanes_due(drawn: Sequence[str] | None, wanted: Sequence[str], age_s: float) -> bool:
+    """Return whether lanes that were drawn `age_s` ago (None: never) are drawn again; who fits does not wait."""
+    if drawn is None or len(wanted) > len(drawn):
+        return True
+    return age_s >= LANES_S and list(wanted) != list(drawn)
 
 
 def lane_data(

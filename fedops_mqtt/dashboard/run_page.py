@@ -38,8 +38,6 @@ from fedops_mqtt.manager.events import ChangeTopic
 from fedops_mqtt.runtime.key_values import format_pairs
 
 REFRESH_S = 1.0
-LANES_S = 10.0
-"""Lanes are chosen anew at most this often: of a large run clients fail all the time."""
 _TOOK = "Time"
 _GAPS = "gaps: waiting for the others"
 _TROUBLE = ("failed", "lost", "rejected", "stopped")
@@ -148,10 +146,8 @@ class RunDetails:
         self._rounds = [row for row in rounds if row["round"] >= first]
 
     def _has_other_lanes(self) -> bool:
-        """Return whether the chart shows other clients than it should, and has for a while."""
-        if self._lanes.macs is not None and self._view.context.clock.now() - self._lanes_at < LANES_S:
-            return False
-        return self._lanes.is_full or self._wanted_lanes() != self._lanes.macs
+        age_s = self._view.context.clock.now() - self._lanes_at
+        return self._lanes.is_full(age_s) or charts.are_lanes_due(self._lanes.macs, self._wanted_lanes(), age_s)
 
     def _wanted_lanes(self) -> list[str]:
         return charts.choose_lanes({mac: member.status for mac, member in self._record.clients.items()})

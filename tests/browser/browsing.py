@@ -1,5 +1,6 @@
 """Debian's Chromium, driven by Playwright; what it must never see is collected and looked at in the end."""
 
+import asyncio
 import json
 import shutil
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +19,7 @@ FLAGS = (
 WIDE = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
 PATIENCE_MS = 30_000
+LANES = "What every client did"
 SERIOUS = ("serious", "critical")
 
 _POINTS = """(title) => {
@@ -62,9 +64,17 @@ class Visitor:
     async def sees_count(self, word: str, count: int) -> None:
         await expect(self.page.locator(f'[data-count="{word}"]')).to_have_text(str(count), timeout=PATIENCE_MS)
 
-    async def points(self, title: str) -> dict[str, list[Any]]:
-        """Return what a chart shows, by series."""
-        return {each["name"]: each["data"] for each in await self.page.evaluate(_POINTS, title)}
+    async def draws(self, title: str, is_it: Callable[[dict[str, list[Any]]], bool]) -> dict[str, list[Any]]:
+        """Wait until a chart shows what is looked for, and return all that it shows, by series."""
+        shown: dict[str, list[Any]] = {}
+        try:
+            async with asyncio.timeout(PATIENCE_MS / 1000):
+                while not is_it(shown):
+                    await asyncio.sleep(0.1)
+                    shown = {each["name"]: each["data"] for each in await self.page.evaluate(_POINTS, title)}
+        except TimeoutError:
+            raise AssertionError(f"{title} shows {shown}") from None
+        return shown
 
     async def check_accessibility(self) -> None:
         """Run axe-core over what is open (WCAG 2.1 A and AA); nothing serious may be found."""

@@ -4,7 +4,7 @@ import signal
 
 import httpx
 import pytest
-from browsing import PATIENCE_MS, Visitor
+from browsing import LANES, PATIENCE_MS, Visitor
 from playwright.async_api import expect
 from yard import Site
 
@@ -46,15 +46,14 @@ async def test_a_run_is_started_and_watched_to_its_end(site: Site, visitor: Visi
     await visitor.sees("download")
     rounds = (await site.ask(f"/runs/{run_id}/rounds"))["items"]
     assert [row["round"] for row in rounds] == [0, 1, 2, 3]
-    shown = await visitor.points("Accuracy by round")
-    assert shown["accuracy"] == [[row["round"], row["metrics"]["accuracy"]] for row in rounds]
-    times = await visitor.points("Time by round")
-    assert set(times) == {"train", "transfer", "wait"}
-    assert [len(values) for values in times.values()] == [3, 3, 3]
+    accuracy = [[row["round"], row["metrics"]["accuracy"]] for row in rounds]
+    await visitor.draws("Accuracy by round", lambda shown: shown.get("accuracy") == accuracy)
+    parts = dict.fromkeys(("train", "transfer", "wait"), 3)
+    times = await visitor.draws("Time by round", lambda shown: {part: len(shown[part]) for part in shown} == parts)
     for index, row in enumerate(rounds[1:]):
         assert abs(sum(values[index] for values in times.values()) - row["duration_s"]) < 0.01
-    bars = (await visitor.points("What every client did"))["phases"]
-    assert {bar["value"][0] for bar in bars} == set(range(len(clients)))
+    lanes = set(range(len(clients)))
+    await visitor.draws(LANES, lambda shown: {bar["value"][0] for bar in shown.get("phases", [])} == lanes)
     await visitor.check_accessibility()
     link = visitor.page.get_by_role("link", name="download")
     async with visitor.page.expect_download() as download:

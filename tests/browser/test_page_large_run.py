@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import aiomqtt
 import pytest
-from browsing import PATIENCE_MS, Visitor
+from browsing import LANES, PATIENCE_MS, Visitor
 from playwright.async_api import WebSocket, expect
 from yard import Site
 
@@ -103,7 +104,7 @@ async def test_one_clients_news_cost_a_row_not_the_page(site: Site, visitor: Vis
         await visitor.open(f"/runs/{RUN}")
         await visitor.sees(f"{NUM_CLIENTS} training")
         await visitor.sees(f"and {NUM_CLIENTS - 200} more")
-        await until(lambda: has_drawn(visitor, 3 * 60))
+        await visitor.draws(LANES, has_bars(3 * 60))
         whole = sum(received)
         for number in range(60):
             received.clear()
@@ -112,7 +113,7 @@ async def test_one_clients_news_cost_a_row_not_the_page(site: Site, visitor: Vis
             await run.measure(number, 2)
             row = visitor.page.locator("tr", has_text=f"device-{number:03}").first
             await expect(row.locator("td").nth(2)).to_have_text("2", timeout=PATIENCE_MS)
-            await until(lambda number=number: has_drawn(visitor, 3 * (60 + number + 1)))
+            await visitor.draws(LANES, has_bars(3 * (60 + number + 1)))
             if len(sockets) == num_sockets:
                 break
         assert 0 < sum(received) < MAX_SHARE * whole, (received, whole)
@@ -136,5 +137,5 @@ async def has_all(site: Site, status: str) -> bool:
     return await has(site, f"/runs/{RUN}", "clients_by_status", {status: NUM_CLIENTS})
 
 
-async def has_drawn(visitor: Visitor, number: int) -> bool:
-    return len((await visitor.points("What every client did")).get("phases", [])) == number
+def has_bars(number: int) -> Callable[[dict[str, list[Any]]], bool]:
+    return lambda shown: len(shown.get("phases", [])) == number

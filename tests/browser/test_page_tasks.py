@@ -85,10 +85,11 @@ async def test_runs_are_compared_and_their_results_are_carried_away(site: Site, 
     page = await visitor.open(f"/tasks/{site.task_id}")
     await expect(page.locator(".fed-swatch")).to_have_count(len(runs), timeout=PATIENCE_MS)
     for ending in ("accuracy", "loss"):
-        shown = await visitor.points(f"{ending.capitalize()} of its last runs")
+        drawn = {}
         for run_id in runs:
             rows = (await site.ask(f"/runs/{run_id}/rounds"))["items"]
-            assert shown[run_id.rpartition("-")[2]] == [[row["round"], row["metrics"][ending]] for row in rows]
+            drawn[run_id.rpartition("-")[2]] = [[row["round"], row["metrics"][ending]] for row in rows]
+        await visitor.draws(f"{ending.capitalize()} of its last runs", drawn.__eq__)
     await page.get_by_role("link", name=runs[0]).click()
     await visitor.sees("Model versions")
     for what in ("rounds", "metrics", "events", "clients"):

@@ -121,6 +121,17 @@ def test_lanes_are_those_of_who_failed_first_and_no_more_than_a_picture_holds() 
     assert len(chosen) == charts.MAX_LANES
 
 
+@pytest.mark.parametrize(
+    ("drawn", "wanted", "age_s", "due"),
+    [(None, [], 0.0, True), ([], ["a"], 0.1, True), (["a"], ["b", "a"], 0.1, True), ([], [], 99.0, False),
+     (["a"], ["b"], 0.1, False), (["a"], ["b"], charts.LANES_S, True), (["b", "a"], ["a"], 0.1, False)],
+)  # fmt: skip
+def test_a_client_that_fits_gets_its_lane_at_once_and_others_change_seldom(
+    drawn: list[str] | None, wanted: list[str], age_s: float, due: bool
+) -> None:
+    assert charts.are_lanes_due(drawn, wanted, age_s) == due
+
+
 def test_an_accuracy_is_drawn_from_0_to_1_and_a_percentage_as_it_is() -> None:
     flat = [("accuracy", [[0, 0.98], [1, 0.98]])]
     assert {name: charts.lines(flat, is_share=True)["yAxis"][name] for name in ("min", "max")} == {"min": 0, "max": 1}
