@@ -9,6 +9,7 @@ import pytest
 
 from fedops_mqtt.bridge.peer_state import FedOpsHttpClient, FedOpsHttpError
 
+WAIT_S = 300.0
 MAC = "02:00:00:00:02:01"
 REFUSAL = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n"
 
@@ -25,7 +26,7 @@ async def answering(answer: bytes) -> AsyncIterator[FedOpsHttpClient]:
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server, httpx.AsyncClient(trust_env=False) as http:
         port = server.sockets[0].getsockname()[1]
-        yield FedOpsHttpClient(http, f"http://127.0.0.1:{port}", timeout_s=5, start_s=5)
+        yield FedOpsHttpClient(http, f"http://127.0.0.1:{port}", timeout_s=WAIT_S, start_s=WAIT_S)
 
 
 @pytest.mark.parametrize(("answer", "is_absent"), [(b"", True), (REFUSAL, False)])

@@ -51,7 +51,7 @@ def make_job(tmp_path: Path, mac: str) -> MakeJob:
             "start": RunStart.model_validate(start),
             "state_folder": tmp_path,
             "join_s": PATIENCE_S,
-            "rejoin_s": 5,
+            "rejoin_s": PATIENCE_S,
             "partition_id": 3,
             "num_partitions": 5,
             "run_config": {"batch_size": 32},

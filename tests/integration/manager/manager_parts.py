@@ -28,7 +28,7 @@ PATIENCE_S = 300.0
 
 HERE = Path(__file__).parent
 A, B, C = (f"02:00:00:00:00:0{number}" for number in range(1, 4))
-QUICK = BusOptions(backoff_initial_s=0.02, backoff_max_s=0.1, connect_timeout_s=5.0, publish_timeout_s=5.0)
+QUICK = BusOptions(backoff_initial_s=0.02, backoff_max_s=0.1, connect_timeout_s=60.0, publish_timeout_s=60.0)
 
 QUICK_LIMITS = """
 trigger_answer_s = 120

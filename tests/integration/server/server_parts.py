@@ -185,8 +185,8 @@ class House:
             "state_dir": self.folder / "state",
             "num_rounds": 2,
             "min_clients": 2,
-            "join_limit_s": 30.0,
-            "line_ping_s": 0.5,
+            "join_limit_s": WAIT_S,
+            "line_ping_s": 10.0,
             "backoff_max_s": 0.5,
             **options,
         }

@@ -65,8 +65,8 @@ class Task:
             "store": str(self.folder / "store"),
             "state_dir": self.folder / "state",
             "min_clients": num_clients,
-            "join_limit_s": 20.0,
-            "round_limit_s": 20.0,
+            "join_limit_s": WAIT_S,
+            "round_limit_s": WAIT_S,
             "report_fd": writer,
             **arguments.pop("settings", {}),
         }

@@ -21,10 +21,11 @@ from flwr.server.compat import start_grid
 from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedXgbBagging, Result
-from strategy_parts import KilledError, Task
+from line_parts import ThreadClient
+from strategy_parts import NUM_CLIENTS, KilledError, Task
 
 from fedops_mqtt.line.client_session import RunEnd
-from fedops_mqtt.protocol import Outcome, RunOutcome
+from fedops_mqtt.protocol import Outcome, Phase, RunOutcome
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -406,10 +407,17 @@ def test_a_message_that_the_app_has_no_function_for_is_one_failed_message(
 
 
 def test_an_exception_in_training_still_ends_the_client(task: Task) -> None:
-    def make(number: int) -> ClientApp:
-        return add_one(on_train=fail) if number == 1 else add_one()
+    def has_joined(client: ThreadClient) -> bool:
+        return any(progress.phase is Phase.WAITING for progress in client.progress)
 
-    result = task.run(make, num_clients=3, model=START, strategy=FedAvg(), settings={"num_rounds": 2, "min_clients": 2})
+    def fail_with_all_there(message: Message) -> None:
+        task.wait_until(lambda: [has_joined(client) for client in task.clients] == [True] * NUM_CLIENTS)
+        fail(message)
+
+    def make(number: int) -> ClientApp:
+        return add_one(on_train=fail_with_all_there) if number == 1 else add_one()
+
+    result = task.run(make, model=START, strategy=FedAvg(), settings={"num_rounds": 2, "min_clients": 2})
     assert result.outcome is RunOutcome.COMPLETED
     assert sorted(end.outcome for end in ends(task)) == [Outcome.FAILED, Outcome.FINISHED, Outcome.FINISHED]
 
