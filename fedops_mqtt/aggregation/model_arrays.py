@@ -77,12 +77,12 @@ def nonfinite_in(arrays: Mapping[str, NDArray[Any]], begun: Mapping[str, NDArray
 
 
 def are_equal(first: Arrays, second: Arrays) -> bool:
-    """Tell whether two models are the same, name by name and value by value."""
+    """Return whether two models are the same, name by name and value by value."""
     return first.keys() == second.keys() and all(is_equal(first[name], second[name]) for name in first)
 
 
 def is_equal(first: NDArray[Any], second: NDArray[Any]) -> bool:
-    """Tell whether two arrays have the same shape and values; NaN is NaN."""
+    """Return whether two arrays have the same shape and values; NaN is NaN."""
     return first.shape == second.shape and np.array_equal(first, second, equal_nan=first.dtype.kind == "f")
 
 

@@ -71,7 +71,7 @@ def make_announcer(
 
 
 class PipeStatusPublisher:
-    """Says one FL server's status and metrics on a pipe; same use as `ServerStatusPublisher`."""
+    """Writes one FL server's status and metrics to a pipe; same use as `ServerStatusPublisher`."""
 
     def __init__(self, snapshot: ServerSnapshot, *, descriptor: int, on_departed: Callable[[str], None]) -> None:
         self._snapshot = snapshot
@@ -114,7 +114,7 @@ class PipeStatusPublisher:
             self._clients[client_mac] = client
 
     def publish_metrics(self, metrics: ServerMetrics) -> None:
-        """Say metrics."""
+        """Write metrics."""
         self._write(encode(metrics))
 
     def finish(self, timeout_s: float, **changes: Any) -> bool:

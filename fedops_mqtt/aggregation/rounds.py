@@ -84,7 +84,7 @@ class Rounds:
         return self._current if self._current > self.done else None
 
     def restart(self) -> None:
-        """Begin again with round 1: what earlier launches did is not gone on with."""
+        """Begin again with round 1: what earlier launches did is not continued."""
         self.done, self.arrays, self.metrics, self.num_aggregated, self.num_fruitless = 0, None, {}, 0, 0
 
     def start(self, round_: int) -> None:
@@ -195,7 +195,7 @@ class MetricsSink(Protocol):
 
 
 class RoundReporter:
-    """Tells of one run; `count_bytes` returns what its line has received and sent so far."""
+    """Reports one run; `count_bytes` returns what its line has received and sent so far."""
 
     def __init__(
         self,
@@ -222,7 +222,7 @@ class RoundReporter:
         self._sink.update(status=ServerCondition.RUNNING, round=round_)
 
     def report(self, report: RoundReport) -> None:
-        """Tell a round so far."""
+        """Report a round so far."""
         self._status.end_by_round = report.duration_s or 0.0
         (bytes_in, bytes_out), (in_before, out_before) = self._count_bytes(), self._bytes_before
         message = self._numbers(report, bytes_in=bytes_in - in_before, bytes_out=bytes_out - out_before)

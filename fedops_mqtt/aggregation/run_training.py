@@ -62,7 +62,7 @@ class RunTraining:
 
     @property
     def is_followed(self) -> bool:
-        """Tell whether all training is that of one known strategy; a ServerApp may start none, or go on after it."""
+        """Return whether all training is that of one known strategy; a ServerApp may start none, or go on after it."""
         if self._server_app is None:
             return True
         num_sent = self._grid.training.num_sent if self._grid is not None else 0
@@ -209,7 +209,7 @@ class RunTraining:
         self.rounds.accepts_nonfinite = check.nonfinite
 
     def _is_trained(self, left: ArrayRecord) -> bool:
-        """Tell whether a model that an app left is another than that which it sent out."""
+        """Return whether a model that an app left is another than that which it sent out."""
         assert self._grid is not None
         seen = self._grid.training
         return seen.num_answered > 0 and (

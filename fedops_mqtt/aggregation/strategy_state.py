@@ -24,7 +24,7 @@ from fedops_mqtt.store.tensor_file import Arrays
 AnyStrategy = Strategy | ClassicStrategy
 
 REFUSED = {
-    "FedAvgAndroid": "its tensors have no shapes: they are for Flower's Android clients, which speak gRPC only",
+    "FedAvgAndroid": "its tensors have no shapes: they are for Flower's Android clients, which use gRPC only",
     "FedXgbNnAvg": "it takes replies apart that no Flower message can carry; Flower has deprecated it",
 }
 """Classic strategies of Flower that cannot run over the line, and why."""
@@ -187,7 +187,7 @@ def arrays_in(record: ArrayRecord) -> Arrays:
 
 
 def _is_copy(first: Sequence[NDArray[Any]], second: Sequence[NDArray[Any]]) -> bool:
-    """Tell whether the values are the same, in a list or in one row."""
+    """Return whether the values are the same, in a list or in one row."""
     if len(first) == 1 and first[0].ndim == 1 and len(second) > 1 and all(a.dtype.kind in "biuf" for a in second):
         return is_equal(first[0], np.concatenate([array.ravel() for array in second]))
     return len(first) == len(second) and all(map(is_equal, first, second))

@@ -208,7 +208,7 @@ def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: int) -> bytes:
         if len(content) <= size:
             content += file.read(1)  # the end of the file is where zipfile compares the checksum
     if len(content) > size:
-        raise _malformed(f"{info.filename!r} is larger than it says")
+        raise _malformed(f"{info.filename!r} is larger than its header says")
     return content
 
 

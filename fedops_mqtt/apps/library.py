@@ -113,7 +113,7 @@ class AppLibrary:
         self._approval(digest).unlink(missing_ok=True)
 
     def is_approved(self, digest: str) -> bool:
-        """Tell whether the owner has allowed this digest."""
+        """Return whether the owner has allowed this digest."""
         return self._approval(digest).exists()
 
     def prune(self, limits: KeepLimits, *, keep: frozenset[str] = frozenset()) -> list[str]:

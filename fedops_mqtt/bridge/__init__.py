@@ -1,1 +1,1 @@
-"""Speaks on the bus for FedOps clients and servers that know HTTP and gRPC only."""
+"""Puts FedOps clients and servers that use HTTP and gRPC only on the bus."""

@@ -35,7 +35,7 @@ class FLTask(BaseModel):
 
 
 def make_api(registry: PeerRegistry) -> FastAPI:
-    """Return the application over what the bridge knows."""
+    """Return the application over the bridge's state."""
     app = FastAPI(title="fedops-mqtt bridge", docs_url=None, redoc_url=None)
     app.include_router(_client_manager(registry))
     app.include_router(_server_manager_for_clients(registry))
@@ -60,7 +60,7 @@ def _client_manager(registry: PeerRegistry) -> APIRouter:
     @router.get("/info")
     @router.get("/info/", include_in_schema=False)
     async def info(request: Request) -> Json:
-        """Tell the client which global model its training will make."""
+        """Return which global model its training will make."""
         return _manager_view(registry.find(_caller(request), expected=lambda link: link.has_start_pending))
 
     @router.get("/trainFin")
@@ -108,7 +108,7 @@ def _server_manager_for_clients(registry: PeerRegistry) -> APIRouter:
 
     @router.get("/info/{task_id}/{device_mac}")
     async def server_info(task_id: TaskId, device_mac: str) -> Json:
-        """Tell a client manager whether its client shall start."""
+        """Answer a client manager whether its client shall start."""
         return {"Server_Status": registry.server_view(task_id, device_mac)}
 
     @router.put("/RegisterFLTask")

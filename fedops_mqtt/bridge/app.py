@@ -74,7 +74,7 @@ class BridgeConfigError(ValueError):
 
 
 class Bridge:
-    """Speaks for FedOps' programs; `run` it once.
+    """Publishes and receives for FedOps' programs; `run` it once.
 
     Raises:
         BridgeConfigError: `clients` or `grpc_gateways` is malformed.

@@ -174,7 +174,7 @@ class ClassicServer:
             logger.error("FedOps server's run is not kept", extra={"path": str(path), "why": str(error)})
 
     async def _watch(self) -> None:
-        """Say *ready* once its port answers, and that it is lost when it does not any more."""
+        """Publish *ready* once its port answers, and *lost* when it does not any more."""
         deadline = time.monotonic() + self._options.start_s
         misses = 0
         while not self.is_over:

@@ -73,7 +73,7 @@ class GrpcGateway:
         return Message(content, reply_to=message)
 
     def dismiss(self, timeout_s: float) -> None:
-        """Tell the client that it is over, so that it ends as finished, and stop listening."""
+        """Send the client the end of the run, so that it ends as finished, and stop listening."""
         client = self._clients.dismiss()
         if client is not None:
             goodbye = threading.Thread(target=_say_goodbye, args=(client,), name="gateway-goodbye", daemon=True)
@@ -167,7 +167,7 @@ def _pass_on(client: ClientProxy, message: Message) -> RecordDict:
         case "get_properties" | "query":
             wanted = legacy_records.recorddict_to_getpropertiesins(content)
             return legacy_records.getpropertiesres_to_recorddict(client.get_properties(wanted, None, None))
-    raise RelayError(f"a classic Flower client knows no {message.metadata.message_type!r}")
+    raise RelayError(f"a classic Flower client has no {message.metadata.message_type!r}")
 
 
 def _pass_on_plain(client: ClientProxy, kind: str, content: RecordDict) -> RecordDict:

@@ -95,7 +95,7 @@ class PeerRegistry:
             server.leave()
 
     def add(self, link: PeerState) -> ClientProxy:
-        """Speak for one more FedOps client."""
+        """Publish for one more FedOps client."""
         assert self._group is not None
         presence = self._make_presence(link)
         self.links.add(link)
@@ -237,7 +237,7 @@ CLIENT_KINDS = {
 """What a FedOps client puts to `client_perf/KIND/TASK` (FedOps client_api.ClientServerAPI), and what it is here."""
 
 _ENVELOPE = ("fl_task_id", "client_mac", "round", "gl_model_v")
-"""Said by the message around the numbers already."""
+"""In the message around the numbers already."""
 
 
 class ReportError(ValueError):

@@ -1,4 +1,4 @@
-"""What the bridge knows of one FedOps client now: its last `/online`, its last outcome, the gateway it is to use.
+"""The state of one FedOps client in the bridge: its last `/online`, its last outcome, the gateway it is to use.
 
 The HTTP endpoints and the poller write here, the trainer reads and waits; it lives in one event loop.
 """
@@ -88,7 +88,7 @@ class FedOpsHttpClient:
         return await self._ask("GET", "/online", self._timeout_s)
 
     async def start(self, *, server_ip: str, client_mac: str) -> OnlineAnswer:
-        """Tell it to train; while this waits it asks its manager back (FedOps client.app: `/info/`, `getPort`).
+        """Start its training; while this waits it asks its manager back (FedOps client.app: `/info/`, `getPort`).
 
         Raises:
             FedOpsHttpError: it does not answer, or refuses.
@@ -213,7 +213,7 @@ class PeerState:
             self._changed.notify_all()
 
     async def want(self, server_ip: str | None) -> None:
-        """Say where it shall train from now on; None: nowhere."""
+        """Set where it shall train from now on; None: nowhere."""
         async with self._changed:
             self.wanted = server_ip
             self._outcome = None

@@ -149,7 +149,7 @@ class RelayedTraining(PeerTraining):
             self._runner.fail(on_line or problem)
 
     async def _final_report(self, end: RunEnd) -> EndedReport:
-        """The line knows how it ended; a client that is still here is waited for: it is idle when this is reported."""
+        """The line reports the end; a client that is still here is waited for and idle when this is reported."""
         if end.is_rejected:
             return EndedReport(outcome=None, reason=end.reason or None)
         if self._no_start is not None:
@@ -185,7 +185,7 @@ class RelayedTraining(PeerTraining):
             self._in_loop(self._settle)(end)
 
     def _settle(self, end: RunEnd) -> None:
-        """The first end stands: the runner knows it while its thread still waits for the old client's answer."""
+        """The first end stands: the runner has it while its thread still waits for the old client's answer."""
         if not self._ended.done():
             self._ended.set_result(end)
 

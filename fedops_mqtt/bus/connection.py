@@ -347,7 +347,7 @@ class Connection:
         self._push(Disconnected(reason))
 
     def _note_failure(self, error: ConnectError | PublishRefusedError) -> None:
-        """Say what is wrong once an outage: that the broker is away, that it refuses us, that it refuses a topic."""
+        """Log once an outage what is wrong: that the broker is away, that it refuses us, that it refuses a topic."""
         if isinstance(error, ConnectError):
             self._fail_first_try(error)
         kind = type(error) if isinstance(error, CredentialsError | PublishRefusedError) else ConnectError

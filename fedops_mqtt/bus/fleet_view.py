@@ -1,4 +1,4 @@
-"""What a watcher knows, applied from the bus alone: clients, servers, runs and their newest numbers, as flat records.
+"""The state of clients, servers, runs and their newest numbers as flat records, applied from bus messages alone.
 
 A `FleetView` has no clock, screen or socket; whoever owns it feeds it events and the time they came.
 """

@@ -117,7 +117,7 @@ def new_instance(*, last_epoch: int = 0) -> str:
 
 
 class StatusOwner:
-    """Says a status, repeats it, defends it and takes leave.
+    """Publishes a retained status: repeats it, repairs it, and publishes a last one at the end.
 
     Args:
         topic: the retained status topic.
@@ -174,7 +174,7 @@ class StatusOwner:
         return Stamp(self.epoch, self._seq)
 
     def update(self) -> None:
-        """Say that the snapshot has changed; it is published soon, or announced when the connection is back."""
+        """Note that the snapshot has changed; it is published soon, or announced when the connection is back."""
         self._schedule(time.monotonic())
 
     async def flush(self, timeout_s: float) -> bool:

@@ -137,7 +137,7 @@ class Bus:
                         yield event
 
     async def fleet(self, task_id: str | None = None) -> AsyncIterator[FleetView]:
-        """Yield who is present, as the manager knows it, after each change; the same view each time, updated.
+        """Yield who is present, by the manager's own rules, after each change; the same view each time, updated.
 
         A client whose lease ended is `out` in it, though nothing was received.
 

@@ -127,7 +127,7 @@ def _greet(address: BrokerAddress, options: BusOptions) -> Finding:
     if days_left < WARN_DAYS:
         advice = "`fedops-mqtt fleet renew broker`, bring it there, `systemctl reload mosquitto`"
         return warning("TLS", f"the broker's certificate expires in {days_left} days", advice)
-    return ok("TLS", f"the broker is who it says; its certificate is good until {ends_at:%Y-%m-%d}")
+    return ok("TLS", f"the broker is authenticated; its certificate is good until {ends_at:%Y-%m-%d}")
 
 
 def _advise(trouble: str) -> str:
@@ -165,7 +165,7 @@ async def _ask(
         yield warning("ACL", "this broker accepts any client, so any client may publish anything", advice)
         return
     if not session.is_mqtt5:
-        yield unknown("ACL", "MQTT 3.1.1 does not tell what is denied")
+        yield unknown("ACL", "MQTT 3.1.1 does not report what is denied")
         return
     name = mac_to_level(settings.mac) if settings.mac else user
     # Others than an FL server may have tasks that their settings do not name: for reading, every task is theirs.

@@ -74,7 +74,7 @@ _MOSQUITTOS_QUEUE = 1000
 """`max_queued_messages` where nothing is set (mosquitto.conf(5))."""
 
 _FIRST_YEAR = 2026
-"""A clock before this has never been set: nothing of ours is older."""
+"""A clock before this has never been set: no release is older."""
 
 _NTP_TIMEOUT_S = 5
 

@@ -114,6 +114,6 @@ def explain_refusal(error: ManagerClientError) -> FatalError:
             advice = "set FEDOPS_MQTT_MANAGER_TOKEN to the manager's token"
             return FatalError(f"the manager refuses us: {error.problem}; {advice}.", ExitCode.NO_PERMISSION)
         case ManagerRefusedError():
-            return FatalError(f"the manager says no: {error.problem}", ExitCode.FAILED)
+            return FatalError(f"the manager refused: {error.problem}", ExitCode.FAILED)
         case _:
             return FatalError(str(error), ExitCode.FAILED)

@@ -39,7 +39,7 @@ def clients(
     force: Annotated[bool, typer.Option("--force", help="With --forget: also one that seems to be here.")] = False,
     json: Json = False,
 ) -> None:
-    """List the clients that the manager knows, or the managers of several sites."""
+    """List the clients that the manager has, or the managers of several sites."""
     from fedops_mqtt.cli.sites import print_all, the_manager
 
     if forget is None:
@@ -52,7 +52,7 @@ def clients(
 @shows("fedops-mqtt runs --task-id digits", "fedops-mqtt runs --json", model=CliSettings)
 @takes_settings(CliSettings)
 def runs(settings: CliSettings, task_id: Task = None, json: Json = False) -> None:
-    """List the runs that the manager knows, or the managers of several sites, newest first."""
+    """List the runs that the manager has, or the managers of several sites, newest first."""
     from fedops_mqtt.cli.sites import print_all
 
     print_all(settings, lambda manager: manager.runs(task_id=task_id), _RUN_COLUMNS, is_json=json, newest="created_at")

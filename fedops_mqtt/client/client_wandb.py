@@ -30,7 +30,7 @@ def client_system_wandb(
     wandb_account: str,
     project: str,
 ) -> None:
-    """Tell what W&B measured of this device during a run, a message a sample (FedOps client_wandb).
+    """Report what W&B measured of this device during a run, a message a sample (FedOps client_wandb).
 
     What goes wrong is logged: these numbers are no reason to fail a training.
     """

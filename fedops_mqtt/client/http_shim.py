@@ -73,7 +73,7 @@ def make_shim(
 
     @app.get("/online")
     async def online() -> View:
-        """Tell this client's condition under FedOps' names, old and new."""
+        """Return this client's condition under FedOps' names, old and new."""
         return view().with_first_names()
 
     @app.post("/start", responses=_START_REFUSALS, openapi_extra=_START_BODY)
@@ -124,7 +124,7 @@ _START_BODY = {"requestBody": {"content": {"application/json": {"schema": Manage
 _START_REFUSALS: dict[int | str, dict[str, Any]] = {
     status.HTTP_403_FORBIDDEN: {"description": "this FL server is not allowed"},
     status.HTTP_409_CONFLICT: {"description": "not this client, or busy"},
-    status.HTTP_422_UNPROCESSABLE_CONTENT: {"description": "malformed, or nobody knows the FL server"},
+    status.HTTP_422_UNPROCESSABLE_CONTENT: {"description": "malformed, or the FL server is unknown"},
 }
 
 

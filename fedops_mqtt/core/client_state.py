@@ -179,7 +179,7 @@ class StartTraining:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerMoved:
-    """Tell the training process that its server is somewhere else now."""
+    """Notify the training process that its server is somewhere else now."""
 
     server_ip: str
     launch: int

@@ -58,7 +58,7 @@ class PendingReturn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusView(Generic[Status]):
-    """What a reader knows of one owner: its last valid status, and what the reader's own clock adds to it."""
+    """A reader's state of one owner: its last valid status, and what the reader's own clock adds to it."""
 
     status: Status
     heard_at: float
@@ -164,7 +164,7 @@ class Fleet:
     _listening_since: float | None = None
 
     def listen(self, now: float) -> None:
-        """Say that the reader is subscribed (again): every lease starts anew here."""
+        """Note that the reader is subscribed (again): every lease starts anew here."""
         self._listening_since = now
 
     @property
@@ -173,7 +173,7 @@ class Fleet:
         return self._listening_since
 
     def pause(self) -> None:
-        """Say that the reader lost its connection: leases stand still until `listen`."""
+        """Note that the reader lost its connection: leases stand still until `listen`."""
         self._listening_since = None
 
     def apply(self, status: AnyStatus, *, now: float, is_retained: bool) -> bool:

@@ -99,7 +99,7 @@ Decision = Ignore | Repair | Adopt | Yield
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ownership:
-    """What an owner knows of its own topic.
+    """The state of an owner's own topic, as far as it was read.
 
     Attributes:
         instance: this process, see `new_instance`.

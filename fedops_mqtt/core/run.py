@@ -303,7 +303,7 @@ _HAS_JOINED = frozenset(Phase) - {Phase.STARTING, Phase.JOINING}
 
 
 def _in_training(run: Run, member: Member, mac: str, current: CurrentRun, now: float) -> Member:
-    """A client whose line is broken may still believe that it trains: there the server knows better."""
+    """A client whose line is broken may still report that it trains: there the server's report counts."""
     if not _server_misses(run, mac, member):
         member = moved(member, MemberCondition.TRAINING, None, now)
     member = replace(member, phase=current.phase, round=current.round)

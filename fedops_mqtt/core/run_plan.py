@@ -62,7 +62,7 @@ def plan(run: Run, fleet: Fleet, now: float) -> list[Action]:
 def waits_for(run: Run, fleet: Fleet) -> str | None:
     """Return what an open run waits for, for people: the server's host, clients; None: nothing, or it cannot be known.
 
-    Said as soon as it is so, not when the join limit has passed.
+    Reported as soon as it is so, not when the join limit has passed.
     """
     waits = [run.host_problem, _clients_awaited(run, fleet)]
     return "; ".join(filter(None, waits)) or None

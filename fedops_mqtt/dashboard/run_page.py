@@ -104,7 +104,7 @@ class RunDetails:
             self._draw_head()  # its duration grows
 
     async def _refresh(self, kinds: frozenset[ChangeTopic]) -> None:
-        """Read and show what has changed; `kinds` says what may have."""
+        """Read and show what has changed; `kinds`: what may have."""
         history = self._view.api.history
         self._record = await history.run_record(self._run_id)
         metrics = await self._read_new("client_metrics") if ChangeTopic.METRICS in kinds else []

@@ -1,6 +1,6 @@
 """The demo's Flower app, as it trains on a device: one partition of the digits, chosen by `node_config`.
 
-It knows nothing of MQTT or of the line: any Flower server could run it.
+It uses neither MQTT nor the line: any Flower server could run it.
 """
 
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict

@@ -1,6 +1,6 @@
 """The demo from its first process to its last line: start a fleet, run one federated run, print its result.
 
-What it shows it knows from the bus, as any dashboard would; it asks the manager's API only to start and for the result.
+What it shows comes from the bus, as any dashboard would; it asks the manager's API only to start and for the result.
 """
 
 import asyncio
@@ -258,7 +258,7 @@ def _command() -> str:
 
 _NAME = "fedops-mqtt"
 
-_GONE = """Everything else that the demo made is gone again. To look further:
+_GONE = """Everything else that the demo made is deleted. To look further:
   {command} demo --keep leaves the fleet running, and says how to watch and steer it.
   README.md, "Use it for real": the same by hand, with a task of your own."""
 

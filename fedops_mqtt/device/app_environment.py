@@ -1,6 +1,6 @@
 """Virtual environments for what delivered apps need and the device lacks, one for each set of requirements.
 
-An environment is used only where its last file says that it was finished; whatever else lies there is removed.
+An environment is used only where its last file marks it as finished; whatever else lies there is removed.
 """
 
 import asyncio
@@ -161,7 +161,7 @@ def _add_device_packages(environment: Path) -> None:
 
 
 def _finish(environment: Path) -> None:
-    os.sync()  # thousands of files: a power cut must not leave some of them behind a mark that says all
+    os.sync()  # thousands of files: a power cut must not leave some of them behind a mark that stands for all
     with (environment / _FINISHED).open("wb") as file:
         os.fsync(file.fileno())
 

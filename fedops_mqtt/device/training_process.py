@@ -155,7 +155,7 @@ class TrainingProcess:
         return ended
 
     def redirect(self, server_ip: str, launch: int) -> None:
-        """Tell the process where its server is now."""
+        """Send the process the address of its server."""
         self._send(Redirect(server_ip=server_ip, launch=launch))
 
     def stop(self, reason: str) -> None:

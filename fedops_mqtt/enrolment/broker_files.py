@@ -70,7 +70,7 @@ def render_dynamic_security_config(config: str, register: Register) -> str:
     head, mark, rest = config.partition(_ACCESS_BLOCK_BEGIN)
     _, _, tail = rest.partition(_ACCESS_BLOCK_END)
     if not mark or not tail:
-        raise EnrolmentError(f"{CONFIG_FILE} was changed beyond what is known here: put the plugin in by hand")
+        raise EnrolmentError(f"{CONFIG_FILE} was changed beyond what this program can edit: put the plugin in by hand")
     return f"{head}{_PLUGIN_LINES.format(plugin=find_plugin(), folder=register.broker_dir.rstrip('/'))}{tail}"
 
 

@@ -27,7 +27,7 @@ def make_token(run_secret: bytes, run_id: str, client_mac: str) -> str:
 
 
 def check_token(token: str | None, *, run_secret: bytes, run_id: str, client_mac: str) -> bool:
-    """Tell whether `token` is the one of this client in this run, in constant time."""
+    """Return whether `token` is the one of this client in this run, in constant time."""
     return is_same_secret(token, make_token(run_secret, run_id, client_mac))
 
 

@@ -118,7 +118,7 @@ class ClientSession:
             return self._session
 
     def is_current(self, session: JoinedSession) -> bool:
-        """Tell whether this session may still be used."""
+        """Return whether this session may still be used."""
         with self._changed:
             return self._session is session and self._end is None
 
@@ -286,7 +286,7 @@ class ClientSession:
         return max(_LEAST_S, self._deadline - time.monotonic())
 
     def _leave(self, session: JoinedSession, end: RunEnd) -> None:
-        """Tell the server how it ended, before the control request closes and looks like a death."""
+        """Report to the server how it ended, before the control request closes and looks like a death."""
         connection = session.connector.connection()
         body = wire.encode_body(wire.LeaveRequest(outcome=end.outcome, reason=clip(end.reason)))
         try:

@@ -153,7 +153,7 @@ class FrameReader:
                 self._finish_part()
 
     def take(self) -> Message:
-        """Hand over the message; the reader keeps nothing of it.
+        """Return the message; the reader keeps nothing of it.
 
         Raises:
             FrameError: bytes are missing.

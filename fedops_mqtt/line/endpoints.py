@@ -322,7 +322,7 @@ class LineApp:
         session.control.set()
 
     async def _serve_control(self, request: Request, session: Session) -> str | None:
-        """Say pings and orders until the session ends; returns why it did, if the client cannot know."""
+        """Send pings and orders until the session ends; returns why it did, if the client cannot know."""
         loop = asyncio.get_running_loop()
         number, next_ping = 0, loop.time()
         while not session.has_disconnected:

@@ -83,7 +83,7 @@ _TASK_ID = 1
 
 
 def set_identity(*, run_id: int, node_id: int) -> None:
-    """Say who this process is, so that `Message(...)` can be built in it; it holds for the whole process."""
+    """Set the node id of this process, so that `Message(...)` can be built in it; it holds for the whole process."""
     TaskIdentity.task_id = _TASK_ID
     TaskIdentity.run_id = run_id
     TaskIdentity.node_id = node_id
@@ -109,7 +109,7 @@ def make_message(metadata: Metadata, *, content: RecordDict | None = None, error
 
 
 def is_unhandled(error: BaseException) -> bool:
-    """Tell whether a ClientApp raised this because it has no function for a message's type."""
+    """Return whether a ClientApp raised this because it has no function for a message's type."""
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next

@@ -206,7 +206,7 @@ class LineGrid(Grid):
         return nodes
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Hand out messages; content that several of them share is encoded once. Returns their ids.
+        """Queue messages for their nodes; content that several of them share is encoded once. Returns their ids.
 
         Raises:
             MessageTooLargeError: a message is over the line's limit.
@@ -235,7 +235,7 @@ class LineGrid(Grid):
         return replies
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Hand out messages and wait for the replies (Flower 1.41 Grid.send_and_receive).
+        """Queue messages and wait for the replies (Flower 1.41 Grid.send_and_receive).
 
         A client that is offline is answered for with a Flower Error. What is not answered within `timeout` is left
         out of the result; what is not answered within the round limit is an Error, and its client is dropped.

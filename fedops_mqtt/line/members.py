@@ -35,7 +35,7 @@ class LineMember:
     instance: str
     attempt: int
     session: str = field(repr=False)
-    """Speaks for the client on the line: not for logs."""
+    """Authenticates the client on the line: not for logs."""
     is_present: bool = False
     has_joined: bool = False
     phase: Phase = Phase.JOINING

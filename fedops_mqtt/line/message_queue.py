@@ -53,7 +53,7 @@ class MessageQueue:
         return self._messages.get(message_id)
 
     def expects(self, node_id: int, message_id: str) -> bool:
-        """Tell whether a node's reply to this message would be taken."""
+        """Return whether a node's reply to this message would be taken."""
         outbound_message = self._messages.get(message_id)
         return (
             outbound_message is not None
@@ -62,7 +62,7 @@ class MessageQueue:
         )
 
     def was_answered(self, node_id: int, message_id: str) -> bool:
-        """Tell whether this is the message that the node answered last: its repetition is no news."""
+        """Return whether this is the message that the node answered last: its repetition is no news."""
         return self._last_answered.get(node_id) == message_id
 
     def answer(self, node_id: int, message_id: str, reply: Message) -> bool:

@@ -137,7 +137,7 @@ def _records(content: RecordDict, kind: type[Any]) -> dict[str, Any]:
 
 
 def _is_numpy(record: ArrayRecord) -> bool:
-    """Tell whether a record is a model: classic XGBoost sends bytes of no type, or nothing yet."""
+    """Return whether a record is a model: classic XGBoost sends bytes of no type, or nothing yet."""
     return bool(record) and all(array.stype == flwr_private.NUMPY_STYPE and array.data for array in record.values())
 
 
@@ -190,7 +190,7 @@ def _difference(model: Array, found: Array) -> str | None:
 
 
 def _is_bytes(array: NDArray[Any]) -> bool:
-    """Tell whether an array is a serialized model, of any length: Flower's XGBoost strategies send trees like this."""
+    """Return whether an array is a serialized model, of any length: Flower's XGBoost strategies send trees so."""
     return array.dtype == np.uint8 and array.ndim == 1
 
 

@@ -144,7 +144,7 @@ class RunState:
             return self._members.present_node_ids()
 
     def is_hopeless(self, num_clients: int, max_clients: int | None) -> bool:
-        """Tell whether so many cannot be present any more: of the `max_clients` that ever come too many have ended."""
+        """Return whether so many cannot be present any more: too many of `max_clients` have ended."""
         with self._changed:
             num_ended = sum(member.outcome is not None for member in self._members.by_mac.values())
             return max_clients is not None and max_clients - num_ended < num_clients
@@ -183,7 +183,7 @@ class RunState:
             return self._queue.collect(message_ids)
 
     def is_idle(self) -> bool:
-        """Tell whether nothing is on its way to or from any node."""
+        """Return whether nothing is on its way to or from any node."""
         with self._changed:
             return self._queue.is_empty
 
@@ -307,12 +307,12 @@ class RunState:
                 self.drop(session.mac, Outcome.FAILED, reason)
 
     def expects(self, session: Session, message_id: str) -> bool:
-        """Tell whether a reply to this message would be taken."""
+        """Return whether a reply to this message would be taken."""
         with self._changed:
             return self._queue.expects(session.node_id, message_id)
 
     def was_answered(self, session: Session, message_id: str) -> bool:
-        """Tell whether this reply arrived before."""
+        """Return whether this reply arrived before."""
         with self._changed:
             return self._queue.was_answered(session.node_id, message_id)
 

@@ -136,7 +136,7 @@ class AppStore:
 
         Raises:
             UnknownAppError, NoEarlierAppError: there is no such version.
-            BundleMissingError: its bundle is gone.
+            BundleMissingError: its bundle is no longer stored.
         """
         async with self.lock:
             versions = await self._journal.reader.call(self.versions, task_id)

@@ -51,7 +51,7 @@ class JournalEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournaledRun:
-    """A run and what only the manager knows of it."""
+    """A run and what only the manager stores of it."""
 
     run: Run
     secret: bytes = field(repr=False)

@@ -20,7 +20,7 @@ _MAX_PROBLEM = 400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobView:
-    """A launch as the API server knows it. `pods` may run; `waits` is the reason why a pod has not started."""
+    """A launch as the API server reports it. `pods` may run; `waits` is the reason why a pod has not started."""
 
     exists: bool
     is_finished: bool

@@ -31,7 +31,7 @@ POLL_S = 1.0
 DRAIN_S = 5.0
 """An ended server's log is read to its end within this."""
 FENCE_S = 60.0
-"""Earlier launches of the run are gone within this, or the next is not created."""
+"""Earlier launches of the run are deleted within this, or the next is not created."""
 
 
 class KubernetesServer:
@@ -56,7 +56,7 @@ class KubernetesServer:
         return not self._has_ended
 
     async def start(self, order: bytes) -> None:
-        """Create Secrets and Job, after every earlier launch of the run is gone.
+        """Create Secrets and Job, after every earlier launch of the run is deleted.
 
         Raises:
             KubernetesError: the cluster refuses them.

@@ -21,7 +21,7 @@ _CLIENT_BYTES = 160
 _CHARACTER_BYTES = 6
 """At most: a control character, escaped."""
 _REST_BRACKETS = 8192
-"""For all that a status says beside its clients: a reason and a few texts may be made of nothing else."""
+"""For all that a status holds beside its clients: a reason and a few texts may be made of nothing else."""
 _FINE = frozenset({MemberCondition.TRAINING, MemberCondition.FINISHED})
 
 

@@ -4,7 +4,7 @@ On loopback it is open to this machine; beyond it opens only with a bearer token
 in has a bounded body. No web page elsewhere gets in through a visitor's browser: requests and WebSockets of other
 origins are refused unless they are set (RFC 6454; a plain POST and a WebSocket need no CORS), and without a token only
 requests that name this machine as `localhost` or by a loopback address (a foreign name is DNS rebinding; browsers hold
-`0.0.0.0` for a public address and say nothing of the page that asks). A body that was cut off is never obeyed.
+`0.0.0.0` for a public address and send no header that names the page). A body that was cut off is never obeyed.
 """
 
 import asyncio
@@ -242,7 +242,7 @@ def check_address(host: str, address: str, rules: AccessRules, *, what: str, set
 
 
 def _names_this_machine(host: str) -> bool:
-    """Return whether a Host header holds `localhost` or a loopback address; HTTP/1.0 has none, no browser speaks it."""
+    """Return whether a Host header holds `localhost` or a loopback address; HTTP/1.0 has none, no browser uses it."""
     name = host.rpartition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
     try:
         address = ipaddress.ip_address(name)

@@ -109,7 +109,7 @@ class HttpServer(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin without uvicorn's own way to accept connections, which knows no limit."""
+        """Begin without uvicorn's own way to accept connections, which has no limit."""
         await super().startup(sockets=[])
 
     async def main_loop(self) -> None:
@@ -182,7 +182,7 @@ class HttpServer(uvicorn.Server):
                 ssl_handshake_timeout=HEAD_S if is_tls else None,
                 ssl_shutdown_timeout=_TLS_CLOSE_S if is_tls else None,
             )
-        except (OSError, asyncio.CancelledError):  # no TLS, or gone again; a listener that ends cancels
+        except (OSError, asyncio.CancelledError):  # no TLS, or disconnected again; a listener that ends cancels
             connection.close()
 
 
@@ -368,7 +368,7 @@ class _HttpConnection(HttpToolsProtocol):
 BACKLOG = 4096
 """Connections that the kernel keeps until they are accepted; fewer, and a fleet that comes back at once is refused."""
 MAX_CONNECTIONS = 4096
-"""Of one address, unless its caller says another number."""
+"""Of one address, unless its caller passes another number."""
 
 WebSockets = Literal["none", "websockets-sansio"]
 

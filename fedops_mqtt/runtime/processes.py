@@ -50,7 +50,7 @@ def _carries(path: Path, entry: bytes) -> bool:
     try:
         environ = (path / "environ").read_bytes()
     except OSError:
-        return False  # gone meanwhile, or another user's
+        return False  # ended meanwhile, or another user's
     return any(variable.startswith(entry) for variable in environ.split(b"\0"))
 
 

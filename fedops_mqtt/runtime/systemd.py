@@ -22,7 +22,7 @@ _NOTIFICATIONS_PER_WATCHDOG = 3
 def end_signals() -> tuple[signal.Signals, ...]:
     """Return the signals that ask this process to end.
 
-    SIGHUP comes when its terminal or SSH session is gone; where that is ignored (`nohup`) it stays so.
+    SIGHUP comes when its terminal or SSH session has ended; where that is ignored (`nohup`) it stays so.
     """
     hangup = getattr(signal, "SIGHUP", None)
     if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
@@ -101,6 +101,6 @@ _WRONG_PATH = {
 
 
 def exit_code_of_disk(error: BaseException | None) -> ExitCode:
-    """Return how to end where a file cannot be used: a disk that is full, read-only or gone may be mended meanwhile."""
+    """Return the exit code where a file cannot be used: a disk that is full, read-only or absent may recover."""
     is_wrong = isinstance(error, OSError) and error.errno in _WRONG_PATH
     return ExitCode.CONFIG if is_wrong else ExitCode.UNAVAILABLE

@@ -60,7 +60,7 @@ class ServerAPI:
         self._cutter = MetricsCutter(_log.warning)
 
     def put_server_status(self, server_status_json: str | Mapping[str, Any]) -> None:
-        """Say the server's status; of FedOps' fields `FLSeReady` and `GL_Model_V` have a meaning here.
+        """Publish the server's status; of FedOps' fields `FLSeReady` and `GL_Model_V` have a meaning here.
 
         `FLSeReady` false means that the server failed (FedOps server.app.FLServer.start).
         """

@@ -178,7 +178,7 @@ class Reporter:
         threading.Thread(target=self._write_phases, name="phases", daemon=True).start()
 
     def phase(self, report: PhaseReport) -> None:
-        """Tell where the training is: the first time that it trains at once, else soon."""
+        """Report the phase of the training: the first time that it trains at once, else soon."""
         with self._lock:
             self._phase = report
             if report.phase is Phase.TRAINING and not self._has_trained:
@@ -187,7 +187,7 @@ class Reporter:
         self._news.set()
 
     def metrics(self, report: MetricsReport) -> None:
-        """Tell numbers, now."""
+        """Report metrics, now."""
         with self._lock:
             if not self._has_ended:
                 self._write(report)

@@ -67,7 +67,7 @@ class PhaseClock:
         self._held = report
 
     def flush(self) -> None:
-        """Tell what is held."""
+        """Report what is held back."""
         with self._lock:
             held, self._held = self._held, None
             if held is None:
@@ -303,7 +303,7 @@ class TrainingRun:
         return EndedReport(outcome=None if end.is_rejected else end.outcome, reason=end.reason or None)
 
     def _report_time(self) -> None:
-        """Say how long it took, as FedOps does."""
+        """Report how long it took, as FedOps does."""
         identity = self._job.identity
         values: dict[str, Scalar] = {
             "fl_task_id": identity.task_id,

@@ -100,12 +100,12 @@ class AppsApi:
         )
 
     async def download(self, digest: str) -> FileResponse:
-        """Hand out a bundle."""
+        """Return a bundle."""
         path = await self._reader.call(self._apps.fetch, digest)
         return FileResponse(path, filename=path.name, media_type=_ZIP)
 
     def _noted(self, app: PublishedApp) -> AppRecord:
-        """Return the record of an app that has changed, and tell it to those who follow the events."""
+        """Return the record of an app that has changed, and publish the change to those who follow the events."""
         record = AppRecord.of(app)
         self._context.events.note_app(record)
         return record

@@ -118,7 +118,7 @@ class HistoryApi:
         return ModelPage(items=[ModelRecord.of(each, task_id) for each in found], total=len(found))
 
     async def download_model(self, task_id: TaskId, file_name: str) -> FileResponse:
-        """Hand out one version of a global model."""
+        """Return one version of a global model."""
         found = await self._reader.call(find_model, self._context.settings.store, task_id, file_name)
         if found is None:
             raise UnknownModelError(task_id, file_name)

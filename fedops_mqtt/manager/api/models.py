@@ -46,7 +46,7 @@ class Record(BaseModel):
 
 
 class ClientRecord(Record):
-    """One client as the manager knows it; `since` and `heard_at` are by the manager's clock."""
+    """One client in the manager's view; `since` and `heard_at` are by the manager's clock."""
 
     task_id: str
     client_mac: str

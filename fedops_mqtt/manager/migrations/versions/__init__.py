@@ -1,1 +1,1 @@
-"""One module a step; its name says what the step is for."""
+"""One module a step; its name is what the step is for."""
