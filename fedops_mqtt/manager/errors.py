@@ -140,7 +140,7 @@ class JournalVersionError(ManagerError):
     def __init__(self, url: str, found: str, known: str) -> None:
         self.found = found
         self.known = known
-        super().__init__(f"journal {url} has schema version {found}, this program supports {known}; use a newer one")
+        super().__init__(f"journal {url} has schema version {found}, not {known}; use a newer program")
 
 
 class JournalUrlError(ManagerError):
