@@ -17,7 +17,6 @@ from fedops_mqtt.bridge.start_call import (
     failed_to_start,
 )
 from fedops_mqtt.core.client import Identity
-from fedops_mqtt.core.client_state import StartTraining
 from fedops_mqtt.device.trainer import Scalar
 from fedops_mqtt.protocol import Outcome, Phase, RunStart, Transport
 from fedops_mqtt.runtime.settings import ClientSettings
@@ -99,9 +98,8 @@ class HttpTrainer:
     async def keep_ready(self, is_idle: asyncio.Event) -> None:
         """Return at once: an old client has its own process."""
 
-    def make(self, started: StartTraining) -> PeerTraining:
+    def make(self, start: RunStart) -> PeerTraining:
         """Return the training of a start."""
-        start = started.start
         self._link.gl_model = start.gl_model
         call = StartCall(link=self._link, client_mac=self._identity.client_mac, turn=self._turn, limits=self._limits)
         if start.transport is Transport.GRPC:

@@ -20,7 +20,6 @@ from fedops_mqtt.core.client_state import (
     ShutDown,
     ShutdownRequested,
     StartDecision,
-    StartTraining,
     StopTraining,
     TrainingEnded,
     TrainingOutcome,
@@ -192,7 +191,7 @@ def _accept(client: Client, trigger: StartTrigger) -> Step:
     )
     facts = replace(facts, active_training=mine, term=max(facts.term, trigger.term), gl_model=trigger.gl_model)
     step = answer(replace(client, facts=facts), trigger, StartDecision(answer=Answer.ACCEPTED), is_remembered=True)
-    return replace(step, client=_started(step.client, trigger.server_ip), action=StartTraining(start=trigger))
+    return replace(step, client=_started(step.client, trigger.server_ip), action=trigger)
 
 
 def _started(client: Client, server_ip: str) -> Client:
@@ -274,10 +273,7 @@ def _accept_local(client: Client, start: LocalStart) -> Step:
     return Step(
         client=_started(replace(client, facts=facts), start.server_ip),
         decision=StartDecision(answer=Answer.ACCEPTED),
-        action=StartTraining(
-            start=RunStart(run_id=mine.run_id, attempt=count, launch=0, server_ip=start.server_ip, gl_model=gl_model),
-            is_local=True,
-        ),
+        action=RunStart(run_id=mine.run_id, attempt=count, launch=0, server_ip=start.server_ip, gl_model=gl_model),
     )
 
 

@@ -168,16 +168,6 @@ Event = StartTrigger | StopTrigger | LocalStart | Progressed | TrainingEnded | S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StartTraining:
-    """Start a training process."""
-
-    start: RunStart
-    """The trigger itself, where one began it."""
-    is_local: bool = False
-    """True for a start on this device: its `run_id` is made here, and the server's transport has to be found out."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerMoved:
     """Notify the training process that its server is somewhere else now."""
 
@@ -192,7 +182,8 @@ class StopTraining:
     reason: str
 
 
-Action = StartTraining | ServerMoved | StopTraining
+Action = RunStart | ServerMoved | StopTraining
+"""What the daemon does next; a `RunStart`, often the trigger itself, starts a training process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,6 @@ import logging
 import platform
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import replace
 from typing import Literal, Protocol, assert_never
 
 from fedops_mqtt import __version__
@@ -32,7 +31,6 @@ from fedops_mqtt.core.client_state import (
     ShutDown,
     ShutdownRequested,
     StartDecision,
-    StartTraining,
     StopTraining,
     TrainingEnded,
 )
@@ -50,6 +48,7 @@ from fedops_mqtt.protocol import (
     ClientStatus,
     Outcome,
     Phase,
+    RunStart,
     StartTrigger,
     StopTrigger,
     filter_for,
@@ -182,18 +181,18 @@ class Daemon:
             refusal = self._policy.refusal(event) if isinstance(event, StartTrigger | LocalStart) else None
             step = core.apply(before, event, app_refusal=refusal)
             problem = await self._keep(step.client.facts)
-            if problem is not None and isinstance(step.action, StartTraining):
+            if problem is not None and isinstance(step.action, RunStart):
                 step = _refused(before, event, problem)
             self._client = step.client
             match step.action:
                 case None:
                     pass
-                case StartTraining() as started:
+                case RunStart() as start:
                     assert self._group is not None
                     self._phase = None
-                    self._training = training = self._trainer.make(self._with_token(started))
+                    self._training = training = self._trainer.make(self._with_token(start))
                     self._is_idle.clear()
-                    name = f"training-{started.start.run_id}-{started.start.attempt}"
+                    name = f"training-{start.run_id}-{start.attempt}"
                     self._group.create_task(self._train(training), name=name)
                 case ServerMoved(server_ip=server_ip, launch=launch):
                     if self._training is not None:
@@ -219,12 +218,12 @@ class Daemon:
             return f"journal cannot be written: {error}"
         return None
 
-    def _with_token(self, started: StartTraining) -> StartTraining:
+    def _with_token(self, start: RunStart) -> RunStart:
         """Return a start that names no token with the one that this device shares with servers started by hand."""
         shared = self.settings.join_token
-        if started.start.token or shared is None:
-            return started
-        return replace(started, start=started.start.model_copy(update={"token": shared.get_secret_value()}))
+        if start.token or shared is None:
+            return start
+        return start.model_copy(update={"token": shared.get_secret_value()})
 
     def _note_change(self, before: Client, after: Client) -> None:
         if before.condition is not after.condition:

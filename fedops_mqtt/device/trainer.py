@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from fedops_mqtt.core.client import Identity
-from fedops_mqtt.core.client_state import StartTraining
 from fedops_mqtt.device.training_process import MODULE, SpawnedProcess, TrainingOptions, TrainingProcess
 from fedops_mqtt.protocol import Outcome, RunStart, utc_now
 from fedops_mqtt.runtime.background import bare_error
@@ -44,7 +43,7 @@ class Training(Protocol):
 class AnyTrainer(Protocol):
     """Makes trainings: `Trainer`, or the bridge's, which has a FedOps client do them."""
 
-    def make(self, started: StartTraining) -> Training:
+    def make(self, start: RunStart) -> Training:
         """Return the training of a start; the one before must have ended."""
         ...
 
@@ -99,12 +98,12 @@ class Trainer:
         self._ready: SpawnedProcess | None = None
         self._has_taken_ready = asyncio.Event()
 
-    def make(self, started: StartTraining) -> Training:
+    def make(self, start: RunStart) -> Training:
         """Return the training of a start; a delivered app is made ready in it first."""
-        if started.start.app is None:
-            self._last = self._make_process(started, None)
+        if start.app is None:
+            self._last = self._make_process(start, None)
         else:
-            self._last = DeliveredTraining(started, delivery=self._app_delivery, make_process=self._make_process)
+            self._last = DeliveredTraining(start, delivery=self._app_delivery, make_process=self._make_process)
         return self._last
 
     def end(self, outcome: Outcome, reason: str | None) -> None:
@@ -152,15 +151,14 @@ class Trainer:
             )
         return self._delivery
 
-    def _make_process(self, started: StartTraining, app: "DeliveredApp | None") -> TrainingProcess:
-        settings, start = self._settings, started.start
+    def _make_process(self, start: RunStart, app: "DeliveredApp | None") -> TrainingProcess:
+        settings = self._settings
         job = Job(
             app=app.client_app if app else settings.app or "",
             live_task=self._live_task,
             import_paths=(str(app.folder),) if app else self._import_paths,
             identity=self._identity,
             start=start,
-            is_local=started.is_local,
             state_folder=self._folder,
             ca_file=settings.line_ca_file,
             join_s=settings.join_limit_s,
@@ -210,12 +208,12 @@ class DeliveredTraining:
 
     def __init__(
         self,
-        started: StartTraining,
+        start: RunStart,
         *,
         delivery: "Callable[[], AppDelivery]",
-        make_process: "Callable[[StartTraining, DeliveredApp], TrainingProcess]",
+        make_process: "Callable[[RunStart, DeliveredApp], TrainingProcess]",
     ) -> None:
-        self._started = started
+        self._start = start
         self._make_delivery = delivery
         self._make_process = make_process
         self._delivery: AppDelivery | None = None
@@ -227,7 +225,7 @@ class DeliveredTraining:
         """Get the app ready, then train."""
         from fedops_mqtt.apps import AppRefusedError
 
-        start, delivery = self._started.start, self._make_delivery()
+        start, delivery = self._start, self._make_delivery()
         self._delivery = delivery
         try:
             with bare_error():
@@ -242,13 +240,12 @@ class DeliveredTraining:
             return EndedReport(outcome=None, reason=error.problem, reason_code=error.code.value)
         if preparing.cancelled():
             return EndedReport(outcome=Outcome.STOPPED, reason="stopped before its app was there")
-        self._process = self._make_process(self._started, preparing.result())
+        self._process = self._make_process(self._start, preparing.result())
         return await self._process.run()
 
     def redirect(self, server_ip: str, launch: int) -> None:
         """The FL server is somewhere else now: the app is fetched there, or trains on there."""
-        start = self._started.start.model_copy(update={"server_ip": server_ip, "launch": launch})
-        self._started = replace(self._started, start=start)
+        self._start = self._start.model_copy(update={"server_ip": server_ip, "launch": launch})
         if self._delivery is not None:
             self._delivery.redirect(server_ip)
         if self._process is not None:

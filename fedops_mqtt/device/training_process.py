@@ -129,33 +129,50 @@ class TrainingProcess:
         self._commands: asyncio.WriteTransport | None = None
         self._ended: EndedReport | None = None
         self._stop_reason: str | None = None
+        self._has_reported = False
         self._is_over = asyncio.Event()
-        """Set when the process reported its end, or a stop is wanted."""
+        """Set when the process reported its end, a stop is wanted, or the run limit has passed."""
         self.pid: int | None = None
 
     async def run(self) -> EndedReport:
         """Train to the end and return how it ended; being cancelled kills the process."""
         await asyncio.to_thread(self._output.begin)
+        ended = await self._run()
+        if self._ready is not None and ended.outcome is Outcome.FAILED and self._died_silently:
+            self._ready = None
+            logger.warning("the process that was kept ready died before it trained; another one is started")
+            ended = await self._run()
+        if ended.outcome is Outcome.FAILED:
+            logger.error("training failed", extra={**self._facts, "reason": ended.reason})
+        return ended
+
+    @property
+    def _died_silently(self) -> bool:
+        """True when it reported nothing and was not ended from here."""
+        return not self._has_reported and self._ended is None and not self._is_over.is_set()
+
+    @property
+    def _facts(self) -> dict[str, object]:
         start = self._job.start
-        facts = {"run_id": start.run_id, "attempt": start.attempt, "output": str(self._output.path)}
+        return {"run_id": start.run_id, "attempt": start.attempt, "output": str(self._output.path)}
+
+    async def _run(self) -> EndedReport:
         with ExitStack() as closing:
             try:
                 spawned = await self._take_process(closing)
             except OSError as error:
-                ended = _failed(f"training process could not be started: {error}")
-            else:
-                self.pid = spawned.process.pid
-                logger.info("a training process begins", extra={**facts, "pid": self.pid})
-                try:
-                    ended = await self._attend(spawned)
-                finally:
-                    await kill_all(spawned.process, spawned.mark)
-        if ended.outcome is Outcome.FAILED:
-            logger.error("training failed", extra={**facts, "reason": ended.reason})
-        return ended
+                return _failed(f"training process could not be started: {error}")
+            self.pid = spawned.process.pid
+            logger.info("a training process begins", extra={**self._facts, "pid": self.pid})
+            try:
+                return await self._attend(spawned)
+            finally:
+                await kill_all(spawned.process, spawned.mark)
 
     def redirect(self, server_ip: str, launch: int) -> None:
-        """Send the process the address of its server."""
+        """Send the process the address of its server; one that has not begun gets it with its job."""
+        start = self._job.start.model_copy(update={"server_ip": server_ip, "launch": launch})
+        self._job = self._job.model_copy(update={"start": start})
         self._send(Redirect(server_ip=server_ip, launch=launch))
 
     def stop(self, reason: str) -> None:
@@ -206,6 +223,8 @@ class TrainingProcess:
         await asyncio.wait({exited, over}, timeout=self._options.run_limit_s, return_when=asyncio.FIRST_COMPLETED)
         is_late = not exited.done() and not over.done()
         over.cancel()
+        if is_late:
+            self._is_over.set()
         if self._ended is not None and self._stop_reason is None:
             await asyncio.wait({exited}, timeout=grace_s)
         if not exited.done():
@@ -227,6 +246,7 @@ class TrainingProcess:
         except ValueError:
             logger.warning("a report of a training process is invalid", extra={"size_bytes": len(line)})
             return
+        self._has_reported = True
         if isinstance(report, EndedReport):
             self._ended = self._ended or report
             self._is_over.set()

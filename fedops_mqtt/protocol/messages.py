@@ -212,7 +212,8 @@ class RunStart(WireModel):
     attempt: Count
     launch: Count
     server_ip: Address
-    transport: Transport = Transport.LINE
+    transport: Transport | None = None
+    """None where a program on the device asks for the start: the server that answers says its transport and run id."""
     token: Text | None = Field(default=None, repr=False)
     gl_model: Count = 0
     app: AppReference | None = None
@@ -224,6 +225,7 @@ class RunStart(WireModel):
 class StartTrigger(RunStart):
     """The manager's command to one client: join this run at this FL server."""
 
+    transport: Transport = Transport.LINE
     term: Count
     task_id: TaskId
     client_mac: MacAddress

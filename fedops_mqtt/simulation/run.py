@@ -242,7 +242,6 @@ def _job(options: SimulationOptions, number: int, server_ip: str) -> Job:
             instance=f"simulation-{number}",
         ),
         start=RunStart(run_id="simulation", attempt=1, launch=1, server_ip=server_ip),
-        is_local=True,
         state_folder=options.folder.resolve() / f"client-{number}",
         join_s=_JOIN_S,
         rejoin_s=_JOIN_S,

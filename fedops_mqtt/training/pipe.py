@@ -51,8 +51,6 @@ class Job(_Line):
     """Folders to find the app's module in, before Python's own."""
     identity: Identity
     start: RunStart
-    is_local: bool = False
-    """True where the server's own run id and its transport are not known: both are found out."""
     state_folder: Path
     ca_file: Path | None = None
     join_s: float

@@ -210,7 +210,7 @@ class TrainingRun:
 
     def _take_runner(self) -> LineRunner | ClassicRunner:
         job, started = self._job, time.monotonic()
-        transport = self._find_transport() if job.is_local else job.start.transport
+        transport = job.start.transport or self._find_transport()
         join_s = max(1.0, job.join_s - (time.monotonic() - started))
         with self._lock:
             if transport is Transport.GRPC:
@@ -231,7 +231,7 @@ class TrainingRun:
                     instance=job.identity.instance,
                     attempt=job.start.attempt,
                     token=job.start.token,
-                    run_id=None if job.is_local else job.start.run_id,
+                    run_id=job.start.run_id if job.start.transport else None,
                     launch=self._launch,
                     ca_file=job.ca_file,
                     join_s=join_s,

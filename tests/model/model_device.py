@@ -21,7 +21,6 @@ from fedops_mqtt.core.client_state import (
     ServerMoved,
     ShutDown,
     ShutdownRequested,
-    StartTraining,
     StopTraining,
     TrainingEnded,
 )
@@ -172,7 +171,7 @@ class Daemon:
         match action:
             case None:
                 pass
-            case StartTraining(start=start):
+            case RunStart() as start:
                 self._start(start)
             case ServerMoved(server_ip=server_ip):
                 if self.training is not None:

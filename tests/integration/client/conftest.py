@@ -38,7 +38,13 @@ def make_job(tmp_path: Path, mac: str) -> MakeJob:
     """Jobs for a client of this test."""
 
     def make(**changes: object) -> Job:
-        start: dict[str, object] = {"run_id": "r1", "attempt": 1, "launch": 1, "server_ip": "127.0.0.1:1"}
+        start: dict[str, object] = {
+            "run_id": "r1",
+            "attempt": 1,
+            "launch": 1,
+            "server_ip": "127.0.0.1:1",
+            "transport": "line",
+        }
         start["token"] = make_token(SECRET, str(changes.get("run_id", "r1")), mac)
         start |= {
             name: changes.pop(name)

@@ -77,7 +77,7 @@ async def test_state_is_kept_between_rounds_and_runs(serve_fl: ServeFl, make_job
 async def test_classic_grpc_trains_whatever_kind_of_app(serve_fl: ServeFl, make_job: MakeJob, app: str) -> None:
     address = f"127.0.0.1:{free_port()}"
     await serve_fl("grpc", address, "1")
-    trial = Trial(make_job(app=f"fl_apps:{app}", server_ip=address, token=None, is_local=True))
+    trial = Trial(make_job(app=f"fl_apps:{app}", server_ip=address, token=None, transport=None))
     ended = await trial.run()
     if app == "make_app":  # made for message strategies: a classic server's questions are none of its own
         assert ended.outcome is Outcome.FAILED
@@ -103,8 +103,7 @@ def free_port() -> int:
 async def test_a_server_that_never_answers_is_a_failure_after_the_join_limit(
     make_job: MakeJob, transport: str | None
 ) -> None:
-    said = {"is_local": True} if transport is None else {"transport": transport}
-    job = make_job(app="fl_apps:AddOne", server_ip=f"127.0.0.1:{free_port()}", join_s=1.5, **said)
+    job = make_job(app="fl_apps:AddOne", server_ip=f"127.0.0.1:{free_port()}", join_s=1.5, transport=transport)
     ended = await Trial(job).run()
     assert ended.outcome is Outcome.FAILED
     assert job.start.server_ip in (ended.reason or ""), ended
@@ -114,7 +113,7 @@ async def test_a_server_that_never_answers_is_a_failure_after_the_join_limit(
 async def test_a_server_that_accepts_and_says_nothing_is_a_failure_too(make_job: MakeJob) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         server_ip = f"127.0.0.1:{mute.getsockname()[1]}"
-        ended = await Trial(make_job(server_ip=server_ip, is_local=True, join_s=2)).run()
+        ended = await Trial(make_job(server_ip=server_ip, transport=None, join_s=2)).run()
     assert ended.outcome is Outcome.FAILED
 
 
@@ -215,7 +214,7 @@ async def test_a_wrong_token_is_a_rejection(serve_fl: ServeFl, make_job: MakeJob
 
 async def test_an_open_server_tells_a_local_start_its_run(serve_fl: ServeFl, make_job: MakeJob) -> None:
     server_ip = await serve_fl("line", "by-hand", "open", "1")
-    trial = Trial(make_job(server_ip=server_ip, run_id="local-1", is_local=True, token=None))
+    trial = Trial(make_job(server_ip=server_ip, run_id="local-1", transport=None, token=None))
     assert (await trial.run()).outcome is Outcome.FINISHED
     assert trial.phases[-1].run_id == "by-hand"
 

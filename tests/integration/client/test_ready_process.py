@@ -69,6 +69,20 @@ async def test_trainings_take_the_process_that_waits_and_another_one_waits_then(
     await until_none(folder)
 
 
+async def test_a_training_whose_ready_process_dies_before_it_begins_gets_another(
+    run_daemon: RunDaemon, operator: Operator, serve_fl: ServeFl, tmp_path: Path, task_id: str, mac: str
+) -> None:
+    folder = identity_dir(tmp_path, task_id, mac)
+    await run_daemon(keep_ready=True)
+    await operator.until_condition(ClientCondition.ONLINE)
+    first = await until_waiting(folder)
+    first.suspend()
+    await operator.trigger(await serve_fl("line", "r1", SECRET.hex(), "2"))
+    await operator.until_condition(ClientCondition.TRAIN_STARTED)
+    first.kill()
+    await operator.until(lambda status: has_run(status, "r1"))
+
+
 async def test_a_daemon_keeps_no_process_unless_it_is_told_to(
     run_daemon: RunDaemon, operator: Operator, tmp_path: Path, task_id: str, mac: str
 ) -> None:

@@ -127,6 +127,12 @@ async def test_garbage_among_the_reports_is_dropped(tmp_path: Path) -> None:
     assert len(trial.reports) == 1
 
 
+async def test_a_server_that_moves_before_the_process_begins_is_the_one_it_gets(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, "say(report='ended', outcome='finished', reason=str(job['start']['server_ip']))")
+    trial.training.redirect("127.0.0.1:2", 2)
+    assert (await trial.run()).reason == "127.0.0.1:2"
+
+
 async def test_a_stop_ends_the_process_at_once(tmp_path: Path) -> None:
     trial = Trial(tmp_path, READY + "time.sleep(600)")
     assert await stopped(trial) == EndedReport(outcome=Outcome.STOPPED, reason="by hand")

@@ -19,7 +19,6 @@ from fedops_mqtt.core.client_state import (
     ServerMoved,
     ShutDown,
     ShutdownRequested,
-    StartTraining,
     StopTraining,
     TrainingEnded,
 )
@@ -30,6 +29,7 @@ from fedops_mqtt.protocol import (
     ClientCondition,
     Outcome,
     Phase,
+    RunStart,
     StartTrigger,
     StopTrigger,
     decode,
@@ -72,8 +72,8 @@ def restarted(client: Client, instance: str = "b") -> Client:
 
 def test_a_trigger_starts_training_and_is_answered() -> None:
     step = after(trigger(token="secret", gl_model=4, num_clients=3))
-    assert isinstance(step.action, StartTraining)
-    assert (step.action.start.run_id, step.action.start.token) == ("r1", "secret")
+    assert isinstance(step.action, RunStart)
+    assert (step.action.run_id, step.action.token) == ("r1", "secret")
     assert "secret" not in repr(step)
     client = step.client
     assert client.condition is ClientCondition.TRAIN_STARTED
@@ -115,7 +115,7 @@ def test_a_trigger_that_does_not_fit_is_rejected_with_the_reason(changes: dict[s
 
 def test_a_finished_run_is_not_trained_again_but_a_failed_one_is_at_a_higher_attempt() -> None:
     assert after(trigger(), ended(), trigger(attempt=2)).action is None
-    assert isinstance(after(trigger(), ended(Outcome.FAILED), trigger(attempt=2)).action, StartTraining)
+    assert isinstance(after(trigger(), ended(Outcome.FAILED), trigger(attempt=2)).action, RunStart)
 
 
 def test_a_higher_launch_of_the_run_in_hand_re_aims() -> None:
@@ -150,7 +150,7 @@ def test_a_stop_that_overtakes_its_start_prevents_it_even_across_a_restart() -> 
     assert step.action is None
     assert step.decision is not None
     assert step.decision.reason == "stopped"
-    assert isinstance(apply(client, trigger(attempt=2)).action, StartTraining)
+    assert isinstance(apply(client, trigger(attempt=2)).action, RunStart)
 
 
 def test_a_stop_of_a_lower_term_is_ignored() -> None:
@@ -164,7 +164,7 @@ def test_a_training_in_hand_is_interrupted_after_a_restart_and_the_daemon_is_onl
     assert is_interruption(client.facts.last_run.reason)
     assert client.condition is ClientCondition.ONLINE
     assert client.run is None
-    assert isinstance(apply(client, trigger(attempt=2, instance="b")).action, StartTraining)
+    assert isinstance(apply(client, trigger(attempt=2, instance="b")).action, RunStart)
 
 
 def test_a_run_that_is_gone_at_join_is_rejected_and_nothing_failed() -> None:
@@ -195,8 +195,8 @@ def test_leaving_in_a_hurry_says_that_the_training_was_interrupted() -> None:
 def test_a_local_start_is_the_same_start_without_a_run_id() -> None:
     start = LocalStart(server_ip="127.0.0.1:9")
     step = after(start)
-    assert isinstance(step.action, StartTraining)
-    assert step.action.is_local
+    assert isinstance(step.action, RunStart)
+    assert step.action.transport is None
     again = apply(step.client, start)
     assert (again.action, again.client) == (None, step.client)
     assert again.decision is not None
@@ -214,8 +214,8 @@ def test_a_local_start_has_the_number_of_the_model_that_its_manager_gives_or_the
     said: int | None, known: int
 ) -> None:
     step = after(trigger(gl_model=4), ended(), LocalStart(server_ip="127.0.0.1:9", gl_model=said))
-    assert isinstance(step.action, StartTraining)
-    assert (step.action.start.gl_model, step.client.facts.gl_model) == (known, known)
+    assert isinstance(step.action, RunStart)
+    assert (step.action.gl_model, step.client.facts.gl_model) == (known, known)
 
 
 def test_memory_is_bounded_and_rejections_are_forgotten_first() -> None:
@@ -258,7 +258,7 @@ def test_applying_twice_is_applying_once(before: list[Event], event: Event) -> N
     once = after(*before, event)
     twice = apply(once.client, event)
     assert twice.client == once.client
-    assert not isinstance(twice.action, StartTraining)
+    assert not isinstance(twice.action, RunStart)
 
 
 @given(st.lists(st.one_of(EVENTS, st.just("restart"), st.just("end")), max_size=60), st.randoms())
@@ -275,8 +275,8 @@ def test_training_starts_at_most_once_per_run_and_attempt(script: list[Event | s
         elif not isinstance(event, str):
             step = apply(client, event)
             client = step.client
-            if isinstance(step.action, StartTraining):
-                starts.append((step.action.start.run_id, step.action.start.attempt))
+            if isinstance(step.action, RunStart):
+                starts.append((step.action.run_id, step.action.attempt))
     assert len(starts) == len(set(starts))
 
 

@@ -9,10 +9,10 @@ import pytest
 
 from fedops_mqtt.apps import AppLibrary, AppSigner, make_signing_key
 from fedops_mqtt.core.client import Client, Identity, apply
-from fedops_mqtt.core.client_state import LocalStart, StartTraining
+from fedops_mqtt.core.client_state import LocalStart
 from fedops_mqtt.device.app_policy import AppPolicy, app_folder
 from fedops_mqtt.device.identity import ClientConfigError
-from fedops_mqtt.protocol import Answer, StartTrigger, utc_now
+from fedops_mqtt.protocol import Answer, RunStart, StartTrigger, utc_now
 from fedops_mqtt.runtime.settings import ClientSettings
 
 MAC = "02:00:00:00:00:01"
@@ -155,8 +155,8 @@ def test_a_busy_device_says_that_it_is_busy_whatever_the_app(tmp_path: Path) -> 
 def test_app_and_settings_of_the_run_reach_the_training() -> None:
     trigger = start().model_copy(update={"run_config": {"lr": 0.5}})
     action = apply(Client(identity=replace(ME)), trigger).action
-    assert isinstance(action, StartTraining)
-    assert (action.start.app, action.start.run_config) == (trigger.app, {"lr": 0.5})
+    assert isinstance(action, RunStart)
+    assert (action.app, action.run_config) == (trigger.app, {"lr": 0.5})
 
 
 def test_a_device_that_waits_for_its_first_start_has_no_cryptography_in_memory(tmp_path: Path) -> None:
