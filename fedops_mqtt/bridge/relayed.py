@@ -16,6 +16,7 @@ from fedops_mqtt.bridge.grpc_gateway import GrpcGateway
 from fedops_mqtt.bridge.peer_state import FedOpsHttpError
 from fedops_mqtt.bridge.start_call import OUTCOME_REASONS, OnReport, PeerTraining, StartCall, failed_to_start
 from fedops_mqtt.core.client import Identity
+from fedops_mqtt.core.client_state import PhaseReport
 from fedops_mqtt.core.reasons import INTERRUPTED
 from fedops_mqtt.line.client_session import RunEnd
 from fedops_mqtt.line.errors import LineConfigError
@@ -23,7 +24,7 @@ from fedops_mqtt.line.runner import Joined, LineRunner, MessageAnswered, Progres
 from fedops_mqtt.protocol import MetricsCutter, MetricsKind, Outcome, RunStart, clip
 from fedops_mqtt.runtime.machine import join_address, split_address
 from fedops_mqtt.runtime.settings import ClientSettings
-from fedops_mqtt.training.pipe import EndedReport, MetricsReport, PhaseReport
+from fedops_mqtt.training.pipe import EndedReport, MetricsReport
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +196,7 @@ class RelayedTraining(PeerTraining):
         return make_context(joined)
 
     def _report_progress(self, progress: Progress) -> None:
-        self._on_report(PhaseReport.of(progress, self._run_id))
+        self._on_report(PhaseReport(phase=progress.phase, round=progress.round or 0, run_id=self._run_id))
 
     def _report_answered(self, answered: MessageAnswered) -> None:
         measured = self._cutter.cut(answered.metrics, num_more=2)

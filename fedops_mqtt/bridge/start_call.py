@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedops_mqtt.bridge.peer_state import FedOpsHttpClient, FedOpsHttpError, PeerState
+from fedops_mqtt.core.client_state import PhaseReport
 from fedops_mqtt.core.reasons import INTERRUPTED
 from fedops_mqtt.protocol import Outcome
-from fedops_mqtt.training.pipe import EndedReport, MetricsReport, PhaseReport
+from fedops_mqtt.training.pipe import EndedReport, MetricsReport
 
 logger = logging.getLogger(__name__)
 

@@ -17,10 +17,11 @@ from fedops_mqtt.bridge.start_call import (
     failed_to_start,
 )
 from fedops_mqtt.core.client import Identity
+from fedops_mqtt.core.client_state import PhaseReport
 from fedops_mqtt.device.trainer import Scalar
 from fedops_mqtt.protocol import Outcome, Phase, RunStart, Transport
 from fedops_mqtt.runtime.settings import ClientSettings
-from fedops_mqtt.training.pipe import EndedReport, PhaseReport
+from fedops_mqtt.training.pipe import EndedReport
 
 _CANNOT_STOP = "a FedOps client cannot be stopped; it trains on by itself"
 

@@ -15,7 +15,7 @@ from fedops_mqtt.core.client_state import (
     ClientState,
     Event,
     LocalStart,
-    Progressed,
+    PhaseReport,
     ServerMoved,
     ShutDown,
     ShutdownRequested,
@@ -102,7 +102,7 @@ def apply(client: Client, event: Event, *, app_refusal: StartDecision | None = N
             return _take_stop(client, event)
         case LocalStart():
             return _take_local_start(client, event, app_refusal)
-        case Progressed():
+        case PhaseReport():
             return Step(client=_progress(client, event))
         case TrainingEnded():
             return Step(client=_end(client, event))
@@ -320,7 +320,7 @@ def _end_by(client: Client, mine: ActiveTraining, ending: TrainingOutcome) -> St
     return Step(client=replace(client, facts=facts), action=StopTraining(reason=ending.detail))
 
 
-def _progress(client: Client, event: Progressed) -> Client:
+def _progress(client: Client, event: PhaseReport) -> Client:
     mine = client.facts.active_training
     if mine is None:
         return client

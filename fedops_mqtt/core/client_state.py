@@ -4,6 +4,7 @@ Memory is bounded: whatever grows here forgets its oldest.
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from fedops_mqtt.protocol import (
     Answer,
@@ -11,10 +12,14 @@ from fedops_mqtt.protocol import (
     LastTrigger,
     Outcome,
     Phase,
+    RunId,
     RunStart,
     StartTrigger,
     StopTrigger,
 )
+from fedops_mqtt.protocol.identity import Text
+from fedops_mqtt.protocol.messages import WireModel
+from fedops_mqtt.protocol.values import Count
 
 MAX_ANSWERS = 256
 """Answers and stop records that are remembered; a manager fires a few attempts a run and repeats one for seconds."""
@@ -130,14 +135,14 @@ class LocalStart:
     """Number of the global model as a FedOps client manager gives it; None: as the last start gave it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progressed:
+class PhaseReport(WireModel):
     """The training process reports where it is; `run_id` is what the server calls the run, once that is known."""
 
+    report: Literal["phase"] = "phase"
     phase: Phase
-    round: int
-    run_id: str | None = None
-    detail: str | None = None
+    round: Count = 0
+    run_id: RunId | None = None
+    detail: Text | None = None
     """What a phase that takes long is about, for people."""
 
 
@@ -164,7 +169,7 @@ class ShutDown:
     reason: str
 
 
-Event = StartTrigger | StopTrigger | LocalStart | Progressed | TrainingEnded | ShutdownRequested | ShutDown
+Event = StartTrigger | StopTrigger | LocalStart | PhaseReport | TrainingEnded | ShutdownRequested | ShutDown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,12 +19,12 @@ from fedops_mqtt.apps import (
     read_bundle,
 )
 from fedops_mqtt.apps.bundle import PROJECT, describe, missing_requirements
+from fedops_mqtt.core.client_state import PhaseReport
 from fedops_mqtt.device.app_environment import AppEnvironments
 from fedops_mqtt.device.app_policy import app_folder
 from fedops_mqtt.line.app_transfer import AppTransfer, TransferError
 from fedops_mqtt.protocol import AppReference, Phase, RunStart
 from fedops_mqtt.runtime.settings import ClientSettings
-from fedops_mqtt.training.pipe import PhaseReport
 
 logger = logging.getLogger(__name__)
 

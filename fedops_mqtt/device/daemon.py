@@ -26,7 +26,7 @@ from fedops_mqtt.core.client_state import (
     ClientState,
     Event,
     LocalStart,
-    Progressed,
+    PhaseReport,
     ServerMoved,
     ShutDown,
     ShutdownRequested,
@@ -59,7 +59,7 @@ from fedops_mqtt.protocol import (
 from fedops_mqtt.runtime.processes import kill_marked
 from fedops_mqtt.runtime.settings import ClientSettings
 from fedops_mqtt.runtime.systemd import supervised
-from fedops_mqtt.training.pipe import MetricsReport, PhaseReport
+from fedops_mqtt.training.pipe import MetricsReport
 
 Notice = Literal["trainFin", "trainFail", "flclient_out"]
 """FedOps' names for how a training ended, and for a client that leaves (FedOps client_api.ClientMangerAPI)."""
@@ -341,9 +341,7 @@ class Daemon:
     async def _take_phase(self) -> None:
         report, self._phase = self._phase, None
         if report is not None:
-            await self.apply(
-                Progressed(phase=report.phase, round=report.round, run_id=report.run_id, detail=report.detail)
-            )
+            await self.apply(report)
 
     async def _train(self, training: Training) -> None:
         ended = await training.run()

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from fedops_mqtt.core.client import Identity
+from fedops_mqtt.core.client_state import PhaseReport
 from fedops_mqtt.device.training_process import MODULE, SpawnedProcess, TrainingOptions, TrainingProcess
 from fedops_mqtt.protocol import Outcome, RunStart, utc_now
 from fedops_mqtt.runtime.background import bare_error
 from fedops_mqtt.runtime.key_values import parse_pairs
 from fedops_mqtt.runtime.settings import IS_DELIVERED, ClientSettings
-from fedops_mqtt.training.pipe import EndedReport, Job, MetricsReport, PhaseReport, WandbOptions
+from fedops_mqtt.training.pipe import EndedReport, Job, MetricsReport, WandbOptions
 
 if TYPE_CHECKING:
     from fedops_mqtt.device.app_delivery import AppDelivery, DeliveredApp

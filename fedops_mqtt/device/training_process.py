@@ -17,6 +17,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Self
 
+from fedops_mqtt.core.client_state import PhaseReport
 from fedops_mqtt.protocol import Outcome
 from fedops_mqtt.runtime.processes import MARK, LineSplitter, OutputFile, Tail, kill_all, kill_group, terminate
 from fedops_mqtt.runtime.settings import environment_without_settings
@@ -25,7 +26,6 @@ from fedops_mqtt.training.pipe import (
     EndedReport,
     Job,
     MetricsReport,
-    PhaseReport,
     Redirect,
     Stop,
     parse_report,

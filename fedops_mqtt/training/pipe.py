@@ -9,38 +9,31 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import IO, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from fedops_mqtt.core.client import Identity
-from fedops_mqtt.protocol import MetricsKind, Outcome, Phase, RunId, RunStart, clip
-from fedops_mqtt.protocol.identity import Text
+from fedops_mqtt.core.client_state import PhaseReport
+from fedops_mqtt.protocol import MetricsKind, Outcome, Phase, RunStart, clip
+from fedops_mqtt.protocol.messages import WireModel
 from fedops_mqtt.protocol.values import Count, Scalars
-
-if TYPE_CHECKING:
-    from fedops_mqtt.line.runner import Progress  # flwr is not imported here
 
 MAX_LINE_BYTES = 64 * 1024
 """A longer line is no report and is dropped; the bus would not take it either."""
 
 
-class _Line(BaseModel):
-    # A process reads one half of them and writes the other: each is built when it is first used.
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
-
-
-class WandbOptions(_Line):
+class WandbOptions(WireModel):
     """Where the run is shown on Weights & Biases."""
 
     key: str | None = Field(default=None, repr=False)
     project: str
     name: str
-    config: dict[str, Any] = {}
+    config: dict[str, Any] = Field(default_factory=dict)
     """Which run, app and settings these numbers are of."""
 
 
-class Job(_Line):
+class Job(WireModel):
     """The first line: everything a training process needs to know."""
 
     command: Literal["start"] = "start"
@@ -57,14 +50,14 @@ class Job(_Line):
     rejoin_s: float
     partition_id: int | None = None
     num_partitions: int | None = None
-    node_config: Scalars = {}
+    node_config: Scalars = Field(default_factory=dict)
     """More of `Context.node_config`."""
-    run_config: Scalars = {}
+    run_config: Scalars = Field(default_factory=dict)
     """The user's configuration, for `Context.run_config`; values below a nested name are joined by dots."""
     wandb: WandbOptions | None = None
 
 
-class Redirect(_Line):
+class Redirect(WireModel):
     """The server was launched again and is somewhere else now."""
 
     command: Literal["aim"] = "aim"
@@ -72,7 +65,7 @@ class Redirect(_Line):
     launch: int
 
 
-class Stop(_Line):
+class Stop(WireModel):
     """The training is to end."""
 
     command: Literal["stop"] = "stop"
@@ -82,31 +75,7 @@ class Stop(_Line):
 Command = Job | Redirect | Stop
 
 
-class PhaseReport(_Line):
-    """The training process is somewhere else in its round."""
-
-    report: Literal["phase"] = "phase"
-    phase: Phase
-    round: Count = 0
-    run_id: RunId | None = None
-    bytes_in: Count = 0
-    bytes_out: Count = 0
-    detail: Text | None = None
-    """What a phase that takes long is about, for people."""
-
-    @classmethod
-    def of(cls, progress: "Progress", run_id: str | None) -> Self:
-        """Return where a runner is, in the run that the server calls so."""
-        return cls(
-            phase=progress.phase,
-            round=progress.round or 0,
-            run_id=run_id,
-            bytes_in=progress.bytes_in,
-            bytes_out=progress.bytes_out,
-        )
-
-
-class MetricsReport(_Line):
+class MetricsReport(WireModel):
     """Numbers of one message that the app answered."""
 
     report: Literal["metrics"] = "metrics"
@@ -115,7 +84,7 @@ class MetricsReport(_Line):
     values: Scalars
 
 
-class EndedReport(_Line):
+class EndedReport(WireModel):
     """How it ended; `outcome` is None when the run was over before this client joined, or its app was refused."""
 
     report: Literal["ended"] = "ended"

@@ -9,6 +9,7 @@ from functools import partial
 from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedops_mqtt.core.client_state import PhaseReport
 from fedops_mqtt.line.client_session import RunEnd
 from fedops_mqtt.line.connection import Answers, probe
 from fedops_mqtt.line.errors import LineConfigError
@@ -29,7 +30,7 @@ from fedops_mqtt.training.app_loading import (
 from fedops_mqtt.training.classic_grpc import ClassicRunner
 from fedops_mqtt.training.client_backend import publishing_through
 from fedops_mqtt.training.numpy_clients import AnyServerApp
-from fedops_mqtt.training.pipe import EndedReport, Job, MetricsReport, PhaseReport, Reporter, failed, leave_soon
+from fedops_mqtt.training.pipe import EndedReport, Job, MetricsReport, Reporter, failed, leave_soon
 
 _NAMES = {
     Phase.STARTING: "wait_s",
@@ -268,7 +269,7 @@ class TrainingRun:
     def _progress(self, progress: Progress) -> None:
         self._bytes = (progress.bytes_in, progress.bytes_out)
         self._clock.enter(progress.phase)
-        self._reporter.phase(PhaseReport.of(progress, self._run_id))
+        self._reporter.phase(PhaseReport(phase=progress.phase, round=progress.round or 0, run_id=self._run_id))
 
     def _answered(self, answered: MessageAnswered) -> None:
         measured = self._cutter.cut(answered.metrics, num_more=_NUM_OWN_METRICS)

@@ -17,7 +17,7 @@ from fedops_mqtt.core.client_state import (
     Action,
     ClientState,
     Event,
-    Progressed,
+    PhaseReport,
     ServerMoved,
     ShutDown,
     ShutdownRequested,
@@ -293,4 +293,4 @@ class Training:
             return
         self._has_joined = True
         self.server = server
-        self.daemon.apply(Progressed(phase=Phase.TRAINING, round=server.round))
+        self.daemon.apply(PhaseReport(phase=Phase.TRAINING, round=server.round))

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from fedops_mqtt.core.client import Identity
+from fedops_mqtt.core.client_state import PhaseReport
 from fedops_mqtt.device.training_process import TrainingOptions, TrainingProcess, mark_of
 from fedops_mqtt.protocol import Outcome, Phase, RunStart
 from fedops_mqtt.runtime.processes import MARK, kill_marked
-from fedops_mqtt.training.pipe import EndedReport, Job, MetricsReport, PhaseReport
+from fedops_mqtt.training.pipe import EndedReport, Job, MetricsReport
 
 PREAMBLE = """
 import json, os, signal, sys, time

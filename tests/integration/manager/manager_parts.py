@@ -16,7 +16,7 @@ from postgres import Postgres
 
 from fedops_mqtt.bus import BusOptions, Connection, MemoryEpochs, Mosquitto, Received, StatusOwner, new_instance
 from fedops_mqtt.core.client import Client, Identity, apply, last_will, snapshot
-from fedops_mqtt.core.client_state import Event, Progressed, ShutDown, TrainingEnded
+from fedops_mqtt.core.client_state import Event, PhaseReport, ShutDown, TrainingEnded
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.manager.app import run_manager
 from fedops_mqtt.protocol import ClientStatus, Outcome, Phase, StartTrigger, StopTrigger, topics, utc_now
@@ -251,7 +251,7 @@ class Device:
                     self.starts.append(message)
                     self.happens(message)
                     if self.client.facts.active_training:
-                        self.happens(Progressed(phase=Phase.TRAINING, round=1))
+                        self.happens(PhaseReport(phase=Phase.TRAINING, round=1))
                 elif isinstance(message, StopTrigger):
                     self.stops.append(message)
                     if self.is_stubborn:

@@ -15,7 +15,7 @@ from fedops_mqtt.core.client_state import (
     ClientState,
     Event,
     LocalStart,
-    Progressed,
+    PhaseReport,
     ServerMoved,
     ShutDown,
     ShutdownRequested,
@@ -204,7 +204,7 @@ def test_a_local_start_is_the_same_start_without_a_run_id() -> None:
     other = apply(step.client, replace(start, server_ip="127.0.0.1:10")).decision
     assert other is not None
     assert other.answer is Answer.REJECTED
-    named = apply(step.client, Progressed(phase=Phase.TRAINING, round=1, run_id="r7")).client
+    named = apply(step.client, PhaseReport(phase=Phase.TRAINING, round=1, run_id="r7")).client
     assert named.run is not None
     assert named.run.run_id == "r7"
 
