@@ -14,6 +14,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from fedops_mqtt.bus.address import without_password
 from fedops_mqtt.protocol import AnyMacAddress, Outcome, TaskId
+from fedops_mqtt.protocol.wire import first_problem
 from fedops_mqtt.training.pipe import MetricsReport
 
 
@@ -65,9 +66,8 @@ class OnlineAnswer(BaseModel):
         try:
             return cls.model_validate_json(body)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(str(part) for part in first["loc"]) or "body"
-            raise FedOpsHttpError(url, f"answers something else than a status ({where}: {first['msg']})") from error
+            problem = first_problem(error, "body")
+            raise FedOpsHttpError(url, f"answers something else than a status ({problem})") from error
 
 
 class FedOpsHttpClient:

@@ -29,6 +29,7 @@ from fedops_mqtt.manager.api.app_models import AppRecord, RollbackRequest
 from fedops_mqtt.manager.api.models import RunRequest, RunSummary, TaskRecord
 from fedops_mqtt.manager.errors import TasksFileError
 from fedops_mqtt.manager.events import ChangeTopic
+from fedops_mqtt.protocol.wire import first_problem
 from fedops_mqtt.runtime.key_values import parse_pairs
 
 REFRESH_S = 1.0
@@ -189,7 +190,7 @@ class TaskDetails:
                 run = await self._view.api.start_run(request)
                 ui.navigate.to(f"/runs/{run.run_id}")
         except ValidationError as error:
-            ui.notify(error.errors()[0]["msg"], type="negative")
+            ui.notify(first_problem(error, "run"), type="negative")
         except ValueError as error:
             ui.notify(str(error), type="negative")
         finally:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fedops_mqtt.enrolment.errors import RegisterError, UnknownIdentityError
 from fedops_mqtt.enrolment.roles import Role
+from fedops_mqtt.protocol.wire import first_problem
 from fedops_mqtt.runtime.files import write_atomically
 
 _SALT_BYTES = 12
@@ -150,9 +151,7 @@ def load_register(path: Path) -> Register:
     try:
         return Register.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RegisterError(str(path), f"{where or 'the file'}: {first['msg']}") from error
+        raise RegisterError(str(path), first_problem(error, "the file")) from error
 
 
 def save_register(path: Path, register: Register) -> None:

@@ -4,7 +4,7 @@ Each body is a frozen model: no unknown fields in what we send, unknown ones ign
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedops_mqtt.line.errors import FrameError
 from fedops_mqtt.protocol import MacAddress, Outcome, RunId, RunOutcome
 from fedops_mqtt.protocol.identity import Reason, Text
+from fedops_mqtt.protocol.wire import first_problem
 
 PREFIX = "/line/v1"
 HELLO_PATH = f"{PREFIX}/hello"
@@ -130,8 +131,7 @@ def decode_body(kind: type[Body], data: bytes) -> Body:
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
-        first: Any = error.errors()[0]
-        raise FrameError(f"{kind.__name__}: {'.'.join(map(str, first['loc']))} {first['msg']}") from error
+        raise FrameError(f"{kind.__name__}: {first_problem(error, 'body')}") from error
 
 
 MIB = 1024 * 1024

@@ -70,7 +70,7 @@ def decode(topic: Topic, payload: bytes) -> Message:
     except orjson.JSONDecodeError as error:
         raise MalformedMessageError(str(topic), f"not JSON ({error})") from error
     except ValidationError as error:
-        raise MalformedMessageError(str(topic), _describe(error)) from error
+        raise MalformedMessageError(str(topic), first_problem(error)) from error
     for field in ("task_id", "client_mac", "run_id"):
         in_topic: str | None = getattr(topic, field)
         if in_topic is None:
@@ -88,9 +88,9 @@ def _check_size(payload: bytes, channel: Channel) -> None:
         raise PayloadTooLargeError(len(payload), channel.max_payload_bytes)
 
 
-def _describe(error: ValidationError) -> str:
-    """Return the first problem as `field: what is wrong`; the value stays out, it may be a token."""
+def first_problem(error: ValidationError, whole: str = "payload") -> str:
+    """Return the first problem as `field: what is wrong`, `whole` for no field; without values: one may be a token."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "payload"
+    where = ".".join(str(part) for part in first["loc"]) or whole
     more = error.error_count() - 1
     return f"{where}: {first['msg']}" + (f" (and {more} more)" if more else "")
