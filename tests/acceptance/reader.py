@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiomqtt
@@ -17,6 +17,7 @@ import aiomqtt
 ABOVE_ALL = 2**63
 """Stands for the `seq` that a last will leaves out."""
 RETRY_S = 0.05
+T = TypeVar("T")
 
 
 class Json(dict[str, Any]):
@@ -49,12 +50,17 @@ class Observer:
     """The server's metrics by `run_id`."""
     numbers: dict[str, dict[str, Any]] = field(default_factory=lambda: defaultdict(dict))
     """The newest values that a client measured, by MAC."""
-    _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _waiting: dict[asyncio.Future[Any], Callable[[], Any]] = field(default_factory=dict)
 
     def take(self, topic: str, payload: bytes) -> None:
         """Take one message as it was delivered; whatever is no JSON object is somebody else's test."""
+        self._apply(topic, payload)
+        for future, look in self._waiting.items():  # here, since the next message may hide what this one shows
+            if not future.done():
+                _settle(future, look)
+
+    def _apply(self, topic: str, payload: bytes) -> None:
         levels = tuple(topic.split("/")[2:])
-        self._news.set()
         if not payload:
             self.statuses.pop(levels, None)
             return
@@ -75,14 +81,18 @@ class Observer:
         known = self.statuses.get(levels)
         return known is None or _stamp(message) > _stamp(known.status)
 
-    async def until(self, is_true: Callable[[], bool], *, timeout_s: float | None = None) -> None:
+    async def until(self, look: Callable[[], T], *, timeout_s: float | None = None) -> T:
+        """Look now and after each message; return the first answer that is true."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        _settle(future, look)
+        self._waiting[future] = look
         try:
             async with asyncio.timeout(timeout_s or self.timeout_s):
-                while not is_true():
-                    self._news.clear()
-                    await self._news.wait()
+                return await future
         except TimeoutError as error:
             raise AssertionError(f"it never came to that; known: {self.statuses}") from error
+        finally:
+            del self._waiting[future]
 
     def client(self, mac: str) -> Heard | None:
         return self.clients.get(mac)
@@ -108,12 +118,24 @@ class Observer:
 
     async def until_client(self, mac: str, *conditions: str, **waiting: float) -> Heard:
         """Wait until a client's status is one of these."""
-        await self.until(lambda: mac in self.clients and self.clients[mac].status.status in conditions, **waiting)
-        return self.clients[mac]
+
+        def look() -> Heard | None:
+            heard = self.clients.get(mac)
+            return heard if heard is not None and heard.status.status in conditions else None
+
+        heard = await self.until(look, **waiting)
+        assert heard is not None
+        return heard
 
     async def until_run(self, run_id: str, is_true: Callable[[Json], bool], **waiting: float) -> Json:
-        await self.until(lambda: run_id in self.runs and is_true(self.runs[run_id]), **waiting)
-        return self.runs[run_id]
+
+        def look() -> Json | None:
+            run = self.runs.get(run_id)
+            return run if run is not None and is_true(run) else None
+
+        run = await self.until(look, **waiting)
+        assert run is not None
+        return run
 
     async def until_only_ended(self, **waiting: float) -> Json:
         """Wait until the task's only run has ended, whoever started it."""
@@ -123,6 +145,15 @@ class Observer:
 
     async def until_ended(self, run_id: str, **waiting: float) -> Json:
         return await self.until_run(run_id, lambda run: run.outcome is not None, **waiting)
+
+
+def _settle(future: "asyncio.Future[T]", look: Callable[[], T]) -> None:
+    """Give a waiter its answer, if it is true, or the error of its look."""
+    try:
+        if answer := look():
+            future.set_result(answer)
+    except Exception as error:
+        future.set_exception(error)
 
 
 def _stamp(status: Json) -> tuple[int, int]:

@@ -108,7 +108,7 @@ class SecureSite:
             else:
                 assert own.cert_file is not None
                 context.load_cert_chain(own.cert_file, own.key_file)
-        settings |= {"tls_context": context, "protocol": version, "timeout": 5} | options
+        settings |= {"tls_context": context, "protocol": version, "timeout": PATIENCE_S} | options
         return aiomqtt.Client(HOST, port or default_port, **settings)
 
     @asynccontextmanager

@@ -121,9 +121,10 @@ def _look_for_traces(pid: int) -> _Traces:
         if found:
             break
         time.sleep(0.02)
-    marked = [process for process in psutil.process_iter() if _environ(process).get(MARK) in found]
-    folders = {_environ(process)["TMPDIR"] for process in marked}
-    return _Traces([*marked, *children], folders)
+    environments = [(process, _environ(process)) for process in psutil.process_iter()]
+    marked = [(process, environment) for process, environment in environments if environment.get(MARK) in found]
+    folders = {environment["TMPDIR"] for _, environment in marked}
+    return _Traces([*(process for process, _ in marked), *children], folders)
 
 
 def _environ(process: psutil.Process) -> dict[str, str]:

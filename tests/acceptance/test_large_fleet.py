@@ -97,7 +97,7 @@ async def test_watch_and_manager_say_that_a_broker_drops(yard: Yard) -> None:
         said = "the broker dropped [0-9]+ messages: clients may be missing; raise max_queued_messages"
         await watch.until_said(f'^bus status=dropping reason="{said}')
         await manager.until_said(f"messages are lost at the broker.*{said}")
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=TIMEOUT_S) as http:
             health = (await http.get("/api/v1/health")).json()
         assert "raise max_queued_messages" in health["problem"]
         assert health["num_clients"] < NUM_CRAMPED

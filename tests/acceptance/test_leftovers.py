@@ -49,7 +49,14 @@ def environment_of(process: psutil.Process) -> dict[str, str]:
 
 
 def is_running_a_manager(folder: Path) -> bool:
-    return any("manager" in each.cmdline() for each in of_run(folder) if each.is_running())
+    return any("manager" in command_of(each) for each in of_run(folder))
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # it has ended since it was listed
+        return []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -76,8 +83,8 @@ def test_a_process_that_a_test_leaves_behind_fails_the_run_and_is_ended(tmp_path
     folder, program = tmp_path / "temporary", tmp_path / "test_leaving.py"
     folder.mkdir()
     program.write_text(LEAVING)
-    (tmp_path / "conftest.py").write_text("from leftovers import *\n")
-    (tmp_path / "pytest.ini").write_text(f"[pytest]\npythonpath = {ROOT / 'tests' / 'harness'}\n")
+    (tmp_path / "conftest.py").write_text("import leftovers\nleftovers.GRACE_S = 5.0\nfrom leftovers import *\n")
+    (tmp_path / "pytest.ini").write_text(f'[pytest]\npythonpath = "{ROOT / "tests" / "harness"}"\n')
     with started_run(folder, str(program)) as run:
         assert run.wait(TIMEOUT_S) == pytest.ExitCode.TESTS_FAILED
     assert "sleep 3600" in (tmp_path / "said").read_text()

@@ -33,7 +33,7 @@ async def test_the_specifications_own_parser_takes_it() -> None:
     node = await asyncio.create_subprocess_exec(
         "node", str(HERE / "check_asyncapi.mjs"), str(tools), str(FILE), stdout=asyncio.subprocess.PIPE
     )
-    out, _ = await asyncio.wait_for(node.communicate(), 60)
+    out, _ = await asyncio.wait_for(node.communicate(), 300)
     assert node.returncode == 0, out.decode()
 
 

@@ -6,7 +6,7 @@ import httpx
 import pytest
 from browsing import LANES, PATIENCE_MS, Visitor
 from playwright.async_api import expect
-from yard import Site
+from yard import TIMEOUT_S, Site
 
 from fedops_mqtt.bus import Mosquitto
 
@@ -174,7 +174,7 @@ async def test_a_browser_signs_in_with_the_token_and_foreign_pages_stay_out(site
     await visitor.page.get_by_label("Token of the manager").fill(TOKEN)
     await visitor.page.get_by_role("button", name="Sign in").click()
     await visitor.sees("No clients yet")
-    async with httpx.AsyncClient(base_url=site.manager_url, trust_env=False) as stranger:
+    async with httpx.AsyncClient(base_url=site.manager_url, trust_env=False, timeout=TIMEOUT_S) as stranger:
         assert (await stranger.get("/api/v1/runs")).status_code == 401
         assert (await stranger.get("/")).status_code == 401
         (cookie,) = await visitor.page.context.cookies()

@@ -5,7 +5,7 @@ import pytest
 from browsing import PATIENCE_MS, PHONE, Visitor
 from bundles import PROJECT, zipped
 from playwright.async_api import expect
-from yard import Site
+from yard import TIMEOUT_S, Site
 
 pytestmark = pytest.mark.long
 
@@ -53,7 +53,7 @@ async def test_a_version_of_the_app_is_made_current_after_a_question(site: Site,
     async def current() -> list[str]:
         return [each["version"] for each in (await site.ask(apps))["items"] if each["is_current"]]
 
-    async with httpx.AsyncClient(base_url=site.manager_url, trust_env=False) as http:
+    async with httpx.AsyncClient(base_url=site.manager_url, trust_env=False, timeout=TIMEOUT_S) as http:
         for version in ("1.0", "2.0"):
             files = {"pyproject.toml": PROJECT.replace("1.2.0", version).encode(), "digits/__init__.py": b""}
             published = await http.post(f"/api/v1{apps}", content=zipped(files), headers={"content-type": FILE_TYPE})
@@ -68,7 +68,9 @@ async def test_a_version_of_the_app_is_made_current_after_a_question(site: Site,
     await page.get_by_role("button", name="Make it current").click()
     await visitor.sees("Version 1.0 is current.")
     assert await current() == ["1.0"]
-    async with httpx.AsyncClient(base_url=site.manager_url, trust_env=False) as http:  # somebody else, meanwhile
+    async with httpx.AsyncClient(
+        base_url=site.manager_url, trust_env=False, timeout=TIMEOUT_S
+    ) as http:  # somebody else, meanwhile
         files = {"pyproject.toml": PROJECT.replace("1.2.0", "3.7").encode(), "digits/__init__.py": b""}
         await http.post(f"/api/v1{apps}", content=zipped(files), headers={"content-type": FILE_TYPE})
     await visitor.sees("3.7")

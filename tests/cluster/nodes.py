@@ -20,7 +20,7 @@ from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.bus.mosquitto import find_config, listener_ports
 from fedops_mqtt.enrolment import EnrolmentRequest, FleetFolder, Ports, Role, init_fleet
 
-START_S = 60.0
+START_S = 300.0
 POLL_S = 0.05
 PROBE = "haproxy-a"
 
@@ -189,7 +189,7 @@ def nats_node(folder: Path, name: str, monitor: int) -> Program:
 
     def is_healthy() -> bool:
         try:
-            return httpx.get(f"http://{HOST}:{monitor}/healthz", trust_env=False).is_success
+            return httpx.get(f"http://{HOST}:{monitor}/healthz", trust_env=False, timeout=START_S).is_success
         except httpx.HTTPError:
             return False
 

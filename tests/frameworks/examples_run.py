@@ -15,6 +15,8 @@ HERE = Path(__file__).parent
 EXAMPLES = HERE.parents[1] / "examples"
 COMMAND = Path(sys.executable).with_name("fedops-mqtt")
 NUM_CLIENTS, NUM_ROUNDS = 2, 3
+LIMIT_S = 300
+"""Means "hangs"."""
 
 
 def simulate(example: Path, folder: Path) -> dict:
@@ -26,7 +28,7 @@ def simulate(example: Path, folder: Path) -> dict:
         cwd=example,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=LIMIT_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -39,7 +41,7 @@ def by_hand(example: Path, folder: Path) -> list[np.ndarray]:
     arguments = [str(example), str(NUM_CLIENTS), str(NUM_ROUNDS), str(out)]
     command = [sys.executable, str(HERE / "hand_fedavg.py"), *arguments]
     one_core = {**os.environ, "OMP_NUM_THREADS": "1"}  # as a worker of the simulation has
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env=one_core)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False, env=one_core)
     assert done.returncode == 0, done.stderr
     with np.load(out) as found:
         return [found[name] for name in found.files]

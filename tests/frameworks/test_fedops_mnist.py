@@ -15,7 +15,7 @@ from fedops_mqtt.store.versions import ModelStore
 
 pytestmark = pytest.mark.long
 
-START_S = 200.0
+START_S = 300.0
 """Every program imports torch first, and they start at once."""
 
 

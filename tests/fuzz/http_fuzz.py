@@ -17,7 +17,7 @@ schemathesis.serializer.alias("application/zip", "application/octet-stream")
 _CHECKS = CHECKS.get_by_names(
     ["not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance"]
 )
-TIMEOUT_S = 20.0
+TIMEOUT_S = 300.0
 _WORDS = (b"GET", b"POST", b"/", b" HTTP/1.1", b"\r\n", b"\r\n\r\n", b":", b"Host", b"Transfer-Encoding: chunked")
 _LENGTHS = (b"Content-Length: 9", b"Content-Length: -1", b"Content-Length: 99999999999999999999", b"ffffffff\r\n")
 

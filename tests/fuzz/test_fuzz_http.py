@@ -6,7 +6,7 @@ from functools import partial
 import httpx
 import pytest
 from http_fuzz import fuzz_documented, fuzz_raw
-from yard import Installed, Yard
+from yard import TIMEOUT_S, Installed, Yard
 
 from fedops_mqtt.bus import Mosquitto
 
@@ -44,7 +44,7 @@ async def test_the_shim_answers_whatever_is_asked(client: Installed) -> None:
     url = "http://" + (await client.until_said(r"HTTP shim listens address=(\S+)")).group(1)
     assert await in_thread(partial(fuzz_documented, url, "/openapi.json", num_examples=EXAMPLES)) == 3
     await in_thread(partial(fuzz_raw, url, seed=SEED, count=RAW))
-    async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
+    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S) as http:
         assert (await http.get("/online")).json()["client_mac"] == "02:00:00:00:00:01"
     was_well(client)
 
@@ -68,7 +68,7 @@ async def test_the_managers_api_answers_whatever_is_asked(yard: Yard, broker: Mo
     assert isinstance(count, int)
     assert count > 10
     await in_thread(partial(fuzz_raw, url, seed=SEED, count=RAW))
-    async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
+    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S) as http:
         assert (await http.get("/api/v1/health")).json()["status"] == "ok"
     was_well(manager)
     was_well(client)

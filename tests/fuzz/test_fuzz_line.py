@@ -21,7 +21,7 @@ from fedops_mqtt.protocol import Outcome
 
 pytestmark = pytest.mark.long
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 300.0
 MAX_MESSAGE_BYTES = 1 << 20
 SEED = 7
 

@@ -21,8 +21,8 @@ import pytest
 
 MARK = "TEST_RUN_OF_FEDOPS_MQTT"
 """Environment variable that every process of a run inherits; its value is the folder."""
-GRACE_S = 10.0
-"""A process that was told to end does so within this, on a busy machine too."""
+GRACE_S = 120.0
+"""A process that was told to end does so within this, on a machine ten times slower too."""
 POLL_S = 0.1
 HURRY = "hurry"
 
@@ -43,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     sys.dont_write_bytecode = False
     tempfile.tempdir = None
     config.stash[KEEPER] = subprocess.Popen(
-        [sys.executable, __file__, folder],
+        [sys.executable, __file__, folder, str(GRACE_S)],
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -65,12 +65,12 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
 
 
-def keep(folder: str) -> None:
+def keep(folder: str, grace_s: float) -> None:
     """Wait for the end of a run; end what is left of it, name it on stdout, and remove its folder."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    grace_s = 0.0 if sys.stdin.read() == HURRY else GRACE_S
-    deadline = time.monotonic() + grace_s
+    is_hurried = sys.stdin.read() == HURRY
+    deadline = time.monotonic() + (0.0 if is_hurried else grace_s)
     while list(marked(folder)) and time.monotonic() < deadline:
         time.sleep(POLL_S)
     names = [(process.pid, name_of(process)) for process in marked(folder)]
@@ -99,4 +99,4 @@ def name_of(process: psutil.Process) -> str:
 
 
 if __name__ == "__main__":
-    keep(sys.argv[1])
+    keep(sys.argv[1], float(sys.argv[2]))

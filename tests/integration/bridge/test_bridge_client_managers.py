@@ -3,10 +3,11 @@
 import httpx
 import pytest
 from bridge_parts import MACS, NEW, Crossing, free_port
+from yard import TIMEOUT_S
 
 from fedops_mqtt.protocol import ClientCondition, Outcome, RunOutcome
 
-_HEARTBEATS = 12
+_HEARTBEATS = 24
 """Seconds, by the heartbeat that the test sets: more than a client may take to come."""
 
 
@@ -31,7 +32,7 @@ async def test_a_client_manager_of_each_generation_drives_our_daemon(crossing: C
 @pytest.mark.long
 async def test_a_device_with_its_own_client_manager_is_spoken_for_too(crossing: Crossing) -> None:
     await crossing.start_manager()
-    await crossing.start_bridge(come_limit_s=8, heartbeat_s=1)
+    await crossing.start_bridge(come_limit_s=20, heartbeat_s=1)
     port, at = free_port(), free_port()
     client = f"http://127.0.0.1:{at}"
     manager = await crossing.start_old_manager(3, client, MACS[0], port=port, server_manager=crossing.url)
@@ -42,7 +43,7 @@ async def test_a_device_with_its_own_client_manager_is_spoken_for_too(crossing: 
         run_id = await crossing.site.start_run()
         begun = await crossing.site.observer.until_client(MACS[0], ClientCondition.TRAIN_STARTED)
         await several_heartbeats(crossing, begun.status.seq)
-        async with httpx.AsyncClient(trust_env=False) as http:
+        async with httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_S) as http:
             await http.get(f"{client}/release")
         run = await crossing.site.observer.until_ended(run_id)
         assert run.outcome == RunOutcome.COMPLETED

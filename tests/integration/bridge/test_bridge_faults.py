@@ -5,6 +5,7 @@ import signal
 import httpx
 import pytest
 from bridge_parts import MACS, NEW, Crossing, OldDevice, free_port
+from yard import TIMEOUT_S
 
 from fedops_mqtt.protocol import ClientCondition, MemberCondition, Outcome, RunOutcome
 
@@ -78,7 +79,7 @@ async def test_a_stopped_run_ends_an_old_client_too(crossing: Crossing) -> None:
     stopped = await crossing.site.observer.until_client(MACS[1], ClientCondition.TRAIN_FAILED)
     assert stopped.status.last_run is not None
     assert stopped.status.last_run.outcome == Outcome.STOPPED
-    async with httpx.AsyncClient(trust_env=False) as http:
+    async with httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_S) as http:
         await http.get(f"{devices[1].url}/release")
     await devices[0].process.end(signal.SIGINT)
     left = await crossing.site.observer.until_client(MACS[0], ClientCondition.CLIENT_OUT)
@@ -131,7 +132,7 @@ async def test_a_bridge_that_is_killed_finds_client_and_server_where_they_are(cr
     again = await crossing.site.observer.until_client(MACS[0], ClientCondition.TRAIN_STARTED)
     assert again.status.run is not None
     assert again.status.run.attempt == 2
-    async with httpx.AsyncClient(trust_env=False) as http:
+    async with httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_S) as http:
         await http.get(f"{old.url}/release")
     run = await crossing.site.observer.until_only_ended()
     assert (run.outcome, run.round) == (RunOutcome.COMPLETED, 2)
@@ -143,7 +144,7 @@ async def test_a_bridge_that_is_killed_finds_client_and_server_where_they_are(cr
 async def test_nobody_gets_in_without_the_token_and_no_web_page_at_all(crossing: Crossing) -> None:
     port = free_port()
     await crossing.start_bridge(f"http://127.0.0.1:{port}", bridge_token="s3cret")
-    async with httpx.AsyncClient(trust_env=False) as http:
+    async with httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_S) as http:
         assert (await http.get(f"{crossing.url}/trainFin")).status_code == 401
         assert (await http.get(f"{crossing.url}/trainFin", auth=("x", "wrong"))).status_code == 401
         assert (await http.get(f"{crossing.url}/info/", auth=("x", "s3cret"))).json()["GL_Model_V"] == 0

@@ -4,6 +4,7 @@ import httpx
 import numpy as np
 import pytest
 from bridge_parts import MACS, NEW, Crossing, free_port
+from yard import TIMEOUT_S
 
 from fedops_mqtt.protocol import ClientCondition, Outcome, RunOutcome
 from fedops_mqtt.store.tensor_file import read_tensors
@@ -44,7 +45,7 @@ async def test_old_and_new_clients_train_together_at_a_fedops_server(crossing: C
     run = await crossing.site.observer.until_only_ended()
     assert (run.outcome, run.round, run.gl_model) == (RunOutcome.COMPLETED, 2, 4)
     assert run.metrics == {"gl_loss": 0.5, "gl_accuracy": 0.5}
-    async with httpx.AsyncClient(trust_env=False) as http:
+    async with httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_S) as http:
         assert (await http.get(f"{old.url}/online")).json()["gl_model"] == 4, "what the bridge answered to /info/"
     for mac in (MACS[0], NEW):
         view = await crossing.site.observer.until_client(mac, ClientCondition.TRAIN_FINISHED)

@@ -24,7 +24,7 @@ async def answering(answer: bytes) -> AsyncIterator[FedOpsHttpClient]:
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server, httpx.AsyncClient(trust_env=False) as http:
+    async with server, httpx.AsyncClient(trust_env=False, timeout=WAIT_S) as http:
         port = server.sockets[0].getsockname()[1]
         yield FedOpsHttpClient(http, f"http://127.0.0.1:{port}", timeout_s=WAIT_S, start_s=WAIT_S)
 

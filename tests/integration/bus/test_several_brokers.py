@@ -14,7 +14,7 @@ from fedops_mqtt.bus import Connected, ConnectError, Connection, Disconnected, M
 from fedops_mqtt.bus.mosquitto import free_port
 from fedops_mqtt.protocol import ClientCondition, topics
 
-FROZEN = replace(QUICK, first_try_s=0.3, connect_timeout_s=60.0)
+FROZEN = replace(QUICK, first_try_s=5.0, connect_timeout_s=PATIENCE_S)
 """A test that waited for the whole time-out would fail by its own limit."""
 
 
@@ -64,7 +64,7 @@ async def test_the_preferred_broker_is_returned_to_when_it_is_back_and_nothing_i
     broker: Mosquitto, task_id: str, is_mqtt5: bool
 ) -> None:
     may_move = False
-    options = replace(QUICK, return_s=0.05, first_try_s=0.3, is_mqtt5_tried=is_mqtt5)
+    options = replace(QUICK, return_s=0.05, first_try_s=5.0, is_mqtt5_tried=is_mqtt5)
     async with Mosquitto() as first:
         await first.kill()
         urls = f"{first.url},{broker.url}"
@@ -75,8 +75,8 @@ async def test_the_preferred_broker_is_returned_to_when_it_is_back_and_nothing_i
             assert connection.broker == broker.url
             may_move = True
             assert "preferred" in (await next_event(connection, Disconnected)).reason
-            await next_event(connection, Connected)
-            assert connection.broker == first.url
+            while connection.broker != first.url:
+                await next_event(connection, Connected)
 
 
 async def test_a_frozen_address_of_a_name_is_passed_over(broker: Mosquitto, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,7 @@ class Operator:
         raise AssertionError
 
     async def until_metrics(self, is_it: Callable[[ClientMetrics], bool], *, timeout_s: float = PATIENCE_S) -> None:
-        """Wait for numbers."""
+        """Wait for numbers: they may come after the status that tells of the same moment, and before it."""
         async with asyncio.timeout(timeout_s):
             while not any(is_it(said) for said in self.metrics):
                 for event in await self.bus.drain():

@@ -28,7 +28,9 @@ class Trial:
         self.metrics: list[MetricsReport] = []
         self.is_connected = asyncio.Event()
         self.is_training = asyncio.Event()
-        options = TrainingOptions(state_folder=job.state_folder, stop_grace_s=10, run_limit_s=60, stderr_lines=20)
+        options = TrainingOptions(
+            state_folder=job.state_folder, stop_grace_s=10, run_limit_s=PATIENCE_S, stderr_lines=20
+        )
         self.training = TrainingProcess(job=job, options=options, on_report=self._take)
 
     def _take(self, report: PhaseReport | MetricsReport) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from client_testbed import SECRET, MakeJob, ServeFl
+from client_testbed import PATIENCE_S, SECRET, MakeJob, ServeFl
 from test_client_fl import Trial
 
 from fedops_mqtt.client.client_wandb import WandbLog
@@ -37,7 +37,7 @@ def test_rounds_are_logged_in_order_and_the_run_is_finished() -> None:
     log = WandbLog(lambda: run)
     for step in range(3):
         log.log({"loss": 1.0 / (step + 1)}, step)
-    assert log.close(10)
+    assert log.close(PATIENCE_S)
     assert [step for _, step in run.logged] == [0, 1, 2]
     assert run.is_finished
 
@@ -48,7 +48,7 @@ def test_a_wandb_that_fails_is_said_and_nothing_else(caplog: pytest.LogCaptureFi
 
     log = WandbLog(broken)
     log.log({"loss": 1.0}, 1)
-    assert log.close(10)
+    assert log.close(PATIENCE_S)
     assert "wandb failed" in caplog.text
 
 
@@ -56,7 +56,7 @@ def test_a_wandb_that_hangs_neither_blocks_nor_fills_the_memory() -> None:
     release = threading.Event()
 
     def hanging() -> Run:
-        release.wait(30)
+        release.wait(PATIENCE_S)
         return Run()
 
     log = WandbLog(hanging)
@@ -101,7 +101,7 @@ data_status_wandb(run, [("zero", 3), ("one", 5)])
 run.finish()
 """
     offline = {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "HOME": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", program], env=os.environ | offline, check=True, timeout=100)
+    subprocess.run([sys.executable, "-c", program], env=os.environ | offline, check=True, timeout=PATIENCE_S)
     (written,) = written_in(tmp_path)
     assert b"Data Lable Histogram" in written.read_bytes()
     (table,) = tmp_path.rglob("*.table.json")

@@ -37,6 +37,7 @@ async def test_a_trigger_leads_to_training_and_its_end_is_told(
     assert finished.last_run is not None
     assert (finished.last_run.outcome, finished.last_run.attempt) == (Outcome.FINISHED, 1)
     assert finished.instance == birth.instance
+    await operator.until_metrics(lambda said: said.round == 3 and said.values.get("stage") == "train")
     rounds = [metrics.round for metrics in operator.metrics if metrics.values.get("stage") == "train"]
     assert rounds == [1, 2, 3]
 
@@ -327,4 +328,5 @@ async def test_a_clients_numbers_wait_for_a_broker_that_is_away(
     await operator.trigger(await serve_fl("line", "r1", SECRET.hex(), "2"))
     await operator.until(lambda status: status.run is not None and status.run.phase is Phase.TRAINING)
     await broker.restart()
-    await operator.until(lambda status: _has_finished(status, "r1") and bool(operator.metrics))
+    await operator.until(lambda status: _has_finished(status, "r1"))
+    await operator.until_metrics(lambda said: said.run_id == "r1")

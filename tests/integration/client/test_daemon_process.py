@@ -232,7 +232,7 @@ async def test_an_app_that_cannot_be_imported_ends_the_daemon_at_once_and_its_st
     daemon = await spawn_daemon(app="there_is_no_such_module:app", check_app=True)
     out = await operator.until_condition(ClientCondition.CLIENT_OUT)
     assert "there_is_no_such_module" in str(out.reason)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         _, log = await daemon.process.communicate()
     assert daemon.process.returncode == ExitCode.CONFIG
     assert "no module named 'there_is_no_such_module'" in log.decode()

@@ -205,6 +205,7 @@ async def test_one_bundle_runs_at_the_fl_server_and_on_the_device_with_the_runs_
     assert server.returncode == 0
     assert "('lr', 0.25), ('name', 'project'), ('num-server-rounds', 2)" in output.decode()
     assert told(marker)[0]["lr"] == 0.25
+    await operator.until_metrics(lambda said: said.round == 2 and said.values.get("stage") == "train")
     assert {metrics.round for metrics in operator.metrics if metrics.values.get("stage") == "train"} == {1, 2}
 
 

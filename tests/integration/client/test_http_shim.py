@@ -2,12 +2,12 @@
 
 import httpx
 import pytest
-from client_testbed import SECRET, Operator, RunDaemon, ServeFl
+from client_testbed import PATIENCE_S, SECRET, Operator, RunDaemon, ServeFl
 
 from fedops_mqtt.client.app import FedOpsAttachment
 from fedops_mqtt.client.http_shim import ShimAddressError
 from fedops_mqtt.device.daemon import Daemon
-from fedops_mqtt.protocol import ClientCondition, Outcome, Phase
+from fedops_mqtt.protocol import ClientCondition, ClientMetrics, Outcome, Phase
 
 FIRST_NAMES = "FL_task_id FL_client_num FL_client_mac FL_client_online FL_client_start FL_client_fail FL_server_IP"
 NAMES = "task_id client_num client_mac client_name client_online client_start client_fail server_IP gl_model"
@@ -23,7 +23,9 @@ async def daemon(run_daemon: RunDaemon, operator: Operator) -> Daemon:
 
 @pytest.fixture
 async def http(daemon: Daemon):  # type: ignore[no-untyped-def]
-    async with httpx.AsyncClient(base_url=f"http://{daemon.http_address}", trust_env=False) as client:
+    async with httpx.AsyncClient(
+        base_url=f"http://{daemon.http_address}", trust_env=False, timeout=PATIENCE_S
+    ) as client:
         yield client
 
 
@@ -48,13 +50,22 @@ async def test_a_start_over_http_gives_the_same_result_as_a_trigger(
     finished = await operator.until_condition(ClientCondition.TRAIN_FINISHED)
     assert finished.last_run is not None
     assert (finished.last_run.run_id, finished.last_run.outcome) == ("by-hand", Outcome.FINISHED)
-    over_http = [metrics.values["stage"] for metrics in operator.metrics if "stage" in metrics.values]
+    over_http = await stages_of_two_rounds(operator, "by-hand")
 
-    operator.metrics.clear()
     await operator.trigger(await serve_fl("line", "r1", SECRET.hex(), "2"))
     finished = await operator.until(lambda status: status.last_run is not None and status.last_run.run_id == "r1")
     assert finished.status is ClientCondition.TRAIN_FINISHED
-    assert [metrics.values["stage"] for metrics in operator.metrics if "stage" in metrics.values] == over_http
+    assert await stages_of_two_rounds(operator, "r1") == over_http
+
+
+async def stages_of_two_rounds(operator: Operator, run_id: str) -> list[object]:
+    """Wait for the last numbers of a run: they are published beside its statuses, in no order."""
+
+    def is_last(said: ClientMetrics) -> bool:
+        return (said.run_id, said.round, said.values.get("stage")) == (run_id, 2, "evaluate")
+
+    await operator.until_metrics(is_last)
+    return [said.values["stage"] for said in operator.metrics if said.run_id == run_id and "stage" in said.values]
 
 
 async def test_a_second_start_for_the_same_server_starts_nothing_and_for_another_is_refused(
@@ -63,7 +74,7 @@ async def test_a_second_start_for_the_same_server_starts_nothing_and_for_another
     daemon = await run_daemon(http="127.0.0.1:0", app="fl_apps:endless")
     await operator.until_condition(ClientCondition.ONLINE)
     server_ip = await serve_fl("line", "by-hand", "open", "1")
-    async with httpx.AsyncClient(base_url=f"http://{daemon.http_address}", trust_env=False) as http:
+    async with httpx.AsyncClient(base_url=f"http://{daemon.http_address}", trust_env=False, timeout=PATIENCE_S) as http:
         start = {"server_ip": server_ip, "client_mac": mac}
         assert (await http.post("/start", json=start)).status_code == 200
         training = await operator.until(lambda status: status.run is not None and status.run.phase is Phase.TRAINING)

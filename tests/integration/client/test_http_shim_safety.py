@@ -10,6 +10,7 @@ from ssl import SSLContext, create_default_context
 
 import httpx
 import pytest
+from client_testbed import PATIENCE_S
 
 from fedops_mqtt.client.client_managers import ClientManagers
 from fedops_mqtt.client.client_utils import FLClientStatus
@@ -44,7 +45,9 @@ async def shim(address: str, starts: Starts | None = None, **settings: object) -
     )
     async with serving(app, address, access_rules(made)) as where:
         port = where.rpartition(":")[2]
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=PATIENCE_S
+        ) as client:
             yield client
 
 
@@ -224,12 +227,12 @@ async def test_a_client_certificate_opens_the_door_too(tmp_path: Path, certify: 
     }
     async with shim(EVERYWHERE, **files) as plain:
         url = str(plain.base_url).replace("http://", "https://") + "/online"
-        async with httpx.AsyncClient(verify=trusting(tmp_path), trust_env=False) as stranger:
+        async with httpx.AsyncClient(verify=trusting(tmp_path), trust_env=False, timeout=PATIENCE_S) as stranger:
             with pytest.raises(httpx.TransportError):
                 await stranger.get(url)
         mine = trusting(tmp_path)
         mine.load_cert_chain(tmp_path / "operator.crt", tmp_path / "operator.key")
-        async with httpx.AsyncClient(verify=mine, trust_env=False) as operator:
+        async with httpx.AsyncClient(verify=mine, trust_env=False, timeout=PATIENCE_S) as operator:
             assert (await operator.get(url)).status_code == 200
 
 

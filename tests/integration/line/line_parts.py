@@ -48,6 +48,10 @@ class Changes:
             assert self._changed.wait_for(lambda: len(found()) >= count, WAIT_S), f"no {kind} in {self.seen}"
             return found()[count - 1]
 
+    def count(self, kind: str, mac: str = mac_of(1)) -> int:
+        with self._changed:
+            return sum(change.kind == kind and change.member.mac == mac for change in self.seen)
+
     def wait_phases(self, *phases: str, mac: str = mac_of(1)) -> None:
         """Wait until a member has gone through these phases, in this order."""
 

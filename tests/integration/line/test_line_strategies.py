@@ -26,7 +26,7 @@ from flwr.serverapp.strategy import (
     FedYogi,
     Krum,
 )
-from line_parts import Lines, echo_app, mac_of
+from line_parts import WAIT_S, Lines, echo_app, mac_of
 
 from fedops_mqtt.line.classic import start_classic
 from fedops_mqtt.line.grid import BelowQuorumError
@@ -166,14 +166,14 @@ def test_a_client_that_does_not_answer_within_the_strategys_timeout_is_a_failure
 
     class Hangs(AddOne):
         def fit(self, parameters: list[np.ndarray], config: dict[str, Any]) -> Any:
-            release.wait(60)
+            release.wait(WAIT_S)
             return super().fit(parameters, config)
 
     slow = node_id_of(mac_of(1))
     server, _ = join_all(ClientApp(client_fn=lambda c: (Hangs if c.node_id == slow else AddOne)().to_client()), 3)
     strategy = Watched(initial_parameters=ndarrays_to_parameters(START), fraction_evaluate=0.0)
     try:
-        start_classic(grid=server.grid, strategy=strategy, num_rounds=1, round_timeout_s=3.0)
+        start_classic(grid=server.grid, strategy=strategy, num_rounds=1, round_timeout_s=5.0)
     finally:
         release.set()
     assert len(strategy.cids) == 2
@@ -204,7 +204,7 @@ def test_initial_parameters_may_come_from_a_client(join_all: Callable[..., Any])
 
 
 def test_a_classic_strategy_that_needs_more_clients_ends_too(join_all: Callable[..., Any]) -> None:
-    server, _ = join_all(classic_app(), 1, limits={"join_s": 1.0})
+    server, _ = join_all(classic_app(), 1, limits={"join_s": 5.0})
     parameters = ndarrays_to_parameters(START)
     with pytest.raises(BelowQuorumError, match="2 needed"):
         start_classic(grid=server.grid, strategy=ClassicFedAvg(initial_parameters=parameters), num_rounds=1)

@@ -464,8 +464,8 @@ def test_an_advertised_host_gets_the_port_that_was_taken(lines: Lines) -> None:
 
 def test_a_probe_tells_a_line_from_grpc_from_nobody(lines: Lines, tls: LineTls, free_port: int) -> None:
     assert probe(f"127.0.0.1:{free_port}", timeout_s=1.0) is Answers.NOBODY
-    assert probe(lines.serve().address, timeout_s=1.0) is Answers.LINE
-    assert probe(lines.serve(tls=tls).address, timeout_s=1.0, ca_file=tls.cert_file) is Answers.LINE
+    assert probe(lines.serve().address, timeout_s=60.0) is Answers.LINE
+    assert probe(lines.serve(tls=tls).address, timeout_s=60.0, ca_file=tls.cert_file) is Answers.LINE
     classic = grpc.server(futures.ThreadPoolExecutor(1))
     port = classic.add_insecure_port("127.0.0.1:0")
     classic.start()

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from manager_parts import A, B, House, api_at, until
+from manager_parts import PATIENCE_S, A, B, House, api_at, until
 
 from fedops_mqtt import AsyncManagerClient, ManagerClient
 from fedops_mqtt.manager.app import run_manager
@@ -29,7 +29,7 @@ async def refused(answer: httpx.Response, status: int) -> str:
 
 
 async def test_clients_are_listed_with_presence_and_reason_and_can_be_filtered(house: House) -> None:
-    async with house.managed() as api, house.device(A, heartbeat_s=0.5):
+    async with house.managed() as api, house.device(A, heartbeat_s=3):
         async with house.device(B):
             await until(lambda: has_clients(api, 2), "two clients")
         await until(lambda: has_clients(api, 1, presence="out"), "a client that left")
@@ -172,7 +172,7 @@ async def test_nothing_that_is_sent_to_it_is_answered_with_a_server_error(house:
 
 
 async def test_a_program_starts_a_run_and_waits_for_its_end_with_the_client(house: House) -> None:
-    async with house.managed() as api, house.device(A, heartbeat_s=0.5):
+    async with house.managed() as api, house.device(A, heartbeat_s=3):
         await until(lambda: has_clients(api, 1, presence="online"), "the client")
         async with AsyncManagerClient(str(api.http.base_url)) as manager:
             assert (await manager.health()).status == "ok"
@@ -184,7 +184,7 @@ async def test_a_program_starts_a_run_and_waits_for_its_end_with_the_client(hous
             with pytest.raises(TimeoutError, match=run.run_id):
                 await manager.wait(run.run_id, timeout_s=0)
             await manager.stop(run.run_id, reason="that was enough")
-            ended = await manager.wait(run.run_id, timeout_s=60)
+            ended = await manager.wait(run.run_id, timeout_s=PATIENCE_S)
             assert (ended.outcome, ended.reason) == ("stopped", "that was enough")
             assert [known.run_id for known in await manager.runs(task_id=house.task_id)] == [run.run_id]
             with pytest.raises(ManagerRefusedError, match="no-such"):

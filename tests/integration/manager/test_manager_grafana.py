@@ -66,7 +66,7 @@ async def prometheus(folder: Path, target: str) -> AsyncIterator[Prometheus]:
         f"--web.listen-address={address}", "--log.level=error",
     )  # fmt: skip
     try:
-        async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False) as http:
+        async with httpx.AsyncClient(base_url=f"http://{address}", trust_env=False, timeout=PATIENCE_S) as http:
 
             async def is_ready() -> bool:
                 assert process.returncode is None, "prometheus ended"

@@ -67,8 +67,13 @@ async def finished_run(house: House, api: Api) -> str:
         house.tell_server("finish", "all rounds done")
         a.finishes()
         b.finishes(Outcome.FAILED, '=HYPERLINK("x")')
-        await api.ended(run_id)
+        await api.run_when(run_id, lambda run: run["outcome"] and has_ended(run, "finished", "failed"))
     return run_id
+
+
+def has_ended(run: dict[str, Any], *statuses: str) -> bool:
+    """Tell whether each client has the status; a run ends with its server's, and theirs may come later."""
+    return [each["status"] for _, each in sorted(run["clients"].items())] == [*statuses]
 
 
 async def numbers(api: Api) -> Numbers:

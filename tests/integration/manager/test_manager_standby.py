@@ -2,7 +2,7 @@
 
 import httpx
 import pytest
-from manager_parts import A, B, House, api_at, hear, manager_process
+from manager_parts import PATIENCE_S, A, B, House, api_at, hear, manager_process
 
 PERSON = {"Accept": "text/html"}
 
@@ -12,7 +12,7 @@ async def test_a_manager_that_waits_says_so_to_people_and_programs_and_then_lead
 ) -> None:
     async with manager_process(house) as first, manager_process(house, waits=False) as second:
         url = (await hear(second, "waits for the lead")).rpartition(" ")[2]
-        async with httpx.AsyncClient(base_url=url, trust_env=False) as standby:
+        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=PATIENCE_S) as standby:
             page = await standby.get("/runs/any", headers=PERSON)
             assert (page.status_code, "on standby" in page.text, page.headers["refresh"]) == (503, True, "2")
             assert f"pid {first.process.pid}" not in page.text

@@ -8,7 +8,7 @@ from pathlib import Path
 import fsspec
 import httpx
 import pytest
-from server_parts import BUCKET, House
+from server_parts import BUCKET, WAIT_S, House
 from werkzeug.serving import make_server
 
 from fedops_mqtt.bus import Mosquitto
@@ -31,7 +31,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[fsspec.AbstractFileSystem]:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     host, port = server.server_address[:2]
-    httpx.post(f"http://{host}:{port}/moto-api/reset").raise_for_status()
+    httpx.post(f"http://{host}:{port}/moto-api/reset", timeout=WAIT_S).raise_for_status()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")

@@ -83,7 +83,7 @@ def num_parts_of_uploads(s3: fsspec.AbstractFileSystem) -> int:
     return sum(len(s3.call_s3("list_parts", **name).get("Parts", [])) for name in names)
 
 
-def until(is_true: Callable[[], bool], timeout_s: float = 60.0) -> None:
+def until(is_true: Callable[[], bool], timeout_s: float = 300.0) -> None:
     end = time.monotonic() + timeout_s
     while not is_true():
         assert time.monotonic() < end, "it never happened"

@@ -122,6 +122,12 @@ def test_waits_are_full_jitter_under_a_capped_bound(seed: int, num_waits: int) -
     assert backoff.next_wait_s() <= 0.5
 
 
+def test_clients_of_one_broker_draw_waits_that_are_spread_over_the_whole_bound() -> None:
+    waits = [Backoff(initial_s=4.0, max_s=4.0).next_wait_s() for _ in range(1000)]
+    in_quarters = [sum(quarter <= wait < quarter + 1 for wait in waits) for quarter in range(4)]
+    assert min(in_quarters) > 150  # seven standard deviations below what is expected
+
+
 def test_311_follows_a_refused_5_once_and_5_is_asked_again() -> None:
     choice = VersionChoice(is_mqtt5_tried=True)
     assert choice.is_mqtt5

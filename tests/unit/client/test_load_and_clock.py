@@ -11,6 +11,7 @@ from fedops_mqtt.runtime.background import alongside
 from fedops_mqtt.training.pipe import MetricsReport
 from fedops_mqtt.training.run import PhaseClock
 
+PATIENCE_S = 300.0
 IN_HAND = CurrentRun(run_id="r", attempt=1, launch=1, phase=Phase.TRAINING, round=3)
 
 
@@ -34,10 +35,10 @@ async def test_it_is_measured_while_a_run_is_in_hand_and_not_before() -> None:
         return active_training[0] if active_training else None
 
     async with alongside(measure_load(run=run, publish=told.put_nowait, interval_s=0.01), name="load"):
-        await asyncio.wait_for(asked.wait(), 10)
+        await asyncio.wait_for(asked.wait(), PATIENCE_S)
         assert told.empty()
         active_training.append(IN_HAND)
-        report = await asyncio.wait_for(told.get(), 10)
+        report = await asyncio.wait_for(told.get(), PATIENCE_S)
     assert (report.kind, report.round) == (MetricsKind.SYSTEM, 3)
 
 

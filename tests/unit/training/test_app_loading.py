@@ -81,7 +81,7 @@ def test_an_app_that_cannot_be_one_is_known_before_it_trains(
 async def test_a_process_of_its_own_says_so_whatever_the_app_does(
     module: Callable[[str], str], tmp_path: Path, source: str, says: str | None
 ) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(300):
         problem = await check_in_a_process(f"{module(source)}:app", (str(tmp_path),), state_folder=tmp_path)
     assert (problem is None) is (says is None)
     assert says is None or (says in str(problem) and len(str(problem)) < 4096)
