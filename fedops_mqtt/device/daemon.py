@@ -113,6 +113,7 @@ class Daemon:
         self._shutdown_requested = asyncio.Event()
         self._leave_reason: str | None = None
         self._phase: PhaseReport | None = None
+        self._joined_run_id: str | None = None
         self._phase_news = asyncio.Event()
         self._training_news = asyncio.Event()
         self._metrics = PublishQueue()
@@ -189,7 +190,7 @@ class Daemon:
                     pass
                 case RunStart() as start:
                     assert self._group is not None
-                    self._phase = None
+                    self._phase = self._joined_run_id = None
                     self._training = training = self._trainer.make(self._with_token(start))
                     self._is_idle.clear()
                     name = f"training-{start.run_id}-{start.attempt}"
@@ -302,19 +303,23 @@ class Daemon:
             if report.phase is Phase.TRAINING and self._client.phase is not Phase.TRAINING:
                 self._training_news.set()
             self._phase = report
+            self._joined_run_id = report.run_id or self._joined_run_id
             self._phase_news.set()
         elif run is not None:
             self.publish_metrics(report)
 
     def publish_metrics(self, report: MetricsReport) -> None:
         """Publish metrics, as of the current run if there is one."""
-        run, me = self._client.run, self.identity
+        run, me, mine = self._client.run, self.identity, self._client.facts.active_training
+        run_id = run.run_id if run else None
+        if mine is not None and mine.is_local:  # phases are applied calmly: metrics overtake the one that names the run
+            run_id = self._joined_run_id or run_id
         metrics = ClientMetrics(
             kind=report.kind,
             task_id=me.task_id,
             client_mac=me.client_mac,
             instance=me.instance,
-            run_id=run.run_id if run else None,
+            run_id=run_id,
             attempt=run.attempt if run else 0,
             round=report.round,
             values=report.values,
