@@ -5,6 +5,7 @@ All of it happens before a line of the app runs, in threads and child processes:
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,18 +104,22 @@ class AppDelivery:
     async def _fetch(self, start: RunStart, app: AppReference) -> tuple[bytes, AppBundle]:
         partial = self._library.partial(app.digest)
         limits = BundleLimits(packed_bytes=self._settings.app_max_bytes)
+        deadline = time.monotonic() + self._settings.app_fetch_limit_s
+        # What an earlier transfer left may be wrong: then once more, from the beginning. What the server sends in this
+        # one proves nothing about what was there, so its bytes are not counted for that.
+        may_repeat = partial.exists()
         while True:
-            num_received = await self._transfer_into(partial, start, app)
+            await self._transfer_into(partial, start, app, deadline)
             data = await asyncio.to_thread(partial.read_bytes)
             try:
                 return data, await asyncio.to_thread(read_bundle, data, digest=app.digest, limits=limits)
             except AppRefusedError as error:
                 partial.unlink(missing_ok=True)
-                # What an earlier transfer left may have been wrong: once more, from the beginning.
-                if error.code is not RefusalCode.DIGEST_MISMATCH or num_received == app.size:
+                if error.code is not RefusalCode.DIGEST_MISMATCH or not may_repeat:
                     raise
+                may_repeat = False
 
-    async def _transfer_into(self, partial: Path, start: RunStart, app: AppReference) -> int:
+    async def _transfer_into(self, partial: Path, start: RunStart, app: AppReference, deadline: float) -> None:
         loop, steps = asyncio.get_running_loop(), _Steps(app, self._report)
 
         def on_progress(num_bytes: int) -> None:  # in the thread of the transfer
@@ -129,7 +134,7 @@ class AppDelivery:
             ca_file=self._settings.line_ca_file,
             into=partial,
             stall_s=_STALL_S,
-            limit_s=self._settings.app_fetch_limit_s,
+            limit_s=max(0.0, deadline - time.monotonic()),
             on_progress=on_progress,
         )
         steps.take(0)
@@ -141,7 +146,6 @@ class AppDelivery:
             self._transfer = None
             transfer.stop()  # a thread cannot be cancelled
         logger.info("fetched an app", extra={"digest": app.digest, "version": app.version, "size_bytes": app.size})
-        return transfer.num_received
 
     async def _python_for(self, bundle: AppBundle) -> Path | None:
         missing = await asyncio.to_thread(missing_requirements, bundle.requires)

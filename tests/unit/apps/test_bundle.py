@@ -2,6 +2,7 @@
 
 import hashlib
 import stat
+import tracemalloc
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -70,6 +71,34 @@ def test_a_zip_bomb_is_refused_by_what_it_says_and_by_what_it_is() -> None:
         size = archive.getinfo("zeros.txt").file_size.to_bytes(4, "little")
     lying = lying.replace(size, (10).to_bytes(4, "little"))
     assert refusal(lying, limits=BundleLimits(unpacked_bytes=1_000_000)).code is RefusalCode.MALFORMED
+
+
+@pytest.mark.parametrize("listed", [10, 50_000_000])
+def test_a_zip_bomb_is_not_unpacked_to_find_that_it_is_one(listed: int) -> None:
+    zeros = bytes(50_000_000)
+    digest = hashlib.sha256(zeros).hexdigest()
+    bomb = zipped({**FILES, "zeros.txt": zeros}, f"{manifest_of(FILES)}\nzeros.txt,{digest},{listed * 8}")
+    bomb = bomb.replace(len(zeros).to_bytes(4, "little"), (10).to_bytes(4, "little"))
+    del zeros
+    tracemalloc.start()
+    try:
+        assert refusal(bomb).code is RefusalCode.MALFORMED
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_list_of_very_many_files_is_not_read_to_count_them() -> None:
+    entry = b"PK\x01\x02" + bytes(24) + b"\x01\x00" + bytes(16) + b"x"  # of a file named x
+    entries = entry * 200_000
+    sizes = len(entries).to_bytes(4, "little") + bytes(4)
+    many = entries + b"PK\x05\x06" + bytes(4) + b"\xff\xff" * 2 + sizes + bytes(2)
+    tracemalloc.start()
+    try:
+        assert refusal(many).code is RefusalCode.TOO_LARGE
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_too_many_files_or_bytes_are_refused() -> None:
