@@ -252,7 +252,7 @@ def parse_report(body: bytes) -> dict[str, Any]:
     """
     try:
         fields = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ReportError(f"no JSON: {error}") from error
     if not isinstance(fields, dict):
         raise ReportError(f"expected a JSON object, got {type(fields).__name__}")

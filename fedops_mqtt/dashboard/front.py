@@ -94,6 +94,8 @@ async def _read(receive: Receive) -> bytes:
 
 ANSWER_S = 5.0
 """A site that has not answered within this is shown as such."""
+MAX_ANSWER_BYTES = 4 * 1024 * 1024
+"""Of one answer of a site; 1000 clients are 1 MB. This manager's other work waits while it is parsed."""
 BUILD_S = 20.0
 """A page may take this long to be built; with thousands of clients on a busy machine it is more than NiceGUI's 3 s."""
 
@@ -138,7 +140,7 @@ async def page(app: FastAPI, api: Api, context: ManagerContext) -> AsyncIterator
 
 def _site_managers(addresses: Sequence[SiteAddress], ca_file: Path | None) -> AsyncSitesClient:
     try:
-        return AsyncSitesClient(addresses, ca_file=ca_file, timeout_s=ANSWER_S)
+        return AsyncSitesClient(addresses, ca_file=ca_file, timeout_s=ANSWER_S, max_json_bytes=MAX_ANSWER_BYTES)
     except OSError as error:
         raise OSError(error.errno, f"sites_ca_file: {error.strerror or error}", str(ca_file)) from error
 

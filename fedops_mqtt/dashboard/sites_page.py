@@ -5,6 +5,7 @@ has a problem in the place of its rows, and delays no other.
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -18,10 +19,12 @@ from fedops_mqtt.dashboard.fleet_page import HEAD_PX, ROW_PX, client_columns, gr
 from fedops_mqtt.dashboard.parts import cells, chip, clear_section, section, table
 from fedops_mqtt.dashboard.texts import Row, clock, number, readable, row_of, run_label
 from fedops_mqtt.dashboard.view import PageView
-from fedops_mqtt.manager.api.models import ClientPage, ClientRecord, Health, RunPage, RunSummary, TaskRecord
+from fedops_mqtt.manager.api.models import ClientPage, ClientRecord, Health, RunPage, RunSummary, TaskPage, TaskRecord
 from fedops_mqtt.manager.client import AsyncManagerClient, ManagerClientError, ManagerUrlError
 from fedops_mqtt.manager.sites import AsyncSitesClient
 from fedops_mqtt.runtime.site_addresses import SiteAddress
+
+logger = logging.getLogger(__name__)
 
 REFRESH_S = 1.0
 NUM_RUNS = 40
@@ -30,8 +33,9 @@ PAUSE_S = 3.0
 MAX_CLIENTS = 1000
 """Clients of a site that are shown; its own page has all."""
 MAX_RUNS = 20
+MAX_TASKS = 1000
 
-Page = TypeVar("Page", ClientPage, RunPage)
+Page = TypeVar("Page", ClientPage, RunPage, TaskPage)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +56,10 @@ class SiteState:
 
 @dataclass(kw_only=True)
 class SiteReader:
-    """The states of all sites. `look` asks for fresh ones, `states` are those of now."""
+    """The states of all sites. `look` asks for fresh ones, `states` are those of now.
+
+    It runs in the process of a leading manager: whatever a site answers is that site's problem, and ends nothing here.
+    """
 
     sites: AsyncSitesClient
     states: dict[str, SiteState] = field(default_factory=dict)
@@ -86,8 +93,13 @@ class SiteReader:
         try:
             return await _read_site(before.name, await self.sites.at(before.name))
         except ManagerClientError as error:
-            self.sites.forget_leader(before.name)
-            return SiteState(name=before.name, url=before.url, problem=str(error))
+            problem = str(error)
+        except Exception as error:  # of a site's answer, for which nobody here is to blame
+            problem = f"its answer cannot be used ({type(error).__name__})"
+            if before.problem != problem:
+                logger.warning("a site's answer cannot be used", extra={"site": before.name}, exc_info=error)
+        self.sites.forget_leader(before.name)
+        return SiteState(name=before.name, url=before.url, problem=problem)
 
 
 async def _read_page(manager: AsyncManagerClient, path: str, form: type[Page], limit: int) -> Page:
@@ -99,16 +111,20 @@ async def _read_page(manager: AsyncManagerClient, path: str, form: type[Page], l
 
 async def _read_site(name: str, manager: AsyncManagerClient) -> SiteState:
     health = await manager.health()
-    tasks = await manager.tasks()
+    tasks = await _read_page(manager, "/tasks", TaskPage, MAX_TASKS)
     runs = await _read_page(manager, "/runs", RunPage, MAX_RUNS)
     clients = await _read_page(manager, "/clients", ClientPage, MAX_CLIENTS)
+    for run in runs.items:
+        clock(run.created_at)  # raises for a time that no page can show; and so does the next
+    for client in clients.items:
+        row_of(client)
     return SiteState(
         name=name,
         url=manager.url,
         health=health,
-        tasks=tasks,
-        runs=runs.items,
-        clients=clients.items,
+        tasks=tasks.items[:MAX_TASKS],
+        runs=runs.items[:MAX_RUNS],
+        clients=clients.items[:MAX_CLIENTS],
         num_clients=clients.total,
     )
 
@@ -159,7 +175,7 @@ class SitesTable:
                 _draw_site(state)
         clear_section(self._runs)
         runs = [(state, run) for state in self._drawn.values() for run in state.runs]
-        runs.sort(key=lambda each: each[1].created_at, reverse=True)
+        runs.sort(key=lambda each: clock(each[1].created_at), reverse=True)  # times without a zone compare with none
         with self._runs:
             if not runs:
                 ui.label("No runs yet.").classes("fed-soft")

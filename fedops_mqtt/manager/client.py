@@ -6,6 +6,8 @@ Each method is written once, in `_Methods`, as the requests that it makes.
 
 import asyncio
 import inspect
+import json
+import logging
 import ssl
 import time
 from collections.abc import Callable, Coroutine, Generator
@@ -37,14 +39,27 @@ from fedops_mqtt.manager.api.models import (
     TaskPage,
     TaskRecord,
 )
+from fedops_mqtt.protocol import clip
 from fedops_mqtt.runtime.http_access import FILE_TYPE
 
 if TYPE_CHECKING:
     from fedops_mqtt.apps import AppSignature
 
+logger = logging.getLogger(__name__)
+
 ROOT = "/api/v1"
 PAGE = 500
 """Records requested at once."""
+MAX_PAGES = 400
+"""Of one list: 200,000 records. What answers may claim any number of them."""
+MAX_JSON_BYTES = 64 * 1024 * 1024
+"""An answer in JSON; the record of a run with 20,000 clients is 6 MB."""
+MAX_MEMBERS = 100_000
+"""Of an object in an answer; each that does not fit into a record costs a kilobyte."""
+MAX_FILE_BYTES = 1024 * 1024 * 1024
+"""An answer that is a file: a table of a run's history, or an app."""
+MAX_PROBLEM_CHARS = 4000
+"""Of a refusal: it is printed, logged and shown on the page."""
 _POLL_S = 0.5
 """Between two requests of `wait`; a run's end is a matter of seconds."""
 
@@ -137,13 +152,25 @@ def _one(method: str, path: str, form: type[Answer], **given: Any) -> Steps[Answ
 
 
 def _all(path: str, page: type[ClientPage | TaskPage | RunPage], **query: Any) -> Steps[list[Any]]:
-    """Request a list page after page."""
+    """Request a list page after page; one of more than `MAX_PAGES` is cut, with a warning in the log."""
     items: list[Any] = []
-    while True:
+    before: list[Any] = []
+    for _ in range(MAX_PAGES):
         found = yield from _one("GET", path, page, query={"offset": len(items), "limit": PAGE, **query})
-        items += found.items
-        if not found.items or len(items) >= found.total:
+        if found.items == before:  # none, or the same again
             return items
+        before = found.items
+        items += before
+        if len(items) >= found.total:
+            return items
+    logger.warning("a manager's list is cut", extra={"path": path, "num_items": len(items), "claimed": found.total})
+    return items
+
+
+def _bounded(members: dict[str, Any]) -> dict[str, Any]:
+    if len(members) > MAX_MEMBERS:
+        raise ValueError(f"an object has {len(members):,} members")
+    return members
 
 
 def _part(value: str) -> str:
@@ -273,9 +300,11 @@ class _Connection(_Methods):
         cert_file: Path | None = None,
         key_file: Path | None = None,
         timeout_s: float = 10.0,
+        max_json_bytes: int = MAX_JSON_BYTES,
     ) -> None:
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
+        self._max_bytes = {"json": max_json_bytes, "text": MAX_FILE_BYTES, "bytes": MAX_FILE_BYTES}
         # trust_env off: no proxy of the environment between a program and its manager.
         self._options: dict[str, Any] = {
             "base_url": self.url + ROOT,
@@ -287,27 +316,39 @@ class _Connection(_Methods):
 
     def _request(self, call: _Call) -> dict[str, Any]:
         query = {name: value for name, value in (call.query or {}).items() if value is not None}
-        request = {"method": call.method, "url": call.path, "params": query}
+        # Uncompressed: a kilobyte of layered gzip is a gigabyte before its size can be checked.
+        headers = {"Accept-Encoding": "identity"}
+        request = {"method": call.method, "url": call.path, "params": query, "headers": headers}
         if isinstance(call.body, bytes):
-            return {**request, "content": call.body, "headers": {"Content-Type": FILE_TYPE.decode()}}
+            headers["Content-Type"] = FILE_TYPE.decode()
+            return {**request, "content": call.body}
         return {**request, "json": call.body}
 
-    def _read(self, call: _Call, answer: httpx.Response) -> Any:
+    def _check(self, call: _Call, answer: httpx.Response, num_bytes: int = 0) -> None:
+        """Raise `ManagerUrlError` if an answer, of which so much has arrived, cannot be a manager's."""
+        if answer.headers.get("content-encoding", "identity").lower() != "identity":
+            raise ManagerUrlError(self.url, "it answers compressed, which was not requested")
+        limit = self._max_bytes[call.form if answer.is_success else "json"]
+        if num_bytes > limit:
+            raise ManagerUrlError(self.url, f"its answer is longer than {limit:,} bytes")
+
+    def _read(self, call: _Call, answer: httpx.Response, body: bytes) -> Any:
         if answer.is_success and call.form != "json":
-            return call.read(answer.text if call.form == "text" else answer.content)
+            return call.read(body.decode(errors="replace") if call.form == "text" else body)
         try:
-            content = answer.json() if answer.content else None
+            content = json.loads(body, object_hook=_bounded) if body else None
             if answer.is_success:
                 return call.read(content)
+            # A problem document (RFC 9457).
+            problem = content.get("detail") or content.get("title") if isinstance(content, dict) else None
+            sentence = str(problem or f"HTTP status {answer.status_code}")
         except ValidationError as error:
             raise ManagerUrlError(self.url, f"it answers in another form: {error.errors()[0]['msg']}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter of brackets within brackets
             raise ManagerUrlError(self.url, "what answers there is not a manager") from error
-        # A problem document (RFC 9457).
-        problem = content.get("detail") or content.get("title") if isinstance(content, dict) else None
-        raise ManagerRefusedError(answer.status_code, str(problem or f"HTTP status {answer.status_code}"))
+        raise ManagerRefusedError(answer.status_code, clip(sentence, MAX_PROBLEM_CHARS))
 
-    def _failure(self, error: httpx.HTTPError | httpx.InvalidURL | TimeoutError) -> ManagerClientError:
+    def _failure(self, error: httpx.HTTPError | httpx.InvalidURL | OSError) -> ManagerClientError:
         if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
             return ManagerUrlError(self.url, "it is not of this form")
         if isinstance(error, httpx.TimeoutException | TimeoutError):
@@ -319,12 +360,12 @@ class ManagerClient(_Connection):
     """One manager, for programs without an event loop; a context manager.
 
     `url` is `http://host:port`; `token` is the manager's; `ca_file`, `cert_file` and `key_file` are for HTTPS. Every
-    request takes at most `timeout_s` seconds.
+    request takes at most `timeout_s` seconds, and an answer has at most `max_json_bytes` (a file: `MAX_FILE_BYTES`).
 
     Raises (every method):
         ManagerUnreachableError: no answer, or not in time.
         ManagerRefusedError: the manager refused, with its reason.
-        ManagerUrlError: the URL is invalid, or there is no manager at it.
+        ManagerUrlError: the URL is invalid, or what answers there is no manager's.
     """
 
     def __enter__(self) -> Self:
@@ -353,11 +394,19 @@ class ManagerClient(_Connection):
             time.sleep(step)
 
     def _ask(self, call: _Call) -> Any:
+        body = bytearray()
+        until = time.monotonic() + self.timeout_s
         try:
-            answer = self._http.request(**self._request(call))
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            with self._http.stream(**self._request(call)) as answer:
+                self._check(call, answer)
+                for part in answer.iter_raw():
+                    body += part
+                    self._check(call, answer, len(body))
+                    if call.form == "json" and time.monotonic() > until:  # httpx limits each part of an answer
+                        raise TimeoutError
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise self._failure(error) from error
-        return self._read(call, answer)
+        return self._read(call, answer, bytes(body))
 
 
 class AsyncManagerClient(_Connection):
@@ -392,12 +441,19 @@ class AsyncManagerClient(_Connection):
             await asyncio.sleep(step)
 
     async def _ask(self, call: _Call) -> Any:
+        body = bytearray()
         try:
-            async with asyncio.timeout(self.timeout_s):  # httpx limits each part of an answer, not all of it
-                answer = await self._http.request(**self._request(call))
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+            async with (
+                asyncio.timeout(self.timeout_s),  # httpx limits each part of an answer, not all of it
+                self._http.stream(**self._request(call)) as answer,
+            ):
+                self._check(call, answer)
+                async for part in answer.aiter_raw():
+                    body += part
+                    self._check(call, answer, len(body))
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise self._failure(error) from error
-        return self._read(call, answer)
+        return self._read(call, answer, bytes(body))
 
 
 def _make_tls(ca_file: Path | None, cert_file: Path | None, key_file: Path | None) -> ssl.SSLContext | bool:

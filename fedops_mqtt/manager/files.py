@@ -67,7 +67,7 @@ def _read(path: Path, match: re.Match[str]) -> ListedModel | None:
     try:
         found = path.stat()
         facts = _facts(path)
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):  # another program's file
         return None
     return ListedModel(
         path=path,

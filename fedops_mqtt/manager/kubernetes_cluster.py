@@ -144,7 +144,7 @@ class Cluster:
 
 def _message_of(error: Any) -> str:
     """Return the sentence in the API server's answer (Status.message)."""
-    with suppress(ValueError, AttributeError, TypeError):
+    with suppress(ValueError, AttributeError, TypeError, RecursionError):
         return str(json.loads(error.body)["message"])
     return ""
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 from sqlalchemy import Connection, Engine, Row, insert, select, text, update
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from fedops_mqtt.core.fencing import next_term
 from fedops_mqtt.manager import tables
@@ -304,7 +304,11 @@ def _take_row(connection: Connection, me: str, *, now: float, held_until: float,
     term = next_term(int(seen.term if seen else 0), int(now))
     values = {"term": term, "holder": me, "held_until": held_until, "last_write": 0}
     if seen is None:
-        connection.execute(insert(tables.lease).values(name=_NAME, **values))
+        try:
+            with connection.begin_nested():
+                connection.execute(insert(tables.lease).values(name=_NAME, **values))
+        except IntegrityError:  # another manager of a new database has written the row since
+            return None
         return term
     table = tables.lease
     this = (table.c.name == _NAME) & (table.c.term == seen.term) & (table.c.held_until == seen.held_until)

@@ -19,6 +19,7 @@ from anyio.from_thread import start_blocking_portal
 
 from fedops_mqtt.manager.api.models import ClientRecord, Health, RunSummary, TaskRecord
 from fedops_mqtt.manager.client import (
+    MAX_JSON_BYTES,
     AsyncManagerClient,
     ManagerClient,
     ManagerClientError,
@@ -92,12 +93,16 @@ class AsyncSitesClient:
         cert_file: Path | None = None,
         key_file: Path | None = None,
         timeout_s: float = 10.0,
+        max_json_bytes: int = MAX_JSON_BYTES,
     ) -> None:
         addresses = [each for each in managers if isinstance(each, SiteAddress)]
         self.sites = tuple(addresses) or read_sites(managers, token)  # type: ignore[arg-type]
-        files = {"ca_file": ca_file, "cert_file": cert_file, "key_file": key_file}
+        options: dict[str, Any] = {
+            "ca_file": ca_file, "cert_file": cert_file, "key_file": key_file,
+            "timeout_s": timeout_s, "max_json_bytes": max_json_bytes,
+        }  # fmt: skip
         self._managers = {
-            site.name: [AsyncManagerClient(url, token=site.token, timeout_s=timeout_s, **files) for url in site.urls]
+            site.name: [AsyncManagerClient(url, token=site.token, **options) for url in site.urls]
             for site in self.sites
         }
         self._leading: dict[str, AsyncManagerClient] = {}

@@ -37,7 +37,8 @@ def parse_sites(managers: str | Sequence[str], token: str | None = None) -> tupl
 
     Raises:
         SiteUrlError: a text is no URL, or one URL has two names, or there is none at all.
-        ValueError: one of several tokens has no name, or a character that no HTTP header has.
+        ValueError: one of several tokens has no name, the only one has that of no site, or a character is in it that
+            no HTTP header has.
     """
     texts = managers.split(",") if isinstance(managers, str) else managers
     named = [_parse_one(text.strip()) for text in texts if text.strip()]
@@ -81,6 +82,13 @@ def _parse_token(token: str | None, names: Mapping[str, Any]) -> Mapping[str, st
     pairs = [each.strip().partition("=") for each in (token or "").split(",")]
     is_by_site = len(pairs) > 1 and all(name and mark and value for name, mark, value in pairs)
     if not is_by_site and not any(mark and name in names for name, mark, _ in pairs):
+        name, _, value = pairs[0]
+        if len(names) > 1 and len(pairs) == 1 and name and value.strip("="):
+            # One site's token, its name mistyped, or a token with = within it: no site gets what may be another's.
+            raise ValueError(
+                f"the name before = is of no site; sites: {', '.join(names)}. A token that has = in it is given as "
+                "NAME=TOKEN for each site"
+            )
         return dict.fromkeys(names, token)
     if not all(mark for _, mark, _ in pairs):
         raise ValueError(f"one of several tokens has no site's name before it; sites: {', '.join(names)}")

@@ -80,7 +80,7 @@ def read_tensors(path: Path, *, shown_as: str | None = None) -> tuple[Arrays, di
             metadata = dict(file.metadata() or {})
             arrays = {name: file.get_tensor(name) for name in json.loads(metadata["order"])}
         facts = dict(json.loads(metadata["facts"]))
-    except (SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         if os_error := _os_error(error, path):
             raise os_error from error
         raise CorruptFileError(shown_as or str(path), f"{type(error).__name__}: {error}") from error
@@ -119,7 +119,7 @@ def read_facts(file: BinaryIO) -> dict[str, Any]:
         raise ValueError("it is no safetensors file")
     try:
         return dict(json.loads(json.loads(file.read(num_bytes))[_RESERVED]["facts"]))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, RecursionError) as error:
         raise ValueError("fedops-mqtt has not written it") from error
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedops_mqtt.manager.api.models import Record, RunSummary, to_utc
+from fedops_mqtt.manager.api.models import Items, Record, RunSummary, to_utc
 from fedops_mqtt.runtime.key_values import Plain
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class AppRecord(Record):
     """Which key signed it; None: it is not signed."""
     client_app: str | None
     server_app: str | None
-    requires: list[str]
+    requires: Items[str]
     config: dict[str, Plain | None]
     """The project's `[tool.flwr.app.config]`."""
 
@@ -58,7 +58,7 @@ class AppRecord(Record):
 class AppPage(Record):
     """The versions of a task's app, newest first."""
 
-    items: list[AppRecord]
+    items: Items[AppRecord]
     total: int
 
 
@@ -73,9 +73,9 @@ class AppFile(Record):
 class AppDetails(Record):
     """A bundle: as which tasks' app it was published, its files, and the newest runs that trained with it."""
 
-    published: list[AppRecord]
-    files: list[AppFile]
-    runs: list[RunSummary]
+    published: Items[AppRecord]
+    files: Items[AppFile]
+    runs: Items[RunSummary]
 
 
 class RollbackRequest(BaseModel):

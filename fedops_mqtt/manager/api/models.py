@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from statistics import median_high
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field
 
 from fedops_mqtt.core.fleet import ClientView, Presence
 from fedops_mqtt.core.run import Run
@@ -37,6 +37,11 @@ from fedops_mqtt.protocol import count_of, number_of
 MAX_NAMED_CLIENTS = 20_000
 MAX_CONFIG_CHARS = 32_000
 """Of a run's configuration as one line: it travels in an environment variable and in every trigger."""
+
+
+Item = TypeVar("Item")
+Items = Annotated[list[Item], FailFast()]
+"""In an answer. Whoever reads one that is no manager's gets the first of its faults, not gigabytes of them."""
 
 
 class Record(BaseModel):
@@ -90,7 +95,7 @@ class ClientRecord(Record):
 class ClientPage(Record):
     """Some of the clients."""
 
-    items: list[ClientRecord]
+    items: Items[ClientRecord]
     total: int
 
 
@@ -209,7 +214,7 @@ class RunRecord(RunFacts):
 class RunPage(Record):
     """Some of the runs, newest first."""
 
-    items: list[RunSummary]
+    items: Items[RunSummary]
     total: int
 
 
@@ -278,7 +283,7 @@ class TaskRecord(Record):
 class TaskPage(Record):
     """Every task."""
 
-    items: list[TaskRecord]
+    items: Items[TaskRecord]
     total: int
 
 
@@ -386,7 +391,7 @@ class ModelRecord(Record):
 class ModelPage(Record):
     """The versions of a task's global model, newest first."""
 
-    items: list[ModelRecord]
+    items: Items[ModelRecord]
     total: int
 
 

@@ -26,7 +26,7 @@ def test_a_servers_evaluation_is_its_numbers() -> None:
     assert server_numbers(fields | {"source": "server_validation"}, CUTTER) == {"gl_loss": 0.25}
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"1", b"\xff", b"{"])
+@pytest.mark.parametrize("body", [b"", b"[]", b"1", b"\xff", b"{", b"[" * 200_000])
 def test_what_is_no_report_is_said(body: bytes) -> None:
     with pytest.raises(ReportError):
         parse_report(body)

@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import resource
 import signal
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from safetensors.numpy import load_file
 
+from fedops_mqtt.manager.files import list_models
 from fedops_mqtt.protocol import IdentityError
 from fedops_mqtt.store.errors import CorruptFileError, StoreUrlError, UnsupportedArrayError
-from fedops_mqtt.store.tensor_file import check_storable
+from fedops_mqtt.store.tensor_file import check_storable, read_facts, read_tensors
 from fedops_mqtt.store.versions import ModelStore, list_model_files
 
 WEIGHTS = {"z": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.array(7, np.int64), "m": np.zeros(0, np.float64)}
@@ -272,3 +274,17 @@ def test_what_a_killed_safetensors_left_is_no_version_and_goes_away_in_time(tmp_
     os.utime(left, (0, 0))
     store.save(WEIGHTS)
     assert not left.exists()
+
+
+@pytest.mark.parametrize("name", ["__metadata__", "facts"])
+def test_a_header_that_is_nested_without_an_end_is_a_corrupt_file(tmp_path: Path, name: str) -> None:
+    nested = "[" * 200_000
+    header = nested if name == "__metadata__" else json.dumps({"__metadata__": {"order": "[]", "facts": nested}})
+    path = tmp_path / "t" / "m_gl_model_V1.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(struct.pack("<Q", len(header)) + header.encode())
+    with path.open("rb") as file, pytest.raises(ValueError):
+        read_facts(file)
+    with pytest.raises(CorruptFileError):
+        read_tensors(path)
+    assert list_models(str(tmp_path), "t") == []
