@@ -1,6 +1,7 @@
 """A fleet with its broker as `fedops-mqtt fleet` makes them, and whoever knocks at that broker's doors."""
 
 import asyncio
+import queue
 import random
 import socket
 import ssl
@@ -41,6 +42,28 @@ def calm_port() -> int:
         with socket.socket() as probe, suppress(OSError):
             probe.bind((HOST, port))
             return port
+
+
+def _refusal_of(knocking: aiomqtt.Client) -> str | None:
+    """Connect with paho's own callbacks: aiomqtt does not report a connection that ends before its CONNACK."""
+    answers: queue.Queue[str | None] = queue.Queue()
+    client = knocking._client
+    client.on_connect = lambda _client, _data, _flags, reason, _properties: answers.put(
+        str(reason) if reason.is_failure else None
+    )
+    client.on_disconnect = lambda _client, _data, _flags, reason, _properties: answers.put(f"the end: {reason}")
+    client.on_socket_open = client.on_socket_close = client.on_socket_register_write = None
+    client.on_socket_unregister_write = None
+    try:
+        client.connect(HOST, knocking._port)
+    except OSError as error:  # the TLS or WebSocket handshake
+        return f"the end: {error}"
+    client.loop_start()
+    try:
+        return answers.get(timeout=PATIENCE_S)
+    finally:
+        client.disconnect()
+        client.loop_stop()
 
 
 def make_fleet(folder: Path) -> FleetFolder:
@@ -110,6 +133,13 @@ class SecureSite:
                 context.load_cert_chain(own.cert_file, own.key_file)
         settings |= {"tls_context": context, "protocol": version, "timeout": PATIENCE_S} | options
         return aiomqtt.Client(HOST, port or default_port, **settings)
+
+    async def refusal(self, name: str | None, **options: Any) -> str | None:
+        """Knock and return how the broker refused it: a reason code, or the end of the connection; None: it did not.
+
+        A broker that does not answer is no refusal: that fails after PATIENCE_S.
+        """
+        return await asyncio.to_thread(_refusal_of, self.knock(name, **options))
 
     @asynccontextmanager
     async def hearing(self, name: str, *filters: str) -> AsyncIterator["Ear"]:

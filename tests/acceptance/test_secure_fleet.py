@@ -93,11 +93,9 @@ async def test_keys_are_exchanged_while_everything_runs(yard: Yard, site: Secure
     site.fleet.renew(A)
     site.fleet.renew_broker()
     await site.reload()
-    assert "lost the connection" not in device.stderr, "nobody is cut off by new keys"
 
     site.fleet.revoke_old(A)
     await site.reload()
-    assert "lost the connection" not in device.stderr, "nor by taking back the old ones"
 
     (yard.folder / "old.crt").write_bytes(old)
     (yard.folder / "old.key").write_bytes(old_key)
@@ -110,6 +108,7 @@ async def test_keys_are_exchanged_while_everything_runs(yard: Yard, site: Secure
 
     await site.broker.restart()
     await device.until_said(r"(?s)lost the connection.*connected to the broker")
+    assert device.stderr.count("lost the connection") == 1, "new keys, and taking back the old ones, cut nobody off"
     assert device.process.returncode is None
 
 
@@ -140,9 +139,7 @@ async def test_the_authority_is_exchanged_while_everything_runs(yard: Yard, site
     only_new = (new.folder / "ca.crt").read_bytes()
     async with site.knock(A, tls_context=trusting(only_new, site.bundle(A))):
         pass
-    with pytest.raises(aiomqtt.MqttError):
-        async with site.knock(B, tls_context=trusting(only_new, site.bundle(B)), timeout=2):
-            pass
+    assert await site.refusal(B, tls_context=trusting(only_new, site.bundle(B))) is not None
     await device.until_said(r"(?s)lost the connection.*lost the connection.*connected to the broker")
     assert device.process.returncode is None
 

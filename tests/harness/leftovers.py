@@ -24,7 +24,8 @@ MARK = "TEST_RUN_OF_FEDOPS_MQTT"
 GRACE_S = 120.0
 """A process that was told to end does so within this, on a machine ten times slower too."""
 POLL_S = 0.1
-HURRY = "hurry"
+ENDED = "ended"
+"""Written to the keeper by a run that has ended by itself: what is left may be about to end; else it is killed."""
 
 KEEPER = pytest.StashKey["subprocess.Popen[str]"]()
 
@@ -59,7 +60,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if keeper is None:
         return
     is_interrupted = exitstatus == pytest.ExitCode.INTERRUPTED
-    left, _ = keeper.communicate(HURRY if is_interrupted else "")
+    left, _ = keeper.communicate("" if is_interrupted else ENDED)
     if left and not is_interrupted:
         print(f"\nprocesses that tests left behind:\n{left}", file=sys.stderr)
         session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
@@ -69,8 +70,8 @@ def keep(folder: str, grace_s: float) -> None:
     """Wait for the end of a run; end what is left of it, name it on stdout, and remove its folder."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    is_hurried = sys.stdin.read() == HURRY
-    deadline = time.monotonic() + (0.0 if is_hurried else grace_s)
+    has_ended = sys.stdin.read() == ENDED
+    deadline = time.monotonic() + (grace_s if has_ended else 0.0)
     while list(marked(folder)) and time.monotonic() < deadline:
         time.sleep(POLL_S)
     names = [(process.pid, name_of(process)) for process in marked(folder)]

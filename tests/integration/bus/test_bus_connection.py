@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import orjson
@@ -30,6 +31,7 @@ from fedops_mqtt.bus import (
 )
 from fedops_mqtt.bus.mosquitto import free_port
 from fedops_mqtt.bus.session import open_session
+from fedops_mqtt.enrolment.authority import issue, make_authority
 from fedops_mqtt.protocol import (
     ClientMetrics,
     MalformedMessageError,
@@ -279,21 +281,21 @@ async def test_a_connect_under_way_can_be_left_at_once(broker: Mosquitto) -> Non
 SLOW = replace(QUICK, connect_timeout_s=600.0)
 
 
-async def make_certificate(folder: Path, name: str) -> dict[str, str]:
-    """Make a certificate for 127.0.0.1 that is its own CA; return mosquitto's directives for it."""
-    cert, key = folder / f"{name}.pem", folder / f"{name}.key"
-    tool = await asyncio.create_subprocess_exec(
-        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-        "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1", "-out", str(cert), "-keyout", str(key),
-        stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    assert await tool.wait() == 0
+def make_certificate(folder: Path, name: str) -> dict[str, str]:
+    """Make an authority, `{name}.pem`, and a certificate for 127.0.0.1; return mosquitto's directives for it."""
+    now = datetime.now(UTC)
+    authority = make_authority(f"authority of {name}", now)
+    made = issue(authority, name, hosts=["127.0.0.1"], now=now, days=2)
+    cert, key = folder / f"{name}-server.pem", folder / f"{name}-server.key"
+    (folder / f"{name}.pem").write_bytes(authority.certificate)
+    cert.write_bytes(made.certificate)
+    key.write_bytes(made.key)
     return {"certfile": str(cert), "keyfile": str(key)}
 
 
 async def test_tls_with_the_right_ca_connects_and_with_another_says_why(tmp_path: Path) -> None:
-    changes = await make_certificate(tmp_path, "broker")
-    await make_certificate(tmp_path, "other")
+    changes = make_certificate(tmp_path, "broker")
+    make_certificate(tmp_path, "other")
     async with Mosquitto(changes=changes) as broker:
         assert broker.url.startswith("mqtts://")
         async with reader_of(broker, options=replace(QUICK, ca_file=tmp_path / "broker.pem")) as reader:

@@ -88,4 +88,7 @@ async def test_a_daemon_keeps_no_process_unless_it_is_told_to(
 ) -> None:
     await run_daemon()
     await operator.until_condition(ClientCondition.ONLINE)
+    other = "02:00:00:00:00:02"
+    await run_daemon(mac=other, keep_ready=True)  # once its process waits, another one had the time for one too
+    await until_waiting(identity_dir(tmp_path, task_id, other))
     assert waiting(identity_dir(tmp_path, task_id, mac)) == []

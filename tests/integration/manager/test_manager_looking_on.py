@@ -12,7 +12,7 @@ from typing import Any
 import aiomqtt
 import pytest
 from bundles import PROJECT, zipped
-from manager_parts import PATIENCE_S, A, Api, B, House, until
+from manager_parts import PATIENCE_S, A, Api, B, Device, House, until
 from prometheus_client.parser import text_string_to_metric_families as parse_prometheus
 
 from fedops_mqtt.protocol import MetricsKind, Outcome, topics, utc_now
@@ -107,14 +107,14 @@ async def test_the_stream_tells_how_it_is_then_what_changes(house: House) -> Non
 
 
 async def test_a_stream_of_one_task_hears_nothing_of_another(house: House) -> None:
+    theirs = Device(house.broker.url, "somebody-elses", B)
     async with house.managed() as api, stream(api, task_id="somebody-elses") as news, house.device(A):
         await news_when(news, "ready")
         async with stream(api) as all_news:
             await news_when(all_news, "client", client_mac=A)
-        heard = asyncio.ensure_future(anext(news))
-        done, _ = await asyncio.wait({heard}, timeout=0.3)
-        heard.cancel()
-        assert not done
+        async with theirs.living(), asyncio.timeout(PATIENCE_S):
+            kind, record = await anext(news)
+    assert (kind, record["client_mac"], record["task_id"]) == ("client", B, "somebody-elses")
 
 
 async def test_prometheus_reads_clients_runs_and_delays(house: House) -> None:

@@ -14,9 +14,9 @@ from fedops_mqtt.runtime.settings import inherited_environment
 
 
 @asynccontextmanager
-async def server_by_hand(house: House) -> AsyncIterator[asyncio.subprocess.Process]:
+async def server_by_hand(house: House, *, task_id: str | None = None) -> AsyncIterator[asyncio.subprocess.Process]:
     """An FL server that nobody launched for us."""
-    said = {"FEDOPS_MQTT_BROKER": house.broker.url, "FEDOPS_MQTT_TASK_ID": house.task_id}
+    said = {"FEDOPS_MQTT_BROKER": house.broker.url, "FEDOPS_MQTT_TASK_ID": task_id or house.task_id}
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(HERE / "scripted_server.py"), str(house.words), env={**inherited_environment(), **said}
     )
@@ -67,10 +67,15 @@ async def test_the_status_of_a_run_is_repeated_for_newcomers_while_nothing_chang
 
 
 async def test_a_server_of_a_task_that_does_not_say_so_is_left_alone(house: House) -> None:
+    other = f"{house.task_id}-other"
+    with house.tasks_file.open("a") as file:
+        file.write(f"\n[tasks.{other}]\nadopt = true\n")
     async with house.managed() as api, house.device(A) as a, server_by_hand(house):
         async with reading(house, str(topics.server_status(house.task_id))) as reader:
             await said(reader, lambda message: getattr(message, "server_ip", None))
-        assert await runs_of(api) == []
+        async with server_by_hand(house, task_id=other):  # the manager reads of it after the first one
+            adopted = await until(lambda: runs_of(api), "the adopted run")
+        assert [run["task_id"] for run in adopted] == [other]
         assert a.starts == []
 
 
