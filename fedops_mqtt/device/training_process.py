@@ -19,7 +19,17 @@ from typing import Self
 
 from fedops_mqtt.core.client_state import PhaseReport
 from fedops_mqtt.protocol import Outcome
-from fedops_mqtt.runtime.processes import MARK, LineSplitter, OutputFile, Tail, kill_all, kill_group, terminate
+from fedops_mqtt.runtime.processes import (
+    MARK,
+    LineSplitter,
+    OutputFile,
+    Tail,
+    kill_all,
+    kill_group,
+    kill_marked,
+    run_command,
+    terminate,
+)
 from fedops_mqtt.runtime.settings import environment_without_settings
 from fedops_mqtt.training.pipe import (
     MAX_LINE_BYTES,
@@ -363,23 +373,15 @@ _MAX_ANSWER = 2000
 
 async def check_app(app: str, import_paths: Sequence[str], *, state_folder: Path) -> str | None:
     """Return what is wrong with an app (`MODULE:ATTRIBUTE`); None when nothing is, or its import takes too long."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", CHECK_MODULE, app, *import_paths),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
-        env=training_environment(state_folder, mark_of(state_folder) + "check"),
-    )
+    command = (sys.executable, "-m", CHECK_MODULE, app, *import_paths)
+    mark = mark_of(state_folder) + f"check-{uuid.uuid4().hex}"
     try:
-        async with asyncio.timeout(TIMEOUT_S):
-            _, output = await process.communicate()
+        done = await run_command(command, timeout_s=TIMEOUT_S, environment=training_environment(state_folder, mark))
     except TimeoutError:
         return None
     finally:
-        kill_group(process.pid)
-        await process.wait()
-    if not process.returncode:
+        await asyncio.to_thread(kill_marked, mark)
+    if not done.status:
         return None
-    problem = output.decode(errors="replace").strip()[-_MAX_ANSWER:]
-    return problem or f"cannot load app {app!r}: importing it ended its process with status {process.returncode}"
+    problem = done.errors.decode(errors="replace").strip()[-_MAX_ANSWER:]
+    return problem or f"cannot load app {app!r}: importing it ended its process with status {done.status}"

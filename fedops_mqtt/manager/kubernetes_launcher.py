@@ -35,13 +35,24 @@ FENCE_S = 60.0
 
 
 class KubernetesServer:
-    """A server as a Job. `report` is called with the problem when its state is unknown, and with None afterwards."""
+    """A server as a Job. `report` is called with the problem when its state is unknown, and with None afterwards.
 
-    def __init__(self, launch: RemoteLaunch, report: Callable[[str | None], None], *, grace_s: float) -> None:
+    `is_resumed`: an earlier manager created the Job, so it may run although this one has not seen it yet.
+    """
+
+    def __init__(
+        self,
+        launch: RemoteLaunch,
+        report: Callable[[str | None], None],
+        *,
+        grace_s: float,
+        is_resumed: bool = False,
+    ) -> None:
         self.log_path = launch.log_path
         self._launch = launch
         self._report = report
         self._grace_s = grace_s
+        self._is_resumed = is_resumed
         self._name = job_name(launch.run_id, launch.launch)
         self._cluster: Cluster | None = None
         self._problem: str | None = None
@@ -101,7 +112,7 @@ class KubernetesServer:
             await asyncio.sleep(POLL_S)
 
     async def _wait(self) -> str:
-        ever_seen = False
+        ever_seen = self._is_resumed
         while True:
             view = await self._look()
             age_s = time.monotonic() - self._began

@@ -23,7 +23,7 @@ from fedops_mqtt.manager.tasks import COMMAND, TaskConfig
 from fedops_mqtt.protocol import clip
 from fedops_mqtt.runtime.files import write_private
 from fedops_mqtt.runtime.process_identity import start_time
-from fedops_mqtt.runtime.processes import read_tail
+from fedops_mqtt.runtime.processes import read_tail, run_command
 from fedops_mqtt.runtime.remote_launch import END_MARK, START_MARK
 from fedops_mqtt.runtime.settings import ENV_PREFIX
 
@@ -312,24 +312,13 @@ def command_environment(inherited: Mapping[str, str]) -> dict[str, str]:
 
 async def _run(arguments: Sequence[str], environment: Mapping[str, str], given: bytes) -> tuple[str, str | None]:
     """Run a command to its end; return its output, and the problem (None: it exited with status 0)."""
-    pipe = asyncio.subprocess.PIPE
     try:
-        process = await asyncio.create_subprocess_exec(
-            *arguments, env=dict(environment), stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
-        )
+        done = await run_command(arguments, timeout_s=ASK_TIMEOUT_S, environment=environment, given=given)
+    except TimeoutError:  # before OSError, of which it is one
+        return "", f"{arguments[0]} did not answer within {ASK_TIMEOUT_S:g} s"
     except OSError as error:
         return "", f"{arguments[0]}: {error.strerror}"
-    try:
-        async with asyncio.timeout(ASK_TIMEOUT_S):
-            printed, errors = await process.communicate(given)
-    except TimeoutError:
-        return "", f"{arguments[0]} did not answer within {ASK_TIMEOUT_S:g} s"
-    finally:
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-    if process.returncode == 0:
-        return printed.decode(errors="replace"), None
-    reason = (errors.decode(errors="replace").strip().splitlines() or [""])[-1]  # ssh warns first
-    return "", clip(f"{arguments[0]} exited with status {process.returncode}: {reason}", _MAX_PROBLEM)
+    if done.status == 0:
+        return done.output.decode(errors="replace"), None
+    reason = (done.errors.decode(errors="replace").strip().splitlines() or [""])[-1]  # ssh warns first
+    return "", clip(f"{arguments[0]} exited with status {done.status}: {reason}", _MAX_PROBLEM)

@@ -327,7 +327,7 @@ class Servers:
             environment=command_environment(self._inherited),
         )
         if task.kubernetes is not None:
-            return KubernetesServer(place, report, grace_s=self._grace_s)
+            return KubernetesServer(place, report, grace_s=self._grace_s, is_resumed=is_resumed)
         return RemoteServer(place, report, partial(self._note_process, row), command, is_resumed=is_resumed)
 
     async def _resume_elsewhere(self, server: RunServer, run: Run, known: Launch, task: TaskConfig) -> None:

@@ -8,8 +8,9 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 MARK = "FEDOPS_MQTT_TRAINING"
@@ -18,6 +19,11 @@ MARK = "FEDOPS_MQTT_TRAINING"
 _PROC = Path("/proc")
 _MAX_ROUNDS = 20
 """A process may fork meanwhile; each round catches what was forked during the one before."""
+_REAP_S = 5.0
+"""A killed process is gone at once, except one that the kernel holds (a disk or a network folder that hangs)."""
+_DRAIN_S = 1.0
+"""After a command's end; what it wrote is in its pipes by then."""
+_MAX_KEPT_BYTES = 64 * 1024
 
 
 def kill_group(pgid: int, number: signal.Signals = signal.SIGKILL) -> None:
@@ -57,8 +63,9 @@ def _carries(path: Path, entry: bytes) -> bool:
 async def kill_all(process: asyncio.subprocess.Process, mark: str) -> None:
     """Kill a process, its group and every process that carries its mark; returns when the process has ended."""
     kill_group(process.pid)
-    await process.wait()
+    # Before the wait: one that left the group may hold a pipe, and asyncio waits for pipes, too.
     await asyncio.to_thread(kill_marked, mark)
+    await wait_killed(process)
 
 
 async def terminate(process: asyncio.subprocess.Process, *, grace_s: float) -> None:
@@ -70,7 +77,93 @@ async def terminate(process: asyncio.subprocess.Process, *, grace_s: float) -> N
                 await process.wait()
     if process.returncode is None:
         kill_group(process.pid)
-    await process.wait()
+    await wait_killed(process)
+
+
+async def wait_killed(process: asyncio.subprocess.Process) -> None:
+    """Wait for a process that was killed, and not without limit for its pipes.
+
+    `Process.wait` of asyncio returns only when all pipes are closed, and a descendant in another session may hold them.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_REAP_S):
+            await process.wait()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandResult:
+    """How a command ended: its status, the beginning of its output, and the end of its errors."""
+
+    status: int
+    output: bytes
+    errors: bytes
+
+
+async def run_command(
+    arguments: Sequence[str],
+    *,
+    timeout_s: float,
+    environment: Mapping[str, str],
+    given: bytes = b"",
+) -> CommandResult:
+    """Run a command in a session of its own, with `given` on its standard input; being cancelled kills its group.
+
+    It has ended when its process has: descendants that hold its pipes are not waited for.
+
+    Raises:
+        OSError: it cannot be started.
+        TimeoutError: it did not end within `timeout_s`; its group is killed.
+    """
+    pipe = asyncio.subprocess.PIPE
+    transport, command = await asyncio.get_running_loop().subprocess_exec(
+        _Command, *arguments, stdin=pipe, stdout=pipe, stderr=pipe, env=dict(environment), start_new_session=True
+    )
+    try:
+        stdin = transport.get_pipe_transport(0)
+        assert isinstance(stdin, asyncio.WriteTransport)
+        stdin.write(given)
+        stdin.close()
+        async with asyncio.timeout(timeout_s):
+            await command.has_exited.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_S):
+                await command.has_output.wait()
+    finally:
+        if not command.has_exited.is_set():
+            kill_group(transport.get_pid())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_REAP_S):
+                    await command.has_exited.wait()
+        transport.close()
+    status = transport.get_returncode()
+    assert status is not None
+    return CommandResult(status=status, output=bytes(command.kept[1]), errors=bytes(command.kept[2]))
+
+
+class _Command(asyncio.SubprocessProtocol):
+    """Keeps a bounded part of what a command writes: its output is from a machine that may be anybody's."""
+
+    def __init__(self) -> None:
+        self.has_exited = asyncio.Event()
+        self.has_output = asyncio.Event()
+        self.kept = {1: bytearray(), 2: bytearray()}
+        self._open = {1, 2}
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        kept = self.kept[fd]
+        if fd == 1:
+            kept += data[: _MAX_KEPT_BYTES - len(kept)]
+        else:
+            kept += data
+            del kept[:-_MAX_KEPT_BYTES]
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        self._open.discard(fd)
+        if not self._open:
+            self.has_output.set()
+
+    def process_exited(self) -> None:
+        self.has_exited.set()
 
 
 logger = logging.getLogger(__name__)

@@ -158,6 +158,28 @@ async def test_a_manager_that_is_started_again_finds_the_job_and_its_whole_log(
 
 
 @pytest.mark.long
+async def test_a_manager_that_is_started_again_while_the_api_server_is_away_replaces_nothing(
+    house: House, cluster: KubernetesStandIn
+) -> None:
+    start_s = 20.0
+    on_kubernetes(house, limits=f"server_start_s = {start_s}\nserver_lost_s = 300")
+    async with house.device(A) as a, house.device(B) as b:
+        async with house.managed(ends_servers=False) as api:
+            run_id = await api.start(house.task_id)
+            await api.training(run_id)
+        server = house.server()
+        await asyncio.to_thread(cluster.lose)
+        async with house.managed() as api:
+            await api.run_when(run_id, lambda run: "cluster does not answer: Kubernetes API" in (run["reason"] or ""))
+            await asyncio.sleep(start_s)  # at least: the launch is now older than a start may take
+            await asyncio.to_thread(cluster.start)
+            await api.run_when(run_id, lambda run: not run["reason"])
+            assert server.is_running()
+            run = await finish(house, api, run_id, a, b)
+            assert (run["outcome"], run["launch"]) == ("completed", 1)
+
+
+@pytest.mark.long
 async def test_an_image_that_cannot_be_pulled_fails_the_run_with_why(house: House, cluster: KubernetesStandIn) -> None:
     on_kubernetes(house, image="no-such-image", limits="max_launches = 1\nserver_start_s = 5")
     async with house.managed() as api:

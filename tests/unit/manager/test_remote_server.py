@@ -1,0 +1,77 @@
+"""A server on another machine, as its manager asks for it: through commands that leave something behind."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fedops_mqtt.manager import remote_launcher
+from fedops_mqtt.manager.launcher import Liveness, ServerProcess
+from fedops_mqtt.manager.remote_launcher import RemoteLaunch, RemoteServer
+from fedops_mqtt.manager.tasks import TaskConfig
+
+WAIT = 60.0
+
+
+@pytest.fixture
+def left(tmp_path: Path) -> Iterator[Path]:
+    """Where a command writes the id of the process that it leaves in a session of its own, with its pipes."""
+    path = tmp_path / "left"
+    yield path
+    with suppress(FileNotFoundError, ProcessLookupError):
+        os.kill(int(path.read_text()), signal.SIGKILL)
+
+
+def server(tmp_path: Path, alive: str, problems: list[str | None]) -> RemoteServer:
+    task = TaskConfig.model_validate(
+        {"launch": ["sh", "-c", "{shell_command}"], "launch_alive": ["sh", "-c", alive], "launch_stop": ["true"]}
+    )
+    launch = RemoteLaunch(
+        run_id="r1", launch=1, task_id="t", task=task, log_path=tmp_path / "log", final_status_file=tmp_path / "final",
+        order_file=tmp_path / "order", start_limit_s=60.0, environment=dict(os.environ),
+    )  # fmt: skip
+
+    async def note(process: ServerProcess) -> None:
+        raise AssertionError("nothing is started")
+
+    return RemoteServer(launch, problems.append, note)
+
+
+async def test_a_command_that_does_not_answer_is_given_up_though_what_it_started_holds_its_pipes(
+    tmp_path: Path, left: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_launcher, "ASK_TIMEOUT_S", 1.0)
+    problems: list[str | None] = []
+    alive = f"setsid sleep 600 & echo $! > {left}; sleep 600 & echo $! > {tmp_path}/child; wait"
+    async with asyncio.timeout(WAIT):
+        assert await server(tmp_path, alive, problems).check() is Liveness.UNKNOWN
+    assert problems == ["the FL server's host does not answer: sh did not answer within 1 s"]
+    assert not _runs(int((tmp_path / "child").read_text())), "its group is killed with it"
+
+
+async def test_an_answer_is_taken_though_what_the_command_started_holds_its_pipes(tmp_path: Path, left: Path) -> None:
+    problems: list[str | None] = []
+    alive = f"setsid sleep 600 & echo $! > {left}; echo process 7"  # as an ssh master that persists
+    async with asyncio.timeout(WAIT):
+        assert await server(tmp_path, alive, problems).check() is Liveness.ALIVE
+    assert [each for each in problems if each] == []
+
+
+async def test_the_last_line_of_errors_is_the_problem_however_much_was_written(tmp_path: Path) -> None:
+    problems: list[str | None] = []
+    alive = "head -c 30000000 /dev/zero; head -c 30000000 /dev/zero >&2; echo the last line >&2; exit 3"
+    assert await server(tmp_path, alive, problems).check() is Liveness.UNKNOWN
+    assert problems
+    assert str(problems[0]).endswith("the last line")
+    assert len(str(problems[0])) < 1000
+
+
+def _runs(pid: int) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
