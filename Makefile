@@ -98,7 +98,7 @@ test-flwr: mosquitto $(FLWR_STAMP)  ## what touches flwr, with the other flwr th
 test-pythons: mosquitto  ## the unit tests and the demo, with the other Pythons that are supported and found here
 	@for version in $(OTHER_PYTHONS); do \
 		if PYENV_VERSION=$$version python$$version -c '' 2>/dev/null; then $(MAKE) test-python-$$version || exit 1; \
-		else echo "python$$version is not found here: nothing was run with it"; fi; \
+		else echo "python$$version is not found here: nothing was run with it"; test -z "$$CI" || exit 1; fi; \
 	done
 
 test-python-%: .venv-%/.installed

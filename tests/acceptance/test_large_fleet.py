@@ -61,7 +61,7 @@ async def a_fleet_of(size: int, url: str, options: BusOptions | None = None) -> 
 async def count_everybody(reader: Connection, size: int) -> int:
     """Return how many clients a newcomer was told of, once it has all of them or its patience ends."""
     seen: set[str] = set()
-    while len(seen) < size and (events := await reader.drain(timeout_s=5.0)):
+    while len(seen) < size and (events := await reader.drain(timeout_s=TIMEOUT_S / 2)):
         seen.update(str(event.topic) for event in events if hasattr(event, "message"))
     return len(seen)
 

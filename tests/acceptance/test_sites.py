@@ -1,5 +1,6 @@
 """Three sites that share nothing, each with a secured broker, a manager and devices, as one fleet (docs/sites.md)."""
 
+import asyncio
 import json
 import shutil
 import signal
@@ -14,7 +15,7 @@ from line_site import model_of
 from reader import Json
 from secure_site import HOST, calm_port
 from test_deliver_app import write_project
-from yard import Installed, Yard
+from yard import TIMEOUT_S, Installed, Yard
 
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.protocol import mac_to_level
@@ -148,17 +149,19 @@ async def test_three_sites_with_two_tasks_each_are_one_fleet(sites: Sites) -> No
     await gone.end(signal.SIGKILL)
     frozen.process.send_signal(signal.SIGSTOP)
     try:
-        seen = await sites.verb("runs", request_timeout_s=2)
+        seen = await sites.verb("runs", request_timeout_s=10)
         assert seen.process.returncode == ExitCode.UNAVAILABLE
         assert [line.split()[0] for line in seen.stdout.splitlines()] == ["site", "north", "north"]
         assert "site south: no manager at" in seen.stderr
-        assert "none within 2 s" in seen.stderr
+        assert "none within 10 s" in seen.stderr
         assert "site west: no manager at" in seen.stderr
-        await done(sites.verb("start", "digits-north", "--wait", request_timeout_s=2))
+        await done(sites.verb("start", "digits-north", "--wait", request_timeout_s=20))
     finally:
         frozen.process.send_signal(signal.SIGCONT)
-    back = await sites.verb("runs")
-    assert {line.split()[0] for line in back.stdout.splitlines()} == {"site", "north", "south"}
+    async with asyncio.timeout(TIMEOUT_S):
+        shown = {"site", "north", "south"}
+        while {line.split()[0] for line in (await sites.verb("runs")).stdout.splitlines()} != shown:
+            continue  # a manager that was frozen for longer than its lease leads again first
 
 
 async def test_a_task_moves_to_another_site(sites: Sites, yard: Yard) -> None:

@@ -18,7 +18,8 @@ FLAGS = (
 )  # fmt: skip
 WIDE = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
-PATIENCE_MS = 30_000
+PATIENCE_MS = 300_000
+expect.set_options(timeout=PATIENCE_MS)
 LANES = "What every client did"
 SERIOUS = ("serious", "critical")
 
@@ -39,6 +40,7 @@ class Visitor:
         self.errors: list[str] = []
         self.outside: list[str] = []
         self._is_expected: Callable[[str], bool] = lambda error: False
+        page.set_default_timeout(PATIENCE_MS)
         page.on("console", lambda said: self.errors.append(said.text) if said.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("request", lambda request: self._look_at(request.url))

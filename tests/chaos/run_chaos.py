@@ -64,7 +64,7 @@ async def _keep_running(world: World) -> None:
 async def _settle(world: World) -> bool:
     """Wait until no run is under way and nobody trains; every run has its limits, so this ends."""
     deadline = time.monotonic() + LIMITS["run_s"] + SETTLE_S
-    async with httpx.AsyncClient(base_url=f"http://{world.manager_address}", timeout=3, trust_env=False) as api:
+    async with httpx.AsyncClient(base_url=f"http://{world.manager_address}", timeout=60, trust_env=False) as api:
         while time.monotonic() < deadline:
             if await _is_quiet(world, api):
                 return True

@@ -12,6 +12,7 @@ SECONDS = 25.0
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)  # the world may take minutes to settle
 @pytest.mark.parametrize("profile", FAULTS_OF)
 async def test_nothing_breaks_in_a_short_chaos(tmp_path: Path, profile: str) -> None:
     assert await chaos(SEED, seconds=SECONDS, num_clients=3, folder=tmp_path, profile=profile) == []

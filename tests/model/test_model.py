@@ -41,6 +41,7 @@ def test_a_seed_stands_for_one_schedule() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)  # up to 1,000 schedules
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.rule)
 def test_a_broken_rule_is_found_guilty(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mutant.where, mutant.name, mutant.broken)

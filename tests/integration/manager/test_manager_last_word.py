@@ -58,7 +58,7 @@ async def test_a_last_word_kept_while_no_manager_was_there_is_read_by_the_next(h
 
 @pytest.mark.long
 async def test_a_server_that_is_silent_but_has_kept_its_last_word_is_not_launched_again(house: House) -> None:
-    house.write_tasks("min_clients = 2", limits="server_lost_s = 0.5\nclose_grace_s = 0.5")
+    house.write_tasks("min_clients = 2", limits="server_lost_s = 5\nclose_grace_s = 0.5")
     house.tell_server("linger")
     async with house.managed(heartbeat_s=0.5) as api, house.device(A) as a, house.device(B) as b:
         assert is_completed(await api.ended(await end_unheard(house, api, (a, b))))
