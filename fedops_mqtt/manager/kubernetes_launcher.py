@@ -145,7 +145,7 @@ class KubernetesServer:
             await asyncio.to_thread(self._log.finish, DRAIN_S)
         with suppress(ConnectionError, KubernetesError):  # else the cluster does after a while
             await asyncio.to_thread((await self._open()).delete, self._name)
-        if (reason := read_end(self.log_path, self._launch.final_status_file)) is not None:
+        if (reason := read_end(self._launch)) is not None:
             return reason
         how = view.ended or ("its Job is done" if view.exists else "its Job is not there")
         return with_log_tail(f"FL server's pod is gone: {how}", self.log_path)

@@ -82,7 +82,8 @@ class Manager:
         for run in self._context.open_runs:
             if run.launch > 0 and run.exited_at is None and not run.spec.is_adopted:
                 launches = await self._context.journal.call(self._context.journal.list_launches, run.run_id)
-                self._servers.resume(run, launches, self._context.open_runs.task(run.run_id))
+                open_runs = self._context.open_runs
+                self._servers.resume(run, launches, open_runs.secret(run.run_id), open_runs.task(run.run_id))
         while True:
             await self.turn(TICK_S if len(self._context.open_runs) else IDLE_TICK_S)
 

@@ -53,6 +53,8 @@ class RemoteLaunch:
     log_path: Path
     final_status_file: Path
     order_file: Path
+    nonce: str = field(repr=False)
+    """In the order: the last line of the log carries it, or it is not the launch's end."""
     start_limit_s: float
     """A launch without any sign of a start is given up after this."""
     environment: Mapping[str, str] = field(repr=False)
@@ -200,7 +202,7 @@ class RemoteServer:
         is_collected = False
         while True:
             how = await self._command_ended()
-            if (reason := read_end(self.log_path, self._launch.final_status_file)) is not None:
+            if (reason := read_end(self._launch)) is not None:
                 return reason
             answer = await self.check()
             if answer is Liveness.ENDED and self._may_attach and not is_collected:
@@ -277,25 +279,30 @@ class RemoteServer:
         return with_log_tail(how or "FL server ended while no manager was there", self.log_path)
 
 
-def read_end(log_path: Path, final_status_file: Path) -> str | None:
+def read_end(launch: RemoteLaunch) -> str | None:
     """Return how a server ended, from its log's last line; None where there is no such line (yet).
 
-    The final status in that line is written where a server of this host writes it.
+    Text of clients reaches that log: only a whole line with the launch's nonce is its end. The final status in it is
+    written where a server of this host writes it.
     """
     try:
-        with log_path.open("rb") as log:
+        with launch.log_path.open("rb") as log:
             log.seek(max(0, log.seek(0, 2) - _END_BYTES))
-            _, mark, facts = log.read().rpartition(END_MARK.encode())
-        ended = json.loads(facts) if mark else None
-    except (OSError, ValueError):
+            line = log.read().removesuffix(b"\n").rpartition(b"\n")[2]
+        ended = json.loads(line.removeprefix(END_MARK.encode())) if line.startswith(END_MARK.encode()) else None
+    except (OSError, ValueError, RecursionError):
         return None
-    if not isinstance(ended, dict):
+    if not isinstance(ended, dict) or ended.get("nonce") != launch.nonce:
         return None
     if isinstance(final := ended.get("final_status"), str):
-        write_private(final_status_file, final.encode())
+        try:
+            write_private(launch.final_status_file, final.encode())
+        except (OSError, ValueError) as error:  # a full disk; a surrogate. The bus and the store have it, too
+            facts = {"run_id": launch.run_id, "launch": launch.launch, "problem": str(error)}
+            logger.warning("could not keep the final status of an FL server", extra=facts)
     status = ended.get("status")
     how = launcher.describe_exit(status if isinstance(status, int) else None)
-    return how if status == 0 else with_log_tail(how, log_path)
+    return how if status == 0 else with_log_tail(how, launch.log_path)
 
 
 def with_log_tail(how: str, log_path: Path) -> str:

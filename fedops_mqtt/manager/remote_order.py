@@ -5,6 +5,7 @@ never in arguments. Settings that name a file of the manager's host come as the 
 """
 
 import base64
+import hmac
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,11 @@ def store_of(task: TaskConfig, managers: str) -> str | None:
     return str(own) if own else managers if "://" in managers else None
 
 
+def end_nonce(secret: bytes, launch: int) -> str:
+    """Return what the last line of a launch's log has to carry: whoever only writes into that log cannot guess it."""
+    return hmac.new(secret, f"end of launch {launch}".encode(), "sha256").hexdigest()
+
+
 def make_order(run_id: str, launch: int, task: TaskConfig, settings: Mapping[str, object], secret: bytes) -> bytes:
     """Return the order of a launch; `settings` are the server's, by name.
 
@@ -51,6 +57,7 @@ def make_order(run_id: str, launch: int, task: TaskConfig, settings: Mapping[str
         {
             "run_id": run_id,
             "launch": launch,
+            "nonce": end_nonce(secret, launch),
             "command": list(task.command) if task.command else None,
             "module": task.module,
             "args": list(task.args),

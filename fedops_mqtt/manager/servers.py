@@ -25,7 +25,7 @@ from fedops_mqtt.manager.kubernetes_launcher import KubernetesServer
 from fedops_mqtt.manager.kubernetes_manifests import task_with_folder
 from fedops_mqtt.manager.launcher import LaunchedServer, LaunchOrder, Liveness, ServerProcess
 from fedops_mqtt.manager.remote_launcher import RemoteLaunch, RemoteServer, command_environment
-from fedops_mqtt.manager.remote_order import make_order, store_of
+from fedops_mqtt.manager.remote_order import end_nonce, make_order, store_of
 from fedops_mqtt.manager.tasks import TaskConfig
 from fedops_mqtt.protocol import RunOutcome, check_run_id
 from fedops_mqtt.runtime.background import bare_error
@@ -162,7 +162,7 @@ class Servers:
         work = self._launch(server, run, launch, secret, task, after=server.life)
         server.life = self._spawn(work, f"server-{run.run_id}")
 
-    def resume(self, run: Run, launches: list[Launch], task: TaskConfig | None) -> None:
+    def resume(self, run: Run, launches: list[Launch], secret: bytes, task: TaskConfig | None) -> None:
         """Find the server of a run that an earlier manager launched, and supervise it.
 
         Only processes of this host are looked for and ended; of one on another manager's host only the bus and the
@@ -180,7 +180,7 @@ class Servers:
         if is_on_other_host or (task is not None and not task.is_local):
             server.store = self._store_of(task)
         if task is not None and not task.is_local:
-            server.life = self._spawn(self._resume_elsewhere(server, run, known, task), f"server-{run.run_id}")
+            server.life = self._spawn(self._resume_elsewhere(server, run, known, secret, task), f"server-{run.run_id}")
             return
         server.log_folder = Path(known.log_path).parent  # of a manager that may have had another state folder
         if not is_on_other_host:
@@ -292,7 +292,7 @@ class Servers:
         settings = self._settings(run, launch, task)
         ordered = task_with_folder(task) if task.kubernetes else task
         order = await asyncio.to_thread(make_order, run.run_id, launch, ordered, settings, secret)
-        server = self._elsewhere_server(run, row, task)
+        server = self._elsewhere_server(run, row, secret, task)
         await server.start(order)
         return server
 
@@ -310,7 +310,14 @@ class Servers:
         await self._journal.call(note, row.run_id, row.launch, pid=process.pid, process_started_at=process.started_at)
 
     def _elsewhere_server(
-        self, run: Run, row: Launch, task: TaskConfig, command: ServerProcess | None = None, *, is_resumed: bool = False
+        self,
+        run: Run,
+        row: Launch,
+        secret: bytes,
+        task: TaskConfig,
+        command: ServerProcess | None = None,
+        *,
+        is_resumed: bool = False,
     ) -> RemoteServer | KubernetesServer:
         def report(problem: str | None) -> None:
             self._report(run.run_id, ServerHostLost(row.launch, problem))
@@ -323,6 +330,7 @@ class Servers:
             log_path=Path(row.log_path),
             final_status_file=self._final_status_file(run.run_id, row.launch),
             order_file=self._folder / "secrets" / f"{run.run_id}.order-{row.launch}",
+            nonce=end_nonce(secret, row.launch),
             start_limit_s=run.spec.limits.server_start_s,
             environment=command_environment(self._inherited),
         )
@@ -330,7 +338,9 @@ class Servers:
             return KubernetesServer(place, report, grace_s=self._grace_s, is_resumed=is_resumed)
         return RemoteServer(place, report, partial(self._note_process, row), command, is_resumed=is_resumed)
 
-    async def _resume_elsewhere(self, server: RunServer, run: Run, known: Launch, task: TaskConfig) -> None:
+    async def _resume_elsewhere(
+        self, server: RunServer, run: Run, known: Launch, secret: bytes, task: TaskConfig
+    ) -> None:
         """Supervise a server on another machine again, with its launch command where that still runs here."""
         command = None
         row = self._row(run, known.launch)
@@ -338,7 +348,7 @@ class Servers:
             command = launcher.find(known.pid, known.process_started_at or 0.0, Path(known.log_path))
         elif known.log_path != row.log_path:  # of a manager elsewhere, or with another state folder
             await self._journal.call(self._journal.add_launch, row)
-        await self._watch(server, row, self._elsewhere_server(run, row, task, command, is_resumed=True))
+        await self._watch(server, row, self._elsewhere_server(run, row, secret, task, command, is_resumed=True))
 
     async def _resume(self, server: RunServer, known: Launch) -> None:
         log_path = Path(known.log_path)

@@ -29,7 +29,8 @@ from fedops_mqtt.runtime.process_identity import is_process
 
 START_MARK = "[fedops-mqtt] FL server started: "
 END_MARK = "[fedops-mqtt] FL server ended: "
-"""Begins the last line; after it a JSON object with `status` (None where it is unknown) and `final_status`."""
+"""Begins the last line; after it a JSON object with `status` (None where it is unknown), `final_status` and the order's
+`nonce`: what the server prints, and what its clients make it print, is in the same log."""
 
 EXIT_NOT_STARTED = 70
 POLL_S = 0.2
@@ -40,6 +41,7 @@ KEEP_S = 7 * 86400.0
 """What is left of an ended launch (log, outcome) is deleted after this, when another one starts."""
 
 _CLAIM, _PROCESS, _EXIT, _LOG = "claim.json", "process.json", "exit", "server.log"
+_NONCE = "nonce"
 _FILES, _FINAL_STATUS, _STOP_REASON = "files", "final-status.json", "stop-reason"
 _CONFIG = "FEDOPS_MQTT_CONFIG"
 """A settings file of this machine, or of an image, is another role's: the order has the server's settings."""
@@ -134,6 +136,8 @@ def _start(state_dir: Path, *order_files: str) -> int:
         return _follow(folder, 0, None)
     if not folder.claim(_this_process()):
         raise ValueError(f"launch {folder.launch} of run {folder.run_id} came here before, or was ended before it came")
+    if (nonce := order.get("nonce")) is not None:  # a manager of before has none
+        write_atomically(folder.path / _NONCE, nonce.encode())
     _prune(state_dir / "launches")
     _fence(folder)
     command = order["command"] or [sys.executable, "-m", order["module"]]
@@ -240,9 +244,20 @@ def _follow(folder: LaunchFolder, offset: int, server: "subprocess.Popen[bytes] 
     if out is not None:
         final = folder.path / _FINAL_STATUS
         facts = {"status": status, "final_status": final.read_text(encoding="utf-8") if final.exists() else None}
-        out.write(f"{END_MARK}{json.dumps(facts)}\n".encode())
+        with suppress(FileNotFoundError):
+            facts["nonce"] = (folder.path / _NONCE).read_text(encoding="utf-8")
+        begin = "" if _ends_with_newline(folder.path / _LOG) else "\n"
+        out.write(f"{begin}{END_MARK}{json.dumps(facts)}\n".encode())
         out.flush()
     return (128 - status if status < 0 else status) if status is not None else 0
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as log:
+        if log.seek(0, os.SEEK_END) == 0:
+            return True
+        log.seek(-1, os.SEEK_END)
+        return log.read(1) == b"\n"
 
 
 def _copy(log: IO[bytes], out: IO[bytes] | None) -> IO[bytes] | None:

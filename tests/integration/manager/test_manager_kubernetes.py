@@ -12,6 +12,8 @@ from delivered_far import app_with_server, hands_out_its_app
 from kubernetes_stand_in import KubernetesStandIn, kill_session
 from manager_parts import A, Api, B, House, until
 
+from fedops_mqtt.manager import kubernetes_launcher
+from fedops_mqtt.manager.kubernetes_cluster import Cluster, JobView
 from fedops_mqtt.manager.kubernetes_manifests import MAX_SECRET_BYTES, job_name
 
 RIGHTS = Path(__file__).parents[3] / "deploy/kubernetes/manager-rbac.yaml"
@@ -24,6 +26,20 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kuberne
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     yield stand_in
     stand_in.close()
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The Jobs that a manager has asked the cluster for, one entry each time."""
+    asked: list[str] = []
+
+    class Noting(Cluster):
+        def look(self, name: str) -> JobView:
+            asked.append(name)
+            return super().look(name)
+
+    monkeypatch.setattr(kubernetes_launcher, "Cluster", Noting)
+    return asked
 
 
 def on_kubernetes(house: House, more: str = "", image: str = "my-image", limits: str | None = None) -> None:
@@ -159,9 +175,9 @@ async def test_a_manager_that_is_started_again_finds_the_job_and_its_whole_log(
 
 @pytest.mark.long
 async def test_a_manager_that_is_started_again_while_the_api_server_is_away_replaces_nothing(
-    house: House, cluster: KubernetesStandIn
+    house: House, cluster: KubernetesStandIn, looks: list[str]
 ) -> None:
-    start_s = 20.0
+    start_s = 10.0
     on_kubernetes(house, limits=f"server_start_s = {start_s}\nserver_lost_s = 300")
     async with house.device(A) as a, house.device(B) as b:
         async with house.managed(ends_servers=False) as api:
@@ -172,6 +188,9 @@ async def test_a_manager_that_is_started_again_while_the_api_server_is_away_repl
         async with house.managed() as api:
             await api.run_when(run_id, lambda run: "cluster does not answer: Kubernetes API" in (run["reason"] or ""))
             await asyncio.sleep(start_s)  # at least: the launch is now older than a start may take
+            num_looks = len(looks)
+            await until(lambda: _so(len(looks) >= num_looks + 3), "looks at the cluster after that")
+            assert (await api.run(run_id))["launch"] == 1
             await asyncio.to_thread(cluster.start)
             await api.run_when(run_id, lambda run: not run["reason"])
             assert server.is_running()

@@ -35,7 +35,7 @@ def jobs() -> list[dict[str, Any]]:
     launches = (
         RemoteLaunch(
             run_id="r", launch=1, task_id=name, task=task, log_path=Path("l"), final_status_file=Path("f"),
-            order_file=Path("o"), start_limit_s=1, environment={},
+            order_file=Path("o"), start_limit_s=1, environment={}, nonce="n0nce",
         )
         for name, task in TASKS.items()
     )  # fmt: skip

@@ -29,7 +29,7 @@ VERSIONS = ("1.28", "1.32", "1.37")
 def launch_of(task: TaskConfig, run_id: str = "Digits_1-20261128-100000-abcd") -> RemoteLaunch:
     return RemoteLaunch(
         run_id=run_id, launch=2, task_id="Digits_1", task=task, log_path=Path("l"), final_status_file=Path("f"),
-        order_file=Path("o"), start_limit_s=1, environment={},
+        order_file=Path("o"), start_limit_s=1, environment={}, nonce="n0nce",
     )  # fmt: skip
 
 

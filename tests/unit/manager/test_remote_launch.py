@@ -95,6 +95,14 @@ def test_the_final_status_that_a_server_kept_is_in_the_last_line(far: Far) -> No
     assert ending(output) == {"status": 0, "final_status": "said"}
 
 
+def test_the_last_line_is_a_line_of_its_own_and_has_the_orders_nonce_whoever_copies_it(far: Far) -> None:
+    output, _ = far.start("printf 'no newline'", nonce="n0nce").communicate(timeout=WAIT)
+    for copied in (output, far.run("attach", "r1", "1", "0").stdout):
+        first, last = copied.decode().splitlines()
+        assert (first, last.startswith(END_MARK)) == ("no newline", True)
+        assert ending(copied) == {"status": 0, "final_status": None, "nonce": "n0nce"}
+
+
 def test_a_server_outlives_whoever_reads_its_log_and_is_read_again_from_any_byte(far: Far, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     process = far.start(f"echo first; until test -e {gate}; do echo more; sleep 0.1; done; echo last")
