@@ -97,9 +97,18 @@ class FedOpsHttpClient:
         return await self._ask("POST", "/start", self._start_s, body)
 
     async def _ask(self, method: str, path: str, timeout_s: float, body: dict[str, str] | None = None) -> OnlineAnswer:
+        head = {"Accept-Encoding": "identity"}
+        content = b""
         try:
-            response = await self._http.request(method, self.url + path, json=body, timeout=timeout_s)
-        except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout) as error:
+            async with (
+                asyncio.timeout(2 * timeout_s),  # httpx's own limit is for each part of an answer
+                self._http.stream(method, self.url + path, json=body, headers=head, timeout=timeout_s) as response,
+            ):
+                async for part in response.aiter_raw():
+                    content += part
+                    if len(content) > _MAX_ANSWER_BYTES:
+                        raise FedOpsHttpError(self.url, f"answers {path} with more than {_MAX_ANSWER_BYTES:,} bytes")
+        except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout, TimeoutError) as error:
             raise FedOpsHttpError(self.url, f"no answer to {path} within {timeout_s:g} s", is_slow=True) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             is_absent = isinstance(error, _NOBODY_THERE)
@@ -107,7 +116,11 @@ class FedOpsHttpClient:
             raise FedOpsHttpError(self.url, problem, is_absent=is_absent) from error
         if response.status_code != httpx.codes.OK:
             raise FedOpsHttpError(self.url, f"answered {path} with HTTP {response.status_code}")
-        return OnlineAnswer.parse(self.url, response.content)
+        return OnlineAnswer.parse(self.url, content)
+
+
+_MAX_ANSWER_BYTES = 64 * 1024
+"""FedOps' status is under 1 KiB."""
 
 
 def _text_of(error: Exception) -> str:
