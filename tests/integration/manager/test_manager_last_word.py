@@ -20,10 +20,11 @@ async def end_unheard(house: House, api: Api, devices: tuple[Device, Device]) ->
     return run_id
 
 
-def is_completed(run: dict[str, object]) -> bool:
-    return (run["outcome"], run["reason"], run["launch"], run["metrics"]) == (
-        RunOutcome.COMPLETED, "all rounds done", 1, {"accuracy": 0.5},
-    )  # fmt: skip
+COMPLETED = (RunOutcome.COMPLETED, "all rounds done", 1, {"accuracy": 0.5})
+
+
+def told(run: dict[str, object]) -> tuple[object, ...]:
+    return run["outcome"], run["reason"], run["launch"], run["metrics"]
 
 
 @pytest.mark.parametrize("max_launches", [1, pytest.param(3, marks=pytest.mark.long)])
@@ -32,7 +33,7 @@ async def test_a_last_word_that_never_reaches_the_bus_is_read_when_the_process_i
 ) -> None:
     house.write_tasks("min_clients = 2", limits=f"max_launches = {max_launches}")
     async with house.managed() as api, house.device(A) as a, house.device(B) as b:
-        assert is_completed(await api.ended(await end_unheard(house, api, (a, b))))
+        assert told(await api.ended(await end_unheard(house, api, (a, b)))) == COMPLETED
 
 
 @pytest.mark.long
@@ -43,7 +44,7 @@ async def test_a_last_word_is_known_while_no_broker_is_there(house: House) -> No
         await api.training(run_id)
         await house.broker.terminate()
         house.tell_server("finish", "all rounds done")
-        assert is_completed(await api.ended(run_id))
+        assert told(await api.ended(run_id)) == COMPLETED
         await house.broker.start()
 
 
@@ -53,7 +54,7 @@ async def test_a_last_word_kept_while_no_manager_was_there_is_read_by_the_next(h
         house.tell_server("unheard")
         run_id = await run_that_ends_without_a_manager(house, a, b)
         async with manager_process(house) as second, api_at(second.url) as api:
-            assert is_completed(await api.ended(run_id))
+            assert told(await api.ended(run_id)) == COMPLETED
 
 
 @pytest.mark.long
@@ -61,7 +62,7 @@ async def test_a_server_that_is_silent_but_has_kept_its_last_word_is_not_launche
     house.write_tasks("min_clients = 2", limits="server_lost_s = 5\nclose_grace_s = 0.5")
     house.tell_server("linger")
     async with house.managed(heartbeat_s=0.5) as api, house.device(A) as a, house.device(B) as b:
-        assert is_completed(await api.ended(await end_unheard(house, api, (a, b))))
+        assert told(await api.ended(await end_unheard(house, api, (a, b)))) == COMPLETED
 
 
 async def test_files_that_a_manager_names_by_relative_paths_are_found_from_its_servers_folder(
@@ -74,13 +75,13 @@ async def test_files_that_a_manager_names_by_relative_paths_are_found_from_its_s
         house.tell_server("unheard")
         run_id = await api.start(house.task_id)
         await api.training(run_id)
-        told = house.server().environ()
+        environ = house.server().environ()
         names = ("RUN_SECRET_FILE", "FINAL_STATUS_FILE", "STATE_DIR", "STORE")
-        assert [name for name in names if not Path(told[f"FEDOPS_MQTT_{name}"]).is_absolute()] == []
+        assert [name for name in names if not Path(environ[f"FEDOPS_MQTT_{name}"]).is_absolute()] == []
         house.tell_server("finish", "all rounds done")
         a.finishes()
         b.finishes()
-        assert is_completed(await api.ended(run_id))
+        assert told(await api.ended(run_id)) == COMPLETED
 
 
 async def test_a_last_word_is_deleted_with_the_runs_logs(house: House) -> None:
