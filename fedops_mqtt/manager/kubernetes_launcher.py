@@ -81,11 +81,6 @@ class KubernetesServer:
             self._note_problem(str(error))
         logger.info("created a Kubernetes Job", extra={"run_id": self._launch.run_id, "job": self._name})
 
-    def let_go(self) -> None:
-        """Leave the Job running: the manager ends."""
-        if self._log is not None:
-            self._log.stop()
-
     async def wait(self) -> str:
         """Wait for the launch's end, however long that takes; return how it ended."""
         try:
@@ -93,7 +88,8 @@ class KubernetesServer:
         except KubernetesError as error:  # no rights any more, for example: its state cannot be read
             return str(error)
         finally:
-            self.let_go()
+            if self._log is not None:
+                self._log.stop()
             self._has_ended = True
 
     async def check(self) -> Liveness:

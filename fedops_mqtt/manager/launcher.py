@@ -66,10 +66,6 @@ class LaunchedServer(Protocol):
         """Make it end, with the reason; it is killed where it has not ended after `grace_s`."""
         ...
 
-    def let_go(self) -> None:
-        """Leave it running: the manager ends."""
-        ...
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchOrder:
@@ -83,10 +79,17 @@ class LaunchOrder:
     log_path: Path
 
 
+class ChildProcess(subprocess.Popen[bytes]):
+    """A process that may outlive its manager."""
+
+    def __del__(self) -> None:
+        """Leave it running; Popen's own destructor warns of a child that does."""
+
+
 class ServerProcess:
     """One server's process, of this manager or an earlier one."""
 
-    def __init__(self, pid: int, started_at: float, log_path: Path, child: "subprocess.Popen[bytes] | None") -> None:
+    def __init__(self, pid: int, started_at: float, log_path: Path, child: ChildProcess | None) -> None:
         self.pid = pid
         self.started_at = started_at
         self.log_path = log_path
@@ -147,11 +150,6 @@ class ServerProcess:
             self.signal(signal.SIGKILL)
             await self.wait()
 
-    def let_go(self) -> None:
-        """Leave the process running: the manager ends."""
-        if self._child is not None and self._child.returncode is None:
-            self._child.returncode = 0  # or Popen's destructor warns of a child that is still running
-
 
 def command_of(command: Sequence[str] | None, module: str | None) -> list[str]:
     """Return the arguments that start a task's program; a module runs with the manager's own Python."""
@@ -159,24 +157,18 @@ def command_of(command: Sequence[str] | None, module: str | None) -> list[str]:
 
 
 async def launch(order: LaunchOrder) -> ServerProcess:
-    """Start a server.
+    """Start a server. A manager that ends meanwhile leaves it running: the next one finds it by its environment.
 
     Raises:
         OSError: there is no such command or folder.
     """
-    launched = asyncio.ensure_future(asyncio.to_thread(_launch, order))
-    try:
-        return await asyncio.shield(launched)
-    except asyncio.CancelledError:  # the manager ends meanwhile: the next one finds the process by its environment
-        with suppress(OSError):
-            (await launched).let_go()
-        raise
+    return await asyncio.to_thread(_launch, order)
 
 
 def _launch(order: LaunchOrder) -> ServerProcess:
     order.log_path.parent.mkdir(parents=True, exist_ok=True)
     with order.log_path.open("ab") as log:
-        child = subprocess.Popen(
+        child = ChildProcess(
             list(order.command),
             cwd=order.cwd,
             env=dict(order.environment),

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedops_mqtt.manager import launcher
-from fedops_mqtt.manager.launcher import Liveness, ServerProcess
+from fedops_mqtt.manager.launcher import ChildProcess, Liveness, ServerProcess
 from fedops_mqtt.manager.remote_order import verb
 from fedops_mqtt.manager.tasks import COMMAND, TaskConfig
 from fedops_mqtt.protocol import clip
@@ -119,11 +119,6 @@ class RemoteServer:
         """
         await self._note(await asyncio.to_thread(self._start, order))
 
-    def let_go(self) -> None:
-        """Leave the launch command running: the manager ends."""
-        if self._command is not None:
-            self._command.let_go()
-
     async def wait(self) -> str:
         """Wait for the server's end, however long that takes; return how it ended."""
         try:
@@ -182,7 +177,7 @@ class RemoteServer:
         with self.log_path.open("ab") as log, self._messages.open("ab") as messages:
             order = order_file.open("rb") if order_file else None
             try:
-                child = subprocess.Popen(
+                child = ChildProcess(
                     arguments,
                     env=dict(self._launch.environment),
                     stdin=order or subprocess.DEVNULL,

@@ -145,9 +145,6 @@ class Servers:
                 finally:
                     for task in self._tasks:
                         task.cancel()
-                    for server in self._servers.values():
-                        if server.process is not None:
-                            server.process.let_go()
 
     @property
     def num_running(self) -> int:

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import os
 import sys
 from pathlib import Path
@@ -121,8 +122,10 @@ async def test_a_manager_that_ends_during_a_launch_leaves_a_process_that_the_nex
     launching.cancel()
     with pytest.raises(asyncio.CancelledError):
         await launching
+    gc.collect()  # nobody holds the process any more, which is no fault
     while not (found := launcher.search("cut-off", 1, started.log_path)):  # noqa: ASYNC110 - exec tells nobody
         await asyncio.sleep(0.02)
+    gc.collect()
     await found.end(None, "over", grace_s=300)
 
 
