@@ -1,6 +1,7 @@
 """Requests to a Kubernetes API server, and the state of a launch from its answers. Everything here blocks."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -52,14 +53,12 @@ class Cluster:
             raise KubernetesError(how_to_install(error)) from error
         settings = client.Configuration()
         try:
-            try:
-                config.load_incluster_config(client_configuration=settings)
-                found = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace").read_text(encoding="utf-8")
-            except config.ConfigException:
-                config.load_kube_config(client_configuration=settings)
-                found = config.list_kube_config_contexts()[1]["context"].get("namespace", "default")
-        except (config.ConfigException, OSError) as error:
-            raise KubernetesError(f"no way to a Kubernetes cluster: {error}") from error
+            config.load_incluster_config(client_configuration=settings)
+            found = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace").read_text(encoding="utf-8")
+        except config.ConfigException:
+            found = _load_kubeconfig(settings)
+        except (OSError, ValueError) as error:
+            raise KubernetesError(f"no way to a Kubernetes cluster: {_one_line(error)}") from error
         settings.retries = False
         self.namespace = namespace or found.strip()
         api = client.ApiClient(settings)
@@ -125,6 +124,7 @@ class Cluster:
         self, method: Callable[..., Any], *args: Any, may_be_gone: bool = False, may_be_there: bool = False, **more: Any
     ) -> Any:
         from kubernetes.client.exceptions import ApiException
+        from kubernetes.config import ConfigException
         from urllib3.exceptions import HTTPError
 
         try:
@@ -136,10 +136,31 @@ class Cluster:
             if error.status is None or error.status == 429 or error.status >= 500:
                 raise ConnectionError(f"Kubernetes API: {problem}") from error
             raise KubernetesError(f"Kubernetes API: {problem}") from error
-        except HTTPError as error:
+        except (HTTPError, ConfigException, OSError) as error:  # the last two of credentials, which are read again
             raise ConnectionError(clip(f"Kubernetes API: {error}", _MAX_PROBLEM)) from error
         except ValueError as error:  # pydantic's, of a `pod` or `container` that is no part of the API
             raise KubernetesError(clip(f"not a Kubernetes object: {error}", _MAX_PROBLEM)) from error
+
+
+def _load_kubeconfig(settings: Any) -> str:
+    """Take the cluster of the kubeconfig's current context into `settings`; return the context's namespace.
+
+    Raises:
+        KubernetesError: it cannot be used.
+    """
+    from kubernetes import config
+
+    try:
+        config.load_kube_config(client_configuration=settings)
+        return str(config.list_kube_config_contexts()[1]["context"].get("namespace") or "default")
+    except Exception as error:  # the library raises what its YAML parser does, and TypeError for other forms
+        file = os.environ.get("KUBECONFIG") or "~/.kube/config"
+        problem = f"no way to a Kubernetes cluster: kubeconfig {file} cannot be used: {_one_line(error)}"
+        raise KubernetesError(clip(problem, _MAX_PROBLEM)) from error
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _message_of(error: Any) -> str:

@@ -30,6 +30,7 @@ from fedops_mqtt.manager.remote_order import store_of
 from fedops_mqtt.manager.tasks import TaskConfig
 from fedops_mqtt.protocol import ServerCondition, ServerStatus, new_run_id, topics
 from fedops_mqtt.runtime.key_values import NUM_ROUNDS_KEY, Plain
+from fedops_mqtt.runtime.settings_file import SettingsFileError
 
 logger = logging.getLogger(__name__)
 
@@ -58,24 +59,20 @@ class RunService:
             BundleMissingError: the run cannot begin.
         """
         self._context.tasks.refresh()
-        async with self._one_at_a_time, self._context.apps.lock:
-            config = self._context.tasks[request.task_id]
-            app = self._context.apps.current.get(request.task_id)
-            if app is not None:
-                await self._context.journal.reader.call(self._context.apps.fetch, app.bundle.digest)
-                config = with_app(config, app.bundle)
-            if not config.is_launchable:
-                raise NotLaunchableError(request.task_id)
-            if not config.is_local and store_of(config, self._context.settings.store) is None:
-                raise NotLaunchableError(request.task_id, STORE_ELSEWHERE)
-            spec = self._spec(request, config)
-            spec = replace(
-                spec, run_config=check_config(request.run_config, app), app=app.reference if app is not None else None
-            )
-            active = self._context.open_runs.active(request.task_id)
-            if active is not None:
-                raise TaskBusyError(request.task_id, active.run_id)
-            return await self._begin(spec, secrets.token_bytes(SECRET_BYTES), config)
+        async with self._context.apps.lock:
+            config, app = await self._ready(request.task_id)
+            # Taken last, after what may wait behind long reads: the manager's loop needs it, too.
+            async with self._one_at_a_time:
+                spec = self._spec(request, config)
+                spec = replace(
+                    spec,
+                    run_config=check_config(request.run_config, app),
+                    app=app.reference if app is not None else None,
+                )
+                active = self._context.open_runs.active(request.task_id)
+                if active is not None:
+                    raise TaskBusyError(request.task_id, active.run_id)
+                return await self._begin(spec, secrets.token_bytes(SECRET_BYTES), config)
 
     async def stop(self, run_id: str, reason: str) -> Run:
         """Request a run's end; one that has ended stays as it is.
@@ -136,6 +133,21 @@ class RunService:
             await self._begin(spec, b"", config)
             self._context.event_queue.put(run_id, server)
             logger.info("adopted a server", extra={"task_id": server.task_id, "run_id": run_id})
+
+    async def _ready(self, task_id: str) -> tuple[TaskConfig, PublishedApp | None]:
+        """Return a task that can be launched, and its app, whose bundle is a file of this host now."""
+        config, app = self._context.tasks[task_id], self._context.apps.current.get(task_id)
+        try:
+            if app is not None:
+                await self._context.journal.reader.call(self._context.apps.fetch, app.bundle.digest)
+                config = with_app(config, app.bundle)
+            if not config.is_launchable:
+                raise NotLaunchableError(task_id)
+            if not config.is_local and store_of(config, self._context.settings.store) is None:
+                raise NotLaunchableError(task_id, STORE_ELSEWHERE)
+        except (SettingsFileError, OSError) as error:
+            raise NotLaunchableError(task_id, str(error)) from error
+        return config, app
 
     def _replace(self, active: Run, server: ServerStatus, run_id: str) -> None:
         """End the run of an adopted server that was started anew by hand; the new one is adopted after that."""

@@ -216,7 +216,7 @@ def _parse(path: Path) -> tuple[Mapping[str, TaskConfig], TaskConfig]:
     try:
         content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
         file = _TasksFile.model_validate(content)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise TasksFileError(str(path), f"not TOML: {error}") from error
     except ValidationError as error:
         problems = (f"{'.'.join(map(str, each['loc'])) or 'file'}: {_explain(each)}" for each in error.errors())

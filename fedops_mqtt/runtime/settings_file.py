@@ -70,7 +70,7 @@ def read_settings_file(path: Path, model: type[BaseSettings]) -> dict[str, Any]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsFileError(path, f"cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsFileError(path, f"is not TOML: {error}") from error
     known = _known_settings(model)
     for table, names in ((None, values), *((name, value) for name, value in values.items() if isinstance(value, dict))):

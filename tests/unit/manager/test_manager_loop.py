@@ -2,12 +2,14 @@
 
 import asyncio
 import gc
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from bundles import CODE, PROJECT, zipped
 
 from fedops_mqtt.apps import BundleLimits
 from fedops_mqtt.bus import Connected, Connection, Received
@@ -15,18 +17,21 @@ from fedops_mqtt.core.fleet import Fleet
 from fedops_mqtt.core.run import Run, RunSpec, apply_all
 from fedops_mqtt.core.run_member import ClientChosen, RunClosed, RunEvent, ServerExited, ServerLaunched, TriggerFired
 from fedops_mqtt.manager.actions import Executor, TriggerPublisher
+from fedops_mqtt.manager.api.models import RunRequest
 from fedops_mqtt.manager.api.prometheus import ManagerMetrics
 from fedops_mqtt.manager.app_store import AppStore, PublishRules
 from fedops_mqtt.manager.bus_reader import BusReader
 from fedops_mqtt.manager.context import Clock, ManagerContext, RunEventQueue
+from fedops_mqtt.manager.errors import NotLaunchableError
 from fedops_mqtt.manager.events import Events
 from fedops_mqtt.manager.journal import Journal, JournaledRun
+from fedops_mqtt.manager.journal_reader import NUM_READERS
 from fedops_mqtt.manager.loop import Manager
 from fedops_mqtt.manager.open_runs import OpenRuns, RunStatusPublisher
 from fedops_mqtt.manager.run_service import RunService
 from fedops_mqtt.manager.servers import Servers
 from fedops_mqtt.manager.tasks import TaskConfig, Tasks
-from fedops_mqtt.protocol import ClientStatus, CurrentRun, Phase, RunOutcome, topics, utc_now
+from fedops_mqtt.protocol import ClientStatus, CurrentRun, Phase, RunOutcome, ServerStatus, topics, utc_now
 from fedops_mqtt.runtime.settings import ManagerSettings
 
 A = "02:00:00:00:00:01"
@@ -41,6 +46,10 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 def a_run(run_id: str = "run-1", task_id: str = "digits") -> Run:
     return Run(spec=RunSpec(run_id=run_id, task_id=task_id, num_rounds=1, min_clients=1), created_at=1.0)
+
+
+def a_bundle() -> bytes:
+    return zipped({"pyproject.toml": PROJECT.encode(), "digits/__init__.py": CODE.encode()})
 
 
 def trains(task_id: str, run_id: str) -> Received:
@@ -99,6 +108,67 @@ async def test_a_run_whose_task_nobody_kept_fails_with_a_reason_and_ends_no_mana
     assert "'digits'" in (context.open_runs["run-1"].exit_reason or "")
 
 
+def with_tasks(context: ManagerContext, folder: Path, text: str) -> None:
+    file = folder / "tasks.toml"
+    file.write_text(text)
+    context.tasks.path = file
+    context.tasks.refresh()
+
+
+@pytest.mark.parametrize("content", [b"stroe = 1\n", b"= [", b"\xff", b"a = " + b"[" * 5000, None])
+async def test_a_settings_file_of_a_server_elsewhere_that_cannot_be_used_is_why_a_start_is_refused(
+    journal: Journal, tmp_path: Path, content: bytes | None
+) -> None:
+    context, _ = parts(journal, tmp_path)
+    file = tmp_path / "bundle.toml"
+    if content is not None:
+        file.write_bytes(content)
+    task = '[tasks.digits]\nmodule = "m"\nlaunch = ["env", "{command}"]\nconfig = "bundle.toml"\n'
+    with_tasks(context, tmp_path, task)
+    service = RunService(context)
+    with pytest.raises(NotLaunchableError, match=f"settings file {file}"):
+        await service.start(RunRequest(task_id="digits"))
+    file.write_text('store = "s3://models"\n')
+    assert (await service.start(RunRequest(task_id="digits"))).spec.task_id == "digits"
+
+
+async def test_a_disk_that_is_full_is_why_a_start_is_refused(journal: Journal, tmp_path: Path) -> None:
+    context, _ = parts(journal, tmp_path)
+    with_tasks(context, tmp_path, "[tasks.digits]\n")
+    await context.apps.publish(a_bundle(), "digits", None, at=1.0, in_use=tuple)
+    shutil.rmtree(tmp_path / "apps")
+    (tmp_path / "apps").write_text("no folder")
+    with pytest.raises(NotLaunchableError, match="apps"):
+        await RunService(context).start(RunRequest(task_id="digits"))
+
+
+async def test_a_start_that_waits_behind_long_reads_holds_up_no_turn(journal: Journal, tmp_path: Path) -> None:
+    context, manager = parts(journal, tmp_path)
+    with_tasks(context, tmp_path, "[tasks.digits]\n[tasks.letters]\nadopt = true\n")
+    await context.apps.publish(a_bundle(), "digits", None, at=1.0, in_use=tuple)
+    go_on = threading.Event()
+    reads = [asyncio.ensure_future(journal.reader.call(go_on.wait, PATIENCE_S)) for _ in range(NUM_READERS)]
+    start = asyncio.ensure_future(manager._run_service.start(RunRequest(task_id="digits")))
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while not context.apps.lock.locked():  # noqa: ASYNC110 - the start waits for a reader then
+                await asyncio.sleep(0)
+            context.bus_reader.unknown_servers["letters"] = ServerStatus(
+                instance="i", epoch=1, seq=1, at=utc_now(), status="ready", task_id="letters", run_id="run-of-another",
+                server_ip="127.0.0.1:1",
+            )  # fmt: skip
+            turn = asyncio.ensure_future(manager.turn(0))
+            await asyncio.wait([turn, *reads], return_when=asyncio.FIRST_COMPLETED)
+            assert turn.done()
+            assert not start.done()
+            await turn
+            assert "run-of-another" in context.open_runs
+    finally:
+        go_on.set()
+        await asyncio.wait([*reads, start])
+    assert (await start).spec.app is not None
+
+
 def test_one_address_in_two_tasks_is_two_stragglers() -> None:
     bus_reader = BusReader(Fleet(), OpenRuns([]))
     bus_reader.apply(
@@ -128,7 +198,7 @@ async def test_nothing_of_a_server_is_kept_when_its_run_is_archived(journal: Jou
 
 
 def apps_in(folder: Path, journal: Journal) -> AppStore:
-    return AppStore(journal, folder / "apps", PublishRules(limits=BundleLimits()))
+    return AppStore(journal, folder / "apps", PublishRules(limits=BundleLimits(), takes_unsigned=True))
 
 
 def parts(journal: Journal, folder: Path) -> tuple[ManagerContext, Manager]:
