@@ -1,7 +1,6 @@
 """Requests to a Kubernetes API server, and the state of a launch from its answers. Everything here blocks."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -154,7 +153,7 @@ def _load_kubeconfig(settings: Any) -> str:
         config.load_kube_config(client_configuration=settings)
         return str(config.list_kube_config_contexts()[1]["context"].get("namespace") or "default")
     except Exception as error:  # the library raises what its YAML parser does, and TypeError for other forms
-        file = os.environ.get("KUBECONFIG") or "~/.kube/config"
+        file = config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION  # KUBECONFIG, where that is set
         problem = f"no way to a Kubernetes cluster: kubeconfig {file} cannot be used: {_one_line(error)}"
         raise KubernetesError(clip(problem, _MAX_PROBLEM)) from error
 

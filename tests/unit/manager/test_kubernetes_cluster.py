@@ -18,8 +18,7 @@ current-context: x
 @pytest.fixture
 def kubeconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "config"
-    monkeypatch.setenv("KUBECONFIG", str(path))
-    # The library read the variable when it was imported.
+    # The library has read KUBECONFIG when it was imported.
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
     return path
 
