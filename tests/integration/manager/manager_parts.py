@@ -21,6 +21,7 @@ from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.manager.app import run_manager
 from fedops_mqtt.protocol import ClientStatus, Outcome, Phase, StartTrigger, StopTrigger, topics, utc_now
 from fedops_mqtt.runtime.background import alongside
+from fedops_mqtt.runtime.files import write_atomically
 from fedops_mqtt.runtime.settings import ManagerSettings
 
 PATIENCE_S = 300.0
@@ -139,7 +140,7 @@ class House:
         return self.folder / "words"
 
     def tell_server(self, word: str, text: str = "") -> None:
-        (self.words / word).write_text(text)
+        write_atomically(self.words / word, text.encode())  # the server looks for it all the time
 
     def take_back(self, word: str) -> None:
         (self.words / word).unlink()
