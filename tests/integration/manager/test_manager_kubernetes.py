@@ -87,6 +87,18 @@ async def test_a_run_as_a_job_completes_and_leaves_nothing_in_the_cluster(
     assert cluster.asked <= rights_of_the_shipped_manager()
 
 
+async def test_a_kubeconfig_that_cannot_be_used_is_the_runs_reason_and_ends_no_manager(
+    house: House, cluster: KubernetesStandIn, tmp_path: Path
+) -> None:
+    on_kubernetes(house, limits="max_launches = 1")
+    (tmp_path / "home/.kube/config").write_text("clusters: [\n")
+    async with house.managed() as api:
+        run = await api.ended(await api.start(house.task_id))
+        assert "kubeconfig ~/.kube/config cannot be used: ParserError" in run["reason"]
+        assert (await api.get("/health"))["status"] == "ok"
+    assert cluster.jobs == {}
+
+
 async def test_a_published_app_of_any_size_reaches_the_pod_and_is_handed_out_from_there(
     house: House, cluster: KubernetesStandIn
 ) -> None:
