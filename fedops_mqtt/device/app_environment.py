@@ -24,6 +24,8 @@ from fedops_mqtt.runtime.settings import ClientSettings, environment_without_set
 logger = logging.getLogger(__name__)
 
 _FINISHED = ".finished"
+_TEMPORARY = ".tmp"
+"""Where pip keeps what it downloads and builds: counted, and removed with the environment where that fails."""
 _DEVICE_PACKAGES = "device-packages.pth"
 """Makes the device's own packages (flwr, this one) importable behind those of the environment (Python's `site`)."""
 _MEASURE_S = 1.0
@@ -80,17 +82,20 @@ class AppEnvironments:
             await asyncio.to_thread(_add_device_packages, environment)
             pip = (str(python), "-m", "pip", "install", "--no-input", "--no-cache-dir", "--progress-bar", "off")
             await self._run(environment, on_progress, *pip, *sorted(requires))
+            await asyncio.to_thread(shutil.rmtree, environment / _TEMPORARY)
         await asyncio.to_thread(_finish, environment)
 
     async def _run(self, environment: Path, on_progress: Callable[[str], None], *command: str) -> None:
         mark = self._mark + uuid.uuid4().hex
+        temporary = environment / _TEMPORARY
+        temporary.mkdir(parents=True, exist_ok=True, mode=0o700)
         process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
-            env=self._environment_variables() | {MARK: mark},
+            env=self._environment_variables() | {MARK: mark, "TMPDIR": str(temporary)},
         )
         tail = Tail(max_lines=_TAIL_LINES, max_bytes=_TAIL_BYTES)
         assert process.stdout is not None

@@ -2,10 +2,13 @@
 
 import asyncio
 import hashlib
+import json
 import os
 import subprocess
+import tarfile
 import zipfile
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,9 @@ pytestmark = pytest.mark.long  # each makes virtual environments, and pip runs i
 
 NAME = "delivered-test-package"
 MODULE = "delivered_test_package"
+SOURCE = "delivered_test_source"
+LARGE_BYTES = 500_000_000
+"""More than an environment takes; a file of it has a hole."""
 
 
 @pytest.fixture
@@ -41,6 +47,33 @@ def index(tmp_path: Path) -> str:
     return (tmp_path / "index").as_uri()
 
 
+@pytest.fixture
+def built(tmp_path: Path, index: str) -> Path:
+    """Where a package that has to be built notes the folder that it fills; its build then goes on until it is ended."""
+    note = tmp_path / "note"
+    backend = f"""
+import json, os, pathlib, tempfile, time
+def build_wheel(*_, **__):
+    folder = tempfile.mkdtemp()
+    with open(os.path.join(folder, "large"), "wb") as file:
+        file.truncate({LARGE_BYTES})
+    mode = os.stat(tempfile.gettempdir()).st_mode & 0o777
+    pathlib.Path({str(note)!r}).write_text(json.dumps([folder, mode]))
+    time.sleep(600)
+"""
+    project = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    about = f"Metadata-Version: 2.1\nName: {SOURCE}\nVersion: 2.0\n"
+    archive = tmp_path / "index" / SOURCE.replace("_", "-") / f"{SOURCE}-2.0.tar.gz"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as file:
+        for name, text in (("backend.py", backend), ("pyproject.toml", project), ("PKG-INFO", about)):
+            info = tarfile.TarInfo(f"{SOURCE}-2.0/{name}")
+            info.size = len(text.encode())
+            file.addfile(info, BytesIO(text.encode()))
+    (archive.parent / "index.html").write_text(f'<a href="{archive.name}">{archive.name}</a>', encoding="utf-8")
+    return note
+
+
 def environments(tmp_path: Path, index: str, **settings: object) -> AppEnvironments:
     said = {"app": "delivered", "app_install": "venv", "app_index_url": index}
     return AppEnvironments(settings=ClientSettings.model_validate(said | settings), state_folder=tmp_path / "state")
@@ -61,6 +94,7 @@ async def test_an_environment_has_what_is_asked_for_and_the_devices_own_packages
     code = f"import {MODULE}, flwr, fedops_mqtt.client.client_fl; print({MODULE}.answer)"
     assert await asyncio.to_thread(run, python, code) == "42"
     assert any(NAME in each for each in told)
+    assert not (python.parents[1] / ".tmp").exists()
     again: list[str] = []
     assert await make(environments(tmp_path, "http://127.0.0.1:1"), [f"{NAME}>=1"], again) == python
     assert again == []
@@ -84,6 +118,14 @@ async def test_what_cannot_be_made_is_said_and_nothing_of_it_is_left(
         await make(environments(tmp_path, index, **settings), requires)
     assert refused.value.code.value == "dependencies-missing"
     assert not list((tmp_path / "state").rglob("bin"))
+
+
+async def test_what_is_built_counts_and_nothing_of_it_is_left(tmp_path: Path, index: str, built: Path) -> None:
+    limits = {"app_install_max_bytes": LARGE_BYTES, "app_install_limit_s": 200}
+    with pytest.raises(AppRefusedError, match=f"more than {LARGE_BYTES:,} bytes"):
+        await make(environments(tmp_path, index, **limits), [SOURCE])
+    folder, mode = json.loads(await asyncio.to_thread(built.read_text))
+    assert (await asyncio.to_thread(os.path.exists, folder), mode) == (False, 0o700)
 
 
 async def test_one_that_was_not_finished_is_made_anew(tmp_path: Path, index: str) -> None:
