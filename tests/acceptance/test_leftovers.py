@@ -72,7 +72,10 @@ async def test_a_run_that_is_interrupted_leaves_nothing(tmp_path: Path, number: 
 
 
 LEAVING = """
-import subprocess, sys
+import pathlib, subprocess, sys
+
+def test_writes_into_its_home():
+    (pathlib.Path.home() / "written").write_text("by a test")
 
 def test_leaves_a_process():
     subprocess.Popen(["sleep", "3600"], start_new_session=True)
@@ -88,5 +91,6 @@ def test_a_process_that_a_test_leaves_behind_fails_the_run_and_is_ended(tmp_path
     with started_run(folder, str(program)) as run:
         assert run.wait(TIMEOUT_S) == pytest.ExitCode.TESTS_FAILED
     assert "sleep 3600" in (tmp_path / "said").read_text()
+    assert not (Path.home() / "written").exists()
     assert of_run(folder) == []
     assert list(folder.iterdir()) == []

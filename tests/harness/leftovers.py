@@ -1,9 +1,10 @@
-"""A test run leaves no process and no temporary file, however it ends: by itself, by Ctrl-C, by `kill -9`.
+"""A test run leaves no process and no file, however it ends: by itself, by Ctrl-C, by `kill -9`.
 
 All temporary files of a run are in one folder (`--basetemp` takes tests' own elsewhere, to look at), and all of its
-processes carry a mark in their environment. This module, run as a program, waits for the end of its stdin, which comes
-however the run ends; then it ends and removes what is left. Processes that are left after a whole run are a fault of a
-test: they are named, and the run fails.
+processes carry a mark in their environment. HOME is in that folder too: wandb, Flower, Keras, Chromium and others write
+there; what a person has configured or cached is still used. This module, run as a program, waits for the end of its
+stdin, which comes however the run ends; then it ends and removes what is left. Processes that are left after a whole
+run are a fault of a test: they are named, and the run fails.
 """
 
 import os
@@ -27,6 +28,16 @@ POLL_S = 0.1
 ENDED = "ended"
 """Written to the keeper by a run that has ended by itself: what is left may be about to end; else it is killed."""
 
+FROM_HOME = {
+    "GIT_CONFIG_GLOBAL": ".gitconfig",
+    "PIP_CONFIG_FILE": ".config/pip/pip.conf",
+    "UV_CONFIG_FILE": ".config/uv/uv.toml",
+    "PIP_CACHE_DIR": ".cache/pip",
+    "UV_CACHE_DIR": ".cache/uv",
+    "PYENV_ROOT": ".pyenv",
+}
+"""What tests use of a person's home where it is there, by the variable that names it."""
+
 KEEPER = pytest.StashKey["subprocess.Popen[str]"]()
 
 
@@ -39,6 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
     environment = {name: value for name, value in os.environ.items() if name != MARK}
     # gRPC, boto and FedOps' own programs ask the proxy of whoever runs the tests even for this machine.
     os.environ |= {MARK: folder, "TMPDIR": folder, "no_proxy": "127.0.0.1,localhost", "NO_PROXY": "127.0.0.1,localhost"}
+    _move_home(Path(folder) / "home")
     # Where an image sets it, hundreds of processes and each worker would compile the same modules again.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
@@ -51,6 +63,15 @@ def pytest_configure(config: pytest.Config) -> None:
         text=True,
         start_new_session=True,
     )
+
+
+def _move_home(home: Path) -> None:
+    real = Path.home()
+    kept = {name: str(real / path) for name, path in FROM_HOME.items() if (real / path).exists()}
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"):
+        os.environ.pop(name, None)
+    home.mkdir()
+    os.environ |= {"HOME": str(home), **{name: path for name, path in kept.items() if name not in os.environ}}
 
 
 @pytest.hookimpl(trylast=True)
