@@ -8,6 +8,8 @@ import pytest
 from manager_parts import House
 
 from fedops_mqtt.bus import Mosquitto
+from fedops_mqtt.manager import servers
+from fedops_mqtt.manager.servers import line_answers
 
 ON_POSTGRES = "FEDOPS_TEST_ON_POSTGRES"
 """Environment variable: with any text, every manager of these tests has its journal in PostgreSQL."""
@@ -21,3 +23,16 @@ def house(request: pytest.FixtureRequest, broker: Mosquitto, task_id: str, tmp_p
     yield built
     for left in built.servers():
         left.kill()
+
+
+@pytest.fixture
+def probes(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether the line of a server that is disconnected from the bus answered, for each time it was asked."""
+    answers: list[bool] = []
+
+    async def noting(address: str, *, within_s: float) -> bool:
+        answers.append(await line_answers(address, within_s=within_s))
+        return answers[-1]
+
+    monkeypatch.setattr(servers, "line_answers", noting)
+    return answers

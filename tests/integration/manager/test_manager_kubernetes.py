@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from delivered_far import app_with_server, hands_out_its_app
+from fault_proxy import FaultProxy
 from kubernetes_stand_in import KubernetesStandIn, kill_session
 from manager_parts import A, Api, B, House, until
 
@@ -42,8 +43,11 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def on_kubernetes(house: House, more: str = "", image: str = "my-image", limits: str | None = None) -> None:
-    env = f'env = {{ FEDOPS_MQTT_STORE = "{house.folder}/models" }}'
+def on_kubernetes(
+    house: House, more: str = "", image: str = "my-image", limits: str | None = None, broker: str | None = None
+) -> None:
+    own = f', FEDOPS_MQTT_BROKER = "{broker}"' if broker else ""
+    env = f'env = {{ FEDOPS_MQTT_STORE = "{house.folder}/models"{own} }}'
     lines = ["min_clients = 2", env, f'kubernetes = {{ image = "{image}", service_account = "fl-server"{more} }}']
     house.write_tasks(*lines, **({"limits": limits} if limits else {}))
 
@@ -147,19 +151,22 @@ async def test_a_stop_deletes_the_job_and_waits_for_its_pod(house: House, cluste
 
 @pytest.mark.long
 async def test_an_api_server_that_is_away_is_said_and_no_second_server_is_started(
-    house: House, cluster: KubernetesStandIn
+    house: House, cluster: KubernetesStandIn, probes: list[bool]
 ) -> None:
-    on_kubernetes(house, limits="server_lost_s = 2")
-    async with house.managed() as api, house.device(A) as a, house.device(B) as b:
+    proxy = FaultProxy(house.broker.host, house.broker.port)
+    async with proxy.running(), house.managed() as api, house.device(A) as a, house.device(B) as b:
+        on_kubernetes(house, limits="server_lost_s = 1", broker=proxy.url)
         run_id = await api.start(house.task_id)
         await api.training(run_id)
         server = house.server()
         await asyncio.to_thread(cluster.lose)
         await api.run_when(run_id, lambda run: "cluster does not answer: Kubernetes API" in (run["reason"] or ""))
         server.suspend()
-        await asyncio.sleep(5)  # longer than server_lost_s
+        proxy.half_open()  # the broker publishes its will: only of a server that is disconnected is its line asked
+        await until(lambda: _so(probes.count(False) >= 2), "two probes of its line, the launcher asked after the first")
         assert (await api.run(run_id))["launch"] == 1
         server.resume()
+        proxy.heal()
         await asyncio.to_thread(cluster.start)
         await api.run_when(run_id, lambda run: not run["reason"])
         run = await finish(house, api, run_id, a, b)

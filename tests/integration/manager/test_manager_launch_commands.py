@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 from delivered_far import app_with_server, hands_out_its_app
+from fault_proxy import FaultProxy
 from manager_parts import A, Api, B, House, api_at, manager_process, until
 from ssh_site import SshSite
 
@@ -31,9 +32,12 @@ def site(tmp_path: Path) -> Iterator[SshSite]:
     site.lose()
 
 
-def launched_by(house: House, *command: str, more: str = "", limits: str | None = None) -> None:
+def launched_by(
+    house: House, *command: str, more: str = "", limits: str | None = None, broker: str | None = None
+) -> None:
     far = house.folder / "far"
-    env = f'env = {{ FEDOPS_MQTT_STATE_DIR = "{far}", FEDOPS_MQTT_STORE = "{far}/models" }}'
+    own = f', FEDOPS_MQTT_BROKER = "{broker}"' if broker else ""
+    env = f'env = {{ FEDOPS_MQTT_STATE_DIR = "{far}", FEDOPS_MQTT_STORE = "{far}/models"{own} }}'
     lines = ["min_clients = 2", f"launch = {list(command)!r}", env, more]
     house.write_tasks(*lines, **({"limits": limits} if limits else {}))
 
@@ -173,21 +177,23 @@ async def test_one_that_does_not_end_when_asked_is_killed_over_ssh(house: House,
 
 
 @pytest.mark.long
-async def test_a_host_that_is_lost_is_said_and_no_second_server_is_started(house: House, site: SshSite) -> None:
-    through_ssh(house, site)
-    async with house.managed() as api, house.device(A) as a, house.device(B) as b:
+async def test_a_host_that_is_lost_is_said_and_no_second_server_is_started(
+    house: House, site: SshSite, probes: list[bool]
+) -> None:
+    proxy = FaultProxy(house.broker.host, house.broker.port)
+    async with proxy.running(), house.managed() as api, house.device(A) as a, house.device(B) as b:
+        through_ssh(house, site, limits="server_lost_s = 1", broker=proxy.url)
         run_id = await api.start(house.task_id)
         await api.training(run_id)
         server = house.server()
         await asyncio.to_thread(site.lose)
         run = await until_says(api, run_id, "host does not answer: ssh exited with status 255")
         assert "Connection refused" in run["reason"]
-        house.tell_server("mute")  # now silent on the bus as well
         server.suspend()
-        await asyncio.sleep(5)  # longer than server_lost_s: who cannot be asked is not dead
-        assert (await api.run(run_id))["launch"] == 1
-        server.resume()
-        house.take_back("mute")
+        proxy.half_open()  # the broker publishes its will: only of a server that is disconnected is its line asked
+        await until(lambda: _so(probes.count(False) >= 2), "two probes of its line, the launcher asked after the first")
+        assert (await api.run(run_id))["launch"] == 1, "a server whose host does not answer is not dead"
+        proxy.heal()
         server.kill()
         await asyncio.to_thread(site.start)
         run = await api.run_when(run_id, lambda run: run["launch"] == 2 and run["status"] == "running")
