@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -101,7 +102,8 @@ def keep(folder: str, grace_s: float) -> None:
             process.kill()
         time.sleep(POLL_S)
     shutil.rmtree(folder, ignore_errors=True)
-    print("".join(f"{pid} {name}\n" for pid, name in names), end="")
+    with suppress(BrokenPipeError):  # a run that was killed reads no names
+        os.write(sys.stdout.fileno(), "".join(f"{pid} {name}\n" for pid, name in names).encode(errors="replace"))
 
 
 def marked(folder: str) -> Iterator[psutil.Process]:
