@@ -34,12 +34,12 @@ class Breaking(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         content = WRONG if self.num_whole < MAX_WHOLE else WANTED
         is_begun = self.headers["range"] is not None
+        type(self).num_whole += is_begun  # before the answer: the client goes on as soon as it has that
         self.send_response(200)
         self.send_header("content-length", str(len(WRONG)))
         self.end_headers()
         self.wfile.write(content if is_begun else content[:FEW_BYTES])
         self.close_connection = True
-        type(self).num_whole += is_begun
 
     def log_message(self, format: str, *args: object) -> None:
         pass
