@@ -20,7 +20,10 @@ async def answering(
 ) -> AsyncIterator[FedOpsHttpClient]:
     """A client that takes a request, says `answer` and is gone; or says `more` again and again, every `pause_s`."""
 
+    over: list[asyncio.Event] = []
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        over.append(asyncio.Event())
         await reader.readuntil(b"\r\n\r\n")
         writer.write(answer)
         with suppress(OSError):
@@ -29,11 +32,16 @@ async def answering(
                 await writer.drain()
                 await asyncio.sleep(pause_s)
         writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+        over[-1].set()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server, httpx.AsyncClient(trust_env=False, timeout=WAIT_S) as http:
         port = server.sockets[0].getsockname()[1]
         yield FedOpsHttpClient(http, f"http://127.0.0.1:{port}", timeout_s=timeout_s, start_s=timeout_s)
+        for each in over:  # whoever asked has hung up
+            await each.wait()
 
 
 @pytest.mark.parametrize(("answer", "is_absent"), [(b"", True), (REFUSAL, False)])
