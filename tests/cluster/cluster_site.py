@@ -156,7 +156,7 @@ async def reading(secure: SecureSite, name: str, task_id: str = TASK) -> AsyncIt
     async def read() -> None:
         while True:
             bus = secure.knock(
-                name, version=aiomqtt.ProtocolVersion.V311, port=address.port, keepalive=5,
+                name, version=aiomqtt.ProtocolVersion.V311, port=address.port, keepalive=5, timeout=5,  # and once more
                 tls_context=make_tls_context(address, options),  # paho forgets sockets whose handshake fails
             )  # fmt: skip
             try:
