@@ -19,6 +19,8 @@ pytestmark = pytest.mark.long
 A, B = (mac_to_level(mac) for mac in MACS[:2])
 V311 = aiomqtt.ProtocolVersion.V311
 PATIENCE_S = 300.0
+SILENCE_S = 5
+"""A server may leave what it refuses, or cannot do yet, without an answer; whoever asked goes on after this."""
 
 
 @pytest.fixture
@@ -31,9 +33,8 @@ async def brokers(tmp_path: Path) -> AsyncIterator[Brokers]:
         yield brokers
 
 
-def knock(brokers: Brokers, name: str) -> aiomqtt.Client:
-    # A server may leave what it refuses without an answer, and whoever asks goes on after this.
-    return SecureSite(brokers.fleet, None).knock(name, version=V311, timeout=5)  # type: ignore[arg-type]
+def knock(brokers: Brokers, name: str, **options: float) -> aiomqtt.Client:
+    return SecureSite(brokers.fleet, None).knock(name, version=V311, **options)  # type: ignore[arg-type]
 
 
 async def next_of(client: aiomqtt.Client) -> tuple[str, bytes]:
@@ -53,7 +54,7 @@ async def test_nobody_writes_or_reads_what_is_not_theirs(brokers: Brokers) -> No
             await a.publish(mine, b"mine", qos=1, retain=True)
         for intruder in (MACS[0], SCREENS[0]):
             try:
-                async with knock(brokers, intruder) as client:
+                async with knock(brokers, intruder, timeout=SILENCE_S) as client:
                     await client.publish(start_of_b, b"forged", qos=0)
                     await client.subscribe(f"fedops/v1/{TASK}/server/status", qos=0)
             except aiomqtt.MqttError:
@@ -84,7 +85,7 @@ async def test_who_is_revoked_is_no_user_after_a_reload_and_the_others_stay_conn
 
 async def is_known(brokers: Brokers, name: str) -> bool:
     try:
-        async with knock(brokers, name):
+        async with knock(brokers, name, timeout=SILENCE_S):
             return True
     except aiomqtt.MqttError:
         return False
