@@ -1,8 +1,8 @@
 """A run outlives each broker node's death and freeze, on both profiles of broker-config/ha; so does the next run."""
 
-from pathlib import re
+import re
+from pathlib import Path
 
-import Path
 import pytest
 from cluster_site import FAULTS, enrol_everybody, now, site_on, trained_twice
 from nodes import PROFILES
