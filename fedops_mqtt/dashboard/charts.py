@@ -144,11 +144,11 @@ def choose_lanes(statuses: Mapping[str, str]) -> list[str]:
     return sorted(statuses, key=lambda mac: (_LANE_ORDER.get(statuses[mac], 9), mac))[:MAX_LANES]
 
 
-def are_lanes_due(drawn: Sequence[str] | None, wanted: Sequence[str], age_s: float) -> bool:
+def are_lanes_due(drawn: Sequence[str] | None, wanted: Sequence[str], age_s: float, *, is_full: bool = False) -> bool:
     """Return whether lanes that were drawn `age_s` ago (None: never) are drawn again; who fits does not wait."""
     if drawn is None or len(wanted) > len(drawn):
         return True
-    return age_s >= LANES_S and list(wanted) != list(drawn)
+    return age_s >= LANES_S and (is_full or list(wanted) != list(drawn))
 
 
 def lane_data(

@@ -147,7 +147,7 @@ class RunDetails:
 
     def _has_other_lanes(self) -> bool:
         age_s = self._view.context.clock.now() - self._lanes_at
-        return self._lanes.is_full(age_s) or charts.are_lanes_due(self._lanes.macs, self._wanted_lanes(), age_s)
+        return charts.are_lanes_due(self._lanes.macs, self._wanted_lanes(), age_s, is_full=self._lanes.is_full)
 
     def _wanted_lanes(self) -> list[str]:
         return charts.choose_lanes({mac: member.status for mac, member in self._record.clients.items()})

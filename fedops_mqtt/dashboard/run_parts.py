@@ -117,9 +117,10 @@ class LaneChart:
         self.macs: list[str] | None = None
         """Whose lanes are drawn, the topmost first; None: nothing is drawn yet."""
 
-    def is_full(self, age_s: float) -> bool:
-        """Return whether it is time to draw it without its oldest bars; it was drawn `age_s` ago."""
-        return self._num_added > MAX_ADDED and age_s > charts.LANES_S
+    @property
+    def is_full(self) -> bool:
+        """True when it is time to draw it without its oldest bars."""
+        return self._num_added > MAX_ADDED
 
     def draw(self, macs: list[str], metrics: Sequence[Record], events: Sequence[Record]) -> None:
         """Draw the lanes of these clients."""
