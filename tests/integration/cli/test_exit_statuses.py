@@ -5,16 +5,15 @@ import errno
 import json
 import re
 import socket
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import typer
 from bundles import flower_bundle
 from click import Group
+from http_stand_in import Handler, serving
 
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.cli.entry import make_app, run
@@ -71,29 +70,16 @@ def told() -> set[tuple[str, ExitCode]]:
 def answering(status: int) -> Iterator[str]:
     """A manager that gives everybody one answer."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Refusing(Handler):
         def do_GET(self) -> None:
             body = json.dumps({"title": "no", "detail": "there is no such run; see GET /api/v1/runs"}).encode()
             self.rfile.read(int(self.headers.get("content-length", 0)))
-            self.send_response(status)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.give(status, body)
 
         do_POST = do_PUT = do_DELETE = do_GET
 
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Refusing) as address:
+        yield f"http://{address}"
 
 
 def ended(arguments: list[str]) -> int:

@@ -4,6 +4,8 @@ import hashlib
 import stat
 import tracemalloc
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -73,6 +75,17 @@ def test_a_zip_bomb_is_refused_by_what_it_says_and_by_what_it_is() -> None:
     assert refusal(lying, limits=BundleLimits(unpacked_bytes=1_000_000)).code is RefusalCode.MALFORMED
 
 
+@contextmanager
+def in_ten_megabytes() -> Iterator[None]:
+    """What the block allocates at a time stays below."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("listed", [10, 50_000_000])
 def test_a_zip_bomb_is_not_unpacked_to_find_that_it_is_one(listed: int) -> None:
     zeros = bytes(50_000_000)
@@ -80,12 +93,8 @@ def test_a_zip_bomb_is_not_unpacked_to_find_that_it_is_one(listed: int) -> None:
     bomb = zipped({**FILES, "zeros.txt": zeros}, f"{manifest_of(FILES)}\nzeros.txt,{digest},{listed * 8}")
     bomb = bomb.replace(len(zeros).to_bytes(4, "little"), (10).to_bytes(4, "little"))
     del zeros
-    tracemalloc.start()
-    try:
+    with in_ten_megabytes():
         assert refusal(bomb).code is RefusalCode.MALFORMED
-        assert tracemalloc.get_traced_memory()[1] < 10_000_000
-    finally:
-        tracemalloc.stop()
 
 
 def test_a_list_of_very_many_files_is_not_read_to_count_them() -> None:
@@ -93,12 +102,8 @@ def test_a_list_of_very_many_files_is_not_read_to_count_them() -> None:
     entries = entry * 200_000
     sizes = len(entries).to_bytes(4, "little") + bytes(4)
     many = entries + b"PK\x05\x06" + bytes(4) + b"\xff\xff" * 2 + sizes + bytes(2)
-    tracemalloc.start()
-    try:
+    with in_ten_megabytes():
         assert refusal(many).code is RefusalCode.TOO_LARGE
-        assert tracemalloc.get_traced_memory()[1] < 10_000_000
-    finally:
-        tracemalloc.stop()
 
 
 def test_too_many_files_or_bytes_are_refused() -> None:

@@ -2,13 +2,12 @@
 
 import asyncio
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from http_stand_in import Handler, serving
 
 from fedops_mqtt.dashboard import sites_page
 from fedops_mqtt.dashboard.sites_page import SiteReader, SiteState
@@ -32,24 +31,13 @@ def a_site(**answers: Any) -> Iterator[str]:
     """A manager's API that answers what it is given; bytes as they are."""
     given = {"health": HEALTH, "tasks": PAGE, "runs": PAGE, "clients": PAGE, **answers}
 
-    class Handler(BaseHTTPRequestHandler):
+    class Site(Handler):
         def do_GET(self) -> None:
             answer = given[self.path.partition("?")[0].rpartition("/")[2]]
-            body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-            self.send_response(200)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.give(200, answer if isinstance(answer, bytes) else json.dumps(answer).encode())
 
-        def log_message(self, *parts: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with serving(Site) as address:
+        yield f"http://{address}"
 
 
 async def read(*urls: str) -> dict[str, SiteState]:

@@ -1,14 +1,11 @@
 """An app on its way to a device, from a server that sends something else each time it is asked."""
 
 import hashlib
-import http.server
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from http_stand_in import Handler, serving
 
 from fedops_mqtt.apps import AppRefusedError, RefusalCode
 from fedops_mqtt.device import app_delivery
@@ -25,7 +22,7 @@ MAX_WHOLE = 6
 """After so many wrong bundles the server sends the right one: a client that never gives up fails the test by that."""
 
 
-class Breaking(http.server.BaseHTTPRequestHandler):
+class Breaking(Handler):
     """Sends a few bytes and breaks the connection; of whom asks for the rest it begins again, with a wrong bundle."""
 
     protocol_version = "HTTP/1.1"
@@ -40,21 +37,6 @@ class Breaking(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content if is_begun else content[:FEW_BYTES])
         self.close_connection = True
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@contextmanager
-def serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 async def fetch(folder: Path, server_ip: str, left: bytes) -> AppRefusedError:

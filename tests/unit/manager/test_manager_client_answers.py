@@ -2,12 +2,11 @@
 
 import gzip
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import ClassVar
 
 import pytest
+from http_stand_in import Handler, serving
 from pydantic import ValidationError
 
 from fedops_mqtt import AsyncManagerClient, ManagerClient
@@ -16,7 +15,7 @@ from fedops_mqtt.manager.api.models import ClientPage, TaskPage, TaskRecord
 from fedops_mqtt.manager.client import ManagerRefusedError, ManagerUnreachableError, ManagerUrlError
 
 
-class Odd(BaseHTTPRequestHandler):
+class Odd(Handler):
     """Answers whatever the test has set."""
 
     answer: ClassVar[tuple[int, bytes]] = (200, b"")
@@ -26,27 +25,15 @@ class Odd(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         type(self).num_asked += 1
         status, body = self.answer
-        self.send_response(status)
-        for name, value in self.headers_too.items():
-            self.send_header(name, value)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *parts: object) -> None:
-        pass
+        self.give(status, body, **self.headers_too)
 
 
 @pytest.fixture
 def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(Odd, "headers_too", {})
     monkeypatch.setattr(Odd, "num_asked", 0)
-    with HTTPServer(("127.0.0.1", 0), Odd) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with serving(Odd) as address:
+        yield f"http://{address}"
 
 
 PROBLEM = json.dumps({"title": "Forbidden", "status": 403, "detail": "the token is not the manager's"}).encode()
