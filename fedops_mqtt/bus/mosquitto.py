@@ -6,6 +6,7 @@ process that changes its user is no longer ended with its parent, and could not 
 
 import asyncio
 import os
+import random
 import shutil
 import signal
 import socket
@@ -30,6 +31,9 @@ _CONNACK = 0x20
 _RETRY_S = 0.02
 _ANSWER_TIMEOUT_S = 1.0
 _PORT_TRIES = 5
+_PORTS = range(16384, 32768)
+"""Below those of outgoing connections: Linux gives them ports from 32768 on, macOS from 49152 on."""
+_PORTS_TRIED = 1000
 _LOG_TAIL_LINES = 10
 
 
@@ -60,11 +64,17 @@ def find_mosquitto() -> str:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a TCP port that is free at this moment."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a TCP port that is free at this moment.
+
+    It is none of those that systems give to outgoing connections, so that no connection has it when the broker is
+    started again.
+    """
+    for port in random.sample(_PORTS, _PORTS_TRIED):
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            return port
+    raise MosquittoError(f"none of {_PORTS_TRIED} ports of {host} is free")
 
 
 def _check_port(host: str, port: int) -> None:

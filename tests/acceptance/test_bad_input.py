@@ -11,11 +11,11 @@ from contextlib import contextmanager
 import httpx
 import pytest
 from paho.mqtt import publish
+from ports import free_port
 from reader import observing
 from yard import TIMEOUT_S, Installed, Site, Yard
 
 from fedops_mqtt.bus import Mosquitto
-from fedops_mqtt.bus.mosquitto import free_port
 from fedops_mqtt.protocol import ClientCondition, RunOutcome
 from fedops_mqtt.runtime.systemd import ExitCode
 

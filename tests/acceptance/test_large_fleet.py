@@ -8,12 +8,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from ports import free_port
 from secure_site import MANAGER, STANDBY, TASK, SecureSite, make_fleet
 from terminals import at_a_terminal
 from yard import TIMEOUT_S, Yard, eventually
 
 from fedops_mqtt.bus import BusOptions, Connected, Connection, Mosquitto
-from fedops_mqtt.bus.mosquitto import free_port
 from fedops_mqtt.protocol import Channel, ClientStatus, filter_for, topics, utc_now
 
 pytestmark = pytest.mark.long

@@ -5,11 +5,11 @@ import sys
 import httpx
 import pytest
 from line_site import FIRST
+from ports import free_port
 from reader import Heard
 from yard import TIMEOUT_S, Installed, Site
 
 import fedops_mqtt
-from fedops_mqtt.bus.mosquitto import free_port
 from fedops_mqtt.protocol import ClientCondition, Outcome, Phase, StartTrigger, Transport, topics, utc_now
 
 ROUNDS = 2

@@ -4,9 +4,9 @@ import pytest
 from fault_proxy import FaultProxy
 from line_site import APP, FIRST, PROGRAM, until_phase
 from orders import SERVER, Orders, evaluation_of
+from ports import free_port
 from yard import Site
 
-from fedops_mqtt.bus.mosquitto import free_port
 from fedops_mqtt.protocol import ClientCondition, Phase, RunOutcome
 
 NUMBERS = 4 * 1024**2

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ports import free_port
 from reader import observing
 from yard import TIMEOUT_S, Yard
 
-from fedops_mqtt.bus.mosquitto import free_port
 from fedops_mqtt.protocol import ClientCondition
 from fedops_mqtt.store.tensor_file import read_tensors
 

@@ -128,9 +128,11 @@ class Yard:
         return process
 
     async def clear_up(self) -> None:
-        """Kill what is left; a demo's keeper is given the time for its own work."""
+        """Kill what is left, and show what each said; a demo's keeper is given the time for its own work."""
         for started in self._started:
-            if started.process.returncode is None:
+            ended = started.process.returncode
+            print(f"{started.name}: {'ran' if ended is None else f'had ended with {ended}'}\n{started.stderr[-2000:]}")
+            if ended is None:
                 started.process.kill()
                 await started.wait()
         keepers = [each for each in marked(self.mark, MARK) if "fedops_mqtt.demo.reaper" in each.cmdline()]

@@ -17,6 +17,7 @@ import psutil
 from cluster_site import SCREENS, enrol_task, reading
 from fault_proxy import FaultProxy
 from nodes import PROFILES, Node
+from ports import free_port
 from postgres import Postgres
 from reader import Observer, observing
 from secure_site import HOST, SecureSite
@@ -24,7 +25,6 @@ from spy import Spy, spying
 from yard import Installed, Yard
 
 from fedops_mqtt.bus import Mosquitto
-from fedops_mqtt.bus.mosquitto import free_port
 from fedops_mqtt.bus.owner import EpochFile
 from fedops_mqtt.demo.reaper import marked
 from fedops_mqtt.device.journal import identity_dir

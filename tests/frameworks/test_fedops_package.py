@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from bridge_parts import NEW, Crossing, free_port
+from bridge_parts import NEW, Crossing
+from ports import free_port
 from reader import Json, observing
 from yard import Installed, Site, Yard
 

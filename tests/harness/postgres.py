@@ -6,7 +6,6 @@ As root it runs under Debian's user `postgres`, since PostgreSQL refuses to run 
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from uuid import uuid4
 import psutil
 import psycopg
 import pytest
+from ports import free_port
 
 _WAIT_S = 120
 """Means "hangs"."""
@@ -29,9 +29,7 @@ class Postgres:
     def __init__(self) -> None:
         self._bin = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name))
         self._folder = Path(tempfile.mkdtemp(prefix="postgres-"))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
 
     def __enter__(self) -> Self:
         if os.geteuid() == 0:

@@ -1,11 +1,11 @@
 """The bridge and FedOps clients as processes, around a broker and a manager."""
 
 import base64
-import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ports import free_port
 from yard import Installed, Site
 
 HERE = Path(__file__).parent
@@ -109,10 +109,3 @@ class Crossing:
         program = str(HERE / "reenacted_server.py")
         proxy = f"http_proxy={self.url}"
         return await self.site.yard.start(proxy, sys.executable, program, *arguments, command="/usr/bin/env")
-
-
-def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -2,7 +2,8 @@
 
 import httpx
 import pytest
-from bridge_parts import MACS, NEW, Crossing, free_port
+from bridge_parts import MACS, NEW, Crossing
+from ports import free_port
 from yard import TIMEOUT_S
 
 from fedops_mqtt.protocol import ClientCondition, Outcome, RunOutcome

@@ -4,7 +4,8 @@ import signal
 
 import httpx
 import pytest
-from bridge_parts import MACS, NEW, Crossing, OldDevice, free_port
+from bridge_parts import MACS, NEW, Crossing, OldDevice
+from ports import free_port
 from yard import TIMEOUT_S
 
 from fedops_mqtt.protocol import ClientCondition, MemberCondition, Outcome, RunOutcome

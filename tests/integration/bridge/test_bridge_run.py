@@ -3,7 +3,8 @@
 import httpx
 import numpy as np
 import pytest
-from bridge_parts import MACS, NEW, Crossing, free_port
+from bridge_parts import MACS, NEW, Crossing
+from ports import free_port
 from yard import TIMEOUT_S
 
 from fedops_mqtt.protocol import ClientCondition, Outcome, RunOutcome

@@ -11,6 +11,7 @@ from pathlib import Path
 import orjson
 import pytest
 from bus_helpers import MAC, PATIENCE_S, QUICK, next_event, next_status, reader_of, say_raw, status
+from ports import free_port
 
 from fedops_mqtt.bus import (
     Cleared,
@@ -29,7 +30,6 @@ from fedops_mqtt.bus import (
     connect,
     parse_broker_url,
 )
-from fedops_mqtt.bus.mosquitto import free_port
 from fedops_mqtt.bus.session import open_session
 from fedops_mqtt.enrolment.authority import issue, make_authority
 from fedops_mqtt.protocol import (

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from bus_helpers import MAC, PATIENCE_S, QUICK, Daemon, next_event, retained_status, status
+from ports import free_port
 
 from fedops_mqtt.bus import Connected, ConnectError, Connection, Disconnected, Mosquitto
-from fedops_mqtt.bus.mosquitto import free_port
 from fedops_mqtt.protocol import ClientCondition, topics
 
 FROZEN = replace(QUICK, first_try_s=5.0, connect_timeout_s=PATIENCE_S)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from fedops_mqtt.core.client import Identity
 from fedops_mqtt.core.client_state import PhaseReport
@@ -92,12 +93,6 @@ async def test_classic_grpc_trains_whatever_kind_of_app(serve_fl: ServeFl, make_
     assert {report.run_id for report in trial.phases} <= {None, "r1"}, "the run that it was started as"
     assert float(train.values["bytes_in"]) > 0, "the parameters that came"
     assert float(train.values["bytes_out"]) > 0, "and those that went"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize(

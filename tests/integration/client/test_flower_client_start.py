@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from client_testbed import PATIENCE_S, ServeFl
+from ports import free_port
 from safetensors.numpy import load_file
-from test_client_fl import free_port
 
 from fedops_mqtt.client.client_fl import FLClient, flower_client_start
 

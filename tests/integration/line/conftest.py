@@ -1,11 +1,11 @@
 """Fixtures of the line's tests."""
 
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 from line_parts import Lines
+from ports import free_port
 
 
 @pytest.fixture
@@ -14,8 +14,6 @@ def lines() -> Iterator[Lines]:
         yield Lines(stack)
 
 
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+@pytest.fixture(name="free_port")
+def a_free_port() -> int:
+    return free_port()

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import psutil
+from ports import free_port
 
 SSHD = "/usr/sbin/sshd"
 PATIENCE_S = 300.0
@@ -24,9 +25,7 @@ class SshSite:
             arguments = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)]
             subprocess.run(arguments, check=True, timeout=PATIENCE_S)
         (folder / "authorized").write_text((folder / "user.pub").read_text())
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         host_key = " ".join((folder / "host.pub").read_text().split()[:2])
         (folder / "known").write_text(f"[127.0.0.1]:{self.port} {host_key}\n")
         self._process: subprocess.Popen[bytes] | None = None

@@ -12,8 +12,8 @@ import aiomqtt
 import httpx
 import pytest
 from manager_parts import PATIENCE_S, A, B, House, until
+from ports import free_port
 
-from fedops_mqtt.bus.mosquitto import free_port
 from fedops_mqtt.core.client import last_will
 from fedops_mqtt.core.fencing import Stamp
 from fedops_mqtt.protocol import encode, topics, utc_now

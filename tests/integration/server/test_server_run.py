@@ -13,10 +13,10 @@ from flwr.server.strategy import FedAdam as ClassicFedAdam
 from flwr.server.strategy import FedAvg as ClassicFedAvg
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
+from ports import free_port
 from server_parts import WAIT_S, House, mac_of
 
 from fedops_mqtt.aggregation.errors import ServerConfigError
-from fedops_mqtt.bus.mosquitto import free_port
 from fedops_mqtt.demo import digits
 from fedops_mqtt.line.access import make_token
 from fedops_mqtt.protocol import MemberCondition, RunOutcome, ServerCondition, ServerMetrics
