@@ -203,12 +203,12 @@ class _Methods:
     @_Method
     def run(self, run_id: str) -> Steps[RunRecord]:
         """Return one run and its clients."""
-        return _one("GET", f"/runs/{quote(run_id)}", RunRecord)
+        return _one("GET", f"/runs/{_part(run_id)}", RunRecord)
 
     @_Method
     def models(self, task_id: str) -> Steps[list[ModelRecord]]:
         """Return a task's stored global models."""
-        page = yield from _one("GET", f"/tasks/{quote(task_id)}/models", ModelPage)
+        page = yield from _one("GET", f"/tasks/{_part(task_id)}/models", ModelPage)
         return page.items
 
     @_Method
@@ -221,7 +221,7 @@ class _Methods:
     def stop(self, run_id: str, *, reason: str | None = None) -> Steps[RunRecord]:
         """Request a run's end; `wait` returns when it has ended."""
         request = StopRequest() if reason is None else StopRequest(reason=reason)
-        return _one("POST", f"/runs/{quote(run_id)}/stop", RunRecord, body=request.model_dump())
+        return _one("POST", f"/runs/{_part(run_id)}/stop", RunRecord, body=request.model_dump())
 
     @_Method
     def wait(self, run_id: str, *, timeout_s: float | None = None) -> Steps[RunRecord]:
@@ -232,7 +232,7 @@ class _Methods:
         """
         until = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            run = yield from _one("GET", f"/runs/{quote(run_id)}", RunRecord)
+            run = yield from _one("GET", f"/runs/{_part(run_id)}", RunRecord)
             if run.outcome is not None:
                 return run
             if until is not None and time.monotonic() >= until:
@@ -243,7 +243,7 @@ class _Methods:
     def forget(self, client_mac: str, *, is_forced: bool = False) -> Steps[Forgotten]:
         """Clear the retained status of a client that is away for good; `is_forced`: also of one that is online."""
         query = {"force": is_forced or None}
-        return _one("DELETE", f"/clients/{quote(client_mac)}", Forgotten, query=query)
+        return _one("DELETE", f"/clients/{_part(client_mac)}", Forgotten, query=query)
 
     @_Method
     def apps(self, task_id: str) -> Steps[list[AppRecord]]:

@@ -191,19 +191,23 @@ class LogCopy(threading.Thread):
         self._name = name
         self._path = path
         self._last = b""
+        self._problem = ""
         self._is_over = threading.Event()
         self._has_read_to_end = threading.Event()
 
     def run(self) -> None:
         """Follow the log; a connection that breaks is made again, and no line is written twice."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("wb", buffering=0) as file:  # what an earlier manager has of it comes again
-            while not self._is_over.is_set():
-                try:
-                    self._follow(file)
-                except Exception as error:  # urllib3's and the library's, of a connection in the middle of a line
-                    logger.debug("the log of a pod was cut", extra={"job": self._name, "problem": str(error)})
-                self._is_over.wait(POLL_S)
+        while not self._is_over.is_set():
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                # The first time from the beginning: what an earlier manager copied comes again.
+                with self._path.open("ab" if self._last else "wb", buffering=0) as file:
+                    while not self._is_over.is_set():
+                        self._follow(file)
+                        self._is_over.wait(POLL_S)
+            except Exception as error:  # the disk's, or urllib3's and the library's of a connection that broke
+                self._note_problem(error)
+            self._is_over.wait(POLL_S)
 
     def stop(self) -> None:
         """Leave the log alone."""
@@ -215,6 +219,12 @@ class LogCopy(threading.Thread):
         self._has_read_to_end.wait(within_s)
         self.stop()
 
+    def _note_problem(self, error: Exception) -> None:
+        is_of_disk = isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError)
+        level = logging.WARNING if is_of_disk and str(error) != self._problem else logging.DEBUG
+        self._problem = str(error)
+        logger.log(level, "the log of a pod was not copied", extra={"job": self._name, "problem": self._problem})
+
     def _follow(self, file: Any) -> None:
         pod = self._cluster.pod_of(self._name)
         if pod is None:
@@ -224,8 +234,8 @@ class LogCopy(threading.Thread):
             for line in response:
                 at, _, text = line.partition(b" ")
                 if at > self._last and not self._is_over.is_set():
-                    self._last = at
                     file.write(text if text.endswith(b"\n") else text + b"\n")
+                    self._last = at
             self._has_read_to_end.set()
         finally:
             response.close()

@@ -3,7 +3,9 @@
 Every error is a problem document (RFC 9457), never a traceback.
 """
 
+import errno
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from pathlib import Path
@@ -53,7 +55,9 @@ from fedops_mqtt.manager.errors import (
     UnknownTaskError,
 )
 from fedops_mqtt.manager.run_service import RunService
-from fedops_mqtt.protocol import ClientCondition, IdentityError, normalise_mac
+from fedops_mqtt.protocol import ClientCondition, IdentityError, name_error, normalise_mac
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "/api/v1"
 MAX_PAGE = 1000
@@ -230,6 +234,8 @@ def _add_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(BusError, _no_bus)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(OSError, _system)
+    app.add_exception_handler(Exception, _fault)
 
 
 Handler = Callable[[Request, Exception], Awaitable[JSONResponse]]
@@ -252,6 +258,18 @@ async def _no_bus(_: Request, error: Exception) -> JSONResponse:
 async def _http(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     return problem(HTTPStatus(error.status_code), str(error.detail), headers=dict(error.headers or {}))
+
+
+async def _system(_: Request, error: Exception) -> JSONResponse:
+    logger.error("a request failed", extra={"problem": str(error)})
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    status = HTTPStatus.INSUFFICIENT_STORAGE if is_full else HTTPStatus.INTERNAL_SERVER_ERROR
+    return problem(status, f"on the manager's machine: {error}")
+
+
+async def _fault(_: Request, error: Exception) -> JSONResponse:
+    """It is raised again after this answer, so that the log has its traceback."""
+    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, f"a fault of the manager ({name_error(error)}); see its log")
 
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:

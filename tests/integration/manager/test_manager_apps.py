@@ -57,6 +57,17 @@ async def test_versions_are_published_listed_and_gone_back_to(house: House) -> N
         assert task["app_digest"] is None
 
 
+async def test_a_disk_that_takes_no_bundle_is_the_reason_of_the_refusal(house: House) -> None:
+    folder = house.folder / "state" / "manager" / "apps"
+    async with house.managed() as api:
+        folder.parent.mkdir(exist_ok=True)
+        folder.write_text("a file is where the folder should be")
+        reason = await refused(await publish(api, house, a_bundle()), 500)
+        assert "on the manager's machine: " in reason
+        assert str(folder) in reason
+        assert (await api.get(f"/tasks/{house.task_id}/apps"))["total"] == 0
+
+
 async def test_what_cannot_be_published_is_refused_with_the_reason(house: House) -> None:
     async with house.managed(app_max_bytes=2048) as api:
         assert "app-malformed" in await refused(await publish(api, house, b"no zip"), 422)
