@@ -68,7 +68,7 @@ class Launch:
     log_path: str
     secret_file: str
     pid: int | None = None
-    process_started_at: float | None = None
+    process_key: str | None = None
     exit_reason: str | None = None
     host: str | None = None
     """The process's host; None, from older programs: this host."""
@@ -261,9 +261,9 @@ class Journal:
             connection.execute(_of_launch(delete(tables.launches), launch.run_id, launch.launch))
             connection.execute(insert(tables.launches).values(run_id=launch.run_id, launch=launch.launch, **row))
 
-    def note_process(self, run_id: str, launch: int, *, pid: int, process_started_at: float) -> None:
+    def note_process(self, run_id: str, launch: int, *, pid: int, process_key: str | None) -> None:
         """Note which process a launch became."""
-        values = {"pid": pid, "process_started_at": process_started_at}
+        values = {"pid": pid, "process_key": process_key}
         with self._engine.begin() as connection:
             connection.execute(_of_launch(update(tables.launches), run_id, launch).values(**values))
 

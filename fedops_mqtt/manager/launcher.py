@@ -1,7 +1,7 @@
 """FL servers as processes: started in a session of their own, found again by a new manager, supervised to their end.
 
 A server does not end with its manager: its output goes to a file, its secret is in one, and the next manager finds it
-by process id and start time. Signals are sent only to processes that this package launched.
+by process id and key (`runtime.process_identity`). Signals are sent only to processes that this package launched.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from typing import Protocol
 
 import psutil
 
-from fedops_mqtt.runtime.process_identity import find_processes, is_process, start_time
+from fedops_mqtt.runtime.process_identity import find_processes, is_process, process_key
 from fedops_mqtt.runtime.processes import kill_group, read_tail
 from fedops_mqtt.runtime.settings import CONFIG_VARIABLE, ENV_PREFIX
 
@@ -89,9 +89,9 @@ class ChildProcess(subprocess.Popen[bytes]):
 class ServerProcess:
     """One server's process, of this manager or an earlier one."""
 
-    def __init__(self, pid: int, started_at: float, log_path: Path, child: ChildProcess | None) -> None:
+    def __init__(self, pid: int, key: str | None, log_path: Path, child: ChildProcess | None) -> None:
         self.pid = pid
-        self.started_at = started_at
+        self.key = key
         self.log_path = log_path
         self._child = child
         self._status: int | None = None
@@ -102,7 +102,7 @@ class ServerProcess:
         if self._child is not None:
             self._status = self._child.poll()
             return self._status is None
-        return is_process(self.pid, self.started_at)
+        return is_process(self.pid, self.key)
 
     @property
     def exit_reason(self) -> str:
@@ -177,15 +177,14 @@ def _launch(order: LaunchOrder) -> ServerProcess:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    started_at = start_time(child.pid)
     facts = {"run_id": order.run_id, "launch": order.launch, "pid": child.pid, "log": str(order.log_path)}
     logger.info("launched an FL server", extra=facts)
-    return ServerProcess(child.pid, started_at, order.log_path, child)
+    return ServerProcess(child.pid, process_key(child.pid), order.log_path, child)
 
 
-def find(pid: int, started_at: float, log_path: Path) -> ServerProcess | None:
+def find(pid: int, key: str, log_path: Path) -> ServerProcess | None:
     """Return the process of an earlier manager's launch, if it still runs."""
-    return ServerProcess(pid, started_at, log_path, None) if is_process(pid, started_at) else None
+    return ServerProcess(pid, key, log_path, None) if is_process(pid, key) else None
 
 
 def search(run_id: str, launch_: int, log_path: Path) -> ServerProcess | None:
@@ -193,7 +192,7 @@ def search(run_id: str, launch_: int, log_path: Path) -> ServerProcess | None:
     for process in find_processes({f"{ENV_PREFIX}RUN_ID": run_id, f"{ENV_PREFIX}LAUNCH": str(launch_)}):
         with suppress(psutil.Error, OSError):
             if os.getsid(process.pid) == process.pid:
-                return ServerProcess(process.pid, process.create_time(), log_path, None)
+                return ServerProcess(process.pid, process_key(process.pid), log_path, None)
     return None
 
 

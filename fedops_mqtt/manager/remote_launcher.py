@@ -22,7 +22,7 @@ from fedops_mqtt.manager.remote_order import verb
 from fedops_mqtt.manager.tasks import COMMAND, TaskConfig
 from fedops_mqtt.protocol import clip
 from fedops_mqtt.runtime.files import write_private
-from fedops_mqtt.runtime.process_identity import start_time
+from fedops_mqtt.runtime.process_identity import process_key
 from fedops_mqtt.runtime.processes import read_tail, run_command
 from fedops_mqtt.runtime.remote_launch import END_MARK, START_MARK
 from fedops_mqtt.runtime.settings import ENV_PREFIX
@@ -188,7 +188,7 @@ class RemoteServer:
             finally:
                 if order is not None:
                     order.close()
-        self._command = process = ServerProcess(child.pid, start_time(child.pid), self.log_path, child)
+        self._command = process = ServerProcess(child.pid, process_key(child.pid), self.log_path, child)
         facts = {"run_id": self._launch.run_id, "launch": self._launch.launch, "pid": child.pid}
         logger.info("runs a launch command", extra={**facts, "program": arguments[0]})
         return process

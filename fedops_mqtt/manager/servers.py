@@ -304,7 +304,7 @@ class Servers:
 
     async def _note_process(self, row: Launch, process: ServerProcess) -> None:
         note = self._journal.note_process
-        await self._journal.call(note, row.run_id, row.launch, pid=process.pid, process_started_at=process.started_at)
+        await self._journal.call(note, row.run_id, row.launch, pid=process.pid, process_key=process.key)
 
     def _elsewhere_server(
         self,
@@ -341,18 +341,18 @@ class Servers:
         """Supervise a server on another machine again, with its launch command where that still runs here."""
         command = None
         row = self._row(run, known.launch)
-        if known.log_path == row.log_path and known.host == row.host and known.pid is not None:
-            command = launcher.find(known.pid, known.process_started_at or 0.0, Path(known.log_path))
+        if known.log_path == row.log_path and known.host == row.host and known.pid and known.process_key:
+            command = launcher.find(known.pid, known.process_key, Path(known.log_path))
         elif known.log_path != row.log_path:  # of a manager elsewhere, or with another state folder
             await self._journal.call(self._journal.add_launch, row)
         await self._watch(server, row, self._elsewhere_server(run, row, secret, task, command, is_resumed=True))
 
     async def _resume(self, server: RunServer, known: Launch) -> None:
         log_path = Path(known.log_path)
-        if known.pid is None:
+        if known.pid is None or known.process_key is None:
             process = await asyncio.to_thread(launcher.search, known.run_id, known.launch, log_path)
         else:
-            process = launcher.find(known.pid, known.process_started_at or 0.0, log_path)
+            process = launcher.find(known.pid, known.process_key, log_path)
         if process is None:
             tail = read_tail(log_path)
             reason = known.exit_reason or "FL server ended while no manager was there" + (f": {tail}" if tail else "")

@@ -21,7 +21,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISION = "0007"
+REVISION = "0008"
 """Of these tables, and the newest in `migrations/versions`. Revisions are numbers: a greater one is newer."""
 
 metadata = MetaData()
@@ -128,7 +128,7 @@ launches = Table(
     Column("log_path", Text, nullable=False),
     Column("secret_file", Text, nullable=False),
     Column("pid", BigInteger),
-    Column("process_started_at", Float),
+    Column("process_key", String(64)),
     Column("exit_reason", _Text),
     Column("host", String(256)),
 )

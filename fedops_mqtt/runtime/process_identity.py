@@ -1,34 +1,44 @@
-"""Which process is meant: by its id and start time, or by its environment. Only light imports."""
+"""Which process is meant: by its id and key, or by its environment. Only light imports."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
-_START_TIME_SLACK_S = 0.05
-"""psutil computes a start time from the boot time and clock ticks of 10 ms."""
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_START_TICKS = 19
+"""Place of the start time in `/proc/PID/stat`, counted after the program's name."""
 
 
-def start_time(pid: int) -> float:
-    """Return when a process began, s since 1970; 0 for one that has ended."""
+def process_key(pid: int) -> str | None:
+    """Return what tells a process from earlier and later ones with its id; None for one that has ended.
+
+    On Linux it is the boot, and the process's start in ticks after it: a time of day moves when the clock is set.
+    """
+    try:
+        if not _BOOT_ID.exists():
+            return f"{psutil.Process(pid).create_time():.2f}"
+        facts = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return f"{_BOOT_ID.read_text(encoding='ascii').strip()}:{int(facts[_START_TICKS])}"
+    except (OSError, psutil.NoSuchProcess):
+        return None
+
+
+def is_process(pid: int | None, key: str | None) -> bool:
+    """Return whether the process of this id and key runs; a zombie does not."""
+    if pid is None or key is None or process_key(pid) != key:
+        return False
     with suppress(psutil.NoSuchProcess):
-        return float(psutil.Process(pid).create_time())
-    return 0.0
-
-
-def is_process(pid: int | None, started_at: float) -> bool:
-    """Return whether a process of this id and start time runs; a zombie does not."""
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid) if pid is not None else None
-        if process is not None and abs(process.create_time() - started_at) <= _START_TIME_SLACK_S:
-            return bool(process.status() != psutil.STATUS_ZOMBIE)
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     return False
 
 
 def find_processes(environment: Mapping[str, str]) -> Iterator[psutil.Process]:
     """Yield the running processes of this user that have these variables in their environment."""
-    for process in psutil.process_iter():
+    for pid in psutil.pids():  # `process_iter` keeps what it found, also a process that had this id before
         try:
+            process = psutil.Process(pid)
             if environment.items() <= process.environ().items() and process.status() != psutil.STATUS_ZOMBIE:
                 yield process
         except (psutil.Error, OSError):

@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import platformdirs
-import psutil
 
 from fedops_mqtt.runtime.files import write_atomically
-from fedops_mqtt.runtime.process_identity import is_process
+from fedops_mqtt.runtime.process_identity import is_process, process_key
 
 START_MARK = "[fedops-mqtt] FL server started: "
 END_MARK = "[fedops-mqtt] FL server ended: "
@@ -62,8 +61,8 @@ class LaunchFolder:
     @property
     def is_alive(self) -> bool:
         """True while the server's process runs, or is being started."""
-        pid, started_at = self._process(_PROCESS)
-        return is_process(*self.starter) if pid is None else is_process(pid, started_at)
+        server = self._process(_PROCESS)
+        return is_process(*(self.starter if server[0] is None else server))
 
     def claim(self, facts: Mapping[str, object]) -> bool:
         """Be the first to start this launch, or to prevent its start; False: another process was first."""
@@ -83,8 +82,8 @@ class LaunchFolder:
         write_atomically(self.path / _PROCESS, json.dumps(_this_process()).encode())
 
     @property
-    def starter(self) -> tuple[int | None, float]:
-        """The process that started the server, and when that began."""
+    def starter(self) -> tuple[int | None, str | None]:
+        """The process that started the server: its id and key."""
         return self._process(_CLAIM)
 
     def signal(self, number: int) -> None:
@@ -100,12 +99,12 @@ class LaunchFolder:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
 
-    def _process(self, name: str) -> tuple[int | None, float]:
+    def _process(self, name: str) -> tuple[int | None, str | None]:
         try:
             facts = json.loads((self.path / name).read_text(encoding="ascii"))
         except FileNotFoundError:
-            return None, 0.0
-        return facts.get("pid"), float(facts.get("started_at", 0.0))
+            return None, None
+        return facts.get("pid"), facts.get("key")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -123,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyError, IndexError, TypeError):
         print("usage: remote_launch [--state-dir=DIR] start [FILE…] | attach RUN LAUNCH OFFSET | stop RUN LAUNCH SIGNAL"
               " | alive RUN LAUNCH", file=sys.stderr)  # fmt: skip
-    except (OSError, ValueError, RuntimeError, subprocess.SubprocessError, psutil.Error) as error:
+    except (OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
         print(f"fedops-mqtt on {socket.gethostname()}: {error}", file=sys.stderr)
     return EXIT_NOT_STARTED
 
@@ -284,7 +283,7 @@ def _read_exit(folder: LaunchFolder) -> int | None:
 
 
 def _this_process() -> dict[str, object]:
-    return {"pid": os.getpid(), "started_at": psutil.Process().create_time()}
+    return {"pid": os.getpid(), "key": process_key(os.getpid())}
 
 
 def _prune(launches: Path) -> None:

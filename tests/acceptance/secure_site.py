@@ -2,17 +2,17 @@
 
 import asyncio
 import queue
-import random
 import socket
 import ssl
 import tomllib
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiomqtt
+from ports import free_port
 
 from fedops_mqtt.bus import BusEvent, BusOptions, Connected, Connection, Mosquitto
 from fedops_mqtt.bus.mosquitto import find_config
@@ -33,15 +33,6 @@ STANDBY = "manager-b"
 """A second manager: it hears everything, beside what the first one says."""
 PROBE = "probe"
 BY_PASSWORD = "02:00:00:00:00:0c"
-
-
-def calm_port() -> int:
-    """A free port that no outgoing connection is given meanwhile (those are above 32768 on Linux)."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind((HOST, port))
-            return port
 
 
 def _refusal_of(knocking: aiomqtt.Client) -> str | None:
@@ -68,7 +59,7 @@ def _refusal_of(knocking: aiomqtt.Client) -> str | None:
 
 def make_fleet(folder: Path) -> FleetFolder:
     """A fleet of two devices with certificates and one with a password, an FL server and a dashboard."""
-    ports = Ports(certificate=calm_port(), password=calm_port(), websockets=calm_port())
+    ports = Ports(certificate=free_port(), password=free_port(), websockets=free_port())
     shipped = find_config("mosquitto.conf").parent
     fleet = init_fleet(folder, hosts=[HOST], shipped=shipped, ports=ports)
     for mac in (A, B):

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from line_site import model_of
+from ports import free_port
 from reader import Json
-from secure_site import HOST, MANAGER, PROBE, SERVER, TASK, SecureSite, calm_port
+from secure_site import HOST, MANAGER, PROBE, SERVER, TASK, SecureSite
 from yard import Installed, Yard
 
 from fedops_mqtt.bus import Mosquitto
@@ -80,7 +81,7 @@ def write_project(folder: Path, *, version: str, step: float) -> Path:
 
 @pytest.fixture
 async def site(tmp_path: Path) -> AsyncIterator[SecureSite]:
-    ports = Ports(certificate=calm_port(), password=calm_port(), websockets=calm_port())
+    ports = Ports(certificate=free_port(), password=free_port(), websockets=free_port())
     fleet = init_fleet(tmp_path / "fleet", hosts=[HOST], shipped=find_config("mosquitto.conf").parent, ports=ports)
     for mac in DEVICES:
         fleet.enrol(EnrolmentRequest(role=Role.DEVICE, name=mac, tasks=[TASK], app="delivered"))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from leftovers import processes
 from yard import HERE, TIMEOUT_S, Installed, Yard
 
 from fedops_mqtt.demo.reaper import MARK
@@ -121,7 +122,7 @@ def _look_for_traces(pid: int) -> _Traces:
         if found:
             break
         time.sleep(0.02)
-    environments = [(process, _environ(process)) for process in psutil.process_iter()]
+    environments = [(process, _environ(process)) for process in processes()]
     marked = [(process, environment) for process, environment in environments if environment.get(MARK) in found]
     folders = {environment["TMPDIR"] for _, environment in marked}
     return _Traces([*(process for process, _ in marked), *children], folders)

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
-from secure_site import HOST, calm_port
+from ports import free_port
+from secure_site import HOST
 from yard import COMMAND, Installed, Yard
 
 from fedops_mqtt.bus import Mosquitto
@@ -220,7 +221,7 @@ def move_in(host: Host, compose: Compose, fleet: Path, folder: Path, ports: dict
 async def test_every_command_of_the_compose_file_runs_and_a_run_completes(
     yard: Yard, compose: Compose, fleet: Path
 ) -> None:
-    ports = {port: calm_port() for port in ("8883", "8884", "9001", "9100")}
+    ports = {port: free_port() for port in ("8883", "8884", "9001", "9100")}
     host = Host(yard, compose, fleet, ports)
     async with Mosquitto(config=move_in(host, compose, fleet, yard.folder, ports)):
         manager = await host.run("manager", http="127.0.0.1:0", store=yard.folder / "models")

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from secure_site import calm_port
+from ports import free_port
 from yard import COMMAND, Yard
 
 from fedops_mqtt.bus import Mosquitto
@@ -71,7 +71,7 @@ async def test_the_commands_of_the_page_make_a_fleet_whose_doctor_finds_nothing_
         assert key.stat().st_mode & 0o777 == 0o600, key
     assert "user aa-bb-cc-dd-ee-07\ntopic deny #" in (broker / "acl").read_text(), "the one that was stolen"
 
-    ports = {shipped: calm_port() for shipped in (8883, 8884, 9001)}
+    ports = {shipped: free_port() for shipped in (8883, 8884, 9001)}
     config = (broker / "mosquitto.conf").read_text()
     for shipped, port in ports.items():
         config = config.replace(f"listener {shipped}", f"listener {port}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from leftovers import MARK
+from leftovers import MARK, processes
 from yard import TIMEOUT_S, eventually
 
 pytestmark = pytest.mark.long
@@ -38,7 +38,7 @@ def started_run(folder: Path, *tests: str) -> Iterator[subprocess.Popen[str]]:
 
 def of_run(folder: Path) -> list[psutil.Process]:
     """The processes that have this folder in their environment."""
-    return [each for each in psutil.process_iter() if str(folder) in environment_of(each).get(MARK, "")]
+    return [each for each in processes() if str(folder) in environment_of(each).get(MARK, "")]
 
 
 def environment_of(process: psutil.Process) -> dict[str, str]:

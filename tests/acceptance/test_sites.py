@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 from line_site import model_of
+from ports import free_port
 from reader import Json
-from secure_site import HOST, calm_port
+from secure_site import HOST
 from test_deliver_app import write_project
 from yard import TIMEOUT_S, Installed, Yard
 
@@ -115,8 +116,8 @@ async def sites(yard: Yard) -> AsyncIterator[Sites]:
     async with AsyncExitStack() as stack:
         made = {}
         for name in NAMES:
-            site = OneSite(name=name, folder=yard.folder / name, yard=yard, http=f"{HOST}:{calm_port()}")
-            ports = [f"--{option}={calm_port()}" for option in ("port", "password-port", "websocket-port")]
+            site = OneSite(name=name, folder=yard.folder / name, yard=yard, http=f"{HOST}:{free_port()}")
+            ports = [f"--{option}={free_port()}" for option in ("port", "password-port", "websocket-port")]
             await done(yard.run("fleet", "init", "--fleet-dir", str(site.fleet), "--host", HOST, *ports))
             await stack.enter_async_context(Mosquitto(config=site.fleet / "broker" / "mosquitto.conf"))
             made[name] = site

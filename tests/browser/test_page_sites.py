@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from browsing import PHONE, Visitor
 from playwright.async_api import expect
+from ports import free_port
 from reader import observing
-from secure_site import calm_port
 from yard import Site, Yard
 
 from fedops_mqtt.bus import Mosquitto
@@ -21,7 +21,7 @@ async def test_sites_are_shown_together_and_one_that_is_frozen_with_its_reason(
     (tmp_path / "north").mkdir()
     (tmp_path / "south").mkdir()
     yards = {name: Yard(tmp_path / name) for name in ("north", "south")}
-    address = f"127.0.0.1:{calm_port()}"
+    address = f"127.0.0.1:{free_port()}"
     try:
         async with (
             Mosquitto() as north_broker,

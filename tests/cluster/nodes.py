@@ -13,7 +13,7 @@ from typing import Protocol
 
 import httpx
 import psutil
-import secure_site
+from ports import free_port
 from secure_site import HOST
 
 from fedops_mqtt.bus import Mosquitto
@@ -23,17 +23,6 @@ from fedops_mqtt.enrolment import EnrolmentRequest, FleetFolder, Ports, Role, in
 START_S = 300.0
 POLL_S = 0.05
 PROBE = "haproxy-a"
-
-
-_given: set[int] = set()
-
-
-def calm_port() -> int:
-    """A free port that was given to no other node: most are bound only later."""
-    while (port := secure_site.calm_port()) in _given:
-        pass
-    _given.add(port)
-    return port
 
 
 class Node(Protocol):
@@ -114,7 +103,7 @@ Enrol = Callable[[FleetFolder], None]
 
 def make_fleet(folder: Path, enrol: Enrol) -> FleetFolder:
     """A fleet with whoever `enrol` adds; its ports are the proxy's."""
-    ports = Ports(certificate=calm_port(), password=calm_port(), websockets=calm_port())
+    ports = Ports(certificate=free_port(), password=free_port(), websockets=free_port())
     fleet = init_fleet(folder, hosts=[HOST], shipped=find_config("mosquitto.conf").parent, ports=ports)
     fleet.enrol(EnrolmentRequest(role=Role.DASHBOARD, name=PROBE))
     enrol(fleet)
@@ -136,7 +125,7 @@ async def pair(folder: Path, enrol: Enrol) -> AsyncIterator[Brokers]:
             config = folder / name / "mosquitto.conf"
             text = config.read_text().replace(str(fleet.broker_folder.resolve()), str((folder / name).resolve()))
             for port in listener_ports(text):
-                own = calm_port()
+                own = free_port()
                 text = text.replace(f"\nlistener {port}\n", f"\nlistener {own} {HOST}\n")
                 shipped = {fleet.register.ports.certificate: 8883, fleet.register.ports.password: 8884}.get(port, 9001)
                 proxy = proxy.replace(f"192.0.2.{number}:{shipped} ", f"{HOST}:{own} ")
@@ -153,17 +142,17 @@ async def cluster(folder: Path, enrol: Enrol) -> AsyncIterator[Brokers]:
     fleet = make_fleet(folder / "fleet", enrol)
     fleet.write_nats(find_config("ha/cluster/nats.conf").read_text())
     names = {11: "a", 12: "b", 13: "c"}
-    routes = {number: calm_port() for number in names}
+    routes = {number: free_port() for number in names}
     proxy, urls = _proxy_config("cluster", fleet), []
     async with AsyncExitStack() as stack:
         nodes: dict[str, Node] = {}
         for number, name in names.items():
             own = folder / name
             shutil.copytree(fleet.broker_folder, own)
-            mqtt, monitor = calm_port(), calm_port()
+            mqtt, monitor = free_port(), free_port()
             text = (own / "nats.conf").read_text().replace("/etc/nats/fedops/", f"{own}/")
             for shipped, used in {
-                "127.0.0.1:4222": f"{HOST}:{calm_port()}",
+                "127.0.0.1:4222": f"{HOST}:{free_port()}",
                 "0.0.0.0:8222": f"{HOST}:{monitor}",
                 "0.0.0.0:8883": f"{HOST}:{mqtt}",
                 "0.0.0.0:6222": f"{HOST}:{routes[number]}",

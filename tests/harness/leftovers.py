@@ -99,15 +99,22 @@ def keep(folder: str, grace_s: float) -> None:
     names = [(process.pid, name_of(process)) for process in marked(folder)]
     while left := list(marked(folder)):
         for process in left:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         time.sleep(POLL_S)
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(BrokenPipeError):  # a run that was killed reads no names
         os.write(sys.stdout.fileno(), "".join(f"{pid} {name}\n" for pid, name in names).encode(errors="replace"))
 
 
+def processes() -> Iterator[psutil.Process]:
+    """Yield the processes of now; psutil keeps those that it found before, also where another has the id since."""
+    psutil.process_iter.cache_clear()
+    return psutil.process_iter()
+
+
 def marked(folder: str) -> Iterator[psutil.Process]:
-    for process in psutil.process_iter():
+    for process in processes():
         try:
             if process.environ().get(MARK) == folder and process.status() != psutil.STATUS_ZOMBIE:
                 yield process

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 from client_testbed import PATIENCE_S, SECRET, Operator, RunDaemon, ServeFl
+from leftovers import processes
 
 from fedops_mqtt.device.journal import identity_dir
 from fedops_mqtt.device.training_process import mark_of
@@ -17,7 +18,7 @@ def waiting(folder: Path) -> list[psutil.Process]:
     """The processes of this identity that were started to wait."""
     mark = mark_of(folder)
     found = []
-    for process in psutil.process_iter():
+    for process in processes():
         try:
             if "--ready" in process.cmdline() and process.environ().get(MARK, "").startswith(mark):
                 found.append(process)

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import httpx
 import psutil
+from leftovers import processes
 from postgres import Postgres
 
 from fedops_mqtt.bus import BusOptions, Connection, MemoryEpochs, Mosquitto, Received, StatusOwner, new_instance
@@ -147,7 +148,7 @@ class House:
 
     def servers(self) -> list[psutil.Process]:
         """Return the FL servers of this test, whoever launched them."""
-        return [process for process in psutil.process_iter() if self._has_launched(process)]
+        return [process for process in processes() if self._has_launched(process)]
 
     def _has_launched(self, process: psutil.Process) -> bool:
         """A server leads a session of its own; what it starts has its environment too."""

@@ -12,6 +12,7 @@ import psutil
 import pytest
 from delivered_far import app_with_server, hands_out_its_app
 from fault_proxy import FaultProxy
+from leftovers import processes
 from manager_parts import A, Api, B, House, api_at, manager_process, until
 from ssh_site import SshSite
 
@@ -68,7 +69,7 @@ async def finish(house: House, api: Api, run_id: str, *devices: Any) -> dict[str
 def followers(house: House) -> list[psutil.Process]:
     """The programs that read a server's log on its machine, and those that reach it."""
     found = []
-    for process in psutil.process_iter():
+    for process in processes():
         try:
             line = " ".join(process.cmdline())
             if "remote_launch" in line and str(house.folder) in line:

@@ -157,7 +157,7 @@ async def test_a_server_whose_process_id_was_not_written_down_is_found_again(hou
             run_id = await api.start(house.task_id)
             await api.training(run_id)
         with journal_of(house) as journal, journal.engine.begin() as connection:
-            connection.execute(update(tables.launches).values(pid=None, process_started_at=None))
+            connection.execute(update(tables.launches).values(pid=None, process_key=None))
         async with house.managed() as api:
             await api.training(run_id)
             house.server().kill()

@@ -315,10 +315,10 @@ def test_a_launch_is_known_before_its_process_and_with_its_end(journal: Journal)
     journal.add_launch(row)
     journal.add_launch(row)
     assert journal.list_launches("run-1") == [row]
-    journal.note_process("run-1", 1, pid=77, process_started_at=5.5)
+    journal.note_process("run-1", 1, pid=77, process_key="boot:5")
     journal.note_exit("run-1", 1, "exit 1")
     assert journal.list_launches("run-1") == [
-        replace(row, pid=77, process_started_at=5.5, exit_reason="exit 1"),
+        replace(row, pid=77, process_key="boot:5", exit_reason="exit 1"),
     ]
 
 

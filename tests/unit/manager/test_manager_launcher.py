@@ -87,16 +87,16 @@ async def test_what_a_server_leaves_behind_ends_with_it(tmp_path: Path) -> None:
     await gone(child)
 
 
-async def test_another_manager_finds_a_server_by_process_and_start_time_and_no_other(tmp_path: Path) -> None:
+async def test_another_manager_finds_a_server_by_process_and_key_and_no_other(tmp_path: Path) -> None:
     process = await launcher.launch(order(tmp_path, "import time; time.sleep(600)"))
     try:
-        found = launcher.find(process.pid, process.started_at, process.log_path)
+        found = launcher.find(process.pid, process.key, process.log_path)
         assert found is not None
         assert found.is_running
-        assert launcher.find(process.pid, process.started_at - 10, process.log_path) is None
+        assert launcher.find(process.pid, f"{process.key}0", process.log_path) is None
     finally:
         await process.end(None, "the test ends", grace_s=5)
-    assert launcher.find(process.pid, process.started_at, process.log_path) is None
+    assert launcher.find(process.pid, process.key, process.log_path) is None
     assert not found.is_running
 
 
