@@ -1,4 +1,4 @@
-"""FedOps' client program, as it was but for one import; FEDOPS_MQTT_BROKER says where the broker is."""
+"""FedOps' client program, as it was but for two imports; FEDOPS_MQTT_BROKER says where the broker is."""
 
 import data_preparation
 import hydra

@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 _KEEP_ALIVE_S = 600
 """An idle connection of a training client is kept this long; it opens a new one by itself after that."""
 _MAX_CONNECTIONS = 65_536
-"""A client has two; `ulimit -n` may allow fewer."""
+"""A client has three; `ulimit -n` may allow fewer."""
 _SHUTDOWN_S = 2
 """Requests still open when the server ends are cut after this."""
 _START_S = 10.0

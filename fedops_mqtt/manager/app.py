@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanag
 from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from fedops_mqtt.bus import BrokerUrlError, BusError, ConflictingInstanceError, CredentialsError, EpochFileError
+from fedops_mqtt.bus import BrokerUrlError, BusError, ConflictingInstanceError, EpochFileError
 from fedops_mqtt.manager.api.http import access_rules, listen, standing_by
 from fedops_mqtt.manager.errors import (
     ApiAddressError,
@@ -202,8 +202,6 @@ def _exit_code(error: Exception) -> ExitCode:
             return exit_code_of_disk(error.__cause__)
         case JournalUrlError() | JournalVersionError():
             return ExitCode.CONFIG
-        case CredentialsError():
-            return ExitCode.NO_PERMISSION
         case ApiAddressError() | OSError() | JournalUnusableError():
             return ExitCode.UNAVAILABLE
     return ExitCode.FAILED

@@ -16,12 +16,13 @@ TABLES = {
     "Delivered apps (client)": settings.DeliveredAppSettings,
     "Run (manager)": RunLimits,
     "Manager": settings.ManagerSettings,
+    "Published apps (manager)": settings.PublishSettings,
     "FL server": settings.ServerSettings,
     "Bridge": settings.BridgeSettings,
     "Verbs": settings.CliSettings,
 }
 COUNTED = {"max_launches", "max_attempts", "max_message_bytes"}
-COUNTED |= {"app_max_bytes", "app_keep_num", "app_keep_bytes", "app_keep_days", "app_install_max_bytes"}
+COUNTED |= {"app_max_bytes", "keep_apps", "app_keep_num", "app_keep_bytes", "app_keep_days", "app_install_max_bytes"}
 
 
 def test_every_guarantee_names_tests_and_each_of_them_is_there() -> None:
