@@ -76,6 +76,7 @@ class ServerSnapshot:
     status: ServerCondition = ServerCondition.STARTING
     reason: str | None = None
     server_ip: str | None = None
+    transport: Transport = Transport.LINE
     round: int = 0
     num_rounds: int = 0
     gl_model: int = 0
@@ -93,7 +94,7 @@ class ServerSnapshot:
             status=self.status,
             reason=clip(self.reason),
             server_ip=self.server_ip,
-            transport=Transport.LINE,
+            transport=self.transport,
             round=count_of(self.round),
             num_rounds=count_of(self.num_rounds),
             gl_model=count_of(self.gl_model),
@@ -103,9 +104,9 @@ class ServerSnapshot:
         )
         return with_clients(status, (parts or Roster()).part(self.clients))
 
-    def to_will(self, epoch: int, seq: int) -> ServerStatus:
-        """Return the last will: only who, and that it is out."""
-        return ServerStatus(**self._who(epoch, seq), status=ServerCondition.SERVER_OUT, reason="lost")
+    def to_will(self, epoch: int, seq: int, reason: str = "lost") -> ServerStatus:
+        """Return the last will, or a goodbye: only who, that it is out, and why."""
+        return ServerStatus(**self._who(epoch, seq), status=ServerCondition.SERVER_OUT, reason=reason)
 
     def _who(self, epoch: int, seq: int) -> dict[str, object]:
         return {

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from fedops_mqtt.aggregation.status_publisher import ServerSnapshot
 from fedops_mqtt.bus import (
     BusOptions,
     ConflictingInstanceError,
@@ -25,8 +26,7 @@ from fedops_mqtt.bus import (
     client_id_of,
     new_instance,
 )
-from fedops_mqtt.core.fencing import Stamp
-from fedops_mqtt.protocol import RunId, ServerCondition, ServerMetrics, ServerStatus, TaskId, Transport, topics, utc_now
+from fedops_mqtt.protocol import RunId, ServerCondition, ServerMetrics, TaskId, Transport, topics, utc_now
 from fedops_mqtt.runtime.background import alongside
 from fedops_mqtt.runtime.files import write_atomically
 from fedops_mqtt.runtime.machine import accepts_connections, split_address
@@ -84,9 +84,9 @@ class ClassicServer:
         self._owner = StatusOwner(
             topic=topics.server_status(run.task_id),
             instance=self._instance,
-            make_snapshot=self._snapshot,
-            make_will=self._will,
-            make_goodbye=self._goodbye,
+            make_snapshot=lambda stamp: self._snapshot.to_status(*stamp),
+            make_will=lambda stamp: self._snapshot.to_will(*stamp),
+            make_goodbye=lambda stamp, reason: self._snapshot.to_will(*stamp, reason),
             epochs=EpochFile(options.state_dir / "bridge" / f"{run.task_id}.epoch"),
             heartbeat_s=options.heartbeat_s,
         )
@@ -202,37 +202,16 @@ class ClassicServer:
             self.note_problem(problem)
         self.note_end(problem)
 
-    def _snapshot(self, stamp: Stamp) -> ServerStatus:
-        run = self._run
-        return ServerStatus(
-            **self._who(stamp),
-            status=run.status,
-            reason=run.reason,
+    @property
+    def _snapshot(self) -> ServerSnapshot:
+        return ServerSnapshot(
+            **self._run.model_dump(exclude={"are_rounds_done"}),
             launch=_LAUNCH,
-            server_ip=run.server_ip,
-            transport=Transport.GRPC,
-            round=run.round,
-            gl_model=run.gl_model,
-            metrics=dict(run.metrics),
+            instance=self._instance,
+            heartbeat_s=self._options.heartbeat_s,
             agent=self._options.agent,
+            transport=Transport.GRPC,
         )
-
-    def _will(self, stamp: Stamp) -> ServerStatus:
-        return ServerStatus(**self._who(stamp), status=ServerCondition.SERVER_OUT, reason="lost", launch=_LAUNCH)
-
-    def _goodbye(self, stamp: Stamp, reason: str) -> ServerStatus:
-        return ServerStatus(**self._who(stamp), status=ServerCondition.SERVER_OUT, reason=reason, launch=_LAUNCH)
-
-    def _who(self, stamp: Stamp) -> dict[str, Any]:
-        return {
-            "instance": self._instance,
-            "epoch": stamp.epoch,
-            "seq": stamp.seq,
-            "at": utc_now(),
-            "heartbeat_s": self._options.heartbeat_s,
-            "task_id": self._run.task_id,
-            "run_id": self._run.run_id,
-        }
 
 
 _LAUNCH = 1

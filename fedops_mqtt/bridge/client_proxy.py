@@ -63,9 +63,9 @@ class ClientProxy:
     async def run(self) -> None:
         """Serve the client whenever it is there, until it is on the bus itself."""
         while not self._is_closing:
-            identity = await self._until_here()
+            await self._until_here()
             try:
-                await self._serve(identity)
+                await self._serve()
             except ConflictingInstanceError:
                 logger.warning("this client is on the bus by itself now; the bridge leaves it", extra=self._facts())
                 return
@@ -101,23 +101,13 @@ class ClientProxy:
         else:
             self.leave()
 
-    async def _until_here(self) -> OnlineAnswer:
-        peer = self._link.peer
-        if peer is None:
+    async def _until_here(self) -> None:
+        if self._link.peer is None:
             await self._registered.wait()
-            link = self._link
-            return OnlineAnswer.model_validate(
-                {
-                    "task_id": link.task_id,
-                    "client_mac": link.own_mac,
-                    "client_name": link.client_name,
-                    "client_online": True,
-                    "client_start": link.is_training,
-                }
-            )
-        return await self._until_online(peer)
+        else:
+            await self._until_online(self._link.peer)
 
-    async def _until_online(self, peer: FedOpsHttpClient) -> OnlineAnswer:
+    async def _until_online(self, peer: FedOpsHttpClient) -> None:
         is_logged = False
         while True:
             try:
@@ -135,7 +125,6 @@ class ClientProxy:
         self._identify(answer)
         self._link.hosts = await _addresses_of(peer.url)
         await self._link.note_online(answer)
-        return answer
 
     def _identify(self, answer: OnlineAnswer) -> None:
         link = self._link
@@ -143,10 +132,10 @@ class ClientProxy:
         link.client_mac = link.client_mac or answer.client_mac
         link.client_name = answer.client_name
 
-    async def _serve(self, identity: OnlineAnswer) -> None:
+    async def _serve(self) -> None:
         self._daemon = daemon = self._make_daemon()
-        logger.info("serves a FedOps client", extra=self._facts() | {"task_id": identity.task_id})
-        watch = self._watch_registrations if self._link.peer is None else partial(self._poll, self._link.peer, identity)
+        logger.info("serves a FedOps client", extra=self._facts() | {"task_id": self._link.task_id})
+        watch = self._watch_registrations if self._link.peer is None else partial(self._poll, self._link.peer)
         try:
             async with alongside(_leaving_after(watch, daemon), name=f"presence-{self._link.name}"):
                 await daemon.run()
@@ -177,7 +166,7 @@ class ClientProxy:
         )
         return Daemon(client, make_trainer=make_trainer, agent=self._agent)
 
-    async def _poll(self, peer: FedOpsHttpClient, identity: OnlineAnswer) -> str:
+    async def _poll(self, peer: FedOpsHttpClient) -> str:
         """Ask how it is, until it is offline or is another client; returns why to leave."""
         misses = 0
         while misses < _MISSES:
@@ -191,7 +180,7 @@ class ClientProxy:
             misses = 0
             if not answer.is_online:
                 return "shutdown"
-            if (answer.client_mac, answer.task_id) != (identity.client_mac, identity.task_id):
+            if (answer.client_mac, answer.task_id) != (self._link.own_mac, self._link.task_id):
                 return f"is {answer.client_mac} of task {answer.task_id} now"
             await self._link.note_online(answer)
         await self._link.note_lost()

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,36 +27,19 @@ class Caller:
     task_id: str | None = None
 
 
-class Peers:
-    """All links, in the order in which they came to be known."""
-
-    def __init__(self, links: Iterable[PeerState] = ()) -> None:
-        self._links = list(links)
-
-    def __iter__(self) -> Iterator[PeerState]:
-        return iter(self._links)
-
-    def add(self, link: PeerState) -> None:
-        """Take one more in."""
-        self._links.append(link)
-
-    def of_mac(self, own_mac: str) -> PeerState | None:
-        """Return the client that reports this MAC of itself."""
-        return next((link for link in self._links if own_mac in (link.own_mac, link.client_mac)), None)
-
-    def find(self, caller: Caller, *, expected: Callable[[PeerState], bool]) -> PeerState | None:
-        """Return who calls; None where it cannot be known."""
-        if caller.client_mac is not None:
-            return next((link for link in self._links if link.client_mac == caller.client_mac), None)
-        found = [link for link in self._links if caller.task_id in (None, link.task_id)]
-        for sieve in (
-            lambda link: caller.own_mac in (link.own_mac, link.client_mac),
-            lambda link: caller.host in link.hosts,
-            expected,
-        ):
-            if len(found) > 1:
-                found = list(filter(sieve, found)) or found
-        return found[0] if len(found) == 1 else None
+def find_peer(links: Sequence[PeerState], caller: Caller, *, expected: Callable[[PeerState], bool]) -> PeerState | None:
+    """Return who calls; None where it cannot be known."""
+    if caller.client_mac is not None:
+        return next((link for link in links if link.client_mac == caller.client_mac), None)
+    found = [link for link in links if caller.task_id in (None, link.task_id)]
+    for sieve in (
+        lambda link: caller.own_mac in (link.own_mac, link.client_mac),
+        lambda link: caller.host in link.hosts,
+        expected,
+    ):
+        if len(found) > 1:
+            found = list(filter(sieve, found)) or found
+    return found[0] if len(found) == 1 else None
 
 
 logger = logging.getLogger(__name__)
@@ -71,7 +54,7 @@ class PeerRegistry:
     """
 
     def __init__(self, *, classic: ClassicOptions, server_at: str, make_presence: MakePresence) -> None:
-        self.links = Peers()
+        self._links: list[PeerState] = []
         self.cutter = MetricsCutter(logger.warning)
         self._classic = classic
         self._server_at = server_at
@@ -98,7 +81,7 @@ class PeerRegistry:
         """Publish for one more FedOps client."""
         assert self._group is not None
         presence = self._make_presence(link)
-        self.links.add(link)
+        self._links.append(link)
         self._presences[presence] = self._group.create_task(presence.run(), name=f"client-{link.name}")
         return presence
 
@@ -106,7 +89,11 @@ class PeerRegistry:
 
     def find(self, caller: Caller, *, expected: Callable[[PeerState], bool]) -> PeerState | None:
         """Return who calls."""
-        return self.links.find(caller, expected=expected)
+        return find_peer(self._links, caller, expected=expected)
+
+    def _of_mac(self, own_mac: str) -> PeerState | None:
+        """Return the client that reports this MAC of itself."""
+        return next((link for link in self._links if own_mac in (link.own_mac, link.client_mac)), None)
 
     def client_out(self, link: PeerState) -> None:
         """A client leaves."""
@@ -114,7 +101,7 @@ class PeerRegistry:
 
     async def register(self, answer: OnlineAnswer, *, host: str | None) -> None:
         """A client manager reports how its client is; one that the bridge polls itself needs no report."""
-        link = self.links.of_mac(answer.client_mac)
+        link = self._of_mac(answer.client_mac)
         if link is None:
             logger.info("a FedOps client manager registered its client", extra={"client_mac": answer.client_mac})
             link = PeerState(name=answer.client_mac, peer=None)
@@ -207,7 +194,7 @@ class PeerRegistry:
         return None if server is None or server.is_over else server
 
     def _device(self, task_id: str, own_mac: str | None) -> PeerState | None:
-        link = self.links.of_mac(own_mac) if own_mac is not None else None
+        link = self._of_mac(own_mac) if own_mac is not None else None
         return link if link is not None and link.task_id == task_id else None
 
     def _serve_server(self, run: ClassicRun) -> None:

@@ -111,11 +111,3 @@ class PeerTraining(ABC):
     @abstractmethod
     async def train(self) -> EndedReport:
         """Train to whatever end."""
-
-    @abstractmethod
-    def redirect(self, server_ip: str, launch: int) -> None:
-        """The FL server is somewhere else now."""
-
-    @abstractmethod
-    def stop(self, reason: str) -> None:
-        """End it."""

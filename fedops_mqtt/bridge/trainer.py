@@ -18,7 +18,7 @@ from fedops_mqtt.bridge.start_call import (
 )
 from fedops_mqtt.core.client import Identity
 from fedops_mqtt.core.client_state import PhaseReport
-from fedops_mqtt.device.trainer import Scalar
+from fedops_mqtt.device.trainer import Scalar, Training
 from fedops_mqtt.protocol import Outcome, Phase, RunStart, Transport
 from fedops_mqtt.runtime.settings import ClientSettings
 from fedops_mqtt.training.pipe import EndedReport
@@ -99,7 +99,7 @@ class HttpTrainer:
     async def keep_ready(self, is_idle: asyncio.Event) -> None:
         """Return at once: an old client has its own process."""
 
-    def make(self, start: RunStart) -> PeerTraining:
+    def make(self, start: RunStart) -> Training:
         """Return the training of a start."""
         self._link.gl_model = start.gl_model
         call = StartCall(link=self._link, client_mac=self._identity.client_mac, turn=self._turn, limits=self._limits)

@@ -210,10 +210,6 @@ class Mosquitto:
         await self.terminate()
         await self.start()
 
-    async def save(self) -> None:
-        """Ask it to write what it retains to disk now; does not wait for it."""
-        self._signal(signal.SIGUSR1)
-
     def pause(self) -> None:
         """Stop the process where it is: connections stay open and nothing answers."""
         self._signal(signal.SIGSTOP)

@@ -157,7 +157,7 @@ def bridge(settings: BridgeSettings) -> None:
     warn_of_exposed_files(settings)
     from fedops_mqtt.bridge.app import BridgeConfigError, run_bridge
     from fedops_mqtt.bus import BrokerUrlError
-    from fedops_mqtt.runtime.http_access import ExposedError
+    from fedops_mqtt.runtime.machine import ExposedError
 
     try:
         asyncio.run(run_bridge(settings, on_listening=lambda sentence: print(sentence, flush=True)))

@@ -19,12 +19,13 @@ from fedops_mqtt.client.client_api import publishing_through
 from fedops_mqtt.client.client_managers import ClientManagers
 from fedops_mqtt.client.client_utils import FLClientStatus, NoMacAddressError, view_of
 from fedops_mqtt.device.daemon import Daemon, Notice
-from fedops_mqtt.device.identity import ClientConfigError, ShimAddressError, ShimExposedError
+from fedops_mqtt.device.identity import ClientConfigError, ShimAddressError
 from fedops_mqtt.device.journal import DaemonRunningError
 from fedops_mqtt.device.trainer import Trainer
 from fedops_mqtt.device.training_process import check_app
 from fedops_mqtt.protocol import MetricsCutter, MetricsKind, Outcome, TaskId, clip
 from fedops_mqtt.runtime.background import alongside
+from fedops_mqtt.runtime.machine import ExposedError
 from fedops_mqtt.runtime.settings import IS_DELIVERED, ClientSettings
 from fedops_mqtt.runtime.systemd import ExitCode, exit_code_of_disk, on_end_signal
 from fedops_mqtt.runtime.task_config import Scalar, flatten, read_configuration
@@ -241,7 +242,7 @@ async def _exit_code_of(serving: Any) -> ExitCode:
     except ConflictingInstanceError as error:
         logger.error("%s", error)
         return ExitCode.RIVAL
-    except (ClientConfigError, DaemonRunningError, ShimExposedError, BrokerUrlError) as error:
+    except (ClientConfigError, DaemonRunningError, ExposedError, BrokerUrlError) as error:
         logger.error("%s", error)
         return ExitCode.CONFIG
     except ShimAddressError as error:

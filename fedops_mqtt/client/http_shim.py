@@ -21,9 +21,9 @@ from fedops_mqtt.bus import parse_broker_urls
 from fedops_mqtt.client.client_managers import ClientManagers, NoServerError
 from fedops_mqtt.client.client_utils import FLClientStatus, ManagerData
 from fedops_mqtt.core.client_state import LocalStart, StartDecision
-from fedops_mqtt.device.identity import ShimAddressError, ShimExposedError
+from fedops_mqtt.device.identity import ShimAddressError
 from fedops_mqtt.protocol import Answer
-from fedops_mqtt.runtime.http_access import AccessControlMiddleware, AccessRules, ExposedError, is_from_browser
+from fedops_mqtt.runtime.http_access import AccessControlMiddleware, AccessRules, is_from_browser
 from fedops_mqtt.runtime.http_server import listen
 from fedops_mqtt.runtime.http_server import serving as serve
 from fedops_mqtt.runtime.machine import split_address
@@ -180,8 +180,6 @@ def _listen(address: str, rules: AccessRules) -> socket.socket:
         return listen(
             address, rules, what="the HTTP shim", setting="FEDOPS_MQTT_HTTP_TOKEN", default_host=_DEFAULT_HOST
         )
-    except ExposedError as error:
-        raise ShimExposedError(address, str(error)) from error
     except (OSError, OverflowError) as error:
         raise ShimAddressError(address, getattr(error, "strerror", None) or str(error)) from error
 

@@ -1,24 +1,10 @@
 """Fencing: every status of an owner carries a stamp, and only a higher one than the last taken is news."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from fedops_mqtt.protocol import LAST_SEQ as LAST_SEQ
-from fedops_mqtt.protocol import ClientStatus
-
-
-class Stamped(Protocol):
-    """Whatever carries an epoch and a seq."""
-
-    @property
-    def epoch(self) -> int:
-        """Grows with every CONNECT of the owner."""
-        ...
-
-    @property
-    def seq(self) -> int:
-        """Grows with every status within an epoch."""
-        ...
+from fedops_mqtt.protocol import ClientStatus, OwnedStatus
 
 
 class Stamp(NamedTuple):
@@ -28,7 +14,7 @@ class Stamp(NamedTuple):
     seq: int
 
 
-def stamp_of(status: Stamped) -> Stamp:
+def stamp_of(status: OwnedStatus) -> Stamp:
     """Return the stamp of a status."""
     return Stamp(status.epoch, status.seq)
 

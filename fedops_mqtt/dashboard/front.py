@@ -7,13 +7,13 @@ import hmac
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from hashlib import sha256
-from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -57,20 +57,13 @@ class SessionCookieMiddleware:
             await self._app(scope, receive, send)
         elif scope["path"] == SIGN_IN and scope["type"] == "http":
             await (await self._sign_in(scope, receive))(scope, receive, send)
-        elif self._has_pass(headers.get(b"cookie", "")):
+        elif hmac.compare_digest(HTTPConnection(scope).cookies.get(COOKIE, "").encode(), self._pass.encode()):
             bearer = (b"authorization", f"Bearer {self._token}".encode())
             await self._app({**scope, "headers": [*scope["headers"], bearer]}, receive, send)
         elif scope["type"] == "http" and "text/html" in headers.get(b"accept", ""):
             await RedirectResponse(SIGN_IN, 303)(scope, receive, send)
         else:
             await self._app(scope, receive, send)
-
-    def _has_pass(self, cookies: str) -> bool:
-        try:
-            known = SimpleCookie(cookies).get(COOKIE)
-        except CookieError:
-            return False
-        return known is not None and hmac.compare_digest(known.value.encode(), self._pass.encode())
 
     async def _sign_in(self, scope: Scope, receive: Receive) -> Response:
         if scope["method"] != "POST":

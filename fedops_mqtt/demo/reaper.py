@@ -11,6 +11,7 @@ A line `keep` on stdin keeps the model folder. SIGTERM kills the processes witho
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -34,12 +35,12 @@ _LOOK_S = 0.1
 
 def main(mark: str, temporary: Path, models: Path) -> None:
     """Wait for the demo's end, then clear up."""
-    hurry = _EndNow()
-    signal.signal(signal.SIGTERM, hurry)
+    hurry = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: hurry.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     is_kept = KEEP in sys.stdin.buffer.readlines()
-    end_marked(mark, is_hurried=hurry.is_asked)
+    end_marked(mark, is_hurried=hurry.is_set)
     shutil.rmtree(temporary, ignore_errors=True)
     if not is_kept:
         shutil.rmtree(models, ignore_errors=True)
@@ -67,19 +68,6 @@ def end_marked(mark: str, *, is_hurried: Callable[[], bool], name: str = MARK, g
 def marked(mark: str, name: str = MARK) -> Iterator[psutil.Process]:
     """Yield the running processes that have a mark in the variable `name`."""
     return find_processes({name: mark})
-
-
-class _EndNow:
-    """A signal handler that remembers having been called."""
-
-    def __init__(self) -> None:
-        self._is_asked = False
-
-    def __call__(self, number: int, frame: object) -> None:
-        self._is_asked = True
-
-    def is_asked(self) -> bool:
-        return self._is_asked
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:

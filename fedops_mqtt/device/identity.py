@@ -29,14 +29,6 @@ class ShimAddressError(OSError):
         super().__init__(f"cannot listen on {address}: {problem}; choose another address with --http, or none")
 
 
-class ShimExposedError(ShimAddressError):
-    """The shim would listen beyond this machine, for anybody."""
-
-    def __init__(self, address: str, problem: str) -> None:
-        super().__init__(address, problem)
-        self.args = (problem,)
-
-
 _MULTICAST_BIT = 1 << 40
 """Set by `uuid.getnode` in a number that it made up because it found no network card (RFC 4122, 4.5)."""
 

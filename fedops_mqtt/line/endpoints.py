@@ -179,7 +179,7 @@ class LineApp:
         self._access.check(body.client_mac, request.token)
         if body.run_id not in (None, self._run_id):
             raise LineRefusedError(status=409, code="other_run", reason=f"this server serves run {self._run_id}")
-        session = self._run_state.admit(body, request.token)
+        session = self._run_state.admit(body)
         answer = wire.JoinAnswer(
             run_id=self._run_id,
             launch=self._launch,

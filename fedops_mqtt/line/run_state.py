@@ -50,7 +50,6 @@ class Session:
     id: str
     mac: str
     node_id: int
-    token: str | None
     has_messages: asyncio.Event = field(default_factory=asyncio.Event)
     control: asyncio.Event = field(default_factory=asyncio.Event)
     orders: deque[ControlLine] = field(default_factory=deque)
@@ -224,7 +223,7 @@ class RunState:
 
     # For the line's thread
 
-    def admit(self, request: JoinRequest, token: str | None) -> Session:
+    def admit(self, request: JoinRequest) -> Session:
         """Let a process in that showed the right token.
 
         Raises:
@@ -238,7 +237,7 @@ class RunState:
             session_id = secrets.token_hex(_SESSION_BYTES)
             evicted = self._members.join(request.client_mac, request.instance, request.attempt, session_id)
             member = self._members.by_mac[request.client_mac]
-            session = Session(id=session_id, mac=member.mac, node_id=member.node_id, token=token)
+            session = Session(id=session_id, mac=member.mac, node_id=member.node_id)
             self._replace(before, session, evicted)
             return session
 

@@ -165,14 +165,6 @@ class JournalAwayError(ManagerError):
         super().__init__(f"the database cannot be reached: {problem}; ask again in a moment")
 
 
-class ExposedApiError(ManagerError):
-    """The API would listen beyond this machine without access control."""
-
-    def __init__(self, address: str, problem: str) -> None:
-        self.address = address
-        super().__init__(problem)
-
-
 class ApiAddressError(ManagerError):
     """The API cannot listen where it should."""
 

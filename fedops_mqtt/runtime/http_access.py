@@ -25,7 +25,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fedops_mqtt.runtime.machine import is_loopback
+from fedops_mqtt.runtime.machine import ExposedError, is_loopback
 
 MAX_BODY_BYTES = 1024 * 1024
 """20,000 named clients are 400 kB."""
@@ -47,17 +47,6 @@ _POLICY_VIOLATION = 1008
 
 Refuse = Callable[[HTTPStatus, str, Mapping[str, str]], ASGIApp]
 """Makes the answer of a refusal, in the form that the application's clients expect."""
-
-
-class ExposedError(ValueError):
-    """An address beyond this machine would have no access control."""
-
-    def __init__(self, what: str, address: str, setting: str) -> None:
-        self.address = address
-        super().__init__(
-            f"{what} would listen on {address}, beyond this machine, for anybody: set {setting}, or "
-            "FEDOPS_MQTT_HTTP_CLIENT_CA_FILE (with certificate and key) for client certificates, or listen on 127.0.0.1"
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

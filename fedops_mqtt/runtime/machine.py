@@ -23,6 +23,17 @@ class NoHomeError(ValueError):
         super().__init__(f"{path}: this user has no home folder; {advice}, or set HOME")
 
 
+class ExposedError(ValueError):
+    """An address beyond this machine would have no access control."""
+
+    def __init__(self, what: str, address: str, setting: str) -> None:
+        self.address = address
+        super().__init__(
+            f"{what} would listen on {address}, beyond this machine, for anybody: set {setting}, or "
+            "FEDOPS_MQTT_HTTP_CLIENT_CA_FILE (with certificate and key) for client certificates, or listen on 127.0.0.1"
+        )
+
+
 def is_loopback(host: str) -> bool:
     """Return whether a host is this machine and is reached from here only; no name but `localhost` is looked up."""
     try:

@@ -9,8 +9,7 @@ from http import HTTPStatus
 from starlette.types import ASGIApp
 
 from fedops_mqtt.manager.api.app import problem
-from fedops_mqtt.manager.errors import ExposedApiError
-from fedops_mqtt.runtime.http_access import AccessControlMiddleware, AccessRules, ExposedError
+from fedops_mqtt.runtime.http_access import AccessControlMiddleware, AccessRules
 from fedops_mqtt.runtime.http_server import listen as open_address
 from fedops_mqtt.runtime.http_server import serving, url_of
 from fedops_mqtt.runtime.machine import is_loopback
@@ -47,15 +46,12 @@ def listen(address: str, rules: AccessRules) -> socket.socket:
     """Return a socket that listens at `host:port`; port 0 takes a free one.
 
     Raises:
-        ExposedApiError: the host is beyond this machine and access needs no token.
+        ExposedError: the host is beyond this machine and access needs no token.
         OSError: the address is taken or is not this machine's.
     """
-    try:
-        listening = open_address(
-            address, rules, what="the API", setting="FEDOPS_MQTT_MANAGER_TOKEN", default_host=_EVERYWHERE
-        )
-    except ExposedError as error:
-        raise ExposedApiError(address, str(error)) from error
+    listening = open_address(
+        address, rules, what="the API", setting="FEDOPS_MQTT_MANAGER_TOKEN", default_host=_EVERYWHERE
+    )
     if rules.token is not None and not rules.is_tls and not is_loopback(listening.getsockname()[0]):
         logger.warning("the API's token crosses the network in the clear: set http_cert_file", extra={"at": address})
     return listening

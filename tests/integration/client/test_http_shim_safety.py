@@ -14,10 +14,11 @@ from client_testbed import PATIENCE_S
 
 from fedops_mqtt.client.client_managers import ClientManagers
 from fedops_mqtt.client.client_utils import FLClientStatus
-from fedops_mqtt.client.http_shim import ShimExposedError, access_rules, allowed_servers, make_shim, serving
+from fedops_mqtt.client.http_shim import access_rules, allowed_servers, make_shim, serving
 from fedops_mqtt.core.client_state import LocalStart, StartDecision
 from fedops_mqtt.enrolment.authority import Credentials, issue, make_authority
 from fedops_mqtt.protocol import Answer
+from fedops_mqtt.runtime.machine import ExposedError
 from fedops_mqtt.runtime.settings import ClientSettings
 
 EVERYWHERE = "0.0.0.0:0"
@@ -73,7 +74,7 @@ async def test_on_loopback_this_machine_needs_no_token() -> None:
 
 
 async def test_beyond_loopback_it_refuses_to_start_without_a_token() -> None:
-    with pytest.raises(ShimExposedError, match="FEDOPS_MQTT_HTTP_TOKEN"):
+    with pytest.raises(ExposedError, match="FEDOPS_MQTT_HTTP_TOKEN"):
         async with shim(EVERYWHERE):
             pass
 

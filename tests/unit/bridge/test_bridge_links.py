@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedops_mqtt.bridge.peer_registry import Caller, Peers
+from fedops_mqtt.bridge.peer_registry import Caller, find_peer
 from fedops_mqtt.bridge.peer_state import PeerState
 
 ONE, TWO, ALIAS = "02:00:00:00:00:01", "02:00:00:00:00:02", "02:00:00:00:00:03"
@@ -23,7 +23,7 @@ def link(
 
 
 def found(links: list[PeerState], **caller: str) -> str | None:
-    who = Peers(links).find(Caller(**caller), expected=lambda each: each.is_training)
+    who = find_peer(links, Caller(**caller), expected=lambda each: each.is_training)
     return who.client_mac if who else None
 
 
