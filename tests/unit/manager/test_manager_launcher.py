@@ -3,6 +3,7 @@ import gc
 import os
 import sys
 from pathlib import Path
+from uuid import uuid4
 
 import psutil
 import pytest
@@ -101,21 +102,23 @@ async def test_another_manager_finds_a_server_by_process_and_key_and_no_other(tm
 
 
 async def test_a_server_whose_process_id_was_never_written_down_is_found_by_its_environment(tmp_path: Path) -> None:
-    environment = launcher.child_environment(os.environ, {"run_id": "run-7", "launch": 2}, {})
+    run_id = uuid4().hex  # the processes of other test runs are searched too
+    environment = launcher.child_environment(os.environ, {"run_id": run_id, "launch": 2}, {})
     program = "import time; print('here', flush=True); time.sleep(600)"
     process = await launcher.launch(order(tmp_path, program, environment=environment))
     try:
         await printed(process)
-        found = launcher.search("run-7", 2, process.log_path)
+        found = launcher.search(run_id, 2, process.log_path)
         assert found is not None
         assert found.pid == process.pid
-        assert launcher.search("run-7", 3, process.log_path) is None
+        assert launcher.search(run_id, 3, process.log_path) is None
     finally:
         await process.end(None, "the test ends", grace_s=5)
 
 
 async def test_a_manager_that_ends_during_a_launch_leaves_a_process_that_the_next_one_finds(tmp_path: Path) -> None:
-    environment = launcher.child_environment(BARE, {}, {"FEDOPS_MQTT_RUN_ID": "cut-off", "FEDOPS_MQTT_LAUNCH": "1"})
+    run_id = uuid4().hex
+    environment = launcher.child_environment(BARE, {}, {"FEDOPS_MQTT_RUN_ID": run_id, "FEDOPS_MQTT_LAUNCH": "1"})
     started = order(tmp_path, "print('up', flush=True); import time; time.sleep(600)", environment=environment)
     launching = asyncio.create_task(launcher.launch(started))
     await asyncio.sleep(0)
@@ -123,7 +126,7 @@ async def test_a_manager_that_ends_during_a_launch_leaves_a_process_that_the_nex
     with pytest.raises(asyncio.CancelledError):
         await launching
     gc.collect()  # nobody holds the process any more, which is no fault
-    while not (found := launcher.search("cut-off", 1, started.log_path)):  # noqa: ASYNC110 - exec tells nobody
+    while not (found := launcher.search(run_id, 1, started.log_path)):  # noqa: ASYNC110 - exec tells nobody
         await asyncio.sleep(0.02)
     gc.collect()
     await found.end(None, "over", grace_s=300)
