@@ -5,8 +5,11 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 
-class RunLimits(BaseModel, frozen=True, extra="forbid"):
-    """How long each part of a run may take before it counts as failed, s; and how often it is tried."""
+class RunLimits(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """How long each part of a run may take before it counts as failed, s; and how often it is tried.
+
+    Limits are finite: in the journal, which is JSON, an infinite one would be null.
+    """
 
     trigger_answer_s: Annotated[float, Field(gt=0, description="a triggered client answers within this")] = 30.0
     trigger_retry_s: Annotated[float, Field(gt=0, description="an unanswered trigger is repeated after this")] = 5.0

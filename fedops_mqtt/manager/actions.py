@@ -20,8 +20,17 @@ from fedops_mqtt.core.run_member import (
 from fedops_mqtt.core.run_plan import Action, EndServer
 from fedops_mqtt.line.access import make_token
 from fedops_mqtt.manager.context import ManagerContext
-from fedops_mqtt.manager.servers import Servers
-from fedops_mqtt.protocol import ProtocolError, RunOutcome, StartTrigger, StopTrigger, clip, topics, utc_now
+from fedops_mqtt.manager.servers import Report, Servers
+from fedops_mqtt.protocol import (
+    MemberCondition,
+    ProtocolError,
+    RunOutcome,
+    StartTrigger,
+    StopTrigger,
+    clip,
+    topics,
+    utc_now,
+)
 from fedops_mqtt.runtime.background import bare_error
 
 logger = logging.getLogger(__name__)
@@ -31,10 +40,11 @@ NUM_WORKERS = 64
 
 
 class TriggerPublisher:
-    """Publishes triggers over a connection."""
+    """Publishes triggers over a connection; a client whose start no message can carry fails in its run."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, report: Report) -> None:
         self._connection = connection
+        self._report = report
         self._queue: asyncio.Queue[StartTrigger | StopTrigger] = asyncio.Queue()
 
     @asynccontextmanager
@@ -63,6 +73,9 @@ class TriggerPublisher:
                 logger.debug("published a trigger", extra={"message_kind": type(message).__name__, **facts})
             except (BusError, ProtocolError) as error:
                 logger.warning("could not publish a trigger", extra={"problem": str(error), **facts})
+                if isinstance(message, StartTrigger) and isinstance(error, ProtocolError):  # nor can its repetition
+                    reason = clip(f"its start trigger cannot be sent: {error}")
+                    self._report(message.run_id, MemberGaveUp(message.client_mac, MemberCondition.FAILED, reason))
 
 
 class Executor:

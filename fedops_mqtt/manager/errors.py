@@ -42,9 +42,16 @@ class TaskBusyError(ManagerError):
 class UnknownRunError(ManagerError):
     """No such run in the journal."""
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, run_id: str, problem: str = "is not known") -> None:
         self.run_id = run_id
-        super().__init__(f"run {run_id!r} is not known")
+        super().__init__(f"run {run_id!r} {problem}")
+
+
+class UnreadableRunError(UnknownRunError):
+    """A run's row in the journal is not what this program writes."""
+
+    def __init__(self, run_id: str, problem: str) -> None:
+        super().__init__(run_id, f"is in the journal, but cannot be read: {problem}")
 
 
 class UnknownClientError(ManagerError):

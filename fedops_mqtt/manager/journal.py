@@ -221,13 +221,14 @@ class Journal:
                 connection.execute(insert(tables.client_metrics), batch.client_metrics)
 
     def open_runs(self) -> list[JournaledRun]:
-        """Return every run that is not archived, oldest first."""
+        """Return every run that is not archived, oldest first; one that cannot be read is left out."""
         table = tables.runs
         query = select(table).where(table.c.is_archived.is_(False)).order_by(table.c.created_at)
         with self._engine.connect() as connection:
             rows = connection.execute(query).all()
             members = members_of(connection, [row.run_id for row in rows])
-        return [_journaled(row, members.get(row.run_id, {})) for row in rows]
+        found = (self.reader.readable(row.run_id, _journaled, row, members.get(row.run_id, {})) for row in rows)
+        return [journaled for journaled in found if journaled is not None]
 
     def archive(self, run_id: str) -> None:
         """Note that a run has left the bus and is history."""

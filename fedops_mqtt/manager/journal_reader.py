@@ -4,17 +4,22 @@ The manager's own turns never wait for one: with SQLite in WAL mode, as with Pos
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
+from pydantic import ValidationError
 from sqlalchemy import JSON, Connection, Engine, Row, Select, Table, func, select, true
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.manager import tables
-from fedops_mqtt.manager.errors import JournalAwayError
+from fedops_mqtt.manager.errors import JournalAwayError, UnreadableRunError
 from fedops_mqtt.manager.run_record import count_members, load_run
+from fedops_mqtt.protocol.wire import first_problem
+
+logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,6 +43,8 @@ class JournalReader:
         self._engine = engine
         self._threads = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="journal-read")
         self._is_closed = False
+        self._unreadable: dict[str, str] = {}
+        """By run id: what is wrong with its row."""
 
     def close(self) -> None:
         """Wait for the reads under way, and take no more."""
@@ -62,10 +69,37 @@ class JournalReader:
             raise JournalAwayError(f"no answer within {READ_LIMIT_S:g} s") from error
 
     def find_run(self, run_id: str) -> Run | None:
-        """Return one run, archived or not."""
+        """Return one run, archived or not.
+
+        Raises:
+            UnreadableRunError: its row cannot be read.
+        """
         with self._engine.connect() as connection:
             state = connection.execute(select(tables.runs.c.state).where(tables.runs.c.run_id == run_id)).scalar()
-            return None if state is None else load_run(state, members_of(connection, [run_id]).get(run_id, {}))
+            members = members_of(connection, [run_id]).get(run_id, {})
+        found = None if state is None else self.readable(run_id, load_run, state, members)
+        if state is not None and found is None:
+            raise UnreadableRunError(run_id, self._unreadable[run_id])
+        return found
+
+    def has_run(self, run_id: str) -> bool:
+        """Return whether a run is in the journal, readable or not."""
+        return bool(self.rows(select(tables.runs.c.run_id).where(tables.runs.c.run_id == run_id)))
+
+    def readable(self, run_id: str, load: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """Return what `load` makes of a run's row; None, and an error in the log, once, where it cannot be read.
+
+        Such a row is of a program with other rules, or was written by hand: the other runs need their manager.
+        """
+        try:
+            return load(*args, **kwargs)
+        except ValueError as error:
+            problem = first_problem(error, "row") if isinstance(error, ValidationError) else str(error)
+            if self._unreadable.get(run_id) != problem:
+                self._unreadable[run_id] = problem
+                facts = {"run_id": run_id, "problem": problem}
+                logger.error("a run in the journal cannot be read, it is left out", extra=facts)
+            return None
 
     def ended_runs(self, run_ids: Collection[str]) -> set[str]:
         """Return which of these runs are known here and have ended."""
@@ -75,19 +109,30 @@ class JournalReader:
     def list_runs(
         self, *, task_id: str | None = None, app_digest: str | None = None, limit: int = 50, offset: int = 0
     ) -> tuple[list[tuple[Run, dict[str, int]]], int]:
-        """Return a page of runs, newest first, and how many there are; of members only how many have which status."""
+        """Return a page of runs, newest first, and how many there are; of members only how many have which status.
+
+        A run that cannot be read is left out of both: the next page is asked for from the number of runs so far.
+        """
         table = tables.runs
         where = table.c.task_id == task_id if task_id else true()
         where = where & (table.c.app_digest == app_digest) if app_digest else where
-        newest = select(table.c.run_id, table.c.state, table.c.member_counts).where(where)
-        newest = newest.order_by(table.c.created_at.desc()).limit(limit).offset(offset)
-        with self._engine.connect() as connection:
-            total = connection.execute(select(func.count()).select_from(table).where(where)).scalar_one()
-            rows = connection.execute(newest).all()
-            # Of runs that a program wrote which did not count them.
-            members = members_of(connection, [row.run_id for row in rows if row.member_counts is None])
-        runs = [(load_run(row.state, members.get(row.run_id, {})), row.member_counts) for row in rows]
-        return [(run, count_members(run) if counts is None else counts) for run, counts in runs], int(total)
+        while True:
+            unreadable = list(self._unreadable)
+            wanted = where & table.c.run_id.not_in(unreadable) if unreadable else where
+            newest = select(table.c.run_id, table.c.state, table.c.member_counts).where(wanted)
+            newest = newest.order_by(table.c.created_at.desc()).limit(limit).offset(offset)
+            with self._engine.connect() as connection:
+                total = connection.execute(select(func.count()).select_from(table).where(wanted)).scalar_one()
+                rows = connection.execute(newest).all()
+                # Of runs that a program wrote which did not count them.
+                members = members_of(connection, [row.run_id for row in rows if row.member_counts is None])
+            found = [
+                (self.readable(row.run_id, load_run, row.state, members.get(row.run_id, {})), row.member_counts)
+                for row in rows
+            ]
+            runs = [(run, count_members(run) if counts is None else counts) for run, counts in found if run is not None]
+            if len(runs) == len(rows):
+                return runs, int(total)
 
     def list_events(self, *, run_id: str | None = None, after_id: int = 0, limit: int = 1000) -> list[dict[str, Any]]:
         """Return events after an id, oldest first."""

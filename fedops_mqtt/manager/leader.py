@@ -136,7 +136,7 @@ async def _at_work(
 ) -> Leader:
     """Start all parts, each after those that it uses."""
     servers = _servers(context)
-    trigger_publisher = TriggerPublisher(context.connection)
+    trigger_publisher = TriggerPublisher(context.connection, context.event_queue.put)
     executor = Executor(context, servers=servers, trigger_publisher=trigger_publisher)
     run_service = RunService(context)
     status_publisher = RunStatusPublisher(context.open_runs, term=context.term)

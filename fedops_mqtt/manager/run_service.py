@@ -125,7 +125,7 @@ class RunService:
             if active is not None:
                 self._replace(active, server, run_id)
                 return
-            if await self._context.journal.call(self._context.journal.reader.find_run, run_id) is not None:
+            if await self._context.journal.call(self._context.journal.reader.has_run, run_id):
                 return  # it was closed here, whatever its server's status
             spec = self._spec(RunRequest(task_id=server.task_id), config)
             num_rounds = server.num_rounds or spec.num_rounds

@@ -27,7 +27,7 @@ from fedops_mqtt.runtime.machine import HostAndPort, HttpAddress
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class KubernetesTask(_Table):

@@ -29,7 +29,7 @@ def _join(value: Any) -> Any:
     return ",".join(value) if isinstance(value, list) and all(isinstance(each, str) for each in value) else value
 
 
-class DeliveredAppSettings(BaseModel):
+class DeliveredAppSettings(BaseModel, allow_inf_nan=False):
     """All but `app` counts only where that is `delivered` or `delivered-after-approval`."""
 
     app: Annotated[
@@ -145,7 +145,9 @@ def _check_pair(certificate: Path | None, certificate_name: str, key: Path | Non
 
 class _Settings(BaseSettings):
     # A process uses one or two of these classes: the others are never built, which a small device notices.
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True, defer_build=True)
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, extra="ignore", frozen=True, defer_build=True, allow_inf_nan=False
+    )
     file_table: ClassVar[str | None] = None
     """Which table of the settings file is read; None: its top."""
 

@@ -53,6 +53,7 @@ from fedops_mqtt.manager.errors import (
     UnknownModelError,
     UnknownRunError,
     UnknownTaskError,
+    UnreadableRunError,
 )
 from fedops_mqtt.manager.run_service import RunService
 from fedops_mqtt.protocol import ClientCondition, IdentityError, name_error, normalise_mac
@@ -65,6 +66,7 @@ MAX_PAGE = 1000
 _STATUS_OF_ERROR: dict[type[Exception], HTTPStatus] = {
     UnknownTaskError: HTTPStatus.NOT_FOUND,
     UnknownRunError: HTTPStatus.NOT_FOUND,
+    UnreadableRunError: HTTPStatus.INTERNAL_SERVER_ERROR,
     UnknownClientError: HTTPStatus.NOT_FOUND,
     UnknownModelError: HTTPStatus.NOT_FOUND,
     UnknownAppError: HTTPStatus.NOT_FOUND,

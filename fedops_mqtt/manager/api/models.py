@@ -35,8 +35,8 @@ from fedops_mqtt.manager.files import ListedModel
 from fedops_mqtt.protocol import count_of, number_of
 
 MAX_NAMED_CLIENTS = 20_000
-MAX_CONFIG_CHARS = 32_000
-"""Of a run's configuration as one line: it travels in an environment variable and in every trigger."""
+MAX_CONFIG_BYTES = 32_000
+"""Of a run's configuration as one line in UTF-8: it travels in an environment variable and in every trigger."""
 
 
 Item = TypeVar("Item")
@@ -219,8 +219,9 @@ class RunPage(Record):
 
 
 def _sayable(config: dict[str, Plain]) -> dict[str, Plain]:
-    if len(format_pairs(config)) > MAX_CONFIG_CHARS:
-        raise ValueError(f"over {MAX_CONFIG_CHARS:,} characters")
+    num_bytes = len(format_pairs(config).encode())
+    if num_bytes > MAX_CONFIG_BYTES:
+        raise ValueError(f"it has {num_bytes:,} bytes as UTF-8, at most {MAX_CONFIG_BYTES:,} are taken")
     return config
 
 

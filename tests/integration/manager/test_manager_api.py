@@ -72,6 +72,15 @@ async def test_what_cannot_be_started_is_refused_with_the_reason(house: House) -
         assert (await api.get("/runs"))["total"] == 0
 
 
+async def test_a_configuration_that_no_trigger_could_carry_is_refused_by_its_bytes(house: House) -> None:
+    """A Hangul character is one of a text, and three of UTF-8."""
+    async with house.managed() as api:
+        config = {f"key-{number}": "한" * 4000 for number in range(7)}
+        answer = await api.http.post("/api/v1/runs", json={"task_id": house.task_id, "run_config": config})
+        assert "84,062 bytes as UTF-8, at most 32,000" in await refused(answer, 422)
+        assert await api.start(house.task_id, run_config={"key-1": "한" * 4000, "key-2": "한" * 4000})
+
+
 async def test_a_broken_tasks_file_is_said_and_a_mended_one_is_read(house: House) -> None:
     good = house.tasks_file.read_text()
     async with house.managed() as api:

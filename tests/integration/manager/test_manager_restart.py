@@ -7,7 +7,7 @@ import time
 import psutil
 import pytest
 from manager_parts import PATIENCE_S, A, B, House, api_at, hear, manager_process, run_that_ends_without_a_manager, until
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from fedops_mqtt.bus import Connection, Received
 from fedops_mqtt.core.run import Run, RunSpec, apply
@@ -15,6 +15,7 @@ from fedops_mqtt.core.run_member import ServerLaunched
 from fedops_mqtt.manager import tables
 from fedops_mqtt.manager.app import run_manager
 from fedops_mqtt.manager.journal import Batch, Journal, JournaledRun
+from fedops_mqtt.manager.tasks import Tasks
 from fedops_mqtt.protocol import ManagerCondition, ManagerStatus, topics
 from fedops_mqtt.runtime.systemd import ExitCode
 
@@ -148,6 +149,38 @@ async def test_a_launch_that_was_written_down_and_never_happened_is_done_again(h
         assert (await api.training("run-1"))["launch"] == 2
         exits = await api.events("run-1", "ServerExited")
         assert exits[0]["detail"]["reason"] == "the manager ended before it had started the FL server"
+
+
+async def test_a_run_that_cannot_be_read_keeps_no_manager_from_leading(house: House) -> None:
+    """A limit without end was journaled as null once, and no manager started any more."""
+    async with house.managed() as api:
+        run_id = await api.start(house.task_id)
+        await api.http.post(f"/api/v1/runs/{run_id}/stop")
+        await api.ended(run_id)
+    with journal_of(house) as journal, journal.engine.begin() as connection:
+        state = connection.execute(select(tables.runs.c.state)).scalar_one()
+        assert '"join_s":120.0' in state
+        connection.execute(update(tables.runs).values(state=state.replace('"join_s":120.0', '"join_s":null')))
+    async with house.managed() as api:
+        assert await api.get("/runs") == {"items": [], "total": 0}
+        for path in ("", "/events", "/logs"):
+            answer = await api.http.get(f"/api/v1/runs/{run_id}{path}")
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert "cannot be read: spec.limits.join_s" in answer.json()["detail"]
+        assert await api.start(house.task_id) != run_id
+
+
+async def test_a_start_that_no_message_can_carry_is_the_reason_of_its_client(house: House) -> None:
+    config = {f"key-{number}": "x" * 4000 for number in range(20)}
+    spec = RunSpec(run_id="run-1", task_id=house.task_id, num_rounds=1, min_clients=1, run_config=config)
+    (house.folder / "state").mkdir()
+    with journal_of(house) as journal:
+        task = Tasks(house.tasks_file)[house.task_id]
+        journal.add_run(JournaledRun(run=Run(spec=spec, created_at=time.time()), secret=b"s" * 32, task=task))
+    async with house.managed() as api, house.device(A):
+        run = await api.ended("run-1")
+    assert "start trigger cannot be sent" in run["clients"][A]["reason"]
+    assert run["clients"][A]["attempt"] == 1
 
 
 async def test_a_server_whose_process_id_was_not_written_down_is_found_again(house: House) -> None:

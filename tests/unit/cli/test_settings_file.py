@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from fedops_mqtt.cli.entry import run
 from fedops_mqtt.cli.options import make_settings
+from fedops_mqtt.runtime import settings as settings_module
 from fedops_mqtt.runtime.settings import ClientSettings, ManagerSettings, ServerSettings
 from fedops_mqtt.runtime.settings_file import SettingsFileError, exposed_files
 from fedops_mqtt.runtime.systemd import ExitCode
@@ -136,3 +137,20 @@ def test_a_managers_url_without_its_scheme_is_refused_at_the_start_and_not_repea
         with pytest.raises(ValidationError, match="begins with http://") as caught:
             ClientSettings(**{name: "02-00-00-00-00-01:S3cret@manager:8004"})  # type: ignore[arg-type]
         assert "S3cret" not in caught.value.errors(include_input=False)[0]["msg"]
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "1e999"])
+def test_no_number_of_a_setting_or_limit_is_infinite(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    classes = [
+        each for each in vars(settings_module).values() if isinstance(each, type) and issubclass(each, BaseModel)
+    ]
+    numbers = [
+        (each, name) for each in classes for name, field in each.model_fields.items() if field.annotation is float
+    ]
+    assert len(numbers) > 50
+    for model, name in numbers:
+        with pytest.raises(ValidationError, match=rf"(?m)^{name}\n"):
+            model(**{name: value})
+    monkeypatch.setenv("FEDOPS_MQTT_RUN_S", value)
+    with pytest.raises(ValidationError, match="run_s"):
+        ManagerSettings()

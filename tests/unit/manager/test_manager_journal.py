@@ -22,7 +22,7 @@ from fedops_mqtt.core.run_member import (
     TriggerFired,
 )
 from fedops_mqtt.manager import tables
-from fedops_mqtt.manager.errors import JournalAwayError, JournalUrlError
+from fedops_mqtt.manager.errors import JournalAwayError, JournalUrlError, UnreadableRunError
 from fedops_mqtt.manager.journal import Batch, Journal, JournaledRun, JournalEvent, Launch
 from fedops_mqtt.manager.open_runs import OpenRuns
 from fedops_mqtt.manager.tasks import TaskConfig
@@ -175,6 +175,43 @@ def test_a_run_keeps_its_task_as_it_was_with_what_was_left_out_left_out(journal:
     assert found.task == task
     assert found.task is not None
     assert "listen" not in found.task.model_fields_set, "a default is no wish"
+
+
+UNREADABLE = {
+    "a limit that is null": "UPDATE runs SET state = replace(state, '\"join_s\":120.0', '\"join_s\":null')",
+    "a state that is no JSON": "UPDATE runs SET state = 'half a st'",
+    "a member of another program": 'UPDATE members SET state = \'{"status":"dancing"}\'',
+}
+UNREADABLE_WHILE_OPEN = {
+    "a task of other rules": "UPDATE runs SET task_config = '{\"min_clients\":0}'",
+    "a secret that is not hexadecimal": "UPDATE runs SET secret = 'geheim'",
+}
+
+
+@pytest.mark.parametrize("what", [*UNREADABLE, *UNREADABLE_WHILE_OPEN])
+def test_a_row_that_cannot_be_read_is_left_out_and_named_once(
+    journal: Journal, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = new_run("odd")
+    journal.add_run(JournaledRun(run=run, secret=SECRET))
+    later = apply_all(run, [ClientChosen(A)], 1.0)
+    journal.write(Batch(runs={run.run_id: (run, later)}))
+    with journal.engine.begin() as connection:
+        connection.execute(text({**UNREADABLE, **UNREADABLE_WHILE_OPEN}[what].replace(":", r"\:")))
+        connection.execute(text("UPDATE runs SET member_counts = NULL"))
+    for number in range(3):
+        journal.add_run(JournaledRun(run=replace(new_run(f"run-{number}"), created_at=number), secret=SECRET))
+    for _ in range(2):
+        assert [each.run.run_id for each in journal.open_runs()] == ["run-0", "run-1", "run-2"]
+    if what in UNREADABLE:
+        for offset, expected in ((0, ["run-2", "run-1"]), (2, ["run-0"])):
+            runs, total = journal.reader.list_runs(limit=2, offset=offset)
+            assert ([found.run_id for found, _ in runs], total) == (expected, 3)
+        with pytest.raises(UnreadableRunError, match="run 'odd' is in the journal, but cannot be read"):
+            journal.reader.find_run("odd")
+    assert journal.reader.has_run("odd")
+    (named,) = [record for record in caplog.records if "cannot be read" in record.message]
+    assert vars(named)["run_id"] == "odd"
 
 
 def test_a_list_of_runs_counts_their_clients_without_reading_them(journal: Journal) -> None:

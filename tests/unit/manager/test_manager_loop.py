@@ -221,7 +221,9 @@ def parts(journal: Journal, folder: Path) -> tuple[ManagerContext, Manager]:
         common_settings={},
         grace_s=1.0,
     )
-    executor = Executor(context, servers=servers, trigger_publisher=TriggerPublisher(connection))
+    executor = Executor(
+        context, servers=servers, trigger_publisher=TriggerPublisher(connection, context.event_queue.put)
+    )
     status_publisher, run_service = RunStatusPublisher(open_runs, term=1), RunService(context)
     return context, Manager(
         context, status_publisher=status_publisher, servers=servers, executor=executor, run_service=run_service

@@ -55,6 +55,10 @@ def test_rounds_that_no_file_says_are_the_servers_own(tmp_path: Path) -> None:
         ("[tasks.a]\nmodule = 'm'\nlisten = 'nowhere'", "tasks.a.listen"),
         ("[tasks.a]\nmodule = 'm'\nadvertise = 'http://fl.example.org'", "is not host or host:port"),
         ("[tasks.a]\nmodule = 'm'\n[tasks.a.limits]\njoin_s = -1", "tasks.a.limits.join_s"),
+        (
+            "[tasks.a]\nmodule = 'm'\n[tasks.a.limits]\nserver_start_s = inf",
+            "tasks.a.limits.server_start_s: Input should",
+        ),
         ("[tasks.a]\nlaunch = []", "tasks.a.launch: Value error, an empty list: give the program"),
         ("[tasks.a]\nlaunch = ['sh', '{comand}']", "`launch`: {comand} is unknown; there are {name}, {run_id}"),
         ("[tasks.a]\nlaunch = ['sh', '-c', 'exec {command}']", "{command} stands alone as an argument"),
