@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from fedops_mqtt.line import wire
 from fedops_mqtt.line.connection import BROKEN, Connector, LineConnection
-from fedops_mqtt.line.errors import FrameError, LineRefusedError
-from fedops_mqtt.protocol import Outcome, RunOutcome, clip
+from fedops_mqtt.line.errors import FrameError, LineConfigError, LineRefusedError
+from fedops_mqtt.protocol import Outcome, RunOutcome, clip, describe_error
 from fedops_mqtt.runtime.backoff import Backoff
 
 _log = logging.getLogger(__name__)
@@ -130,10 +130,15 @@ class ClientSession:
 
     def redirect(self, server_ip: str, launch: int) -> None:
         """A relaunched server has a new address: leave the old one and join there, with the whole limit anew."""
+        try:
+            connector = self._make_connector(server_ip)
+        except LineConfigError as error:
+            self.end(RunEnd(outcome=Outcome.FAILED, reason=str(error)))
+            return
         with self._changed:
             if launch < self._launch or self._end is not None:
                 return
-            self._connector = self._make_connector(server_ip)
+            self._connector = connector
             self._launch = launch
             self._grant(self._rejoin_s)
             self._backoff.reset()
@@ -199,6 +204,9 @@ class ClientSession:
             except (*BROKEN, FrameError) as error:
                 self._problem = f"{type(error).__name__}: {error}"
                 _log.debug("line broken", extra={"problem": self._problem})
+            except Exception as error:  # the training thread waits for this one, without a limit of its own
+                _log.exception("line has failed")
+                self.end(RunEnd(outcome=Outcome.FAILED, reason=describe_error(error)))
             with self._changed:
                 if self._session is not None and self._end is None:
                     self._grant(self._rejoin_s)

@@ -17,6 +17,7 @@ from fedops_mqtt.line import flwr_private
 from fedops_mqtt.line.errors import FrameError, MessageTooLargeError
 from fedops_mqtt.line.records import Compress, checked, compress, decode_records, encode_record, parts_of
 from fedops_mqtt.line.wire import Buffer, LineCompression
+from fedops_mqtt.protocol import clip
 
 MAGIC = b"FLM1"
 HEAD = struct.Struct(">4sII")
@@ -146,6 +147,8 @@ class FrameReader:
         self.received_bytes += len(chunk)
         view = memoryview(chunk)
         while len(view):
+            if self._message is not None:
+                raise FrameError(f"{len(view)} bytes stand after the end of the message")
             missing = self._wanted_bytes - self._part.tell()
             self._part.write(view[:missing])
             view = view[missing:]
@@ -202,13 +205,14 @@ def _parse(num_bytes: int, max_bytes: int) -> Generator[int, bytes, Message]:
         raise FrameError("headers are longer than the frame or the format allows")
     metadata = _decode_metadata(_load((yield metadata_bytes)))
     content = _load((yield content_bytes))
-    if "error" in content:
-        return flwr_private.make_message(metadata, error=_decode_error(content["error"]))
-    records = checked(content.get("records"), list)
+    error = _decode_error(content["error"]) if "error" in content else None
+    records = checked(content.get("records"), list) if error is None else []
     parts = [part for record in records for part in parts_of(record)]
     expected_bytes = HEAD.size + metadata_bytes + content_bytes + sum(part.wire_bytes for part in parts)
     if expected_bytes != num_bytes:
         raise FrameError(f"headers describe {expected_bytes} bytes, the frame has {num_bytes}")
+    if error is not None:
+        return flwr_private.make_message(metadata, error=error)
     unpacked_bytes = expected_bytes + sum(max(0, part.num_bytes - part.wire_bytes) for part in parts)
     if unpacked_bytes > max_bytes:
         raise MessageTooLargeError(unpacked_bytes, max_bytes)
@@ -259,4 +263,5 @@ def _decode_metadata(fields: dict[str, Any]) -> flwr_private.Metadata:
 
 def _decode_error(fields: Any) -> Error:
     reason = checked(fields, dict).get("reason")
-    return Error(code=checked(fields.get("code"), int), reason=None if reason is None else checked(reason, str))
+    # A strategy may make it a run's reason, which goes to every other client.
+    return Error(code=checked(fields.get("code"), int), reason=None if reason is None else clip(checked(reason, str)))

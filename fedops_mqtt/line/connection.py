@@ -22,6 +22,7 @@ from fedops_mqtt.runtime.machine import split_address
 BROKEN = (OSError, EOFError, http.client.HTTPException)
 """What a broken connection raises: try again. (A TLS failure is an OSError too: see `Connector`.)"""
 
+_MAX_PORT = 65535
 _GATHER_BYTES = 64 * 1024
 """As much as a frame gathers of its small buffers (`Frame.chunks`)."""
 
@@ -38,8 +39,8 @@ class Connector:
             self._host, self._port = split_address(server_ip)
         except ValueError as error:
             raise LineConfigError(f"server_ip {error}") from error
-        if not self._host:
-            raise LineConfigError(f"server_ip {server_ip!r} is not host:port")
+        if not self._host or self._port > _MAX_PORT or not _is_encodable(self._host):
+            raise LineConfigError(f"server_ip {server_ip[:300]!r} is not host:port")
         self.server_ip = server_ip
         self._connect_s = connect_s
         self._tls = None if ca_file is None else _tls_context(ca_file)
@@ -98,7 +99,12 @@ class LineConnection:
             LineRefusedError: the status is not a success.
             BROKEN: no answer came.
         """
-        return self.open(method, path, headers=headers, body=body, timeout_s=timeout_s).read()
+        response = self.open(method, path, headers=headers, body=body, timeout_s=timeout_s)
+        try:
+            return small_body(response)
+        except BROKEN:
+            self._http.close()
+            raise
 
     def open(
         self, method: str, path: str, *, headers: Mapping[str, str], body: bytes = b"", timeout_s: float
@@ -186,10 +192,22 @@ class LineConnection:
         self._http.flush()
 
 
+def small_body(response: http.client.HTTPResponse) -> bytes:
+    """Return the whole body of an answer that is no frame.
+
+    Raises:
+        HTTPException: it is longer than the line's bodies are; the connection is of no use any more.
+    """
+    body = response.read(wire.MAX_BODY_BYTES + 1)
+    if len(body) > wire.MAX_BODY_BYTES:
+        raise http.client.HTTPException(f"answer {response.status} has over {wire.MAX_BODY_BYTES} bytes")
+    return body
+
+
 def _checked(response: http.client.HTTPResponse) -> http.client.HTTPResponse:
     if response.status in (200, 204, 206):
         return response
-    body = response.read()
+    body = small_body(response)
     try:
         refusal = wire.decode_body(wire.Refusal, body)
     except FrameError as error:  # not ours: a proxy's page, or another server altogether
@@ -197,6 +215,15 @@ def _checked(response: http.client.HTTPResponse) -> http.client.HTTPResponse:
     raise LineRefusedError(
         status=response.status, code=refusal.code, reason=refusal.reason, outcome=refusal.outcome
     ) from None
+
+
+def _is_encodable(host: str) -> bool:
+    """Return whether the resolver could be asked for a host: labels of 1 to 63 characters (RFC 1035)."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def _tls_context(ca_file: Path) -> ssl.SSLContext:

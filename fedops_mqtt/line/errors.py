@@ -1,5 +1,7 @@
 """What can be wrong on the line; each error carries the facts, also in its text. Imports no flwr."""
 
+from fedops_mqtt.protocol import clip
+
 
 class LineError(Exception):
     """Something on the line failed; nothing was half applied."""
@@ -9,8 +11,8 @@ class FrameError(LineError):
     """A frame is not what the format allows; answered with 400 and counted."""
 
     def __init__(self, problem: str) -> None:
-        self.problem = problem
-        super().__init__(f"malformed frame: {problem}")
+        self.problem = clip(problem)  # it may show what the other end sent, which may be long
+        super().__init__(f"malformed frame: {self.problem}")
 
 
 class MessageTooLargeError(LineError):

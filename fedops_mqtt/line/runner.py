@@ -25,7 +25,7 @@ from fedops_mqtt.line.client_session import (
     end_of_refusal,
 )
 from fedops_mqtt.line.codec import Frame, compress_with, encode_content, encode_message, read_message
-from fedops_mqtt.line.connection import BROKEN, Connector, LineConnection
+from fedops_mqtt.line.connection import BROKEN, Connector, LineConnection, small_body
 from fedops_mqtt.line.errors import FrameError, LineError, LineRefusedError, MessageTooLargeError
 from fedops_mqtt.line.identity import flower_run_id_of
 from fedops_mqtt.line.records import CycleCollector
@@ -287,7 +287,7 @@ class LineRunner:
         response = connection.answer(timeout_s=_poll_timeout_s(session))
         if response.status == 204 or response.headers.get_content_type() != wire.JSON_TYPE:
             return self._read(response, session)
-        if not wire.decode_body(wire.ReplyState, response.read()).is_done:
+        if not wire.decode_body(wire.ReplyState, small_body(response)).is_done:
             raise ConnectionResetError("the server did not get all of the reply")
         return None
 

@@ -4,14 +4,15 @@ Each body is a frozen model: no unknown fields in what we send, unknown ones ign
 """
 
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Self, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from fedops_mqtt.line.errors import FrameError
-from fedops_mqtt.protocol import MacAddress, Outcome, RunId, RunOutcome
+from fedops_mqtt.protocol import MacAddress, Outcome, RunId, RunOutcome, clip
 from fedops_mqtt.protocol.identity import Reason, Text
+from fedops_mqtt.protocol.values import MAX_LIMIT_S, Count
 from fedops_mqtt.protocol.wire import first_problem
 
 PREFIX = "/line/v1"
@@ -46,6 +47,16 @@ CHUNK_BYTES = 1024 * 1024
 Buffer = bytes | memoryview
 
 
+# Everything that the other end chooses is bounded here: it goes on into waits, files and messages on the bus.
+
+Limit = Annotated[float, Field(gt=0, le=MAX_LIMIT_S)]
+NodeId = Annotated[int, Field(ge=0, lt=2**64)]
+SessionId = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z_-]{1,256}$")]
+"""Travels as a header."""
+Clipped = Annotated[str, AfterValidator(clip)]
+"""A reason that a strategy or an error may have made of any length: cut where it is sent, and where it comes in."""
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
@@ -56,22 +67,22 @@ class JoinRequest(_Body):
     run_id: RunId | None = None
     client_mac: MacAddress
     instance: Annotated[Text, Field(min_length=1)]
-    attempt: Annotated[int, Field(ge=0)]
+    attempt: Count
 
 
 class JoinAnswer(_Body):
     """The server lets it in; `session` names it from now on. Limits as in `LineLimits`."""
 
     run_id: RunId
-    launch: int
-    session: str
-    node_id: int
-    ping_s: Annotated[float, Field(gt=0)]
-    poll_s: Annotated[float, Field(gt=0)]
-    round_s: Annotated[float, Field(gt=0)]
-    max_message_bytes: int
-    compress_level: int = 0
-    compress_threshold_bytes: int = 0
+    launch: Count
+    session: SessionId
+    node_id: NodeId
+    ping_s: Limit
+    poll_s: Limit
+    round_s: Limit
+    max_message_bytes: Count
+    compress_level: Annotated[int, Field(ge=0, le=22)] = 0
+    compress_threshold_bytes: Count = 0
 
 
 class LeaveRequest(_Body):
@@ -84,24 +95,24 @@ class LeaveRequest(_Body):
 class PongRequest(_Body):
     """The answer to the ping of this number."""
 
-    ping: int
+    ping: Count
 
 
 class ControlLine(_Body):
     """One line of the control stream; exactly one of them is set."""
 
-    ping: int | None = None
-    stop: str | None = None
+    ping: Count | None = None
+    stop: Clipped | None = None
     outcome: Outcome | None = None
     """With `stop`: the server holds the client for this (a limit: failed), null if it was merely stopped."""
     gone: RunOutcome | None = None
-    reason: str | None = None
+    reason: Clipped | None = None
 
 
 class ReplyState(_Body):
     """What the server has of an upload: `is_done` when nothing more is wanted (it has it, or does not wait for it)."""
 
-    received_bytes: int = 0
+    received_bytes: Count = 0
     is_done: bool = False
     was_taken: bool = False
 
@@ -109,9 +120,19 @@ class ReplyState(_Body):
 class Refusal(_Body):
     """The body of every answer that is not a success."""
 
-    code: str
-    reason: str = ""
-    outcome: str | None = None
+    code: Text
+    reason: Clipped = ""
+    outcome: Text | None = None
+
+    @model_validator(mode="after")
+    def _check_outcome(self) -> Self:
+        if self.outcome is not None and self.code in _OUTCOMES:
+            _OUTCOMES[self.code](self.outcome)
+        return self
+
+
+_OUTCOMES = {"gone": RunOutcome, "ended": Outcome}
+"""What the outcome is of, by code: of the run, or of this client's part in it."""
 
 
 Body = TypeVar("Body", bound=_Body)

@@ -26,6 +26,8 @@ MAX_METRICS = 256
 MAX_METRICS_BYTES = 48 * 1024
 """Of names and texts as JSON; with the numbers and the rest of the message it stays below 64 KiB."""
 MAX_COUNT = 2**63 - 1
+MAX_LIMIT_S = 10 * 365 * 86_400.0
+"""Longest time that a peer may name for a wait: every clock and socket takes a few times this."""
 
 Plain = bool | int | float | str | None
 

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from fedops_mqtt.core.limits import RunLimits
 from fedops_mqtt.protocol import AnyMacAddress, TaskId
+from fedops_mqtt.protocol.values import MAX_LIMIT_S, Count
 from fedops_mqtt.runtime.key_values import KeyValues
 from fedops_mqtt.runtime.machine import HostAndPort, HttpAddress, HttpUrl, default_state_dir, default_store_url, in_home
 from fedops_mqtt.runtime.settings_file import JOINED, FileSource
@@ -68,7 +69,7 @@ class PublishSettings(BaseModel):
     keep_apps: Annotated[int, Field(ge=2, description="versions of each task's app that are kept")] = 20
 
 
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=MAX_LIMIT_S)]
 LogLevel = Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR")]
 
 _AGGREGATION = ("FEDOPS_AGGREGATION_SERVER", "FEDOPS_AGGREGATION_HOST")
@@ -332,14 +333,14 @@ class ServerSettings(BusSettings):
     round_limit_s: Seconds = 3600.0
     run_limit_s: Seconds = 24 * 3600.0
     rejoin_limit_s: Seconds = 120.0
-    line_ping_s: Annotated[float, Field(gt=0, description="a vanished host is noticed within three of these")] = 5.0
+    line_ping_s: Annotated[Seconds, Field(description="a vanished host is noticed within three of these")] = 5.0
     line_cert_file: Path | None = None
     line_key_file: Path | None = None
     max_message_bytes: Annotated[int, Field(ge=1024, description="largest message on the line")] = 4 * 1024**3
     accept_any_shape: Annotated[bool, Field(description="replies to training need not be the model")] = False
     accept_nonfinite: Annotated[bool, Field(description="updates with NaN or infinities are averaged too")] = False
     compress_level: Annotated[int, Field(ge=0, le=22, description="zstd level for arrays; 0: off")] = 0
-    compress_threshold_bytes: Annotated[int, Field(ge=0, description="smaller arrays are not compressed")] = 65536
+    compress_threshold_bytes: Annotated[Count, Field(description="smaller arrays are not compressed")] = 65536
     linger_s: Annotated[float, Field(gt=0, description="after the end, until every client has the result")] = 5.0
     stop_grace_s: Annotated[float, Field(gt=0, description="between a stop and interrupting code that computes")] = 3.0
     wandb_project: Annotated[str | None, Field(description="Weights & Biases project; unset: off")] = None

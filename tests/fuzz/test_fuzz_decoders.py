@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -39,7 +39,9 @@ json_values = st.recursive(
 
 @st.composite
 def spoiled(draw: st.DrawFn, whole: bytes) -> bytes:
-    """Bytes that were right once: some replaced, some taken away, some put in, the end cut off."""
+    """Bytes that were right once: some replaced, some taken away, some put in, the end cut off or something after it."""
+    if draw(st.booleans()):
+        return whole + draw(st.binary(min_size=1, max_size=40))
     data = bytearray(whole)
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(data)))
@@ -51,7 +53,8 @@ def spoiled(draw: st.DrawFn, whole: bytes) -> bytes:
 # Frames of the line
 
 
-def a_frame() -> bytes:
+def frames() -> list[bytes]:
+    """One of each kind: all that a record may hold, no record, and an error."""
     flwr_private.set_identity(run_id=5, node_id=1)
     content = RecordDict(
         {
@@ -61,10 +64,14 @@ def a_frame() -> bytes:
         }
     )
     message = Message(content, dst_node_id=7, message_type="train", group_id="3")
-    return b"".join(codec.encode_message(message).chunks(max_bytes=1 << 16))
+    message.metadata.__dict__["_message_id"] = "m"
+    empty, failed = Message(RecordDict(), reply_to=message), Message(Error(1, "x"), reply_to=message)
+    return [b"".join(codec.encode_message(each).chunks(max_bytes=1 << 16)) for each in (message, empty, failed)]
 
 
-FRAME = a_frame()
+FRAMES = frames()
+FRAME = FRAMES[0]
+any_frame = st.sampled_from(FRAMES)
 
 
 def read_frame(blob: bytes, announced_bytes: int) -> None:
@@ -83,7 +90,7 @@ def test_any_bytes_are_a_frame_or_our_error(blob: bytes, announced_bytes: int) -
         read_frame(blob, announced_bytes)
 
 
-@given(spoiled(FRAME))
+@given(any_frame.flatmap(spoiled))
 def test_a_spoiled_frame_is_a_frame_or_our_error(blob: bytes) -> None:
     with contextlib.suppress(FrameError, MessageTooLargeError):
         read_frame(blob, len(blob))
@@ -114,7 +121,7 @@ def respelled(draw: st.DrawFn, value: Any) -> Any:
 
 @given(st.data())
 def test_a_frame_with_other_headers_is_a_frame_or_our_error(data: st.DataObject) -> None:
-    metadata, content, buffers = headers_of(FRAME)
+    metadata, content, buffers = headers_of(data.draw(any_frame))
     if data.draw(st.booleans()):
         metadata = data.draw(respelled(metadata))
     else:
@@ -126,7 +133,7 @@ def test_a_frame_with_other_headers_is_a_frame_or_our_error(data: st.DataObject)
 
 @given(st.data())
 def test_a_reader_from_a_stream_takes_no_more_than_was_announced(data: st.DataObject) -> None:
-    blob = data.draw(spoiled(FRAME))
+    blob = data.draw(any_frame.flatmap(spoiled))
     stream = io.BytesIO(blob + b"next")
     with contextlib.suppress(FrameError, MessageTooLargeError):
         codec.read_message(stream.read, num_bytes=len(blob), max_bytes=MAX_FRAME_BYTES)

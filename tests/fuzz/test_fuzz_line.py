@@ -13,7 +13,7 @@ from http_fuzz import fuzz_raw
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from line_parts import Lines, ask, echo_app, mac_of
-from test_fuzz_decoders import FRAME, headers_of, spoiled
+from test_fuzz_decoders import any_frame, headers_of, spoiled
 
 from fedops_mqtt.line import wire
 from fedops_mqtt.line.server import LineServer
@@ -37,7 +37,7 @@ headers = st.dictionaries(
 bodies = st.one_of(
     st.binary(max_size=200),
     st.just(b'{"client_mac": "02:00:00:00:00:09", "instance": "i", "attempt": 1}').flatmap(spoiled),
-    spoiled(FRAME),
+    any_frame.flatmap(spoiled),
 )
 FUZZ = settings(
     max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

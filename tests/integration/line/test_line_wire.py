@@ -20,7 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from line_parts import WAIT_S, Gate, Lines, a_metric, ask, ask_in_thread, echo_app, mac_of
 
 from fedops_mqtt.line import wire
@@ -225,6 +225,30 @@ def test_a_malformed_frame_is_400_counted_and_harmless(hand: HandClient, spoil: 
     assert replies_of(results)[0].has_content()
 
 
+def test_an_error_with_bytes_after_it_costs_nobody_else_anything(lines: Lines, hand: HandClient) -> None:
+    """One client stopped the whole line with it once, for ever."""
+    lines.join(hand.server, echo_app(), mac=mac_of(2))
+    lines.changes.wait("joined", mac_of(2))
+    results = ask_in_thread(hand.server)
+    asked = hand.next()
+    failed = encode_message(Message(Error(1, "x"), reply_to=asked))
+    status, refusal = hand.post(asked.metadata.message_id, b"".join(failed.chunks(max_bytes=1 << 20)) + b"more")
+    assert (status, refusal["code"]) == (400, "malformed")
+    lines.changes.wait_phases("training", "waiting", mac=mac_of(2))
+    assert hand.ask("POST", wire.LEAVE_PATH, b'{"outcome": "failed"}')[0] == 200
+    assert sorted(reply.has_content() for reply in replies_of(results)) == [False, True]
+    assert ask(hand.server)[0].has_content()
+
+
+def test_a_reason_of_any_length_reaches_the_clients_cut(lines: Lines) -> None:
+    server = lines.serve()
+    client = lines.join(server, echo_app())
+    lines.changes.wait("joined")
+    server.close(RunOutcome.FAILED, "why " * 100_000)
+    end = client.end()
+    assert (end.run_outcome, end.reason[:16], len(end.reason) < 5000) == (RunOutcome.FAILED, "run failed: why ", True)
+
+
 def test_a_reply_in_the_name_of_another_node_is_malformed(hand: HandClient) -> None:
     results = ask_in_thread(hand.server)
     asked = hand.next()
@@ -258,6 +282,7 @@ def test_an_upload_over_the_limit_is_413_before_it_is_read(hand: HandClient) -> 
         ("POST", wire.JOIN_PATH, b"not json", 400),
         ("POST", wire.JOIN_PATH, b'{"client_mac": "x", "instance": "i", "attempt": 1}', 400),
         ("POST", wire.JOIN_PATH, b'{"client_mac": "02:00:00:00:00:01", "instance": "i", "attempt": -1}', 400),
+        ("POST", wire.JOIN_PATH, b'{"client_mac": "02:00:00:00:00:01", "instance": "i", "attempt": %d}' % 2**63, 400),
         ("POST", wire.JOIN_PATH, b" " * 70_000, 413),
         ("POST", wire.LEAVE_PATH, b'{"outcome": "bored"}', 400),
         ("DELETE", f"{wire.REPLY_PATH}x", b"", 405),

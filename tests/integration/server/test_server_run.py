@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, Context
@@ -19,6 +20,7 @@ from server_parts import WAIT_S, House, mac_of
 from fedops_mqtt.aggregation.errors import ServerConfigError
 from fedops_mqtt.demo import digits
 from fedops_mqtt.line.access import make_token
+from fedops_mqtt.line.wire import JOIN_PATH
 from fedops_mqtt.protocol import MemberCondition, RunOutcome, ServerCondition, ServerMetrics
 from fedops_mqtt.server.app import FLServer, RunResult
 
@@ -62,6 +64,24 @@ async def test_the_next_run_continues_from_the_newest_version(house: House) -> N
     assert (first.gl_model, second.gl_model) == (1, 2)
     assert before.metrics["accuracy"] == first.metrics["accuracy"]
     assert house.models().versions() == [1, 2]
+
+
+async def test_a_join_with_a_number_that_no_status_can_carry_is_refused_and_the_run_ends_as_others_do(
+    house: House,
+) -> None:
+    """It was taken once, and the run ended without a final status."""
+    huge = b'{"client_mac": "%s", "instance": "i", "attempt": %d}' % (mac_of(9).encode(), 2**63)
+    async with house.listen() as bus:
+        run = house.start(house.make())
+        address = await bus.ready()
+        async with httpx.AsyncClient(trust_env=False, timeout=WAIT_S) as http:
+            answer = await http.post(f"http://{address}{JOIN_PATH}", content=huge)
+            assert (answer.status_code, answer.json()["code"]) == (400, "malformed")
+        for number in (0, 1):
+            house.join(address, number)
+        result, final = await run, await bus.final()
+    assert (result.outcome, final.status) == (RunOutcome.COMPLETED, ServerCondition.FINISHED)
+    assert set(final.clients) == {mac_of(0), mac_of(1)}
 
 
 class ClassicDigits(NumPyClient):

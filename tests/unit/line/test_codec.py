@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as npst
 from fedops_mqtt.line import codec, flwr_private
 from fedops_mqtt.line.errors import FrameError, MessageTooLargeError
 from fedops_mqtt.line.wire import LineCompression
+from fedops_mqtt.protocol import MAX_REASON_CHARS
 
 NO_LIMIT = 1 << 40
 names = st.text(min_size=1, max_size=8).filter(lambda text: text.isprintable())
@@ -149,6 +150,24 @@ def test_an_error_travels_in_the_place_of_content() -> None:
     blob = b"".join(codec.encode_message(Message(Error(5, "gone"), reply_to=asked)).chunks(max_bytes=99))
     got = from_bytes(blob)
     assert (got.has_content(), got.error.code, got.error.reason) == (False, 5, "gone")
+
+
+def test_bytes_after_the_end_of_a_frame_are_our_error_whatever_it_carries() -> None:
+    """An endless loop once: of an error nothing but the headers was looked at."""
+    asked = make(RecordDict())
+    failed = b"".join(codec.encode_message(Message(Error(5, "gone"), reply_to=asked)).chunks(max_bytes=99))
+    for blob in (failed, to_bytes(arrays_message(np.ones(2, "f4"))), to_bytes(asked)):
+        longer = blob + b"more"
+        with pytest.raises(FrameError, match="headers describe"):
+            codec.FrameReader(num_bytes=len(longer), max_bytes=NO_LIMIT).feed(longer)
+        with pytest.raises(FrameError, match="headers describe"):
+            codec.read_message(io.BytesIO(longer).read, num_bytes=len(longer), max_bytes=NO_LIMIT)
+
+
+def test_the_reason_of_an_error_is_as_long_as_reasons_are() -> None:
+    asked = make(RecordDict())
+    blob = b"".join(codec.encode_message(Message(Error(5, "x" * 1_000_000), reply_to=asked)).chunks(max_bytes=1 << 20))
+    assert len(from_bytes(blob).error.reason or "") == MAX_REASON_CHARS
 
 
 def test_classic_arrays_without_dtype_and_shape_are_moved_and_checked() -> None:
