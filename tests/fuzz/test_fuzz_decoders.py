@@ -39,7 +39,7 @@ json_values = st.recursive(
 
 @st.composite
 def spoiled(draw: st.DrawFn, whole: bytes) -> bytes:
-    """Bytes that were right once: some replaced, some taken away, some put in, the end cut off or something after it."""
+    """Bytes that were right once: some replaced, taken away or put in, the end cut off, or something after it."""
     if draw(st.booleans()):
         return whole + draw(st.binary(min_size=1, max_size=40))
     data = bytearray(whole)
