@@ -119,8 +119,12 @@ def logs(
             for event in _events_of(manager, run, client, follows=follow):
                 _print_event(event, manager.with_site(event) if json else None)
             return
-        for part in _parts_of(manager, run, launch, follows=follow):
-            _print_log(part, manager.with_site({"run_id": part["run_id"], "launch": part["launch"]}), is_json=json)
+        parts = _parts_of(manager, run, launch, follows=follow)
+        if json:
+            print_records_as_lines(map(manager.with_site, lines_of(parts)), is_json=True)
+            return
+        for part in parts:
+            print(readable(part["text"]), end="", flush=True)
 
 
 @shows("fedops-mqtt metrics RUN_ID --csv > rounds.csv", "fedops-mqtt metrics RUN_ID --clients", model=CliSettings)
@@ -204,11 +208,20 @@ def _print_event(event: "Record", as_json: "Record | None") -> None:
         print("\n".join(f"    {readable(line)}" for line in reason.splitlines()), flush=True)
 
 
-def _print_log(part: "Record", of: "Record", *, is_json: bool) -> None:
-    if not is_json:
-        print(readable(part["text"]), end="", flush=True)
-        return
-    print_records_as_lines(({**of, "line": line} for line in part["text"].splitlines()), is_json=True)
+def lines_of(parts: "Iterator[Record]") -> "Iterator[Record]":
+    """Yield a log's lines as records; a part may end in the middle of a line."""
+    rest = ""
+    of: Record = {}
+    for part in parts:
+        if rest and part["launch"] != of["launch"]:
+            yield {**of, "line": rest}
+            rest = ""
+        of = {"run_id": part["run_id"], "launch": part["launch"]}
+        lines = (rest + str(part["text"])).splitlines(keepends=True)
+        rest = lines.pop() if lines and not lines[-1].endswith("\n") else ""
+        yield from ({**of, "line": line.rstrip("\r\n")} for line in lines)
+    if rest:
+        yield {**of, "line": rest}
 
 
 def _print_output(settings: LogsSettings, run: str | None, client: str | None, *, is_json: bool) -> None:

@@ -27,7 +27,7 @@ from fedops_mqtt.manager import tables
 from fedops_mqtt.manager.errors import BundleMissingError, NoEarlierAppError, UnknownAppError
 from fedops_mqtt.manager.journal import Journal
 from fedops_mqtt.protocol import AppReference
-from fedops_mqtt.runtime.files import write_private
+from fedops_mqtt.runtime.files import delete_file, write_private
 
 SUFFIX = ".fab"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -89,7 +89,9 @@ class AppStore:
         """By task."""
 
     async def load(self) -> None:
-        """Read which version each task has."""
+        """Read which version each task has, and delete what an interrupted write has left."""
+        for path in self._folder.glob(f".*{SUFFIX}.*"):
+            delete_file(path)
         query = select(tables.apps).where(tables.apps.c.is_current)
         found = await self._journal.reader.call(self._read, query)
         self.current = {each.task_id: each for each in found}
@@ -257,10 +259,10 @@ class AppStore:
             connection.execute(update(tables.apps).where(tables.apps.c.task_id == task_id).values(is_current=False))
 
     def _delete_files(self, known: frozenset[str]) -> None:
-        """Delete the files of bundles that are not known: of old versions, and of interrupted publications."""
-        for path in self._folder.iterdir():
-            if path.name.removesuffix(SUFFIX) not in known:
-                path.unlink(missing_ok=True)
+        """Delete the files of bundles that are not known; one that is being written has another name."""
+        for path in self._folder.glob(f"*{SUFFIX}"):
+            if path.stem not in known:
+                delete_file(path)
 
 
 def _choose(versions: list[PublishedApp], task_id: str, version: str | None) -> PublishedApp:

@@ -1,5 +1,6 @@
 """What servers leave on this machine, for people: global models and logs. Nothing outside their folders is opened."""
 
+import codecs
 import json
 import re
 from dataclasses import dataclass
@@ -53,7 +54,9 @@ def read_log(path: Path, offset: int) -> tuple[str, int]:
         return "", offset
     if len(part) == MAX_LOG_BYTES and b"\n" in part:
         part = part[: part.rindex(b"\n") + 1]
-    return part.decode(errors="replace"), offset + len(part)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = decoder.decode(part)
+    return text, offset + len(part) - len(decoder.getstate()[0])  # without a character that is written by half
 
 
 def _folder(store: str, task_id: str) -> Path | None:

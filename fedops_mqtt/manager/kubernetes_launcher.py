@@ -77,9 +77,13 @@ class KubernetesServer:
             secrets = secret_manifests(self._launch, order)
             job = job_manifest(self._launch, self._grace_s, len(secrets))
             await asyncio.to_thread((await self._open()).create, secrets, job)
+            logger.info("created a Kubernetes Job", extra={"run_id": self._launch.run_id, "job": self._name})
         except ConnectionError as error:  # they may have been created: `wait` will see them
             self._note_problem(str(error))
-        logger.info("created a Kubernetes Job", extra={"run_id": self._launch.run_id, "job": self._name})
+        except KubernetesError:
+            with suppress(ConnectionError, KubernetesError):  # the Secrets, where the Job was refused
+                await asyncio.to_thread((await self._open()).delete, self._name)
+            raise
 
     async def wait(self) -> str:
         """Wait for the launch's end, however long that takes; return how it ended."""

@@ -21,7 +21,7 @@ from fedops_mqtt.manager.launcher import ChildProcess, Liveness, ServerProcess
 from fedops_mqtt.manager.remote_order import verb
 from fedops_mqtt.manager.tasks import COMMAND, TaskConfig
 from fedops_mqtt.protocol import clip
-from fedops_mqtt.runtime.files import write_private
+from fedops_mqtt.runtime.files import delete_file, write_private
 from fedops_mqtt.runtime.process_identity import process_key
 from fedops_mqtt.runtime.processes import read_tail, run_command
 from fedops_mqtt.runtime.remote_launch import END_MARK, START_MARK
@@ -125,7 +125,7 @@ class RemoteServer:
             return await self._wait()
         finally:
             self._has_ended = True
-            self._launch.order_file.unlink(missing_ok=True)
+            delete_file(self._launch.order_file)
 
     async def check(self) -> Liveness:
         """Query whether the server runs, and report a host that does not answer."""
@@ -159,7 +159,7 @@ class RemoteServer:
             return self._spawn(launch.arguments(template, "start"), launch.order_file)
         finally:
             if "{order_file}" not in "".join(template):
-                launch.order_file.unlink(missing_ok=True)
+                delete_file(launch.order_file)
 
     async def _attach(self) -> None:
         """Copy the server's log from the first byte that is missing here."""

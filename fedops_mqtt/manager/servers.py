@@ -29,7 +29,7 @@ from fedops_mqtt.manager.remote_order import end_nonce, make_order, store_of
 from fedops_mqtt.manager.tasks import TaskConfig
 from fedops_mqtt.protocol import RunOutcome, check_run_id
 from fedops_mqtt.runtime.background import bare_error
-from fedops_mqtt.runtime.files import write_private
+from fedops_mqtt.runtime.files import delete_file, write_private
 from fedops_mqtt.runtime.key_values import format_pairs
 from fedops_mqtt.runtime.machine import host_name, split_address
 from fedops_mqtt.runtime.processes import read_tail
@@ -223,7 +223,7 @@ class Servers:
 
     def forget(self, run_id: str) -> None:
         """Remove the secret and the state of an archived run."""
-        self._secret_file(run_id).unlink(missing_ok=True)
+        delete_file(self._secret_file(run_id))
         self._servers.pop(run_id, None)
 
     def delete_logs(self, run_id: str) -> None:

@@ -1,11 +1,14 @@
 """Files that survive a power cut: written whole or not at all, with the folder entries that name them; and locks."""
 
 import errno
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 SECRET_MODE = 0o600
 FOLDER_MODE = 0o700
@@ -33,6 +36,14 @@ def write_atomically(path: Path, content: bytes) -> None:
         Path(name).unlink(missing_ok=True)
         raise
     sync_entries(path.parent)
+
+
+def delete_file(path: Path) -> None:
+    """Delete a file where it is; that it cannot be deleted, on a disk that became read-only, is logged."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("a file cannot be deleted", extra={"path": str(path), "problem": str(error)})
 
 
 def sync_file(path: Path) -> None:

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import platformdirs
 
-from fedops_mqtt.runtime.files import write_atomically
+from fedops_mqtt.runtime.files import sync_file, write_atomically
 from fedops_mqtt.runtime.process_identity import is_process, process_key
 
 START_MARK = "[fedops-mqtt] FL server started: "
@@ -66,15 +66,18 @@ class LaunchFolder:
 
     def claim(self, facts: Mapping[str, object]) -> bool:
         """Be the first to start this launch, or to prevent its start; False: another process was first."""
+        if (self.path / _CLAIM).exists():  # asked first: a full disk must not hide it
+            return False
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         mine = self.path / f"{_CLAIM}.{os.getpid()}"
-        mine.write_text(json.dumps(facts), encoding="ascii")
         try:
+            mine.write_text(json.dumps(facts), encoding="ascii")
+            sync_file(mine)
             os.link(mine, self.path / _CLAIM)
         except FileExistsError:
             return False
         finally:
-            mine.unlink()
+            mine.unlink(missing_ok=True)
         return True
 
     def note_process(self) -> None:
@@ -102,7 +105,7 @@ class LaunchFolder:
     def _process(self, name: str) -> tuple[int | None, str | None]:
         try:
             facts = json.loads((self.path / name).read_text(encoding="ascii"))
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):  # the latter after a power cut
             return None, None
         return facts.get("pid"), facts.get("key")
 
@@ -180,7 +183,8 @@ def _stop(state_dir: Path, run_id: str, launch: str, name: str) -> int:
     folder = LaunchFolder(state_dir, run_id, int(launch))
     if not folder.claim({}) and folder.is_alive:
         if reason := sys.stdin.buffer.read():
-            write_atomically(folder.path / _STOP_REASON, reason)
+            with suppress(OSError):  # a full disk: it is ended without the reason
+                write_atomically(folder.path / _STOP_REASON, reason)
         folder.signal(signal.Signals[f"SIG{name}"])
     return 0
 
@@ -236,10 +240,11 @@ def _follow(folder: LaunchFolder, offset: int, server: "subprocess.Popen[bytes] 
                     return 0  # the output is closed, and the process that started the server waits for it
                 time.sleep(POLL_S)
     if server is not None:
-        write_atomically(folder.path / _EXIT, str(server.returncode).encode())
+        with suppress(OSError):  # a full disk: only this process knows the status
+            write_atomically(folder.path / _EXIT, str(server.returncode).encode())
         folder.kill_rest()
         shutil.rmtree(folder.path / _FILES, ignore_errors=True)
-    status = _read_exit(folder)
+    status = _read_exit(folder) if server is None else server.returncode
     if out is not None:
         final = folder.path / _FINAL_STATUS
         facts = {"status": status, "final_status": final.read_text(encoding="utf-8") if final.exists() else None}

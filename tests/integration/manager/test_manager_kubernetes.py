@@ -233,7 +233,7 @@ async def test_a_part_of_a_pod_that_the_api_does_not_know_fails_the_run_with_its
     async with house.managed() as api:
         run = await api.ended(await api.start(house.task_id))
         assert "nodeSelectr" in run["reason"]
-        assert cluster.jobs == {}
+        assert (cluster.jobs, cluster.secrets) == ({}, {})
 
 
 async def _so(answer: bool) -> bool:

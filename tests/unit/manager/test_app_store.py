@@ -129,13 +129,22 @@ async def test_the_journal_keeps_the_bundles_of_what_it_names_only(store: AppSto
     assert kept == {app.bundle.digest for app in apps[-RULES.num_kept :]}
 
 
-async def test_what_a_publication_that_was_cut_off_left_goes_with_the_next(store: AppStore) -> None:
+async def test_what_a_publication_that_was_cut_off_left_goes_with_the_next_manager(store: AppStore) -> None:
     known = await publish(store, "1.0")
     folder = store.path(known.bundle.digest).parent
-    (folder / ".new-0123").write_bytes(b"half")
+    being_written = folder / f".{'1' * 64}.fab.k3x_f0"  # as `write_atomically` names it
+    being_written.write_bytes(b"half")
     store.path("0" * 64).write_bytes(b"no row")
     await publish(store, "2.0")
+    assert (being_written.exists(), len(list(folder.iterdir()))) == (True, 3)
+    await store.load()
     assert len(list(folder.iterdir())) == 2
+
+
+async def test_what_cannot_be_deleted_keeps_nothing_from_being_published(store: AppStore) -> None:
+    known = await publish(store, "1.0")
+    (store.path(known.bundle.digest).parent / "somebodys.fab").mkdir()
+    assert (await publish(store, "2.0")).is_current
 
 
 async def test_a_full_disk_leaves_the_version_that_was(store: AppStore, tmp_path: Path) -> None:

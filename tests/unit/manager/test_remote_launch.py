@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -44,8 +45,8 @@ class Far:
         self.started.append(process)
         return process
 
-    def run(self, *verb: str, given: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
-        return subprocess.run(self.command(*verb), input=given, capture_output=True, timeout=WAIT, check=False)
+    def run(self, *verb: str, given: bytes = b"", **how: Any) -> "subprocess.CompletedProcess[bytes]":
+        return subprocess.run(self.command(*verb), input=given, capture_output=True, timeout=WAIT, check=False, **how)
 
     def is_alive(self, launch: int = 1) -> bool:
         done = self.run("alive", "r1", str(launch))
@@ -137,6 +138,33 @@ def test_a_stop_brings_its_reason(far: Far) -> None:
     assert far.run("stop", "r1", "1", "TERM", given=b"stopped\nfor lunch").returncode == 0
     output, _ = process.communicate(timeout=WAIT)
     assert b"stopped\nfor lunch" in output
+
+
+def no_file_may_grow() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+def test_a_full_disk_hides_no_server_and_keeps_none_from_its_end(far: Far) -> None:
+    process = far.start("echo ready; sleep 600")
+    assert process.stdout is not None
+    process.stdout.readline()
+    path = far.folder / "launches" / "r1.1"
+    (path / "exit" / "in-the-way").mkdir(parents=True)  # its status cannot be written either
+    asked = far.run("alive", "r1", "1", preexec_fn=no_file_may_grow)
+    assert (asked.returncode, bool(asked.stdout.strip())) == (0, True), asked.stderr
+    stopped = far.run("stop", "r1", "1", "TERM", given=b"stopped\nfor lunch", preexec_fn=no_file_may_grow)
+    assert stopped.returncode == 0, stopped.stderr
+    output, _ = process.communicate(timeout=WAIT)
+    assert ending(output)["status"] == -signal.SIGTERM
+    assert not (path / "files").exists(), "no secret stays"
+
+
+def test_a_claim_that_a_power_cut_has_emptied_is_of_nobody(far: Far) -> None:
+    path = far.folder / "launches" / "r1.1"
+    path.mkdir(parents=True)
+    (path / "claim.json").touch()
+    assert not far.is_alive()
+    assert far.run("stop", "r1", "1", "TERM").returncode == 0
 
 
 def test_a_signal_to_the_starter_reaches_the_server_as_in_a_container(far: Far) -> None:
