@@ -188,7 +188,9 @@ def _apply_process(
         case ServerUnreachable(launch=launch) if launch == run.launch:
             return replace(run, is_unreachable=True)
         case ServerHostLost(launch=launch, problem=problem) if launch == run.launch and run.exited_at is None:
-            return replace(run, host_problem=problem)
+            # Its time to start begins anew with a host that answers again.
+            is_back = run.host_problem is not None and problem is None
+            return replace(run, host_problem=problem, launched_at=now if is_back else run.launched_at)
     return run
 
 

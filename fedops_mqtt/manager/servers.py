@@ -79,6 +79,7 @@ async def _answers(host: str, port: int, timeout_s: float) -> bool:
 Report = Callable[[str, RunEvent], None]
 
 NEVER_STARTED = "the manager ended before it had started the FL server"
+NOT_STARTED = "the run ended before the FL server was started"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -86,8 +87,8 @@ class RunServer:
     """What is known of one run's server."""
 
     task_id: str
-    is_wanted: bool = False
-    """False: it is ended as soon as it is found."""
+    wanted: int | None = None
+    """The launch that is to run; any other one is ended as soon as it is found."""
     process: LaunchedServer | None = None
     life: asyncio.Task[None] | None = None
     """Launches it and waits for its end."""
@@ -154,7 +155,7 @@ class Servers:
     def launch(self, run: Run, launch: int, secret: bytes, task: TaskConfig) -> None:
         """Start a run's server; an earlier launch of it is ended first."""
         server = self._server(run)
-        server.is_wanted, server.launch_elsewhere, server.log_folder = True, None, None
+        server.wanted, server.launch_elsewhere, server.log_folder = launch, None, None
         server.store = None if task.is_local else self._store_of(task)
         work = self._launch(server, run, launch, secret, task, after=server.life)
         server.life = self._spawn(work, f"server-{run.run_id}")
@@ -166,12 +167,13 @@ class Servers:
         line report. A server that a launch command or Kubernetes runs is found from any host.
         """
         server = self._server(run)
-        server.is_wanted = not run.has_ended
+        server.wanted = None if run.has_ended else run.launch
         if run.has_ended:
             server.stop = (run.outcome, run.reason or "run ended")
-        known = next((each for each in launches if each.launch == run.launch), None)
-        if known is None:
+        known = launches[-1] if launches else None
+        if known is None or known.launch != run.launch:
             self._report(run.run_id, ServerExited(run.launch, NEVER_STARTED))
+        if known is None:
             return
         is_on_other_host = known.host not in (None, host_name())
         if is_on_other_host or (task is not None and not task.is_local):
@@ -184,7 +186,7 @@ class Servers:
             server.life = self._spawn(self._resume(server, known), f"server-{run.run_id}")
             return
         logger.info("an FL server is on another host", extra={"run_id": run.run_id, "host": known.host})
-        server.launch_elsewhere, server.is_wanted = known.launch, True
+        server.launch_elsewhere = server.wanted = known.launch
         if not run.has_ended:  # the server may have ended while neither a manager nor the broker was there
             self._spawn(self._report_final_status(server, known.run_id, known.launch), f"final-status-{run.run_id}")
 
@@ -195,9 +197,9 @@ class Servers:
         the run.
         """
         server = self._servers.get(run_id)
-        if server is None or not server.is_wanted:
+        if server is None or server.wanted is None:
             return
-        server.is_wanted, server.stop = False, (outcome, reason)
+        server.wanted, server.stop = None, (outcome, reason)
         if server.launch_elsewhere is not None:
             self._report(run_id, ServerExited(server.launch_elsewhere, "FL server is on another host"))
             server.launch_elsewhere = None
@@ -261,11 +263,12 @@ class Servers:
         *,
         after: asyncio.Task[None] | None,
     ) -> None:
-        if server.process is not None and server.process.is_running:  # two servers of one run must never run at once
-            await server.process.end(*server.stop, grace_s=self._grace_s)
         if after is not None and not after.done():
-            await asyncio.wait([after])
+            await self._see_end(server, run.run_id, launch, after)
         row = self._row(run, launch)
+        if server.wanted != launch:  # its run has ended meanwhile
+            await self._exited(server, row, NOT_STARTED)
+            return
         await self._journal.call(self._journal.add_launch, row)
         try:
             process = await self._start(run, row, secret, task)
@@ -276,6 +279,14 @@ class Servers:
             await self._exited(server, row, f"FL server cannot be started: {what}")
             return
         await self._watch(server, row, process)
+
+    async def _see_end(self, server: RunServer, run_id: str, launch: int, before: asyncio.Task[None]) -> None:
+        """Wait for the end of an earlier launch; until then the next one is not late, and none follows it."""
+        self._report(run_id, ServerHostLost(launch, "an earlier launch of its FL server has not been seen to end"))
+        if server.process is not None and server.process.is_running:  # two servers of a run must never run at once
+            await server.process.end(*server.stop, grace_s=self._grace_s)
+        await asyncio.wait([before])
+        self._report(run_id, ServerHostLost(launch, None))
 
     async def _start(self, run: Run, row: Launch, secret: bytes, task: TaskConfig) -> LaunchedServer:
         launch = row.launch
@@ -363,7 +374,7 @@ class Servers:
 
     async def _watch(self, server: RunServer, row: Launch, process: LaunchedServer) -> None:
         server.process = process
-        if not server.is_wanted:
+        if server.wanted != row.launch:
             self._spawn(process.end(*server.stop, grace_s=self._grace_s), f"end-{row.run_id}")
         reason = await process.wait()
         if server.process is process:

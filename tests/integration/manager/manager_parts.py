@@ -314,6 +314,19 @@ async def hear(manager: ManagerProcess, word: str) -> str:
     raise AssertionError(f"the manager never said {word!r}, only {manager.lines}")
 
 
+async def launched_while_the_first_is_stuck(house: House, api: Api, end: Callable[[], Any], start_s: float) -> None:
+    """Start a run whose first server never gets ready and does not end before `end`; the second one trains."""
+    house.tell_server("stuck")
+    run_id = await api.start(house.task_id)
+    run = await api.run_when(run_id, lambda run: run["launch"] == 2 and run["reason"])
+    assert run["reason"] == "an earlier launch of its FL server has not been seen to end"
+    await asyncio.sleep(start_s + 2)  # at least: a server that has not been started is not late
+    run = await api.run(run_id)
+    assert (run["launch"], run["outcome"], len(house.servers())) == (2, None, 1)
+    await asyncio.to_thread(end)
+    assert (await api.training(run_id))["launch"] == 2
+
+
 @asynccontextmanager
 async def manager_process(house: House, *, waits: bool = True, **changes: Any) -> AsyncIterator[ManagerProcess]:
     manager = await start_manager_process(house, waits=waits, **changes)

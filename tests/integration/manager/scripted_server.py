@@ -2,6 +2,7 @@
 
 It trains nothing: its line is a socket that answers. `{folder}/{word}` says what to do: `finish`, `fail`, `mute`; with
 `unheard` its last word is kept and never reaches the bus, with `linger` its process stays when it has left the bus.
+`stuck`, once, is a server that never gets ready and ignores SIGTERM.
 """
 
 import asyncio
@@ -43,6 +44,10 @@ async def main(folder: Path) -> int:
     if (folder / "crash").exists():
         print("Traceback: it crashed on purpose", flush=True)
         return 3
+    if (folder / "stuck").exists():
+        (folder / "stuck").unlink()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.pause()
     run_id = settings.run_id or f"by-hand-{os.getpid()}"
     words, clients, instance = Words(), dict[str, ServerClient](), new_instance()
 

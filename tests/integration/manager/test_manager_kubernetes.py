@@ -11,7 +11,7 @@ import yaml
 from delivered_far import app_with_server, hands_out_its_app
 from fault_proxy import FaultProxy
 from kubernetes_stand_in import KubernetesStandIn, kill_session
-from manager_parts import A, Api, B, House, until
+from manager_parts import A, Api, B, House, launched_while_the_first_is_stuck, until
 
 from fedops_mqtt.manager import kubernetes_launcher
 from fedops_mqtt.manager.kubernetes_cluster import Cluster, JobView
@@ -133,6 +133,17 @@ async def test_a_pod_that_is_evicted_is_said_and_the_run_goes_on_in_another(
         await api.run_when(run_id, lambda run: run["launch"] == 2 and run["status"] == "running")
         exits = await api.events(run_id, "ServerExited")
         assert "Evicted: The node was low on resource: memory." in exits[0]["detail"]["reason"]
+
+
+@pytest.mark.long
+async def test_a_pod_that_is_never_seen_to_end_is_said_and_no_other_launch_is_made(
+    house: House, cluster: KubernetesStandIn
+) -> None:
+    on_kubernetes(house, limits="server_start_s = 10")
+    async with house.managed(server_stop_grace_s=300) as api, house.device(A), house.device(B):
+        await launched_while_the_first_is_stuck(
+            house, api, lambda: [kill_session(pod) for pod in cluster.pods.values()], start_s=10
+        )
 
 
 @pytest.mark.long

@@ -183,6 +183,21 @@ async def test_a_start_that_no_message_can_carry_is_the_reason_of_its_client(hou
     assert run["clients"][A]["attempt"] == 1
 
 
+async def test_a_launch_that_never_happened_is_done_again_only_when_the_one_before_it_has_ended(house: House) -> None:
+    """The manager died while the launch waited for the end of the earlier one."""
+    async with house.device(A), house.device(B):
+        async with house.managed(ends_servers=False) as api:
+            run_id = await api.start(house.task_id)
+            await api.training(run_id)
+        first = house.server()
+        with journal_of(house) as journal:
+            (run,) = (each.run for each in journal.open_runs())
+            journal.write(Batch(runs={run_id: (run, apply(run, ServerLaunched(2), time.time()))}))
+        async with house.managed() as api:
+            await api.run_when(run_id, lambda run: run["launch"] == 3 and run["status"] == "running")
+            assert house.server().pid != first.pid
+
+
 async def test_a_server_whose_process_id_was_not_written_down_is_found_again(house: House) -> None:
     """The manager died between starting the process and writing its id down."""
     async with house.device(A) as a, house.device(B):

@@ -5,7 +5,7 @@ import signal
 
 import psutil
 import pytest
-from manager_parts import A, B, C, House, until
+from manager_parts import A, B, C, House, launched_while_the_first_is_stuck, until
 
 from fedops_mqtt.line.access import check_token
 from fedops_mqtt.protocol import Outcome
@@ -116,6 +116,13 @@ async def test_a_server_that_cannot_run_fails_the_run_with_its_last_words(house:
         run = await api.ended(await api.start(house.task_id))
         assert run["outcome"] == "failed"
         assert "exited with status 3; last lines of its log: Traceback: it crashed on purpose" in run["reason"]
+
+
+@pytest.mark.long
+async def test_a_launch_that_waits_for_the_end_of_the_one_before_it_is_not_late(house: House) -> None:
+    house.write_tasks("min_clients = 2", limits="server_start_s = 10")
+    async with house.managed(server_stop_grace_s=300) as api, house.device(A), house.device(B):
+        await launched_while_the_first_is_stuck(house, api, lambda: house.server().kill(), start_s=10)
 
 
 async def test_a_command_that_does_not_exist_fails_the_run_and_names_it(house: House) -> None:

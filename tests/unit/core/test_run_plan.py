@@ -547,6 +547,20 @@ def test_a_server_whose_host_cannot_be_asked_is_not_replaced_and_the_run_says_so
     assert ServerLaunched(2) in world.acts()
 
 
+def test_the_time_to_start_begins_anew_when_the_host_answers_again() -> None:
+    world = World.at_start()
+    world.acts()
+    world.happens(ServerHostLost(1, "gpu1 cannot be asked"))
+    world.waits(600)
+    world.happens(ServerHostLost(1, None))
+    assert world.acts() == []
+    world.waits(LIMITS.server_start_s - 1)
+    world.happens(ServerHostLost(1, None))
+    assert world.acts() == []
+    world.waits(2)
+    assert ServerLaunched(2) in world.acts()
+
+
 def test_a_late_server_whose_host_cannot_be_asked_is_waited_for() -> None:
     world = World.at_start()
     world.acts()
