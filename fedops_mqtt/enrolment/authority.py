@@ -5,6 +5,7 @@ only those without may be a device's: whoever holds one can never pose as the br
 """
 
 import ipaddress
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,6 +19,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 CA_DAYS = 3650
 """Ten years: renewing it means touching every device (see docs/security.md, rotation)."""
+
+logger = logging.getLogger(__name__)
 
 CLOCK_SLACK = timedelta(days=1)
 """A certificate is valid from a day ago: a device whose clock is some hours behind can use it at once."""
@@ -88,7 +91,7 @@ def make_revocation_list(
     builder = (
         x509.CertificateRevocationListBuilder()
         .issuer_name(root.subject)
-        .last_update(_after(previous, now - CLOCK_SLACK))
+        .last_update(_after(previous, now))
         .next_update(root.not_valid_after_utc)
         .add_extension(x509.CRLNumber(number), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(root_key.public_key()), critical=False)
@@ -99,11 +102,16 @@ def make_revocation_list(
     return builder.sign(root_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
-def _after(previous: bytes | None, wanted: datetime) -> datetime:
+def _after(previous: bytes | None, now: datetime) -> datetime:
     """Return when a new list begins: a broker that re-reads keeps the old one too and obeys the later (OpenSSL)."""
+    begins = now - CLOCK_SLACK
     if previous is None:
-        return wanted
-    return max(wanted, x509.load_pem_x509_crl(previous).last_update_utc + timedelta(seconds=1))
+        return begins
+    before = x509.load_pem_x509_crl(previous).last_update_utc
+    if before > now:  # made while the clock was ahead: until then a broker refuses everybody
+        logger.warning("the revocation list was dated %s, in the future; restart the broker with the new one", before)
+        return begins
+    return max(begins, before + timedelta(seconds=1))
 
 
 def _builder(

@@ -50,6 +50,18 @@ class NameRefusedError(EnrolmentError):
         super().__init__(f"name {name!r}: {problem}")
 
 
+class HostRefusedError(EnrolmentError):
+    """A host cannot stand in a certificate and in a URL."""
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        try:
+            advice = f"; in ASCII it is {host.encode('idna').decode()}" if host and not host.isascii() else ""
+        except UnicodeError:
+            advice = ""
+        super().__init__(f"--host {host!r} is neither a host name nor an address{advice}")
+
+
 class RegisterError(EnrolmentError):
     """The register of identities cannot be read."""
 

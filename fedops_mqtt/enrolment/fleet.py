@@ -5,6 +5,8 @@ machine of whoever enrols, not on the broker or the manager. Every change is who
 the broker's files follow from it.
 """
 
+import ipaddress
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from fedops_mqtt.enrolment.bundle import BundleContent, write_bundle
 from fedops_mqtt.enrolment.errors import (
     EnrolmentError,
     FleetExistsError,
+    HostRefusedError,
     IdentityExistsError,
     NameRefusedError,
     NoFleetError,
@@ -36,6 +39,7 @@ from fedops_mqtt.enrolment.register import (
 from fedops_mqtt.enrolment.roles import Role, check_name
 from fedops_mqtt.protocol import check_task_id
 from fedops_mqtt.runtime.files import locked, make_private_folder, write_atomically
+from fedops_mqtt.runtime.machine import MAX_HOST_NAME
 
 REGISTER_FILE = "fleet.json"
 CA_CERTIFICATE_FILE = "ca.crt"
@@ -100,6 +104,7 @@ class FleetFolder:
 
         Raises:
             NameRefusedError: a name does not fit its role.
+            HostRefusedError: a host is none.
             IdentityExistsError: one is taken; a revoked one may be enrolled again.
             EnrolmentError: a role needs something that is missing.
         """
@@ -174,7 +179,11 @@ class FleetFolder:
         """Make a new certificate and key for the broker; it uses them when it reads its files again.
 
         `hosts` takes the place of the hosts that it was made for; bundles that are made from now on name them.
+
+        Raises:
+            HostRefusedError: one of them is no host.
         """
+        _check_hosts(hosts)
         with self._changing() as now:
             self._issue_broker(now, days, hosts or self.register.hosts)
             if hosts:
@@ -348,9 +357,11 @@ def init_fleet(
     Raises:
         FleetExistsError: there is a fleet already.
         EnrolmentError: no host is named.
+        HostRefusedError: one that is named is none.
     """
     if not hosts:
         raise EnrolmentError("say under which name devices reach the broker: --host broker.example.org")
+    _check_hosts(hosts)
     make_private_folder(folder)
     with locked(folder):
         if (folder / REGISTER_FILE).exists() or (folder / CA_KEY_FILE).exists():
@@ -386,6 +397,7 @@ def _check_request(request: EnrolmentRequest) -> str:
     name = check_name(request.role, request.name)
     for task in request.tasks:
         check_task_id(task)
+    _check_hosts(request.hosts)
     if request.role is Role.SERVER and len(request.tasks) != 1:
         raise EnrolmentError(f"an FL server has one task: give {name} one --task")
     if request.role is Role.DEVICE and request.hosts:
@@ -393,6 +405,18 @@ def _check_request(request: EnrolmentRequest) -> str:
     if request.has_password and request.hosts:
         raise EnrolmentError(f"{name}: a password cannot serve TLS under a host name; leave out --password or --host")
     return name
+
+
+_LABEL = "[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+
+
+def _check_hosts(hosts: Sequence[str]) -> None:
+    for host in hosts:
+        try:
+            ipaddress.ip_address(host.strip("[]"))
+        except ValueError:
+            if len(host) > MAX_HOST_NAME or not re.fullmatch(rf"{_LABEL}(\.{_LABEL})*", host):
+                raise HostRefusedError(host) from None
 
 
 def _any_name(name: str) -> str:

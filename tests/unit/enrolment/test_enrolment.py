@@ -26,6 +26,7 @@ from fedops_mqtt.enrolment import (
     init_fleet,
     rules_of,
 )
+from fedops_mqtt.enrolment.errors import HostRefusedError
 from fedops_mqtt.protocol import IdentityError
 from fedops_mqtt.runtime.settings import ClientSettings
 
@@ -50,6 +51,18 @@ def broker_file(fleet: FleetFolder, name: str) -> str:
 def revoked_serials(fleet: FleetFolder) -> set[int]:
     crl = x509.load_pem_x509_crl((fleet.broker_folder / "crl.pem").read_bytes())
     return {entry.serial_number for entry in crl}
+
+
+@pytest.mark.parametrize("host", ["br\u00fccke.local", "", "http://broker", "a..b", "x" * 64, "two words"])
+def test_a_host_that_is_none_is_refused_before_anything_is_written(tmp_path: Path, host: str) -> None:
+    with pytest.raises(HostRefusedError, match="neither a host name nor an address"):
+        init_fleet(tmp_path / "fleet", hosts=["broker.example.org", host], shipped=SHIPPED)
+    assert not (tmp_path / "fleet").exists()
+    fleet = init_fleet(tmp_path / "fleet", hosts=["xn--brcke-lva.local", "::1", "[::1]", "10.0.0.5"], shipped=SHIPPED)
+    with pytest.raises(HostRefusedError):
+        fleet.renew_broker(hosts=[host])
+    with pytest.raises(HostRefusedError):
+        fleet.enrol(EnrolmentRequest(role=Role.SERVER, name="server-x", tasks=["x"], hosts=[host]))
 
 
 def test_everything_in_the_folder_is_for_its_owner_only(fleet: FleetFolder) -> None:

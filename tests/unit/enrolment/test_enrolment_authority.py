@@ -76,6 +76,14 @@ def test_a_revocation_list_names_the_revoked_and_is_later_than_the_last(authorit
     assert new.is_signature_valid(certificate(authority).public_key())
 
 
+def test_a_list_that_was_made_while_the_clock_was_ahead_is_followed_by_one_that_holds_now(
+    authority: Credentials,
+) -> None:
+    ahead = make_revocation_list(authority, {}, now=NOW + timedelta(days=30), number=1, previous=None)
+    made = x509.load_pem_x509_crl(make_revocation_list(authority, {}, now=NOW, number=2, previous=ahead))
+    assert made.last_update_utc <= NOW
+
+
 def test_a_revocation_list_does_not_run_out_before_its_authority(authority: Credentials) -> None:
     made = x509.load_pem_x509_crl(make_revocation_list(authority, {}, now=NOW, number=1, previous=None))
     assert made.next_update_utc == authority.not_after
