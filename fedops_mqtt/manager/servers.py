@@ -14,11 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.core.run_member import RunEvent, ServerExited, ServerHostLost, ServerUnreachable
 from fedops_mqtt.manager import launcher
 from fedops_mqtt.manager.app_store import AppStore
-from fedops_mqtt.manager.errors import BundleMissingError
+from fedops_mqtt.manager.errors import BundleMissingError, LeaseLostError
 from fedops_mqtt.manager.final_status import read_kept, read_stored
 from fedops_mqtt.manager.journal import Journal, Launch
 from fedops_mqtt.manager.kubernetes_launcher import KubernetesServer
@@ -27,7 +29,7 @@ from fedops_mqtt.manager.launcher import LaunchedServer, LaunchOrder, Liveness, 
 from fedops_mqtt.manager.remote_launcher import RemoteLaunch, RemoteServer, command_environment
 from fedops_mqtt.manager.remote_order import end_nonce, make_order, store_of
 from fedops_mqtt.manager.tasks import TaskConfig
-from fedops_mqtt.protocol import RunOutcome, check_run_id
+from fedops_mqtt.protocol import RunOutcome, check_run_id, clip
 from fedops_mqtt.runtime.background import bare_error
 from fedops_mqtt.runtime.files import delete_file, write_private
 from fedops_mqtt.runtime.key_values import format_pairs
@@ -77,6 +79,7 @@ async def _answers(host: str, port: int, timeout_s: float) -> bool:
 
 
 Report = Callable[[str, RunEvent], None]
+Work = Callable[[], Coroutine[Any, Any, object]]
 
 NEVER_STARTED = "the manager ended before it had started the FL server"
 NOT_STARTED = "the run ended before the FL server was started"
@@ -157,8 +160,8 @@ class Servers:
         server = self._server(run)
         server.wanted, server.launch_elsewhere, server.log_folder = launch, None, None
         server.store = None if task.is_local else self._store_of(task)
-        work = self._launch(server, run, launch, secret, task, after=server.life)
-        server.life = self._spawn(work, f"server-{run.run_id}")
+        work = partial(self._launch, server, run, launch, secret, task, after=server.life)
+        server.life = self._spawn(work, "server", run.run_id, launch)
 
     def resume(self, run: Run, launches: list[Launch], secret: bytes, task: TaskConfig | None) -> None:
         """Find the server of a run that an earlier manager launched, and supervise it.
@@ -179,16 +182,18 @@ class Servers:
         if is_on_other_host or (task is not None and not task.is_local):
             server.store = self._store_of(task)
         if task is not None and not task.is_local:
-            server.life = self._spawn(self._resume_elsewhere(server, run, known, secret, task), f"server-{run.run_id}")
+            work = partial(self._resume_elsewhere, server, run, known, secret, task)
+            server.life = self._spawn(work, "server", run.run_id, known.launch)
             return
         server.log_folder = Path(known.log_path).parent  # of a manager that may have had another state folder
         if not is_on_other_host:
-            server.life = self._spawn(self._resume(server, known), f"server-{run.run_id}")
+            server.life = self._spawn(partial(self._resume, server, known), "server", run.run_id, known.launch)
             return
         logger.info("an FL server is on another host", extra={"run_id": run.run_id, "host": known.host})
         server.launch_elsewhere = server.wanted = known.launch
         if not run.has_ended:  # the server may have ended while neither a manager nor the broker was there
-            self._spawn(self._report_final_status(server, known.run_id, known.launch), f"final-status-{run.run_id}")
+            look = partial(self._report_final_status, server, known.run_id, known.launch)
+            self._spawn(look, "final-status", run.run_id, known.launch)
 
     def end(self, run_id: str, outcome: RunOutcome | None, reason: str) -> None:
         """End a run's server if there is one; it gives its clients the reason. A second call changes nothing.
@@ -199,12 +204,12 @@ class Servers:
         server = self._servers.get(run_id)
         if server is None or server.wanted is None:
             return
-        server.wanted, server.stop = None, (outcome, reason)
+        launch, server.wanted, server.stop = server.wanted, None, (outcome, reason)
         if server.launch_elsewhere is not None:
             self._report(run_id, ServerExited(server.launch_elsewhere, "FL server is on another host"))
             server.launch_elsewhere = None
         if server.process is not None:
-            self._spawn(server.process.end(outcome, reason, grace_s=self._grace_s), f"end-{run_id}")
+            self._spawn(partial(server.process.end, outcome, reason, grace_s=self._grace_s), "end", run_id, launch)
 
     def probe(self, run: Run, now: float, *, every_s: float) -> None:
         """Request a server's line every `every_s`, and report when it does not answer."""
@@ -215,8 +220,8 @@ class Servers:
             server.probed_at = now
         if now - server.probed_at >= every_s:
             server.probed_at, server.is_probing = now, True
-            work = self._probe(server, run.run_id, run.launch, run.server.server_ip, every_s)
-            self._spawn(work, f"probe-{run.run_id}")
+            work = partial(self._probe, server, run.run_id, run.launch, run.server.server_ip, every_s)
+            self._spawn(work, "probe", run.run_id, run.launch)
 
     def is_connected(self, run_id: str) -> None:
         """End the probing of a server that is connected to the bus."""
@@ -245,13 +250,24 @@ class Servers:
     def _log_folder(self, run_id: str) -> Path:
         return self._folder / "runs" / check_run_id(run_id)
 
-    def _spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+    def _spawn(self, work: Work, what: str, run_id: str, launch: int) -> asyncio.Task[None]:
         if self._group is None:
             raise RuntimeError("servers are tended inside `async with servers.tending()` only")
-        task = self._group.create_task(work, name=name)
+        task = self._group.create_task(self._contained(work, run_id, launch), name=f"{what}-{run_id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    async def _contained(self, work: Work, run_id: str, launch: int) -> None:
+        """Do one run's work; what is wrong with it is that run's reason: the other runs need their manager."""
+        try:
+            await work()
+        except (SQLAlchemyError, LeaseLostError):  # nothing can be written, or another manager leads: these end it
+            raise
+        except Exception as error:
+            logger.exception("an FL server cannot be supervised", extra={"run_id": run_id, "launch": launch})
+            problem = f"{type(error).__name__}: {error}"
+            self._report(run_id, ServerExited(launch, clip(f"FL server cannot be started or supervised: {problem}")))
 
     async def _launch(
         self,
@@ -375,7 +391,7 @@ class Servers:
     async def _watch(self, server: RunServer, row: Launch, process: LaunchedServer) -> None:
         server.process = process
         if server.wanted != row.launch:
-            self._spawn(process.end(*server.stop, grace_s=self._grace_s), f"end-{row.run_id}")
+            self._spawn(partial(process.end, *server.stop, grace_s=self._grace_s), "end", row.run_id, row.launch)
         reason = await process.wait()
         if server.process is process:
             server.process = None

@@ -15,9 +15,18 @@ import string
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from fedops_mqtt.core.limits import RunLimits
@@ -25,9 +34,28 @@ from fedops_mqtt.manager.errors import TasksFileError, UnknownTaskError
 from fedops_mqtt.protocol import TaskId
 from fedops_mqtt.runtime.machine import HostAndPort, HttpAddress
 
+Text = TypeVar("Text", str, Path)
+
 
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _without_nul(text: Text) -> Text:
+    if "\0" in str(text):
+        raise ValueError("it has a NUL character, which arguments, variables and paths cannot have: leave it out")
+    return text
+
+
+def _variable_name(name: str) -> str:
+    if not name or "=" in name:
+        raise ValueError(f'{name!r} is no name of a variable: write NAME = "value"')
+    return name
+
+
+Argument = Annotated[str, AfterValidator(_without_nul)]
+FilePath = Annotated[Path, AfterValidator(_without_nul)]
+VariableName = Annotated[Argument, AfterValidator(_variable_name)]
 
 
 class KubernetesTask(_Table):
@@ -41,8 +69,16 @@ class KubernetesTask(_Table):
     namespace: str | None = None
     """None: that of the manager's own pod, or of the kubeconfig's context."""
     service_account: str | None = None
-    pod: dict[str, Any] = {}
-    container: dict[str, Any] = {}
+    pod: dict[str, JsonValue] = {}
+    container: dict[str, JsonValue] = {}
+
+    @field_validator("pod", "container")
+    @classmethod
+    def _lists_are_lists(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        for name in ("containers", "volumes", "volumeMounts"):  # ours go before them
+            if not isinstance(value.get(name, []), list):
+                raise ValueError(f'`{name}` is a list: write {name} = [{{ name = "…" }}]')
+        return value
 
 
 COMMAND, SHELL_COMMAND = "{command}", "{shell_command}"
@@ -65,12 +101,12 @@ class TaskConfig(_Table):
     `config` is the server's own settings file, its bundle: with it the server gets none of the manager's credentials.
     """
 
-    command: tuple[str, ...] | None = None
-    module: str | None = None
-    args: tuple[str, ...] = ()
-    cwd: Path | None = None
-    env: dict[str, str] = {}
-    config: Path | None = None
+    command: tuple[Argument, ...] | None = None
+    module: Argument | None = None
+    args: tuple[Argument, ...] = ()
+    cwd: FilePath | None = None
+    env: dict[VariableName, Argument] = {}
+    config: FilePath | None = None
     num_rounds: Annotated[int, Field(ge=1)] | None = None
     """None: the number in the server's own program or Flower project."""
     min_clients: Annotated[int, Field(ge=1)] = 2
@@ -78,10 +114,10 @@ class TaskConfig(_Table):
     adopt: bool = False
     listen: HttpAddress = "127.0.0.1:0"
     advertise: HostAndPort | None = None
-    launch: tuple[str, ...] | None = None
+    launch: tuple[Argument, ...] | None = None
     """A command that reaches the machine where the server runs; None: here."""
-    launch_stop: tuple[str, ...] | None = None
-    launch_alive: tuple[str, ...] | None = None
+    launch_stop: tuple[Argument, ...] | None = None
+    launch_alive: tuple[Argument, ...] | None = None
     """These two are as `launch` where that reaches the same machine each time."""
     kubernetes: KubernetesTask | None = None
     limits: RunLimits = RunLimits()
@@ -128,7 +164,18 @@ class TaskConfig(_Table):
 
 
 def _placeholders(text: str) -> set[str]:
-    return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+    """Return the names in a template.
+
+    Raises:
+        ValueError: a brace begins or ends none, as a shell's do in `${name:-x}`.
+    """
+    names = set()
+    for _, name, form, conversion in string.Formatter().parse(text):
+        if form or conversion:
+            raise ValueError("a placeholder is a name alone, without `:` or `!`")
+        if name is not None:
+            names.add(name)
+    return names
 
 
 def _check_placeholders(key: str, parts: Collection[str], known: Collection[str]) -> None:

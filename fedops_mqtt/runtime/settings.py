@@ -275,7 +275,11 @@ class ManagerSettings(BusSettings, HttpAccessSettings, PublishSettings):
     sites_token: Annotated[SecretStr | None, JOINED, Field(description="their token; or NAME=TOKEN,…")] = None
     sites_ca_file: Annotated[Path | None, Field(description="CA of those managers with HTTPS")] = None
     home_assistant: Annotated[
-        str | None, Field(description="topic prefix of Home Assistant discovery, mostly homeassistant; unset: off")
+        str | None,
+        Field(
+            pattern=r"^[^+#\x00]+$",
+            description="topic prefix of Home Assistant discovery, mostly homeassistant; unset: off",
+        ),
     ] = None
     archive_after_s: Annotated[float, Field(gt=0, description="a finished run leaves the bus after this")] = 3600.0
     keep_runs_s: Annotated[float, Field(gt=0, description="archived runs are deleted after this")] = 365 * 86400.0

@@ -5,8 +5,10 @@ import json
 from typing import Any
 
 import aiomqtt
+import pytest
 from jinja2 import Environment
 from manager_parts import PATIENCE_S, A, House, until
+from pydantic import ValidationError
 
 from fedops_mqtt.manager.home_assistant import CONNECTIVITY, TRAINING
 
@@ -43,6 +45,12 @@ async def test_nothing_is_said_unless_it_is_asked_for(house: House) -> None:
             await api.training(await api.start(house.task_id, clients=[A], min_clients=1), 1)
         await person.publish("homeassistant/the-end", "{}", qos=1)
         assert (await heard(person))[0] == "homeassistant/the-end"
+
+
+@pytest.mark.parametrize("prefix", ["homeassistant/#", "+/x", "", "a\0"])
+def test_a_prefix_that_no_topic_can_have_is_refused_at_the_start(house: House, prefix: str) -> None:
+    with pytest.raises(ValidationError, match="home_assistant"):
+        house.settings(home_assistant=prefix)
 
 
 def test_the_templates_say_what_the_status_says() -> None:

@@ -197,6 +197,47 @@ async def test_nothing_of_a_server_is_kept_when_its_run_is_archived(journal: Jou
         assert [name for name in kept if name.startswith("server-")] == []
 
 
+SHELL = ("sh", "-c", "exec {shell_command}")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"env": {"A=B": "1"}},
+        {"command": ("true\0",)},
+        {"launch": ("sh", "-c", "${name:-x} {shell_command}")},
+        {"launch": SHELL, "launch_alive": ("sh", "-c", "${name:-x}")},
+    ],
+)
+async def test_what_is_wrong_with_one_servers_task_is_the_reason_of_its_run_and_ends_no_other(
+    journal: Journal, tmp_path: Path, wrong: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A tasks file has none of these any more; a journal may."""
+    reported: asyncio.Queue[tuple[str, RunEvent]] = asyncio.Queue()
+    servers = Servers(
+        journal=journal, apps=apps_in(tmp_path, journal),
+        report=lambda run_id, event: reported.put_nowait((run_id, event)), folder=tmp_path, inherited={},
+        common_settings={"store": "s3://models", "state_dir": str(tmp_path)}, grace_s=1.0,
+    )  # fmt: skip
+    task = TaskConfig(command=("true",), cwd=tmp_path)
+    async with servers.tending(), asyncio.timeout(PATIENCE_S):
+        for name, its_task in (("wrong", task.model_copy(update=wrong)), ("right", task)):
+            run = apply_all(a_run(name), [ServerLaunched(1)], 2.0)
+            journal.add_run(JournaledRun(run=run, secret=b"s"))
+            servers.launch(run, 1, b"s", its_task)
+        ends: dict[str, ServerExited] = {}
+        while len(ends) < 2:
+            run_id, event = await reported.get()
+            assert isinstance(event, ServerExited), event
+            ends[run_id] = event
+    assert ends["wrong"].launch == 1
+    assert ends["wrong"].reason.startswith("FL server cannot be started or supervised: ")
+    assert ends["right"].reason == "FL server process exited with status 0"
+    (logged,) = [record for record in caplog.records if record.message == "an FL server cannot be supervised"]
+    assert logged.exc_info is not None
+    assert vars(logged)["run_id"] == "wrong"
+
+
 def apps_in(folder: Path, journal: Journal) -> AppStore:
     return AppStore(journal, folder / "apps", PublishRules(limits=BundleLimits(), takes_unsigned=True))
 

@@ -73,6 +73,29 @@ def test_rounds_that_no_file_says_are_the_servers_own(tmp_path: Path) -> None:
         ("[tasks.a]\nlaunch = ['sh', '{command}']\nlaunch_alive = ['sh', '{signal}']", "{signal} is unknown"),
         ("[tasks.a]\nadvertise = '{adress}'", "`advertise`: {adress} is unknown; there are {host}, {address}"),
         ("[tasks.a]\nlaunch = ['sh', '{command}']\n[tasks.a.kubernetes]\nimage = 'i'", "not both"),
+        ("[tasks.a]\nmodule = 'm'\nenv = { 'A=B' = '1' }", "tasks.a.env.A=B.[key]: Value error, 'A=B' is no name"),
+        ("[tasks.a]\nmodule = 'm'\nenv = { '' = '1' }", "'' is no name of a variable"),
+        ('[tasks.a]\nmodule = "m"\nenv = { "A\\u0000" = "1" }', "[key]: Value error, it has a NUL character"),
+        ('[tasks.a]\nmodule = "m"\nenv = { A = "\\u0000" }', "tasks.a.env.A: Value error, it has a NUL character"),
+        ('[tasks.a]\nmodule = "m"\nargs = ["a", "\\u0000"]', "tasks.a.args.1: Value error, it has a NUL character"),
+        ('[tasks.a]\nmodule = "m"\ncwd = "\\u0000"', "tasks.a.cwd: Value error, it has a NUL character"),
+        (
+            "[tasks.a]\nlaunch = ['bash', '-c', '${name:-x} {shell_command}']",
+            "'${name:-x} {shell_command}': a placeholder is a name alone, without `:` or `!` (a brace itself is "
+            "written twice: {{ or }})",
+        ),
+        ("[tasks.a]\nlaunch = ['sh', '-c', '{shell_command!q}']", "a placeholder is a name alone"),
+        ("[tasks.a]\nlaunch = ['sh', '-c', '{shell_command.x}']", "{shell_command.x} is unknown"),
+        (
+            "[tasks.a]\nlaunch = ['sh', '{command}']\nlaunch_stop = ['bash', '-c', 'kill -${signal:-TERM}']",
+            "`launch_stop`: 'kill -${signal:-TERM}': a placeholder is a name alone",
+        ),
+        (
+            "[tasks.a.kubernetes]\nimage = 'i'\ncontainer = { volumeMounts = 5 }",
+            "tasks.a.kubernetes.container: Value error, `volumeMounts` is a list: write volumeMounts = [{ name",
+        ),
+        ("[tasks.a.kubernetes]\nimage = 'i'\npod = 5", "tasks.a.kubernetes.pod: Input should be a valid dictionary"),
+        ("[tasks.a.kubernetes]\nimage = 'i'\npod = { x = 2020-01-01 }", "tasks.a.kubernetes.pod.x"),
         ("[tasks.a.kubernetes]\nnamespace = 'n'", "tasks.a.kubernetes.image: Field required"),
     ],
 )
