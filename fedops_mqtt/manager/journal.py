@@ -71,7 +71,7 @@ class Launch:
     process_key: str | None = None
     exit_reason: str | None = None
     host: str | None = None
-    """The process's host; None, from older programs: this host."""
+    """The process's host (`runtime.machine.host_id`); from older programs its name, or None: this host."""
 
 
 @dataclass(kw_only=True)

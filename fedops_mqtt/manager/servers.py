@@ -33,7 +33,8 @@ from fedops_mqtt.protocol import RunOutcome, check_run_id, clip
 from fedops_mqtt.runtime.background import bare_error
 from fedops_mqtt.runtime.files import delete_file, write_private
 from fedops_mqtt.runtime.key_values import format_pairs
-from fedops_mqtt.runtime.machine import host_name, split_address
+from fedops_mqtt.runtime.machine import host_id, host_name, split_address
+from fedops_mqtt.runtime.process_identity import is_process
 from fedops_mqtt.runtime.processes import read_tail
 from fedops_mqtt.runtime.settings import ENV_PREFIX
 from fedops_mqtt.runtime.settings_file import SettingsFileError
@@ -178,7 +179,7 @@ class Servers:
             self._report(run.run_id, ServerExited(run.launch, NEVER_STARTED))
         if known is None:
             return
-        is_on_other_host = known.host not in (None, host_name())
+        is_on_other_host = not _is_here(known)
         if is_on_other_host or (task is not None and not task.is_local):
             server.store = self._store_of(task)
         if task is not None and not task.is_local:
@@ -326,7 +327,7 @@ class Servers:
             launch=launch,
             log_path=str(self._log_path(run.run_id, launch)),
             secret_file=str(self._secret_file(run.run_id)),
-            host=host_name(),
+            host=host_id(),
         )
 
     async def _note_process(self, row: Launch, process: ServerProcess) -> None:
@@ -368,7 +369,7 @@ class Servers:
         """Supervise a server on another machine again, with its launch command where that still runs here."""
         command = None
         row = self._row(run, known.launch)
-        if known.log_path == row.log_path and known.host == row.host and known.pid and known.process_key:
+        if known.log_path == row.log_path and known.pid and known.process_key and _is_here(known):
             command = launcher.find(known.pid, known.process_key, Path(known.log_path))
         elif known.log_path != row.log_path:  # of a manager elsewhere, or with another state folder
             await self._journal.call(self._journal.add_launch, row)
@@ -471,6 +472,11 @@ class Servers:
         known = self._servers.get(run_id)
         folder = known.log_folder if known is not None else None
         return (folder or self._log_folder(run_id)) / f"server-{launch}.last-word.json"
+
+
+def _is_here(launch: Launch) -> bool:
+    """Whether a launch is this host's; older programs wrote its bare name, and a host that runs it may be renamed."""
+    return launch.host in (None, host_name(), host_id()) or is_process(launch.pid, launch.process_key)
 
 
 def _has_own_listen(task: TaskConfig) -> bool:

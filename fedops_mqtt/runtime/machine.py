@@ -1,6 +1,7 @@
 """What this machine is called, which addresses are its own, and where a user's files are on it."""
 
 import asyncio
+import hmac
 import ipaddress
 import re
 import socket
@@ -81,6 +82,23 @@ def in_home(path: Path) -> Path:
 def host_name() -> str:
     """Return this machine's name as text that can be sent: bytes that are not UTF-8 become `?`."""
     return socket.gethostname().encode("utf-8", "replace").decode()[:MAX_HOST_NAME]
+
+
+_MACHINE_ID = Path("/etc/machine-id")
+_MAX_NAMED = 200
+"""Characters of the name in an identity: a database has room for 256."""
+
+
+def host_id(machine_id_file: Path = _MACHINE_ID) -> str:
+    """Return this machine's name and, in brackets, what tells it from others of that name, on systems that have it.
+
+    A machine's id is to be published only as a hash with a key of the application (machine-id(5)).
+    """
+    name = host_name()[:_MAX_NAMED]
+    with suppress(OSError):
+        if machine_id := machine_id_file.read_bytes().strip():
+            return f"{name} ({hmac.new(machine_id, b'fedops-mqtt host', 'sha256').hexdigest()[:12]})"
+    return name
 
 
 _MAX_PORT = 65535

@@ -13,6 +13,7 @@ from sqlalchemy import event, func, select, update
 from fedops_mqtt.manager import tables
 from fedops_mqtt.manager.journal import Batch, Journal, JournalEvent
 from fedops_mqtt.manager.lease import ROW_LEASE_S, RowLease
+from fedops_mqtt.runtime.machine import host_name
 
 pytestmark = pytest.mark.long
 
@@ -52,14 +53,19 @@ async def test_a_database_that_is_away_ends_nobody_and_nothing_is_done_that_is_n
         assert len(await api.events(run_id, "RunClosed")) == 1
 
 
-def move_launches(url: str, host: str) -> None:
-    """As if the servers that are there were launched on another host."""
+def move_launches(url: str, host: str, **more: str) -> None:
+    """As if the servers that are there were launched on a host of this name."""
     with Journal(url) as journal, journal.engine.begin() as connection:
-        connection.execute(update(tables.launches).values(host=host))
+        connection.execute(update(tables.launches).values(host=host, **more))
 
 
+OTHER_BOOT = {"process_key": "0a1b2c3d-0000-4000-8000-000000000000:4711"}
+"""Of a process of another host."""
+
+
+@pytest.mark.parametrize("host", ["far-away", f"{host_name()} (0123456789ab)"], ids=["other-name", "same-name"])
 async def test_a_server_on_another_host_goes_on_when_a_manager_elsewhere_takes_over(
-    house: House, postgres: Postgres
+    house: House, postgres: Postgres, host: str
 ) -> None:
     url = postgres.new_database()
     async with house.device(A) as a, house.device(B) as b:
@@ -69,7 +75,7 @@ async def test_a_server_on_another_host_goes_on_when_a_manager_elsewhere_takes_o
             first.kill()
             await first.gone()
         server = house.server()
-        move_launches(url, "far-away")
+        move_launches(url, host, **OTHER_BOOT)
         async with house.managed(database_url=url, state_dir=house.folder / "elsewhere", archive_after_s=0.5) as api:
             await api.training(run_id)
             house.tell_server("finish", "all rounds done")
@@ -79,6 +85,23 @@ async def test_a_server_on_another_host_goes_on_when_a_manager_elsewhere_takes_o
             assert (run["outcome"], run["reason"], run["launch"]) == ("completed", "all rounds done", 1)
             await asyncio.to_thread(psutil.wait_procs, [server], 20)
             await until(lambda: is_told_exit(api, run_id), "the end of its launch")
+
+
+async def test_a_host_that_was_renamed_ends_its_server(house: House, postgres: Postgres) -> None:
+    url = postgres.new_database()
+    async with house.device(A), house.device(B):
+        async with house.managed(database_url=url, ends_servers=False) as api:
+            run_id = await api.start(house.task_id)
+            await api.training(run_id)
+        server = house.server()
+        move_launches(url, "its-former-name (0123456789ab)")
+        async with house.managed(database_url=url) as api:
+            await api.training(run_id)
+            await api.http.post(f"/api/v1/runs/{run_id}/stop", json={})
+            assert (await api.ended(run_id))["outcome"] == "stopped"
+            await asyncio.to_thread(psutil.wait_procs, [server])
+            (exited,) = await until(lambda: api.events(run_id, "ServerExited"), "the end of its launch")
+            assert "another host" not in exited["detail"]["reason"]
 
 
 async def is_told_exit(api: Api, run_id: str) -> bool:
@@ -97,7 +120,7 @@ async def test_a_server_whose_host_is_gone_is_launched_again_where_the_next_mana
             first.kill()
             await first.gone()
         house.server().kill()
-        move_launches(url, "far-away")
+        move_launches(url, "far-away", **OTHER_BOOT)
         shutil.rmtree(house.folder / "state")
         house.tasks_file.write_text("")
         async with house.managed(database_url=url, state_dir=house.folder / "elsewhere") as api:

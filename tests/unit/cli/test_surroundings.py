@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from fedops_mqtt import cli
 from fedops_mqtt.cli.entry import run
 from fedops_mqtt.protocol.identity import Text
-from fedops_mqtt.runtime.machine import host_name
+from fedops_mqtt.runtime.machine import host_id, host_name
 from fedops_mqtt.runtime.settings import ClientSettings, ManagerSettings
 from fedops_mqtt.runtime.systemd import ExitCode, end_signals, on_end_signal
 
@@ -156,3 +156,14 @@ def test_process_1_collects_orphans_passes_signals_on_and_ends_as_its_verb() -> 
         assert process.stdout.readline() == "ready\n"
         process.terminate()
         assert process.wait() == 7
+
+
+def test_two_machines_of_one_name_are_two_hosts_and_an_empty_id_is_none(tmp_path: Path) -> None:
+    one, other, empty = tmp_path / "one", tmp_path / "other", tmp_path / "empty"
+    one.write_text("3d1219c7c4c5404aaa1f6d2a48adfda4\n")
+    other.write_text("0123456789abcdef0123456789abcdef\n")
+    empty.touch()
+    assert host_id(one) == host_id(one) != host_id(other)
+    assert host_id(one).startswith(f"{host_name()} (")
+    assert "3d1219c7" not in host_id(one)
+    assert host_id(empty) == host_id(tmp_path / "none") == host_name()
