@@ -153,9 +153,9 @@ class RunService:
         """End the run of an adopted server that was started anew by hand; the new one is adopted after that."""
         if active.spec.is_adopted:
             self._context.bus_reader.unknown_servers[server.task_id] = server
-            self._context.event_queue.put(
-                active.run_id, ServerExited(active.launch, f"its server was started anew (run {run_id})")
-            )
+            if active.exited_at is None:
+                reason = f"its server was started anew (run {run_id})"
+                self._context.event_queue.put(active.run_id, ServerExited(active.launch, reason))
         else:
             logger.warning("an unknown FL server is in a task", extra={"run_id": active.run_id, "foreign": run_id})
 
