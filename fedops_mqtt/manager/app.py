@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
@@ -51,6 +52,7 @@ async def run_manager(
     on_ready: PrintLine = lambda url: None,
     stop: asyncio.Event | None = None,
     front: Front | None = None,
+    wall_clock: Callable[[], float] = time.time,
 ) -> int:
     """Lead, or wait to, until SIGTERM, SIGINT or `stop`; return the exit status.
 
@@ -61,6 +63,7 @@ async def run_manager(
         on_ready: called with the API's URL once this manager leads.
         stop: ends the manager when it is set.
         front: the page, where there is one.
+        wall_clock: the time of day as this host shows it, s.
     """
     stop = stop or asyncio.Event()
     try:
@@ -76,7 +79,9 @@ async def run_manager(
                     await stack.enter_async_context(_conflict_checked(lease))
                     journal.lead(term, lease.may_act)
                     address = stack.enter_context(listening or _listen(settings.http, rules))
-                    life = leading(settings, journal, tasks, term=term, listening=address, front=front)
+                    life = leading(
+                        settings, journal, tasks, term=term, listening=address, front=front, wall_clock=wall_clock
+                    )
                     leader = await stack.enter_async_context(life)
                     print_line(f"manager leads (term {term}), API at {url_of(address, rules)}")
                     on_ready(url_of(address, rules))

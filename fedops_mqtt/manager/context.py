@@ -22,11 +22,15 @@ class Clock:
     """Seconds since 1970 as this process counts them.
 
     Args:
-        not_before: the latest time in the journal, s; the clock starts there when the wall clock was set back.
+        now: what it shows, s; None: the time of day.
+        not_before: the latest time in the journal, s; the clock starts there where `now` is before it.
     """
 
-    def __init__(self, *, not_before: float = 0.0) -> None:
-        self._offset = max(time.time(), not_before) - time.monotonic()
+    def __init__(self, *, now: float | None = None, not_before: float = 0.0) -> None:
+        now = max(time.time() if now is None else now, not_before)
+        self._offset = now - time.monotonic()
+        self.gap_s = now - (not_before or now)
+        """Between the latest time in the journal and its start: nobody managed, or the host's clock was set forward."""
 
     def now(self) -> float:
         """Return the time, s; it never goes back."""

@@ -253,6 +253,17 @@ class Journal:
         latest = (select(func.max(tables.events.c.at)), select(func.max(tables.runs.c.created_at)))
         return max(float(self.reader.rows(query)[0][0] or 0.0) for query in latest)
 
+    def boot_time(self, boot: str) -> float | None:
+        """Return when a host was booted by the clock of its last leader in that boot, s; None: it had none."""
+        rows = self.reader.rows(select(tables.boots.c.booted_at).where(tables.boots.c.boot == boot))
+        return float(rows[0][0]) if rows else None
+
+    def note_boot_time(self, boot: str, booted_at: float) -> None:
+        """Note the clock of a leader: when its host was booted by it, s."""
+        with self._engine.begin() as connection:
+            connection.execute(delete(tables.boots).where(tables.boots.c.boot == boot))
+            connection.execute(insert(tables.boots).values(boot=boot, booted_at=booted_at))
+
     # Launches
 
     def add_launch(self, launch: Launch) -> None:

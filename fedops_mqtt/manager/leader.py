@@ -44,6 +44,7 @@ from fedops_mqtt.protocol import Channel, ManagerCondition, ManagerStatus, filte
 from fedops_mqtt.runtime.background import alongside
 from fedops_mqtt.runtime.http_server import serving, url_of
 from fedops_mqtt.runtime.machine import is_loopback, split_address
+from fedops_mqtt.runtime.process_identity import boot_id, since_boot_s
 from fedops_mqtt.runtime.settings import ManagerSettings, inherited_environment
 
 logger = logging.getLogger(__name__)
@@ -93,6 +94,7 @@ async def leading(
     term: int,
     listening: socket.socket,
     front: Front | None = None,
+    wall_clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Leader]:
     """Watch, decide and act while the block runs.
 
@@ -109,7 +111,8 @@ async def leading(
     runs = await journal.call(journal.open_runs)
     # An older program did not store a run's task: take it from the tasks file.
     open_runs = OpenRuns([replace(each, task=each.task or tasks.get(each.run.spec.task_id)) for each in runs])
-    clock = Clock(not_before=await journal.call(journal.last_time))
+    is_in_use = any(not each.run.has_ended for each in runs)
+    clock = await _start_clock(journal, is_in_use=is_in_use, wall_clock=wall_clock)
     owner = _owner(settings, journal, term=term, url=url_of(listening, access_rules(settings)))
     async with AsyncExitStack() as stack:
         connection = await stack.enter_async_context(_on_bus(settings, owner, open_runs))
@@ -129,6 +132,20 @@ async def leading(
             meters=ManagerMetrics(bus_reader=bus_reader, open_runs=open_runs, connection=connection),
         )
         yield await _at_work(context, owner, listening, stack, front or _no_page)
+
+
+async def _start_clock(journal: Journal, *, is_in_use: bool, wall_clock: Callable[[], float]) -> Clock:
+    """Return the clock of this term. While a run is open it goes on as in the last term of this boot of this host.
+
+    Else a host that gets the time of day late (no battery, NTP) would bring running runs to their limits at once.
+    """
+    boot, not_before, began = boot_id(), await journal.call(journal.last_time), None
+    if boot is not None and is_in_use:
+        began = await journal.call(journal.boot_time, boot)
+    clock = Clock(now=wall_clock() if began is None else began + since_boot_s(), not_before=not_before)
+    if boot is not None:
+        await journal.call(journal.note_boot_time, boot, clock.now() - since_boot_s())
+    return clock
 
 
 async def _at_work(

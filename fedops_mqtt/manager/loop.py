@@ -159,6 +159,9 @@ EVERY_S = 1.0
 STOP_RETRY_S = 5.0
 PRUNE_EVERY_S = 3600.0
 
+LONG_GAP_S = 86400.0
+"""A clock that starts so long after the journal's last entry may have been set wrong: nothing is deleted at once."""
+
 
 class Housekeeping:
     """What a leading manager does beside its runs: archive, prune, clear topics, stop clients of closed runs."""
@@ -168,7 +171,7 @@ class Housekeeping:
         self._servers = servers
         self._executor = executor
         self._stopped_at: dict[tuple[str, str], float] = {}
-        self._pruned_at = float("-inf")
+        self._pruned_at = context.clock.now() if context.clock.gap_s > LONG_GAP_S else float("-inf")
 
     async def run(self) -> None:
         """Repeat every `EVERY_S`, for ever."""

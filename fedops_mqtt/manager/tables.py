@@ -21,7 +21,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISION = "0008"
+REVISION = "0009"
 """Of these tables, and the newest in `migrations/versions`. Revisions are numbers: a greater one is newer."""
 
 metadata = MetaData()
@@ -164,6 +164,11 @@ lease = Table(
     Column("held_until", Float, nullable=False),
     Column("last_write", BigInteger, nullable=False, server_default="0"),
 )
+
+boots = Table(
+    "boots", metadata, Column("boot", String(64), primary_key=True), Column("booted_at", Float, nullable=False)
+)
+"""The leaders' clocks: when a host was booted by the clock of its last leader, one row a boot in which it had one."""
 
 epochs = Table(
     "epochs", metadata, Column("owner", String(256), primary_key=True), Column("epoch", BigInteger, nullable=False)

@@ -1,5 +1,6 @@
-"""Which process is meant: by its id and key, or by its environment. Only light imports."""
+"""Which process is meant: by its id and key, or by its environment; which boot of the host. Only light imports."""
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,16 +12,29 @@ _START_TICKS = 19
 """Place of the start time in `/proc/PID/stat`, counted after the program's name."""
 
 
+def boot_id() -> str | None:
+    """Return what tells this boot of this host from all others; None where the system does not know it."""
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+
+
+def since_boot_s() -> float:
+    """Return the time since the boot, that of a suspended host included; only where there is a `boot_id`."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 def process_key(pid: int) -> str | None:
     """Return what tells a process from earlier and later ones with its id; None for one that has ended.
 
     On Linux it is the boot, and the process's start in ticks after it: a time of day moves when the clock is set.
     """
     try:
-        if not _BOOT_ID.exists():
+        if (boot := boot_id()) is None:
             return f"{psutil.Process(pid).create_time():.2f}"
         facts = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return f"{_BOOT_ID.read_text(encoding='ascii').strip()}:{int(facts[_START_TICKS])}"
+        return f"{boot}:{int(facts[_START_TICKS])}"
     except (OSError, psutil.NoSuchProcess):
         return None
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -172,11 +173,15 @@ class House:
         return ManagerSettings(**{"database_url": self.database_url(Path(wanted["state_dir"])), **wanted})
 
     @asynccontextmanager
-    async def managed(self, *, ends_servers: bool = True, **changes: Any) -> AsyncIterator[Api]:
+    async def managed(
+        self, *, ends_servers: bool = True, wall_clock: Callable[[], float] = time.time, **changes: Any
+    ) -> AsyncIterator[Api]:
         """A manager in this process."""
         stop, url = asyncio.Event(), asyncio.get_running_loop().create_future()
         settings = self.settings(**changes)
-        life = run_manager(settings, ends_servers=ends_servers, on_ready=url.set_result, stop=stop)
+        life = run_manager(
+            settings, ends_servers=ends_servers, on_ready=url.set_result, stop=stop, wall_clock=wall_clock
+        )
         async with AsyncExitStack() as stack:
             manager = asyncio.create_task(life)
             stack.push_async_callback(asyncio.wait, [manager])

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import time
+from datetime import datetime
 
 import psutil
 import pytest
@@ -18,6 +19,9 @@ from fedops_mqtt.manager.journal import Batch, Journal, JournaledRun
 from fedops_mqtt.manager.tasks import Tasks
 from fedops_mqtt.protocol import ManagerCondition, ManagerStatus, topics
 from fedops_mqtt.runtime.systemd import ExitCode
+
+AFTER_PRUNING_S = 3.0
+"""At least: what a manager would delete as it begins is deleted by then."""
 
 
 @pytest.mark.long
@@ -149,6 +153,34 @@ async def test_a_launch_that_was_written_down_and_never_happened_is_done_again(h
         assert (await api.training("run-1"))["launch"] == 2
         exits = await api.events("run-1", "ServerExited")
         assert exits[0]["detail"]["reason"] == "the manager ended before it had started the FL server"
+
+
+@pytest.mark.long
+async def test_a_clock_that_is_set_forward_between_two_managers_ends_no_run_and_deletes_no_history(
+    house: House,
+) -> None:
+    """A host without a battery gets the time of day late; the run's limit is a day, events are kept for 90."""
+    late_s = 100 * 86400.0
+    async with house.device(A) as a, house.device(B) as b:
+        async with house.managed(ends_servers=False, wall_clock=lambda: time.time() - late_s) as api:
+            run_id = await api.start(house.task_id)
+            created_at = (await api.training(run_id))["created_at"]
+        async with house.managed(archive_after_s=0.1) as api:
+            await api.training(run_id)
+            house.tell_server("finish", "all rounds done")
+            a.finishes()
+            b.finishes()
+            run = await api.ended(run_id)
+            assert (run["outcome"], run["launch"], run["created_at"]) == ("completed", 1, created_at)
+            await asyncio.sleep(AFTER_PRUNING_S)
+            assert await api.events(run_id, "RunCreated")
+        house.take_back("finish")
+        async with house.managed() as api:  # without an open run, the time of day holds
+            await asyncio.sleep(AFTER_PRUNING_S)
+            assert await api.events(run_id, "RunCreated")
+            later = await api.run(await api.start(house.task_id))
+            age = datetime.fromisoformat(later["created_at"]) - datetime.fromisoformat(created_at)
+            assert age.total_seconds() > late_s - 1
 
 
 async def test_a_run_that_cannot_be_read_keeps_no_manager_from_leading(house: House) -> None:
