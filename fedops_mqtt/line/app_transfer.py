@@ -79,7 +79,7 @@ class AppTransfer:
         while not self._is_stopped.is_set() and (left_s := deadline - time.monotonic()) > 0:
             had = self.num_received
             try:
-                if self._fetch(deadline, min(left_s, self._stall_s)):
+                if self._fetch(deadline, left_s):
                     return
                 problem = "the time is over"
             except LineRefusedError as error:
@@ -118,9 +118,9 @@ class AppTransfer:
             if self._connection is not None:
                 self._connection.abort()
 
-    def _fetch(self, deadline: float, timeout_s: float) -> bool:
+    def _fetch(self, deadline: float, left_s: float) -> bool:
         """Append what the server sends; return whether all is there."""
-        present = self._present()
+        present, timeout_s = self._present(), min(left_s, self._stall_s)
         if present >= self._size:
             return True
         with self._lock:
@@ -129,7 +129,10 @@ class AppTransfer:
         try:
             headers = self._headers | ({"range": f"bytes={present}-"} if present else {})
             path = f"{wire.APP_PATH}{self._digest}"
-            with connection.open("GET", path, headers=headers, timeout_s=timeout_s) as response:
+            with (
+                connection.aborted_after(left_s),
+                connection.open("GET", path, headers=headers, timeout_s=timeout_s) as response,
+            ):
                 return self._receive(response, present, deadline)
         finally:
             with self._lock:

@@ -229,9 +229,11 @@ class ClientSession:
             connector, launch = self._connector, self._launch
             self._control = control = connector.connection(within_s=self._left_s())
         try:
-            session = self._join(control, connector, launch)
-            if session is not None:
-                self._follow(control, session)
+            # A server that lets it in and does not count it, or answers a byte at a time, must not outlast the limit
+            with control.aborted_after(self._left_s()) as self._join_timer:
+                session = self._join(control, connector, launch)
+                if session is not None:
+                    self._follow(control, session)
         finally:
             # A control request that closes before the goodbye has arrived would look like a death
             with self._changed:
@@ -279,6 +281,7 @@ class ClientSession:
         with self._changed:
             if self._session is session or self._end is not None or session.connector is not self._connector:
                 return
+            self._join_timer.cancel()
             self._session = session
             self._has_joined = True
             self._backoff.reset()

@@ -8,8 +8,9 @@ import http.client
 import math
 import socket
 import ssl
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,8 @@ class LineConnection:
 
     def __init__(self, connection: _Gathering) -> None:
         self._http = connection
+        self._sock: socket.socket | None = None
+        """`http.client` lets go of its own when an answer is to end with the connection, before it is read."""
         self._is_aborted = False
 
     def ask(self, method: str, path: str, *, headers: Mapping[str, str], body: bytes = b"", timeout_s: float) -> bytes:
@@ -141,11 +144,25 @@ class LineConnection:
     def abort(self) -> None:
         """Break the connection from another thread: whoever waits on it gets a BROKEN error at once."""
         self._is_aborted = True
-        sock = self._http.sock
+        sock = self._sock
         if sock is not None:
             with suppress(OSError):
                 # The plain socket's: SSLSocket.shutdown would take the TLS state away under the thread that reads.
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+    @contextmanager
+    def aborted_after(self, limit_s: float) -> Iterator[threading.Timer]:
+        """Abort what the block does once it has taken so long; to cancel the timer lets the block go on without limit.
+
+        Every other limit is one of silence: who sends a byte now and then stays below them for ever.
+        """
+        timer = threading.Timer(min(limit_s, threading.TIMEOUT_MAX), self.abort)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield timer
+        finally:
+            timer.cancel()
 
     def close(self) -> None:
         """Close it; the owner's, from its own thread."""
@@ -178,6 +195,7 @@ class LineConnection:
     ) -> None:
         if self._http.sock is None:
             self._http.connect()
+        self._sock = self._http.sock
         if self._is_aborted:
             raise ConnectionAbortedError("connection was aborted")
         self._http.sock.settimeout(timeout_s)

@@ -180,6 +180,7 @@ class LineApp:
         if body.run_id not in (None, self._run_id):
             raise LineRefusedError(status=409, code="other_run", reason=f"this server serves run {self._run_id}")
         session = self._run_state.admit(body)
+        self._run_state.expect_control(session, (_MISSED_PINGS + 1) * self._limits.ping_s)
         answer = wire.JoinAnswer(
             run_id=self._run_id,
             launch=self._launch,

@@ -115,9 +115,9 @@ class Members:
         return self._set(kind, replace(member, is_present=True, has_joined=True, phase=Phase.WAITING, reason=None))
 
     def detach(self, session: str, reason: str) -> list[MemberChange]:
-        """The control request has closed without a leave: the client is lost, until it comes back."""
+        """The control request has closed without a leave, or none came: the client is lost, until it comes back."""
         member = self._of(session)
-        if member is None or not member.is_present:
+        if member is None or not member.has_joined:
             return []
         return self._set(ChangeKind.LOST, replace(member, is_present=False, reason=reason))
 

@@ -54,6 +54,7 @@ class Session:
     control: asyncio.Event = field(default_factory=asyncio.Event)
     orders: deque[ControlLine] = field(default_factory=deque)
     is_over: bool = False
+    has_had_control: bool = False
     has_disconnected: bool = False
     unanswered_pings: int = 0
     polls: int = 0
@@ -257,6 +258,7 @@ class RunState:
     def attach(self, session: Session) -> None:
         """The session's control request is open."""
         with self._changed:
+            session.has_had_control = True
             self._settle(self._members.attach(session.id), None)
 
     def detach(self, session: Session, reason: str) -> None:
@@ -264,9 +266,21 @@ class RunState:
         with self._changed:
             if self._is_closed:
                 self.note_departed(session)
+            if session.is_over:
+                return
             changes = self._members.detach(session.id, reason)
             self._end_session(session.id, None)
             self._settle(changes, f"{session.mac} lost: {reason}")
+
+    def expect_control(self, session: Session, within_s: float) -> None:
+        """Count a process as lost that joined and opens no control request: what it owes holds up a round."""
+
+        def look() -> None:
+            if not (session.has_had_control or self._is_closed):
+                self.detach(session, f"no control request within {within_s:g} s of its join")
+
+        if self._loop is not None:
+            self._loop.call_later(within_s, look)
 
     def leave(self, session: Session, outcome: Outcome, reason: str | None) -> None:
         """A process reports how it ended."""

@@ -1,16 +1,20 @@
 """Who is in the run, and how soon it shows: death, silence, drops, limits, stops, re-aiming."""
 
+import http.client
+import json
 import os
 import signal
 import socket
 import threading
 import time
+from contextlib import closing
 
 import pytest
 from flwr.app import ArrayRecord, Context, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 from line_parts import WAIT_S, Gate, Lines, a_metric, ask, ask_in_thread, echo_app, mac_of
 
+from fedops_mqtt.line import wire
 from fedops_mqtt.line.access import make_token
 from fedops_mqtt.line.client_session import RunEnd
 from fedops_mqtt.line.grid import BelowQuorumError, RunEndedError
@@ -74,6 +78,27 @@ def test_a_silent_host_is_lost_within_three_pings_and_may_come_back(lines: Lines
     lines.changes.wait("rejoined", count=num_before + 1)
     (reply,) = ask(server)
     assert reply.has_content()
+
+
+def test_a_client_that_joins_again_and_falls_silent_owes_nothing_any_more(lines: Lines) -> None:
+    """Neither its old control request nor a new one ends: nothing but the time shows that it has died."""
+    server = lines.serve(limits={"ping_s": 1.0})
+    body = json.dumps({"client_mac": mac_of(1), "instance": "hand", "attempt": 1}).encode()
+    host, _, port = server.address.rpartition(":")
+    with closing(http.client.HTTPConnection(host, int(port), timeout=WAIT_S)) as control:
+        control.request("POST", wire.JOIN_PATH, body=body)
+        session = json.loads(control.getresponse().read())["session"]
+        control.request("GET", wire.CONTROL_PATH, headers={wire.SESSION_HEADER: session})
+        lines.changes.wait("joined")
+        results = ask_in_thread(server)
+        with closing(http.client.HTTPConnection(host, int(port), timeout=WAIT_S)) as again:
+            again.request("GET", wire.NEXT_PATH, headers={wire.SESSION_HEADER: session})
+            assert again.getresponse().read()
+            again.request("POST", wire.JOIN_PATH, body=body)
+            assert again.getresponse().read()
+            (reply,) = results.get(timeout=WAIT_S)
+    assert reply.error.reason == f"{mac_of(1)} lost: no control request within 3 s of its join"
+    assert lines.changes.wait("lost").member.reason == "no control request within 3 s of its join"
 
 
 def test_a_reply_that_comes_after_the_loss_still_counts_while_the_round_is_open(lines: Lines) -> None:

@@ -6,6 +6,7 @@ import http.server
 import resource
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -217,6 +218,36 @@ def test_another_range_than_the_one_asked_for_is_not_appended(tmp_path: Path) ->
     with hostile(piece(20, 100)) as address, pytest.raises(TransferError, match="another range"):
         transfer(tmp_path / "app.part", address, limit_s=0.3).run()
     assert (tmp_path / "app.part").read_bytes() == DATA[:10]
+
+
+def endless(status: int, piece: bytes, pause_s: float) -> Answer:
+    def answer(request: http.server.BaseHTTPRequestHandler) -> None:
+        request.send_response(status)
+        request.end_headers()
+        try:
+            while True:
+                request.wfile.write(piece)
+                time.sleep(pause_s)
+        except OSError:  # the client has left
+            request.close_connection = True
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "fact"),
+    [
+        (endless(500, bytes(1 << 20), 0), "answer 500 has over 65536 bytes"),
+        (endless(500, b" ", 0.2), "from something else"),
+        (endless(200, b" ", 0.2), "of 1,280,000 bytes came within 3 s"),
+    ],
+    ids=["error without end", "slow error", "slow bundle"],
+)
+def test_a_transfer_ends_within_its_limit_whatever_the_server_sends(tmp_path: Path, answer: Answer, fact: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with hostile(answer) as address, pytest.raises(TransferError, match=fact):
+        transfer(tmp_path / "app.part", address, limit_s=3.0).run()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024, "KiB"
 
 
 def test_a_stop_ends_a_transfer_that_waits(tmp_path: Path) -> None:
