@@ -312,7 +312,7 @@ def _interrupted(client: Client) -> Client:
         return client
     if mine.ending is None:
         client = _end_by(client, mine, _INTERRUPTION).client
-    return _end(client, TrainingEnded(run_id=mine.run_id, attempt=mine.attempt, outcome=Outcome.FAILED))
+    return _end(client, TrainingEnded(outcome=Outcome.FAILED))
 
 
 def _end_by(client: Client, mine: ActiveTraining, ending: TrainingOutcome) -> Step:
@@ -332,7 +332,7 @@ def _progress(client: Client, event: PhaseReport) -> Client:
 
 def _end(client: Client, event: TrainingEnded) -> Client:
     mine = client.facts.active_training
-    if mine is None or mine.run_id != event.run_id or mine.attempt != event.attempt:
+    if mine is None:
         return client
     client = replace(client, phase=Phase.STARTING, round=0)
     if event.outcome is None and mine.ending is None:

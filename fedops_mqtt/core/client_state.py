@@ -148,10 +148,11 @@ class PhaseReport(WireModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingEnded:
-    """The training process has ended; `outcome` is None when the run was over before it could join, or never began."""
+    """The active training has ended, whatever its run and attempt are called by then: there is one at a time.
 
-    run_id: str
-    attempt: int
+    `outcome` is None when the run was over before it could join, or never began.
+    """
+
     outcome: Outcome | None
     reason: str | None = None
     reason_code: str | None = None

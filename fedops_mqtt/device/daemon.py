@@ -7,8 +7,9 @@ nor torch, wandb or numpy is ever imported here: an idle daemon stays small.
 import asyncio
 import logging
 import platform
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from pathlib import Path
 from typing import Literal, Protocol, assert_never
 
 from fedops_mqtt import __version__
@@ -51,15 +52,17 @@ from fedops_mqtt.protocol import (
     RunStart,
     StartTrigger,
     StopTrigger,
+    clip,
     filter_for,
     first_line,
     topics,
     utc_now,
 )
+from fedops_mqtt.runtime.background import first_error
 from fedops_mqtt.runtime.processes import kill_marked
 from fedops_mqtt.runtime.settings import ClientSettings
 from fedops_mqtt.runtime.systemd import supervised
-from fedops_mqtt.training.pipe import MetricsReport
+from fedops_mqtt.training.pipe import EndedReport, MetricsReport
 
 Notice = Literal["trainFin", "trainFail", "flclient_out"]
 """FedOps' names for how a training ended, and for a client that leaves (FedOps client_api.ClientMangerAPI)."""
@@ -100,11 +103,13 @@ class Daemon:
         import_paths: Sequence[str] = (),
         run_config: Mapping[str, Scalar] | None = None,
         make_trainer: MakeTrainer = Trainer,
+        make_journal: Callable[[Path], ClientJournal] = ClientJournal,
         agent: Mapping[str, str] | None = None,
         attachment: Attachment | None = None,
     ) -> None:
         self.settings = settings
         self._agent = _AGENT if agent is None else agent
+        self._make_journal = make_journal
         self.identity, self._folder, epochs = identity_of(settings)
         self._client = Client(identity=self.identity)
         self._policy = AppPolicy(settings, self.identity, self._folder)
@@ -157,7 +162,7 @@ class Daemon:
             OSError: the state folder cannot be written.
         """
         with identity_lock(self._folder, task_id=self.identity.task_id, client_mac=self.identity.client_mac):
-            self._journal = ClientJournal(self._folder)
+            self._journal = self._make_journal(self._folder)
             await self._recover()
             async with self._on_bus() as bus, self._attached(), supervised():
                 await self._live(bus)
@@ -182,19 +187,15 @@ class Daemon:
             refusal = self._policy.refusal(event) if isinstance(event, StartTrigger | LocalStart) else None
             step = core.apply(before, event, app_refusal=refusal)
             problem = await self._keep(step.client.facts)
-            if problem is not None and isinstance(step.action, RunStart):
-                step = _refused(before, event, problem)
+            if isinstance(step.action, RunStart):
+                problem = problem or self._begin(step.action)
+                if problem is not None:
+                    step = _refused(before, event, problem)
+                    await self._keep(step.client.facts)
             self._client = step.client
             match step.action:
-                case None:
+                case None | RunStart():
                     pass
-                case RunStart() as start:
-                    assert self._group is not None
-                    self._phase = self._joined_run_id = None
-                    self._training = training = self._trainer.make(self._with_token(start))
-                    self._is_idle.clear()
-                    name = f"training-{start.run_id}-{start.attempt}"
-                    self._group.create_task(self._train(training), name=name)
                 case ServerMoved(server_ip=server_ip, launch=launch):
                     if self._training is not None:
                         self._training.redirect(server_ip, launch)
@@ -207,6 +208,20 @@ class Daemon:
             self._note_change(before, step.client)
             self._owner.update()
         return step
+
+    def _begin(self, start: RunStart) -> str | None:
+        """Begin a training; returns why it cannot be made."""
+        assert self._group is not None
+        try:
+            training = self._trainer.make(self._with_token(start))
+        except Exception as error:  # the device stays on the bus, whatever it is
+            logger.exception("a training cannot be made", extra={"run_id": start.run_id})
+            return f"the training cannot be made: {_cause(error)}"
+        self._phase = self._joined_run_id = None
+        self._training = training
+        self._is_idle.clear()
+        self._group.create_task(self._train(training), name=f"training-{start.run_id}-{start.attempt}")
+        return None
 
     async def _keep(self, facts: ClientState) -> str | None:
         """Write facts; returns what went wrong."""
@@ -238,7 +253,7 @@ class Daemon:
         if num_left:
             logger.warning("ended processes that an earlier daemon left", extra={"count": num_left})
         self._client = core.restore(self.identity, facts)
-        await asyncio.to_thread(self._journal.save, self._client.facts)
+        await self._keep(self._client.facts)
 
     @asynccontextmanager
     async def _on_bus(self) -> AsyncIterator[Connection]:
@@ -349,22 +364,16 @@ class Daemon:
             await self.apply(report)
 
     async def _train(self, training: Training) -> None:
-        ended = await training.run()
+        try:
+            ended = await training.run()
+        except Exception as error:  # the device stays on the bus, whatever it is
+            logger.exception("a training broke off")
+            ended = EndedReport(outcome=Outcome.FAILED, reason=f"the training broke off: {_cause(error)}")
         self._training = None
         await self._take_phase()
-        mine = self._client.facts.active_training
         is_good = ended.outcome is Outcome.FINISHED
-        if mine is not None:
-            reason = None if is_good else ended.reason
-            await self.apply(
-                TrainingEnded(
-                    run_id=mine.run_id,
-                    attempt=mine.attempt,
-                    outcome=ended.outcome,
-                    reason=reason,
-                    reason_code=ended.reason_code,
-                )
-            )
+        reason = None if is_good else ended.reason
+        await self.apply(TrainingEnded(outcome=ended.outcome, reason=reason, reason_code=ended.reason_code))
         await self._notify("trainFin" if is_good else "trainFail")
         if self._training is None:  # the next one may have begun
             self._is_idle.set()
@@ -391,9 +400,14 @@ _AGENT = {
 }
 
 
+def _cause(error: Exception) -> str:
+    cause = first_error(error)
+    return f"{type(cause).__name__}: {cause}"
+
+
 def _refused(client: Client, event: Event, problem: str) -> Step:
-    """Return the step of a start that cannot be kept, and so must not be taken."""
-    decision = StartDecision(answer=Answer.REJECTED, reason=problem)
+    """Return the step of a start that cannot be kept or made, and so must not be taken."""
+    decision = StartDecision(answer=Answer.REJECTED, reason=clip(problem))
     if not isinstance(event, StartTrigger):
         return Step(client=client, decision=decision)
     return core.answer(client, event, decision)

@@ -10,7 +10,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -140,9 +140,9 @@ def identity_lock(folder: Path, *, task_id: str, client_mac: str) -> Iterator[No
     with path.open("a+", encoding="ascii") as file:
         if not _lock(file):
             raise DaemonRunningError(task_id, client_mac, _holder(file), path)
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+        with suppress(OSError):  # a full disk: the number is for people, the lock is held
+            file.truncate(0)
+            os.write(file.fileno(), f"{os.getpid()}\n".encode())
         yield
 
 

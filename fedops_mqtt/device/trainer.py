@@ -239,7 +239,7 @@ class DeliveredTraining:
             facts = {"run_id": start.run_id, "reason_code": error.code.value, "reason": error.problem}
             logger.error("the app is refused", extra=facts)
             return EndedReport(outcome=None, reason=error.problem, reason_code=error.code.value)
-        if preparing.cancelled():
+        if preparing.cancelled() or self._is_stopped:
             return EndedReport(outcome=Outcome.STOPPED, reason="stopped before its app was there")
         self._process = self._make_process(self._start, preparing.result())
         return await self._process.run()

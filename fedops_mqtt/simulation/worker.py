@@ -25,7 +25,7 @@ from fedops_mqtt.training.pipe import Job
 class Work(BaseModel):
     """What a worker is printing, in one line on stdin."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     jobs: tuple[Job, ...]
     """One for each client that it plays."""

@@ -17,7 +17,7 @@ from fedops_mqtt.core.client import Identity
 from fedops_mqtt.core.client_state import PhaseReport
 from fedops_mqtt.protocol import MetricsKind, Outcome, Phase, RunStart, clip
 from fedops_mqtt.protocol.messages import WireModel
-from fedops_mqtt.protocol.values import Count, Scalars
+from fedops_mqtt.protocol.values import Count, Plain, Scalars
 
 MAX_LINE_BYTES = 64 * 1024
 """A longer line is no report and is dropped; the bus would not take it either."""
@@ -34,7 +34,12 @@ class WandbOptions(WireModel):
 
 
 class Job(WireModel):
-    """The first line: everything a training process needs to know."""
+    """The first line: everything a training process needs to know.
+
+    It goes from a program to its child: the limits of messages on the bus are not those of a configuration here.
+    """
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
 
     command: Literal["start"] = "start"
     app: str
@@ -50,9 +55,9 @@ class Job(WireModel):
     rejoin_s: float
     partition_id: int | None = None
     num_partitions: int | None = None
-    node_config: Scalars = Field(default_factory=dict)
+    node_config: dict[str, Plain] = Field(default_factory=dict)
     """More of `Context.node_config`."""
-    run_config: Scalars = Field(default_factory=dict)
+    run_config: dict[str, Plain] = Field(default_factory=dict)
     """The user's configuration, for `Context.run_config`; values below a nested name are joined by dots."""
     wandb: WandbOptions | None = None
 

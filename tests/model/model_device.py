@@ -164,8 +164,8 @@ class Daemon:
         match event:
             case StopTrigger() as stop if stop.term >= before.term:
                 truth.stop_is_kept(stop.run_id, mac, stop.attempt)
-            case TrainingEnded(outcome=Outcome.FINISHED, run_id=run_id) if before.active_training is not None:
-                truth.finish_is_kept(run_id, mac)
+            case TrainingEnded(outcome=Outcome.FINISHED) if before.active_training is not None:
+                truth.finish_is_kept(before.active_training.run_id, mac)
 
     def _carry_out(self, action: Action | None) -> None:
         match action:
@@ -268,10 +268,7 @@ class Training:
         if not self.daemon.is_alive:
             return
         self.daemon.training = None
-        mine = self.daemon.client.facts.active_training
-        if mine is not None:
-            ended = TrainingEnded(run_id=mine.run_id, attempt=mine.attempt, outcome=outcome, reason=reason)
-            self.daemon.apply(ended)
+        self.daemon.apply(TrainingEnded(outcome=outcome, reason=reason))
 
     def _try(self) -> None:
         if not self.is_alive or self.server is not None:

@@ -116,6 +116,13 @@ class MeasuringClient(AddOne):
 measuring_client = MeasuringClient()
 
 
+def _reading(message: Message, context: Context) -> Message:
+    """Report how much of its configuration has arrived."""
+    config = dict(context.run_config)
+    numbers = {"chars": len(config["text"]), "key": len(max(config, key=len)), "names": len(config)}
+    return _reply(message, MetricRecord({**numbers, "best": config["best"], "num-examples": 1}))
+
+
 def _app(train) -> ClientApp:
     app = ClientApp()
     app.train()(train)
@@ -124,5 +131,5 @@ def _app(train) -> ClientApp:
 
 
 raising, dying, endless, busy = _app(_raising), _app(_dying), _app(_endless), _app(_busy)
-shouting, measuring = _app(_shouting), _app(_measuring)
+shouting, measuring, reading = _app(_shouting), _app(_measuring), _app(_reading)
 not_an_app = 42

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -56,7 +57,11 @@ SpawnDaemon = Callable[..., "asyncio.Future[DaemonProcess]"]
 async def spawn_daemon(broker: Mosquitto, task_id: str, mac: str, tmp_path: Path) -> AsyncIterator[SpawnDaemon]:
     async with AsyncExitStack() as stack:
 
-        async def spawn(**settings: object) -> DaemonProcess:
+        async def spawn(*, max_file_bytes: int | None = None, **settings: object) -> DaemonProcess:
+            def limit() -> None:
+                if max_file_bytes is not None:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
+
             fields = {"broker": broker.url, "task_id": task_id, "mac": mac, "app": "fl_apps:endless"}
             fields |= {"check_app": False, "state_dir": tmp_path, "partition_id": 3, "num_partitions": 5} | settings
             env = {f"FEDOPS_MQTT_{name.upper()}": str(value) for name, value in fields.items()}
@@ -65,6 +70,7 @@ async def spawn_daemon(broker: Mosquitto, task_id: str, mac: str, tmp_path: Path
                 str(HERE / "daemon_main.py"),
                 cwd=HERE,
                 env=os.environ | env,
+                preexec_fn=limit,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
             )
@@ -132,6 +138,28 @@ async def test_a_daemon_that_is_killed_is_out_by_its_will_and_its_training_dies_
     assert (back.last_run.run_id, is_interruption(back.last_run.reason)) == ("r1", True)
     assert back.instance != out.instance
     await until_training(operator, serve_fl, attempt=2, instance=back.instance)
+
+
+async def test_a_daemon_that_is_started_again_on_a_full_disk_is_on_the_bus(
+    spawn_daemon: SpawnDaemon, operator: Operator, serve_fl: ServeFl
+) -> None:
+    """The limit on a file's size fails every write, as a full disk does, and needs no disk."""
+    first = await spawn_daemon()
+    await operator.until_condition(ClientCondition.ONLINE)
+    await until_training(operator, serve_fl)
+    first.process.kill()
+    await operator.until_condition(ClientCondition.CLIENT_OUT)
+    second = await spawn_daemon(max_file_bytes=0)
+    online = await operator.until_condition(ClientCondition.ONLINE)
+    assert online.last_run is not None
+    assert is_interruption(online.last_run.reason)
+    await operator.trigger("127.0.0.1:1", run_id="r2")
+    refused = await operator.until(
+        lambda status: status.last_trigger is not None and status.last_trigger.run_id == "r2"
+    )
+    assert refused.last_trigger is not None
+    assert "journal cannot be written" in (refused.last_trigger.reason or "")
+    await second.end(signal.SIGTERM)
 
 
 async def test_sigterm_interrupts_the_training_and_says_client_out(

@@ -248,7 +248,7 @@ class Device:
     def finishes(self, outcome: Outcome = Outcome.FINISHED, reason: str | None = None) -> None:
         mine = self.client.facts.active_training
         assert mine is not None
-        self.happens(TrainingEnded(run_id=mine.run_id, attempt=mine.attempt, outcome=outcome, reason=reason))
+        self.happens(TrainingEnded(outcome=outcome, reason=reason))
 
     async def _hear(self, bus: Connection) -> None:
         while True:

@@ -22,7 +22,7 @@ def test_a_view_follows_the_client() -> None:
     assert (view_of(CLIENT).client_online, view_of(CLIENT).client_start) == (True, False)
     training = apply(CLIENT, LocalStart(server_ip="h:1")).client
     assert (view_of(training).client_start, view_of(training).server_IP) == (True, "h:1")
-    failed = apply(training, TrainingEnded(run_id="local-1", attempt=1, outcome=Outcome.FAILED)).client
+    failed = apply(training, TrainingEnded(outcome=Outcome.FAILED)).client
     assert (view_of(failed).client_start, view_of(failed).client_fail) == (False, True)
     assert view_of(apply(failed, ShutDown(reason="shutdown")).client).client_online is False
 

@@ -55,7 +55,7 @@ def stop(**changes: object) -> StopTrigger:
 
 
 def ended(outcome: Outcome | None = Outcome.FINISHED, **changes: object) -> TrainingEnded:
-    return replace(TrainingEnded(run_id="r1", attempt=1, outcome=outcome), **changes)  # type: ignore[arg-type]
+    return replace(TrainingEnded(outcome=outcome), **changes)  # type: ignore[arg-type]
 
 
 def after(*events: Event, client: Client | None = None) -> Step:
@@ -209,6 +209,15 @@ def test_a_local_start_is_the_same_start_without_a_run_id() -> None:
     assert named.run.run_id == "r7"
 
 
+def test_a_training_that_is_named_or_launched_again_while_it_ends_has_ended() -> None:
+    named = after(LocalStart(server_ip="127.0.0.1:9"), PhaseReport(phase=Phase.TRAINING, run_id="r7"), ended()).client
+    assert named.facts.last_run is not None
+    assert (named.run, named.facts.last_run.run_id) == (None, "r7")
+    again = after(trigger(), trigger(attempt=2, launch=2), ended()).client
+    assert again.facts.last_run is not None
+    assert (again.run, again.facts.last_run.attempt) == (None, 2)
+
+
 @pytest.mark.parametrize(("said", "known"), [(7, 7), (0, 0), (None, 4)])
 def test_a_local_start_has_the_number_of_the_model_that_its_manager_gives_or_the_last_trigger(
     said: int | None, known: int
@@ -246,9 +255,7 @@ RUNS = st.sampled_from(["r1", "r2"])
 INSTANCES = st.sampled_from([None, "a", "b"])
 TRIGGERS = st.builds(trigger, run_id=RUNS, attempt=NUMBERS, launch=NUMBERS, term=NUMBERS, instance=INSTANCES)
 STOPS = st.builds(stop, run_id=RUNS, attempt=NUMBERS, term=NUMBERS)
-ENDS = st.builds(
-    TrainingEnded, run_id=RUNS, attempt=NUMBERS, outcome=st.sampled_from([None, *Outcome]), reason=st.just("why")
-)
+ENDS = st.builds(TrainingEnded, outcome=st.sampled_from([None, *Outcome]), reason=st.just("why"))
 LOCALS = st.builds(LocalStart, server_ip=st.sampled_from(["h:1", "h:2"]))
 EVENTS = st.one_of(TRIGGERS, STOPS, ENDS, LOCALS)
 
@@ -270,8 +277,7 @@ def test_training_starts_at_most_once_per_run_and_attempt(script: list[Event | s
         if event == "restart":
             client = restarted(client, f"n{number}")
         elif event == "end" and client.facts.active_training:
-            mine = client.facts.active_training
-            client = apply(client, ended(Outcome.FAILED, run_id=mine.run_id, attempt=mine.attempt)).client
+            client = apply(client, ended(Outcome.FAILED)).client
         elif not isinstance(event, str):
             step = apply(client, event)
             client = step.client
