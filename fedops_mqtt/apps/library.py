@@ -12,13 +12,14 @@ import os
 import re
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedops_mqtt.apps.bundle import MANIFEST, AppBundle, AppRefusedError, iter_contents, parse_manifest, write_manifest
-from fedops_mqtt.runtime.files import locked, sync_entries
+from fedops_mqtt.runtime.files import give_to_folder_owner, locked, make_owned_folder, mark_newest, sync_entries
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ class AppLibrary:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._writing = threading.RLock()
+        """A training that was stopped leaves a thread that still writes its app; the next one waits for that."""
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -54,12 +57,13 @@ class AppLibrary:
     def find(self, digest: str) -> Path | None:
         """Return the folder of an installed app, or None; reads all its files, None also where one has changed."""
         path = self._path(digest)
-        if not path.is_dir():
-            return None
-        if not _is_intact(path):
-            logger.warning("an installed app has changed on the disk and is not used", extra={"folder": str(path)})
-            return None
-        return path
+        with self._writing:
+            if not path.is_dir():
+                return None
+            if not _is_intact(path):
+                logger.warning("an installed app has changed on the disk and is not used", extra={"folder": str(path)})
+                return None
+            return path
 
     def installed(self) -> list[str]:
         """Return the digests of the installed apps, the last used first."""
@@ -76,9 +80,11 @@ class AppLibrary:
         Raises:
             OSError: the disk is full or cannot be written; nothing of the app is left.
         """
+        with self._writing:
+            return self.find(bundle.digest) or self._install(data, bundle)
+
+    def _install(self, data: bytes, bundle: AppBundle) -> Path:
         target = self._path(bundle.digest)
-        if self.find(bundle.digest) is not None:
-            return target
         self.folder.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
             self._discard(target)
@@ -100,13 +106,15 @@ class AppLibrary:
 
     def note_use(self, digest: str) -> None:
         """Remember that a run uses this app now; `prune` removes those first that were used longest ago."""
-        os.utime(self._path(digest))
+        mark_newest(self._path(digest), self._apps())
 
     def approve(self, digest: str) -> None:
         """Write down that this device's owner allows the app of this digest."""
-        self._approval(digest).parent.mkdir(parents=True, exist_ok=True)
-        self._approval(digest).touch()
-        sync_entries(self._approval(digest).parent)
+        approval = self._approval(digest)
+        make_owned_folder(approval.parent)
+        approval.touch()
+        give_to_folder_owner(approval)
+        sync_entries(approval.parent)
 
     def withdraw(self, digest: str) -> None:
         """Take an approval back; nothing happens where there was none."""
@@ -121,6 +129,10 @@ class AppLibrary:
 
         `keep` names apps in use. Partial transfers and unfinished folders older than a day go as well.
         """
+        with self._writing:
+            return self._prune(limits, keep)
+
+    def _prune(self, limits: KeepLimits, keep: frozenset[str]) -> list[str]:
         self._remove_leftovers()
         total, removed = 0, []
         for number, digest in enumerate(self.installed()):

@@ -9,8 +9,11 @@ import logging
 import os
 import shutil
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib.metadata import distributions
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -18,12 +21,15 @@ from packaging.requirements import Requirement
 from fedops_mqtt.apps import AppRefusedError, RefusalCode
 from fedops_mqtt.device.training_process import mark_of
 from fedops_mqtt.runtime.background import bare_error
+from fedops_mqtt.runtime.files import mark_newest
 from fedops_mqtt.runtime.processes import MARK, LineSplitter, Tail, kill_all
 from fedops_mqtt.runtime.settings import ClientSettings, environment_without_settings
 
 logger = logging.getLogger(__name__)
 
 _FINISHED = ".finished"
+_REMOVED = ".removed-"
+"""What the name of an environment begins with once it is being removed."""
 _TEMPORARY = ".tmp"
 """Where pip keeps what it downloads and builds: counted, and removed with the environment where that fails."""
 _DEVICE_PACKAGES = "device-packages.pth"
@@ -43,6 +49,7 @@ class AppEnvironments:
         self._settings = settings
         self._mark = mark_of(state_folder)
         self._folder = state_folder / "app-environments"
+        self._clearing = threading.Lock()
 
     async def python_with(
         self, requires: Sequence[str], missing: Sequence[str], *, on_progress: Callable[[str], None]
@@ -56,10 +63,10 @@ class AppEnvironments:
         if direct := [each for each in requires if Requirement(each).url]:
             problem = f"{', '.join(direct)}: from an address, not from this device's package index"
             raise AppRefusedError(RefusalCode.DEPENDENCIES_MISSING, problem)
-        environment = self._folder / lock_digest(requires)
+        environment = self._folder / await asyncio.to_thread(lock_digest, requires)
         python = environment / "bin" / "python"
-        if (environment / _FINISHED).exists():
-            os.utime(environment)
+        if _is_finished(environment):
+            mark_newest(environment, self._folder.iterdir())
             return python
         await asyncio.to_thread(self.clear)
         logger.info("making an environment for an app", extra={"missing": list(missing), "folder": str(environment)})
@@ -69,8 +76,9 @@ class AppEnvironments:
             problem = f"installing {', '.join(missing)} took over {self._settings.app_install_limit_s:g} s"
             raise AppRefusedError(RefusalCode.DEPENDENCIES_MISSING, problem) from error
         finally:
-            if not (environment / _FINISHED).exists():
-                await asyncio.to_thread(shutil.rmtree, environment, ignore_errors=True)
+            if not _is_finished(environment):
+                await asyncio.to_thread(self._remove, environment)
+        mark_newest(environment, self._folder.iterdir())
         return python
 
     async def _make(
@@ -83,7 +91,11 @@ class AppEnvironments:
             pip = (str(python), "-m", "pip", "install", "--no-input", "--no-cache-dir", "--progress-bar", "off")
             await self._run(environment, on_progress, *pip, *sorted(requires))
             await asyncio.to_thread(shutil.rmtree, environment / _TEMPORARY)
-        await asyncio.to_thread(_finish, environment)
+        finishing = asyncio.get_running_loop().run_in_executor(None, _finish, environment)
+        try:
+            await asyncio.shield(finishing)
+        finally:  # a thread cannot be cancelled: nothing is removed while it is being finished
+            await asyncio.wait({finishing})
 
     async def _run(self, environment: Path, on_progress: Callable[[str], None], *command: str) -> None:
         mark = self._mark + uuid.uuid4().hex
@@ -134,18 +146,31 @@ class AppEnvironments:
 
     def clear(self) -> None:
         """Remove what was not finished, by a power cut perhaps, and of the others those that were used longest ago."""
-        there = self._folder.iterdir() if self._folder.is_dir() else ()
-        made = sorted(there, key=lambda path: path.stat().st_mtime, reverse=True)
-        finished = [path for path in made if (path / _FINISHED).exists()]
-        for path in made:
-            if path not in finished[: self._settings.app_keep_num]:
-                shutil.rmtree(path, ignore_errors=True)
+        with self._clearing:
+            there = self._folder.iterdir() if self._folder.is_dir() else ()
+            made = sorted(there, key=lambda path: path.stat().st_mtime, reverse=True)
+            finished = [path for path in made if _is_finished(path)]
+            for path in made:
+                if path not in finished[: self._settings.app_keep_num]:
+                    self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        # Renamed first: a power cut in the middle of a removal must not leave half an environment under its digest.
+        with suppress(OSError):
+            path = path.rename(path.with_name(f"{_REMOVED}{uuid.uuid4().hex}"))
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def lock_digest(requires: Sequence[str]) -> str:
-    """Return the name of the environment for these requirements and this Python."""
-    text = "\n".join((sys.version, sys.prefix, *sorted(requires)))
+    """Return the name of the environment for these requirements, this Python, and the packages that the device has."""
+    has = sorted({f"{each.metadata['Name']}=={each.version}" for each in distributions()})
+    text = "\n".join((sys.version, sys.prefix, *has, *sorted(requires)))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_finished(environment: Path) -> bool:
+    is_whole = (environment / _FINISHED).exists() and (environment / "bin" / "python").exists()
+    return is_whole and not environment.name.startswith(_REMOVED)
 
 
 async def _follow(output: asyncio.StreamReader, tail: Tail, on_progress: Callable[[str], None]) -> None:

@@ -56,6 +56,8 @@ class AppPolicy:
             self._check(app)
         except AppRefusedError as error:
             return StartDecision(answer=Answer.REJECTED, reason=clip(error.problem), reason_code=error.code.value)
+        except OSError as error:  # where root has made the folder for itself
+            return StartDecision(answer=Answer.REJECTED, reason=clip(f"approvals cannot be read: {error}"))
         return None
 
     def _check(self, app: AppReference) -> None:

@@ -4,8 +4,9 @@ import errno
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,34 @@ def delete_file(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         logger.warning("a file cannot be deleted", extra={"path": str(path), "problem": str(error)})
+
+
+def make_owned_folder(path: Path) -> None:
+    """Make a folder, and those above that are missing; root's belong to the owner of the folder that they are in."""
+    if not path.is_dir():
+        make_owned_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        give_to_folder_owner(path)
+
+
+def give_to_folder_owner(path: Path) -> None:
+    """Give what root has made to the owner of the folder that it is in."""
+    if os.name == "posix" and os.geteuid() == 0:
+        owner = path.parent.stat()
+        os.chown(path, owner.st_uid, owner.st_gid)
+
+
+def mark_newest(path: Path, among: Iterable[Path]) -> None:
+    """Set the time of a path to now, and after those of the others: a clock that is set back changes no order."""
+    newest = time.time_ns()
+    for each in among:
+        with suppress(FileNotFoundError):  # removed meanwhile
+            newest = max(newest, each.stat().st_mtime_ns + _STEP_NS if each != path else 0)
+    os.utime(path, ns=(newest, newest))
+
+
+_STEP_NS = 1_000_000
+"""File systems and floats tell times apart that are so far from one another."""
 
 
 def sync_file(path: Path) -> None:

@@ -8,10 +8,13 @@ import asyncio
 import logging
 import os
 import signal
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from fedops_mqtt.runtime.files import mark_newest
 
 MARK = "FEDOPS_MQTT_TRAINING"
 """Environment variable that carries the mark."""
@@ -254,6 +257,7 @@ class OutputFile:
     def __init__(self, folder: Path, name: str) -> None:
         self.path = folder / OUTPUT_FOLDER / f"{name}.log"
         self._has_failed = False
+        self._began_ns = 0
 
     def begin(self) -> None:
         """Make room: the folder, and no more than `MAX_OUTPUTS` files with this one."""
@@ -262,9 +266,14 @@ class OutputFile:
             for old in find_outputs(self.path.parent)[MAX_OUTPUTS - 1 :]:
                 old.unlink()
                 _before(old).unlink(missing_ok=True)
-            self.path.touch(mode=0o600)
+            self._touch()
         except OSError as error:
             self._fail(error)
+
+    def _touch(self) -> None:
+        self.path.touch(mode=0o600)
+        mark_newest(self.path, self.path.parent.glob("*.log"))
+        self._began_ns = self.path.stat().st_mtime_ns
 
     def write(self, chunk: bytes) -> None:
         """Append a chunk; a file that has become too large is rotated."""
@@ -274,7 +283,8 @@ class OutputFile:
                 is_full = file.tell() >= MAX_OUTPUT_BYTES
             if is_full:
                 self.path.replace(_before(self.path))
-                self.path.touch(mode=0o600)
+            if is_full or time.time_ns() < self._began_ns:  # the clock was set back
+                self._touch()
         except OSError as error:
             self._fail(error)
 

@@ -4,8 +4,10 @@ import asyncio
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import tarfile
+import threading
 import zipfile
 from collections.abc import Sequence
 from io import BytesIO
@@ -140,7 +142,8 @@ async def test_one_that_was_not_finished_is_made_anew(tmp_path: Path, index: str
 async def test_what_a_power_cut_left_goes_with_the_next_app_and_so_do_the_oldest(tmp_path: Path, index: str) -> None:
     folder = tmp_path / "state" / "app-environments"
     for number in range(4):
-        (folder / str(number)).mkdir(parents=True)
+        (folder / str(number) / "bin").mkdir(parents=True)
+        (folder / str(number) / "bin" / "python").touch()
         if number:
             (folder / str(number) / ".finished").touch()
         os.utime(folder / str(number), (number, number))
@@ -157,3 +160,49 @@ async def test_a_cancelled_one_leaves_nothing(tmp_path: Path, index: str) -> Non
     await asyncio.wait([making])
     assert making.cancelled()
     assert not list((tmp_path / "state").rglob("bin"))
+
+
+async def test_a_stop_while_it_is_finished_leaves_a_whole_environment_or_none(
+    tmp_path: Path, index: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_syncing, may_sync = threading.Event(), threading.Event()
+
+    def slow() -> None:  # the disk
+        is_syncing.set()
+        may_sync.wait(300)
+
+    monkeypatch.setattr(os, "sync", slow)
+    made = environments(tmp_path, index)
+    async with asyncio.TaskGroup() as group:
+        making = group.create_task(make(made, [NAME]))
+        await asyncio.to_thread(is_syncing.wait, 300)
+        making.cancel()
+        await asyncio.wait({making}, timeout=0.5)  # time enough to do harm
+        may_sync.set()
+    python = await make(made, [NAME])
+    assert await asyncio.to_thread(run, python, f"import {MODULE}; print({MODULE}.answer)") == "42"
+
+
+async def test_a_mark_without_its_environment_is_none(tmp_path: Path, index: str) -> None:
+    """As a power cut left it in the middle of a removal."""
+    made = environments(tmp_path, index)
+    python = await make(made, [NAME])
+    environment = python.parents[1]
+    for path in environment.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+    assert [path.name for path in environment.iterdir() if path.name.startswith(".")] == [".finished"]
+    assert await make(made, [NAME]) == python
+    assert await asyncio.to_thread(run, python, f"import {MODULE}; print({MODULE}.answer)") == "42"
+
+
+async def test_an_environment_is_made_anew_for_other_packages_of_the_device(
+    tmp_path: Path, index: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = environments(tmp_path, index)
+    python = await make(made, [NAME])
+    about = tmp_path / "site-packages" / "newer-1.0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: newer\nVersion: 1.0\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(about.parent))
+    assert await make(made, [NAME]) != python

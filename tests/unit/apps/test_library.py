@@ -4,7 +4,9 @@ import os
 import signal
 import stat
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -131,3 +133,56 @@ def test_a_power_cut_at_any_step_leaves_the_whole_app_or_nothing(tmp_path: Path)
         pytest.fail("it never came to its end")
     assert seen == {True, False}
     assert step > 20
+
+
+def test_two_installs_of_one_app_leave_each_other_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that was stopped leaves a thread that writes its app, while the next one begins with the same app."""
+    library, whole = AppLibrary(tmp_path / "apps"), os.fsync
+    is_writing, may_write = threading.Event(), threading.Event()
+
+    def slow(handle: int) -> None:  # the disk, at first
+        if not is_writing.is_set():
+            is_writing.set()
+            may_write.wait(300)
+        whole(handle)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(library.install, DATA, BUNDLE)
+        assert is_writing.wait(300)
+        second = threads.submit(library.install, DATA, BUNDLE)
+        pruned = threads.submit(library.prune, KeepLimits())
+        wait([second, pruned], timeout=0.5)  # time enough to do harm
+        may_write.set()
+        assert first.result() == second.result()
+        assert pruned.result() == []
+    assert contents(first.result()) == FILES
+    assert [path.name for path in library.folder.iterdir()] == [BUNDLE.digest]
+
+
+def test_the_last_used_app_stays_though_the_clock_was_set_back(tmp_path: Path) -> None:
+    library = AppLibrary(tmp_path / "apps")
+    digests = []
+    for number in range(3):
+        data = another(number)
+        digests.append((bundle := read_bundle(data)).digest)
+        library.install(data, bundle)
+        in_a_year = time.time() + 365 * 86400
+        os.utime(library.folder / digests[-1], (in_a_year + number, in_a_year + number))
+    library.note_use(digests[0])
+    assert library.installed() == [digests[0], digests[2], digests[1]]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes what belongs to somebody else")
+def test_what_root_approves_belongs_to_the_owner_of_the_client(tmp_path: Path) -> None:
+    client = tmp_path / "client"
+    client.mkdir()
+    os.chown(client, 12345, 12346)
+    umask = os.umask(0o077)
+    try:
+        AppLibrary(client / "apps").approve(BUNDLE.digest)
+    finally:
+        os.umask(umask)
+    made = list(client.rglob("*"))
+    assert len(made) == 3
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(12345, 12346)}

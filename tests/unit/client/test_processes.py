@@ -1,6 +1,7 @@
 """Streams of a process that nobody vouches for."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,17 @@ def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path: Path, caplo
     for _ in range(3):
         output.write(b"x")
     assert len(caplog.records) == 1
+
+
+def test_a_clock_that_is_set_back_does_not_make_the_newest_training_the_oldest(tmp_path: Path) -> None:
+    in_a_year = time.time() + 365 * 86400
+    for number in range(MAX_OUTPUTS):
+        output = OutputFile(tmp_path, f"r{number}-1")
+        output.begin()
+        os.utime(output.path, (in_a_year + number, in_a_year + number))
+    for number in range(MAX_OUTPUTS, MAX_OUTPUTS + 3):
+        output = OutputFile(tmp_path, f"r{number}-1")
+        output.begin()
+        output.write(b"x")
+    found = find_outputs(output.path.parent)
+    assert [path.stem for path in found] == [f"r{number}-1" for number in range(MAX_OUTPUTS + 2, 2, -1)]

@@ -1,5 +1,6 @@
 """Whose apps a device takes up, from its owner's settings: each refusal has its code, and is decided before any I/O."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -172,3 +173,20 @@ assert "fedops_mqtt.apps.signing" in sys.modules
 assert not {{"cryptography", "flwr"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
+def test_approvals_that_cannot_be_read_are_a_refusal_with_the_reason(tmp_path: Path) -> None:
+    wanted = {"app": "delivered-after-approval", "app_signers": SIGNER.public_key}
+    policy = AppPolicy(ClientSettings.model_validate(wanted), ME, tmp_path)
+    AppLibrary(app_folder(tmp_path)).approve(DIGEST)
+    assert policy.refusal(start()) is None
+    app_folder(tmp_path).chmod(0o700)
+    os.seteuid(12345)
+    try:
+        refusal = policy.refusal(start())
+    finally:
+        os.seteuid(0)
+    assert refusal is not None
+    assert refusal.answer is Answer.REJECTED
+    assert "approvals cannot be read: [Errno 13]" in (refusal.reason or "")
