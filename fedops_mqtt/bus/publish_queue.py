@@ -34,7 +34,7 @@ class PublishQueue:
             self._wake()
 
     async def wait_empty(self) -> None:
-        """Wait until everything that was put so far is published or refused."""
+        """Wait until everything that was put so far is published or given up."""
         self._wake()
         await self._is_empty.wait()
 
@@ -54,7 +54,7 @@ class PublishQueue:
             except NotConnectedError:
                 return
             except (BusError, ProtocolError) as error:
-                logger.warning("metrics were refused", extra={"problem": str(error)})
+                logger.warning("metrics are given up", extra={"problem": str(error)})
             if self._waiting and self._waiting[0] is oldest:  # a full queue has dropped it meanwhile
                 self._waiting.popleft()
         self._is_empty.set()

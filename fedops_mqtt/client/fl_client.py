@@ -76,7 +76,7 @@ class RegisteredClient(NumPyClient):
         began = time.monotonic()
         self.set_parameters(parameters)
         trained = self.adapter.train(self._plan(config))
-        self.adapter.save(local_model_stem(self.fl_task_id, self.model_name, self.gl_model))
+        self._keep_copy()
         seconds = time.monotonic() - began
         numbers = {**trained.metrics, "train_time": seconds}
         self._show(config, numbers)
@@ -92,6 +92,12 @@ class RegisteredClient(NumPyClient):
         self._publish(ClientServerAPI.put_test_result, config, numbers)
         self.fl_round += 1
         return found.loss, found.num_examples, {"accuracy": found.accuracy, **found.metrics}
+
+    def _keep_copy(self) -> None:
+        try:
+            self.adapter.save(local_model_stem(self.fl_task_id, self.model_name, self.gl_model))
+        except Exception as error:  # each framework has errors of its own for a disk that is full or read-only
+            logger.warning("the local copy of the model is not kept, its update is: %s", error)
 
     def _plan(self, config: Mapping[str, Any]) -> TrainPlan:
         hp = {name.removeprefix(_HP): float(value) for name, value in config.items() if name.startswith(_HP)}

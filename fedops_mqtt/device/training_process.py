@@ -113,8 +113,10 @@ class SpawnedProcess:
         closing.push(self._closing.pop_all())
 
     async def close(self) -> None:
-        """End the process."""
-        kill_group(self.process.pid)
+        """End the process, and what it left."""
+        if self.is_alive:  # the id of one that has ended may be another process' by now
+            kill_group(self.process.pid)
+        await asyncio.to_thread(kill_marked, self.mark)
         await self.process.wait()
         self._closing.close()
 
@@ -372,12 +374,15 @@ _MAX_ANSWER = 2000
 
 
 async def check_app(app: str, import_paths: Sequence[str], *, state_folder: Path) -> str | None:
-    """Return what is wrong with an app (`MODULE:ATTRIBUTE`); None when nothing is, or its import takes too long."""
+    """Return what is wrong with an app (`MODULE:ATTRIBUTE`); None when nothing is, or that cannot be found out."""
     command = (sys.executable, "-m", CHECK_MODULE, app, *import_paths)
     mark = mark_of(state_folder) + f"check-{uuid.uuid4().hex}"
     try:
         done = await run_command(command, timeout_s=TIMEOUT_S, environment=training_environment(state_folder, mark))
     except TimeoutError:
+        return None
+    except OSError as error:  # too many processes, or too little memory, just now
+        logger.warning("the app cannot be checked before it trains", extra={"app": app, "why": str(error)})
         return None
     finally:
         await asyncio.to_thread(kill_marked, mark)

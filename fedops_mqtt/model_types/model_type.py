@@ -180,6 +180,10 @@ def save_arrays(stem: Path, arrays: Arrays) -> Path:
     path = stem.with_name(f"{stem.name}.safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, fresh)
-    fresh.replace(path)
+    try:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, fresh)
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
     return path

@@ -1,19 +1,23 @@
 """A process is told from another one that had its id before."""
 
+import asyncio
 import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
 import psutil
 import pytest
 
+from fedops_mqtt.device.training_process import SpawnedProcess, TrainingOptions
 from fedops_mqtt.runtime.process_identity import find_processes, is_process, process_key
 
 LAST_ID = Path("/proc/sys/kernel/ns_last_pid")
 MARK = "FEDOPS_TEST_IDENTITY"
+SLEEP = "import time; time.sleep(600)"
 
 
 @pytest.fixture
@@ -22,7 +26,7 @@ def mark() -> str:
 
 
 def sleeper(mark: str) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env={**os.environ, MARK: mark})
+    return subprocess.Popen([sys.executable, "-c", SLEEP], env={**os.environ, MARK: mark})
 
 
 def found(mark: str) -> psutil.Process:
@@ -66,3 +70,41 @@ def test_a_process_with_the_id_of_an_earlier_one_is_found_as_itself(mark: str) -
                     after.kill()  # psutil does not, of a process that it takes for another one
             finally:
                 second.kill()
+
+
+@pytest.mark.skipif(not os.access(LAST_ID, os.W_OK), reason="only root, on Linux, chooses the id of a new process")
+def test_a_ready_process_that_has_died_costs_no_process_with_its_id_and_leaves_none_behind(tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    code = f"""
+import subprocess, sys
+left = subprocess.Popen([sys.executable, "-c", {SLEEP!r}], start_new_session=True)
+open({str(note)!r}, "w").write(str(left.pid))
+"""
+    options = TrainingOptions(
+        state_folder=tmp_path, stop_grace_s=1, run_limit_s=1, stderr_lines=1, command=(sys.executable, "-c", code)
+    )
+
+    async def died() -> SpawnedProcess:
+        ready = SpawnedProcess(options)
+        await ready.begin()
+        await ready.process.wait()
+        return ready
+
+    is_same_id = False
+    with asyncio.Runner() as runner:
+        while not is_same_id:  # another process of this machine may be faster
+            ready = runner.run(died())
+            left = psutil.Process(int(note.read_text()))
+            LAST_ID.write_text(str(ready.process.pid - 1))
+            with subprocess.Popen([sys.executable, "-c", SLEEP], start_new_session=True) as other:
+                try:
+                    is_same_id = other.pid == ready.process.pid
+                    runner.run(ready.close())
+                    os.kill(other.pid, 0)
+                    assert psutil.Process(other.pid).status() != psutil.STATUS_ZOMBIE
+                    until = time.monotonic() + 300
+                    with suppress(psutil.NoSuchProcess):
+                        while left.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+                            assert time.monotonic() < until, "what it left lives on"
+                finally:
+                    other.kill()

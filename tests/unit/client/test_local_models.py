@@ -1,12 +1,16 @@
 """Local models in FedOps' folders: the newest by its number, never unpickled, never another model's."""
 
 import pickle
+import resource
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fedops_mqtt.client.client_utils import download_local_model, local_model_directory, local_model_stem
+from fedops_mqtt.client.fl_client import RegisteredClient
+from fedops_mqtt.model_types import make_adapter
 from fedops_mqtt.model_types.model_type import save_arrays
 
 
@@ -54,3 +58,30 @@ class Trap:
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return Path.touch, (Path("sprung"),)  # type: ignore[return-value]
+
+
+def test_a_full_disk_costs_the_copy_of_the_model_and_not_the_update(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The limit on a file's size fails a write in the middle, as a full disk does, and needs no disk."""
+    registration = {
+        "model": [np.zeros(1000)],
+        "train_numpy": lambda model, data, epochs, cfg: [array + 1 for array in model],
+        "test_numpy": lambda model, data, cfg: (0.5, 0.5, None),
+        "train_data": range(4),
+        "test_data": range(4),
+    }
+    names = {"fl_task_id": "t", "client_mac": "02:00:00:00:00:01", "client_name": "pi", "model_name": "Net"}
+    client = RegisteredClient(make_adapter("Numpy", registration, None), cfg={}, gl_model=1, **names)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        arrays, num_examples, _ = client.fit([np.ones(1000)], {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert num_examples == 4
+    np.testing.assert_array_equal(arrays[0], np.full(1000, 2.0))
+    assert "the local copy of the model is not kept" in caplog.text
+    assert list((folder / "local_model" / "t").iterdir()) == []

@@ -129,3 +129,11 @@ def job_of(app: str, folder: Path) -> Job:
         partition_id=3,
         num_partitions=5,
     )
+
+
+async def test_an_app_whose_check_cannot_be_started_is_left_to_its_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    assert await check_in_a_process("any:app", (), state_folder=tmp_path) is None
+    assert "the app cannot be checked" in caplog.text
