@@ -240,6 +240,6 @@ async def _addresses_of(url: str) -> frozenset[str]:
     host = urlsplit(url).hostname or ""
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError:
+    except (OSError, UnicodeError):  # a name that cannot be looked up
         return frozenset({host})
     return frozenset(str(each[4][0]) for each in found)

@@ -14,10 +14,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from fedops_mqtt.bus.errors import BrokerUrlError
+from fedops_mqtt.protocol.values import MAX_PORT, has_usable_labels
 from fedops_mqtt.runtime.settings import BusSettings
 
 _DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
-_MAX_PORT = 65535
 _NEXT_URL = re.compile(r"\s*,\s*(?=mqtts?://)", re.IGNORECASE)
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_-]+")
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9_-]")
@@ -135,12 +135,12 @@ def parse_broker_url(url: str) -> BrokerAddress:
 def _find_problem(scheme: str, host: str | None, port: int | None, rest: str) -> str | None:
     if scheme not in _DEFAULT_PORTS:
         return "its scheme is not mqtt or mqtts"
-    if not host or any(len(label) not in range(1, 64) for label in host.rstrip(".").split(".")):
+    if not host or not has_usable_labels(host):
         return "no usable host"
     if "," in host:
         return "several brokers are written mqtt://a,mqtt://b"
     if port == 0:
-        return f"port must be 1 to {_MAX_PORT}"
+        return f"port must be 1 to {MAX_PORT}"
     if rest.strip("/"):
         return "nothing may follow the port"
     return None

@@ -259,8 +259,9 @@ class Mosquitto:
         template = self._config or find_config()
         try:
             return template.read_text(encoding="utf-8")
-        except OSError as error:
-            problem = f"cannot read its configuration {template}: {error.strerror}; name another with --config"
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else f"it is not a text in UTF-8: {error}"
+            problem = f"cannot read its configuration {template}: {why}; name another with --config"
             raise MosquittoError(f"{problem}, or leave it out for the shipped one") from error
 
     def _open_log(self) -> IO[bytes]:

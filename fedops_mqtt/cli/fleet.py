@@ -217,7 +217,11 @@ def make_fleet_app() -> typer.Typer:
 
 
 def _all_names(names: Sequence[str] | None, file: Path | None) -> list[str]:
-    written = file.read_text(encoding="utf-8").splitlines() if file else []
+    try:
+        written = file.read_text(encoding="utf-8-sig").splitlines() if file else []
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else f"it is not a text in UTF-8: {error}"
+        raise UsageError(f"--from {file} cannot be read: {why}") from error
     wanted = [*(names or []), *(line.strip() for line in written if line.strip() and not line.startswith("#"))]
     if not wanted:
         raise UsageError("say who: a device's MAC, or another identity's name")

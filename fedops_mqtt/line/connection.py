@@ -18,12 +18,12 @@ from typing import Any
 from fedops_mqtt.line import wire
 from fedops_mqtt.line.errors import FrameError, LineConfigError, LineRefusedError
 from fedops_mqtt.line.wire import HELLO_PATH, Buffer
+from fedops_mqtt.protocol.values import MAX_PORT, has_usable_labels
 from fedops_mqtt.runtime.machine import split_address
 
 BROKEN = (OSError, EOFError, http.client.HTTPException)
 """What a broken connection raises: try again. (A TLS failure is an OSError too: see `Connector`.)"""
 
-_MAX_PORT = 65535
 _GATHER_BYTES = 64 * 1024
 """As much as a frame gathers of its small buffers (`Frame.chunks`)."""
 
@@ -40,7 +40,7 @@ class Connector:
             self._host, self._port = split_address(server_ip)
         except ValueError as error:
             raise LineConfigError(f"server_ip {error}") from error
-        if not self._host or self._port > _MAX_PORT or not _is_encodable(self._host):
+        if self._port > MAX_PORT or not has_usable_labels(self._host):
             raise LineConfigError(f"server_ip {server_ip[:300]!r} is not host:port")
         self.server_ip = server_ip
         self._connect_s = connect_s
@@ -233,15 +233,6 @@ def _checked(response: http.client.HTTPResponse) -> http.client.HTTPResponse:
     raise LineRefusedError(
         status=response.status, code=refusal.code, reason=refusal.reason, outcome=refusal.outcome
     ) from None
-
-
-def _is_encodable(host: str) -> bool:
-    """Return whether the resolver could be asked for a host: labels of 1 to 63 characters (RFC 1035)."""
-    try:
-        host.encode("idna")
-    except UnicodeError:
-        return False
-    return True
 
 
 def _tls_context(ca_file: Path) -> ssl.SSLContext:

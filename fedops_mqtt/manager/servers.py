@@ -33,7 +33,7 @@ from fedops_mqtt.protocol import RunOutcome, check_run_id, clip
 from fedops_mqtt.runtime.background import bare_error
 from fedops_mqtt.runtime.files import delete_file, write_private
 from fedops_mqtt.runtime.key_values import format_pairs
-from fedops_mqtt.runtime.machine import host_id, host_name, split_address
+from fedops_mqtt.runtime.machine import UNREACHABLE, host_id, host_name, split_address
 from fedops_mqtt.runtime.process_identity import is_process
 from fedops_mqtt.runtime.processes import read_tail
 from fedops_mqtt.runtime.settings import ENV_PREFIX
@@ -48,29 +48,28 @@ TRIES = 3
 
 async def line_answers(address: str, *, within_s: float) -> bool:
     """Return whether a server's line at `host:port`, plain or TLS, answers one of three tries within `within_s`."""
-    host, port = split_address(address)
     share_s = within_s / TRIES
     for _ in range(TRIES):
         began = time.monotonic()
-        if await _answers(host, port, share_s):
+        if await _answers(address, share_s):
             return True
         await asyncio.sleep(max(0.0, share_s - (time.monotonic() - began)))
     return False
 
 
-async def _answers(host: str, port: int, timeout_s: float) -> bool:
+async def _answers(address: str, timeout_s: float) -> bool:
     """Send a plain HTTP request; a TLS server ends the connection then, which is an answer too."""
     writer = None
     try:
         async with asyncio.timeout(timeout_s):
-            reader, writer = await asyncio.open_connection(host, port)
+            reader, writer = await asyncio.open_connection(*split_address(address))
             writer.write(b"GET / HTTP/1.1\r\nHost: probe\r\nConnection: close\r\n\r\n")
             await writer.drain()
             await reader.read(1)
             return True
     except ConnectionResetError:
         return writer is not None
-    except (OSError, TimeoutError):
+    except UNREACHABLE:
         return False
     finally:
         if writer is not None:

@@ -261,7 +261,7 @@ def _explain(problem: ErrorDetails) -> str:
 def _parse(path: Path) -> tuple[Mapping[str, TaskConfig], TaskConfig]:
     """Return the tasks by id, and what a task is like that is published only."""
     try:
-        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         file = _TasksFile.model_validate(content)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise TasksFileError(str(path), f"not TOML: {error}") from error

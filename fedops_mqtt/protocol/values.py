@@ -204,8 +204,33 @@ Config = Annotated[
 """Settings of an app by key, of the types that Flower's run configuration has; integers have 64 bits there."""
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 """A SHA-256 in lower case."""
-Address = Annotated[str, StringConstraints(max_length=300, pattern=r"^\S+:\d{1,5}$")]
-"""`host:port`; an IPv6 host stands in brackets."""
+HOST = r"([^\s\x00-\x1f\x7f/@:\[\]]+|\[[0-9A-Fa-f:.]+(%[^\s\x00-\x1f\x7f/@:\[\]]+)?\])"
+"""A host in an address, as a pattern; `has_usable_labels` checks what it cannot."""
+MAX_PORT = 65535
+
+
+def has_usable_labels(host: str) -> bool:
+    """Return whether a name can be looked up: sockets raise an error that is no `OSError` for any other.
+
+    Between its dots are 1 to 63 characters, of an internationalised name in its ASCII form (RFC 1034, 3.1).
+    """
+    try:
+        return bool(host.encode("idna"))
+    except UnicodeError:
+        return False
+
+
+def _usable(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    if not has_usable_labels(host):
+        raise ValueError("between the dots of a host name are 1 to 63 characters")
+    if not 0 < int(port) <= MAX_PORT:
+        raise ValueError(f"a port is 1 to {MAX_PORT}")
+    return address
+
+
+Address = Annotated[str, StringConstraints(max_length=300, pattern=rf"^{HOST}:[0-9]{{1,5}}$"), AfterValidator(_usable)]
+"""`host:port` that can be connected to; an IPv6 host stands in brackets."""
 
 
 def _to_utc_ms(at: datetime) -> datetime:

@@ -12,6 +12,8 @@ from typing import Annotated
 import platformdirs
 from pydantic import AfterValidator
 
+from fedops_mqtt.protocol.values import HOST, MAX_PORT, has_usable_labels
+
 MAX_HOST_NAME = 255
 """Characters of a domain name (RFC 1035); a kernel has room for 64, a container's name may be longer."""
 
@@ -101,20 +103,19 @@ def host_id(machine_id_file: Path = _MACHINE_ID) -> str:
     return name
 
 
-_MAX_PORT = 65535
-_HOST = r"([^\s/@:\[\]]+|\[[0-9A-Fa-f:.]+\])"
-
-
 def check_listen(address: str) -> str:
     """Return `host:port` or `:port`; port 0 takes a free one.
 
     Raises:
         ValueError: it is another form.
     """
-    if not re.fullmatch(rf"{_HOST}?:\d{{1,5}}", address):
+    if not re.fullmatch(rf"{HOST}?:[0-9]{{1,5}}", address):
         raise ValueError(f"{address!r} is not host:port")
-    if split_address(address)[1] > _MAX_PORT:
-        raise ValueError(f"{address}: a port is 0 to {_MAX_PORT}")
+    host, port = split_address(address)
+    if port > MAX_PORT:
+        raise ValueError(f"{address}: a port is 0 to {MAX_PORT}")
+    if host and not has_usable_labels(host):
+        raise ValueError(f"{address}: {_LABELS}")
     return address
 
 
@@ -124,12 +125,17 @@ def check_host(address: str) -> str:
     Raises:
         ValueError: it is another form, such as a URL.
     """
-    found = re.fullmatch(rf"{_HOST}(:(\d{{1,5}}))?", address)
+    found = re.fullmatch(rf"{HOST}(:([0-9]{{1,5}}))?", address)
     if found is None:
         raise ValueError(f"{address!r} is not host or host:port (no http:// before it, brackets around IPv6)")
-    if found[3] and not 0 < int(found[3]) <= _MAX_PORT:
-        raise ValueError(f"{address}: a port is 1 to {_MAX_PORT}")
+    if found[4] and not 0 < int(found[4]) <= MAX_PORT:
+        raise ValueError(f"{address}: a port is 1 to {MAX_PORT}")
+    if not has_usable_labels(found[1]):
+        raise ValueError(f"{address}: {_LABELS}")
     return address
+
+
+_LABELS = "between the dots of a host name are 1 to 63 characters"
 
 
 def split_address(address: str, *, default_host: str = "") -> tuple[str, int]:
@@ -149,12 +155,16 @@ def join_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+UNREACHABLE = (OSError, ValueError, OverflowError)
+"""What connecting to `host:port` raises: a name that cannot be looked up is a ValueError, a port an OverflowError."""
+
+
 async def accepts_connections(host: str, port: int, *, within_s: float = 5.0) -> bool:
     """Return whether something accepts TCP connections there; the connection is closed at once."""
     try:
         async with asyncio.timeout(within_s):
             _, writer = await asyncio.open_connection(host, port)
-    except (OSError, TimeoutError):
+    except UNREACHABLE:
         return False
     writer.close()
     with suppress(OSError):

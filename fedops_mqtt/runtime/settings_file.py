@@ -67,7 +67,7 @@ def read_settings_file(path: Path, model: type[BaseSettings]) -> dict[str, Any]:
         SettingsFileError: it cannot be read, is no TOML, or names what is no setting.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SettingsFileError(path, f"cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -94,11 +94,11 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
     import yaml
 
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         values = yaml.safe_load(text)
     except OSError as error:
         raise ConfigurationError(f"configuration {path} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigurationError(f"configuration {path} is not YAML: {error}") from error
     if not isinstance(values, Mapping):
         raise ConfigurationError(f"configuration {path} holds {type(values).__name__}, expected names with values")

@@ -156,6 +156,17 @@ def test_a_fleet_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     seen(arguments, ExitCode.CONFIG, "choose another folder", capsys)
 
 
+def test_names_come_from_a_text_in_utf_8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fleet, names = ["--fleet-dir", str(tmp_path / "fleet")], tmp_path / "macs.txt"
+    assert ended(["fleet", "init", "--host", "localhost", *fleet]) == ExitCode.OK
+    names.write_bytes("02:00:00:00:00:01\n# Gerät\n".encode("latin-1"))
+    for wrong, problem in ((names, "not a text in UTF-8"), (tmp_path, "Is a directory")):
+        seen(["fleet", "enrol", "--from", str(wrong), *fleet], ExitCode.USAGE, f"{wrong} cannot be read: ", capsys)
+        seen(["fleet", "enrol", "--from", str(wrong), *fleet], ExitCode.USAGE, problem, capsys)
+    names.write_text("02:00:00:00:00:01\n", encoding="utf-8-sig")
+    assert ended(["fleet", "enrol", "--from", str(names), *fleet]) == ExitCode.OK
+
+
 def test_watch_and_doctor_without_a_broker(capsys: pytest.CaptureFixture[str]) -> None:
     seen(["watch", "--broker", f"mqtt://{NOBODY}"], ExitCode.UNAVAILABLE, "`fedops-mqtt broker` starts one", capsys)
     seen(["watch", "--broker", "http://x"], ExitCode.CONFIG, "Correct --broker", capsys)
@@ -182,6 +193,8 @@ def test_a_broker_whose_port_is_taken(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_a_broker_that_cannot_begin(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     broker, wrong = ["broker", "--port", "0"], tmp_path / "wrong.conf"
+    wrong.write_bytes(b"\xff\n")
+    seen([*broker, "--config", str(wrong)], ExitCode.UNAVAILABLE, "not a text in UTF-8", capfd)
     wrong.write_text("nonsense yes\n")
     seen([*broker, "--config", "/no/such.conf"], ExitCode.UNAVAILABLE, "name another with --config", capfd)
     seen([*broker, "--config", str(tmp_path)], ExitCode.UNAVAILABLE, "Is a directory; name another", capfd)

@@ -120,11 +120,18 @@ def test_half_a_certificate_is_an_error_and_not_a_plain_connection(
 
 
 @pytest.mark.parametrize(
-    "said", ["http://fl.example.org", "http://fl:9000", "fl.example.org:", "fl:x", "fl:99999", "::1", "a b"]
+    "said",
+    ["http://fl.example.org", "http://fl:9000", "fl.example.org:", "fl:x", "fl:99999", "::1", "a b", "fl..org", "h:٣"],
 )
 def test_an_address_that_nobody_could_reach_is_refused_at_the_start(said: str) -> None:
-    with pytest.raises(ValidationError, match=r"host or host:port|a port is 1"):
+    with pytest.raises(ValidationError, match=r"host or host:port|a port is 1|between the dots"):
         ServerSettings(advertise=said)
+
+
+@pytest.mark.parametrize("said", ["fl..example.org:80", f"{'x' * 64}:80", "h:٣", "h:99999"])
+def test_an_address_that_nothing_can_listen_on_is_refused_at_the_start(said: str) -> None:
+    with pytest.raises(ValidationError, match="http"):
+        ManagerSettings(http=said)
 
 
 @pytest.mark.parametrize("said", ["fl.example.org", "fl.example.org:9000", "10.0.0.7", "[2001:db8::7]:9000", "[::1]"])

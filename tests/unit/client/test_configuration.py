@@ -25,11 +25,17 @@ def test_what_is_read_by_attribute_already_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [("- 1\n", "holds list"), ("a: [", "not YAML"), ("a: ${b}\n", "OmegaConf")],
+    [
+        (b"- 1\n", "holds list"),
+        (b"a: [", "not YAML"),
+        (b"a: ${b}\n", "OmegaConf"),
+        (b"a: \xff", "not YAML"),
+        (b"[" * 5000, "not YAML"),
+    ],
 )
-def test_a_file_that_cannot_be_used_is_said(tmp_path: Path, text: str, problem: str) -> None:
+def test_a_file_that_cannot_be_used_is_said(tmp_path: Path, text: bytes, problem: str) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text(text)
+    path.write_bytes(text)
     with pytest.raises(ConfigurationError, match=problem):
         read_configuration(path)
     with pytest.raises(ConfigurationError, match="cannot be read"):

@@ -29,7 +29,7 @@ from fedops_mqtt.manager.journal_reader import NUM_READERS
 from fedops_mqtt.manager.loop import Manager
 from fedops_mqtt.manager.open_runs import OpenRuns, RunStatusPublisher
 from fedops_mqtt.manager.run_service import RunService
-from fedops_mqtt.manager.servers import Servers
+from fedops_mqtt.manager.servers import Servers, line_answers
 from fedops_mqtt.manager.tasks import TaskConfig, Tasks
 from fedops_mqtt.protocol import ClientStatus, CurrentRun, Phase, RunOutcome, ServerStatus, topics, utc_now
 from fedops_mqtt.runtime.settings import ManagerSettings
@@ -195,6 +195,11 @@ async def test_nothing_of_a_server_is_kept_when_its_run_is_archived(journal: Jou
         gc.collect()
         kept = [each.get_name() for each in gc.get_objects() if isinstance(each, asyncio.Task)]
         assert [name for name in kept if name.startswith("server-")] == []
+
+
+@pytest.mark.parametrize("address", ["fl..example.org:9000", f"{'x' * 64}:9", "h:٣", "127.0.0.1:99999", "h"])
+async def test_an_address_that_cannot_be_connected_to_does_not_answer(address: str) -> None:
+    assert not await line_answers(address, within_s=0.03)
 
 
 SHELL = ("sh", "-c", "exec {shell_command}")

@@ -45,7 +45,8 @@ epochs = st.integers(0, 2**41)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 macs = st.binary(min_size=6, max_size=6).map(lambda raw: raw.hex(":"))
 times = st.datetimes(datetime(1970, 1, 1), datetime(9000, 1, 1), timezones=st.just(UTC))
-addresses = st.builds("{}:{}".format, st.sampled_from(["127.0.0.1", "[::1]", "fl.example.org"]), st.integers(0, 65535))
+HOSTS = st.sampled_from(["127.0.0.1", "[::1]", "[fe80::1%eth0]", "fl.example.org", "fl_1.", "сервер.рф", "x" * 63])
+addresses = st.builds("{}:{}".format, HOSTS, st.integers(1, 65535))
 
 ALWAYS = {
     "task_id": st.just(TASK),
@@ -140,6 +141,16 @@ def start(**changes: object) -> StartTrigger:
 def test_a_setting_of_a_run_that_a_message_cannot_carry_is_refused(value: object) -> None:
     with pytest.raises(ValidationError):
         start(run_config={"lr": value})
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["fl..example.org:9000", ".:9", f"{'x' * 64}:9", f"{'п' * 60}.рф:9", "h:٣", "h:0", "h:99999", "h:", ":9", "a b:9",
+     "http://h:9", "h\0:9", "::1:9", "[::1:9", "[]:9", "u@h:9"],
+)  # fmt: skip
+def test_an_address_that_no_socket_can_connect_to_is_refused(address: str) -> None:
+    with pytest.raises(ValidationError, match="server_ip"):
+        start(server_ip=address)
 
 
 def test_the_settings_of_a_run_keep_their_types() -> None:
