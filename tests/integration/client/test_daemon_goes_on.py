@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from bundles import zipped
-from client_testbed import HERE, PATIENCE_S, SECRET, Operator, RunDaemon, ServeFl
+from client_testbed import HERE, PATIENCE_S, SECRET, Operator, ServeFl
 
 from fedops_mqtt.apps import AppLibrary, BundleLimits, read_bundle
 from fedops_mqtt.bus import Mosquitto
@@ -21,7 +22,7 @@ from fedops_mqtt.device.daemon import Daemon
 from fedops_mqtt.device.journal import ClientJournal
 from fedops_mqtt.device.trainer import DeliveredTraining, Trainer, Training
 from fedops_mqtt.device.training_process import TrainingProcess
-from fedops_mqtt.protocol import Answer, AppReference, ClientCondition, Outcome, Phase, RunStart
+from fedops_mqtt.protocol import Answer, AppReference, ClientCondition, ClientStatus, Outcome, Phase, RunStart
 from fedops_mqtt.runtime.background import alongside
 from fedops_mqtt.runtime.settings import ClientSettings
 from fedops_mqtt.training.pipe import EndedReport
@@ -103,16 +104,26 @@ async def test_a_start_whose_training_cannot_be_made_is_refused_and_the_next_one
         assert seen.status is ClientCondition.TRAIN_FINISHED, seen.reason
 
 
-async def test_a_server_whose_name_is_none_fails_the_training_and_not_the_daemon(
-    run_daemon: RunDaemon, operator: Operator, serve_fl: ServeFl
+async def test_a_training_that_breaks_off_is_failed_with_its_cause_and_leaves_no_process(
+    settings: ClientSettings, operator: Operator
 ) -> None:
-    daemon = await run_daemon(app="delivered")
-    await operator.until_condition(ClientCondition.ONLINE)
-    app = {"digest": "ab" * 32, "version": "1.0.0", "size": 1000}
-    await operator.trigger(f"{'x' * 70}.example:1", app=app)  # no label of a name has over 63 characters
-    failed = await operator.until_condition(ClientCondition.TRAIN_FAILED)
-    assert "UnicodeError" in (failed.reason or "")
-    assert daemon.client.run is None
+    run_config = {"text": "half a pair: \ud800"}  # as YAML may have it; no pipe carries it
+    daemon = Daemon(settings, import_paths=(str(HERE),), run_config=run_config)
+    async with alongside(daemon.run(), name="daemon"):
+        await operator.until_condition(ClientCondition.ONLINE)
+        for run_id in ("r1", "r2"):
+            await operator.trigger("127.0.0.1:1", run_id=run_id)
+            failed = await operator.until(lambda status, run_id=run_id: _has_failed(status, run_id))
+            assert "surrogates not allowed" in (failed.reason or "")
+        assert daemon.client.run is None
+        assert not [each for each in psutil.Process().children() if "fedops_mqtt.client.client_fl" in each.cmdline()]
+
+
+def _has_failed(status: ClientStatus, run_id: str) -> bool:
+    return status.last_run is not None and (status.last_run.run_id, status.last_run.outcome) == (
+        run_id,
+        Outcome.FAILED,
+    )
 
 
 class HeldJournal(ClientJournal):
