@@ -110,7 +110,7 @@ class Bridge:
         """Be the bridge until asked to leave; `on_listening` gets the address once it listens.
 
         Raises:
-            ExposedError: it would listen beyond this machine for anybody.
+            AccessConfigError: it would listen beyond this machine for anybody.
             OSError: the address is taken.
             BrokerUrlError: the broker's URL is invalid.
         """
@@ -187,7 +187,7 @@ async def run_bridge(settings: BridgeSettings, on_listening: Callable[[str], Non
 
     Raises:
         BridgeConfigError: the settings do not name whom it serves.
-        ExposedError, OSError, BrokerUrlError: see `Bridge.run`.
+        AccessConfigError, OSError, BrokerUrlError: see `Bridge.run`.
     """
     bridge = Bridge(settings)
     with on_end_signal(lambda number: bridge.leave()):

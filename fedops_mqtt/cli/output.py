@@ -116,8 +116,9 @@ def known_errors() -> tuple[type[Exception], ...]:
     from fedops_mqtt.protocol import IdentityError
     from fedops_mqtt.runtime.machine import NoHomeError
     from fedops_mqtt.runtime.settings_file import SettingsFileError
+    from fedops_mqtt.runtime.task_config import ConfigurationError
 
-    return (FatalError, BusError, SettingsFileError, NoHomeError, EnrolmentError, IdentityError)
+    return (FatalError, BusError, SettingsFileError, ConfigurationError, NoHomeError, EnrolmentError, IdentityError)
 
 
 def explain(error: Exception) -> tuple[str, ExitCode]:
@@ -127,11 +128,19 @@ def explain(error: Exception) -> tuple[str, ExitCode]:
     from fedops_mqtt.protocol import IdentityError
     from fedops_mqtt.runtime.machine import NoHomeError
     from fedops_mqtt.runtime.settings_file import SettingsFileError
+    from fedops_mqtt.runtime.task_config import ConfigurationError
 
     match error:
         case FatalError():
             return str(error), error.code
-        case SettingsFileError() | NoHomeError() | EnrolmentError() | IdentityError() | bus.ClientIdError():
+        case (
+            SettingsFileError()
+            | ConfigurationError()
+            | NoHomeError()
+            | EnrolmentError()
+            | IdentityError()
+            | bus.ClientIdError()
+        ):
             return str(error), ExitCode.CONFIG
         case bus.CredentialsError():
             return f"{error}. Set FEDOPS_MQTT_BROKER_USER and FEDOPS_MQTT_BROKER_PASSWORD.", ExitCode.NO_PERMISSION

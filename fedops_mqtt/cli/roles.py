@@ -157,11 +157,11 @@ def bridge(settings: BridgeSettings) -> None:
     warn_of_exposed_files(settings)
     from fedops_mqtt.bridge.app import BridgeConfigError, run_bridge
     from fedops_mqtt.bus import BrokerUrlError
-    from fedops_mqtt.runtime.machine import ExposedError
+    from fedops_mqtt.runtime.machine import AccessConfigError
 
     try:
         asyncio.run(run_bridge(settings, on_listening=lambda sentence: print(sentence, flush=True)))
-    except (BridgeConfigError, ExposedError, BrokerUrlError) as error:
+    except (BridgeConfigError, AccessConfigError, BrokerUrlError) as error:
         raise FatalError(str(error), ExitCode.CONFIG) from error
     except OSError as error:
         raise FatalError(

@@ -25,7 +25,7 @@ from fedops_mqtt.device.trainer import Trainer
 from fedops_mqtt.device.training_process import check_app
 from fedops_mqtt.protocol import MetricsCutter, MetricsKind, Outcome, TaskId, clip
 from fedops_mqtt.runtime.background import alongside
-from fedops_mqtt.runtime.machine import ExposedError
+from fedops_mqtt.runtime.machine import AccessConfigError
 from fedops_mqtt.runtime.settings import IS_DELIVERED, ClientSettings
 from fedops_mqtt.runtime.systemd import ExitCode, exit_code_of_disk, on_end_signal
 from fedops_mqtt.runtime.task_config import Scalar, flatten, read_configuration
@@ -242,7 +242,7 @@ async def _exit_code_of(serving: Any) -> ExitCode:
     except ConflictingInstanceError as error:
         logger.error("%s", error)
         return ExitCode.RIVAL
-    except (ClientConfigError, DaemonRunningError, ExposedError, BrokerUrlError) as error:
+    except (ClientConfigError, DaemonRunningError, AccessConfigError, BrokerUrlError) as error:
         logger.error("%s", error)
         return ExitCode.CONFIG
     except ShimAddressError as error:

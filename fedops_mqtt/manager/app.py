@@ -35,7 +35,7 @@ from fedops_mqtt.manager.tasks import Tasks
 from fedops_mqtt.runtime.background import alongside
 from fedops_mqtt.runtime.http_access import AccessRules
 from fedops_mqtt.runtime.http_server import url_of
-from fedops_mqtt.runtime.machine import ExposedError, host_name
+from fedops_mqtt.runtime.machine import AccessConfigError, host_name
 from fedops_mqtt.runtime.settings import ManagerSettings
 from fedops_mqtt.runtime.systemd import ExitCode, exit_code_of_disk, on_end_signal, supervised
 
@@ -93,7 +93,7 @@ async def run_manager(
     return ExitCode.OK
 
 
-_EXPECTED = (LeaseLostError, ManagerError, BusError, OSError, SQLAlchemyError, ExposedError)
+_EXPECTED = (LeaseLostError, ManagerError, BusError, OSError, SQLAlchemyError, AccessConfigError)
 """What ends a manager with a sentence; of several at once the first of these kinds explains the others."""
 
 
@@ -200,7 +200,7 @@ def _exit_code(error: Exception) -> ExitCode:
     match error:
         case ConflictingInstanceError():
             return ExitCode.RIVAL
-        case BrokerUrlError() | TasksFileError() | ExposedError():
+        case BrokerUrlError() | TasksFileError() | AccessConfigError():
             return ExitCode.CONFIG
         case StateDirError() | EpochFileError():
             return exit_code_of_disk(error.__cause__)

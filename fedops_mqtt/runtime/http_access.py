@@ -25,7 +25,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fedops_mqtt.runtime.machine import ExposedError, is_loopback
+from fedops_mqtt.runtime.machine import ExposedError, TlsFilesError, is_loopback
 
 MAX_BODY_BYTES = 1024 * 1024
 """20,000 named clients are 400 kB."""
@@ -73,6 +73,23 @@ class AccessRules:
     def is_guarded(self) -> bool:
         """True when a token or a client certificate is required."""
         return self.token is not None or (self.is_tls and self.client_ca_file is not None)
+
+    def check_files(self) -> None:
+        """Read the TLS files, where there are some.
+
+        Raises:
+            TlsFilesError: one of them cannot be used.
+        """
+        if self.cert_file is None:
+            return
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(self.cert_file, self.key_file)
+            if self.client_ca_file is not None:
+                context.load_verify_locations(self.client_ca_file)
+        except OSError as error:
+            files = filter(None, (self.cert_file, self.key_file, self.client_ca_file))
+            raise TlsFilesError(files, error.strerror or str(error)) from error
 
     def for_uvicorn(self) -> dict[str, Any]:
         """Return uvicorn's TLS options."""

@@ -377,12 +377,13 @@ def listen(address: str, rules: AccessRules, *, what: str, setting: str, default
     """Return a socket that listens at `host:port`; port 0 takes a free one. `what` and `setting` are for the error.
 
     Raises:
-        ExposedError: the host is beyond this machine and access is not controlled.
+        AccessConfigError: the host is beyond this machine and access is not controlled, or the TLS files are invalid.
         OSError: the address is taken, or none of this machine's.
         ValueError, OverflowError: there is no such port.
     """
     host, port = split_address(address, default_host=default_host)
     check_address(host, address, rules, what=what, setting=setting)
+    rules.check_files()
     return open_socket(host, port)
 
 

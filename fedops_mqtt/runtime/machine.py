@@ -5,6 +5,7 @@ import hmac
 import ipaddress
 import re
 import socket
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +27,19 @@ class NoHomeError(ValueError):
         super().__init__(f"{path}: this user has no home folder; {advice}, or set HOME")
 
 
-class ExposedError(ValueError):
+class AccessConfigError(ValueError):
+    """The settings of who may come in over HTTP cannot be used."""
+
+
+class TlsFilesError(AccessConfigError):
+    """A certificate, its key or a CA file cannot be used; OpenSSL names no file."""
+
+    def __init__(self, files: Iterable[Path], problem: str) -> None:
+        self.files = tuple(files)
+        super().__init__(f"no HTTPS with {', '.join(map(str, self.files))}: {problem}; correct the file")
+
+
+class ExposedError(AccessConfigError):
     """An address beyond this machine would have no access control."""
 
     def __init__(self, what: str, address: str, setting: str) -> None:

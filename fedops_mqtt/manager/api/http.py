@@ -46,7 +46,7 @@ def listen(address: str, rules: AccessRules) -> socket.socket:
     """Return a socket that listens at `host:port`; port 0 takes a free one.
 
     Raises:
-        ExposedError: the host is beyond this machine and access needs no token.
+        AccessConfigError: the host is beyond this machine and access needs no token.
         OSError: the address is taken or is not this machine's.
     """
     listening = open_address(

@@ -15,6 +15,7 @@ from bundles import flower_bundle
 from click import Group
 from http_stand_in import Handler, serving
 
+import fedops_mqtt
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.cli.entry import make_app, run
 from fedops_mqtt.runtime.systemd import ExitCode, exit_code_of_disk
@@ -211,9 +212,24 @@ def test_a_manager_that_cannot_begin(tmp_path: Path, capsys: pytest.CaptureFixtu
     seen(
         ["manager", "--state-dir", str(no_folder(tmp_path))], ExitCode.CONFIG, "choose one that can be written", capsys
     )
+    no_text = tmp_path / "no-text"
+    no_text.write_bytes(b"\xff\n")
+    for file, problem in ((no_text, "PEM"), (tmp_path, "Is a directory")):
+        secure = [*anywhere, "--http-cert-file", str(file), "--http-key-file", str(file)]
+        seen(secure, ExitCode.CONFIG, f"no HTTPS with {file}, {file}: ", capsys)
+        seen(secure, ExitCode.CONFIG, problem, capsys)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         seen([*manager, "--http", address], ExitCode.UNAVAILABLE, "free it, or choose another", capsys)
+
+
+def test_a_simulation_whose_configuration_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_bytes(b"\xff\n")
+    program = [str(Path(fedops_mqtt.__file__).parent / "demo" / "server.py")]
+    arguments = ["simulate", "--server", *program, "--app", "fedops_mqtt.demo:client_app", "--folder", str(tmp_path)]
+    for file in (config, tmp_path):
+        seen([*arguments, "--task-config", str(file)], ExitCode.CONFIG, f"configuration {file} ", capsys)
 
 
 def test_a_bridge_that_cannot_begin(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from fedops_mqtt.client.http_shim import access_rules, allowed_servers, make_shi
 from fedops_mqtt.core.client_state import LocalStart, StartDecision
 from fedops_mqtt.enrolment.authority import Credentials, issue, make_authority
 from fedops_mqtt.protocol import Answer
-from fedops_mqtt.runtime.machine import ExposedError
+from fedops_mqtt.runtime.machine import ExposedError, TlsFilesError
 from fedops_mqtt.runtime.settings import ClientSettings
 
 EVERYWHERE = "0.0.0.0:0"
@@ -76,6 +77,13 @@ async def test_on_loopback_this_machine_needs_no_token() -> None:
 async def test_beyond_loopback_it_refuses_to_start_without_a_token() -> None:
     with pytest.raises(ExposedError, match="FEDOPS_MQTT_HTTP_TOKEN"):
         async with shim(EVERYWHERE):
+            pass
+
+
+async def test_a_certificate_that_is_none_is_named(tmp_path: Path) -> None:
+    (file := tmp_path / "no-text").write_bytes(b"\xff\n")
+    with pytest.raises(TlsFilesError, match=re.escape(f"no HTTPS with {file}, {file}: ")):
+        async with shim("127.0.0.1:0", http_cert_file=file, http_key_file=file):
             pass
 
 
