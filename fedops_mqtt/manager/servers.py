@@ -81,8 +81,7 @@ async def _answers(address: str, timeout_s: float) -> bool:
 Report = Callable[[str, RunEvent], None]
 Work = Callable[[], Coroutine[Any, Any, object]]
 
-NEVER_STARTED = "the manager ended before it had started the FL server"
-NOT_STARTED = "the run ended before the FL server was started"
+NOT_STARTED = "the FL server was not started"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -164,7 +163,7 @@ class Servers:
         server.life = self._spawn(work, "server", run.run_id, launch)
 
     def resume(self, run: Run, launches: list[Launch], secret: bytes, task: TaskConfig | None) -> None:
-        """Find the server of a run that an earlier manager launched, and supervise it.
+        """Find the server of a run that an earlier manager launched, and supervise it; start one that was not started.
 
         Only processes of this host are looked for and ended; of one on another manager's host only the bus and the
         line report. A server that a launch command or Kubernetes runs is found from any host.
@@ -173,11 +172,16 @@ class Servers:
         server.wanted = None if run.has_ended else run.launch
         if run.has_ended:
             server.stop = (run.outcome, run.reason or "run ended")
-        known = launches[-1] if launches else None
-        if known is None or known.launch != run.launch:
-            self._report(run.run_id, ServerExited(run.launch, NEVER_STARTED))
-        if known is None:
+        if launches:
+            self._find(server, run, launches[-1], secret, task)
+        if launches and launches[-1].launch == run.launch:
             return
+        if run.has_ended or task is None:
+            self._report(run.run_id, ServerExited(run.launch, NOT_STARTED))
+        else:
+            self.launch(run, run.launch, secret, task)
+
+    def _find(self, server: RunServer, run: Run, known: Launch, secret: bytes, task: TaskConfig | None) -> None:
         is_on_other_host = not _is_here(known)
         if is_on_other_host or (task is not None and not task.is_local):
             server.store = self._store_of(task)

@@ -98,7 +98,7 @@ def sync_entries(folder: Path) -> None:
 def make_private_folder(path: Path) -> None:
     """Make a folder that only its owner enters; one that is there is left as it is."""
     if not path.is_dir():
-        path.mkdir(parents=True, mode=FOLDER_MODE)
+        path.mkdir(parents=True, exist_ok=True, mode=FOLDER_MODE)  # two may need it at once
         path.chmod(FOLDER_MODE)
 
 
