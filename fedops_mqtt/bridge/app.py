@@ -21,7 +21,7 @@ from fedops_mqtt.protocol import IdentityError, normalise_mac
 from fedops_mqtt.runtime.http_access import AccessControlMiddleware, AccessRules, credentials_in, is_from_browser
 from fedops_mqtt.runtime.http_server import listen, serving, url_of
 from fedops_mqtt.runtime.machine import join_address, split_address
-from fedops_mqtt.runtime.settings import BridgeSettings
+from fedops_mqtt.runtime.settings import BridgeSettings, BusSettings
 from fedops_mqtt.runtime.systemd import on_end_signal
 
 
@@ -60,8 +60,13 @@ _SHUTDOWN_S = 1
 
 
 def _reach_for(settings: BridgeSettings, task_id: str) -> tuple[str, BusOptions]:
-    """Return the broker's URL and how a task's server is known there."""
-    own = settings.model_copy(update=own_identity(settings.bundles, f"server-{task_id}"))
+    """Return the broker's URL and how a task's server is known there.
+
+    Raises:
+        SettingsFileError, ValidationError: its bundle cannot be used.
+    """
+    passed_on = {name: getattr(settings, name) for name in BusSettings.model_fields}
+    own = BusSettings(**passed_on | own_identity(settings.bundles, f"server-{task_id}"))
     return own.broker, BusOptions.from_settings(own)
 
 

@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fedops_mqtt.aggregation.status_publisher import ServerSnapshot
+from fedops_mqtt.bridge.client_proxy import CANNOT_SERVE, RETRY_S, problem_of
 from fedops_mqtt.bus import (
     BusOptions,
     ConflictingInstanceError,
@@ -44,7 +46,8 @@ _STORE_S = 300.0
 class ClassicRun(BaseModel):
     """What is known of one run of a FedOps FL server."""
 
-    model_config = ConfigDict(frozen=True)
+    # A diverged loss is kept as it is: null would be no number when it is read again.
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
     task_id: TaskId
     run_id: RunId
@@ -105,21 +108,35 @@ class ClassicServer:
         """Publish for the server until its run is over and that has been published."""
         self._keep()
         try:
+            async with alongside(self._watch(), name=f"probe-{self._run.task_id}"):
+                while not await self._serve() and not self._ended.is_set():
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(RETRY_S):
+                            await self._ended.wait()
+        finally:
+            self.is_closed.set()
+        if self.is_over:
+            _file_of(self._options.state_dir, self._run.task_id).unlink(missing_ok=True)
+
+    async def _serve(self) -> bool:
+        """Publish until the run has ended; False if that could not be begun or went wrong."""
+        try:
             url, options = self._options.reach(self._run.task_id)
             on_bus = self._owner.on_bus(
                 url, client_id=client_id_of(options.user), options=options, observers=[self._metrics.take]
             )
-            async with on_bus as bus, alongside(self._watch(), name=f"probe-{self._run.task_id}"):
+            async with on_bus as bus:
                 async with alongside(self._metrics.run(bus), name=f"metrics-{self._run.task_id}"):
                     await self._ended.wait()
                 await self._metrics.flush(bus)
                 await self._owner.flush(_FINAL_STATUS_S)
         except ConflictingInstanceError as error:
             logger.warning("another process publishes for this task's FL server now", extra={"why": str(error)})
-        finally:
-            self.is_closed.set()
-        if self.is_over:
-            _file_of(self._options.state_dir, self._run.task_id).unlink(missing_ok=True)
+        except CANNOT_SERVE as error:
+            facts = {"task_id": self._run.task_id, "problem": problem_of(error)}
+            logger.error("cannot publish for a FedOps server", extra=facts)
+            return False
+        return True
 
     def note_evaluation(self, *, round_: int, metrics: dict[str, float], duration_s: float | None) -> None:
         """A round is done."""

@@ -20,7 +20,8 @@ from fedops_mqtt.bridge.trainer import HttpTrainer
 from fedops_mqtt.bus import BrokerUrlError, ConflictingInstanceError, EpochFileError, without_password
 from fedops_mqtt.device.daemon import Daemon
 from fedops_mqtt.device.journal import DaemonRunningError
-from fedops_mqtt.protocol import mac_to_level
+from fedops_mqtt.protocol import first_line, mac_to_level
+from fedops_mqtt.protocol.wire import first_problem
 from fedops_mqtt.runtime.background import alongside
 from fedops_mqtt.runtime.settings import BridgeSettings, ClientSettings, broker_of
 from fedops_mqtt.runtime.settings_file import SettingsFileError
@@ -32,6 +33,15 @@ _MISSES = 3
 """Polls in a row without an answer until a client counts as offline."""
 _REGISTRATION_LEASE_S = 30.0
 """A FedOps client manager registers its client every six and a half seconds while it does not train."""
+
+
+CANNOT_SERVE = (BrokerUrlError, DaemonRunningError, EpochFileError, SettingsFileError, ValidationError, OSError)
+"""What stands in the way of serving one program, which must not end the service of the others."""
+
+
+def problem_of(error: Exception) -> str:
+    """Return one of these errors as one line for the log; without values, of which one may be a password."""
+    return first_problem(error, "settings") if isinstance(error, ValidationError) else first_line(str(error))
 
 
 class ClientProxy:
@@ -69,17 +79,10 @@ class ClientProxy:
             except ConflictingInstanceError:
                 logger.warning("this client is on the bus by itself now; the bridge leaves it", extra=self._facts())
                 return
-            except (
-                BrokerUrlError,
-                DaemonRunningError,
-                EpochFileError,
-                SettingsFileError,
-                ValidationError,
-                OSError,
-            ) as error:
-                problem = str(error).splitlines()[0]
-                logger.error("cannot serve a FedOps client", extra=self._facts() | {"problem": problem})
-                await asyncio.sleep(_RETRY_S)
+            except CANNOT_SERVE as error:
+                facts = self._facts() | {"problem": problem_of(error)}
+                logger.error("cannot serve a FedOps client", extra=facts)
+                await asyncio.sleep(RETRY_S)
 
     def leave(self) -> None:
         """It leaves (`/flclient_out`); it is found again when it comes back."""
@@ -211,7 +214,7 @@ class ClientProxy:
         return {"client": self._link.name, "client_mac": self._link.client_mac}
 
 
-_RETRY_S = 10.0
+RETRY_S = 10.0
 """What stands in the way (another process, a disk) does not go away faster."""
 _APP = "fedops_mqtt.bridge.trainer:HttpTrainer"
 """Stands where a device names its app: the training is done elsewhere."""

@@ -47,7 +47,7 @@ def main() -> int:
         rounds = {"num_rounds": bundle.config.get(NUM_ROUNDS_KEY)}
         server = FLServer(rounds, server_app=app, app_config=bundle.config, settings=settings)
     except OSError as error:  # a disk or a port: the next launch may find it otherwise
-        print(f"{settings.app_file}: {error}", file=sys.stderr)
+        print(f"{error.filename or settings.state_dir}: {error.strerror or error}", file=sys.stderr)
         return 1
     except (BundleServerError, AppRefusedError, ServerError) as error:
         print(f"{settings.app_file}: {error}", file=sys.stderr)
@@ -60,11 +60,11 @@ def main() -> int:
 
 def _keep_failure(settings: ServerSettings, reason: str) -> None:
     """Write how the run ended where the manager reads it: with the same bundle no other launch would do better."""
-    if settings.task_id is None:
-        return
+    if settings.task_id is None or settings.run_id is None:
+        return  # started by hand: nobody waits for it there
     failure = ServerSnapshot(
         task_id=settings.task_id,
-        run_id=settings.run_id or "",
+        run_id=settings.run_id,
         launch=settings.launch,
         instance=new_instance(),
         heartbeat_s=settings.heartbeat_s,

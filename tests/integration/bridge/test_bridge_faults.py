@@ -117,6 +117,38 @@ async def test_a_fedops_server_that_is_killed_fails_its_run(crossing: Crossing) 
     assert (run.outcome, run.reason) == (RunOutcome.FAILED, "the FedOps server ended without a report")
 
 
+async def test_a_server_whose_bundle_is_faulty_costs_nobody_else_anything_until_it_is_mended(
+    crossing: Crossing,
+) -> None:
+    """It ended the bridge once, and each next one; so did a bundle with a password."""
+    port, level = free_port(), f"server-{crossing.site.task_id}"
+    bundle = crossing.site.yard.folder / "bundles" / level / "bundle.toml"
+    bundle.parent.mkdir(parents=True)
+    bundle.write_text("broker = [")
+    ours = {"bundles": bundle.parent.parent, "server_start_limit_s": TIMEOUT_S}
+    bridge = await crossing.start_bridge(f"http://127.0.0.1:{port}", **ours)
+    await crossing.start_old(MACS[0], managers=crossing.url, port=port)
+    await crossing.site.observer.until_client(MACS[0], ClientCondition.ONLINE)
+    async with httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_S) as http:
+        update = f"{crossing.url}/FLSe/FLSeUpdate/{crossing.site.task_id}"
+        (await http.put(update, json={"FLSeReady": True, "GL_Model_V": 4})).raise_for_status()
+    await bridge.until_said("cannot publish for a FedOps server")
+    await bridge.end(signal.SIGKILL)
+    await crossing.site.observer.until_client(MACS[0], ClientCondition.CLIENT_OUT)
+
+    bundle.write_text(f'broker = "{crossing.site.broker}"\nbroker_ca_file = "missing.pem"\n')
+    where = crossing.url.removeprefix("http://")
+    again = await crossing.start_bridge(f"http://127.0.0.1:{port}", http=where, **ours)
+    await again.until_said("cannot publish for a FedOps server")
+    await crossing.site.observer.until_client(MACS[0], ClientCondition.ONLINE)
+
+    bundle.write_text(f'broker = "{crossing.site.broker}"\nbroker_user = "{level}"\nbroker_password = "s3cret"\n')
+    server = await crossing.site.observer.until(lambda: crossing.site.observer.server)
+    assert (server.status.gl_model, server.status.transport) == (4, "grpc")
+    assert "s3cret" not in again.stderr
+    assert await again.end() == 0
+
+
 @pytest.mark.long
 async def test_a_bridge_that_is_killed_finds_client_and_server_where_they_are(crossing: Crossing) -> None:
     await crossing.start_manager(adopt=True)

@@ -1,10 +1,13 @@
 """FedOps' reports keep their field names; what is no number, no JSON or no address is said or left out."""
 
 import base64
+import math
+from pathlib import Path
 
 import pytest
 
 from fedops_mqtt.bridge.app import BridgeConfigError, clients_in, gateway_addresses
+from fedops_mqtt.bridge.classic import ClassicRun, load_runs
 from fedops_mqtt.bridge.peer_registry import ReportError, client_report, parse_report, server_numbers
 from fedops_mqtt.bridge.peer_state import FedOpsHttpError, OnlineAnswer
 from fedops_mqtt.protocol import MetricsCutter, MetricsKind
@@ -24,6 +27,14 @@ def test_a_train_result_keeps_its_names_and_loses_its_envelope() -> None:
 def test_a_servers_evaluation_is_its_numbers() -> None:
     fields = {"fl_task_id": "t", "round": 2, "gl_loss": 0.25, "gl_model_v": 4, "run_time_by_round": 9.0, "ok": True}
     assert server_numbers(fields | {"source": "server_validation"}, CUTTER) == {"gl_loss": 0.25}
+
+
+def test_a_kept_run_whose_loss_is_no_number_is_found_again(tmp_path: Path) -> None:
+    run = ClassicRun(task_id="t", run_id="r", server_ip="h:1", metrics={"loss": math.nan, "more": math.inf})
+    (tmp_path / "bridge").mkdir()
+    (tmp_path / "bridge" / "t.run.json").write_text(run.model_dump_json())
+    (found,) = load_runs(tmp_path)
+    assert (math.isnan(found.metrics["loss"]), found.metrics["more"]) == (True, math.inf)
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"1", b"\xff", b"{", b"[" * 200_000])

@@ -59,16 +59,32 @@ def test_what_cannot_run_is_said(
         loaded(tmp_path, monkeypatch, bundle_of(name, code, project))
 
 
-def test_a_file_that_is_no_bundle_ends_the_program_with_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "app.fab").write_bytes(b"no zip")
-    ended = subprocess.run(
+def run_of(tmp_path: Path, **settings: str) -> "subprocess.CompletedProcess[str]":
+    own = {"APP_FILE": str(tmp_path / "app.fab"), "STORE": str(tmp_path / "store")} | settings
+    return subprocess.run(
         [sys.executable, "-m", "fedops_mqtt.server.bundle_server"],
-        env={"FEDOPS_MQTT_APP_FILE": str(tmp_path / "app.fab"), "HOME": str(tmp_path)},
+        env={"HOME": str(tmp_path)} | {f"FEDOPS_MQTT_{name}": value for name, value in own.items()},
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
+
+
+@pytest.mark.parametrize("settings", [{}, {"TASK_ID": "digits"}], ids=["no task", "by hand"])
+def test_a_file_that_is_no_bundle_ends_the_program_with_a_sentence(tmp_path: Path, settings: dict[str, str]) -> None:
+    (tmp_path / "app.fab").write_bytes(b"no zip")
+    ended = run_of(tmp_path, **settings)
     assert ended.returncode == 1
     assert "app.fab" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_state_folder_that_cannot_be_written_is_no_fault_of_the_bundle(tmp_path: Path) -> None:
+    (tmp_path / "app.fab").write_bytes(bundle_of("delivered_server_nine"))
+    (tmp_path / "state").write_bytes(b"a file")
+    ended = run_of(tmp_path, TASK_ID="digits", STATE_DIR=str(tmp_path / "state"))
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith(f"{tmp_path / 'state'}")
+    assert "app.fab" not in ended.stderr
     assert "Traceback" not in ended.stderr
