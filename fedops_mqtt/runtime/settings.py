@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, Field, SecretStr, field_validat
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from fedops_mqtt.core.limits import RunLimits
-from fedops_mqtt.protocol import AnyMacAddress, TaskId
+from fedops_mqtt.protocol import MAX_TEXT_CHARS, AnyMacAddress, TaskId
 from fedops_mqtt.protocol.values import MAX_LIMIT_S, Count
 from fedops_mqtt.runtime.key_values import KeyValues
 from fedops_mqtt.runtime.machine import HostAndPort, HttpAddress, HttpUrl, default_state_dir, default_store_url, in_home
@@ -69,6 +69,8 @@ class PublishSettings(BaseModel):
     keep_apps: Annotated[int, Field(ge=2, description="versions of each task's app that are kept")] = 20
 
 
+StartToken = Annotated[SecretStr, Field(max_length=MAX_TEXT_CHARS)]
+"""Goes to a training process in the place of a start's own token, and no longer one is read there."""
 Seconds = Annotated[float, Field(gt=0, le=MAX_LIMIT_S)]
 LogLevel = Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR")]
 
@@ -238,7 +240,7 @@ class ClientSettings(BusSettings, HttpAccessSettings, DeliveredAppSettings):
     ] = ""
     http_get_start: Annotated[bool, Field(description="GET /start/HOST:PORT of FedOps' first managers starts")] = False
     state_dir: Annotated[StateDir, Field(description="where the journal is kept")]
-    join_token: Annotated[SecretStr | None, Field(description="shared token of servers started by hand")] = None
+    join_token: Annotated[StartToken | None, Field(description="shared token of servers started by hand")] = None
     line_ca_file: Annotated[Path | None, Field(description="CA of the FL server; set: a plain line is refused")] = None
     join_limit_s: Annotated[float, Field(gt=0, description="training process waits this long for its server")] = 60.0
     rejoin_limit_s: Annotated[float, Field(gt=0, description="after a lost line, before giving up")] = 120.0
@@ -422,7 +424,7 @@ class BridgeSettings(BusSettings):
     word_limit_s: Annotated[float, Field(gt=0, description="from a run's end until its client reports it")] = 30.0
     server_start_limit_s: Annotated[float, Field(gt=0, description="a FedOps server answers within this")] = 120.0
     state_dir: Annotated[StateDir, Field(description="where the journals of its clients are kept")]
-    join_token: Annotated[SecretStr | None, Field(description="shared token of servers started by hand")] = None
+    join_token: Annotated[StartToken | None, Field(description="shared token of servers started by hand")] = None
     line_ca_file: Annotated[Path | None, Field(description="CA of the FL server; set: a plain line is refused")] = None
     rejoin_limit_s: Annotated[float, Field(gt=0, description="after a lost line, before giving up")] = 120.0
     run_limit_s: Annotated[float, Field(gt=0, description="longest training of one run")] = 24 * 3600.0

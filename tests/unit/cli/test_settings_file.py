@@ -139,6 +139,16 @@ def test_an_address_is_host_or_host_and_port(said: str) -> None:
     assert ServerSettings(advertise=said).advertise == said
 
 
+@pytest.mark.parametrize("role", ["client", "bridge"])
+def test_a_token_that_no_training_could_be_given_is_refused_at_the_start_and_not_shown(
+    role: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FEDOPS_MQTT_JOIN_TOKEN", "s3cret" * 50)
+    assert run([role]) == 78
+    assert "FEDOPS_MQTT_JOIN_TOKEN: Value should have at most 256" in (said := capsys.readouterr().err)
+    assert "s3cret" not in said
+
+
 def test_a_managers_url_without_its_scheme_is_refused_at_the_start_and_not_repeated() -> None:
     for name in ("client_manager_url", "server_manager_url"):
         with pytest.raises(ValidationError, match="begins with http://") as caught:
