@@ -9,7 +9,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -75,7 +75,10 @@ async def _look_at(address: BrokerAddress, settings: DoctorSettings, role: Role)
     except ClientIdError as error:
         findings.append(problem("credentials", str(error), "see the broker's log for what it takes"))
     except ConnectError as error:
-        findings.append(problem("credentials", error.problem, _advise(error.problem)))
+        found = error.problem
+        if address.is_tls and not any(sign in found.lower() for sign in _SIGNS):
+            found = await asyncio.to_thread(_alert, address, options, found)
+        findings.append(problem("credentials", found, _advise(found)))
     except BusError as error:
         findings.append(problem("bus", str(error), "look at the broker's log"))
     return findings
@@ -111,14 +114,8 @@ def _reach(address: BrokerAddress, timeout_s: float) -> Finding:
 
 def _greet(address: BrokerAddress, options: BusOptions) -> Finding:
     """Look at the certificate that the broker shows."""
-    context = make_tls_context(address, options)
-    assert context is not None
-    context.sslsocket_class = ssl.SSLSocket
     try:
-        with (
-            socket.create_connection((address.host, address.port), timeout=options.connect_timeout_s) as plain,
-            context.wrap_socket(plain, server_hostname=address.host) as secure,
-        ):
+        with _handshake(address, options) as secure:
             shown = secure.getpeercert() or {}
     except OSError as error:
         return problem("TLS", str(error), _advise(str(error)))
@@ -128,6 +125,33 @@ def _greet(address: BrokerAddress, options: BusOptions) -> Finding:
         advice = "`fedops-mqtt fleet renew broker`, bring it there, `systemctl reload mosquitto`"
         return warning("TLS", f"the broker's certificate expires in {days_left} days", advice)
     return ok("TLS", f"the broker is authenticated; its certificate is good until {ends_at:%Y-%m-%d}")
+
+
+def _alert(address: BrokerAddress, options: BusOptions, otherwise: str) -> str:
+    """Return why a broker refuses this certificate, if it does.
+
+    With TLS 1.3 that comes after the handshake, and who writes meanwhile may read of a reset connection in its place.
+    """
+    try:
+        with _handshake(address, options) as secure:
+            secure.recv(1)
+    except ssl.SSLError as error:
+        return str(error)
+    except OSError:
+        pass
+    return otherwise
+
+
+@contextmanager
+def _handshake(address: BrokerAddress, options: BusOptions) -> Iterator[ssl.SSLSocket]:
+    context = make_tls_context(address, options)
+    assert context is not None
+    context.sslsocket_class = ssl.SSLSocket
+    with (
+        socket.create_connection((address.host, address.port), timeout=options.connect_timeout_s) as plain,
+        context.wrap_socket(plain, server_hostname=address.host) as secure,
+    ):
+        yield secure
 
 
 def _advise(trouble: str) -> str:
