@@ -1,6 +1,6 @@
 """A broker restarts under thousands: `python benchmarks/fleet_storm.py [--sizes 1000 5000] [--json FILE]`.
 
-Bare connections with our own back-off and our own judgement of the retained topic (`bus.address.Backoff`,
+Bare connections with our own back-off and our own judgement of the retained topic (`runtime.backoff.Backoff`,
 `core.ownership`): what is counted is the policy, not the weight of a client. Orderly: the broker says the wills of the
 living, and each must be repaired. Killed: it says none, and is away for some seconds.
 """
@@ -18,10 +18,10 @@ from fleet import NUM_FILES
 from fleet_clients import SimulatedClient, mac_of
 
 from fedops_mqtt.bus import BusOptions, Mosquitto
-from fedops_mqtt.bus.address import Backoff
 from fedops_mqtt.bus.connection import STABLE_AFTER_S
 from fedops_mqtt.core.ownership import Ownership, Repair, SeenStatus, judge
 from fedops_mqtt.protocol import ClientCondition
+from fedops_mqtt.runtime.backoff import Backoff
 
 AWAY_S = 5.0
 """A killed broker comes back after this long: longer than a supervisor needs."""

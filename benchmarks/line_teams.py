@@ -178,7 +178,6 @@ class Ours(Team):
                     instance=f"bench-{number}",
                 ),
                 start=RunStart(run_id="bench", attempt=1, launch=0, server_ip=self.env["FEDOPS_MQTT_LISTEN"]),
-                is_local=True,
                 state_folder=state,
                 join_s=START_S,
                 rejoin_s=START_S,
