@@ -21,7 +21,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "tests/acceptance"), str(HERE.parent / "tests/browser")]
 
 from browsing import visiting  # noqa: E402
-from yard import Site, Yard, observing  # noqa: E402
+from reader import observing  # noqa: E402
+from yard import Site, Yard  # noqa: E402
 
 from fedops_mqtt.bus import Mosquitto  # noqa: E402
 from fedops_mqtt.protocol import (  # noqa: E402

@@ -1,5 +1,7 @@
 """The benchmarks' own code: what they claim from figures, and the bare client that their fleets are made of."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,3 +71,9 @@ def test_bare_client_reads_packets_whole_however_they_are_cut():
         client.data_received(bytes([byte]))
 
     assert heard == [(topic.decode(), payload)] * 2
+
+
+def test_every_benchmark_finds_what_it_imports():
+    names = [path.stem for path in sorted(BENCHMARKS.glob("*.py"))]
+    assert "line" in names
+    subprocess.run([sys.executable, "-c", f"import {', '.join(names)}"], cwd=BENCHMARKS, check=True)
