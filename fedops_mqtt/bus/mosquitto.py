@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from fedops_mqtt.bus.errors import MosquittoError
+from fedops_mqtt.runtime.files import why_unreadable
 from fedops_mqtt.runtime.machine import accepts_connections
 from fedops_mqtt.runtime.processes import read_tail
 
@@ -260,8 +261,7 @@ class Mosquitto:
         try:
             return template.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else f"it is not a text in UTF-8: {error}"
-            problem = f"cannot read its configuration {template}: {why}; name another with --config"
+            problem = f"cannot read its configuration {template}: {why_unreadable(error)}; name another with --config"
             raise MosquittoError(f"{problem}, or leave it out for the shipped one") from error
 
     def _open_log(self) -> IO[bytes]:

@@ -12,6 +12,7 @@ from click import UsageError
 
 from fedops_mqtt.cli.options import Json, add_verbs, shows, takes_settings
 from fedops_mqtt.cli.output import print_records
+from fedops_mqtt.runtime.files import why_unreadable
 from fedops_mqtt.runtime.settings import FleetSettings
 
 if TYPE_CHECKING:
@@ -220,8 +221,7 @@ def _all_names(names: Sequence[str] | None, file: Path | None) -> list[str]:
     try:
         written = file.read_text(encoding="utf-8-sig").splitlines() if file else []
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else f"it is not a text in UTF-8: {error}"
-        raise UsageError(f"--from {file} cannot be read: {why}") from error
+        raise UsageError(f"--from {file} cannot be read: {why_unreadable(error)}") from error
     wanted = [*(names or []), *(line.strip() for line in written if line.strip() and not line.startswith("#"))]
     if not wanted:
         raise UsageError("say who: a device's MAC, or another identity's name")

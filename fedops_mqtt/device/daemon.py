@@ -55,6 +55,7 @@ from fedops_mqtt.protocol import (
     clip,
     filter_for,
     first_line,
+    name_error,
     topics,
     utc_now,
 )
@@ -216,7 +217,7 @@ class Daemon:
             training = self._trainer.make(self._with_token(start))
         except Exception as error:  # the device stays on the bus, whatever it is
             logger.exception("a training cannot be made", extra={"run_id": start.run_id})
-            return f"the training cannot be made: {_cause(error)}"
+            return f"the training cannot be made: {name_error(first_error(error))}"
         self._phase = self._joined_run_id = None
         self._training = training
         self._is_idle.clear()
@@ -368,7 +369,9 @@ class Daemon:
             ended = await training.run()
         except Exception as error:  # the device stays on the bus, whatever it is
             logger.exception("a training broke off")
-            ended = EndedReport(outcome=Outcome.FAILED, reason=f"the training broke off: {_cause(error)}")
+            ended = EndedReport(
+                outcome=Outcome.FAILED, reason=f"the training broke off: {name_error(first_error(error))}"
+            )
         self._training = None
         await self._take_phase()
         is_good = ended.outcome is Outcome.FINISHED
@@ -398,11 +401,6 @@ _AGENT = {
     "python": platform.python_version(),
     "system": f"{platform.system()} {platform.machine()}",
 }
-
-
-def _cause(error: Exception) -> str:
-    cause = first_error(error)
-    return f"{type(cause).__name__}: {cause}"
 
 
 def _refused(client: Client, event: Event, problem: str) -> Step:

@@ -39,6 +39,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     sync_entries(path.parent)
 
 
+def why_unreadable(error: OSError | UnicodeDecodeError) -> str:
+    """Return why a file that a person named could not be read as text."""
+    return str(error.strerror) if isinstance(error, OSError) else f"it is not a text in UTF-8: {error}"
+
+
 def delete_file(path: Path) -> None:
     """Delete a file where it is; that it cannot be deleted, on a disk that became read-only, is logged."""
     try:

@@ -1,7 +1,8 @@
 """An HTTP server in a thread, for what answers otherwise than our own programs would."""
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -20,6 +21,22 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Log nothing."""
+
+
+def endless(status: int, piece: bytes, pause_s: float) -> Callable[[BaseHTTPRequestHandler], None]:
+    """Return what answers with this piece again and again, with pauses between, until the client has left."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(status)
+        request.end_headers()
+        try:
+            while True:
+                request.wfile.write(piece)
+                time.sleep(pause_s)
+        except OSError:  # the client has left
+            request.close_connection = True
+
+    return answer
 
 
 @contextmanager

@@ -1,12 +1,11 @@
 """A client of the line at servers that are not ours: it ends within its limit, whatever they answer."""
 
 import json
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from http_stand_in import Handler, serving
+from http_stand_in import Handler, endless, serving
 from line_parts import WAIT_S, Lines, ThreadClient, echo_app, mac_of
 
 from fedops_mqtt.line.connection import Connector
@@ -45,20 +44,6 @@ def admitting(changes: dict[str, Any]) -> Callable[[Handler], None]:
 
 def refusing(**body: str) -> Callable[[Handler], None]:
     return lambda request: request.give(410, json.dumps(body).encode())
-
-
-def endless(status: int, piece: bytes, pause_s: float) -> Callable[[Handler], None]:
-    def answer(request: Handler) -> None:
-        request.send_response(status)
-        request.end_headers()
-        try:
-            while True:
-                request.wfile.write(piece)
-                time.sleep(pause_s)
-        except OSError:  # the client has left
-            request.close_connection = True
-
-    return answer
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ import http.server
 import resource
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from http_stand_in import endless
 
 from fedops_mqtt.line.access import make_token
 from fedops_mqtt.line.app_transfer import AppTransfer, TransferError
@@ -218,20 +218,6 @@ def test_another_range_than_the_one_asked_for_is_not_appended(tmp_path: Path) ->
     with hostile(piece(20, 100)) as address, pytest.raises(TransferError, match="another range"):
         transfer(tmp_path / "app.part", address, limit_s=0.3).run()
     assert (tmp_path / "app.part").read_bytes() == DATA[:10]
-
-
-def endless(status: int, piece: bytes, pause_s: float) -> Answer:
-    def answer(request: http.server.BaseHTTPRequestHandler) -> None:
-        request.send_response(status)
-        request.end_headers()
-        try:
-            while True:
-                request.wfile.write(piece)
-                time.sleep(pause_s)
-        except OSError:  # the client has left
-            request.close_connection = True
-
-    return answer
 
 
 @pytest.mark.parametrize(
