@@ -176,7 +176,7 @@ class Follower:
         round_ = self._shift(server_round)
         metrics: dict[str, Any] = dict(theirs(round_, record) or {}) if theirs is not None else {}
         if round_ == 0 or self._rounds.active_training == round_:
-            arrays = arrays_in(record)
+            arrays = arrays_in(record, are_views=True)
             metrics |= self._rounds.evaluate(round_, arrays)
             self._rounds.end(round_, arrays, metrics)
         return MetricRecord(metrics) if metrics else None
@@ -187,7 +187,8 @@ class Follower:
         if round_ is None or self._aggregated is None or self._aggregated[0] != round_:
             return
         record = self._aggregated[1]
-        arrays = arrays_in(record) if record is not None else (self._rounds.arrays or self.begun_from or {})
+        kept = self._rounds.arrays or self.begun_from or {}
+        arrays = arrays_in(record, are_views=True) if record is not None else kept
         self._rounds.end(round_, arrays, self._rounds.evaluate(round_, arrays))
 
     def _shift_result(self, result: Result) -> None:

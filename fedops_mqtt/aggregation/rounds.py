@@ -126,10 +126,13 @@ class Rounds:
             _log.warning("round gave no new model", extra={"round": self._current})
 
     def evaluate(self, round_: int, arrays: Arrays) -> dict[str, float]:
-        """Return the server's own metrics of this model; none where there is no evaluation."""
+        """Return the server's own metrics of this model; none where there is no evaluation.
+
+        It gets copies: an evaluation that works in place must not change what is stored.
+        """
         if self.hooks.evaluate is None:
             return {}
-        return numbers_in(self.hooks.evaluate(round_, arrays))
+        return numbers_in(self.hooks.evaluate(round_, {name: array.copy() for name, array in arrays.items()}))
 
     def end(self, round_: int, arrays: Arrays, metrics: Mapping[str, Any] | None) -> None:
         """A round is over (0: the model before training has been evaluated): checkpoint it, report it.

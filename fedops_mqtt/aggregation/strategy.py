@@ -165,7 +165,7 @@ class _RoundsServer(GridServer):
     def _get_initial_parameters(self, server_round: int, timeout: float | None) -> Parameters:
         if self._initial is None:
             parameters = super()._get_initial_parameters(server_round, timeout)
-            self._prepare(self._arrays(parameters), [])
+            self._prepare(to_arrays(parameters), [])
             return parameters
         own = first_models(self.strategy)
         made = self.strategy.initialize_parameters(self._client_manager)  # one of their own may do more than make them
@@ -183,7 +183,7 @@ class _RoundsServer(GridServer):
         return (metrics.get("loss", 0.0), metrics) if metrics else None
 
     def _arrays(self, parameters: Parameters) -> Arrays:
-        return to_arrays(parameters, list(self._initial or ()))
+        return to_arrays(parameters, list(self._initial or ()), are_views=True)
 
 
 def run_server_app(app: ServerApp, *, grid: Grid, follower: Follower, run_config: Config) -> ArrayRecord | None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from fedops_mqtt.aggregation.checkpoint import StateValue
 from fedops_mqtt.aggregation.errors import UnfitStrategyError
 from fedops_mqtt.aggregation.model_arrays import arrays_of, is_equal, load_into
+from fedops_mqtt.line.records import open_npy
 from fedops_mqtt.store.tensor_file import Arrays
 
 AnyStrategy = Strategy | ClassicStrategy
@@ -147,16 +148,18 @@ def first_models(strategy: AnyStrategy) -> list[Arrays]:
     return [to_arrays(each) for each in own if isinstance(each, Parameters)]
 
 
-def to_arrays(parameters: Parameters, names: Sequence[str] = ()) -> Arrays:
+def to_arrays(parameters: Parameters, names: Sequence[str] = (), *, are_views: bool = False) -> Arrays:
     """Return classic parameters as arrays; a tensor that is no numpy array (trees of XGBoost) as a row of bytes.
 
-    Without `names`, the arrays are numbered, and the name of a row of bytes ends in `:bytes`.
+    Without `names`, the arrays are numbered, and the name of a row of bytes ends in `:bytes`. Views are read-only and
+    take no memory of their own; copies are for code that may write into them.
     """
+    read = open_npy if are_views else bytes_to_ndarray
     arrays: Arrays = {}
     for at, tensor in enumerate(parameters.tensors):
         is_array = tensor.startswith(_NPY)
         name = names[at] if len(names) == len(parameters.tensors) else f"{at}{'' if is_array else _RAW}"
-        arrays[name] = bytes_to_ndarray(tensor) if is_array else np.frombuffer(tensor, np.uint8)
+        arrays[name] = read(tensor) if is_array else np.frombuffer(tensor, np.uint8)
     return arrays
 
 
@@ -179,11 +182,11 @@ def record_of(arrays: Arrays) -> ArrayRecord:
     return ArrayRecord({name: Array(array) for name, array in arrays.items()})
 
 
-def arrays_in(record: ArrayRecord) -> Arrays:
-    """Return copies of a record's arrays; what is no numpy array as a row of bytes (`to_arrays`)."""
+def arrays_in(record: ArrayRecord, *, are_views: bool = False) -> Arrays:
+    """Return a record's arrays, copies or views; what is no numpy array as a row of bytes (`to_arrays`)."""
     names = list(record)
     tensors = [bytes(array.data) for array in record.values() if array.data or array.shape]
-    return to_arrays(Parameters(tensors=tensors, tensor_type=""), names)
+    return to_arrays(Parameters(tensors=tensors, tensor_type=""), names, are_views=are_views)
 
 
 def _is_copy(first: Sequence[NDArray[Any]], second: Sequence[NDArray[Any]]) -> bool:

@@ -20,7 +20,7 @@ from fedops_mqtt.line.asgi_request import Receive, Request, Scope, Send
 from fedops_mqtt.line.codec import FrameReader
 from fedops_mqtt.line.errors import FrameError, LineRefusedError, MessageTooLargeError
 from fedops_mqtt.line.message_queue import OutboundMessage
-from fedops_mqtt.line.reply_check import LIMIT_RULE, refusal_of
+from fedops_mqtt.line.reply_check import LIMIT_RULE, is_quick, refusal_of
 from fedops_mqtt.line.rounds import kind_of
 from fedops_mqtt.line.run_state import RunState, Session, Upload
 from fedops_mqtt.line.wire import LineCompression, LineLimits
@@ -249,11 +249,15 @@ class LineApp:
             if not await self._feed(request, session, upload):
                 return
             reply = _reply_of(session, message_id, upload)
-            problem = None
-            if outbound_message is not None and check is not None:  # in a thread: it looks at every value
-                problem = await asyncio.to_thread(check.problem, outbound_message.message, reply)
-            if problem is not None and outbound_message is not None:
-                reply = self._refuse(session, outbound_message.message, problem)
+            if outbound_message is not None and check is not None:
+                sent = outbound_message.message
+                problem = (
+                    check.problem(sent, reply)
+                    if is_quick(sent, reply)
+                    else await asyncio.to_thread(check.problem, sent, reply)
+                )
+                if problem is not None:
+                    reply = self._refuse(session, sent, problem)
             self._run_state.answer(session, message_id, reply)
             self._run_state.forget_upload(message_id)
             self._run_state.progress(session, Phase.WAITING)

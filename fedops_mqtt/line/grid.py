@@ -105,7 +105,9 @@ class TrainingSeen:
                     self.failures.append(reason)
             else:
                 self.num_answered += 1
-                self.has_arrays |= any(isinstance(record, ArrayRecord) for record in reply.content.values())
+                self.has_arrays = self.has_arrays or any(
+                    isinstance(record, ArrayRecord) for record in reply.content.values()
+                )
                 self.round = max(self.round, round_)
         for message_id in message_ids:
             self._rounds.pop(message_id, None)

@@ -217,6 +217,22 @@ def open_npy(data: bytes) -> NDArray[Any]:
     Raises:
         FrameError: it is invalid, an array of objects, or of another length.
     """
+    header = npy_header(data)
+    dtype, shape, order, body_bytes = _parse_npy_header(header)
+    if len(data) != len(header) + body_bytes:
+        raise FrameError(f"npy array of shape {shape} has {len(data)} bytes, not {len(header) + body_bytes}")
+    try:
+        return np.ndarray(shape, dtype, data, len(header), order=order)
+    except ValueError as error:  # axes below 0, or too many of them
+        raise FrameError(f"npy array of shape {shape}: {error}") from error
+
+
+def npy_header(data: bytes) -> bytes:
+    """Return how an array in npy format begins: dtype, shape and order. Two that begin alike differ in values only.
+
+    Raises:
+        FrameError: it is in another format, cut off, or too long.
+    """
     major = data[6] if len(data) > 8 and data.startswith(_NPY_MAGIC) else 0
     if major not in _NPY_PREFIX_BYTES:
         raise FrameError("array data is not in npy format 1 or 2")
@@ -224,13 +240,7 @@ def open_npy(data: bytes) -> NDArray[Any]:
     header_end = prefix + int.from_bytes(data[8:prefix], "little")
     if header_end > min(len(data), _MAX_NPY_HEADER_BYTES):
         raise FrameError("npy header is cut off or too long")
-    dtype, shape, order, body_bytes = _parse_npy_header(data[:header_end])
-    if len(data) != header_end + body_bytes:
-        raise FrameError(f"npy array of shape {shape} has {len(data)} bytes, not {header_end + body_bytes}")
-    try:
-        return np.ndarray(shape, dtype, data, header_end, order=order)
-    except ValueError as error:  # axes below 0, or too many of them
-        raise FrameError(f"npy array of shape {shape}: {error}") from error
+    return data[:header_end]
 
 
 def compress(data: bytes, compression: LineCompression | None) -> bytes | None:

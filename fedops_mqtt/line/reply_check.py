@@ -16,13 +16,16 @@ from numpy.typing import NDArray
 
 from fedops_mqtt.line import flwr_private
 from fedops_mqtt.line.errors import FrameError
-from fedops_mqtt.line.records import open_npy
+from fedops_mqtt.line.records import npy_header, open_npy
 from fedops_mqtt.line.rounds import kind_of, round_of
 
 _ROOM_BYTES = 64 * 1024 * 1024
 """Beside twice the model: a reply's metrics and state of its own."""
 _SLICE_ITEMS = 1 << 20
 """Values are looked at in slices, so that the answer takes a megabyte and not a quarter of the array."""
+_QUICK_BYTES = 4 * 1024 * 1024
+_QUICK_ARRAYS = 256
+"""With so little in a message and its reply, a check takes below a millisecond; a change of threads takes more."""
 _MAX_SHOWN = 3
 _MAX_NAME_CHARS = 80
 _HINT = "accept_any_shape takes replies as they are"
@@ -50,7 +53,7 @@ class ReplyCheck:
         return min(max_bytes, 2 * model_bytes + _ROOM_BYTES) if records else max_bytes
 
     def problem(self, sent: Message, reply: Message) -> str | None:
-        """Return what is wrong with a reply, or None. Reads every value: not for an event loop."""
+        """Return what is wrong with a reply, or None. Reads every value: an event loop asks `is_quick` first."""
         kind = kind_of(sent)
         if kind not in ("train", "evaluate") or reply.has_error() or _has_failed(reply.content):
             return None  # a failure that the client reports itself is the strategy's business
@@ -65,6 +68,8 @@ class ReplyCheck:
 
         Where as many have the one as the other, those that were asked first decide.
         """
+        if not self.averaged:
+            return {}
         kinds = {message.metadata.message_id: kind_of(message) for message in sent}
         forms = {
             message_id: _form(reply.content)
@@ -106,8 +111,18 @@ class ReplyCheck:
             return f"no {self.weight_key!r} among its metrics, and replies are averaged by that"
         for weight in weights:
             if isinstance(weight, list) or not math.isfinite(weight) or weight < 0:
-                return f"{self.weight_key!r} is {str(weight)[:_MAX_NAME_CHARS]}, not a number from 0 on"
+                found = f"a list of {len(weight)}" if isinstance(weight, list) else weight
+                return f"{self.weight_key!r} is {found}, not a number from 0 on"
         return None
+
+
+def is_quick(sent: Message, reply: Message) -> bool:
+    """Return whether the check of this reply takes so little time that an event loop can wait for it."""
+    if reply.has_error():
+        return True
+    records = [record for message in (sent, reply) for record in _records(message.content, ArrayRecord).values()]
+    num_bytes = sum(len(array.data) for record in records for array in record.values())
+    return sum(map(len, records)) <= _QUICK_ARRAYS and num_bytes <= _QUICK_BYTES
 
 
 def refusal_of(sent: Message, problem: str) -> str:
@@ -119,7 +134,7 @@ def refusal_of(sent: Message, problem: str) -> str:
 
 def count_nonfinite(values: NDArray[Any], allowed: NDArray[Any] | None = None) -> int:
     """Return how many values are NaN or infinite; an infinity that stands in `allowed` too (a mask) does not count."""
-    if values.dtype.kind not in "fc" or _is_finite(values.reshape(-1, order="A")):
+    if values.dtype.kind not in "fc" or _is_finite(values):
         return 0
     is_bad = ~np.isfinite(values)
     if allowed is not None and allowed.shape == values.shape:
@@ -127,7 +142,10 @@ def count_nonfinite(values: NDArray[Any], allowed: NDArray[Any] | None = None) -
     return int(is_bad.sum())
 
 
-def _is_finite(flat: NDArray[Any]) -> bool:
+def _is_finite(values: NDArray[Any]) -> bool:
+    if values.size <= _SLICE_ITEMS:
+        return bool(np.isfinite(values).all())
+    flat = values.reshape(-1, order="A")
     return all(bool(np.isfinite(flat[at : at + _SLICE_ITEMS]).all()) for at in range(0, flat.size, _SLICE_ITEMS))
 
 
@@ -175,6 +193,8 @@ def _difference(model: Array, found: Array) -> str | None:
     if found.stype != flwr_private.NUMPY_STYPE:
         return f"is of type {found.stype[:_MAX_NAME_CHARS]!r}, not a NumPy array"
     try:
+        if npy_header(model.data) == npy_header(found.data):
+            return None
         wanted, given = open_npy(model.data), open_npy(found.data)
     except FrameError as error:
         return f"cannot be read: {error.problem}"
@@ -198,8 +218,11 @@ def _value_problem(model: ArrayRecord, found: ArrayRecord) -> str | None:
     for name, array in found.items():
         if array.stype != flwr_private.NUMPY_STYPE or not array.data:
             continue
+        values = open_npy(array.data)
+        if not count_nonfinite(values):
+            continue
         sent = open_npy(model[name].data) if name in model else None
-        if count := count_nonfinite(open_npy(array.data), sent):
+        if count := count_nonfinite(values, sent):
             return f"array {_shown(name)} has {count} values that are NaN or infinite; accept_nonfinite takes them"
     return None
 

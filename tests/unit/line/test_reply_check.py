@@ -10,7 +10,7 @@ from flwr.common.typing import Code, FitIns, FitRes, Parameters, Status
 
 from fedops_mqtt.line import flwr_private
 from fedops_mqtt.line.flwr_private import legacy_records
-from fedops_mqtt.line.reply_check import ReplyCheck, count_nonfinite
+from fedops_mqtt.line.reply_check import ReplyCheck, count_nonfinite, is_quick
 
 FEDAVG = ReplyCheck(weight_key="num-examples", averaged=frozenset({"train", "evaluate"}))
 CLASSIC = ReplyCheck(weight_key="num_examples")
@@ -124,6 +124,25 @@ def test_a_value_far_into_a_large_array_is_found() -> None:
     values = np.zeros((3, 1 << 20), "f4", order="F")
     values[2, -1] = np.nan
     assert count_nonfinite(values) == 1
+
+
+@pytest.mark.parametrize(
+    ("sent", "replied", "quick"),
+    [
+        ({"w": F2}, {"w": F2}, True),
+        ({"w": F2}, {"w": np.zeros(4 * MIB, "i1")}, False),
+        ({"w": np.zeros(4 * MIB, "i1")}, {"w": F2}, False),
+        ({f"w{number}": F2 for number in range(300)}, {"w": F2}, False),
+    ],
+)
+def test_an_event_loop_waits_for_the_check_of_little_only(sent: Any, replied: Any, quick: bool) -> None:
+    question = asked(arrays=model(**sent))
+    assert is_quick(question, answer(question, arrays=model(**replied))) is quick
+
+
+def test_an_error_is_looked_at_at_once() -> None:
+    question = asked(arrays=model(**SENT))
+    assert is_quick(question, Message(Error(1, "no"), reply_to=question))
 
 
 @pytest.mark.parametrize("weight", [np.nan, np.inf, -1, -0.5, [1, 2]])

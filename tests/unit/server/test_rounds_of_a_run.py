@@ -40,6 +40,17 @@ def test_a_round_is_started_once_saved_and_told_with_all_its_metrics() -> None:
     assert ear.reports[1].duration_s is not None
 
 
+def test_an_evaluation_that_works_in_place_does_not_change_what_is_stored() -> None:
+    def spoil(round_: int, arrays: Any) -> dict[str, float]:
+        arrays["w"] *= 0
+        return {}
+
+    stored = np.ones(1)
+    stored.flags.writeable = False  # as a message's arrays are
+    Rounds(num_rounds=1, hooks=Ear().hooks(spoil)).evaluate(1, {"w": stored})
+    assert stored == 1
+
+
 def test_metrics_that_come_after_the_rounds_end_are_told_at_once() -> None:
     ear = Ear()
     rounds = Rounds(num_rounds=1, hooks=ear.hooks())

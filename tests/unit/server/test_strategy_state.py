@@ -19,6 +19,7 @@ from fedops_mqtt.aggregation.strategy_state import (
     check_strategy,
     first_models,
     parts,
+    record_of,
     to_arrays,
     to_parameters,
 )
@@ -42,6 +43,14 @@ def carried(make: Callable[[], Any], change: Callable[[Any], None]) -> Any:
 
 def set_to(**values: Any) -> Callable[[Any], None]:
     return lambda strategy: vars(strategy).update(values)
+
+
+def test_a_records_arrays_are_copies_unless_views_are_asked_for() -> None:
+    record = record_of({"w": np.ones((2, 3), "f4", order="F"), "t": np.float64(2)})
+    copies, views = arrays_in(record), arrays_in(record, are_views=True)
+    np.testing.assert_equal(copies, views)
+    assert all(array.flags.writeable for array in copies.values())
+    assert not any(array.flags.writeable or array.flags.owndata for array in views.values())
 
 
 def test_arrays_in_every_form_come_back() -> None:
