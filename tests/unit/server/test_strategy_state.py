@@ -46,7 +46,7 @@ def set_to(**values: Any) -> Callable[[Any], None]:
 
 
 def test_a_records_arrays_are_copies_unless_views_are_asked_for() -> None:
-    record = record_of({"w": np.ones((2, 3), "f4", order="F"), "t": np.float64(2)})
+    record = record_of({"w": np.ones((2, 3), "f4", order="F"), "t": np.array(2.0)})
     copies, views = arrays_in(record), arrays_in(record, are_views=True)
     np.testing.assert_equal(copies, views)
     assert all(array.flags.writeable for array in copies.values())
