@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -66,9 +67,10 @@ class SshSite:
         """The machine vanishes from the network: its sshd is killed, with every connection; processes live on."""
         if self._process is None:
             return
-        family = [psutil.Process(self._process.pid)]
-        family += [each for each in family[0].children(recursive=True) if each.name() == "sshd"]
-        for process in family:
-            process.kill()
+        listener = psutil.Process(self._process.pid)
+        for process in [listener, *listener.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):  # a connection that has ended meanwhile
+                if process.name() == "sshd":
+                    process.kill()
         self._process.wait(PATIENCE_S)
         self._process = None
