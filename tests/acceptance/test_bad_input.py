@@ -57,7 +57,7 @@ async def _throw(site: Site) -> None:
 
 
 @pytest.mark.long
-async def test_garbage_on_every_topic_disturbs_no_run(site: Site) -> None:
+async def test_invalid_payloads_on_every_topic_disturb_no_run(site: Site) -> None:
     clients = await site.start_clients(2, "steered:app")
     manager = await site.start_manager(module="line_program")
     await _throw(site)

@@ -59,7 +59,7 @@ def disable(name: str) -> bytes:
     return json.dumps({"commands": [{"command": "disableClient", "username": name}]}).encode()
 
 
-async def test_the_plugin_takes_a_revocation_while_it_runs_from_the_manager_and_nobody_else(
+async def test_the_plugin_takes_a_revocation_while_it_runs_from_the_manager_only(
     dynamic: SecureSite,
 ) -> None:
     """What `mosquitto_ctrl dynsec disableClient` sends."""

@@ -34,7 +34,7 @@ class Executioner:
 
 @pytest.mark.long
 @pytest.mark.parametrize("is_manager_away", [False, True])
-async def test_the_outcome_survives_a_daemon_that_is_killed_between_its_journal_and_its_word(
+async def test_the_outcome_survives_a_daemon_that_is_killed_between_journal_and_publish(
     site: Site, orders: Orders, is_manager_away: bool
 ) -> None:
     broker, executioner = urlsplit(site.broker), Executioner()

@@ -105,7 +105,7 @@ async def test_a_start_by_http_gives_the_same_model_as_a_trigger(site: Site, tmp
 
 
 @pytest.mark.long
-async def test_a_completed_run_stays_so_when_its_servers_last_word_is_lost_on_the_way(site: Site) -> None:
+async def test_a_completed_run_stays_completed_when_its_servers_final_status_is_lost(site: Site) -> None:
     host, port = site.broker.removeprefix("mqtt://").split(":")
     async with FaultProxy(host, int(port)).running() as proxy:
         proxy.swallows = lambda packet: b'"reason":"all rounds done"' in packet

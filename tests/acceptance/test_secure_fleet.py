@@ -68,7 +68,7 @@ def assert_nothing_secret_was_said(yard: Yard, site: SecureSite) -> None:
 
 
 @pytest.mark.long
-async def test_a_bundle_that_others_can_read_is_pointed_out(yard: Yard, site: SecureSite) -> None:
+async def test_a_bundle_that_others_can_read_is_reported(yard: Yard, site: SecureSite) -> None:
     site.bundle(BY_PASSWORD).chmod(0o644)
     (site.bundle(A).parent / "client.key").chmod(0o640)
     app = "fedops_mqtt.demo:client_app"

@@ -96,7 +96,7 @@ FORBIDDEN = {
 
 @pytest.mark.parametrize("version", VERSIONS, ids=["3.1.1", "5"])
 @pytest.mark.parametrize("who", FORBIDDEN)
-async def test_nobody_says_what_is_not_its_own_to_say(
+async def test_the_acl_denies_each_identity_what_it_may_not_publish(
     site: SecureSite, who: str, version: aiomqtt.ProtocolVersion
 ) -> None:
     async with site.hearing(SCREEN if who == MANAGER else STANDBY, ALL) as ear:
@@ -106,7 +106,7 @@ async def test_nobody_says_what_is_not_its_own_to_say(
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=["3.1.1", "5"])
-async def test_a_dashboard_says_nothing(site: SecureSite, version: aiomqtt.ProtocolVersion) -> None:
+async def test_a_dashboard_can_publish_nothing(site: SecureSite, version: aiomqtt.ProtocolVersion) -> None:
     async with site.hearing(STANDBY, ALL) as ear:
         async with site.knock(SCREEN, version=version) as screen:
             for topic in (topics.client_status(TASK, A), topics.client_start(TASK, A), topics.manager_status()):
@@ -119,7 +119,7 @@ async def test_a_dashboard_says_nothing(site: SecureSite, version: aiomqtt.Proto
 
 
 @pytest.mark.parametrize("who", [SCREEN, PROBE, SERVER])
-async def test_only_a_device_is_a_device_by_its_name(site: SecureSite, who: str) -> None:
+async def test_an_identity_that_is_no_device_cannot_publish_as_a_device_of_its_name(site: SecureSite, who: str) -> None:
     own = [f"fedops/v1/{TASK}/clients/{who}/{channel}" for channel in ("status", "metrics")]
     async with site.hearing(STANDBY, ALL) as ear:
         async with site.knock(who) as pretender:
@@ -149,7 +149,7 @@ async def test_a_last_will_on_anothers_status_is_never_delivered(
 
 
 @pytest.mark.parametrize("who", [B, BY_PASSWORD, SERVER, SCREEN])
-async def test_a_start_is_read_by_nobody_but_its_client_and_the_manager(site: SecureSite, who: str) -> None:
+async def test_only_its_client_and_the_manager_receive_a_start(site: SecureSite, who: str) -> None:
     start = str(topics.client_start(TASK, A))
     legal = topics.client_start(TASK, who) if ":" in who else topics.client_status(TASK, A)
     async with (
@@ -179,7 +179,7 @@ async def test_a_device_reads_nothing_of_other_devices_and_tasks(site: SecureSit
 
 
 @pytest.mark.parametrize(("who", "door"), [(B, "certificate"), (BY_PASSWORD, "password"), (SCREEN, "websockets")])
-async def test_nobody_takes_anothers_client_id(site: SecureSite, who: str, door: str) -> None:
+async def test_no_identity_connects_with_anothers_client_id(site: SecureSite, who: str, door: str) -> None:
     start = str(topics.client_start(TASK, A))
     port = getattr(site.fleet.register.ports, door)
     transport = "websockets" if door == "websockets" else "tcp"
@@ -192,7 +192,7 @@ async def test_nobody_takes_anothers_client_id(site: SecureSite, who: str, door:
         assert [said.payload for said in await victim.until(start)] == [FINE]
 
 
-async def test_the_user_name_in_connect_cannot_outweigh_the_certificate(site: SecureSite) -> None:
+async def test_the_user_name_in_connect_does_not_override_the_certificate(site: SecureSite) -> None:
     async with site.hearing(STANDBY, ALL) as ear:
         async with site.knock(A, username=MANAGER, identifier=MANAGER) as attacker:
             with suppress(aiomqtt.MqttError):
@@ -206,7 +206,7 @@ async def refused(site: SecureSite, name: str | None, **options: object) -> None
     assert await site.refusal(name, **options) is not None
 
 
-async def test_a_stranger_is_turned_away_at_every_door(site: SecureSite) -> None:
+async def test_every_listener_refuses_an_unknown_identity(site: SecureSite) -> None:
     ports = site.fleet.register.ports
     await refused(site, None)
     await refused(site, None, port=ports.password)
@@ -217,7 +217,7 @@ async def test_a_stranger_is_turned_away_at_every_door(site: SecureSite) -> None
     await refused(site, None, port=ports.websockets, transport="websockets", username=SCREEN, password="guess")
 
 
-async def test_a_dashboard_comes_in_through_the_websockets_door(site: SecureSite) -> None:
+async def test_a_dashboard_connects_to_the_websockets_listener(site: SecureSite) -> None:
     port = site.fleet.register.ports.websockets
     async with site.knock(SCREEN, port=port, transport="websockets") as screen, site.knock(A) as device:
         await screen.subscribe(str(topics.client_status(TASK, A)), qos=1)
@@ -257,7 +257,7 @@ async def test_an_expired_certificate_is_refused(site: SecureSite, tmp_path: Pat
         pass
 
 
-async def test_a_revoked_device_is_silenced_at_once_and_never_comes_back(site: SecureSite) -> None:
+async def test_a_revoked_device_can_publish_nothing_at_once_and_cannot_reconnect(site: SecureSite) -> None:
     start = str(topics.client_start(TASK, A))
     async with site.hearing(STANDBY, ALL) as ear, site.hearing(A, start) as living, site.knock(MANAGER) as manager:
         site.fleet.revoke(A)
@@ -272,7 +272,7 @@ async def test_a_revoked_device_is_silenced_at_once_and_never_comes_back(site: S
         assert EVIL not in [said.payload for said in heard]
 
 
-async def test_a_revoked_password_is_cut_off_at_once(site: SecureSite) -> None:
+async def test_a_revoked_password_is_disconnected_at_once(site: SecureSite) -> None:
     async with site.knock(BY_PASSWORD) as device:
         site.fleet.revoke(BY_PASSWORD)
         await site.reload()
@@ -283,7 +283,7 @@ async def test_a_revoked_password_is_cut_off_at_once(site: SecureSite) -> None:
             pass
 
 
-async def test_a_hundred_megabytes_cost_the_broker_nothing(site: SecureSite) -> None:
+async def test_a_message_of_100_mb_costs_the_broker_no_memory(site: SecureSite) -> None:
     broker = psutil.Process(site.broker.pid)
     before = broker.memory_info().rss
     async with site.hearing(STANDBY, ALL) as ear:

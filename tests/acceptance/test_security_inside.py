@@ -60,7 +60,7 @@ def status_of(mac: str) -> ClientStatus:
     )  # fmt: skip
 
 
-async def test_a_status_about_somebody_else_is_refused_by_readers_though_the_broker_lets_it_pass(
+async def test_readers_refuse_a_status_about_another_device_that_the_broker_delivers(
     site: SecureSite,
 ) -> None:
     own = str(topics.client_status(TASK, A))
@@ -106,7 +106,7 @@ class Commander:
 
 
 @pytest.mark.long
-async def test_a_captured_trigger_starts_nothing_when_it_is_played_again(yard: Yard, site: SecureSite) -> None:
+async def test_a_replayed_trigger_starts_nothing(yard: Yard, site: SecureSite) -> None:
     settings = {"state_dir": yard.folder / "device", "join_limit_s": 0.5, "heartbeat_s": 0.5}
     async with site.reading(MANAGER, str(topics.client_status(TASK, A))) as connection:
         commander = Commander(connection)
@@ -163,7 +163,7 @@ def ask_to_join(line: tuple[LineServer, Path], token: str | None, mac: str = A) 
         return connection.getresponse().status
 
 
-def test_a_line_lets_in_the_client_of_its_run_and_nobody_else(line: tuple[LineServer, Path]) -> None:
+def test_a_line_admits_the_clients_of_its_run_only(line: tuple[LineServer, Path]) -> None:
     right = make_token(SECRET, "r1", A)
     wrong = [
         None,

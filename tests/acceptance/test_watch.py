@@ -73,7 +73,7 @@ async def test_clients_and_runs_are_tables_in_a_pipe_and_json_lines_on_demand(si
 
 
 @pytest.mark.long
-async def test_a_client_that_is_gone_for_good_can_be_forgotten(site: Site) -> None:
+async def test_a_client_that_will_not_come_back_can_be_forgotten(site: Site) -> None:
     client = await site.start_client(MAC)
     await site.observer.until_client(MAC, ClientCondition.ONLINE)
     await site.start_manager()

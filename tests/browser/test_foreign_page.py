@@ -67,7 +67,7 @@ def _page_elsewhere(content: str) -> Iterator[str]:
 
 @pytest.mark.long
 @pytest.mark.parametrize("starts_by_get", [False, True])
-async def test_a_page_elsewhere_starts_no_training(starts_by_get: bool) -> None:
+async def test_a_page_of_another_origin_starts_no_training(starts_by_get: bool) -> None:
     starts: list[LocalStart] = []
 
     async def start(asked: LocalStart) -> StartDecision:

@@ -69,7 +69,7 @@ ALTER: list[Callable[[bytes, random.Random], bytes]] = [flip_bits, cut, reorder,
 
 
 @pytest.mark.parametrize("num_altered", [SOME, pytest.param(MANY, marks=pytest.mark.long)])
-def test_no_altered_bundle_is_taken_for_what_it_is_not(tmp_path: Path, num_altered: int) -> None:
+def test_no_altered_bundle_is_accepted(tmp_path: Path, num_altered: int) -> None:
     marker = tmp_path / "ran"
     code = f"open({str(marker)!r}, 'w').close()\n".encode()
     files = {"pyproject.toml": PROJECT.encode(), **{f"digits/{name}.py": code for name in ("__init__", "client_app")}}

@@ -24,7 +24,7 @@ def play(first: int, count: int) -> None:
         *(pytest.param(first, marks=pytest.mark.long) for first in range(FIRST_SEED + SHORT, SCHEDULES, BATCH)),
     ],
 )
-def test_no_schedule_of_trouble_breaks_a_guarantee(first: int) -> None:
+def test_no_schedule_of_faults_breaks_a_guarantee(first: int) -> None:
     play(first, BATCH)
 
 
@@ -43,7 +43,7 @@ def test_a_seed_stands_for_one_schedule() -> None:
 @pytest.mark.long
 @pytest.mark.timeout(3600)  # up to 1,000 schedules
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.rule)
-def test_a_broken_rule_is_found_guilty(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_detects_a_broken_rule(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mutant.where, mutant.name, mutant.broken)
     with pytest.raises(BrokenInvariantError, match=mutant.breaks):
         play(FIRST_SEED, GUILTY_WITHIN)

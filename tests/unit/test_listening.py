@@ -90,7 +90,7 @@ async def _end_of(reader: asyncio.StreamReader) -> None:
         await reader.read()
 
 
-def test_half_requests_without_end_keep_nobody_out(play: Play, caplog: pytest.LogCaptureFixture) -> None:
+def test_endless_half_requests_block_no_other_client(play: Play, caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         async with site(max_connections=20) as served:
             halves = [await served.connect(HALF) for _ in range(400)]
@@ -101,7 +101,7 @@ def test_half_requests_without_end_keep_nobody_out(play: Play, caplog: pytest.Lo
     assert len(caplog.records) <= 1
 
 
-def test_connections_under_way_are_never_closed_for_a_newcomer_and_a_peer_cannot_have_all(play: Play) -> None:
+def test_active_connections_are_never_closed_for_a_new_one_and_a_peer_cannot_have_all(play: Play) -> None:
     async def test() -> None:
         async with site(max_connections=20) as served:
             streams = [await served.connect(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n") for _ in range(15)]
@@ -228,7 +228,7 @@ def test_where_descriptors_are_used_up_it_goes_on_afterwards(
     assert "Too many open files" in record.why  # type: ignore[attr-defined]
 
 
-def test_descriptors_are_left_for_everything_else() -> None:
+def test_file_descriptors_are_reserved_for_everything_else() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))

@@ -89,7 +89,7 @@ async def test_the_will_of_a_killed_process_is_told_and_retained(broker: Mosquit
     assert (await retained_status(broker, topics.client_status(task_id, MAC))).reason == "lost"
 
 
-async def test_a_changed_snapshot_is_said_and_echoes_are_not_answered(broker: Mosquitto, task_id: str) -> None:
+async def test_a_changed_snapshot_is_published_and_echoes_are_ignored(broker: Mosquitto, task_id: str) -> None:
     daemon = Daemon(task_id)
     async with reader_of(broker, STATUSES) as reader, daemon.on(broker.url):
         said = [await next_status(reader, lambda _: True)]
@@ -99,7 +99,7 @@ async def test_a_changed_snapshot_is_said_and_echoes_are_not_answered(broker: Mo
     assert [(each.client_name, each.seq) for each in said] == [("first", 1), ("second", 2), ("third", 3), ("fourth", 4)]
 
 
-async def test_a_snapshot_that_fits_no_message_ends_no_owner_and_the_next_that_fits_is_said(
+async def test_a_snapshot_that_fits_no_message_ends_no_owner_and_the_next_that_fits_is_published(
     broker: Mosquitto, task_id: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     daemon = Daemon(task_id)
@@ -139,7 +139,7 @@ async def test_after_a_killed_broker_the_newest_snapshot_is_announced(broker: Mo
         assert daemon.owner.epoch == said.epoch
 
 
-async def test_after_an_orderly_broker_restart_newcomers_read_online_not_the_will(
+async def test_after_an_orderly_broker_restart_new_subscribers_read_online_and_not_the_will(
     broker: Mosquitto, task_id: str
 ) -> None:
     daemon = Daemon(task_id)
@@ -151,7 +151,7 @@ async def test_after_an_orderly_broker_restart_newcomers_read_online_not_the_wil
         assert (await retained_status(broker, daemon.topic)).status is ONLINE
 
 
-async def test_a_late_will_is_repaired_for_newcomers(broker: Mosquitto, task_id: str) -> None:
+async def test_a_late_will_is_repaired_for_new_subscribers(broker: Mosquitto, task_id: str) -> None:
     daemon = Daemon(task_id)
     async with reader_of(broker, STATUSES) as reader, daemon.on(broker.url):
         birth = await next_status(reader, lambda said: said.status is ONLINE)
@@ -170,7 +170,7 @@ async def test_a_topic_that_somebody_clears_is_said_again(broker: Mosquitto, tas
         await next_status(reader, lambda said: said.status is ONLINE)
 
 
-async def test_a_client_that_lost_its_state_and_its_clock_is_believed_again(broker: Mosquitto, task_id: str) -> None:
+async def test_a_client_that_lost_its_state_and_its_clock_is_accepted_again(broker: Mosquitto, task_id: str) -> None:
     epochs = MemoryEpochs()
     daemon = Daemon(task_id, epochs=epochs)
     before = status(task_id, OUT, instance="00-from-before", epoch=YEARS_AHEAD, seq=LAST_SEQ, reason="lost")
@@ -191,7 +191,7 @@ async def test_a_late_will_from_before_with_a_higher_epoch_is_stood_above(broker
         assert (await next_status(reader, lambda said: said.epoch > YEARS_AHEAD)).status is ONLINE
 
 
-async def test_no_stamp_that_somebody_claims_shuts_the_owner_out(broker: Mosquitto, task_id: str) -> None:
+async def test_no_claimed_stamp_locks_the_owner_out(broker: Mosquitto, task_id: str) -> None:
     """Live and alive, in another name or in ours: what no clock shows is refused, what is possible is stood above."""
     daemon = Daemon(task_id)
     topic = str(daemon.topic)

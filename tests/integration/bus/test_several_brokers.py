@@ -79,7 +79,7 @@ async def test_the_preferred_broker_is_returned_to_when_it_is_back_and_nothing_i
                 await next_event(connection, Connected)
 
 
-async def test_a_frozen_address_of_a_name_is_passed_over(broker: Mosquitto, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_frozen_address_of_a_name_is_skipped(broker: Mosquitto, monkeypatch: pytest.MonkeyPatch) -> None:
     look_up = socket.getaddrinfo
 
     def two_addresses(host: str, *rest: Any, **named: Any) -> list[Any]:

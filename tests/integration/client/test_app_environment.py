@@ -113,7 +113,7 @@ async def test_an_environment_has_what_is_asked_for_and_the_devices_own_packages
     ],
     ids=["too old", "unknown", "address", "time", "size"],
 )
-async def test_what_cannot_be_made_is_said_and_nothing_of_it_is_left(
+async def test_an_environment_that_cannot_be_made_is_reported_and_nothing_of_it_stays(
     tmp_path: Path, index: str, requires: list[str], settings: dict[str, object], fact: str
 ) -> None:
     with pytest.raises(AppRefusedError, match=fact) as refused:

@@ -157,7 +157,7 @@ async def test_code_that_raises_is_a_failure_with_its_text(serve_fl: ServeFl, ma
     assert "ValueError: boom in training" in (ended.reason or "")
 
 
-async def test_an_exception_is_told_with_its_traceback_and_all_output_is_kept(
+async def test_an_exception_is_reported_with_its_traceback_and_all_output_is_kept(
     serve_fl: ServeFl, make_job: MakeJob
 ) -> None:
     server_ip = await serve_fl("line", "r1", SECRET.hex(), "1")
@@ -177,7 +177,7 @@ async def test_an_exception_is_told_with_its_traceback_and_all_output_is_kept(
 
 
 @pytest.mark.parametrize("app", ["measuring", pytest.param("measuring_client", marks=pytest.mark.long)])
-async def test_whatever_an_app_measures_its_training_goes_on(serve_fl: ServeFl, make_job: MakeJob, app: str) -> None:
+async def test_training_goes_on_whatever_metrics_an_app_returns(serve_fl: ServeFl, make_job: MakeJob, app: str) -> None:
     server_ip = await serve_fl("line", "r1", SECRET.hex(), "2")
     job = make_job(app=f"fl_apps:{app}", server_ip=server_ip)
     trial = Trial(job)

@@ -228,7 +228,7 @@ async def test_a_run_that_is_over_is_a_rejection_and_no_failure(
     assert (rejected.status, rejected.last_run, rejected.run) == (ClientCondition.ONLINE, None, None)
 
 
-async def test_a_broker_that_goes_away_does_not_stop_the_training_and_its_end_is_told_later(
+async def test_training_goes_on_without_a_broker_and_its_end_is_published_later(
     run_daemon: RunDaemon, operator: Operator, serve_fl: ServeFl, broker: Mosquitto
 ) -> None:
     await run_daemon(app="fl_apps:busy", backoff_initial_s=0.1, backoff_max_s=0.2)
@@ -298,7 +298,7 @@ async def test_a_bad_trigger_is_dropped_and_the_next_is_obeyed(
     assert {answer.run_id for answer in daemon.client.facts.answers} == {"good"}
 
 
-async def test_a_retained_trigger_is_not_obeyed(run_daemon: RunDaemon, operator: Operator, broker: Mosquitto) -> None:
+async def test_a_retained_trigger_is_ignored(run_daemon: RunDaemon, operator: Operator, broker: Mosquitto) -> None:
     topic = str(topics.client_start(operator.task_id, operator.mac))
     stale = (
         f'{{"run_id":"stale","attempt":1,"launch":1,"term":1,"task_id":"{operator.task_id}",'

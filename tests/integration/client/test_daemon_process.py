@@ -174,7 +174,7 @@ async def test_sigterm_interrupts_the_training_and_says_client_out(
     assert (out.last_run.outcome, is_interruption(out.last_run.reason)) == (Outcome.FAILED, True)
 
 
-async def test_what_was_answered_before_a_restart_is_answered_again_and_not_started(
+async def test_a_restarted_daemon_repeats_its_answer_and_starts_nothing(
     spawn_daemon: SpawnDaemon, operator: Operator, serve_fl: ServeFl
 ) -> None:
     daemon = await spawn_daemon(app="fl_apps:counting")

@@ -225,7 +225,7 @@ ODD = {"pyproject.toml": PROJECT.encode(), "../evil.py": b"x"}
         (PROJECT.replace("flwr>=1.0", "no-such-package-here>=3"), lambda data: data, {}, "dependencies-missing"),
     ],
 )
-async def test_what_is_refused_is_said_with_its_code_and_not_a_line_of_it_has_run(
+async def test_a_refused_app_is_reported_with_its_code_and_not_a_line_of_it_runs(
     run_daemon: RunDaemon,
     operator: Operator,
     make_bundle: Make,
@@ -336,7 +336,7 @@ async def test_an_app_trains_once_its_owner_has_approved_it(
     assert has_run(marker)
 
 
-async def test_a_server_that_hands_out_something_else_is_found_out_and_its_bytes_are_not_kept(
+async def test_a_server_that_sends_another_bundle_is_detected_and_its_bytes_are_not_kept(
     run_daemon: RunDaemon, operator: Operator, make_bundle: Make, marker: Path, tmp_path: Path, task_id: str, mac: str
 ) -> None:
     data, other = make_bundle(), make_bundle(more=b"more")

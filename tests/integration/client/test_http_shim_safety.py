@@ -87,7 +87,7 @@ async def test_a_certificate_that_is_none_is_named(tmp_path: Path) -> None:
             pass
 
 
-async def test_with_a_token_only_its_bearer_comes_in() -> None:
+async def test_with_a_token_only_its_bearer_is_admitted() -> None:
     async with shim(EVERYWHERE, http_token=TOKEN) as client:
         for authorization in (None, "Bearer wrong", f"Basic {TOKEN}", TOKEN, "Bearer", f"Bearer {TOKEN}x"):
             headers = {"Authorization": authorization} if authorization else {}
@@ -152,7 +152,7 @@ def test_the_list_of_allowed_servers_means_what_it_says(server_ip: str, allow: s
     assert allowed_servers(ClientSettings(server_ip_allow=allow))(server_ip) is is_allowed
 
 
-async def test_a_web_page_elsewhere_gets_nothing_by_a_name_or_address_that_points_here() -> None:
+async def test_a_page_of_another_origin_gets_nothing_by_a_name_or_address_of_this_machine() -> None:
     starts: Starts = []
     async with shim("127.0.0.1:0", starts, http_get_start=True) as client:
         for host in (
@@ -183,7 +183,7 @@ async def test_a_get_starts_nothing_unless_a_setting_asks_for_fedops_first_gener
 @pytest.mark.parametrize(
     "head", ["Content-Length: {more}", "Content-Length: {more}\r\nExpect: 100-continue", "Transfer-Encoding: chunked"]
 )
-async def test_a_body_that_was_cut_off_is_never_obeyed(head: str) -> None:
+async def test_a_request_with_a_truncated_body_is_refused(head: str) -> None:
     starts: Starts = []
     body = json.dumps(START | {"server_ip": "127.0.0.1:9000"}).encode()
     async with shim("127.0.0.1:0", starts) as client:
@@ -200,7 +200,7 @@ async def test_a_body_that_was_cut_off_is_never_obeyed(head: str) -> None:
     assert starts == []
 
 
-async def test_no_other_origin_may_ask_unless_it_is_set() -> None:
+async def test_requests_of_another_origin_are_refused_unless_it_is_set() -> None:
     origin = {"Origin": "https://page.example.org"}
     starts: Starts = []
     async with shim("127.0.0.1:0", starts) as client:
@@ -215,7 +215,7 @@ async def test_no_other_origin_may_ask_unless_it_is_set() -> None:
         assert (await client.get("/online", headers=origin)).status_code == 401
 
 
-async def test_a_large_body_is_cut_off_whether_it_says_so_or_not() -> None:
+async def test_a_large_body_is_cut_off_with_or_without_a_content_length() -> None:
     async def endless() -> AsyncIterator[bytes]:
         for _ in range(64):
             yield b" " * 16384

@@ -104,7 +104,7 @@ async def test_a_body_over_the_limit_is_refused_before_it_is_read_to_its_end(hou
 
 
 @pytest.mark.parametrize("origin", ["https://page.example.org", "http://127.0.0.1:1", "null", "http://[", ""])
-async def test_a_web_page_elsewhere_stops_nothing_though_a_post_without_a_body_needs_no_cors(
+async def test_a_page_of_another_origin_stops_nothing_though_a_post_without_a_body_needs_no_cors(
     house: House, origin: str
 ) -> None:
     async with house.managed() as api:

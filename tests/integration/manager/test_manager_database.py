@@ -18,7 +18,7 @@ from fedops_mqtt.runtime.machine import host_name
 pytestmark = pytest.mark.long
 
 
-async def test_a_database_that_is_away_ends_nobody_and_nothing_is_done_that_is_not_in_it(
+async def test_a_lost_database_ends_no_process_and_nothing_is_done_that_is_not_in_it(
     house: House, own_postgres: Postgres, caplog: pytest.LogCaptureFixture
 ) -> None:
     house.write_tasks("min_clients = 2")
@@ -108,7 +108,7 @@ async def is_told_exit(api: Api, run_id: str) -> bool:
     return bool(await api.events(run_id, "ServerExited"))
 
 
-async def test_a_server_whose_host_is_gone_is_launched_again_where_the_next_manager_is(
+async def test_a_server_whose_host_is_lost_is_launched_again_where_the_next_manager_is(
     house: House, postgres: Postgres
 ) -> None:
     """All that the launch needs is in the database: the host and its disk are gone."""
@@ -131,7 +131,7 @@ async def test_a_server_whose_host_is_gone_is_launched_again_where_the_next_mana
                 assert [each.secret.hex() for each in journal.open_runs()] == [secret.read_text()]
 
 
-async def test_a_server_that_ended_on_a_lost_host_and_was_not_heard_is_known_by_the_store(
+async def test_a_server_that_ended_unreported_on_a_lost_host_is_known_from_the_store(
     house: House, postgres: Postgres
 ) -> None:
     """No manager and no broker received its end, and its host's disk is gone: the store has its final status."""
@@ -156,7 +156,7 @@ async def is_told(caplog: pytest.LogCaptureFixture, sentence: str) -> bool:
     return any(sentence in record.getMessage() for record in caplog.records)
 
 
-async def test_a_leader_whose_database_stood_still_longer_than_its_lease_leads_on(
+async def test_a_leader_whose_database_froze_longer_than_its_lease_goes_on_leading(
     house: House, own_postgres: Postgres
 ) -> None:
     """Its standby saw nothing change for as long, and counts none of it."""
@@ -178,7 +178,7 @@ async def test_a_leader_whose_database_stood_still_longer_than_its_lease_leads_o
             assert await asyncio.to_thread(look) is None
 
 
-def test_a_write_whose_commit_nobody_heard_of_is_made_once(own_postgres: Postgres) -> None:
+def test_a_write_with_an_unconfirmed_commit_is_made_once(own_postgres: Postgres) -> None:
     with Journal(own_postgres.new_database()) as journal, RowLease(journal.engine, "me") as lease:
         journal.lead(lease.try_take() or 0)
         cut: list[bool] = []

@@ -37,7 +37,7 @@ async def test_a_last_word_that_never_reaches_the_bus_is_read_when_the_process_i
 
 
 @pytest.mark.long
-async def test_a_last_word_is_known_while_no_broker_is_there(house: House) -> None:
+async def test_a_final_status_is_read_while_no_broker_is_reachable(house: House) -> None:
     async with house.managed() as api, house.device(A), house.device(B):
         house.tell_server("unheard")
         run_id = await api.start(house.task_id)
@@ -49,7 +49,7 @@ async def test_a_last_word_is_known_while_no_broker_is_there(house: House) -> No
 
 
 @pytest.mark.long
-async def test_a_last_word_kept_while_no_manager_was_there_is_read_by_the_next(house: House) -> None:
+async def test_a_final_status_stored_while_no_manager_ran_is_read_by_the_next(house: House) -> None:
     async with house.device(A) as a, house.device(B) as b:
         house.tell_server("unheard")
         run_id = await run_that_ends_without_a_manager(house, a, b)
@@ -58,7 +58,7 @@ async def test_a_last_word_kept_while_no_manager_was_there_is_read_by_the_next(h
 
 
 @pytest.mark.long
-async def test_a_server_that_is_silent_but_has_kept_its_last_word_is_not_launched_again(house: House) -> None:
+async def test_a_server_that_stored_its_final_status_is_not_launched_again(house: House) -> None:
     house.write_tasks("min_clients = 2", limits="server_lost_s = 5\nclose_grace_s = 0.5")
     house.tell_server("linger")
     async with house.managed(heartbeat_s=0.5) as api, house.device(A) as a, house.device(B) as b:
@@ -84,7 +84,7 @@ async def test_files_that_a_manager_names_by_relative_paths_are_found_from_its_s
         assert told(await api.ended(run_id)) == COMPLETED
 
 
-async def test_a_last_word_is_deleted_with_the_runs_logs(house: House) -> None:
+async def test_a_final_status_is_deleted_with_the_runs_logs(house: House) -> None:
     async with house.device(A) as a, house.device(B) as b:
         async with house.managed(archive_after_s=0.5) as api:
             run_id = await end_unheard(house, api, (a, b))

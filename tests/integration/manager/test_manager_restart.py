@@ -51,7 +51,7 @@ async def test_a_manager_killed_during_a_run_finishes_it_when_it_is_started_agai
 
 
 @pytest.mark.long
-async def test_a_run_that_ended_while_no_manager_was_there_is_known_with_its_outcome(house: House) -> None:
+async def test_a_run_that_ended_while_no_manager_ran_is_known_with_its_outcome(house: House) -> None:
     async with house.device(A) as a, house.device(B) as b:
         run_id = await run_that_ends_without_a_manager(house, a, b)
         async with manager_process(house) as second, api_at(second.url) as api:
@@ -108,7 +108,7 @@ async def test_a_manager_that_is_told_to_end_says_goodbye_and_leaves_its_runs_al
         assert server.is_running()
 
 
-async def test_a_second_manager_waits_says_so_and_takes_over_with_a_higher_term(house: House) -> None:
+async def test_a_second_manager_waits_reports_it_and_takes_over_with_a_higher_term(house: House) -> None:
     topic = topics.manager_status()
     async with (
         house.device(A) as a,

@@ -53,7 +53,7 @@ async def test_a_server_started_by_hand_is_adopted_where_its_task_says_so(house:
         assert "begin when its server announces itself" in answer.json()["detail"]
 
 
-async def test_the_status_of_a_run_is_repeated_for_newcomers_while_nothing_changes(house: House) -> None:
+async def test_the_status_of_a_run_is_repeated_for_new_subscribers_while_nothing_changes(house: House) -> None:
     """A broker that forgot it, or shows an old one, is mended by the next heartbeat."""
     async with house.managed(heartbeat_s=0.3) as api, house.device(A), house.device(B):
         run_id = await api.start(house.task_id)

@@ -281,7 +281,7 @@ def ask_all(grid: Grid, kind: str, arrays: ArrayRecord) -> list[Message]:
     return list(grid.send_and_receive([Message(content, node, kind) for node in grid.get_node_ids()]))
 
 
-def test_a_loop_of_its_own_is_told_by_what_the_line_saw(task: Task) -> None:
+def test_the_result_of_an_apps_own_loop_follows_from_the_messages_of_the_line(task: Task) -> None:
     def main(grid: Grid, context: Context) -> None:
         arrays = ArrayRecord(START)
         for _ in range(2):
@@ -326,7 +326,7 @@ def test_a_strategy_that_only_evaluates_completes(task: Task) -> None:
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-def test_a_model_equal_to_the_one_begun_from_is_no_new_version(task: Task, is_first: bool) -> None:
+def test_a_model_equal_to_the_starting_model_is_no_new_version(task: Task, is_first: bool) -> None:
     if not is_first:
         task.run(add_one(), model=START, settings={"num_rounds": 1})
     result = task.run(add_one(step=0.0), model=START, settings={"num_rounds": 1})

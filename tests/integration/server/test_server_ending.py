@@ -244,7 +244,7 @@ async def test_a_broker_that_restarts_in_a_round_costs_the_run_nothing(house: Ho
     assert last.metrics["accuracy"] == result.metrics["accuracy"]
 
 
-async def test_the_last_word_is_on_disk_before_any_broker_hears_it(
+async def test_the_final_status_is_on_disk_before_it_is_published(
     house: House, broker: Mosquitto, tmp_path: Path
 ) -> None:
     gate, kept = Gate(), tmp_path / "last-word"

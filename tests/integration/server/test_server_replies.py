@@ -70,7 +70,7 @@ def classic_app(kind: str) -> ClientApp:
         (ClassicFedAvg, classic_app, "shape", "array '0'"),
     ],
 )
-async def test_a_client_that_answers_with_no_update_of_the_model_is_out_and_the_run_goes_on(
+async def test_a_client_that_replies_without_a_model_update_has_failed_and_the_run_goes_on(
     house: House, strategy: Any, app: Any, kind: str, said: str
 ) -> None:
     settings = house.settings(num_rounds=NUM_ROUNDS, min_clients=3)

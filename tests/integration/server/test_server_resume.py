@@ -122,7 +122,9 @@ async def test_a_launch_that_finds_all_rounds_in_its_checkpoint_only_saves(house
 
 
 @pytest.mark.long
-async def test_what_a_run_left_that_was_closed_without_its_server_goes_when_the_next_one_begins(house: House) -> None:
+async def test_files_of_a_run_that_was_closed_without_its_server_are_removed_when_the_next_one_starts(
+    house: House,
+) -> None:
     gate, options = Gate(), {"num_rounds": NUM_ROUNDS, "launch": 1}
     async with house.listen() as bus:
         server = house.spawn("fedavg", run_id="closed", **options)

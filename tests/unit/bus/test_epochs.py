@@ -29,7 +29,7 @@ def test_a_broken_file_counts_as_none(tmp_path: Path, content: bytes) -> None:
     assert file.load() == 5
 
 
-def test_what_was_saved_is_synced_before_it_takes_its_place_and_the_place_after_it(
+def test_a_save_syncs_the_file_before_the_rename_and_its_folder_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A power cut must not bring a lower epoch back: its owner would speak below what it has said."""

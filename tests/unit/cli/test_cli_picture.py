@@ -153,7 +153,7 @@ def test_columns_are_aligned_and_nothing_is_cut() -> None:
     assert as_text({"accuracy": 0.12345678}) == "accuracy=0.1235"
 
 
-def test_nothing_that_others_chose_reaches_the_terminal_as_a_control_character(
+def test_no_text_from_others_reaches_the_terminal_as_a_control_character(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     evil = "a\x1b]0;owned\x07\x9b31m\rb\u202e"

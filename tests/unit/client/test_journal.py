@@ -54,7 +54,7 @@ def _is_no_object(content: bytes) -> bool:
 
 
 @given(content=st.binary(max_size=200).filter(_is_no_object))
-def test_a_corrupt_journal_is_said_and_set_aside(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_a_corrupt_journal_is_reported_and_set_aside(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     folder = tmp_path_factory.mktemp("journal")
     (folder / "journal.json").write_bytes(content)
     journal = ClientJournal(folder)
@@ -100,7 +100,7 @@ def test_two_daemons_of_one_identity_on_a_machine_are_told_apart(tmp_path: Path)
         pass
 
 
-def test_what_was_saved_is_synced_before_it_takes_its_place_and_the_place_after_it(
+def test_a_save_syncs_the_file_before_the_rename_and_its_folder_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A power cut leaves the old facts or the new ones, and the new ones once `save` has returned."""

@@ -45,7 +45,7 @@ def test_a_goodbye_is_the_whole_truth_and_keeps_nothing() -> None:
     assert (view.status.run, view.out_reason) == (None, "shutdown")
 
 
-def test_a_snapshot_overtaken_by_its_own_will_still_tells_what_the_will_left_out() -> None:
+def test_a_snapshot_overtaken_by_its_own_will_still_gives_what_the_will_leaves_out() -> None:
     view = heard(will(epoch=1), client(epoch=1, seq=3, last_run=ended())).clients[TASK, A]
     assert (view.presence, view.status.last_run) == (Presence.OUT, ended())
 
@@ -73,7 +73,7 @@ def test_a_client_that_says_nothing_for_three_heartbeats_is_out_as_silent_and_an
     assert presence(fleet) is Presence.ONLINE
 
 
-def test_leases_stand_still_while_the_reader_is_deaf_and_start_anew_when_it_hears_again() -> None:
+def test_leases_pause_while_the_reader_is_disconnected_and_start_anew_when_it_reconnects() -> None:
     fleet = heard(client(heartbeat_s=10))
     fleet.pause()
     assert fleet.expire(1000.0) == []
@@ -109,7 +109,7 @@ def test_who_trains_or_is_out_is_not_idle() -> None:
     assert not is_idle(fleet.clients[TASK, B])
 
 
-def test_an_owner_that_lost_its_epoch_is_believed_again_once_its_old_self_is_away() -> None:
+def test_an_owner_that_lost_its_epoch_is_accepted_again_once_its_old_instance_is_offline() -> None:
     fleet = heard(client(A, epoch=1000, instance="before", heartbeat_s=10.0))
     fleet.listen(0.0)
     fleet.apply(client(A, epoch=1, seq=1, instance="after", heartbeat_s=10.0), now=20.0, is_retained=False)

@@ -135,7 +135,7 @@ def test_of_two_instances_only_the_older_ever_yields(seen: list[SeenStatus]) -> 
 
 
 @given(st.lists(words), st.integers(1, 20))
-def test_whatever_was_read_the_owner_ends_above_it_or_says_so(seen: list[SeenStatus], epoch: int) -> None:
+def test_an_owner_ends_above_every_status_it_reads_or_yields(seen: list[SeenStatus], epoch: int) -> None:
     owner, persisted = Ownership(instance=ME).connected(epoch), epoch
     for each in seen:
         owner, decision = judge(owner, each, now=0)

@@ -124,7 +124,7 @@ def test_the_clients_own_outcome_outweighs_what_the_server_guessed() -> None:
 
 @pytest.mark.parametrize("guess", [M.FAILED, M.STOPPED])
 @pytest.mark.parametrize("is_server_first", [True, False])
-def test_an_interrupted_training_is_lost_whatever_its_server_makes_of_it(guess: M, is_server_first: bool) -> None:
+def test_an_interrupted_training_is_lost_whatever_its_server_reports(guess: M, is_server_first: bool) -> None:
     """The daemon leaves: its training process says goodbye on the line, the daemon on the bus, in any order."""
     world = in_training(A, B)
     line = server(ServerCondition.RUNNING, clients=said_of(A, guess, reason="interrupted"))
@@ -183,7 +183,7 @@ def test_a_last_word_stands_when_the_servers_will_comes_after_it() -> None:
     assert world.run.outcome is RunOutcome.COMPLETED
 
 
-def test_a_last_word_that_was_read_from_disk_is_not_taken_back_by_what_the_bus_says_late() -> None:
+def test_a_late_status_does_not_replace_the_final_status_that_was_read_from_disk() -> None:
     world = in_training(A, B)
     world.happens(server(ServerCondition.FINISHED, reason="all rounds done"))
     told = world.run

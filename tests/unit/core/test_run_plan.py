@@ -275,7 +275,7 @@ def test_the_servers_last_word_is_the_runs_outcome(word: ServerCondition, outcom
 # Limits and quorum
 
 
-def test_a_run_without_enough_clients_fails_after_the_join_limit_and_says_who_was_missing() -> None:
+def test_a_run_without_enough_clients_fails_after_the_join_limit_and_names_the_missing() -> None:
     world = World.at_start(min_clients=3)
     world.acts()
     world.says(client(A, heartbeat_s=9999), client(B, ClientCondition.CLIENT_OUT, reason="shutdown"))
@@ -334,7 +334,7 @@ def test_a_finished_client_counts_for_the_quorum() -> None:
     assert closing(world) is None
 
 
-def test_the_run_limit_ends_a_run_even_while_the_bus_is_not_heard() -> None:
+def test_the_run_limit_ends_a_run_even_while_the_bus_is_disconnected() -> None:
     world = in_training(A, B)
     world.fleet.pause()
     world.now += LIMITS.run_s + 0.1
@@ -454,7 +454,7 @@ RUN_RECORD: TypeAdapter[Run] = TypeAdapter(Run)
 
 @settings(deadline=None)
 @given(played())
-def test_the_plan_is_the_same_after_the_run_was_written_down_and_read_again(world: World) -> None:
+def test_the_plan_is_the_same_after_the_run_was_journaled_and_read_again(world: World) -> None:
     text = RUN_RECORD.dump_json(replace(world.run, members=dict(world.run.members)))
     found = RUN_RECORD.validate_json(text)
     assert found == world.run
@@ -484,7 +484,7 @@ def test_every_run_ends_within_its_limit_whatever_happens(world: World, seed: in
 
 @settings(deadline=None)
 @given(played())
-def test_a_run_whose_world_falls_silent_ends_long_before_its_limit(world: World) -> None:
+def test_a_run_whose_clients_and_servers_publish_nothing_ends_long_before_its_limit(world: World) -> None:
     """Nobody says a word any more, and every server that is launched dies."""
     world.fleet.listen(world.now)
     began = world.now

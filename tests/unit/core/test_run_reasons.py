@@ -30,7 +30,7 @@ def reason_of(world: World) -> str:
     return closed[0]
 
 
-def test_ten_asked_of_three_is_said_at_once_and_who_else_there_is() -> None:
+def test_a_lack_of_clients_is_reported_at_once_with_the_clients_that_cannot_train_now() -> None:
     world = World.at_start(min_clients=10)
     world.says(client(A), client(B), client(C))
     assert waiting(world) == "waits for clients: 3 idle, 10 needed"
@@ -103,7 +103,7 @@ LATE = [
 
 
 @pytest.mark.parametrize("word", LATE)
-def test_a_slow_device_is_left_out_of_a_short_run_whatever_it_says_first(word: ClientStatus) -> None:
+def test_a_slow_device_is_left_out_of_a_short_run_whatever_it_reports_first(word: ClientStatus) -> None:
     world = a_run_of_two()
     world.says(trains(A), client(B, hand=hand(phase=Phase.STARTING), answer=answer()))
     world.happens(RunClosed(RunOutcome.COMPLETED, "all rounds done"))
@@ -122,7 +122,7 @@ def test_a_training_that_failed_by_itself_after_the_runs_end_keeps_its_reason() 
     assert (world.run.members[B].status, world.run.members[B].reason) == (MemberCondition.FAILED, "ImportError: torch")
 
 
-def test_who_was_told_to_stop_says_why_the_run_was_stopped_and_not_by_which_signal() -> None:
+def test_a_stopped_client_has_the_reason_of_the_stopped_run_and_not_a_signal() -> None:
     world = a_run_of_two()
     world.says(trains(A), trains(B))
     world.happens(StopRequested("seen enough"))

@@ -159,7 +159,7 @@ def test_a_metric_that_diverged_leaves_a_gap() -> None:
 
 
 @pytest.mark.parametrize("value", ["a lot", None, True, [1], {"x": 1}, 1e308, -5.0])
-def test_a_page_draws_what_it_can_of_rows_that_hold_anything(value: Any) -> None:
+def test_a_page_draws_the_valid_part_of_rows_with_any_content(value: Any) -> None:
     values = {"stage": value, "compute_s": value, "download_s": value, "upload_s": value, "cpu": value, "memory": value}
     row = {**message(1), "values": values}
     rounds = [{"round": 1, "metrics": {"accuracy": value, "loss": 0.5}, "duration_s": 2.0}]
@@ -173,7 +173,7 @@ def test_a_page_draws_what_it_can_of_rows_that_hold_anything(value: Any) -> None
     load_text(values)
 
 
-def test_nothing_that_a_device_chose_is_obeyed_by_who_reads_the_page() -> None:
+def test_no_text_from_a_device_is_interpreted_on_the_page() -> None:
     evil = "a\x1b[31m\u202eb<img src=x>"
     row = row_of(client(client_name=evil, run=None, last_run=failed(evil), agent={}))
     event = {"kind": "MemberSaid", "detail": {"status": "failed", "reason": evil}}

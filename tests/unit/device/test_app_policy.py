@@ -74,7 +74,7 @@ def test_a_signed_app_of_this_task_is_taken(tmp_path: Path) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_any_other_is_refused_with_its_code(
+def test_an_app_outside_the_policy_is_refused_with_its_code(
     tmp_path: Path, trigger: StartTrigger | LocalStart, settings: dict[str, object], code: str
 ) -> None:
     assert code_of(tmp_path, trigger, **settings) == code

@@ -72,7 +72,7 @@ def test_everything_in_the_folder_is_for_its_owner_only(fleet: FleetFolder) -> N
         assert stat.S_IMODE(path.stat().st_mode) == wanted, path
 
 
-def test_devices_and_managers_learn_who_may_sign_apps_from_their_bundles_only(fleet: FleetFolder) -> None:
+def test_devices_and_managers_take_the_signers_of_apps_from_their_bundles_only(fleet: FleetFolder) -> None:
     bundle = tomllib.loads(fleet.enrol(device()).read_text())
     manager = tomllib.loads((fleet.folder / "bundles" / "manager" / "bundle.toml").read_text())
     dashboard = tomllib.loads(fleet.enrol(EnrolmentRequest(role=Role.DASHBOARD, name="lab-screen")).read_text())

@@ -79,7 +79,7 @@ def test_what_is_there_is_not_asked_for(tmp_path: Path) -> None:
     ],
     ids=["no token", "wrong token", "token of another client", "another app"],
 )
-def test_whoever_may_not_have_it_is_refused_at_once(tmp_path: Path, changes: dict[str, object], fact: str) -> None:
+def test_an_unauthorized_download_is_refused_at_once(tmp_path: Path, changes: dict[str, object], fact: str) -> None:
     with line() as server, pytest.raises(TransferError, match=fact):
         transfer(tmp_path / "app.part", server.address, **changes).run()
     assert not (tmp_path / "app.part").exists()
@@ -207,7 +207,7 @@ def test_a_server_that_knows_no_ranges_sends_it_from_the_beginning(tmp_path: Pat
     assert (tmp_path / "app.part").read_bytes() == DATA
 
 
-def test_no_more_is_taken_than_the_trigger_named(tmp_path: Path) -> None:
+def test_a_download_takes_no_more_bytes_than_the_trigger_names(tmp_path: Path) -> None:
     with hostile(piece(0, len(DATA), status=200)) as address:
         transfer(tmp_path / "app.part", address, size=1000).run()
     assert (tmp_path / "app.part").read_bytes() == DATA[:1000]

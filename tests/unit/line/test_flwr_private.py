@@ -104,7 +104,7 @@ def test_flwr_is_told_to_be_quiet_before_it_is_imported() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env={"PATH": ""})
 
 
-def test_strangers_cannot_use_up_the_process_that_listens_for_a_classic_client() -> None:
+def test_unknown_peers_cannot_exhaust_the_process_that_listens_for_a_classic_client() -> None:
     server, port = flwr_private.serve_classic(client_manager=SimpleClientManager(), address="127.0.0.1:0")
     try:
         with pytest.raises(OSError, match=str(port)):

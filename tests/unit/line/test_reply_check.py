@@ -67,7 +67,7 @@ def test_the_model_passes_whatever_its_record_is_called(name: str) -> None:
         ({}, "0 arrays, the model has 2"),
     ],
 )
-def test_another_model_is_named_by_what_differs(found: dict[str, Any], said: str) -> None:
+def test_a_reply_with_another_model_is_refused_with_the_difference(found: dict[str, Any], said: str) -> None:
     assert said in (problem(found) or "")
 
 

@@ -75,7 +75,7 @@ def test_in_the_metrics_they_are_one_series(bus_reader: BusReader, open_runs: Op
     assert f'fedops_clients{{presence="online",status="online",task_id="{TASK}"}} 1000.0' in text
 
 
-def test_a_flood_of_numbers_is_a_few_megabytes_of_journal_and_the_others_keep_theirs(
+def test_a_flood_of_metrics_takes_a_few_megabytes_of_journal_and_removes_no_other_clients_metrics(
     bus_reader: BusReader, open_runs: OpenRuns
 ) -> None:
     for number in range(3_000):
@@ -89,7 +89,7 @@ def test_a_flood_of_numbers_is_a_few_megabytes_of_journal_and_the_others_keep_th
     assert len(open_runs.take_batch().client_metrics) == 1, "who was quiet for a while is taken again"
 
 
-def test_a_flood_of_statuses_is_dropped_and_its_sender_is_known_again_at_its_next_calm_word(
+def test_a_flood_of_statuses_is_dropped_and_a_later_status_of_its_sender_is_accepted(
     bus_reader: BusReader, open_runs: OpenRuns
 ) -> None:
     for seq in range(10_000):

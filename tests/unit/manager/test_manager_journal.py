@@ -293,7 +293,7 @@ def numbers(**changes: object) -> ClientMetrics:
         ({"run_id": None}, [None]),
     ],
 )
-def test_numbers_are_a_runs_only_when_its_own_member_tells_them(
+def test_a_run_accepts_metrics_from_its_own_members_only(
     journal: Journal, changes: dict[str, object], run_ids: list[str | None]
 ) -> None:
     journal.add_run(JournaledRun(run=new_run(), secret=SECRET))

@@ -75,7 +75,7 @@ async def test_who_saw_a_run_change_waits_until_the_database_has_it(journal: Jou
     await reader
 
 
-async def test_a_run_that_is_archived_while_a_turn_is_written_ends_nobody(journal: Journal, tmp_path: Path) -> None:
+async def test_archiving_a_run_while_a_turn_is_written_ends_no_manager(journal: Journal, tmp_path: Path) -> None:
     run = a_run()
     journal.add_run(JournaledRun(run=run, secret=b"s"))
     context, manager = parts(journal, tmp_path)

@@ -58,7 +58,7 @@ def server_metrics(metrics: Any) -> ServerMetrics:
 
 
 @given(METRICS)
-def test_whatever_was_measured_reaches_the_bus_from_clients_and_servers(values: dict[Any, Any]) -> None:
+def test_any_metric_of_a_client_or_server_is_published(values: dict[Any, Any]) -> None:
     warnings: list[str] = []
     cutter = MetricsCutter(warnings.append)
     report = MetricsReport(kind=MetricsKind.ROUND, values=cutter.cut(values))
@@ -126,7 +126,7 @@ def test_a_count_is_a_whole_number_of_63_bits_or_the_default() -> None:
 
 
 @pytest.mark.parametrize("name", ["compute_s", "cpu", "memory", "network_sent", "seconds"])
-def test_a_text_where_a_number_belongs_is_refused_at_the_door_and_not_sent(name: str) -> None:
+def test_a_text_in_place_of_a_number_is_refused_on_receipt_and_not_sent(name: str) -> None:
     with pytest.raises(ValidationError):
         client_metrics({name: "a lot"})
     warnings: list[str] = []

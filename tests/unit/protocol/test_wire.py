@@ -269,7 +269,7 @@ def _filled_up(topic: Topic, field: str, value: Any) -> bytes:
         (topics.run_status(TASK, RUN), "clients"),
     ],
 )
-def test_of_a_table_full_of_errors_only_a_part_is_looked_at(topic: Topic, field: str, value: object) -> None:
+def test_only_a_part_of_a_table_full_of_errors_is_checked(topic: Topic, field: str, value: object) -> None:
     with pytest.raises(MalformedMessageError) as caught:
         decode(topic, _filled_up(topic, field, value))
     cause = caught.value.__cause__

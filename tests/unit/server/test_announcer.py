@@ -45,9 +45,7 @@ def test_an_error_of_any_kind_at_its_start_reaches_whoever_waits_for_it() -> Non
 
 
 @pytest.mark.parametrize("is_broken", [True, False])
-def test_a_run_goes_on_and_ends_whatever_becomes_of_its_bus(
-    caplog: pytest.LogCaptureFixture, *, is_broken: bool
-) -> None:
+def test_a_run_goes_on_and_ends_without_its_bus(caplog: pytest.LogCaptureFixture, *, is_broken: bool) -> None:
     kept: list[ServerStatus] = []
     with announcer(SNAPSHOT, kept, is_broken=is_broken) as voice:
         if is_broken:

@@ -47,7 +47,7 @@ def end(folder: Path, arrays: Any, outcome: RunOutcome, *, begun: Any = None) ->
     return save_model(open_store(folder), rounds, run_id="r", outcome=outcome, reason="why")
 
 
-def test_a_failed_runs_model_is_not_what_the_next_run_begins_with(tmp_path: Path) -> None:
+def test_the_next_run_does_not_start_with_a_failed_runs_model(tmp_path: Path) -> None:
     saved, outcome, reason = end(tmp_path, NAN | GOOD, RunOutcome.FAILED)
     assert (saved.version, outcome, reason) == (0, RunOutcome.FAILED, "why")
     assert Path(saved.path).is_file()

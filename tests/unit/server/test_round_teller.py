@@ -42,7 +42,7 @@ def test_a_rounds_numbers_are_the_same_on_the_bus_and_on_wandb() -> None:
     assert (status.round, status.end_by_round) == (2, 1.5)
 
 
-def test_whatever_a_strategy_measures_is_told_and_nothing_raises(caplog: pytest.LogCaptureFixture) -> None:
+def test_any_metric_of_a_strategy_is_published_and_nothing_raises(caplog: pytest.LogCaptureFixture) -> None:
     counters = iter([(12_000, 500), (221, 10), (0, 0), (0, 0)])  # falling, as nothing but a fault of ours could be
     heard, said = os.pipe()
     metrics: dict[str, Any] = {f"m{number}": number for number in range(300)}
