@@ -1,6 +1,7 @@
 """A control group with little memory, for the kernel to kill in: where this machine lets its user make one."""
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ def _note(folder: Path) -> Path:
 @contextmanager
 def memory_group(folder: Path) -> Iterator[Path | None]:
     """Make a group that `enter` finds by this folder; None where that is not allowed. Leave it empty."""
-    group = _make(f"fedops-test-{folder.stat().st_ino}")
+    group = _make(f"fedops-test-{uuid.uuid4().hex}")
     if group is None:
         yield None
         return

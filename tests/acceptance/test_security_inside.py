@@ -156,7 +156,7 @@ def ask_to_join(line: tuple[LineServer, Path], token: str | None, mac: str = A) 
     server, ca_file = line
     host, _, port = server.address.rpartition(":")
     context = ssl.create_default_context(cafile=ca_file)
-    with closing(http.client.HTTPSConnection(host, int(port), timeout=10, context=context)) as connection:
+    with closing(http.client.HTTPSConnection(host, int(port), timeout=300, context=context)) as connection:
         headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
         body = json.dumps({"client_mac": mac, "instance": "x", "attempt": 1})
         connection.request("POST", wire.JOIN_PATH, body=body, headers=headers)

@@ -18,7 +18,7 @@ from fedops_mqtt.device.journal import ClientJournal, identity_dir
 from fedops_mqtt.protocol import ClientStatus, Outcome, RunStatus
 from fedops_mqtt.store.versions import ModelStore
 
-COMEBACK_S = 120.0
+PATIENCE_S = 300.0
 """A connection that was half open to the last is found out by its keepalive (2 s here) and made anew."""
 _BEGINS = re.compile(r"a training process begins run_id=(\S+) attempt=(\d+)")
 
@@ -105,13 +105,15 @@ async def _bus(world: World, journal: ManagerJournal) -> AsyncIterator[str]:
 async def _once_told(fresh: Observer, run: Run) -> Json:
     """Return what the bus says of a run in the quiet: a manager that was cut off to the last has to come back first."""
     try:
-        return await fresh.until_run(run.run_id, lambda said: said.outcome == run.outcome, timeout_s=COMEBACK_S)
+        return await fresh.until_run(run.run_id, lambda said: said.outcome == run.outcome, timeout_s=PATIENCE_S)
     except AssertionError:
         return await fresh.until_run(run.run_id, lambda _: True)
 
 
 async def _manager(world: World) -> AsyncIterator[str]:
-    async with httpx.AsyncClient(base_url=f"http://{world.manager_address}", timeout=20, trust_env=False) as api:
+    async with httpx.AsyncClient(
+        base_url=f"http://{world.manager_address}", timeout=PATIENCE_S, trust_env=False
+    ) as api:
         items = (await api.get("/api/v1/clients", params={"task_id": TASK})).json()["items"]
     for item in items:
         if item["presence"] == Presence.OUT:

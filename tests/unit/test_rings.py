@@ -1,34 +1,14 @@
-"""The two rings of tests: what `make test` leaves out, `make test-all` runs; only there may a test be tried again."""
+"""The two rings of tests: what `make test` leaves out, `make test-all` runs; no test is tried again."""
 
-import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent
-MAX_FLAKY = 10
-
-
-def flaky_marks() -> Iterator[tuple[str, ast.Call]]:
-    """Every `pytest.mark.flaky(...)` of the tests, with the text of its file."""
-    for path in sorted(TESTS.rglob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        if "mark.flaky" in text and path != Path(__file__):
-            calls = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call))
-            yield from ((text, call) for call in calls if ast.unparse(call.func) == "pytest.mark.flaky")
-
-
-def test_few_tests_are_tried_again_each_in_the_long_ring_and_with_a_reason() -> None:
-    marks = list(flaky_marks())
-    assert len(marks) <= MAX_FLAKY
-    for text, call in marks:
-        assert {keyword.arg for keyword in call.keywords} == {"reruns", "reason"}, ast.unparse(call)
-        assert "pytest.mark.long" in text, ast.unparse(call)
 
 
 def test_every_folder_of_tests_is_in_a_step_of_make_test_all() -> None:

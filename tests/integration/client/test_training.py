@@ -212,8 +212,8 @@ def test_only_what_carries_its_mark_is_killed(tmp_path: Path) -> None:
     mine, other = mark_of(tmp_path / "a"), mark_of(tmp_path / "b")
     sleeper = (sys.executable, "-c", "import time; print(flush=True); time.sleep(600)")
     with (
-        subprocess.Popen(sleeper, env={MARK: mine + "1"}, stdout=subprocess.PIPE) as marked,
-        subprocess.Popen(sleeper, env={MARK: other + "1"}, stdout=subprocess.PIPE) as unmarked,
+        subprocess.Popen(sleeper, env={**os.environ, MARK: mine + "1"}, stdout=subprocess.PIPE) as marked,
+        subprocess.Popen(sleeper, env={**os.environ, MARK: other + "1"}, stdout=subprocess.PIPE) as unmarked,
     ):
         assert marked.stdout is not None
         assert unmarked.stdout is not None

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+from leftovers import MARK
 from ports import free_port
 
 SSHD = "/usr/sbin/sshd"
@@ -48,6 +49,7 @@ class SshSite:
             "Port": self.port, "ListenAddress": "127.0.0.1", "HostKey": self.folder / "host",
             "AuthorizedKeysFile": self.folder / "authorized", "PidFile": "none", "UsePAM": "no",
             "PasswordAuthentication": "no", "StrictModes": "no", "PermitRootLogin": "yes",
+            "SetEnv": f"{MARK}={os.environ[MARK]}",  # sessions inherit nothing; the test run's keeper looks for it
         }  # fmt: skip
         given = [part for name, value in settings.items() for part in ("-o", f"{name}={value}")]
         if os.getuid() == 0:

@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aiomqtt
-import pytest
 from bundles import PROJECT, zipped
 from manager_parts import PATIENCE_S, A, Api, B, Device, House, until
 from prometheus_client.parser import text_string_to_metric_families as parse_prometheus
@@ -118,10 +117,11 @@ async def test_a_stream_of_one_task_hears_nothing_of_another(house: House) -> No
 
 
 async def test_prometheus_reads_clients_runs_and_delays(house: House) -> None:
+    began = time.time()
     async with house.managed() as api, house.device(A, heartbeat_s=0.5):
         labels = (("presence", "online"), ("status", "online"), ("task_id", house.task_id))
         seen = await numbers_when(api, lambda seen: seen.get(("fedops_clients", labels)) == 1)
-        assert seen["fedops_clients_moved_seconds", ()] == pytest.approx(time.time(), abs=60)
+        assert began <= seen["fedops_clients_moved_seconds", ()] <= time.time()
         assert seen["fedops_broker_connected", ()] == 1
     async with house.managed() as api:
         await finished_run(house, api)

@@ -32,7 +32,7 @@ def test_without_a_project_nothing_is_shown_and_wandb_is_not_loaded() -> None:
 def test_rounds_are_written_in_wandbs_offline_mode(tmp_path: Path) -> None:
     environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=150, check=True
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=300, check=True
     )
     assert done.stdout.strip() == "went on"
     (written,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
