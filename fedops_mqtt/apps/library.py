@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedops_mqtt.apps.bundle import MANIFEST, AppBundle, AppRefusedError, iter_contents, parse_manifest, write_manifest
-from fedops_mqtt.runtime.files import give_to_folder_owner, locked, make_owned_folder, mark_newest, sync_entries
+from fedops_mqtt.runtime.files import acting_as_owner, locked, mark_newest, sync_entries
 
 logger = logging.getLogger(__name__)
 
@@ -111,14 +111,16 @@ class AppLibrary:
     def approve(self, digest: str) -> None:
         """Write down that this device's owner allows the app of this digest."""
         approval = self._approval(digest)
-        make_owned_folder(approval.parent)
-        approval.touch()
-        give_to_folder_owner(approval)
-        sync_entries(approval.parent)
+        with acting_as_owner(approval):
+            approval.parent.mkdir(parents=True, exist_ok=True)
+            approval.touch()
+            sync_entries(approval.parent)
 
     def withdraw(self, digest: str) -> None:
         """Take an approval back; nothing happens where there was none."""
-        self._approval(digest).unlink(missing_ok=True)
+        approval = self._approval(digest)
+        with acting_as_owner(approval):
+            approval.unlink(missing_ok=True)
 
     def is_approved(self, digest: str) -> bool:
         """Return whether the owner has allowed this digest."""

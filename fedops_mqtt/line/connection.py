@@ -214,9 +214,11 @@ def small_body(response: http.client.HTTPResponse) -> bytes:
     """Return the whole body of an answer that is no frame.
 
     Raises:
-        HTTPException: it is longer than the line's bodies are; the connection is of no use any more.
+        HTTPException: it is longer than the line's bodies are, or cut off; the connection is of no use any more.
     """
     body = response.read(wire.MAX_BODY_BYTES + 1)
+    if response.length and len(body) <= wire.MAX_BODY_BYTES:  # `read` with a length raises nothing at an early end
+        raise http.client.IncompleteRead(body, response.length)
     if len(body) > wire.MAX_BODY_BYTES:
         raise http.client.HTTPException(f"answer {response.status} has over {wire.MAX_BODY_BYTES} bytes")
     return body

@@ -52,19 +52,35 @@ def delete_file(path: Path) -> None:
         logger.warning("a file cannot be deleted", extra={"path": str(path), "problem": str(error)})
 
 
-def make_owned_folder(path: Path) -> None:
-    """Make a folder, and those above that are missing; root's belong to the owner of the folder that they are in."""
-    if not path.is_dir():
-        make_owned_folder(path.parent)
-        path.mkdir(exist_ok=True)
-        give_to_folder_owner(path)
+@contextmanager
+def acting_as_owner(path: Path) -> Iterator[None]:
+    """Do root's work in another user's folder with that user's rights: the whole process has no others meanwhile.
+
+    What is made belongs to that user, and a link that the user has put there leads to nothing more than the user may
+    write. The owner is that of the first folder on the way to `path` that is not root's.
+    """
+    owner = _first_owner(path) if os.name == "posix" and os.geteuid() == 0 else None
+    if owner is None:
+        yield
+        return
+    group, groups = os.getegid(), os.getgroups()
+    os.setgroups([])
+    os.setegid(owner.st_gid)
+    os.seteuid(owner.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+        os.setgroups(groups)
 
 
-def give_to_folder_owner(path: Path) -> None:
-    """Give what root has made to the owner of the folder that it is in."""
-    if os.name == "posix" and os.geteuid() == 0:
-        owner = path.parent.stat()
-        os.chown(path, owner.st_uid, owner.st_gid)
+def _first_owner(path: Path) -> os.stat_result | None:
+    for each in (*reversed(path.absolute().parents), path):
+        with suppress(FileNotFoundError):
+            if (status := each.lstat()).st_uid != 0:
+                return status
+    return None
 
 
 def mark_newest(path: Path, among: Iterable[Path]) -> None:

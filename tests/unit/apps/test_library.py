@@ -6,6 +6,7 @@ import stat
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -173,7 +174,20 @@ def test_the_last_used_app_stays_though_the_clock_was_set_back(tmp_path: Path) -
     assert library.installed() == [digests[0], digests[2], digests[1]]
 
 
+@pytest.fixture
+def reachable(tmp_path: Path) -> Iterator[None]:
+    """Let other users enter the test's folder, and those that it is in."""
+    modes = {folder: folder.stat().st_mode for folder in (tmp_path, *tmp_path.parents)}
+    closed = {folder: mode for folder, mode in modes.items() if mode & 0o001 == 0}
+    for folder, mode in closed.items():
+        folder.chmod(mode | 0o001)
+    yield
+    for folder, mode in closed.items():
+        folder.chmod(mode)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes what belongs to somebody else")
+@pytest.mark.usefixtures("reachable")
 def test_what_root_approves_belongs_to_the_owner_of_the_client(tmp_path: Path) -> None:
     client = tmp_path / "client"
     client.mkdir()
@@ -186,3 +200,21 @@ def test_what_root_approves_belongs_to_the_owner_of_the_client(tmp_path: Path) -
     made = list(client.rglob("*"))
     assert len(made) == 3
     assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(12345, 12346)}
+    assert (os.geteuid(), os.getegid()) == (0, os.getgid())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has rights that a link could lead to")
+@pytest.mark.usefixtures("reachable")
+def test_root_follows_no_link_of_the_client_to_what_the_client_may_not_write(tmp_path: Path) -> None:
+    client, secret = tmp_path / "client", tmp_path / "secret"
+    secret.write_text("root's own")
+    secret.chmod(0o600)
+    (client / "apps" / "approved").mkdir(parents=True)
+    (client / "apps" / "approved" / BUNDLE.digest).symlink_to(secret)
+    for path in (client, *client.rglob("*")):
+        os.chown(path, 12345, 12346, follow_symlinks=False)
+    with pytest.raises(PermissionError):
+        AppLibrary(client / "apps").approve(BUNDLE.digest)
+    assert (secret.stat().st_uid, secret.stat().st_mode & 0o777, secret.read_text()) == (0, 0o600, "root's own")
+    AppLibrary(client / "apps").withdraw(BUNDLE.digest)
+    assert secret.exists()
