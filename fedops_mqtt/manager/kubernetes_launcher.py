@@ -22,8 +22,8 @@ from fedops_mqtt.manager.kubernetes_manifests import (
     secret_manifests,
     wanted_of,
 )
-from fedops_mqtt.manager.launcher import Liveness
-from fedops_mqtt.manager.remote_launcher import START_SHARE, RemoteLaunch, read_end, with_log_tail
+from fedops_mqtt.manager.launcher import Liveness, with_log_tail
+from fedops_mqtt.manager.remote_launcher import START_SHARE, RemoteLaunch, read_end
 
 logger = logging.getLogger(__name__)
 

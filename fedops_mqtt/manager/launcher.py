@@ -21,9 +21,13 @@ import psutil
 
 from fedops_mqtt.runtime.process_identity import find_processes, is_process, process_key
 from fedops_mqtt.runtime.processes import kill_group, read_tail
+from fedops_mqtt.runtime.remote_launch import END_MARK
 from fedops_mqtt.runtime.settings import CONFIG_VARIABLE, ENV_PREFIX
 
 logger = logging.getLogger(__name__)
+
+ENDED_UNSEEN = "FL server ended while no manager was there"
+"""How a server ended whose exit status nobody has read."""
 
 POLL_S = 0.1
 """Between two checks of a process; one `waitpid` or one file in /proc each."""
@@ -107,11 +111,8 @@ class ServerProcess:
     @property
     def exit_reason(self) -> str:
         """How it ended, with the last lines of its log unless it ended well."""
-        if self._status == 0:
-            return describe_exit(0)
-        tail = read_tail(self.log_path)
         how = describe_exit(self._status)
-        return f"{how}; last lines of its log: {tail}" if tail else f"{how}; its log {self.log_path} is empty"
+        return how if self._status == 0 else with_log_tail(how, self.log_path)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process and everything in its session's group; nothing when it has ended."""
@@ -221,6 +222,13 @@ def child_environment(
         environment[CONFIG_VARIABLE] = str(settings_file.resolve())
     environment.update(own)
     return environment
+
+
+def with_log_tail(how: str, log_path: Path) -> str:
+    """Return how a server ended with the last lines of its log, or that it has none."""
+    lines = read_tail(log_path).splitlines()
+    tail = "\n".join(line for line in lines if not line.startswith(END_MARK))
+    return f"{how}; last lines of its log: {tail}" if tail else f"{how}; its log {log_path} is empty"
 
 
 def write_stop_reason(log_path: Path, outcome: str | None, reason: str) -> None:

@@ -25,7 +25,6 @@ from fedops_mqtt.runtime.files import delete_file, write_private
 from fedops_mqtt.runtime.process_identity import process_key
 from fedops_mqtt.runtime.processes import read_tail, run_command
 from fedops_mqtt.runtime.remote_launch import END_MARK, START_MARK
-from fedops_mqtt.runtime.settings import ENV_PREFIX
 
 logger = logging.getLogger(__name__)
 
@@ -271,7 +270,7 @@ class RemoteServer:
             problem = read_tail(self._messages)
             how = how or "its launch command is gone"
             return f"FL server cannot be started: {how}; last lines of its output: {problem}"
-        return with_log_tail(how or "FL server ended while no manager was there", self.log_path)
+        return launcher.with_log_tail(how or launcher.ENDED_UNSEEN, self.log_path)
 
 
 def read_end(launch: RemoteLaunch) -> str | None:
@@ -297,19 +296,7 @@ def read_end(launch: RemoteLaunch) -> str | None:
             logger.warning("could not keep the final status of an FL server", extra=facts)
     status = ended.get("status")
     how = launcher.describe_exit(status if isinstance(status, int) else None)
-    return how if status == 0 else with_log_tail(how, launch.log_path)
-
-
-def with_log_tail(how: str, log_path: Path) -> str:
-    """Return how a server ended with the last lines of its log, where it has some."""
-    lines = read_tail(log_path).splitlines()
-    tail = "\n".join(line for line in lines if not line.startswith(END_MARK))
-    return f"{how}; last lines of its log: {tail}" if tail else how
-
-
-def command_environment(inherited: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a launch command: the manager's, without its settings."""
-    return {name: value for name, value in inherited.items() if not name.startswith(ENV_PREFIX)}
+    return how if status == 0 else launcher.with_log_tail(how, launch.log_path)
 
 
 async def _run(arguments: Sequence[str], environment: Mapping[str, str], given: bytes) -> tuple[str, str | None]:

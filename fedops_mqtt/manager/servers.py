@@ -26,7 +26,7 @@ from fedops_mqtt.manager.journal import Journal, Launch
 from fedops_mqtt.manager.kubernetes_launcher import KubernetesServer
 from fedops_mqtt.manager.kubernetes_manifests import task_with_folder
 from fedops_mqtt.manager.launcher import LaunchedServer, LaunchOrder, Liveness, ServerProcess
-from fedops_mqtt.manager.remote_launcher import RemoteLaunch, RemoteServer, command_environment
+from fedops_mqtt.manager.remote_launcher import RemoteLaunch, RemoteServer
 from fedops_mqtt.manager.remote_order import end_nonce, make_order, store_of
 from fedops_mqtt.manager.tasks import TaskConfig
 from fedops_mqtt.protocol import RunOutcome, check_run_id, clip
@@ -35,8 +35,7 @@ from fedops_mqtt.runtime.files import delete_file, write_private
 from fedops_mqtt.runtime.key_values import format_pairs
 from fedops_mqtt.runtime.machine import UNREACHABLE, host_id, host_name, split_address
 from fedops_mqtt.runtime.process_identity import is_process
-from fedops_mqtt.runtime.processes import read_tail
-from fedops_mqtt.runtime.settings import ENV_PREFIX
+from fedops_mqtt.runtime.settings import ENV_PREFIX, environment_without_settings
 from fedops_mqtt.runtime.settings_file import SettingsFileError
 
 logger = logging.getLogger(__name__)
@@ -360,7 +359,7 @@ class Servers:
             order_file=self._folder / "secrets" / f"{run.run_id}.order-{row.launch}",
             nonce=end_nonce(secret, row.launch),
             start_limit_s=run.spec.limits.server_start_s,
-            environment=command_environment(self._inherited),
+            environment=environment_without_settings(self._inherited),
         )
         if task.kubernetes is not None:
             return KubernetesServer(place, report, grace_s=self._grace_s, is_resumed=is_resumed)
@@ -385,8 +384,7 @@ class Servers:
         else:
             process = launcher.find(known.pid, known.process_key, log_path)
         if process is None:
-            tail = read_tail(log_path)
-            reason = known.exit_reason or "FL server ended while no manager was there" + (f": {tail}" if tail else "")
+            reason = known.exit_reason or launcher.with_log_tail(launcher.ENDED_UNSEEN, log_path)
             await self._exited(server, known, reason)
             return
         logger.info("found the FL server of an earlier manager", extra={"run_id": known.run_id, "pid": process.pid})

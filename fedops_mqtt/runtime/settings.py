@@ -5,6 +5,7 @@ later outweighing the earlier. Everything else in the package takes plain keywor
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -89,9 +90,10 @@ def inherited_environment() -> dict[str, str]:
     return dict(os.environ)
 
 
-def environment_without_settings() -> dict[str, str]:
-    """Return this process's environment without this package's settings, some of which are secrets."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+def environment_without_settings(inherited: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return an environment (default: this process's) without this package's settings, some of which are secrets."""
+    every = os.environ if inherited is None else inherited
+    return {name: value for name, value in every.items() if not name.startswith(ENV_PREFIX)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
