@@ -26,7 +26,8 @@ from fedops_mqtt.bus import (
 from fedops_mqtt.bus.address import BrokerAddress, make_tls_context, parse_broker_urls
 from fedops_mqtt.bus.events import DROPPED_TOPIC
 from fedops_mqtt.bus.session import MqttSession, open_session
-from fedops_mqtt.cli.doctor_local import WARN_DAYS, Finding, Level, ok, problem, unknown, warning
+from fedops_mqtt.cli.doctor_local import Finding, Level, ok, problem, unknown, warning
+from fedops_mqtt.cli.fleet import WARN_DAYS
 from fedops_mqtt.core.fencing import ADVICE
 from fedops_mqtt.enrolment.roles import BROKER_STATISTICS, Role, Rule, rules_of
 from fedops_mqtt.protocol import mac_to_level, topics

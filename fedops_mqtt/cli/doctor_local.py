@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from fedops_mqtt.cli.fleet import WARN_DAYS
 from fedops_mqtt.device.training_process import check_app
 from fedops_mqtt.enrolment.authority import is_issued_by, is_pair, read_certificate
 from fedops_mqtt.enrolment.roles import Role
@@ -62,9 +63,6 @@ def problem(check: str, found: str, advice: str) -> Finding:
     """Return that something does not work, or stands open."""
     return Finding(check=check, level=Level.PROBLEM, found=found, advice=advice)
 
-
-WARN_DAYS = 30
-"""A certificate that expires within this is pointed out; renewing leaves the old one valid."""
 
 _MIN_FREE_BYTES = 200 * 1024 * 1024
 """A global model of 50 MB, a checkpoint, and some logs."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fedops_mqtt.enrolment import EnrolledIdentity, FleetFolder
 
 _COLUMNS = ("name", "role", "tasks", "credentials", "expires", "status")
-_WARN_DAYS = 30
+WARN_DAYS = 30
 """A certificate that expires within this is pointed out; renewing leaves the old one valid."""
 
 _PLUGIN_ADVICE = (
@@ -250,7 +250,7 @@ def _as_record(identity: "EnrolledIdentity") -> dict[str, object]:
         status = "revoked"
     elif expires is not None and expires < datetime.now(UTC):
         status = "expired"
-    elif expires is not None and expires < datetime.now(UTC) + timedelta(days=_WARN_DAYS):
+    elif expires is not None and expires < datetime.now(UTC) + timedelta(days=WARN_DAYS):
         status = "expires soon"
     return {
         "name": identity.name,
