@@ -2,7 +2,6 @@
 
 import errno
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -73,7 +72,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
             error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        return _INTERRUPTED
+        return ExitCode.INTERRUPTED
     except BrokenPipeError:
         # The reader of our pipe ended (`| head`): nothing is left to print to.
         _drop_output()
@@ -114,9 +113,6 @@ def _drop_output() -> None:
 
 
 _DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
-
-_INTERRUPTED = 128 + signal.SIGINT
-"""A shell's exit status for a process that Ctrl-C ended."""
 
 
 def _show_version(is_asked: bool) -> None:

@@ -7,7 +7,6 @@ import asyncio
 import json
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -37,7 +36,6 @@ _SETTLE_S = 5.0
 """After the run's end, until each client has reported its own; the manager's grace is too long for a demo."""
 _LINGER_S = 1.0
 """Of the FL server, which has its setting from the manager's environment: on one machine nobody is far away."""
-_INTERRUPTED = 128 + signal.SIGINT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +105,7 @@ class Demo:
     processes: Processes
     screen: Screen
     fleet_view: FleetView = field(default_factory=FleetView)
-    status: int = _INTERRUPTED
+    status: int = ExitCode.INTERRUPTED
     """Exit status; that of Ctrl-C until the run has ended."""
     _has_changed: asyncio.Event = field(default_factory=asyncio.Event)
 
