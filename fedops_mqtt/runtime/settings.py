@@ -73,6 +73,10 @@ class PublishSettings(BaseModel):
 StartToken = Annotated[SecretStr, Field(max_length=MAX_TEXT_CHARS)]
 """Goes to a training process in the place of a start's own token, and no longer one is read there."""
 Seconds = Annotated[float, Field(gt=0, le=MAX_LIMIT_S)]
+JoinToken = Annotated[StartToken | None, Field(description="shared token of servers started by hand")]
+LineCaFile = Annotated[Path | None, Field(description="CA of the FL server; set: a plain line is refused")]
+RejoinLimit = Annotated[float, Field(gt=0, description="after a lost line, before giving up")]
+TrainingLimit = Annotated[float, Field(gt=0, description="longest training of one run")]
 LogLevel = Annotated[str, Field(pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR")]
 
 _AGGREGATION = ("FEDOPS_AGGREGATION_SERVER", "FEDOPS_AGGREGATION_HOST")
@@ -242,11 +246,11 @@ class ClientSettings(BusSettings, HttpAccessSettings, DeliveredAppSettings):
     ] = ""
     http_get_start: Annotated[bool, Field(description="GET /start/HOST:PORT of FedOps' first managers starts")] = False
     state_dir: Annotated[StateDir, Field(description="where the journal is kept")]
-    join_token: Annotated[StartToken | None, Field(description="shared token of servers started by hand")] = None
-    line_ca_file: Annotated[Path | None, Field(description="CA of the FL server; set: a plain line is refused")] = None
+    join_token: JoinToken = None
+    line_ca_file: LineCaFile = None
     join_limit_s: Annotated[float, Field(gt=0, description="training process waits this long for its server")] = 60.0
-    rejoin_limit_s: Annotated[float, Field(gt=0, description="after a lost line, before giving up")] = 120.0
-    run_limit_s: Annotated[float, Field(gt=0, description="longest training of one run")] = 24 * 3600.0
+    rejoin_limit_s: RejoinLimit = 120.0
+    run_limit_s: TrainingLimit = 24 * 3600.0
     stop_grace_s: Annotated[float, Field(gt=0, description="between SIGTERM and SIGKILL")] = 10.0
     keep_ready: Annotated[bool, Field(description="a process with Flower imported waits for a start")] = False
     stderr_lines: Annotated[int, Field(ge=1, le=200, description="kept of a failed training")] = 20
@@ -426,10 +430,10 @@ class BridgeSettings(BusSettings):
     word_limit_s: Annotated[float, Field(gt=0, description="from a run's end until its client reports it")] = 30.0
     server_start_limit_s: Annotated[float, Field(gt=0, description="a FedOps server answers within this")] = 120.0
     state_dir: Annotated[StateDir, Field(description="where the journals of its clients are kept")]
-    join_token: Annotated[StartToken | None, Field(description="shared token of servers started by hand")] = None
-    line_ca_file: Annotated[Path | None, Field(description="CA of the FL server; set: a plain line is refused")] = None
-    rejoin_limit_s: Annotated[float, Field(gt=0, description="after a lost line, before giving up")] = 120.0
-    run_limit_s: Annotated[float, Field(gt=0, description="longest training of one run")] = 24 * 3600.0
+    join_token: JoinToken = None
+    line_ca_file: LineCaFile = None
+    rejoin_limit_s: RejoinLimit = 120.0
+    run_limit_s: TrainingLimit = 24 * 3600.0
     log_level: LogLevel = "INFO"
 
 
