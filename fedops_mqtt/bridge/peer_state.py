@@ -176,6 +176,7 @@ class PeerState:
 
     def is_at(self, server_ip: str) -> bool:
         """Return whether it trains at this server already; only the port decides, a host may have several names."""
+        # No split_address: what an unchanged client reports may be no address at all
         return self.is_training and (self.server_ip or "").rpartition(":")[2] == server_ip.rpartition(":")[2]
 
     async def note_online(self, answer: OnlineAnswer) -> None:

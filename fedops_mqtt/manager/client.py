@@ -54,7 +54,7 @@ MAX_PAGES = 400
 """Of one list: 200,000 records. What answers may claim any number of them."""
 MAX_JSON_BYTES = 64 * 1024 * 1024
 """An answer in JSON; the record of a run with 20,000 clients is 6 MB."""
-MAX_MEMBERS = 100_000
+MAX_OBJECT_KEYS = 100_000
 """Of an object in an answer; each that does not fit into a record costs a kilobyte."""
 MAX_FILE_BYTES = 1024 * 1024 * 1024
 """An answer that is a file: a table of a run's history, or an app."""
@@ -168,7 +168,7 @@ def _all(path: str, page: type[ClientPage | TaskPage | RunPage], **query: Any) -
 
 
 def _bounded(members: dict[str, Any]) -> dict[str, Any]:
-    if len(members) > MAX_MEMBERS:
+    if len(members) > MAX_OBJECT_KEYS:
         raise ValueError(f"an object has {len(members):,} members")
     return members
 
