@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedops_mqtt.model_types.local_models import load_local_model
 from fedops_mqtt.protocol import check_task_id
+from fedops_mqtt.runtime.extras import how_to_install
 from fedops_mqtt.runtime.settings import FedOpsSettings
 from fedops_mqtt.store.folder import Folder, LocalFolder
 from fedops_mqtt.store.remote_folder import RemoteFolder
@@ -38,8 +39,15 @@ class FLServerStatus:
 
 
 def aws_session(region_name: str = "ap-northeast-2") -> Any:
-    """Return a boto3 session with FedOps' variables ACCESS_KEY_ID and ACCESS_SECRET_KEY (FedOps server_utils)."""
-    import boto3
+    """Return a boto3 session with FedOps' variables ACCESS_KEY_ID and ACCESS_SECRET_KEY (FedOps server_utils).
+
+    Raises:
+        ModuleNotFoundError: boto3 is missing; the message has the command that installs it.
+    """
+    try:
+        import boto3
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(how_to_install(error), name=error.name) from error
 
     key, secret = _credentials()
     return boto3.session.Session(aws_access_key_id=key, aws_secret_access_key=secret, region_name=region_name)

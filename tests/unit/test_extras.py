@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedops_mqtt.runtime.extras import EXTRAS, how_to_install
+from fedops_mqtt.server.server_utils import aws_session
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -76,6 +77,12 @@ def test_what_is_declared_is_used_and_named_once() -> None:
     assert not [each for each in named if each not in found and each not in text]
 
 
+def test_what_an_extra_brings_is_named_once() -> None:
+    named = [each for extra in PROJECT["optional-dependencies"].values() for each in extra]
+    libraries = [distribution_of(each) for each in named if distribution_of(each) != PROJECT["name"]]
+    assert len(libraries) == len(set(libraries))
+
+
 @pytest.mark.parametrize("library", EXTRAS)
 def test_the_command_for_a_library_names_an_extra_that_exists(library: str) -> None:
     sentence = how_to_install(ModuleNotFoundError(f"No module named {library!r}", name=f"{library}.inner"))
@@ -86,6 +93,12 @@ def test_the_command_for_a_library_names_an_extra_that_exists(library: str) -> N
 
 def test_a_library_of_the_users_own_has_no_extra() -> None:
     assert how_to_install(ModuleNotFoundError("No module named 'pandas'", name="pandas")) == "'pandas' is not installed"
+
+
+def test_fedops_session_without_its_library_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    with pytest.raises(ModuleNotFoundError, match=re.escape("pip install 'fedops-mqtt[s3]'")):
+        aws_session()
 
 
 @pytest.mark.parametrize("library", VERBS)
