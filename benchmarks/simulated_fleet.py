@@ -152,7 +152,7 @@ def live(num_clients: int, folder: Path) -> dict[str, float]:
         manager = SimulatedManager(journal)
         births = [clients.say(mac) for mac in clients.macs]
         with meter.measuring("known from retained statuses"):
-            manager.take([Connected("5", 0.0)])
+            manager.take([Connected("5")])
             manager.take(clients.received(births, is_retained=True))
             manager.turn()
         del births

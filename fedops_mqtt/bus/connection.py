@@ -296,7 +296,7 @@ class Connection:
             return
         self._session = session
         self._note_success(session)
-        self._push(Connected(session.protocol_version, time.monotonic()))
+        self._push(Connected(session.protocol_version))
         held, self._held = self._held or [], None
         for event in held:
             self._push(event)

@@ -29,8 +29,6 @@ class Connected:
 
     protocol_version: str
     """`5` or `3.1.1`."""
-    at_mono: float
-    """`time.monotonic()` at that moment, s."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,7 +170,7 @@ class Bus:
         try:
             first: list[BusEvent] = []
             if await self._subscribe(filters):
-                first.append(Connected(self._connection.protocol_version, time.monotonic()))
+                first.append(Connected(self._connection.protocol_version))
                 if self._connection.dropped is not None:
                     first.append(self._connection.dropped)
             yield buffer, first

@@ -211,7 +211,7 @@ class Line:
         self._session = session
         self._opened_at = self.kernel.now
         self.broker.admit(session)
-        self.hear(Connected(protocol_version="5", at_mono=self.kernel.now))
+        self.hear(Connected(protocol_version="5"))
 
     def publish(self, topic: Topic, message: Message | None, on_taken: Deed = lambda: None) -> bool:
         """Send it; False where there is no connection. A session that is cut may lose it or bring it late."""

@@ -39,7 +39,7 @@ def test_past_the_mark_only_what_is_still_true_stays() -> None:
     inbox = EventBuffer(mark=8)
     garbage = Malformed("x", TopicError("x", "none"))
     start = trigger()
-    connected, lost = Connected("5", 0.0), Disconnected("away")
+    connected, lost = Connected("5"), Disconnected("away")
     events: list[BusEvent] = [connected, said(2, 1), numbers(), garbage, start, lost, said(1, 9), said(2, 2)]
     for event in events:
         inbox.put(event)

@@ -57,13 +57,13 @@ async def until_published(session: Session, number: int) -> None:
 async def test_a_session_that_has_ended_is_asked_once_until_there_is_another() -> None:
     session, me = Session(is_connected=False), owner()
     async with me.publishing(cast(Connection, session)):
-        me.take(Connected("5", 0.0))
+        me.take(Connected("5"))
         await until_published(session, 1)
         await turn()
         assert len(session.published) == 1
         me.take(Disconnected("ended"))
         session.is_connected = True
-        me.take(Connected("5", 0.0))
+        me.take(Connected("5"))
         await until_published(session, 2)
         assert await me.flush(300.0)
         await turn()
@@ -80,7 +80,7 @@ async def test_a_session_refused_by_chance_is_asked_again_while_it_stands() -> N
 
     session.publish = refuse_once  # type: ignore[method-assign]
     async with me.publishing(cast(Connection, session)):
-        me.take(Connected("5", 0.0))
+        me.take(Connected("5"))
         assert await me.flush(300.0)
     assert len(session.published) == 2
 
@@ -89,7 +89,7 @@ async def test_below_a_higher_epoch_nothing_is_published_before_the_next_connect
     session, me = Session(is_connected=True), owner()
     await me.will()
     async with me.publishing(cast(Connection, session)):
-        me.take(Connected("5", 0.0))
+        me.take(Connected("5"))
         assert await me.flush(300.0)
         above = status(Stamp(me.epoch + 1, 1), "before", ClientCondition.CLIENT_OUT)
         me.take(Received(TOPIC, above, True))
@@ -100,6 +100,6 @@ async def test_below_a_higher_epoch_nothing_is_published_before_the_next_connect
         assert len(session.published) == 1
         me.take(Disconnected("reconnects"))
         assert (await me.will()).message.epoch > above.epoch
-        me.take(Connected("5", 0.0))
+        me.take(Connected("5"))
         await until_published(session, 2)
     assert session.reconnects == 1

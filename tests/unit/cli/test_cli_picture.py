@@ -67,7 +67,7 @@ def test_a_late_will_changes_nothing() -> None:
 
 def test_a_silent_client_is_told_once_as_out() -> None:
     fleet_view = FleetView()
-    fleet_view.take(Connected("5", 0.0), 0.0)
+    fleet_view.take(Connected("5"), 0.0)
     hear(fleet_view, client(1))
     (out,) = fleet_view.expire(31.0)
     assert (out["presence"], out["reason"]) == ("out", "silent")
@@ -76,7 +76,7 @@ def test_a_silent_client_is_told_once_as_out() -> None:
 
 def test_nobody_expires_while_the_watcher_is_deaf() -> None:
     fleet_view = FleetView()
-    fleet_view.take(Connected("5", 0.0), 0.0)
+    fleet_view.take(Connected("5"), 0.0)
     hear(fleet_view, client(1))
     assert fleet_view.take(Disconnected("gone"), 1.0) == {"kind": "bus", "status": "lost", "reason": "gone"}
     assert fleet_view.expire(1000.0) == []
@@ -99,7 +99,7 @@ def test_a_round_that_is_done_again_replaces_what_followed_it() -> None:
 
 def test_the_screen_shows_clients_runs_and_accuracy() -> None:
     fleet_view = FleetView()
-    fleet_view.take(Connected("5", 0.0), 0.0)
+    fleet_view.take(Connected("5"), 0.0)
     hear(fleet_view, client(1, client_name="device-1"))
     values = {"train_loss": 0.25, "num-examples": 7}
     numbers = ClientMetrics(

@@ -19,7 +19,7 @@ class Scene:
 
     def __init__(self) -> None:
         self.bus_reader = BusReader(Fleet(default_heartbeat_s=60), OpenRuns([]))
-        self.bus_reader.apply([Connected("5", 0.0)], 0.0)
+        self.bus_reader.apply([Connected("5")], 0.0)
         self.news = Subscription(frozenset(LOAD_TOPICS))
         self.rows = FleetRows(self.bus_reader, self.news)
 

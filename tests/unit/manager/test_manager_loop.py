@@ -81,9 +81,7 @@ async def test_archiving_a_run_while_a_turn_is_written_ends_no_manager(journal: 
     context, manager = parts(journal, tmp_path)
     over = [ClientChosen(A), TriggerFired(A, 1, "i", 1), ServerLaunched(1), RunClosed(RunOutcome.FAILED, "why")]
     context.open_runs.apply(run.run_id, over, 2.0)
-    context.bus_reader.apply(
-        [Connected(protocol_version=5, at_mono=0.0), trains("digits", "run-1")], context.clock.now()
-    )
+    context.bus_reader.apply([Connected(protocol_version=5), trains("digits", "run-1")], context.clock.now())
     go_on = threading.Event()
     busy = asyncio.ensure_future(journal.call(go_on.wait, PATIENCE_S))
     turn = asyncio.ensure_future(manager.turn(0))
@@ -171,9 +169,7 @@ async def test_a_start_that_waits_behind_long_reads_holds_up_no_turn(journal: Jo
 
 def test_one_address_in_two_tasks_is_two_stragglers() -> None:
     bus_reader = BusReader(Fleet(), OpenRuns([]))
-    bus_reader.apply(
-        [Connected(protocol_version=5, at_mono=0.0), trains("digits", "closed-1"), trains("letters", "closed-2")], 1.0
-    )
+    bus_reader.apply([Connected(protocol_version=5), trains("digits", "closed-1"), trains("letters", "closed-2")], 1.0)
     assert set(bus_reader.clients_of_closed_runs) == {("digits", A), ("letters", A)}
 
 
