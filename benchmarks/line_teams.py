@@ -154,7 +154,7 @@ class Ours(Team):
         with (self.folder / f"reports-{number}").open("wb") as reports:
             pipes["stdout"] = reports
             process = self.processes.module(
-                "fedops_mqtt.client.client_fl", name=f"client-{number}", env=self.env, **pipes
+                "fedops_mqtt.training.process", name=f"client-{number}", env=self.env, **pipes
             )
         process.stdin.write(self._job(number))
         process.stdin.flush()

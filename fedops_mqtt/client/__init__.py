@@ -1,4 +1,4 @@
-"""On the device: a small daemon that lives on the bus, and a training process of its own for each run.
+"""FedOps' client modules, under FedOps' names; the daemon that they start is in `device`.
 
 Importing it costs nothing: each public name is loaded when it is first used.
 """

@@ -72,6 +72,9 @@ class FedOpsAttachment:
 
 logger = logging.getLogger(__name__)
 
+MAKE_REGISTER = "fedops_mqtt.client.registered_client:make_register"
+"""What makes clients of registered models in the training process, which imports it at the first one."""
+
 _SETTINGS_OF_CFG = {"task_id": "task_id", "wandb.project": "wandb_project", "wandb.key": "wandb_key"}
 """FedOps' names in a configuration, and the setting that each is."""
 _SECRETS_OF_CFG = ("wandb.key",)
@@ -127,7 +130,7 @@ class FLClientTask:
 
     def _make_trainer(self, **parts: Any) -> Trainer:
         live_task = self._live_task.fileno() if self._live_task else None
-        self._trainer = Trainer(live_task=live_task, **parts)
+        self._trainer = Trainer(live_task=live_task, register=MAKE_REGISTER, **parts)
         return self._trainer
 
     @property
@@ -166,7 +169,7 @@ class FLClientTask:
 
 
 class DaemonBackend:
-    """FedOps' APIs in the process of a daemon (a `Speaker`)."""
+    """FedOps' APIs in the process of a daemon (a `ClientBackend`)."""
 
     def __init__(self, daemon: Daemon, trainer: Trainer, loop: asyncio.AbstractEventLoop) -> None:
         self._daemon = daemon
@@ -201,7 +204,9 @@ class DaemonBackend:
 async def run_client(settings: ClientSettings) -> int:
     """Serve one client until SIGTERM, SIGHUP or Ctrl-C and return the exit code; what went wrong is in the log."""
     try:
-        daemon = Daemon(settings, import_paths=(os.getcwd(),), attachment=FedOpsAttachment(settings))
+        make_trainer = partial(Trainer, register=MAKE_REGISTER)
+        attachment = FedOpsAttachment(settings)
+        daemon = Daemon(settings, import_paths=(os.getcwd(),), make_trainer=make_trainer, attachment=attachment)
     except (ClientConfigError, NoMacAddressError, BrokerUrlError) as error:
         logger.error("%s", error)
         return ExitCode.CONFIG

@@ -73,7 +73,8 @@ class MakeTrainer(Protocol):
 class Trainer:
     """Makes the trainings of this device from starts and settings.
 
-    `run_config` is what apps find in `Context.run_config`, `live_task` the descriptor of a file that `pack` made.
+    `run_config` is what apps find in `Context.run_config`, `live_task` the descriptor of a file that `pack` made,
+    `register` the MODULE:ATTRIBUTE of what makes clients of registered models.
     """
 
     def __init__(
@@ -86,8 +87,10 @@ class Trainer:
         run_config: Mapping[str, Scalar],
         on_report: Callable[[PhaseReport | MetricsReport], None],
         live_task: int | None = None,
+        register: str | None = None,
     ) -> None:
         self._live_task = live_task
+        self._register = register
         self._identity = identity
         self._settings = settings
         self._folder = folder
@@ -181,6 +184,7 @@ class Trainer:
             stop_grace_s=settings.stop_grace_s,
             run_limit_s=settings.run_limit_s,
             stderr_lines=settings.stderr_lines,
+            register=self._register,
         )
         if settings.app not in IS_DELIVERED:
             return options

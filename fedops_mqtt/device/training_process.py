@@ -44,7 +44,7 @@ from fedops_mqtt.training.pipe import (
 
 logger = logging.getLogger(__name__)
 
-MODULE = "fedops_mqtt.client.client_fl"
+MODULE = "fedops_mqtt.training.process"
 
 _CHUNK_BYTES = 64 * 1024
 """What a Linux pipe holds: one read empties it."""
@@ -56,13 +56,17 @@ _DRAIN_S = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingOptions:
-    """How a training process is run; `command` is for a Python of another place."""
+    """How a training process is run; `command` is for a Python of another place.
+
+    `register` is the MODULE:ATTRIBUTE of what makes clients of registered models (`training.app_loading.MakeRegister`).
+    """
 
     state_folder: Path
     stop_grace_s: float
     run_limit_s: float
     stderr_lines: int
     command: tuple[str, ...] = (sys.executable, "-m", MODULE)
+    register: str | None = None
 
 
 class SpawnedProcess:
@@ -95,6 +99,7 @@ class SpawnedProcess:
                 *self.options.command,
                 "--lifeline",
                 str(pipes.lifeline.fileno()),
+                *(() if self.options.register is None else ("--register", self.options.register)),
                 *arguments,
                 stdin=pipes.commands_of_child,
                 stdout=pipes.reports_of_child,

@@ -1,4 +1,4 @@
-"""The FL server: runs a Flower strategy over the line, publishes its progress on the bus, keeps the global models.
+"""FedOps' server modules, under FedOps' names; the FL server's engine is in `aggregation`.
 
 This file imports no flwr: the names below are imported when they are first used.
 """

@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class ServerBackend(Protocol):
-    """What publishes for the server (an `ServerStatusPublisher`)."""
+    """What publishes for the server (a `ServerStatusPublisher`)."""
 
     @property
     def snapshot(self) -> ServerSnapshot:

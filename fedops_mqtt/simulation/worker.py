@@ -14,7 +14,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from fedops_mqtt.client.fl_client import make_register
+from fedops_mqtt.client.registered_client import make_register
 from fedops_mqtt.line.client_session import RunEnd
 from fedops_mqtt.line.runner import Joined, LineRunner, make_context
 from fedops_mqtt.protocol import Outcome, clip

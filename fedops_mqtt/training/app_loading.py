@@ -36,7 +36,7 @@ _KINDS = (
 )
 Register = Callable[[Mapping[str, Any]], NumPyClient]
 MakeRegister = Callable[[Job, Any], Register]
-"""Makes, for a job and its configuration, what makes a client of a registered model (`client.fl_client`)."""
+"""Makes, for a job and its configuration, what makes a client of a registered model."""
 _MAX_STATE_BYTES = 4 * 1024**3
 _NOBODY = 0
 """Receiver of a message that never leaves the disk."""

@@ -55,7 +55,7 @@ def trainings(client: Installed) -> list[int]:
     return [
         child.pid
         for child in psutil.Process(client.process.pid).children()
-        if "fedops_mqtt.client.client_fl" in child.cmdline()
+        if "fedops_mqtt.training.process" in child.cmdline()
     ]
 
 

@@ -345,7 +345,7 @@ class World:
 
     def trainings(self) -> list[psutil.Process]:
         """The training processes that run now."""
-        return [each for each in marked(self.yard.mark, "FEDOPS_TEST") if _runs(each, "fedops_mqtt.client.client_fl")]
+        return [each for each in marked(self.yard.mark, "FEDOPS_TEST") if _runs(each, "fedops_mqtt.training.process")]
 
     def _proxy(self, fault: Fault) -> FaultProxy:
         """One proxy in five is the manager's (and its FL server's)."""

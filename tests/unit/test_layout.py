@@ -41,7 +41,7 @@ ONLY_IN = {
     "aiomqtt": ("bus/",),
     "paho": ("bus/",),
     "flwr": (
-        *("line/", "training/", "aggregation/", "server/", "model_types/", "client/client_fl", "client/fl_client"),
+        *("line/", "training/", "aggregation/", "server/", "model_types/", "client/registered_client"),
         *("bridge/", "demo/client.py", "simulation/", "cli/apps.py"),
     ),
     "torch": ("model_types/", "aggregation/", "server/"),

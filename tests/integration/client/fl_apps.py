@@ -133,3 +133,4 @@ def _app(train) -> ClientApp:
 raising, dying, endless, busy = _app(_raising), _app(_dying), _app(_endless), _app(_busy)
 shouting, measuring, reading = _app(_shouting), _app(_measuring), _app(_reading)
 not_an_app = 42
+registration = {"model": None}

@@ -136,6 +136,7 @@ async def test_a_classic_server_that_is_not_up_yet_is_waited_for(serve_fl: Serve
         ("fl_apps:missing", "has no 'missing'"),
         ("fl_apps:not_an_app", "it is int, expected a flwr ClientApp"),
         ("broken_app:app", "importing it raised SyntaxError"),
+        ("fl_apps:registration", "started without what makes clients of models"),
     ],
 )
 async def test_an_app_that_cannot_be_loaded_is_a_failure_that_says_why(
@@ -267,6 +268,6 @@ def job_in(folder: Path) -> Job:
 
 
 def test_importing_the_module_imports_no_flower() -> None:
-    program = "import sys, fedops_mqtt.client.client_fl; print({'flwr', 'numpy', 'torch'} & set(sys.modules))"
+    program = "import sys, fedops_mqtt.training.process; print({'flwr', 'numpy', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -116,7 +116,7 @@ async def test_a_training_that_breaks_off_is_failed_with_its_cause_and_leaves_no
             failed = await operator.until(lambda status, run_id=run_id: _has_failed(status, run_id))
             assert "surrogates not allowed" in (failed.reason or "")
         assert daemon.client.run is None
-        assert not [each for each in psutil.Process().children() if "fedops_mqtt.client.client_fl" in each.cmdline()]
+        assert not [each for each in psutil.Process().children() if "fedops_mqtt.training.process" in each.cmdline()]
 
 
 def _has_failed(status: ClientStatus, run_id: str) -> bool:

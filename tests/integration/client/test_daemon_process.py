@@ -89,7 +89,7 @@ async def _kill(process: asyncio.subprocess.Process) -> None:
 def training_processes(daemon: DaemonProcess) -> list[psutil.Process]:
     """Return this daemon's training processes; other tests have daemons of their own at the same time."""
     children = psutil.Process(daemon.process.pid).children()
-    return [child for child in children if "fedops_mqtt.client.client_fl" in child.cmdline()]
+    return [child for child in children if "fedops_mqtt.training.process" in child.cmdline()]
 
 
 def until_gone(process: psutil.Process) -> None:

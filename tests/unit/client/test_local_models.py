@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedops_mqtt.client.client_utils import download_local_model, local_model_directory, local_model_stem
-from fedops_mqtt.client.fl_client import RegisteredClient
+from fedops_mqtt.client.registered_client import RegisteredClient
 from fedops_mqtt.model_types import make_adapter
 from fedops_mqtt.model_types.model_type import save_arrays
 

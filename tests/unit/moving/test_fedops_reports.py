@@ -14,9 +14,9 @@ from fedops_names import REPORTS, WORDS
 from fedops_mqtt.bridge.api import make_api
 from fedops_mqtt.bridge.peer_registry import CLIENT_KINDS, PeerRegistry
 from fedops_mqtt.client.client_api import ClientServerAPI, publishing_through
+from fedops_mqtt.client.client_fl import FLClient
 from fedops_mqtt.client.client_utils import FLClientStatus
 from fedops_mqtt.client.client_wandb import SYSTEM_FIELDS, client_system_wandb
-from fedops_mqtt.client.fl_client import FLClient
 from fedops_mqtt.client.http_shim import make_shim
 from fedops_mqtt.protocol import MetricsKind
 
