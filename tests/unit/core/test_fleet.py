@@ -2,7 +2,7 @@ from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
-from run_words import RUN, TASK, A, B, client, ended, hand, server, will
+from run_parts import RUN, TASK, A, B, client, ended, hand, server, will
 
 from fedops_mqtt.core.fencing import stamp_of
 from fedops_mqtt.core.fleet import Fleet, Presence, is_idle, is_will

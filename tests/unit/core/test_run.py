@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from run_words import A, B, C, World, answer, client, ended, hand, server, spec, trains, will
+from run_parts import A, B, C, World, answer, client, ended, hand, server, spec, trains, will
 
 from fedops_mqtt.core.fleet import StatusView
 from fedops_mqtt.core.run import Run, apply, apply_all

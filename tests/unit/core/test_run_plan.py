@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
-from run_words import LIMITS, A, B, C, D, World, answer, client, ended, hand, server, spec, trains, will
+from run_parts import LIMITS, A, B, C, D, World, answer, client, ended, hand, server, spec, trains, will
 
 from fedops_mqtt.core.fleet import Fleet
 from fedops_mqtt.core.run import Run, apply_all

@@ -1,7 +1,7 @@
 """Reasons are what happened, and name whom it happened to: what a run waits for, why it failed, who was left out."""
 
 import pytest
-from run_words import LIMITS, TASK, A, B, C, World, answer, client, ended, hand, server, trains, will
+from run_parts import LIMITS, TASK, A, B, C, World, answer, client, ended, hand, server, trains, will
 
 from fedops_mqtt.core.run_member import RunClosed, RunWaits, StopRequested
 from fedops_mqtt.core.run_plan import waits_for

@@ -1,4 +1,4 @@
-"""The last word on disk: what the server keeps is what the manager reads, and nothing else is believed."""
+"""The final status on disk: the manager reads what the server stored, and accepts nothing else."""
 
 from pathlib import Path
 

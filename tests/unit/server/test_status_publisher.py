@@ -1,4 +1,4 @@
-"""The thread that publishes for an FL server: whatever happens to it, the run neither waits for ever nor ends by it."""
+"""The thread that publishes for an FL server: no failure of it keeps the run waiting for ever or ends it."""
 
 import dataclasses
 import logging

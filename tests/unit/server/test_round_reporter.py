@@ -1,4 +1,4 @@
-"""What is told of a round: loss, accuracy, its time and its own bytes, on the bus and on W&B alike."""
+"""What is reported of a round: loss, accuracy, its time and its own bytes, on the bus and on W&B alike."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a run begins with, what it refuses to begin with, and what becomes of its model in the end."""
+"""The model that a run starts with, the models it refuses, and which model is stored at its end."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Who calls is told by what the call says, then by where it comes from, then by who is expected; else it stays open."""
+"""A caller is identified by what the call names, then by its address, then by who is expected; else it stays open."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What the tests of fleet and run say: short makers of statuses, and an owner of a run to drive it."""
+"""Short makers of statuses for the tests of fleet and run, and a world that drives one run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

@@ -1,4 +1,4 @@
-"""What a manager does beside its runs: adopting servers, forgetting clients, archiving runs, stopping stragglers."""
+"""What a manager does beside its runs: adopting servers, forgetting clients, archiving runs, stopping late clients."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""What a watcher knows and draws: folding, changes worth a line, records, the table."""
+"""What `watch` knows and draws: applying events, changes worth a line, records, the table."""
 
 import io
 import logging

@@ -1,4 +1,4 @@
-"""What people read on the page, and what its charts are made of."""
+"""The texts of the page, and the data of its charts."""
 
 import json
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""How a run is asked to end by a signal: what the manager wrote down before counts."""
+"""How a signal asks a run to end: what the manager wrote down before it counts."""
 
 import signal
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The inbox: order, and what goes when the reader cannot keep up."""
+"""The event buffer: its order, and what it drops when the reader cannot keep up."""
 
 from fedops_mqtt.bus import BusEvent, Connected, Disconnected, Malformed, Received
 from fedops_mqtt.bus.events import EventBuffer

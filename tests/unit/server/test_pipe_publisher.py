@@ -1,4 +1,4 @@
-"""A server that reports on a pipe finds out that nobody reads, also while it has nothing to say."""
+"""A server that reports on a pipe detects that its reader is gone, also while it reports nothing."""
 
 import os
 import queue

@@ -1,6 +1,6 @@
-"""A broker that drops is noticed by its count, or by clients whose beginning nobody heard; nobody else is accused."""
+"""A broker that drops messages is detected by its count, or by clients whose first status never arrived."""
 
-from run_words import TASK, A, client, will
+from run_parts import TASK, A, client, will
 
 from fedops_mqtt.core.fencing import MIN_UNHEARD, DroppedMessageDetector
 

@@ -1,4 +1,4 @@
-"""A server's last word that never reaches the bus: the file that the server kept tells the manager."""
+"""A server's final status that never reaches the bus: the manager reads it from the file that the server wrote."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A broker that keeps messages to itself is said on every page, with what to do."""
+"""A broker that drops messages is reported on every page, with what to do."""
 
 from pathlib import Path
 
