@@ -50,7 +50,7 @@ _LOOK_S = 0.5
 _NOBODY = "nothing reads this server's status"
 
 
-def make_announcer(
+def make_publisher(
     settings: ServerSettings, snapshot: ServerSnapshot, callbacks: BusCallbacks
 ) -> "ServerStatusPublisher | PipeStatusPublisher":
     """Return what publishes for this server: on the bus, or on the descriptor that `report_fd` names.

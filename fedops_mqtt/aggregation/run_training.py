@@ -31,7 +31,7 @@ class RunTraining:
         self,
         *,
         plan: RunPlan,
-        beginning: StartingPoint,
+        starting_point: StartingPoint,
         rounds: Rounds,
         strategy: AnyStrategy | None,
         server_app: ServerApp | None,
@@ -41,10 +41,10 @@ class RunTraining:
         settings: ServerSettings,
     ) -> None:
         self.rounds = rounds
-        self.last = beginning.checkpoint
+        self.last = starting_point.checkpoint
         """The run after its last whole round; None before the first."""
         self._plan = plan
-        self._beginning = beginning
+        self._starting_point = starting_point
         self._strategy = strategy
         self._server_app = server_app
         self._initial = initial
@@ -57,7 +57,7 @@ class RunTraining:
         self._undo_count: Callable[[], None] = lambda: None
         self._begun_from: Arrays | None = None
         self._left: ArrayRecord | None = None
-        resumed = beginning.checkpoint.arrays if beginning.checkpoint is not None else None
+        resumed = starting_point.checkpoint.arrays if starting_point.checkpoint is not None else None
         self._follower = Follower(rounds, resumed=resumed, prepare=self._prepare, on_start=self._check_replies)
 
     @property
@@ -91,7 +91,7 @@ class RunTraining:
             run_id=self._plan.run_id,
             launch=self._plan.launch,
             round=round_,
-            gl_model=self._beginning.gl_model,
+            gl_model=self._starting_point.gl_model,
             arrays=arrays,
             strategy=state.capture() if state is not None else {},
             strategy_class=state.class_names if state is not None else "",
@@ -106,8 +106,8 @@ class RunTraining:
             arrays: Arrays | None = arrays_in(self._left)
         else:
             arrays = self.rounds.arrays
-        is_resumed = self._beginning.checkpoint is not None
-        before = [self._beginning.first, None if is_resumed else self._begun_from]
+        is_resumed = self._starting_point.checkpoint is not None
+        before = [self._starting_point.first, None if is_resumed else self._begun_from]
         return None if arrays is None or any(each and are_equal(arrays, each) for each in before) else arrays
 
     def decision(self) -> tuple[RunOutcome, str]:
@@ -115,7 +115,7 @@ class RunTraining:
         assert self._grid is not None
         rounds, seen = self.rounds, self._grid.training
         failures = "; ".join(rounds.failures or seen.failures)
-        if rounds.num_left == 0 and not seen.num_sent and self._beginning.done:
+        if rounds.num_left == 0 and not seen.num_sent and self._starting_point.done:
             return RunOutcome.COMPLETED, "all rounds were done by an earlier launch"
         is_unchanged = self.model() is None
         if not rounds.num_aggregated and seen.num_sent:
@@ -168,7 +168,7 @@ class RunTraining:
                 strategy,
                 grid=grid,
                 rounds=self.rounds,
-                initial=self._beginning.arrays,
+                initial=self._starting_point.arrays,
                 prepare=lambda arrays, own: self._prepare(strategy, arrays, own),
                 round_limit_s=self._settings.round_limit_s,
             )
@@ -177,7 +177,7 @@ class RunTraining:
                 self._strategy,
                 grid=grid,
                 follower=self._follower,
-                initial=self._beginning.arrays,
+                initial=self._starting_point.arrays,
                 num_rounds=self._plan.num_rounds,
                 round_limit_s=self._settings.round_limit_s,
                 train_config=self._train_config,
@@ -185,13 +185,13 @@ class RunTraining:
 
     def _prepare(self, strategy: AnyStrategy, arrays: Arrays, own: Sequence[Arrays] = ()) -> None:
         """Make a strategy begin where the run stands: from this model, with the state that belongs to it."""
-        beginning = self._beginning
+        starting_point = self._starting_point
         self._begun_from = arrays
         self._state = StrategyState(strategy)
-        is_stored = beginning.last_gl_model > 0 or beginning.checkpoint is not None
+        is_stored = starting_point.last_gl_model > 0 or starting_point.checkpoint is not None
         instead_of = [*own, self._initial] if self._initial is not None else own
         begin_from(strategy, arrays, instead_of=instead_of, is_stored=is_stored)
-        kept = beginning.checkpoint or beginning.previous
+        kept = starting_point.checkpoint or starting_point.previous
         if kept is None or not kept.strategy or not are_equal(arrays, kept.arrays):
             return
         if kept.strategy_class != self._state.class_names:
@@ -199,7 +199,7 @@ class RunTraining:
             _log.warning("strategy begins without the state of another class", extra=facts)
             return
         self._state.restore(kept.strategy)
-        self._rounds_before = kept.strategy_rounds - (kept.round if kept is beginning.checkpoint else 0)
+        self._rounds_before = kept.strategy_rounds - (kept.round if kept is starting_point.checkpoint else 0)
         self._undo_count = count_on(strategy, self._rounds_before)
 
     def _check_replies(self, strategy: AnyStrategy) -> None:

@@ -16,7 +16,7 @@ from flwr.serverapp import ServerApp
 from fedops_mqtt import __version__
 from fedops_mqtt.aggregation.checkpoint import CheckpointStore, CheckpointWriter, StartingPoint, find_starting_point
 from fedops_mqtt.aggregation.errors import ServerError
-from fedops_mqtt.aggregation.pipe_publisher import PipeStatusPublisher, make_announcer
+from fedops_mqtt.aggregation.pipe_publisher import PipeStatusPublisher, make_publisher
 from fedops_mqtt.aggregation.rounds import Evaluate, RoundHooks, RoundReporter, Rounds, RoundStatus
 from fedops_mqtt.aggregation.run_settings import RunPlan, check_of, make_compression, make_limits
 from fedops_mqtt.aggregation.run_training import RunTraining
@@ -107,7 +107,7 @@ class ServerRun:
         self._store = ModelStore(settings.store, task_id=plan.task_id, model_name=model_name)
         self._checkpoints = CheckpointStore(settings.store, task_id=plan.task_id)
         self._writer = CheckpointWriter(self._checkpoints)
-        self._ending = StopControl(grace_s=settings.stop_grace_s, reason_file=settings.stop_reason_file)
+        self._stop_control = StopControl(grace_s=settings.stop_grace_s, reason_file=settings.stop_reason_file)
         self._line: LineServer | None = None
 
     @property
@@ -122,31 +122,31 @@ class ServerRun:
             BrokerUrlError: the broker's URL cannot be used.
         """
         callbacks = BusCallbacks(on_client_ended=self._drop_client, on_replaced=self._end_replaced)
-        announcer = make_announcer(self._settings, self._first_snapshot(), callbacks)
+        publisher = make_publisher(self._settings, self._first_snapshot(), callbacks)
         shown = shown_on_wandb(self._settings, self._plan.run_id, self._plan.made_with)
-        with self._ending.on_signals(), announcer, self._attach(announcer), shown as show:
-            self._announcer = announcer
+        with self._stop_control.on_signals(), publisher, self._attach(publisher), shown as show:
+            self._publisher = publisher
             self._reporter = RoundReporter(
-                plan=self._plan, status=self._status, sink=announcer, show=show, count_bytes=self._count_bytes
+                plan=self._plan, status=self._status, sink=publisher, show=show, count_bytes=self._count_bytes
             )
             return self._run()
 
     def stop(self, reason: str) -> None:
         """End the run as stopped; `run` returns soon. May be called from any thread."""
-        self._ending.request(EndRequest(outcome=RunOutcome.STOPPED, reason=reason))
+        self._stop_control.request(EndRequest(outcome=RunOutcome.STOPPED, reason=reason))
 
     def _run(self) -> RunResult:
         nothing = Rounds(num_rounds=self._plan.num_rounds)
         try:
-            beginning = self._begin()
+            starting_point = self._begin()
         except (ServerError, StoreError, OSError) as error:
             problem = f"model store: {error}" if isinstance(error, OSError) else str(error)
             _log.error("run cannot begin", extra={"problem": problem})
             return self._publish_end(RunOutcome.FAILED, problem, nothing, None)
-        rounds = self._rounds(beginning)
+        rounds = self._rounds(starting_point)
         training = self._training = RunTraining(
             plan=self._plan,
-            beginning=beginning,
+            starting_point=starting_point,
             rounds=rounds,
             strategy=self._strategy,
             server_app=self._server_app,
@@ -159,17 +159,17 @@ class ServerRun:
             line = self._line = self._open_line()
         except (LineConfigError, OSError) as error:
             _log.error("line cannot be opened", extra={"problem": str(error)})
-            return self._publish_end(RunOutcome.FAILED, f"line: {error}", rounds, beginning.saved)
+            return self._publish_end(RunOutcome.FAILED, f"line: {error}", rounds, starting_point.saved)
         with line:
-            self._announcer.update(status=ServerCondition.READY, server_ip=line.address)
+            self._publisher.update(status=ServerCondition.READY, server_ip=line.address)
             _log.info("server is ready", extra={"run_id": self._plan.run_id, "server_ip": line.address})
-            outcome, reason = self._train(line, beginning, training)
-            return self._end(line, outcome, reason, training, beginning)
+            outcome, reason = self._train(line, starting_point, training)
+            return self._end(line, outcome, reason, training, starting_point)
 
     def _begin(self) -> StartingPoint:
         if self._strategy is not None:
             check_strategy(self._strategy)
-        beginning = find_starting_point(
+        starting_point = find_starting_point(
             self._plan,
             store=self._store,
             checkpoints=self._checkpoints,
@@ -177,11 +177,11 @@ class ServerRun:
             accepts_nonfinite=check_of(self._strategy, self._settings).nonfinite,
         )
         if self._plan.is_resumable:
-            previous = [beginning.previous.run_id] if beginning.previous is not None else []
+            previous = [starting_point.previous.run_id] if starting_point.previous is not None else []
             self._checkpoints.remove_others(self._plan.run_id, *previous)
-        self._status.last_gl_model_v, self._status.gl_model_v = beginning.last_gl_model, beginning.gl_model
-        self._announcer.update(gl_model=beginning.gl_model, round=beginning.done)
-        return beginning
+        self._status.last_gl_model_v, self._status.gl_model_v = starting_point.last_gl_model, starting_point.gl_model
+        self._publisher.update(gl_model=starting_point.gl_model, round=starting_point.done)
+        return starting_point
 
     def _first_snapshot(self) -> ServerSnapshot:
         return ServerSnapshot(
@@ -225,8 +225,8 @@ class ServerRun:
         broker = parse_broker_urls(self._settings.broker)[0]
         return fill_in(self._settings.advertise, host_name(), (broker.host, broker.port))
 
-    def _rounds(self, beginning: StartingPoint) -> Rounds:
-        checkpoint, done = beginning.checkpoint, beginning.done
+    def _rounds(self, starting_point: StartingPoint) -> Rounds:
+        checkpoint, done = starting_point.checkpoint, starting_point.done
         hooks = RoundHooks(
             evaluate=self._evaluate,
             on_start=self._reporter.begin,
@@ -236,25 +236,25 @@ class ServerRun:
         return Rounds(
             num_rounds=self._plan.num_rounds,
             done=done,
-            arrays=beginning.arrays if done else None,
+            arrays=starting_point.arrays if done else None,
             metrics=dict(checkpoint.metrics) if checkpoint else {},
             hooks=hooks,
         )
 
-    def _train(self, line: LineServer, beginning: StartingPoint, training: RunTraining) -> tuple[RunOutcome, str]:
+    def _train(self, line: LineServer, starting_point: StartingPoint, training: RunTraining) -> tuple[RunOutcome, str]:
         """Run foreign code: the strategy, the ServerApp, the evaluation; whatever it raises fails the run."""
-        saved = beginning.saved
+        saved = starting_point.saved
         if saved is not None and saved.outcome == RunOutcome.STOPPED:
             return RunOutcome.STOPPED, f"an earlier launch was stopped after round {saved.round}"
         if saved is not None or (training.rounds.num_left == 0 and self._server_app is None):
             return RunOutcome.COMPLETED, "all rounds were done by an earlier launch"
         try:
-            with self._ending.foreign_code(line):
+            with self._stop_control.foreign_code(line):
                 training.run(line.grid)
         except RunEndedError as over:
             return over.outcome, over.reason
         except EndNowError:
-            requested = self._ending.requested
+            requested = self._stop_control.requested
             return RunOutcome.STOPPED, requested.reason if requested else "interrupted"
         except (ServerError, StoreError) as error:  # the strategy is unfit for the model, or the model cannot be used
             _log.error("run failed", extra={"problem": str(error)})
@@ -265,12 +265,12 @@ class ServerRun:
         return training.decision()
 
     def _end(
-        self, line: LineServer, outcome: RunOutcome, reason: str, training: RunTraining, beginning: StartingPoint
+        self, line: LineServer, outcome: RunOutcome, reason: str, training: RunTraining, starting_point: StartingPoint
     ) -> RunResult:
         """Save the last whole round's model, inform the clients, publish the final status, forget the checkpoint."""
         self._writer.close()
-        rounds, saved = training.rounds, beginning.saved
-        requested = self._ending.requested
+        rounds, saved = training.rounds, starting_point.saved
+        requested = self._stop_control.requested
         if requested is not None and requested.is_replaced:
             line.abandon()
             return self._result(RunOutcome.STOPPED, requested.reason, rounds, None)
@@ -289,10 +289,10 @@ class ServerRun:
             _log.warning("clients could not be informed of the end", extra={"clients": uninformed})
         result = self._publish_end(outcome, reason, rounds, saved)
         if saved is not None:
-            self._forget(training, beginning, is_version=saved.version > 0)
+            self._forget(training, starting_point, is_version=saved.version > 0)
         return result
 
-    def _forget(self, training: RunTraining, beginning: StartingPoint, *, is_version: bool) -> None:
+    def _forget(self, training: RunTraining, starting_point: StartingPoint, *, is_version: bool) -> None:
         """Remove the run's checkpoint, but for a strategy's state that the next run is to begin with."""
         last = training.last
         try:
@@ -300,8 +300,8 @@ class ServerRun:
                 self._checkpoints.remove(self._plan.run_id)
             elif not self._plan.is_resumable:
                 self._checkpoints.save(last)
-            if is_version and beginning.previous is not None:
-                self._checkpoints.remove(beginning.previous.run_id)
+            if is_version and starting_point.previous is not None:
+                self._checkpoints.remove(starting_point.previous.run_id)
         except (ServerError, StoreError, OSError) as error:  # the model itself is saved
             _log.warning("strategy's state was not kept for the next run", extra={"problem": str(error)})
 
@@ -309,8 +309,8 @@ class ServerRun:
         result = self._result(outcome, reason, rounds, saved)
         _log.info("run ended", extra={"outcome": str(outcome), "reason": reason, "model_path": result.model_path})
         for mac, member in self._members().items():
-            self._announcer.update_client(mac, client_of(member))
-        is_published = self._announcer.finish(
+            self._publisher.update_client(mac, client_of(member))
+        is_published = self._publisher.finish(
             _FINAL_STATUS_STOPPED_S if outcome is RunOutcome.STOPPED else _FINAL_STATUS_S,
             status=_CONDITIONS[outcome],
             reason=reason,
@@ -348,7 +348,7 @@ class ServerRun:
 
     def _publish_member(self, change: MemberChange) -> None:
         if change.member.has_joined:
-            self._announcer.update_client(change.member.mac, client_of(change.member))
+            self._publisher.update_client(change.member.mac, client_of(change.member))
 
     def _drop_client(self, client_mac: str, last: LastRun) -> None:
         """A client published that its training has ended: its round goes on at once."""
@@ -360,7 +360,7 @@ class ServerRun:
 
     def _end_replaced(self, reason: str) -> None:
         _log.warning("another server has this run", extra={"reason": reason})
-        self._ending.request(EndRequest(outcome=RunOutcome.STOPPED, reason=reason, is_replaced=True))
+        self._stop_control.request(EndRequest(outcome=RunOutcome.STOPPED, reason=reason, is_replaced=True))
 
 
 def save_model(

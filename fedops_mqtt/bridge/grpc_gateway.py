@@ -76,7 +76,7 @@ class GrpcGateway:
         """Send the client the end of the run, so that it ends as finished, and stop listening."""
         client = self._clients.dismiss()
         if client is not None:
-            goodbye = threading.Thread(target=_say_goodbye, args=(client,), name="gateway-goodbye", daemon=True)
+            goodbye = threading.Thread(target=_send_leave, args=(client,), name="gateway-goodbye", daemon=True)
             goodbye.start()
             goodbye.join(timeout_s)
         self._server.stop(_CLOSE_S).wait(_CLOSE_S)
@@ -140,7 +140,7 @@ def _error(message: Message, why: str) -> Message:
     return Message(Error(flwr_private.CLIENT_APP_RAISED, why), reply_to=message)
 
 
-def _say_goodbye(client: ClientProxy) -> None:
+def _send_leave(client: ClientProxy) -> None:
     try:
         client.reconnect(common.ReconnectIns(seconds=None), timeout=None, group_id=None)
     except (flwr_private.ClassicStreamClosed, ValueError) as error:  # it left before, or still computes

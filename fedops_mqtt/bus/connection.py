@@ -96,7 +96,7 @@ class Connection:
         self._counts_drops = counts_drops
         self._observers = list(observers)
         self._intake = Intake()
-        self._inbox = EventBuffer()
+        self._buffer = EventBuffer()
         self._session: MqttSession | None = None
         self._held: list[BusEvent] | None = None
         self._first_try: asyncio.Future[None] | None = None
@@ -175,14 +175,14 @@ class Connection:
         """Wait for at least one event, then return everything that is there; an empty list when none came in time."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                await self._inbox.wait()
-        return self._inbox.take_all()
+                await self._buffer.wait()
+        return self._buffer.take_all()
 
     async def events(self) -> AsyncIterator[BusEvent]:
         """Yield every event in order, for ever. One reader at a time; `drain` takes from the same buffer."""
         while True:
-            await self._inbox.wait()
-            while (event := self._inbox.take()) is not None:
+            await self._buffer.wait()
+            while (event := self._buffer.take()) is not None:
                 yield event
 
     async def reconnect(self, reason: str = "reconnect asked for") -> None:
@@ -336,7 +336,7 @@ class Connection:
     def _push(self, event: BusEvent) -> None:
         for observer in self._observers:
             observer(event)
-        self._inbox.put(event)
+        self._buffer.put(event)
 
     def _lose(self, reason: str) -> None:
         if self._session is None:

@@ -78,7 +78,7 @@ class Bus:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._inboxes: list[EventBuffer] = []
+        self._buffers: list[EventBuffer] = []
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -120,7 +120,7 @@ class Bus:
                     pass
 
     async def events(self, task_id: str | None = None) -> AsyncIterator[BusEvent]:
-        """Yield what `watch` is made from, unfenced: also connects, losses, cleared topics, and what is retained.
+        """Yield what `watch` reads, unfenced: also connections, disconnections, cleared topics, and what is retained.
 
         `fleet` makes presence of it.
 
@@ -166,7 +166,7 @@ class Bus:
         """Subscribe to what a task's readers want; yields what is received from then on, and what comes before it."""
         filters = [filter_for(channel, task_id) for channel in WATCHED_CHANNELS]
         buffer = EventBuffer()
-        self._inboxes.append(buffer)
+        self._buffers.append(buffer)
         try:
             first: list[BusEvent] = []
             if await self._subscribe(filters):
@@ -175,7 +175,7 @@ class Bus:
                     first.append(self._connection.dropped)
             yield buffer, first
         finally:
-            self._inboxes.remove(buffer)
+            self._buffers.remove(buffer)
 
     async def publish(self, topic: Topic, message: Message | None) -> None:
         """Publish a message to a topic made with `protocol.topics`; None clears what is retained there.
@@ -195,8 +195,8 @@ class Bus:
 
     async def _distribute(self) -> None:
         async for event in self._connection.events():
-            for inbox in self._inboxes:
-                inbox.put(event)
+            for buffer in self._buffers:
+                buffer.put(event)
 
 
 def _concerns(event: BusEvent, task_id: str | None) -> bool:

@@ -122,7 +122,7 @@ class Demo:
                 self._print_result(run, result, kept)
                 self.processes.let_end(self.screen.print_line)
                 await asyncio.Event().wait()
-        self._print_result(run, result, _GONE.format(command=_command()))
+        self._print_result(run, result, _DELETED.format(command=_command()))
 
     async def _start_fleet(self) -> tuple[str, str]:
         """Start every process; return the broker's and the manager's URL."""
@@ -256,7 +256,7 @@ def _command() -> str:
 
 _NAME = "fedops-mqtt"
 
-_GONE = """Everything else that the demo made is deleted. To look further:
+_DELETED = """Everything else that the demo made is deleted. To look further:
   {command} demo --keep leaves the fleet running, and says how to watch and steer it.
   README.md, "Use it for real": the same by hand, with a task of your own."""
 

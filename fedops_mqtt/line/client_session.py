@@ -162,7 +162,7 @@ class ClientSession:
             self._end = end
             session, self._session = self._session, None
             if session is not None and not is_known:
-                self._say_goodbye(session, end)
+                self._send_leave(session, end)
             else:
                 self._cut_control()
             self._on_broken()
@@ -176,7 +176,7 @@ class ClientSession:
             if thread is not None:
                 thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _say_goodbye(self, session: JoinedSession, end: RunEnd) -> None:
+    def _send_leave(self, session: JoinedSession, end: RunEnd) -> None:
         self._goodbye = threading.Thread(target=self._leave, args=(session, end), name="line-goodbye", daemon=True)
         self._goodbye.start()
 
