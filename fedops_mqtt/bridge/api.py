@@ -61,7 +61,7 @@ def _client_manager(registry: PeerRegistry) -> APIRouter:
     @router.get("/info/", include_in_schema=False)
     async def info(request: Request) -> Json:
         """Return which global model its training will make."""
-        return _manager_view(registry.find(_caller(request), expected=lambda link: link.has_start_pending))
+        return _manager_view(registry.find(_caller(request), expected=lambda peer: peer.has_start_pending))
 
     @router.get("/trainFin")
     async def train_fin(request: Request) -> Json:
@@ -76,21 +76,21 @@ def _client_manager(registry: PeerRegistry) -> APIRouter:
     @router.get("/flclient_out")
     async def flclient_out(request: Request) -> Json:
         """A client leaves."""
-        link = registry.find(_caller(request), expected=lambda link: link.is_here)
-        if link is not None:
-            registry.client_out(link)
-        return _manager_view(link)
+        peer_state = registry.find(_caller(request), expected=lambda peer: peer.is_here)
+        if peer_state is not None:
+            registry.client_out(peer_state)
+        return _manager_view(peer_state)
 
     return router
 
 
 async def _take_outcome(registry: PeerRegistry, request: Request, outcome: Outcome) -> Json:
-    link = registry.find(_caller(request), expected=lambda link: link.is_training)
-    if link is None:
+    peer_state = registry.find(_caller(request), expected=lambda peer: peer.is_training)
+    if peer_state is None:
         logger.warning("cannot identify the client", extra={"path": request.url.path})
     else:
-        await link.note_outcome(outcome)
-    return _manager_view(link)
+        await peer_state.note_outcome(outcome)
+    return _manager_view(peer_state)
 
 
 def _server_manager_for_clients(registry: PeerRegistry) -> APIRouter:
@@ -123,10 +123,10 @@ def _server_manager_for_clients(registry: PeerRegistry) -> APIRouter:
     @router.put("/FLSeClosed/{task_id}")
     async def closed(task_id: TaskId, request: Request) -> Json:
         """A client manager calls this at trainFin and trainFail alike; only its own client's training ends."""
-        link = registry.find(_caller(request, task_id=task_id), expected=lambda link: link.is_training)
-        if link is not None and link.peer is None:
-            await link.note_outcome(Outcome.FINISHED if link.has_time_result else Outcome.FAILED)
-        return {"Server_Status": registry.server_view(task_id, link.own_mac if link else None)}
+        peer_state = registry.find(_caller(request, task_id=task_id), expected=lambda peer: peer.is_training)
+        if peer_state is not None and peer_state.peer is None:
+            await peer_state.note_outcome(Outcome.FINISHED if peer_state.has_time_result else Outcome.FAILED)
+        return {"Server_Status": registry.server_view(task_id, peer_state.own_mac if peer_state else None)}
 
     @router.put("/cluster/{task_id}")
     async def cluster(task_id: TaskId) -> Json:
@@ -188,11 +188,11 @@ def _performance(registry: PeerRegistry) -> APIRouter:
         if known is None:
             raise HTTPException(status.HTTP_404_NOT_FOUND, f"no report of kind {kind}")
         caller = _caller(request, task_id=task_id, own_mac=fields.get("client_mac"))
-        link = registry.find(caller, expected=lambda link: link.is_training)
-        if link is None or link.report is None:
+        peer_state = registry.find(caller, expected=lambda peer: peer.is_training)
+        if peer_state is None or peer_state.report is None:
             return {"taken": False}
-        link.has_time_result = link.has_time_result or kind == "client_time_result"
-        link.report(peer_registry.client_report(known, fields, registry.cutter))
+        peer_state.has_time_result = peer_state.has_time_result or kind == "client_time_result"
+        peer_state.report(peer_registry.client_report(known, fields, registry.cutter))
         return {"taken": True}
 
     @router.put("/server_perf/gl_model_evaluation/{task_id}")
@@ -219,16 +219,16 @@ def _caller(request: Request, *, task_id: str | None = None, own_mac: object = N
     )
 
 
-def _manager_view(link: PeerState | None) -> Json:
+def _manager_view(peer_state: PeerState | None) -> Json:
     """A FedOps client manager's own status (FedOps client manager, `manager_status`)."""
     return {
-        "GL_Model_V": link.gl_model if link else 0,
-        "FL_ready": link.wanted is not None if link else False,
-        "client_online": link.is_here if link else False,
-        "client_training": link.is_training if link else False,
-        "task_id": (link.task_id if link else None) or "",
-        "client_mac": (link.own_mac if link else None) or "",
-        "client_name": link.client_name if link else "",
+        "GL_Model_V": peer_state.gl_model if peer_state else 0,
+        "FL_ready": peer_state.wanted is not None if peer_state else False,
+        "client_online": peer_state.is_here if peer_state else False,
+        "client_training": peer_state.is_training if peer_state else False,
+        "task_id": (peer_state.task_id if peer_state else None) or "",
+        "client_mac": (peer_state.own_mac if peer_state else None) or "",
+        "client_name": peer_state.client_name if peer_state else "",
         "S3_bucket": "",
         "s3_ready": False,
         "task_status": None,

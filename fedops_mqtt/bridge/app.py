@@ -104,7 +104,7 @@ class Bridge:
                 agent=_AGENT,
             ),
             server_at=settings.fedops_server,
-            make_presence=self._make_presence,
+            make_proxy=self._make_proxy,
         )
 
     def leave(self) -> None:
@@ -137,17 +137,19 @@ class Bridge:
             self._registry.open(group)
             for mac, url in self._targets:
                 peer = FedOpsHttpClient(
-                    http, url, timeout_s=self.settings.online_timeout_s, start_s=self.settings.come_limit_s
+                    http, url, timeout_s=self.settings.online_timeout_s, start_s=self.settings.join_limit_s
                 )
                 self._registry.add(PeerState(name=without_password(url), peer=peer, client_mac=mac))
             on_listening(url_of(listening, rules))
             await self._shutdown_requested.wait()
             self._registry.close()
 
-    def _make_presence(self, link: PeerState) -> ClientProxy:
+    def _make_proxy(self, peer_state: PeerState) -> ClientProxy:
         grpc_gateways = gateway_addresses(self.settings.grpc_gateways, self._num_gateways + 1)[-1]
         self._num_gateways += 1
-        return ClientProxy(link, settings=self.settings, grpc_gateways=grpc_gateways, turn=self._turn, agent=_AGENT)
+        return ClientProxy(
+            peer_state, settings=self.settings, grpc_gateways=grpc_gateways, turn=self._turn, agent=_AGENT
+        )
 
 
 def clients_in(text: str) -> list[tuple[str | None, str]]:

@@ -49,14 +49,14 @@ class ClientProxy:
 
     def __init__(
         self,
-        link: PeerState,
+        peer_state: PeerState,
         *,
         settings: BridgeSettings,
         grpc_gateways: str,
         turn: asyncio.Lock,
         agent: Mapping[str, str],
     ) -> None:
-        self._link = link
+        self._peer_state = peer_state
         self._settings = settings
         self._gateway_address = grpc_gateways
         self._turn = turn
@@ -66,9 +66,9 @@ class ClientProxy:
         self._is_closing = False
 
     @property
-    def link(self) -> PeerState:
+    def peer_state(self) -> PeerState:
         """What is known of the client."""
-        return self._link
+        return self._peer_state
 
     async def run(self) -> None:
         """Serve the client whenever it is there, until it is on the bus itself."""
@@ -97,7 +97,7 @@ class ClientProxy:
 
     async def register(self, answer: OnlineAnswer) -> None:
         """Its client manager reports how it is (`RegisterFLTask`)."""
-        await self._link.note_registration(answer)
+        await self._peer_state.note_registration(answer)
         if answer.is_online:
             self._identify(answer)
             self._registered.set()
@@ -105,10 +105,10 @@ class ClientProxy:
             self.leave()
 
     async def _until_here(self) -> None:
-        if self._link.peer is None:
+        if self._peer_state.peer is None:
             await self._registered.wait()
         else:
-            await self._until_online(self._link.peer)
+            await self._until_online(self._peer_state.peer)
 
     async def _until_online(self, peer: FedOpsHttpClient) -> None:
         is_logged = False
@@ -126,46 +126,47 @@ class ClientProxy:
                 is_logged = True
             await asyncio.sleep(self._settings.poll_s)
         self._identify(answer)
-        self._link.hosts = await _addresses_of(peer.url)
-        await self._link.note_online(answer)
+        self._peer_state.hosts = await _addresses_of(peer.url)
+        await self._peer_state.note_online(answer)
 
     def _identify(self, answer: OnlineAnswer) -> None:
-        link = self._link
-        link.own_mac, link.task_id = answer.client_mac, answer.task_id
-        link.client_mac = link.client_mac or answer.client_mac
-        link.client_name = answer.client_name
+        peer_state = self._peer_state
+        peer_state.own_mac, peer_state.task_id = answer.client_mac, answer.task_id
+        peer_state.client_mac = peer_state.client_mac or answer.client_mac
+        peer_state.client_name = answer.client_name
 
     async def _serve(self) -> None:
         self._daemon = daemon = self._make_daemon()
-        logger.info("serves a FedOps client", extra=self._facts() | {"task_id": self._link.task_id})
-        watch = self._watch_registrations if self._link.peer is None else partial(self._poll, self._link.peer)
+        logger.info("serves a FedOps client", extra=self._facts() | {"task_id": self._peer_state.task_id})
+        watch = (
+            self._watch_registrations if self._peer_state.peer is None else partial(self._poll, self._peer_state.peer)
+        )
         try:
-            async with alongside(_leaving_after(watch, daemon), name=f"presence-{self._link.name}"):
+            async with alongside(_leaving_after(watch, daemon), name=f"presence-{self._peer_state.name}"):
                 await daemon.run()
         finally:
             self._daemon = None
             self._registered.clear()
-            await self._link.note_departed()
+            await self._peer_state.note_departed()
         logger.info("FedOps client does not answer", extra=self._facts())
 
     def _make_daemon(self) -> Daemon:
-        link, settings = self._link, self._settings
+        peer_state, settings = self._peer_state, self._settings
         passed_on = {name: getattr(settings, name) for name in type(settings).model_fields if name in _PASSED_ON}
-        if link.client_mac is not None:
-            passed_on |= own_identity(settings.bundles, mac_to_level(link.client_mac))
+        if peer_state.client_mac is not None:
+            passed_on |= own_identity(settings.bundles, mac_to_level(peer_state.client_mac))
         client = ClientSettings(
             **passed_on,
-            task_id=link.task_id,
-            mac=link.client_mac,
-            client_name=link.client_name or link.name,
+            task_id=peer_state.task_id,
+            mac=peer_state.client_mac,
+            client_name=peer_state.client_name or peer_state.name,
             app=_APP,
             http=None,
-            join_limit_s=settings.come_limit_s,
             system_interval_s=0,  # the load of this machine is not that of the client's
         )
-        limits = BridgeLimits(come_s=settings.come_limit_s, report_s=settings.word_limit_s)
+        limits = BridgeLimits(come_s=settings.join_limit_s, report_s=settings.report_limit_s)
         make_trainer = partial(
-            HttpTrainer, link=link, grpc_gateways=self._gateway_address, turn=self._turn, limits=limits
+            HttpTrainer, peer_state=peer_state, grpc_gateways=self._gateway_address, turn=self._turn, limits=limits
         )
         return Daemon(client, make_trainer=make_trainer, agent=self._agent)
 
@@ -177,26 +178,26 @@ class ClientProxy:
             try:
                 answer = await peer.online()
             except FedOpsHttpError as error:
-                is_busy = error.is_slow and self._link.wanted is not None
+                is_busy = error.is_slow and self._peer_state.wanted is not None
                 misses += 0 if is_busy else _MISSES if is_hurried else 1
                 continue
             misses = 0
             if not answer.is_online:
                 return "shutdown"
-            if (answer.client_mac, answer.task_id) != (self._link.own_mac, self._link.task_id):
+            if (answer.client_mac, answer.task_id) != (self._peer_state.own_mac, self._peer_state.task_id):
                 return f"is {answer.client_mac} of task {answer.task_id} now"
-            await self._link.note_online(answer)
-        await self._link.note_lost()
+            await self._peer_state.note_online(answer)
+        await self._peer_state.note_lost()
         return LOST
 
     async def _pause(self) -> bool:
         """Wait until it is time to ask again; True where there is reason to believe that it is offline."""
         try:
             async with asyncio.timeout(self._settings.poll_s):
-                await self._link.hurry.wait()
+                await self._peer_state.hurry.wait()
         except TimeoutError:
             return False
-        self._link.hurry.clear()
+        self._peer_state.hurry.clear()
         return True
 
     async def _watch_registrations(self) -> str:
@@ -207,11 +208,11 @@ class ClientProxy:
                 async with asyncio.timeout(_REGISTRATION_LEASE_S):
                     await self._registered.wait()
             except TimeoutError:
-                if self._link.wanted is None:
+                if self._peer_state.wanted is None:
                     return LOST
 
     def _facts(self) -> dict[str, str | None]:
-        return {"client": self._link.name, "client_mac": self._link.client_mac}
+        return {"client": self._peer_state.name, "client_mac": self._peer_state.client_mac}
 
 
 RETRY_S = 10.0
@@ -219,7 +220,7 @@ RETRY_S = 10.0
 _APP = "fedops_mqtt.bridge.trainer:HttpTrainer"
 """Stands where a device names its app: the training is done elsewhere."""
 
-_PASSED_ON = frozenset(ClientSettings.model_fields) - {"http", "app", "task_id", "mac", "client_name", "join_limit_s"}
+_PASSED_ON = frozenset(ClientSettings.model_fields) - {"http", "app", "task_id", "mac", "client_name"}
 
 
 def own_identity(bundles: Path | None, name: str) -> dict[str, Any]:

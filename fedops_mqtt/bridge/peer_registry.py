@@ -27,14 +27,14 @@ class Caller:
     task_id: str | None = None
 
 
-def find_peer(links: Sequence[PeerState], caller: Caller, *, expected: Callable[[PeerState], bool]) -> PeerState | None:
-    """Return who calls; None where it cannot be known."""
+def find_peer(peers: Sequence[PeerState], caller: Caller, *, expected: Callable[[PeerState], bool]) -> PeerState | None:
+    """Return the client that calls; None where it cannot be known."""
     if caller.client_mac is not None:
-        return next((link for link in links if link.client_mac == caller.client_mac), None)
-    found = [link for link in links if caller.task_id in (None, link.task_id)]
+        return next((peer for peer in peers if peer.client_mac == caller.client_mac), None)
+    found = [peer for peer in peers if caller.task_id in (None, peer.task_id)]
     for sieve in (
-        lambda link: caller.own_mac in (link.own_mac, link.client_mac),
-        lambda link: caller.host in link.hosts,
+        lambda peer: caller.own_mac in (peer.own_mac, peer.client_mac),
+        lambda peer: caller.host in peer.hosts,
         expected,
     ):
         if len(found) > 1:
@@ -44,7 +44,7 @@ def find_peer(links: Sequence[PeerState], caller: Caller, *, expected: Callable[
 
 logger = logging.getLogger(__name__)
 
-MakePresence = Callable[[PeerState], ClientProxy]
+MakeProxy = Callable[[PeerState], ClientProxy]
 
 
 class PeerRegistry:
@@ -53,13 +53,13 @@ class PeerRegistry:
     `server_at` is `host:port` of FedOps' servers; an empty host means wherever a server's call comes from.
     """
 
-    def __init__(self, *, classic: ClassicOptions, server_at: str, make_presence: MakePresence) -> None:
-        self._links: list[PeerState] = []
+    def __init__(self, *, classic: ClassicOptions, server_at: str, make_proxy: MakeProxy) -> None:
+        self._peers: list[PeerState] = []
         self.cutter = MetricsCutter(logger.warning)
         self._classic = classic
         self._server_at = server_at
-        self._make_presence = make_presence
-        self._presences: dict[ClientProxy, asyncio.Task[None]] = {}
+        self._make_proxy = make_proxy
+        self._proxies: dict[ClientProxy, asyncio.Task[None]] = {}
         self._servers: dict[str, ClassicServer] = {}
         self._group: asyncio.TaskGroup | None = None
 
@@ -71,58 +71,58 @@ class PeerRegistry:
 
     def close(self) -> None:
         """Let everything go; the tasks end by themselves when every goodbye is published."""
-        for presence, task in self._presences.items():
-            if not presence.close():
+        for proxy, task in self._proxies.items():
+            if not proxy.close():
                 task.cancel()
         for server in self._servers.values():
             server.leave()
 
-    def add(self, link: PeerState) -> ClientProxy:
+    def add(self, peer_state: PeerState) -> ClientProxy:
         """Publish for one more FedOps client."""
         assert self._group is not None
-        presence = self._make_presence(link)
-        self._links.append(link)
-        self._presences[presence] = self._group.create_task(presence.run(), name=f"client-{link.name}")
-        return presence
+        proxy = self._make_proxy(peer_state)
+        self._peers.append(peer_state)
+        self._proxies[proxy] = self._group.create_task(proxy.run(), name=f"client-{peer_state.name}")
+        return proxy
 
     # Clients
 
     def find(self, caller: Caller, *, expected: Callable[[PeerState], bool]) -> PeerState | None:
-        """Return who calls."""
-        return find_peer(self._links, caller, expected=expected)
+        """Return the client that calls."""
+        return find_peer(self._peers, caller, expected=expected)
 
     def _of_mac(self, own_mac: str) -> PeerState | None:
         """Return the client that reports this MAC of itself."""
-        return next((link for link in self._links if own_mac in (link.own_mac, link.client_mac)), None)
+        return next((peer for peer in self._peers if own_mac in (peer.own_mac, peer.client_mac)), None)
 
-    def client_out(self, link: PeerState) -> None:
+    def client_out(self, peer_state: PeerState) -> None:
         """A client leaves."""
-        self._presence_of(link).leave()
+        self._proxy_of(peer_state).leave()
 
     async def register(self, answer: OnlineAnswer, *, host: str | None) -> None:
         """A client manager reports how its client is; one that the bridge polls itself needs no report."""
-        link = self._of_mac(answer.client_mac)
-        if link is None:
+        peer_state = self._of_mac(answer.client_mac)
+        if peer_state is None:
             logger.info("a FedOps client manager registered its client", extra={"client_mac": answer.client_mac})
-            link = PeerState(name=answer.client_mac, peer=None)
-            self.add(link)
-        if link.peer is None:
-            link.hosts = frozenset({host}) if host else link.hosts
-            await self._presence_of(link).register(answer)
+            peer_state = PeerState(name=answer.client_mac, peer=None)
+            self.add(peer_state)
+        if peer_state.peer is None:
+            peer_state.hosts = frozenset({host}) if host else peer_state.hosts
+            await self._proxy_of(peer_state).register(answer)
 
     async def port_for(self, caller: Caller) -> int | None:
         """Return the port that a client shall train at."""
-        link = self.find(caller, expected=lambda link: link.has_start_pending)
+        peer_state = self.find(caller, expected=lambda peer: peer.has_start_pending)
         server = self._servers.get(caller.task_id or "")
-        wanted = link.wanted if link is not None else None
-        if link is not None and wanted is not None:
-            await link.note_asked()
+        wanted = peer_state.wanted if peer_state is not None else None
+        if peer_state is not None and wanted is not None:
+            await peer_state.note_asked()
         elif server is not None:
             wanted = server.known.server_ip
         return split_address(wanted)[1] if wanted else None
 
-    def _presence_of(self, link: PeerState) -> ClientProxy:
-        return next(presence for presence in self._presences if presence.link is link)
+    def _proxy_of(self, peer_state: PeerState) -> ClientProxy:
+        return next(proxy for proxy in self._proxies if proxy.peer_state is peer_state)
 
     # FedOps' FL servers
 
@@ -170,14 +170,14 @@ class PeerRegistry:
 
     def server_view(self, task_id: str, own_mac: str | None) -> dict[str, Any]:
         """Return FedOps' `ServerStatus`: for a device, ready means that this device shall start."""
-        link = self._device(task_id, own_mac)
+        peer_state = self._device(task_id, own_mac)
         server = self._servers.get(task_id)
         if own_mac is None:
             is_ready = self._open_server(task_id) is not None
             gl_model = server.known.gl_model if server is not None else 0
         else:
-            is_ready = link is not None and link.has_start_pending
-            gl_model = link.gl_model if link is not None else 0
+            is_ready = peer_state is not None and peer_state.has_start_pending
+            gl_model = peer_state.gl_model if peer_state is not None else 0
         return {
             "S3_bucket": "",
             "Last_GL_Model": "",
@@ -186,7 +186,7 @@ class PeerRegistry:
             "Server_manager_start": "",
             "FLSeReady": is_ready,
             "GL_Model_V": gl_model,
-            "Task_status": _task_status(link) if link is not None else None,
+            "Task_status": _task_status(peer_state) if peer_state is not None else None,
         }
 
     def _open_server(self, task_id: str) -> ClassicServer | None:
@@ -194,8 +194,8 @@ class PeerRegistry:
         return None if server is None or server.is_over else server
 
     def _device(self, task_id: str, own_mac: str | None) -> PeerState | None:
-        link = self._of_mac(own_mac) if own_mac is not None else None
-        return link if link is not None and link.task_id == task_id else None
+        peer_state = self._of_mac(own_mac) if own_mac is not None else None
+        return peer_state if peer_state is not None and peer_state.task_id == task_id else None
 
     def _serve_server(self, run: ClassicRun) -> None:
         assert self._group is not None
@@ -204,13 +204,13 @@ class PeerRegistry:
         self._group.create_task(server.run(), name=f"server-{run.task_id}")
 
 
-def _task_status(link: PeerState) -> dict[str, Any]:
+def _task_status(peer_state: PeerState) -> dict[str, Any]:
     return {
-        "FL_task_ID": link.task_id,
-        "Device_mac": link.own_mac,
-        "Device_hostname": link.client_name,
-        "Device_online": link.is_here,
-        "Device_training": link.is_training,
+        "FL_task_ID": peer_state.task_id,
+        "Device_mac": peer_state.own_mac,
+        "Device_hostname": peer_state.client_name,
+        "Device_online": peer_state.is_here,
+        "Device_training": peer_state.is_training,
     }
 
 

@@ -77,7 +77,7 @@ class HttpTrainer:
     def __init__(
         self,
         *,
-        link: PeerState,
+        peer_state: PeerState,
         grpc_gateways: str,
         turn: asyncio.Lock,
         limits: BridgeLimits,
@@ -88,7 +88,7 @@ class HttpTrainer:
         run_config: Mapping[str, Scalar],
         on_report: OnReport,
     ) -> None:
-        self._link = link
+        self._peer_state = peer_state
         self._gateway_address = grpc_gateways
         self._turn = turn
         self._limits = limits
@@ -101,8 +101,10 @@ class HttpTrainer:
 
     def make(self, start: RunStart) -> Training:
         """Return the training of a start."""
-        self._link.gl_model = start.gl_model
-        call = StartCall(link=self._link, client_mac=self._identity.client_mac, turn=self._turn, limits=self._limits)
+        self._peer_state.gl_model = start.gl_model
+        call = StartCall(
+            link=self._peer_state, client_mac=self._identity.client_mac, turn=self._turn, limits=self._limits
+        )
         if start.transport is Transport.GRPC:
             return DirectTraining(call, start, self._settings, self._on_report)
         from fedops_mqtt.bridge.relayed import RelayedTraining  # here flwr is imported

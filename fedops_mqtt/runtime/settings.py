@@ -426,8 +426,8 @@ class BridgeSettings(BusSettings):
     ] = ":8080"
     poll_s: Annotated[float, Field(gt=0, description="a client is asked whether it is online this often")] = 2.0
     online_timeout_s: Annotated[float, Field(gt=0, description="wait for the answer to that")] = 5.0
-    come_limit_s: Annotated[float, Field(gt=0, description="from a client's start until it is at its server")] = 60.0
-    word_limit_s: Annotated[float, Field(gt=0, description="from a run's end until its client reports it")] = 30.0
+    join_limit_s: Annotated[float, Field(gt=0, description="from a client's start until it joins its server")] = 60.0
+    report_limit_s: Annotated[float, Field(gt=0, description="from a run's end until its client reports it")] = 30.0
     server_start_limit_s: Annotated[float, Field(gt=0, description="a FedOps server answers within this")] = 120.0
     state_dir: Annotated[StateDir, Field(description="where the journals of its clients are kept")]
     join_token: JoinToken = None

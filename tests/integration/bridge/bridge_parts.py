@@ -54,7 +54,7 @@ class Crossing:
 
     async def start_bridge(self, *clients: str, http: str = "127.0.0.1:0", **settings: object) -> Installed:
         """Start the bridge and wait until it listens."""
-        fields = {"poll_s": 0.2, "heartbeat_s": 5, "come_limit_s": 20, "word_limit_s": 10}
+        fields = {"poll_s": 0.2, "heartbeat_s": 5, "join_limit_s": 20, "report_limit_s": 10}
         self.bridge = await self.site.yard.start(
             "bridge",
             broker=self.site.broker,

@@ -33,7 +33,7 @@ async def test_a_client_manager_of_each_generation_drives_our_daemon(crossing: C
 @pytest.mark.long
 async def test_a_device_with_its_own_client_manager_is_spoken_for_too(crossing: Crossing) -> None:
     await crossing.start_manager()
-    await crossing.start_bridge(come_limit_s=20, heartbeat_s=1)
+    await crossing.start_bridge(join_limit_s=20, heartbeat_s=1)
     port, at = free_port(), free_port()
     client = f"http://127.0.0.1:{at}"
     manager = await crossing.start_old_manager(3, client, MACS[0], port=port, server_manager=crossing.url)

@@ -104,7 +104,7 @@ def test_a_wandb_that_cannot_be_asked_is_said_and_nothing_else(
 
 
 def test_every_endpoint_of_the_table_is_served() -> None:
-    desk = PeerRegistry(classic=None, server_at="", make_presence=None)  # type: ignore[arg-type]
+    desk = PeerRegistry(classic=None, server_at="", make_proxy=None)  # type: ignore[arg-type]
     shim = make_shim(view=FLClientStatus, start=None, managers=None)  # type: ignore[arg-type]
     served = served_by(make_api(desk)) | served_by(shim)
     assert [word.name for word in WORDS if word.kind == "endpoint" and word.name.rstrip("/") not in served] == []
