@@ -101,7 +101,7 @@ class PublishTimeoutError(BusError):
 
 
 class ConflictingInstanceError(BusError):
-    """A newer process has the same identity; this one must end and stay ended (`ExitCode.RIVAL`)."""
+    """A newer process has the same identity; this one must end and stay ended (`ExitCode.CONFLICT`)."""
 
     def __init__(self, topic: str, instance: str, conflicting_instance: str) -> None:
         self.topic = topic

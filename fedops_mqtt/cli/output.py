@@ -149,7 +149,7 @@ def explain(error: Exception) -> tuple[str, ExitCode]:
         case bus.ConnectError():
             return f"{error}. Is it running? `fedops-mqtt broker` starts one here; --broker says where.", _UNAVAILABLE
         case bus.ConflictingInstanceError():
-            return str(error), ExitCode.RIVAL
+            return str(error), ExitCode.CONFLICT
         case bus.PublishRefusedError():
             return str(error), ExitCode.NO_PERMISSION
         case bus.EpochFileError():

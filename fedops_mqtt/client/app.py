@@ -246,7 +246,7 @@ async def _exit_code_of(serving: Any) -> ExitCode:
         await serving
     except ConflictingInstanceError as error:
         logger.error("%s", error)
-        return ExitCode.RIVAL
+        return ExitCode.CONFLICT
     except (ClientConfigError, DaemonRunningError, AccessConfigError, BrokerUrlError) as error:
         logger.error("%s", error)
         return ExitCode.CONFIG

@@ -199,7 +199,7 @@ def _lease(journal: Journal) -> AbstractContextManager[Lease]:
 def _exit_code(error: Exception) -> ExitCode:
     match error:
         case ConflictingInstanceError():
-            return ExitCode.RIVAL
+            return ExitCode.CONFLICT
         case BrokerUrlError() | TasksFileError() | AccessConfigError():
             return ExitCode.CONFIG
         case StateDirError() | EpochFileError():

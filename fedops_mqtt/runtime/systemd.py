@@ -89,7 +89,7 @@ class ExitCode(IntEnum):
     """The broker refuses this user name, password or certificate."""
     CONFIG = 78
     """A setting, URL or file is wrong; trying again does not help."""
-    RIVAL = 80
+    CONFLICT = 80
     """A newer process has taken over this identity. systemd must not restart us: `RestartPreventExitStatus=80`."""
     INTERRUPTED = 128 + signal.SIGINT
     """Ctrl-C ended it: the status that a shell gives such a process."""

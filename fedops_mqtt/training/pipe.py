@@ -65,7 +65,7 @@ class Job(WireModel):
 class Redirect(WireModel):
     """The server was launched again and is somewhere else now."""
 
-    command: Literal["aim"] = "aim"
+    command: Literal["redirect"] = "redirect"
     server_ip: str
     launch: int
 

@@ -156,7 +156,7 @@ REPORTS = [
     b'{"report": "phase", "phase": "training", "round": 1, "gl_model": 2, "run_id": "r"}',
     b'{"report": "metrics", "kind": "train", "round": 1, "values": {"loss": 0.1}}',
     b'{"report": "ended", "outcome": "finished", "reason": null}',
-    b'{"command": "aim", "server_ip": "h:1", "launch": 2}',
+    b'{"command": "redirect", "server_ip": "h:1", "launch": 2}',
 ]
 
 

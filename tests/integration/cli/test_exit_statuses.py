@@ -25,9 +25,9 @@ NOBODY = "127.0.0.1:1"
 SHOWN_ELSEWHERE = {
     ("client", ExitCode.UNAVAILABLE): "tests/integration/client/test_daemon_process.py",
     ("client", ExitCode.CONFIG): "tests/integration/client/test_daemon_process.py",
-    ("client", ExitCode.RIVAL): "tests/integration/client/test_daemon_process.py",
+    ("client", ExitCode.CONFLICT): "tests/integration/client/test_daemon_process.py",
     ("manager", ExitCode.FAILED): "tests/acceptance/test_standby.py",
-    ("manager", ExitCode.RIVAL): "tests/integration/manager/test_manager_restart.py",
+    ("manager", ExitCode.CONFLICT): "tests/integration/manager/test_manager_restart.py",
 }
 """Processes of their own; each file names the status."""
 ASKING = {

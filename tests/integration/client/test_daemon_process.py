@@ -199,7 +199,7 @@ async def test_the_older_of_two_daemons_with_one_identity_yields_with_its_own_ex
     await operator.until_condition(ClientCondition.ONLINE)
     newer = await spawn_daemon(state_dir=tmp_path / "b", backoff_initial_s=0.05, backoff_max_s=0.1)
     async with asyncio.timeout(PATIENCE_S):
-        assert await older.process.wait() == ExitCode.RIVAL
+        assert await older.process.wait() == ExitCode.CONFLICT
     assert newer.process.returncode is None
 
 

@@ -257,7 +257,7 @@ async def test_of_two_managers_that_share_a_broker_but_no_database_the_older_one
         async with Connection(house.broker.url, subscriptions=[str(topics.manager_status())]) as reader:
             await final_status(reader, ManagerCondition.LEADING)
         async with house.managed(state_dir=house.folder / "newer"):
-            assert await life == ExitCode.RIVAL
+            assert await life == ExitCode.CONFLICT
     assert "a newer process" in said[-1]
 
 
