@@ -99,7 +99,7 @@ class CheckpointStore:
         self._folder.remove(_name(run_id))
 
     def remove_others(self, *run_ids: str) -> None:
-        """Remove what runs but these left, final statuses too: a task has one run at a time, so they are closed.
+        """Remove the files of all other runs, final statuses too: a task has one run at a time, so those have ended.
 
         Raises:
             OSError: the place cannot be read or written to.

@@ -105,7 +105,7 @@ def _to_array(value: Any) -> NDArray[Any]:
     """Return a tensor's or Flower Array's values; a tensor that is trained is detached first."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
-        # NumPy has no bfloat16; float32 holds it without loss, and that is what devices send (adapters.torch_model)
+        # NumPy has no bfloat16; float32 holds it without loss, and that is what devices send (model_types.torch_model)
         value = value.float() if str(getattr(value, "dtype", "")) == "torch.bfloat16" else value
     if hasattr(value, "numpy"):
         value = value.numpy()

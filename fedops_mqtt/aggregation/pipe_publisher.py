@@ -1,6 +1,6 @@
 """Publishes for an FL server without a bus: one JSON line a status or metrics message, on a descriptor it was given.
 
-The reader is the run's only reason: when it has closed the pipe, the run is stopped.
+The run exists for its reader: when the reader has closed the pipe, the run is stopped.
 """
 
 import logging
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 def keep_final_status(path: Path | None, status: ServerStatus, *, store: str | None = None) -> None:
-    """Write a final status where its manager looks for it, and into the store, where one on another host does.
+    """Write a final status to the file that its manager reads, and into the store for a manager on another host.
 
     `path` None: nowhere. A full disk costs the run nothing.
     """

@@ -135,7 +135,7 @@ class Rounds:
         return numbers_in(self.hooks.evaluate(round_, {name: array.copy() for name, array in arrays.items()}))
 
     def end(self, round_: int, arrays: Arrays, metrics: Mapping[str, Any] | None) -> None:
-        """A round is over (0: the model before training has been evaluated): checkpoint it, report it.
+        """A round has ended (0: the model before training has been evaluated): checkpoint it, report it.
 
         Raises:
             NonFiniteModelError: the round's model has NaN or new infinities, and that is not accepted.

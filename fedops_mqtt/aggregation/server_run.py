@@ -251,8 +251,8 @@ class ServerRun:
         try:
             with self._stop_control.foreign_code(line):
                 training.run(line.grid)
-        except RunEndedError as over:
-            return over.outcome, over.reason
+        except RunEndedError as end:
+            return end.outcome, end.reason
         except EndNowError:
             requested = self._stop_control.requested
             return RunOutcome.STOPPED, requested.reason if requested else "interrupted"

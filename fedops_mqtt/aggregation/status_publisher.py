@@ -90,7 +90,7 @@ class ServerSnapshot:
         `parts` remembers what earlier statuses listed of a run that has more clients than one lists.
         """
         status = ServerStatus(
-            **self._who(epoch, seq),
+            **self._identity(epoch, seq),
             status=self.status,
             reason=clip(self.reason),
             server_ip=self.server_ip,
@@ -105,10 +105,10 @@ class ServerSnapshot:
         return with_clients(status, (parts or Roster()).part(self.clients))
 
     def to_will(self, epoch: int, seq: int, reason: str = "lost") -> ServerStatus:
-        """Return the last will, or a goodbye: only who, that it is out, and why."""
-        return ServerStatus(**self._who(epoch, seq), status=ServerCondition.SERVER_OUT, reason=reason)
+        """Return the last will, or a goodbye: only the server's identity, that it is out, and why."""
+        return ServerStatus(**self._identity(epoch, seq), status=ServerCondition.SERVER_OUT, reason=reason)
 
-    def _who(self, epoch: int, seq: int) -> dict[str, object]:
+    def _identity(self, epoch: int, seq: int) -> dict[str, object]:
         return {
             "instance": self.instance,
             "epoch": epoch,
@@ -255,22 +255,22 @@ class ServerStatusPublisher:
     async def _live(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._leaving = asyncio.Event()
-        who = self._snapshot
-        self._topic = topics.server_status(who.task_id)
+        snapshot = self._snapshot
+        self._topic = topics.server_status(snapshot.task_id)
         self._owner = StatusOwner(
             topic=self._topic,
-            instance=who.instance,
+            instance=snapshot.instance,
             make_snapshot=lambda stamp: self.snapshot.to_status(*stamp, parts=self._roster),
             make_will=lambda stamp: self.snapshot.to_will(*stamp),
             make_goodbye=None,
             epochs=self._epochs,
-            heartbeat_s=who.heartbeat_s,
+            heartbeat_s=snapshot.heartbeat_s,
             on_conflict=self._meet_conflicting_instance,
         )
         connection = self._connection = Connection(
             self._url,
-            client_id=client_id_of(self._options.user or f"fl-server-{who.task_id}-{who.instance}"),
-            subscriptions=[str(self._topic), filter_for(Channel.CLIENT_STATUS, who.task_id)],
+            client_id=client_id_of(self._options.user or f"fl-server-{snapshot.task_id}-{snapshot.instance}"),
+            subscriptions=[str(self._topic), filter_for(Channel.CLIENT_STATUS, snapshot.task_id)],
             make_will=self._owner.will,
             options=self._options,
             observers=[self._look, self._owner.take, self._metrics.take],
@@ -326,17 +326,17 @@ class ServerStatusPublisher:
                 self._look_at_server(status)
 
     def _look_at_server(self, status: ServerStatus) -> None:
-        who = self._snapshot
-        if status.instance == who.instance:
+        snapshot = self._snapshot
+        if status.instance == snapshot.instance:
             return
         self._other_status = status
-        if status.run_id == who.run_id and status.launch > who.launch:
+        if status.run_id == snapshot.run_id and status.launch > snapshot.launch:
             self._be_replaced(f"launch {status.launch} of this run has taken over")
 
     def _meet_conflicting_instance(self, conflicting_instance: ConflictingInstanceError) -> None:
         """A newer process publishes here; an earlier launch of this run does not count, whatever its clock."""
-        other, who = self._other_status, self._snapshot
-        if other is None or other.run_id != who.run_id or other.launch >= who.launch:
+        other, snapshot = self._other_status, self._snapshot
+        if other is None or other.run_id != snapshot.run_id or other.launch >= snapshot.launch:
             self._be_replaced(str(conflicting_instance))
 
     def _be_replaced(self, reason: str) -> None:

@@ -1,6 +1,6 @@
-"""What a strategy keeps from round to round, and the model that it is made to begin from.
+"""The state that a strategy keeps from round to round, and the replacement of the model that it begins from.
 
-A relaunched server, and the task's next run, give a strategy of the same class its state back. Nothing is pickled.
+A relaunched server, and the task's next run, load the state into a strategy of the same class. Nothing is pickled.
 """
 
 import hashlib

@@ -218,7 +218,7 @@ def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: int) -> bytes:
         while piece := file.read(_PIECE_BYTES):  # zipfile ends at the declared size, and compares the checksum there
             content += piece
     if len(content) != size:
-        raise _malformed(f"{info.filename!r} is not as large as its header says")
+        raise _malformed(f"{info.filename!r} has not the size in its header")
     return bytes(content)
 
 
@@ -321,7 +321,7 @@ def _problems(requirement: Requirement, seen: set[str]) -> Iterator[str]:
     except PackageNotFoundError:
         yield str(requirement)
         return
-    except ValueError as error:  # a marker that compares what cannot be compared, a version that is none
+    except ValueError as error:  # a marker that compares what cannot be compared, an invalid version
         yield f"{requirement} ({error})"
         return
     extras = set() if requirement.name.lower() == _ENGINE else requirement.extras

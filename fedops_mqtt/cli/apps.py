@@ -151,7 +151,7 @@ Fleet = Annotated[
 ]
 
 _COLUMNS = ("version", "is_current", "publisher", "name", "size", "published_at", "key_id", "digest")
-_WHERE = " --site says where to publish it."
+_WHERE = " --site names the site to publish at."
 _RUN_COLUMNS = ("run_id", "task_id", "outcome", "round", "run_config", "metrics", "model_path")
 
 
@@ -255,7 +255,7 @@ def run_project(
     source: Source,
     task: Annotated[str | None, typer.Option("--task", help="The task. [default: the project's name]")] = None,
     min_clients: Annotated[int | None, typer.Option(help="Fewer clients than this are no run.")] = None,
-    rounds: Annotated[int | None, typer.Option(help="Rounds to train; default: as the project says.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds to train; default: that of the project.")] = None,
     clients: Annotated[
         str | None, typer.Option(metavar="MAC,…", help="Only these; default: all that are idle.")
     ] = None,

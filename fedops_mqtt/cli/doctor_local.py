@@ -120,15 +120,15 @@ def look_at_clock() -> Iterator[Finding]:
     advice = "set the clock and keep it: timedatectl set-ntp true"
     now = datetime.now(UTC)
     if now.year < _FIRST_YEAR:
-        yield problem("clock", f"it says {now:%Y-%m-%d %H:%M} UTC", advice)
+        yield problem("clock", f"it is at {now:%Y-%m-%d %H:%M} UTC", advice)
         return
     match _is_synchronised():
         case True:
             yield ok("clock", "synchronised")
         case False:
-            yield warning("clock", f"it is not synchronised; it says {now:%Y-%m-%d %H:%M} UTC", advice)
+            yield warning("clock", f"it is not synchronised; it is at {now:%Y-%m-%d %H:%M} UTC", advice)
         case None:
-            yield unknown("clock", f"it says {now:%Y-%m-%d %H:%M} UTC; whether it is kept right is not known here")
+            yield unknown("clock", f"it is at {now:%Y-%m-%d %H:%M} UTC; whether it is kept right is not known here")
 
 
 def _is_synchronised() -> bool | None:

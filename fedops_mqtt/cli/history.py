@@ -234,7 +234,7 @@ def _print_output(settings: LogsSettings, run: str | None, client: str | None, *
     found = [path for path in found if run in (None, path.stem, path.stem.rpartition("-")[0])]
     if not found:
         which = "no training" if run is None else f"no training of run {run}"
-        where = f"{settings.state_dir} has the output of {which}; --state-dir says where the client keeps its state"
+        where = f"{settings.state_dir} has the output of {which}; --state-dir takes the client's folder"
         raise FatalError(where, ExitCode.FAILED)
     newest = max(found, key=lambda path: path.stat().st_mtime)
     lines = (line.decode(errors="replace") for line in read_output(newest))

@@ -105,7 +105,7 @@ def explain_refusal(error: ManagerClientError) -> FatalError:
             problem = f"{without_password(error.url)!r} is no manager's URL ({error.problem})"
             return FatalError(f"{problem}. --manager wants http://host:port.", ExitCode.CONFIG)
         case ManagerUnreachableError():
-            advice = "`fedops-mqtt manager` starts one; --manager says where another one is"
+            advice = "`fedops-mqtt manager` starts one; --manager takes the URL of another one"
             if error.is_timeout:
                 advice = "is it busy? --request-timeout-s waits longer"
             problem = f"no manager at {without_password(error.url)} ({error.problem})"

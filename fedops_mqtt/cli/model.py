@@ -117,7 +117,7 @@ def _files(settings: ModelSettings, task: str) -> "list[ModelFile]":
     with _explained():
         files = list_model_files(settings.store, task)
     if not files:
-        raise FatalError(f"no models of task {task!r} in {settings.store}. --store says where they are.", _FAILED)
+        raise FatalError(f"no models of task {task!r} in {settings.store}. --store names another store.", _FAILED)
     return files
 
 

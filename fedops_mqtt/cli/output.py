@@ -147,7 +147,10 @@ def explain(error: Exception) -> tuple[str, ExitCode]:
         case bus.BrokerUrlError():
             return f"{error}. Correct --broker or the file it names.", ExitCode.CONFIG
         case bus.ConnectError():
-            return f"{error}. Is it running? `fedops-mqtt broker` starts one here; --broker says where.", _UNAVAILABLE
+            return (
+                f"{error}. Is it running? `fedops-mqtt broker` starts one here; --broker takes the URL of another one.",
+                _UNAVAILABLE,
+            )
         case bus.ConflictingInstanceError():
             return str(error), ExitCode.CONFLICT
         case bus.PublishRefusedError():

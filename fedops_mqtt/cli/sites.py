@@ -172,7 +172,7 @@ def _choose(managers: SitesClient, task: str | None, run: str | None, client: st
 
 def _explain_choice(error: SiteChoiceError, hint: str) -> FatalError:
     if error.found:
-        return FatalError(f"{error.what} is at several sites: {', '.join(error.found)}. --site says which.", _USAGE)
+        return FatalError(f"{error.what} is at several sites: {', '.join(error.found)}. --site chooses one.", _USAGE)
     if not error.problems:
         return FatalError(f"no site has {error.what}; asked: {', '.join(error.asked)}.{hint}", ExitCode.FAILED)
     asked = f"{', '.join(error.asked)} do not have it" if error.asked else "no site answers"

@@ -68,7 +68,7 @@ def runs(settings: CliSettings, task_id: Task = None, json: Json = False) -> Non
 def start(
     settings: CliSettings,
     task: Annotated[str, typer.Argument(hidden=True)],
-    rounds: Annotated[int | None, typer.Option(help="Rounds to train; default: as tasks.toml says.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds to train; default: that of tasks.toml.")] = None,
     min_clients: Annotated[int | None, typer.Option(help="Fewer clients than this are no run.")] = None,
     clients: Annotated[
         str | None, typer.Option(metavar="MAC,…", help="Only these; default: all that are idle.")

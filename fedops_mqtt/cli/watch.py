@@ -134,7 +134,7 @@ _RUN_COLUMNS = ("run", "task", "status", "round", "accuracy", "by round", "clien
 
 
 def draw(fleet_view: FleetView, *, now: float, height: int, title: str = "") -> RenderableType:
-    """Return the whole screen: who is there, below it the runs; at most `height` lines."""
+    """Return the whole screen: the clients, below them the runs; at most `height` lines."""
     head = Text.assemble((title, "bold"), "  ", _connection_text(fleet_view))
     max_rows = max(_MIN_ROWS, height - _OTHER_LINES)
     return Group(head, _draw_clients(fleet_view, now, max_rows), _draw_runs(fleet_view), _draw_recent(fleet_view))
@@ -144,7 +144,7 @@ def _connection_text(fleet_view: FleetView) -> Text:
     if fleet_view.is_connected is None:
         return Text("connecting to the broker", style="yellow")
     if not fleet_view.is_connected:
-        return Text("broker lost, connecting again", style="bold red")
+        return Text("disconnected, connecting again", style="bold red")
     if fleet_view.dropped_messages.problem is not None:
         return Text(fleet_view.dropped_messages.problem, style="bold red")
     manager = fleet_view.fleet.manager

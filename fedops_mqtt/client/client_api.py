@@ -1,6 +1,6 @@
-"""FedOps' two APIs of a client, called as FedOps' are; what they given over HTTP becomes messages on the bus.
+"""FedOps' two client APIs, with FedOps' signatures; what FedOps sends over HTTP, they publish on the bus.
 
-They are made without a handle, so a process has one `ClientBackend` for them: its daemon, or the daemon it trains for.
+Callers make them without naming a daemon, so a process has one `ClientBackend`: its daemon, or the one it trains for.
 """
 
 import json

@@ -257,7 +257,7 @@ def _command() -> str:
 _NAME = "fedops-mqtt"
 
 _DELETED = """Everything else that the demo made is deleted. To look further:
-  {command} demo --keep leaves the fleet running, and says how to watch and steer it.
+  {command} demo --keep leaves the fleet running, and prints how to watch and steer it.
   README.md, "Use it for real": the same by hand, with a task of your own."""
 
 _KEPT = """The fleet is still running; Ctrl-C ends it. In a browser, where the extra `dashboard` is installed: {manager}

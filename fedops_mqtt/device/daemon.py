@@ -1,7 +1,7 @@
 """The daemon of a device: publishes its client's status, takes starts and stops, runs one training process at a time.
 
 Every event goes through `apply`: facts are on disk before anything is done, and done before it is published. Neither
-nor torch, wandb or numpy is ever imported here: an idle daemon stays small.
+flwr nor torch, wandb or numpy is ever imported here: an idle daemon stays small.
 """
 
 import asyncio

@@ -180,7 +180,7 @@ class CertificateFacts:
     def problem_at(self, now: datetime, *, warn_days: int) -> str | None:
         """Return what is wrong with its time, or will be soon."""
         if now < self.not_before:
-            return f"is good only from {self.not_before:%Y-%m-%d}: this machine's clock says {now:%Y-%m-%d %H:%M}"
+            return f"is good only from {self.not_before:%Y-%m-%d}: this machine's clock is at {now:%Y-%m-%d %H:%M}"
         days_left = (self.not_after - now).days
         if days_left < 0:
             return f"expired on {self.not_after:%Y-%m-%d}"
@@ -191,7 +191,7 @@ def read_certificate(path: Path) -> CertificateFacts:
     """Return the facts of the first certificate in a PEM file.
 
     Raises:
-        OSError, ValueError: it cannot be read, or is none.
+        OSError, ValueError: it cannot be read, or is not a certificate.
     """
     certificate = x509.load_pem_x509_certificate(path.read_bytes())
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)

@@ -104,7 +104,7 @@ class FleetFolder:
 
         Raises:
             NameRefusedError: a name does not fit its role.
-            HostRefusedError: a host is none.
+            HostRefusedError: a host is invalid.
             IdentityExistsError: one is taken; a revoked one may be enrolled again.
             EnrolmentError: a role needs something that is missing.
         """
@@ -199,7 +199,7 @@ class FleetFolder:
         """Return what signs this fleet's apps; a fleet from before there was a key gets one now.
 
         Raises:
-            EnrolmentError: the key cannot be read, or is none.
+            EnrolmentError: the key cannot be read, or is invalid.
         """
         with locked(self.folder):
             return self._app_signer()
@@ -357,10 +357,10 @@ def init_fleet(
     Raises:
         FleetExistsError: there is a fleet already.
         EnrolmentError: no host is named.
-        HostRefusedError: one that is named is none.
+        HostRefusedError: a host is invalid.
     """
     if not hosts:
-        raise EnrolmentError("say under which name devices reach the broker: --host broker.example.org")
+        raise EnrolmentError("the name under which devices reach the broker is missing: --host broker.example.org")
     _check_hosts(hosts)
     make_private_folder(folder)
     with locked(folder):

@@ -159,7 +159,7 @@ def start_classic(
     """Run a classic strategy over the line and return Flower's history; `server` replaces the plain GridServer.
 
     Raises:
-        RunEndedError: the run was interrupted, is over a limit, or short of clients.
+        RunEndedError: the run was interrupted, exceeds a limit, or has too few clients.
     """
     config = ServerConfig(num_rounds=num_rounds, round_timeout=round_timeout_s)
     return start_grid(grid=grid, server=server or GridServer(grid=grid, strategy=strategy), config=config)

@@ -31,7 +31,7 @@ _MISSED_PINGS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnd:
-    """How this client's part in the run ended. `is_rejected`: it never got in (the run was over, the token wrong).
+    """How this client's part in the run ended. `is_rejected`: it never got in (the run had ended, the token was wrong).
 
     `run_outcome` is set when the server reported how the whole run ended.
     """

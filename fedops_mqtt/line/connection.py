@@ -260,7 +260,7 @@ class Answers(StrEnum):
 
 
 def probe(server_ip: str, *, ca_file: Path | None = None, timeout_s: float = 5.0) -> Answers:
-    """Look who answers at `server_ip` now; takes at most about twice `timeout_s`.
+    """Return what answers at `server_ip` now; takes at most about twice `timeout_s`.
 
     Raises:
         LineConfigError: the address or the CA file is wrong.

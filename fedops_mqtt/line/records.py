@@ -208,7 +208,7 @@ def check_npy(data: bytes, *, dtype: str, shape: tuple[int, ...]) -> None:
     """
     found = open_npy(data)
     if dtype and (found.shape != shape or not _is_same_dtype(dtype, found.dtype)):
-        raise FrameError(f"npy array is {found.dtype}{found.shape}, its header says {dtype}{shape}")
+        raise FrameError(f"npy array is {found.dtype}{found.shape}, its header has {dtype}{shape}")
 
 
 def open_npy(data: bytes) -> NDArray[Any]:
@@ -288,7 +288,7 @@ def decompress(data: bytes, num_bytes: int) -> bytes:
     """
     try:
         if zstandard.frame_content_size(data) != num_bytes:
-            raise FrameError(f"zstd frame does not hold the {num_bytes} bytes that its header says")
+            raise FrameError(f"zstd frame does not hold the {num_bytes} bytes of its header")
         raw = zstandard.ZstdDecompressor().decompress(data, max_output_size=num_bytes)
     except zstandard.ZstdError as error:
         raise FrameError(f"zstd: {error}") from error

@@ -28,7 +28,7 @@ SIGNAL_LOOK_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOver:
-    """The run is over, and how."""
+    """How the run ended."""
 
     outcome: RunOutcome
     reason: str
@@ -131,7 +131,7 @@ class RunState:
     def wait_for_present(
         self, num_clients: int, deadline: Callable[[], float], *, max_clients: int | None = None
     ) -> list[int]:
-        """Wait until so many are present, or cannot be any more, the run is over, or `deadline` (monotonic) has come.
+        """Wait until so many are present, or cannot be any more, the run has ended, or `deadline` (monotonic) has come.
 
         `deadline` is asked again whenever it has come. Returns who is there.
         """
@@ -161,7 +161,7 @@ class RunState:
             self._wake_pollers({outbound_message.node_id for outbound_message in posted})
 
     def wait_for_replies(self, message_ids: Sequence[str], deadline: float) -> list[OutboundMessage]:
-        """Wait until all are answered, the run is over, or `deadline` has come; return what is still owed."""
+        """Wait until all are answered, the run has ended, or `deadline` has come; return what is still owed."""
         with self._changed:
             waiter = _Waiter(changed=threading.Condition(self._lock), remaining=set())
             self._refresh(waiter, message_ids)
@@ -210,7 +210,7 @@ class RunState:
             self._notify_all()
 
     def close(self, over: RunOver, deadline: float) -> list[str]:
-        """Inform every client that the run is over, wait until they know; return the MACs that could not be reached."""
+        """Inform every client that the run has ended, wait until they know; return the MACs that were not reached."""
         with self._changed:
             self._over, self._is_closed = over, True
             order = ControlLine(gone=over.outcome, reason=over.reason)
@@ -228,7 +228,7 @@ class RunState:
         """Let a process in that showed the right token.
 
         Raises:
-            LineRefusedError: the run is over, or the attempt is.
+            LineRefusedError: the run has ended, or the attempt has.
         """
         with self._changed:
             self._check_open()
@@ -246,7 +246,7 @@ class RunState:
         """Return a live session.
 
         Raises:
-            LineRefusedError: the run is over (410), or there is no such session here (any more): join again (409).
+            LineRefusedError: the run has ended (410), or there is no such session here (any more): join again (409).
         """
         with self._changed:
             session = self._sessions.get(session_id or "")
@@ -290,7 +290,7 @@ class RunState:
             self._settle(changes, f"{session.mac} {outcome}: {reason or 'left'}")
 
     def note_departed(self, session: Session) -> None:
-        """A process has been informed that the run is over."""
+        """A process has been informed that the run has ended."""
         if self._over is None:
             return
         is_good = self._over.outcome is RunOutcome.COMPLETED
@@ -301,7 +301,7 @@ class RunState:
         """Return what this client has to do next.
 
         Raises:
-            LineRefusedError: nothing more, the run is over.
+            LineRefusedError: nothing more, the run has ended.
         """
         with self._changed:
             self._check_open()

@@ -101,8 +101,8 @@ class LineRunner:
     """One client's part in one run. `redirect` and `stop` may come from any thread; the rest is the caller's thread.
 
     `on_progress` and `on_answered` are called in the caller's thread; `on_end` as soon as it is known that this
-    client's part is over, in any thread, perhaps while the app still computes: whoever wants to end that at once has to
-    end the process.
+    client's part has ended, in any thread, perhaps while the app still computes: only ending the process ends that at
+    once.
 
     Raises:
         LineConfigError: server address or CA file are wrong.
@@ -148,7 +148,7 @@ class LineRunner:
         )
 
     def run(self, app: ClientApp, context_factory: Callable[[Joined], Context] = make_context) -> RunEnd:
-        """Join, do what the server asks for until it is over, and return how it ended."""
+        """Join, do what the server asks for until the run has ended, and return how it ended."""
         self._enter(Phase.JOINING, None)
         self._client_session.start()
         try:

@@ -1,7 +1,7 @@
 """Home Assistant discovery, off by default: two sensors per client that read the client's own retained status.
 
-Only the descriptions are published, so the sensors work without a manager. They do not order messages as our readers
-do: a state that a late last will leaves behind is corrected by its owner within a second.
+Only the descriptions are published, so the sensors work without a manager. They show the status that came
+last and compare no epochs: a late last will is shown until the client corrects it, within a second.
 """
 
 import asyncio

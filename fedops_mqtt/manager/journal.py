@@ -155,8 +155,8 @@ class Journal:
     async def call(self, method: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run one of the methods on the journal's thread; calls happen in the order in which they were made.
 
-        While the database is away it waits, and a leader that is not sure to lead any more waits until it is: who goes
-        on after this may act on what was written.
+        While the database is away it waits, and a leader that is not sure to lead any more waits until it is: the
+        caller that goes on after this may act on what was written.
         """
         loop = asyncio.get_running_loop()
         done = loop.run_in_executor(self._thread, lambda: self.insist(method, *args, **kwargs))
@@ -184,7 +184,7 @@ class Journal:
     def lead(self, term: int, may_act: Callable[[], bool] = lambda: True) -> None:
         """From now on write only as the leader of this term: one that was frozen finds out before it acts.
 
-        `LeaseLostError` is raised by `add_run`, `write` and `add_launch` once another manager leads. `may_act` says
+        `LeaseLostError` is raised by `add_run`, `write` and `add_launch` once another manager leads. `may_act` returns
         whether no other manager can lead yet.
         """
         self._term, self._may_act, self._num_written = term, may_act, 0

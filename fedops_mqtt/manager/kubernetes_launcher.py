@@ -148,7 +148,7 @@ class KubernetesServer:
         if (reason := read_end(self._launch)) is not None:
             return reason
         how = view.ended or ("its Job is done" if view.exists else "its Job is not there")
-        return with_log_tail(f"FL server's pod is gone: {how}", self.log_path)
+        return with_log_tail(f"FL server's pod has ended: {how}", self.log_path)
 
     async def _fence(self) -> None:
         cluster, until = await self._open(), time.monotonic() + FENCE_S

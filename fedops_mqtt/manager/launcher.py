@@ -248,7 +248,7 @@ def stop_reason_file(log_path: Path) -> Path:
 def describe_exit(status: int | None) -> str:
     """Return how a process ended; None: its status is unknown."""
     if status is None:
-        return "FL server process is gone"
+        return "FL server process has ended"
     if status < 0:
         return f"FL server process was ended by {signal.Signals(-status).name}"
     return f"FL server process exited with status {status}"

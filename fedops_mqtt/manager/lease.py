@@ -1,9 +1,9 @@
 """The lease: at most one manager acts on a database, and each that begins to lead takes a higher `term`.
 
-With SQLite a lock on a file beside the database decides (the kernel frees it when its holder dies); with a database
-server a row that its holder renews. No two clocks are compared: who waits takes a row that it has seen unchanged for
-`ROW_LEASE_S` by its own clock, in looks that the database answered, and who leads counts the same time from before its
-last renewal. The time of an unavailable database, or of a stopped host, is not counted.
+With SQLite the lease is a lock on a file beside the database, which the kernel frees when its holder dies. With a
+database server it is a row that its holder renews, and no two clocks are compared: a standby manager takes the row once
+it has read it unchanged for `ROW_LEASE_S` by its own clock, and the leader gives up after the same time, counted from
+before its last renewal. The standby counts no time in which the database does not answer or its own host stands still.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ RENEW_S = 1.0
 """Between two renewals; they have a thread of their own: neither the event loop nor a long write delays them."""
 
 _LONGEST_LOOK_S = 2 * STANDBY_POLL_S
-"""Of the time between two looks no more counts: who waits may itself be what stood still."""
+"""Of the time between two looks no more counts: the host of the standby manager may be what stood still."""
 
 _MARGIN_S = 0.25
 """A leader stops acting so long before its lease can be taken; two clocks may run at different speeds."""
@@ -97,7 +97,7 @@ class Lease(ABC):
 
     @abstractmethod
     def holder(self) -> str:
-        """Return who leads, for people."""
+        """Return the name of the manager that leads, for people."""
 
 
 async def wait_for_lease(
@@ -105,8 +105,8 @@ async def wait_for_lease(
 ) -> int | None:
     """Return the term once this manager leads; None when it is stopped before.
 
-    It is never cancelled instead of stopped: a lease that was taken on `call`'s thread while nobody waits for it any
-    more would be held by nobody.
+    It is never cancelled instead of stopped: a lease that `call`'s thread takes after the waiting task was cancelled
+    would be held, and no manager would lead.
 
     Args:
         lease: what is waited for.
@@ -178,7 +178,7 @@ class RowLease(Lease):
 
     Args:
         engine: of the database.
-        me: who this is, for people.
+        me: this manager's name, for people.
         clock: seconds since 1970; terms begin with it, nothing else is decided by it.
         monotonic: seconds that never step, by which the lease is counted.
     """
@@ -267,13 +267,13 @@ class RowLease(Lease):
             self._term = None
 
     def holder(self) -> str:
-        """Return who leads."""
+        """Return the name of the manager that leads."""
         with self._engine.connect() as connection:
             found = connection.execute(select(tables.lease.c.holder).where(tables.lease.c.name == _NAME)).scalar()
         return str(found or "nobody")
 
     def _note_outage(self, sentence: str, error: DBAPIError) -> None:
-        """Log the first failure of an outage; raise what is none."""
+        """Log the first failure of an outage; raise every other error."""
         if not is_away(error):
             raise error
         if not self._is_away:

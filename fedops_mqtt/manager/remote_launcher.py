@@ -268,7 +268,7 @@ class RemoteServer:
     def _describe(self, how: str) -> str:
         if not self._has_started() or (self._is_resumed and not self.log_path.exists()):
             problem = read_tail(self._messages)
-            how = how or "its launch command is gone"
+            how = how or "its launch command has ended"
             return f"FL server cannot be started: {how}; last lines of its output: {problem}"
         return launcher.with_log_tail(how or launcher.ENDED_UNSEEN, self.log_path)
 

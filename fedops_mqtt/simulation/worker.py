@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Play the clients that stdin lists, until the run is over for all of them."""
+    """Play the clients that stdin lists, until the run has ended for all of them."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     work = Work.model_validate_json(sys.stdin.readline())
     threading.Thread(target=_die_with_parent, name="parent", daemon=True).start()

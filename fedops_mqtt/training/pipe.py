@@ -90,7 +90,7 @@ class MetricsReport(WireModel):
 
 
 class EndedReport(WireModel):
-    """How it ended; `outcome` is None when the run was over before this client joined, or its app was refused."""
+    """How it ended; `outcome` is None when the run had ended before this client joined, or its app was refused."""
 
     report: Literal["ended"] = "ended"
     outcome: Outcome | None
@@ -134,7 +134,7 @@ logger = logging.getLogger(__name__)
 _PHASE_INTERVAL_S = 0.05
 """At most this often a change of phase is reported; trivial rounds have hundreds of changes a second."""
 _LEAVE_S = 2.0
-"""Once the run is over for us, the user's code has this long before the process leaves without it."""
+"""Once the run has ended for this client, the user's code has this long before the process leaves without it."""
 
 
 class Reporter:

@@ -44,7 +44,7 @@ _NAMES = {
 
 
 class PhaseClock:
-    """Adds up the time in each phase, and holds a message's report until its upload is over. For any thread."""
+    """Adds up the time in each phase, and holds a message's report until its upload has ended. For any thread."""
 
     def __init__(self, publish: Callable[[MetricsReport], None]) -> None:
         self._publish = publish
@@ -55,7 +55,7 @@ class PhaseClock:
         self._held: MetricsReport | None = None
 
     def enter(self, phase: Phase) -> None:
-        """Begin a phase; a report that is held is published once its upload is over."""
+        """Begin a phase; a report that is held is published once its upload has ended."""
         with self._lock:
             self._stop()
             self._name = _NAMES[phase]
@@ -100,7 +100,7 @@ class ShownRounds:
         """Return the round as it stands after one more answer.
 
         Args:
-            answered: what was answered; its upload is over.
+            answered: what was answered; its upload has ended.
             began_at: when the app began to compute it, monotonic seconds; as `now` is.
             now: when this is shown.
             bytes_so_far: received and sent by the training as a whole.
@@ -149,7 +149,7 @@ class TrainingRun:
         self._cutter = MetricsCutter(logger.warning)
 
     def run(self) -> EndedReport:
-        """Train until the run is over for this client and return how it ended."""
+        """Train until the run has ended for this client and return how it ended."""
         self._reporter.phase(PhaseReport(phase=Phase.JOINING))
         try:
             app = load_app(self._job, self._make_register)
@@ -289,7 +289,7 @@ class TrainingRun:
             self._wandb.log(shown, step=report.round)
 
     def _end(self, end: RunEnd) -> None:
-        """The run is over for this client, perhaps while the app still computes: report now, leave soon."""
+        """The run has ended for this client, perhaps while the app still computes: report now, leave soon."""
         self._reporter.ended(self._report_of(end))
         leave_soon(self.close)
 

@@ -177,7 +177,7 @@ async def test_a_task_moves_to_another_site(sites: Sites, yard: Yard) -> None:
     signed = ("--fleet", str(north.fleet))
     nowhere = await sites.verb("app", "publish", str(project), "--task", "new", *signed)
     assert "no site has task new" in nowhere.stderr
-    assert "--site says where to publish it" in nowhere.stderr
+    assert "--site names the site to publish at" in nowhere.stderr
     await done(sites.verb("app", "publish", str(project), "--task", MOVING, *signed))
     await north.enrol(*DEVICES, task=MOVING, app="delivered")
     devices = [await north.start_device(mac) for mac in DEVICES]

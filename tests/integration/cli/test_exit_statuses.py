@@ -257,7 +257,7 @@ MODEL = {"list": [], "show": [], "rollback": ["--to", "1"]}
 @pytest.mark.parametrize("verb", MODEL)
 def test_models_that_are_not_there(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["model", verb, "digits", "--store", str(tmp_path), *MODEL[verb]]
-    seen(arguments, ExitCode.FAILED, "--store says where they are", capsys)
+    seen(arguments, ExitCode.FAILED, "--store names another store", capsys)
 
 
 def test_a_demo_without_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -168,7 +168,7 @@ async def test_a_verb_acts_at_the_site_that_has_the_task_or_the_run(sites: TwoSi
 async def test_a_task_of_two_sites_needs_to_be_told_which(sites: TwoSites, verb: Verbs) -> None:
     refused = await verb("start", "shared")
     assert refused.code == ExitCode.USAGE
-    assert "task shared is at several sites: north, south. --site says which." in refused.err
+    assert "task shared is at several sites: north, south. --site chooses one." in refused.err
     assert (await verb("start", "shared", "--site", "south")).code == ExitCode.OK
     assert (await sites.south.get("/runs"))["total"] == 1
     nowhere = await verb("start", "nothing")
