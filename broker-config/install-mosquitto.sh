@@ -1,5 +1,5 @@
 #!/bin/sh
-# Finds mosquitto, or installs it from Debian's packages; elsewhere it says which command does.
+# Finds mosquitto, or installs it from Debian's packages; elsewhere it prints the command that does.
 set -eu
 PATH="$PATH:/usr/sbin:/usr/local/sbin"
 if command -v mosquitto >/dev/null 2>&1; then exit 0; fi
