@@ -1,4 +1,4 @@
-"""The FL server: `python server_main.py`; what the manager tells it outweighs config.yaml."""
+"""The FL server: `python server_main.py`; settings from the manager outweigh config.yaml."""
 
 from model import make_model, make_set, test_llm
 

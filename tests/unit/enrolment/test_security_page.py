@@ -26,6 +26,6 @@ def test_every_row_of_the_threat_table_says_what_stops_it_and_how_one_knows() ->
 
 
 def test_every_role_has_its_row() -> None:
-    table = PAGE.partition("## Who is who")[2].partition("## Threats")[0].lower()
+    table = PAGE.partition("## Identities")[2].partition("## Threats")[0].lower()
     words = {Role.SERVER: "fl server"}
     assert [role for role in Role if f"| {words.get(role, role.value)} |" not in table] == []
