@@ -6,13 +6,13 @@ from contextlib import asynccontextmanager
 from importlib import import_module
 from pathlib import Path
 
-import httpx
 import pytest
 from ports import free_port
 from secure_site import MANAGER, STANDBY, TASK, SecureSite, make_fleet
 from terminals import at_a_terminal
 from yard import TIMEOUT_S, Yard, eventually
 
+from fedops_mqtt import AsyncManagerClient
 from fedops_mqtt.bus import BusOptions, Connected, Connection, Mosquitto
 from fedops_mqtt.protocol import Channel, ClientStatus, filter_for, topics, utc_now
 
@@ -97,10 +97,11 @@ async def test_watch_and_manager_say_that_a_broker_drops(yard: Yard) -> None:
         said = "the broker dropped [0-9]+ messages: clients may be missing; raise max_queued_messages"
         await watch.until_said(f'^bus status=dropping reason="{said}')
         await manager.until_said(f"messages are lost at the broker.*{said}")
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=TIMEOUT_S) as http:
-            health = (await http.get("/api/v1/health")).json()
-        assert "raise max_queued_messages" in health["problem"]
-        assert health["num_clients"] < NUM_CRAMPED
+        async with AsyncManagerClient(f"http://127.0.0.1:{port}", timeout_s=TIMEOUT_S) as api:
+            health = await api.health()
+        assert health.problem is not None
+        assert "raise max_queued_messages" in health.problem
+        assert health.num_clients < NUM_CRAMPED
 
 
 async def test_watch_at_a_terminal_shows_it_above_the_table_however_narrow() -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
-import httpx
 import psutil
 from orders import FOLDER
 from reader import Observer
 
+from fedops_mqtt import AsyncManagerClient
 from fedops_mqtt.demo.reaper import end_marked, marked
 from fedops_mqtt.protocol import ClientCondition
 
@@ -226,13 +226,14 @@ class Site:
 
     async def start_run(self, **fields: object) -> str:
         """Ask the manager for a run and return its id; what the verb `start` does is tested elsewhere."""
-        async with httpx.AsyncClient(base_url=self.manager_url, timeout=TIMEOUT_S, trust_env=False) as api:
-            answer = await api.post("/api/v1/runs", json={"task_id": self.task_id, **fields})
-            assert answer.status_code == httpx.codes.CREATED, answer.text
-            return str(answer.json()["run_id"])
+        async with self.manager_client() as api:
+            return (await api.start(self.task_id, **fields)).run_id
 
     async def ask(self, path: str) -> dict[str, object]:
-        async with httpx.AsyncClient(base_url=self.manager_url, timeout=TIMEOUT_S, trust_env=False) as api:
-            answer = await api.get(f"/api/v1{path}")
-            answer.raise_for_status()
-            return dict(answer.json())
+        """Return the JSON that the manager answers, as it is: tests check its form too."""
+        async with self.manager_client() as api:
+            return dict(await api.request("GET", path))
+
+    def manager_client(self) -> AsyncManagerClient:
+        """Return a client, to be entered, of the manager that leads."""
+        return AsyncManagerClient(self.manager_url, timeout_s=TIMEOUT_S)

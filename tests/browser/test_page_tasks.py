@@ -1,15 +1,12 @@
 """What people do with a task's runs on its page: choose who trains, compare, and carry the results away."""
 
-import httpx
 import pytest
 from browsing import PATIENCE_MS, PHONE, Visitor
 from bundles import PROJECT, zipped
 from playwright.async_api import expect
-from yard import TIMEOUT_S, Site
+from yard import Site
 
 pytestmark = pytest.mark.long
-
-FILE_TYPE = "application/zip"
 
 _SIDEWAYS = """() => [document.documentElement, ...document.querySelectorAll('.fed-scroll, .ag-center-cols-viewport')]
   .filter((each) => each.scrollWidth > each.clientWidth + 1)
@@ -53,11 +50,13 @@ async def test_a_version_of_the_app_is_made_current_after_a_question(site: Site,
     async def current() -> list[str]:
         return [each["version"] for each in (await site.ask(apps))["items"] if each["is_current"]]
 
-    async with httpx.AsyncClient(base_url=site.manager_url, trust_env=False, timeout=TIMEOUT_S) as http:
-        for version in ("1.0", "2.0"):
-            files = {"pyproject.toml": PROJECT.replace("1.2.0", version).encode(), "digits/__init__.py": b""}
-            published = await http.post(f"/api/v1{apps}", content=zipped(files), headers={"content-type": FILE_TYPE})
-            assert published.status_code == 201, published.text
+    async def publish(version: str) -> None:
+        files = {"pyproject.toml": PROJECT.replace("1.2.0", version).encode(), "digits/__init__.py": b""}
+        async with site.manager_client() as api:
+            await api.publish_app(site.task_id, zipped(files))
+
+    await publish("1.0")
+    await publish("2.0")
     page = await visitor.open(f"/tasks/{site.task_id}")
     await page.get_by_role("button", name="Make current").click()
     await visitor.sees("Make version 1.0 current?")
@@ -68,11 +67,7 @@ async def test_a_version_of_the_app_is_made_current_after_a_question(site: Site,
     await page.get_by_role("button", name="Make it current").click()
     await visitor.sees("Version 1.0 is current.")
     assert await current() == ["1.0"]
-    async with httpx.AsyncClient(
-        base_url=site.manager_url, trust_env=False, timeout=TIMEOUT_S
-    ) as http:  # somebody else, meanwhile
-        files = {"pyproject.toml": PROJECT.replace("1.2.0", "3.7").encode(), "digits/__init__.py": b""}
-        await http.post(f"/api/v1{apps}", content=zipped(files), headers={"content-type": FILE_TYPE})
+    await publish("3.7")  # somebody else, meanwhile
     await visitor.sees("3.7")
 
 

@@ -5,12 +5,12 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 
 import chaos_journals
-import httpx
 from chaos_journals import ManagerJournal, read_manager_journal
 from chaos_world import TASK, World
 from reader import Json, Observer
 from yard import Installed
 
+from fedops_mqtt import AsyncManagerClient
 from fedops_mqtt.core.client_state import ClientState
 from fedops_mqtt.core.fleet import Presence
 from fedops_mqtt.core.run import Run
@@ -111,13 +111,11 @@ async def _once_told(fresh: Observer, run: Run) -> Json:
 
 
 async def _manager(world: World) -> AsyncIterator[str]:
-    async with httpx.AsyncClient(
-        base_url=f"http://{world.manager_address}", timeout=PATIENCE_S, trust_env=False
-    ) as api:
-        items = (await api.get("/api/v1/clients", params={"task_id": TASK})).json()["items"]
-    for item in items:
-        if item["presence"] == Presence.OUT:
-            yield f"the manager thinks that {item['client_mac']} is out: {item['reason']}"
+    async with AsyncManagerClient(f"http://{world.manager_address}", timeout_s=PATIENCE_S) as api:
+        clients = await api.clients(task_id=TASK)
+    for client in clients:
+        if client.presence is Presence.OUT:
+            yield f"the manager thinks that {client.client_mac} is out: {client.reason}"
 
 
 def _client_as_it_is(world: World, number: int, said: ClientStatus, *, is_out: bool) -> Iterator[str]:

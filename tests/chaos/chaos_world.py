@@ -12,7 +12,6 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import httpx
 import psutil
 from cluster_site import SCREENS, enrol_task, reading
 from fault_proxy import FaultProxy
@@ -24,11 +23,13 @@ from secure_site import HOST, SecureSite
 from spy import Spy, spying
 from yard import Installed, Yard
 
+from fedops_mqtt import AsyncManagerClient
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.bus.owner import EpochFile
 from fedops_mqtt.demo.reaper import marked
 from fedops_mqtt.device.journal import identity_dir
 from fedops_mqtt.enrolment import FleetFolder
+from fedops_mqtt.manager.client import ManagerClientError
 
 TASK = "chaos"
 SERVER = "server-chaos"
@@ -261,12 +262,11 @@ class World:
     async def stop_runs(self, fault: Fault) -> None:
         """Somebody wants the run of now ended."""
         try:
-            async with httpx.AsyncClient(base_url=f"http://{self.manager_address}", timeout=3, trust_env=False) as api:
-                runs = (await api.get("/api/v1/runs")).json()["items"]
-                for run in runs:
-                    if run["outcome"] is None:
-                        await api.post(f"/api/v1/runs/{run['run_id']}/stop", json={"reason": "enough"})
-        except (httpx.HTTPError, ValueError, KeyError):
+            async with AsyncManagerClient(f"http://{self.manager_address}", timeout_s=3) as api:
+                for run in await api.runs():
+                    if run.outcome is None:
+                        await api.stop(run.run_id, reason="enough")
+        except ManagerClientError:
             pass  # the manager is down, or restarts and refuses
 
     async def freeze_manager(self, fault: Fault) -> None:

@@ -12,10 +12,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import httpx
 from chaos_invariants import broken_invariants
 from chaos_world import FAULTS_OF, LIMITS, TASK, Fault, World, living, make_schedule
 
+from fedops_mqtt import AsyncManagerClient
+from fedops_mqtt.manager.client import ManagerClientError
 from fedops_mqtt.runtime.background import alongside
 
 POLL_S = 0.25
@@ -50,21 +51,20 @@ async def _suffer(world: World, fault: Fault) -> None:
 
 async def _keep_running(world: World) -> None:
     """Ask for a run whenever there is none."""
-    async with httpx.AsyncClient(base_url=f"http://{world.manager_address}", timeout=3, trust_env=False) as api:
+    async with AsyncManagerClient(f"http://{world.manager_address}", timeout_s=3) as api:
         while True:
             try:
-                answer = await api.post("/api/v1/runs", json={"task_id": TASK, "join": "open"})
-                if answer.status_code == httpx.codes.CREATED:
-                    print(f"          started {answer.json()['run_id']}", flush=True)
-            except httpx.HTTPError:
-                pass  # the manager is down, or frozen: that is what we are here for
+                run = await api.start(TASK, join="open")
+                print(f"          started {run.run_id}", flush=True)
+            except ManagerClientError:
+                pass  # there is a run, or the manager is down, or frozen: that is what we are here for
             await asyncio.sleep(POLL_S)
 
 
 async def _settle(world: World) -> bool:
     """Wait until no run is under way and nobody trains; every run has its limits, so this ends."""
     deadline = time.monotonic() + LIMITS["run_s"] + SETTLE_S
-    async with httpx.AsyncClient(base_url=f"http://{world.manager_address}", timeout=60, trust_env=False) as api:
+    async with AsyncManagerClient(f"http://{world.manager_address}", timeout_s=60) as api:
         while time.monotonic() < deadline:
             if await _is_quiet(world, api):
                 return True
@@ -72,22 +72,21 @@ async def _settle(world: World) -> bool:
     return False
 
 
-async def _is_quiet(world: World, api: httpx.AsyncClient) -> bool:
+async def _is_quiet(world: World, api: AsyncManagerClient) -> bool:
     try:
-        runs = (await api.get("/api/v1/runs", params={"limit": 1000})).json()["items"]
-        clients = (await api.get("/api/v1/clients")).json()["items"]
-    except (httpx.HTTPError, ValueError, KeyError):
+        runs, clients = await api.runs(), await api.clients()
+    except ManagerClientError:
         return False
-    is_over = all(run["outcome"] for run in runs)
-    is_here = [client for client in clients if client["presence"] != "out" and client["run"] is None]
+    is_over = all(run.outcome for run in runs)
+    is_here = [client for client in clients if client.presence != "out" and client.run is None]
     return is_over and len(is_here) == len(world.macs) and not world.trainings() and not world.servers()
 
 
 async def _tell_runs(world: World) -> None:
-    async with httpx.AsyncClient(base_url=f"http://{world.manager_address}", timeout=20, trust_env=False) as api:
-        for run in (await api.get("/api/v1/runs", params={"limit": 1000})).json()["items"]:
-            line = f"{run['run_id']}: {run['outcome']} after round {run['round']}, {run['launch']} launches"
-            print(f"run {line}: {run['reason']}", flush=True)
+    async with AsyncManagerClient(f"http://{world.manager_address}", timeout_s=20) as api:
+        for run in await api.runs():
+            line = f"{run.run_id}: {run.outcome} after round {run.round}, {run.launch} launches"
+            print(f"run {line}: {run.reason}", flush=True)
 
 
 def main() -> int:
