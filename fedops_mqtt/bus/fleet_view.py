@@ -1,17 +1,18 @@
 """The state of clients, servers, runs and their newest numbers as flat records, applied from bus messages alone.
 
-A `FleetView` has no clock, screen or socket; whoever owns it feeds it events and the time they came.
+A bus event becomes presence here alone: `bus.fleet`, `watch` and the manager's `BusReader` each own a `FleetView`. It
+has no clock, screen or socket; its owner feeds it events and the time they came.
 """
 
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
-from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Disconnected, Dropped, Received
+from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Disconnected, Dropped, Malformed, Received
 from fedops_mqtt.core.fencing import DroppedMessageDetector
-from fedops_mqtt.core.fleet import ClientView, Fleet, ServerView, StatusView
+from fedops_mqtt.core.fleet import AnyStatus, ClientView, Fleet, ServerView, StatusView
 from fedops_mqtt.protocol import (
     MAX_METRICS,
     Channel,
@@ -56,9 +57,39 @@ class FleetView:
     """The last changes, the newest last."""
     _last_records: dict[Key, Record] = field(default_factory=dict)
 
+    def apply(self, event: BusEvent, now: float) -> bool:
+        """Apply one event; False when it is not worth a line, as a stale status or a client's numbers are not."""
+        match event:
+            case Received(_, message, is_retained):
+                return self._apply_message(message, now, is_retained=is_retained)
+            case Connected():
+                self.is_connected = True
+                self.fleet.listen(now)
+                self.dropped_messages.listen()
+            case Disconnected():
+                self.is_connected = False
+                self.fleet.pause()
+            case Cleared(topic):
+                self._forget(topic)
+            case Dropped(num_messages):
+                self.dropped_messages.count(num_messages)
+                return False
+            case Malformed():
+                return False
+            case _:
+                assert_never(event)
+        return True
+
+    def apply_status(self, status: AnyStatus, *, now: float, is_retained: bool) -> bool:
+        """Apply one status; False when it was stale."""
+        if isinstance(status, ClientStatus):
+            is_known = self.fleet.client(status.task_id, status.client_mac) is not None
+            self.dropped_messages.note(status, is_known=is_known, is_retained=is_retained)
+        return self.fleet.apply(status, now=now, is_retained=is_retained)
+
     def take(self, event: BusEvent, now: float) -> Record | None:
         """Apply one event; return what changed of whom, None when nothing that is worth a line did."""
-        change = self._apply_event(event, now)
+        change = self._change_of(event) if self.apply(event, now) else None
         if change is not None:
             self.recent.append(change)
         return change
@@ -69,27 +100,6 @@ class FleetView:
         if problem is None:
             return None
         return self._changed({"kind": "bus", "status": "dropping", "reason": problem})
-
-    def _apply_event(self, event: BusEvent, now: float) -> Record | None:
-        match event:
-            case Connected():
-                self.is_connected = True
-                self.fleet.listen(now)
-                self.dropped_messages.listen()
-                return {"kind": "bus", "status": "connected"}
-            case Disconnected(reason):
-                self.is_connected = False
-                self.fleet.pause()
-                return {"kind": "bus", "status": "lost", "reason": reason}
-            case Cleared(topic):
-                return self._forget(topic)
-            case Dropped(num_messages):
-                self.dropped_messages.count(num_messages)
-            case Received(_, message, is_retained):
-                return self._apply_message(message, now, is_retained=is_retained)
-            case _:
-                pass
-        return None
 
     def expire(self, now: float) -> list[Record]:
         """Take owners whose lease has ended as out; return what changed."""
@@ -114,25 +124,40 @@ class FleetView:
         """Return the runs, the newest first."""
         return sorted(self.fleet.runs.values(), key=lambda view: view.status.created_at, reverse=True)
 
-    def _apply_message(self, message: Message, now: float, *, is_retained: bool) -> Record | None:
+    def _apply_message(self, message: Message, now: float, *, is_retained: bool) -> bool:
         match message:
             case ClientStatus() | ServerStatus() | RunStatus() | ManagerStatus():
-                if isinstance(message, ClientStatus):
-                    is_known = self.fleet.client(message.task_id, message.client_mac) is not None
-                    self.dropped_messages.note(message, is_known=is_known, is_retained=is_retained)
-                is_news = self.fleet.apply(message, now=now, is_retained=is_retained)
-                return self._changed(self._record_of(message)) if is_news else None
+                return self.apply_status(message, now=now, is_retained=is_retained)
             case ClientMetrics() if message.kind is not MetricsKind.SYSTEM:
                 key = (message.task_id, message.client_mac)
                 known = {**self.metrics.get(key, {}), **_measures(message.values)}
                 self.metrics[key] = dict(list(known.items())[-MAX_METRICS:])
             case ServerMetrics():
-                return self._note_round(message)
+                rounds = self.history.setdefault((message.task_id, message.run_id), [])
+                rounds[:] = [known for known in rounds if known.round < message.round]
+                rounds.append(message)
+                return True
             case _:
                 pass
-        return None
+        return False
 
-    def _record_of(self, message: ClientStatus | ServerStatus | RunStatus | ManagerStatus) -> Record:
+    def _change_of(self, event: BusEvent) -> Record | None:
+        """Return the record of what an event changed."""
+        match event:
+            case Connected():
+                return {"kind": "bus", "status": "connected"}
+            case Disconnected(reason):
+                return {"kind": "bus", "status": "lost", "reason": reason}
+            case Cleared(topic):
+                return self._forgotten_record(topic)
+            case Received(_, ServerMetrics() as message, _):
+                return round_record(message)
+            case Received(_, ClientStatus() | ServerStatus() | RunStatus() | ManagerStatus() as message, _):
+                return self._changed(self._record_of(message))
+            case _:
+                return None
+
+    def _record_of(self, message: AnyStatus) -> Record:
         match message:
             case ClientStatus():
                 return client_record(self, self.fleet.clients[(message.task_id, message.client_mac)])
@@ -143,19 +168,6 @@ class FleetView:
             case ManagerStatus():
                 return manager_record(self.fleet.manager or StatusView(status=message, heard_at=0, since=0))
 
-    def _note_round(self, message: ServerMetrics) -> Record:
-        rounds = self.history.setdefault((message.task_id, message.run_id), [])
-        rounds[:] = [known for known in rounds if known.round < message.round]
-        rounds.append(message)
-        return {
-            "kind": "round",
-            "task_id": message.task_id,
-            "run_id": message.run_id,
-            "round": message.round,
-            "metrics": dict(message.metrics),
-            "duration_s": message.duration_s,
-        }
-
     def _changed(self, record: Record) -> Record | None:
         """A heartbeat repeats a status as it is; that is no change."""
         key = _key_of(record)
@@ -164,11 +176,13 @@ class FleetView:
         self._last_records[key] = record
         return record
 
-    def _forget(self, topic: Topic) -> Record | None:
+    def _forget(self, topic: Topic) -> None:
         self.fleet.forget(topic)
         if topic.channel is Channel.CLIENT_STATUS:
             self.dropped_messages.forget(topic.task_id or "", topic.client_mac or "")
         self.history.pop((topic.task_id or "", topic.run_id or ""), None)
+
+    def _forgotten_record(self, topic: Topic) -> Record | None:
         name = _NAME_OF_CHANNEL.get(topic.channel)
         if name is None:
             return None
@@ -247,6 +261,18 @@ def run_record(status: RunStatus) -> Record:
         "metrics": dict(status.metrics),
         "clients": {str(status): counts[status] for status in MemberCondition if counts.get(status)},
         "model_path": status.model_path,
+    }
+
+
+def round_record(message: ServerMetrics) -> Record:
+    """Return a round of a run as a flat record."""
+    return {
+        "kind": "round",
+        "task_id": message.task_id,
+        "run_id": message.run_id,
+        "round": message.round,
+        "metrics": dict(message.metrics),
+        "duration_s": message.duration_s,
     }
 
 

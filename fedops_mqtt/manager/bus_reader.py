@@ -1,7 +1,8 @@
 """Applies the bus's events to the fleet and to the open runs; it decides nothing and publishes nothing.
 
-The fleet is updated at each message, also while the journal is written (`apply`); the runs are updated, and leases
-checked, once a turn, right before the plan is made (`settle`).
+A `FleetView` makes presence of events; budgets, runs and the journal are the manager's own and are here. The fleet is
+updated at each message, also while the journal is written (`apply`); the runs are updated, and leases checked, once a
+turn, right before the plan is made (`settle`).
 """
 
 import logging
@@ -12,7 +13,7 @@ from typing import assert_never
 import orjson
 
 from fedops_mqtt.bus import BusEvent, Cleared, Connected, Disconnected, Dropped, Malformed, Received
-from fedops_mqtt.core.fencing import DroppedMessageDetector
+from fedops_mqtt.bus.fleet_view import FleetView
 from fedops_mqtt.core.fleet import Fleet, StatusView
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.core.run_member import RunEvent
@@ -100,8 +101,9 @@ class BusReader:
     """
 
     def __init__(self, fleet: Fleet, open_runs: OpenRuns, tasks: Container[str] | None = None) -> None:
+        self._view = FleetView(fleet=fleet)
         self.fleet = fleet
-        self.dropped_messages = DroppedMessageDetector()
+        self.dropped_messages = self._view.dropped_messages
         self._warned_at: int | None = None
         self.orphaned_run_topics: dict[str, Topic] = {}
         self.unknown_servers: dict[str, ServerStatus] = {}
@@ -125,21 +127,19 @@ class BusReader:
         is_new = False
         for event in events:
             match event:
-                case Connected():
-                    self.fleet.listen(now)
-                    self.dropped_messages.listen()
-                    self.num_reconnects += 1
-                    is_new = True
-                case Disconnected():
-                    self.fleet.pause()
-                case Malformed():
-                    self.num_malformed += 1
-                case Cleared(topic=topic):
-                    is_new |= self._cleared(topic)
                 case Received():
                     self._received(event, now)
-                case Dropped(num_messages=num_messages):
-                    self.dropped_messages.count(num_messages)
+                case Connected():
+                    self._view.apply(event, now)
+                    self.num_reconnects += 1
+                    is_new = True
+                case Cleared(topic=topic):
+                    self._view.apply(event, now)
+                    is_new |= self._cleared(topic)
+                case Disconnected() | Dropped():
+                    self._view.apply(event, now)
+                case Malformed():
+                    self.num_malformed += 1
                 case _:
                     assert_never(event)
         self._warn_of_dropped_messages()
@@ -221,8 +221,7 @@ class BusReader:
 
     def _client(self, status: ClientStatus, now: float, *, is_retained: bool) -> None:
         before = self.fleet.client(status.task_id, status.client_mac)
-        self.dropped_messages.note(status, is_known=before is not None, is_retained=is_retained)
-        if not self.fleet.apply(status, now=now, is_retained=is_retained):
+        if not self._view.apply_status(status, now=now, is_retained=is_retained):
             return
         self.changed.add((status.task_id, status.client_mac))
         self.num_client_reconnects += before is not None and not is_retained and before.status.epoch < status.epoch
@@ -235,7 +234,7 @@ class BusReader:
         self._add_to_runs(view)
 
     def _server(self, status: ServerStatus, now: float, *, is_retained: bool) -> None:
-        if not self.fleet.apply(status, now=now, is_retained=is_retained):
+        if not self._view.apply_status(status, now=now, is_retained=is_retained):
             return
         server = self.fleet.servers[status.task_id].status  # of a will: with what the will omits
         if server.run_id is not None and server.run_id in self._open_runs:
@@ -270,11 +269,9 @@ class BusReader:
             logger.warning("messages are lost at the broker", extra={"problem": problem})
 
     def _cleared(self, topic: Topic) -> bool:
-        """Forget what the topic described; True when it was the status of an open run."""
-        self.fleet.forget(topic)
+        """Note that a topic was cleared; True when it was the status of an open run."""
         if topic.channel is Channel.CLIENT_STATUS:
             self._other_tasks[topic.client_mac or ""].discard(topic.task_id or "")
-            self.dropped_messages.forget(topic.task_id or "", topic.client_mac or "")
             self.changed.add((topic.task_id or "", topic.client_mac or ""))
         return topic.channel is Channel.RUN_STATUS and (topic.run_id or "") in self._open_runs
 
