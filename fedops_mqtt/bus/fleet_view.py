@@ -4,11 +4,10 @@ A bus event becomes presence here alone: `bus.fleet`, `watch` and the manager's 
 has no clock, screen or socket; its owner feeds it events and the time they came.
 """
 
-import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import Any, assert_never
 
 from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Disconnected, Dropped, Malformed, Received
 from fedops_mqtt.core.fencing import DroppedMessageDetector
@@ -27,9 +26,6 @@ from fedops_mqtt.protocol import (
     ServerStatus,
     Topic,
 )
-
-if TYPE_CHECKING:
-    from fedops_mqtt.bus.watch import Bus
 
 Record = dict[str, Any]
 """One client, server, run or manager as flat JSON; `kind` says which."""
@@ -198,14 +194,6 @@ _NAME_OF_CHANNEL = {
     Channel.RUN_STATUS: "run",
     Channel.MANAGER_STATUS: "manager",
 }
-
-
-async def feed(
-    bus: "Bus", task_id: str | None, fleet_view: FleetView, on_event: Callable[[Record | None], None]
-) -> None:
-    """Apply every event of a bus to a view, for ever; `on_event` receives what each event changed."""
-    async for event in bus.events(task_id):
-        on_event(fleet_view.take(event, time.monotonic()))
 
 
 def client_record(fleet_view: FleetView, view: ClientView) -> Record:

@@ -10,8 +10,8 @@ overtaken (a last will that comes after its client is back) never appears.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -20,7 +20,7 @@ from fedops_mqtt.bus.address import BusOptions
 from fedops_mqtt.bus.connection import Connection
 from fedops_mqtt.bus.errors import NotConnectedError
 from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, EventBuffer, Malformed, Received
-from fedops_mqtt.bus.fleet_view import FleetView
+from fedops_mqtt.bus.fleet_view import FleetView, Record
 from fedops_mqtt.core.fencing import Stamp, stamp_of
 from fedops_mqtt.protocol import Channel, Message, StatusMessage, Topic, filter_for
 from fedops_mqtt.runtime.background import alongside
@@ -36,7 +36,7 @@ WATCHED_CHANNELS = (
 """What any user may read; triggers carry tokens and are for the addressed client alone."""
 
 _LEASES_S = 1.0
-"""How often `fleet` looks whose lease has ended."""
+"""Between two looks of `changes` whose lease has ended: a look takes time for each client."""
 
 
 def connect(
@@ -148,18 +148,38 @@ class Bus:
             IdentityError, PublishRefusedError: as for `watch`.
         """
         view = FleetView()
+        async with aclosing(self.changes(view, task_id)) as changes:
+            await anext(changes)  # the connection alone: nobody is known yet
+            async for changed in changes:
+                if changed:
+                    yield view
+
+    async def changes(self, view: FleetView, task_id: str | None = None) -> AsyncGenerator[list[Record], None]:
+        """Apply what is received to a view, for ever; yield what each batch of events changed, which may be nothing.
+
+        The first batch is the connection as it is now. Leases that end, and messages that the broker dropped, are
+        changes too.
+
+        Raises:
+            IdentityError, PublishRefusedError: as for `watch`.
+        """
         async with self._buffer(task_id) as (buffer, first):
-            for event in first:
-                view.take(event, time.monotonic())
+            yield _take_all(view, first, time.monotonic())
+            looks_at = time.monotonic() + _LEASES_S
             while True:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(_LEASES_S):
+                    async with asyncio.timeout(looks_at - time.monotonic()):
                         await buffer.wait()
                 now = time.monotonic()
                 events = [event for event in buffer.take_all() if _concerns(event, task_id)]
-                changes = [view.take(event, now) for event in events]
-                if any(changes) or view.expire(now):
-                    yield view
+                changes = _take_all(view, events, now)
+                if now >= looks_at:
+                    looks_at = now + _LEASES_S
+                    changes += view.expire(now)
+                    problem = view.problem()
+                    changes += [problem] if problem is not None else []
+                if events or changes:
+                    yield changes
 
     @asynccontextmanager
     async def _buffer(self, task_id: str | None) -> AsyncIterator[tuple[EventBuffer, list[BusEvent]]]:
@@ -197,6 +217,10 @@ class Bus:
         async for event in self._connection.events():
             for buffer in self._buffers:
                 buffer.put(event)
+
+
+def _take_all(view: FleetView, events: Sequence[BusEvent], now: float) -> list[Record]:
+    return [change for event in events if (change := view.take(event, now)) is not None]
 
 
 def _concerns(event: BusEvent, task_id: str | None) -> bool:

@@ -6,36 +6,29 @@ In a pipe it prints one line a change.
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
-
-import typer
-
-from fedops_mqtt.cli.options import Json, shows, takes_settings
-from fedops_mqtt.runtime.logs import mute_logging
-from fedops_mqtt.runtime.settings import WatchSettings
-
-if TYPE_CHECKING:
-    from fedops_mqtt.bus.fleet_view import FleetView, Record
-
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing, suppress
 from typing import Any
 
+import typer
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fedops_mqtt.bus import Bus, BusOptions, connect
 from fedops_mqtt.bus.fleet_view import RECENT, FleetView, client_record, run_record
+from fedops_mqtt.cli.options import Json, shows, takes_settings
 from fedops_mqtt.cli.output import as_line, as_text, in_a_cell, print_records_as_lines
 from fedops_mqtt.core.fleet import ClientView, Presence, StatusView
 from fedops_mqtt.core.run import ACCURACY, measure
 from fedops_mqtt.protocol import ClientCondition, RunCondition, RunOutcome, RunStatus
+from fedops_mqtt.runtime.background import alongside
+from fedops_mqtt.runtime.logs import mute_logging
+from fedops_mqtt.runtime.settings import WatchSettings
 
 DRAW_S = 0.25
 """Between two pictures: fast enough for the eye, slow enough for a link over ssh."""
-_LEASE_CHECK_S = 1.0
 _QUIET_S = 0.5
 """MQTT has no end mark for retained messages: when none has come for this long, all are there."""
 
@@ -67,60 +60,42 @@ def watch(
 
 
 async def _print_once(settings: WatchSettings, *, is_json: bool) -> None:
-    changed = asyncio.Event()
-    async with _following(settings, lambda _: changed.set()) as fleet_view:
-        while await _comes_within(changed, _QUIET_S):
-            changed.clear()
+    fleet_view = FleetView()
+    async with _connect(settings) as bus, aclosing(bus.changes(fleet_view, settings.task_id)) as changes:
+        await anext(changes)  # subscribed, however long that took
+        with suppress(TimeoutError):
+            while True:
+                async with asyncio.timeout(_QUIET_S):
+                    await anext(changes)
     print_records_as_lines(fleet_view.records(), is_json=is_json)
 
 
-async def _comes_within(changed: asyncio.Event, timeout_s: float) -> bool:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(timeout_s):
-            await changed.wait()
-    return changed.is_set()
-
-
 async def _print_changes(settings: WatchSettings, *, is_json: bool) -> None:
-    def print_change(change: "Record | None") -> None:
-        if change is not None:
-            print_records_as_lines([change], is_json=is_json)
-
-    async with _following(settings, print_change) as fleet_view:
-        while True:
-            await asyncio.sleep(_LEASE_CHECK_S)
-            problem = fleet_view.problem()
-            changes = fleet_view.expire(time.monotonic()) + ([problem] if problem is not None else [])
+    async with _connect(settings) as bus, aclosing(bus.changes(FleetView(), settings.task_id)) as batches:
+        async for changes in batches:
             print_records_as_lines(changes, is_json=is_json)
 
 
 async def _show_live(settings: WatchSettings) -> None:
     from rich.live import Live
 
-    async with _following(settings, lambda _: None) as fleet_view:
+    fleet_view = FleetView()
+
+    async def keep_up(bus: Bus) -> None:
+        async for _ in bus.changes(fleet_view, settings.task_id):
+            pass
+
+    async with _connect(settings) as bus, alongside(keep_up(bus), name="watch-feed"):
         with Live(auto_refresh=False, screen=True) as live:
             while True:
                 now = time.monotonic()
-                fleet_view.expire(now)
                 title = f"fedops-mqtt watch {settings.task_id or 'all tasks'}"
                 live.update(draw(fleet_view, now=now, height=live.console.height, title=title), refresh=True)
                 await asyncio.sleep(DRAW_S)
 
 
-@asynccontextmanager
-async def _following(
-    settings: WatchSettings, on_event: "Callable[[Record | None], None]"
-) -> "AsyncIterator[FleetView]":
-    from fedops_mqtt.bus import BusOptions, connect
-    from fedops_mqtt.bus.fleet_view import FleetView, feed
-    from fedops_mqtt.runtime.background import alongside
-
-    fleet_view = FleetView()
-    async with (
-        connect(settings.broker, options=BusOptions.from_settings(settings)) as bus,
-        alongside(feed(bus, settings.task_id, fleet_view, on_event), name="watch-feed"),
-    ):
-        yield fleet_view
+def _connect(settings: WatchSettings) -> Bus:
+    return connect(settings.broker, options=BusOptions.from_settings(settings))
 
 
 _BARS = "▁▂▃▄▅▆▇█"

@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from fedops_mqtt.bus import BusError, BusOptions, connect
-from fedops_mqtt.bus.fleet_view import FleetView, Record, feed
+from fedops_mqtt.bus import Bus, BusError, BusOptions, connect
+from fedops_mqtt.bus.fleet_view import FleetView, Record
 from fedops_mqtt.core.run import ACCURACY, measure
 from fedops_mqtt.demo.processes import DemoError, Processes
 from fedops_mqtt.manager.client import AsyncManagerClient, ManagerClientError
@@ -165,7 +165,7 @@ class Demo:
         """Wait until the fleet is online and a run has ended; return the manager's record of the run."""
         async with (
             connect(broker, options=BusOptions()) as bus,
-            alongside(feed(bus, None, self.fleet_view, self._note), name="demo-feed"),
+            alongside(self._follow(bus), name="demo-feed"),
             self.screen.showing(self.fleet_view),
         ):
             await self._wait_for(self._is_everybody_here, _START_S, "not everybody came online")
@@ -183,10 +183,11 @@ class Demo:
         except ManagerClientError as error:
             raise DemoError(str(error)) from error
 
-    def _note(self, change: Record | None) -> None:
-        self._has_changed.set()
-        if change is not None:
-            self.screen.note(change)
+    async def _follow(self, bus: Bus) -> None:
+        async for changes in bus.changes(self.fleet_view):
+            self._has_changed.set()
+            for change in changes:
+                self.screen.note(change)
 
     async def _wait_for(self, is_true: Callable[[], bool], timeout_s: float, problem: str) -> None:
         try:

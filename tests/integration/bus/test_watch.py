@@ -4,15 +4,18 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
+from itertools import count
 
 import pytest
 from bus_helpers import MAC, PATIENCE_S, QUICK, next_event, reader_of, status
 
 import fedops_mqtt
 from fedops_mqtt.bus import BusEvent, Cleared, Connected, ConnectError, Disconnected, Dropped, Mosquitto
+from fedops_mqtt.bus.fleet_view import FleetView, Record, client_record
 from fedops_mqtt.core.fencing import LAST_SEQ
 from fedops_mqtt.core.fleet import Presence
 from fedops_mqtt.protocol import ClientCondition, ClientMetrics, ClientStatus, Message, topics, utc_now
+from fedops_mqtt.runtime.background import alongside
 
 
 async def take(messages: AsyncIterator[Message], num: int) -> list[Message]:
@@ -131,3 +134,57 @@ async def test_a_fleet_shows_presence_by_lease_and_no_late_will(broker: Mosquitt
             if view.is_out:
                 break
     assert (view.presence, view.out_reason) == (Presence.OUT, "silent")
+
+
+async def test_a_lease_ends_though_others_publish_all_the_time(broker: Mosquitto, task_id: str) -> None:
+    silent = status(task_id).model_copy(update={"heartbeat_s": 0.5})
+    other = "02:00:00:00:00:99"
+
+    async def publish_for_ever(bus: fedops_mqtt.Bus) -> None:
+        for seq in count(1):
+            conditions = (ClientCondition.ONLINE, ClientCondition.TRAIN_STARTED)
+            await bus.publish(
+                topics.client_status(task_id, other), status(task_id, conditions[seq % 2], mac=other, seq=seq)
+            )
+
+    async with (
+        asyncio.timeout(PATIENCE_S),
+        fedops_mqtt.connect(broker.url, options=QUICK) as bus,
+        aclosing(bus.fleet(task_id)) as changes,
+    ):
+        await bus.publish(topics.client_status(task_id, MAC), silent)
+        async with alongside(publish_for_ever(bus), name="busy client"):
+            async for fleet in changes:
+                known = fleet.fleet.client(task_id, MAC)
+                if known is not None and known.is_out:
+                    break
+    assert known.out_reason == "silent"
+
+
+async def test_a_view_of_ones_own_is_kept_up_and_its_changes_are_yielded(broker: Mosquitto, task_id: str) -> None:
+    view, topic = FleetView(), topics.client_status(task_id, MAC)
+    numbers = ClientMetrics(
+        kind="round", task_id=task_id, client_mac=MAC, instance="a", values={"loss": 0.5}, at=utc_now()
+    )
+    async with (
+        asyncio.timeout(PATIENCE_S),
+        fedops_mqtt.connect(broker.url) as bus,
+        aclosing(bus.changes(view, task_id)) as batches,
+    ):
+        assert await anext(batches) == [{"kind": "bus", "status": "connected"}]
+        await bus.publish(topics.client_metrics(task_id, MAC), numbers)
+        await bus.publish(topic, status(task_id))
+        (change,) = await next_changes(batches)
+        assert change == client_record(view, view.clients()[0])
+        assert change["metrics"] == {"loss": 0.5}
+        await bus.publish(topic, None)
+        (change,) = await next_changes(batches)
+    assert (change["client_mac"], change["status"]) == (MAC, "forgotten")
+    assert view.clients() == []
+
+
+async def next_changes(batches: AsyncIterator[list[Record]]) -> list[Record]:
+    """Return the next batch that changed something: the broker's own count may come in between."""
+    while not (changes := await anext(batches)):
+        pass
+    return changes
