@@ -106,7 +106,7 @@ class Listener:
         self.side = Side()
         self.heard_at: list[float] = []
 
-    async def hear(self, connection: Connection) -> None:
+    async def read(self, connection: Connection) -> None:
         while True:
             for event in await connection.drain():
                 if isinstance(event, Received) and isinstance(event.message, ManagerStatus):
@@ -220,19 +220,19 @@ async def take_turns(
     manager: psutil.Process, file: Path,
 ) -> dict:  # fmt: skip
     sides = {"without": Side(), "during": Side()}
-    listener, announcer = Listener(), Announcer(connection)
+    listener, server = Listener(), StatusOnlyServer(connection)
     for _ in range(2):  # the first of a process pays for imports
-        await announcer.one_run(fleet)
+        await server.one_run(fleet)
     download = Download(f"{http.base_url}/api/v1/runs/{BIG_RUN}/metrics.csv", file)
     async with asyncio.TaskGroup() as group:
-        listening = [group.create_task(listener.hear(connection)), group.create_task(listener.ask(http))]
+        listening = [group.create_task(listener.read(connection)), group.create_task(listener.ask(http))]
         used, began, turns = cpu_of(manager), time.monotonic(), 0
         try:
             while not download.is_over and turns < options.turns:
                 for name, side in sides.items():
                     (download.go_on if name == "during" else download.hold)()
                     await asyncio.sleep(options.settle_s)
-                    await one_turn(options, listener, announcer, fleet, side)
+                    await one_turn(options, listener, server, fleet, side)
                 turns += 1
             if options.whole and (found := await asyncio.to_thread(download.finish)) != options.rows + 1:
                 raise AssertionError(f"the export had {found} lines")
@@ -252,11 +252,11 @@ async def take_turns(
 
 
 async def one_turn(
-    options: argparse.Namespace, listener: Listener, announcer: "Announcer", fleet: SimulatedFleet, side: Side
+    options: argparse.Namespace, listener: Listener, server: "StatusOnlyServer", fleet: SimulatedFleet, side: Side
 ) -> None:
     listener.side, began = side, time.monotonic()
     for _ in range(options.runs):
-        side.triggers_s += await announcer.one_run(fleet)
+        side.triggers_s += await server.one_run(fleet)
     listener.side = Side()
     heard = [at for at in listener.heard_at if at >= began]
     side.late_s += [max(0.0, later - at - HEARTBEAT_S) for at, later in pairwise(heard)]
@@ -267,7 +267,7 @@ def cpu_of(process: psutil.Process) -> float:
     return used.user + used.system + used.children_user + used.children_system
 
 
-class Announcer:
+class StatusOnlyServer:
     """An FL server by its statuses alone: each run is announced, triggered, and over."""
 
     def __init__(self, connection: Connection) -> None:
@@ -275,7 +275,7 @@ class Announcer:
         self._seq = 0
         self._epoch = time.time_ns() // 1_000_000
 
-    async def say(self, number: int, status: str) -> None:
+    async def publish_status(self, number: int, status: str) -> None:
         self._seq += 1
         await self._connection.publish(
             topics.server_status(TASK),
@@ -290,16 +290,16 @@ class Announcer:
         for client in fleet.clients:
             client.triggered_at = None
         number, fired_at = self._seq, time.monotonic()
-        await self.say(number, "ready")
+        await self.publish_status(number, "ready")
         while any(client.triggered_at is None for client in fleet.clients):
             if time.monotonic() - fired_at > LIMIT_S:
                 raise TimeoutError("not every client was triggered")
             await asyncio.sleep(POLL_S)
         delays = fleet.trigger_delays(fired_at)
         over = {"run_id": f"bench-{number}", "attempt": 1, "outcome": "finished"}
-        await self.say(number, "finished")
+        await self.publish_status(number, "finished")
         for client in fleet.clients:
-            await client.say(ClientCondition.ONLINE, last_run=over)
+            await client.publish_status(ClientCondition.ONLINE, last_run=over)
         await asyncio.sleep(0.5)
         return delays
 

@@ -25,7 +25,7 @@ from fedops_mqtt.protocol import ServerStatus, topics, utc_now
 
 NUM_NEWCOMERS = 3
 STATUSES_EACH = 4
-"""Said by every client in the measurement of intake."""
+"""Published by every client in the measurement of intake."""
 LIMIT_S = 120.0
 POLL_S = 0.1
 """Between two questions to the manager, which cost it some milliseconds each; it says itself when it knew."""

@@ -24,7 +24,7 @@ def mac_of(number: int) -> str:
 
 
 class SimulatedClient:
-    """One client: says what it is told to say, and accepts every start."""
+    """One client: publishes the statuses it is given, and accepts every start."""
 
     def __init__(self, number: int) -> None:
         self.mac = mac_of(number)
@@ -44,9 +44,9 @@ class SimulatedClient:
         await self.connection.connect(host, port)
         channels = (Channel.CLIENT_START, Channel.CLIENT_STOP, Channel.CLIENT_STATUS)
         await self.connection.subscribe([filter_for(channel, TASK, self.mac) for channel in channels])
-        await self.say(ClientCondition.ONLINE)
+        await self.publish_status(ClientCondition.ONLINE)
 
-    async def say(self, condition: ClientCondition, **more: object) -> None:
+    async def publish_status(self, condition: ClientCondition, **more: object) -> None:
         await self.connection.publish(self._topic, encode(self._status(condition, **more)), is_retained=True)
 
     def _status(self, condition: ClientCondition, *, seq: int | None = None, **more: object) -> ClientStatus:
@@ -74,7 +74,7 @@ class SimulatedClient:
         start = orjson.loads(payload)
         said = {name: start[name] for name in ("run_id", "attempt", "launch")}
         run, answer = said | {"phase": "joining"}, said | {"answer": "accepted"}
-        self.answer(self.say(ClientCondition.TRAIN_STARTED, run=run, last_trigger=answer))
+        self.answer(self.publish_status(ClientCondition.TRAIN_STARTED, run=run, last_trigger=answer))
 
     def answer(self, saying: Coroutine[None, None, None]) -> None:
         """Say something from where nobody can wait for it."""
@@ -90,19 +90,19 @@ class SimulatedFleet:
         self.clients = [SimulatedClient(number) for number in range(num_clients)]
 
     async def come_online(self, host: str, port: int) -> None:
-        """Connect, subscribe and say online, everybody."""
+        """Connect every client, subscribe it and publish that it is online."""
         await self._all(lambda client: client.come_online(host, port))
 
     async def say_many(self, number: int) -> None:
         """Say one status after the other, everybody at once; the last of them tells how an earlier run ended."""
         before = {"run_id": "earlier", "attempt": 1, "outcome": "finished"}
 
-        async def say(client: SimulatedClient) -> None:
+        async def publish_last(client: SimulatedClient) -> None:
             for _ in range(number - 1):
-                await client.say(ClientCondition.ONLINE)
-            await client.say(ClientCondition.TRAIN_FINISHED, last_run=before)
+                await client.publish_status(ClientCondition.ONLINE)
+            await client.publish_status(ClientCondition.TRAIN_FINISHED, last_run=before)
 
-        await self._all(say)
+        await self._all(publish_last)
 
     def die(self) -> None:
         """Kill everybody."""

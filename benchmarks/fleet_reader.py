@@ -25,7 +25,7 @@ _IN_FLIGHT = 64
 """aiomqtt gets no faster with more publishes under way."""
 
 
-def tell(**facts: object) -> None:
+def report(**facts: object) -> None:
     print(json.dumps(facts | {"at": time.monotonic()}), flush=True)
 
 
@@ -40,7 +40,7 @@ async def floor(url: str, num_clients: int) -> None:
     async with bare(parts.hostname, parts.port) as client:
         client.pending_calls_threshold = 10 * _IN_FLIGHT  # it logs each call beyond ten
         await client.subscribe(filter_for(Channel.CLIENT_STATUS, TASK), qos=1)
-        tell(ready=True)
+        report(ready=True)
         async with asyncio.TaskGroup() as group:
             group.create_task(_fire_when_told(client, num_clients), name="fire")
             status_of: dict[str, str] = {}
@@ -55,7 +55,7 @@ async def floor(url: str, num_clients: int) -> None:
                 if before is not None:
                     counts[before] -= 1
                 if counts[status] == num_clients:
-                    tell(all=status)
+                    report(all=status)
 
 
 async def _fire_when_told(client: aiomqtt.Client, num_clients: int) -> None:
@@ -86,20 +86,20 @@ async def newcomer(url: str, num_clients: int) -> None:
     parts = urlsplit(url)
     status_of: dict[str, str] = {}
     async with bare(parts.hostname, parts.port) as client:
-        tell(ready=True)
+        report(ready=True)
         await client.subscribe(filter_for(Channel.CLIENT_STATUS, TASK), qos=1)
         async for message in client.messages:
             status_of[message.topic.value] = orjson.loads(message.payload)["status"]
             if len(status_of) == num_clients:
                 break
-        tell(all="whole")
+        report(all="whole")
 
 
 async def watch(url: str, num_clients: int) -> None:
     """Fold what the bus says into a fleet, and say when it is whole."""
     fleet = Fleet()
     async with fedops_mqtt.connect(url) as bus:
-        tell(ready=True)
+        report(ready=True)
         async for event in bus.events(TASK):
             if isinstance(event, Connected):
                 fleet.listen(time.monotonic())
@@ -107,7 +107,7 @@ async def watch(url: str, num_clients: int) -> None:
                 fleet.apply(event.message, now=time.monotonic(), is_retained=event.is_retained)
                 if len(fleet.clients) == num_clients:
                     break
-    tell(all="whole")
+    report(all="whole")
 
 
 if __name__ == "__main__":

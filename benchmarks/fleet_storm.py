@@ -45,7 +45,7 @@ class StormyClient(SimulatedClient):
         self.num_repairs = 0
 
     async def stay_connected(self, host: str, port: int) -> None:
-        """For ever: connect, say the birth, wait for the end, wait for our turn."""
+        """For ever: connect, publish the birth, wait for the end, wait for our turn."""
         while True:
             self.attempts.append(time.monotonic())
             self.renew()
@@ -63,9 +63,9 @@ class StormyClient(SimulatedClient):
                     self._backoff.reset()
             await asyncio.sleep(self._backoff.next_wait_s())
 
-    async def say(self, condition: ClientCondition, **more: object) -> None:
+    async def publish_status(self, condition: ClientCondition, **more: object) -> None:
         self.num_said += 1
-        await super().say(condition, **more)
+        await super().publish_status(condition, **more)
 
     def _take(self, connection: object, topic: str, payload: bytes, *, is_retained: bool) -> None:
         if not topic.endswith("/status"):
@@ -82,7 +82,7 @@ class StormyClient(SimulatedClient):
 
     def _repair(self) -> None:
         if self.is_online:
-            self.answer(self.say(ClientCondition.ONLINE))
+            self.answer(self.publish_status(ClientCondition.ONLINE))
 
 
 async def storm(size: int, *, is_orderly: bool) -> dict:
@@ -142,7 +142,7 @@ ROWS = (
     ("connects a client", "connects_each", 1.05),
     ("most connects of one client", "most_connects", 2),
     ("attempts a client, also while the broker is away", "attempts_each", None),
-    ("clients that knock in the busiest 0.1 s, share", "busiest_share", 0.5),
+    ("clients that connect in the busiest 0.1 s, share", "busiest_share", 0.5),
     ("most connects in a second", "most_a_second", None),
     ("attempts after all were online", "late", 0),
     ("statuses a client: its birth, and a repair", "statuses_each", 2),

@@ -49,14 +49,14 @@ class Gate:
                     raise
         self._connection.settimeout(ROUND_S)
         self._lines = self._connection.makefile("r")
-        return self.told()
+        return self.reported()
 
     def go(self) -> None:
         """Let the next round begin."""
         assert self._connection is not None
         self._connection.sendall(b"go\n")
 
-    def told(self) -> dict:
+    def reported(self) -> dict:
         """Wait for the end of a round."""
         line = self._lines.readline()
         if not line:
@@ -104,7 +104,7 @@ class Team(AbstractContextManager):
         durations = []
         for _ in range(number):
             self.gate.go()
-            durations.append(self.gate.told()["duration_s"])
+            durations.append(self.gate.reported()["duration_s"])
         return durations
 
     def peak_mib(self) -> float:
@@ -120,7 +120,7 @@ class Team(AbstractContextManager):
         wait_until((self.folder / "held-0").exists, limit_s=ROUND_S, what="the client to be killed trains")
         killed_at = time.monotonic()
         self.kill(self.clients[0])
-        return self.gate.told()["called_at"] - killed_at
+        return self.gate.reported()["called_at"] - killed_at
 
     def kill(self, pid: int) -> None:
         os.kill(pid, signal.SIGKILL)

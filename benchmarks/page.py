@@ -59,7 +59,7 @@ class Fleet:
         self._seq = [0] * num_clients
         self._trains = [False] * num_clients
 
-    async def say(self, number: int) -> None:
+    async def publish_status(self, number: int) -> None:
         """Say a client's status, live and retained."""
         self._seq[number] += 1
         mac = f"02:00:00:{number >> 16:02x}:{number >> 8 & 255:02x}:{number & 255:02x}"
@@ -76,11 +76,11 @@ class Fleet:
     async def say_all(self) -> None:
         for start in range(0, self._num_clients, 10):
             numbers = range(start, min(start + 10, self._num_clients))
-            await asyncio.gather(*(self.say(number) for number in numbers))
+            await asyncio.gather(*(self.publish_status(number) for number in numbers))
 
     async def change(self, number: int) -> None:
         self._trains[number] = not self._trains[number]
-        await self.say(number)
+        await self.publish_status(number)
 
 
 async def measured(given: argparse.Namespace) -> dict[str, Any]:

@@ -110,7 +110,7 @@ class SimulatedClients:
         self._said: dict[str, dict] = {mac: {"status": ClientCondition.ONLINE} for mac in self.macs}
         self._at = utc_now()
 
-    def say(self, mac: str, **changed: object) -> tuple[str, bytes]:
+    def status_of(self, mac: str, **changed: object) -> tuple[str, bytes]:
         """Return a client's next status: as before, or as it is now."""
         if changed:
             self._said[mac] = changed
@@ -150,7 +150,7 @@ def live(num_clients: int, folder: Path) -> dict[str, float]:
         gc.collect()
         before_mib = resident_mib()
         manager = SimulatedManager(journal)
-        births = [clients.say(mac) for mac in clients.macs]
+        births = [clients.status_of(mac) for mac in clients.macs]
         with meter.measuring("known from retained statuses"):
             manager.take([Connected("5")])
             manager.take(clients.received(births, is_retained=True))
@@ -163,7 +163,7 @@ def live(num_clients: int, folder: Path) -> dict[str, float]:
             manager.take([server_reports("ready", {}, 1)])
             manager.turn()
         assert len(manager.fired) == num_clients, len(manager.fired)
-        answers = [clients.say(mac, **training(mac)) for mac in clients.macs]
+        answers = [clients.status_of(mac, **training(mac)) for mac in clients.macs]
         with meter.measuring("answers"):
             manager.take(clients.received(answers))
             manager.turn()
@@ -173,7 +173,7 @@ def live(num_clients: int, folder: Path) -> dict[str, float]:
         finished = {mac: ServerClient(status="finished", attempt=1) for mac in clients.macs}
         word = server_reports("finished", finished, 2)
         sizes["bytes of a server's status"] = len(encode(word.message))
-        ends = [clients.say(mac, **ended()) for mac in clients.macs]
+        ends = [clients.status_of(mac, **ended()) for mac in clients.macs]
         with meter.measuring("finished"):
             manager.take(clients.received(ends))
             manager.take([word])
@@ -198,7 +198,7 @@ def pass_time(
     for number in range(num_turns):
         manager.now += tick_s
         share = int(HEARTBEAT_S / tick_s)
-        beats = [clients.say(mac) for mac in clients.macs[number % share :: share]]
+        beats = [clients.status_of(mac) for mac in clients.macs[number % share :: share]]
         with meter.measuring(name):
             manager.take(clients.received(beats))
             manager.turn()

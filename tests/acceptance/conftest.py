@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from orders import Orders
+from device_plan import DevicePlan
 from reader import observing
 from yard import Site, Yard
 
@@ -29,6 +29,6 @@ async def site(yard: Yard, broker: Mosquitto, task_id: str) -> AsyncIterator[Sit
 
 
 @pytest.fixture
-def orders(site: Site) -> Orders:
+def device_plan(site: Site) -> DevicePlan:
     """What the devices of this test are told (see `steered`)."""
-    return Orders(site.yard.folder)
+    return DevicePlan(site.yard.folder)

@@ -7,11 +7,11 @@ import argparse
 import logging
 
 import numpy as np
+from device_plan import SERVER, own_plan
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.common import ndarrays_to_parameters
 from flwr.server import strategy as classic
 from flwr.serverapp import Grid, ServerApp, strategy
-from orders import SERVER, own_orders
 
 from fedops_mqtt.server import FLServer
 
@@ -63,7 +63,7 @@ def main() -> None:
 
 def evaluate(round_: int, arrays: dict[str, np.ndarray]) -> dict[str, float]:
     """Evaluate the model, and go on to the next round when the test says so."""
-    own_orders().wait_for_round(SERVER, round_ + 1)
+    own_plan().wait_for_round(SERVER, round_ + 1)
     (array,) = arrays.values()
     return {"loss": 1 / (1 + round_), "accuracy": float(array.flat[0])}
 

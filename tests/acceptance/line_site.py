@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from orders import SERVER as STARTER
-from orders import Orders
+from device_plan import SERVER as STARTER
+from device_plan import DevicePlan
 from reader import Json
 from yard import Installed, Site
 
@@ -18,12 +18,12 @@ PROGRAM = "line_program"
 FIRST, SECOND, THIRD = (f"02:00:00:00:01:0{number}" for number in (1, 2, 3))
 
 
-async def start_with_all(site: Site, orders: Orders, clients: Iterable[str], **fields: object) -> str:
+async def start_with_all(site: Site, device_plan: DevicePlan, clients: Iterable[str], **fields: object) -> str:
     """Start a run in whose first round all devices take part, and compute until they are told more."""
-    orders.write({STARTER: 0})
+    device_plan.write({STARTER: 0})
     run_id = await site.start_run(**fields)
     await site.observer.until(lambda: all(member_status(site, mac) == MemberCondition.TRAINING for mac in clients))
-    orders.write(dict.fromkeys(clients, 0))
+    device_plan.write(dict.fromkeys(clients, 0))
     for mac in clients:
         await until_training(site, mac, 1)
     return run_id

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from orders import FOLDER
+from device_plan import FOLDER
 
 LIMIT_BYTES = 128 * 1024**2
 _ROOT = Path("/sys/fs/cgroup")

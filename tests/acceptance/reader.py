@@ -28,7 +28,7 @@ class Json(dict[str, Any]):
 
 
 @dataclass(frozen=True)
-class Heard:
+class OwnerStatus:
     """The last status of one owner."""
 
     status: Json
@@ -44,7 +44,7 @@ class Observer:
 
     task_id: str
     timeout_s: float
-    statuses: dict[tuple[str, ...], Heard] = field(default_factory=dict)
+    statuses: dict[tuple[str, ...], OwnerStatus] = field(default_factory=dict)
     """By the topic's levels after `fedops/v1/`."""
     rounds: dict[str, list[Json]] = field(default_factory=lambda: defaultdict(list))
     """The server's metrics by `run_id`."""
@@ -75,7 +75,7 @@ class Observer:
         elif levels[-1] == "metrics" and message.client_mac and isinstance(message.get("values"), dict):
             self.numbers[message.client_mac] |= message["values"]
         elif "epoch" in message and self._is_newer(levels, message):
-            self.statuses[levels] = Heard(message)
+            self.statuses[levels] = OwnerStatus(message)
 
     def _is_newer(self, levels: tuple[str, ...], message: Json) -> bool:
         known = self.statuses.get(levels)
@@ -94,38 +94,38 @@ class Observer:
         finally:
             del self._waiting[future]
 
-    def client(self, mac: str) -> Heard | None:
+    def client(self, mac: str) -> OwnerStatus | None:
         return self.clients.get(mac)
 
     @property
-    def clients(self) -> dict[str, Heard]:
+    def clients(self) -> dict[str, OwnerStatus]:
         """The clients of the task by MAC."""
-        of_task = {key[2]: heard for key, heard in self.statuses.items() if key[:2] == (self.task_id, "clients")}
-        return {level.replace("-", ":"): heard for level, heard in of_task.items()}
+        of_task = {key[2]: found for key, found in self.statuses.items() if key[:2] == (self.task_id, "clients")}
+        return {level.replace("-", ":"): found for level, found in of_task.items()}
 
     @property
-    def server(self) -> Heard | None:
+    def server(self) -> OwnerStatus | None:
         return self.statuses.get((self.task_id, "server", "status"))
 
     @property
-    def manager(self) -> Heard | None:
+    def manager(self) -> OwnerStatus | None:
         return self.statuses.get(("manager", "status"))
 
     @property
     def runs(self) -> dict[str, Json]:
         """The runs of the task by their ids."""
-        return {key[2]: heard.status for key, heard in self.statuses.items() if key[:2] == (self.task_id, "runs")}
+        return {key[2]: found.status for key, found in self.statuses.items() if key[:2] == (self.task_id, "runs")}
 
-    async def until_client(self, mac: str, *conditions: str, **waiting: float) -> Heard:
+    async def until_client(self, mac: str, *conditions: str, **waiting: float) -> OwnerStatus:
         """Wait until a client's status is one of these."""
 
-        def look() -> Heard | None:
-            heard = self.clients.get(mac)
-            return heard if heard is not None and heard.status.status in conditions else None
+        def look() -> OwnerStatus | None:
+            found = self.clients.get(mac)
+            return found if found is not None and found.status.status in conditions else None
 
-        heard = await self.until(look, **waiting)
-        assert heard is not None
-        return heard
+        found = await self.until(look, **waiting)
+        assert found is not None
+        return found
 
     async def until_run(self, run_id: str, is_true: Callable[[Json], bool], **waiting: float) -> Json:
 

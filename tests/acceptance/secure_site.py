@@ -1,4 +1,4 @@
-"""A fleet with its broker as `fedops-mqtt fleet` makes them, and whoever knocks at that broker's doors."""
+"""A fleet with its broker as `fedops-mqtt fleet` makes them, and MQTT clients with any credentials."""
 
 import asyncio
 import queue
@@ -30,15 +30,15 @@ MANAGER = "manager"
 SERVER = "server-digits"
 SCREEN = "screen"
 STANDBY = "manager-b"
-"""A second manager: it hears everything, beside what the first one says."""
+"""A second manager: it receives everything, beside what the first one publishes."""
 PROBE = "probe"
 BY_PASSWORD = "02:00:00:00:00:0c"
 
 
-def _refusal_of(knocking: aiomqtt.Client) -> str | None:
+def _refusal_of(bare: aiomqtt.Client) -> str | None:
     """Connect with paho's own callbacks: aiomqtt does not report a connection that ends before its CONNACK."""
     answers: queue.Queue[str | None] = queue.Queue()
-    client = knocking._client
+    client = bare._client
     client.on_connect = lambda _client, _data, _flags, reason, _properties: answers.put(
         str(reason) if reason.is_failure else None
     )
@@ -46,7 +46,7 @@ def _refusal_of(knocking: aiomqtt.Client) -> str | None:
     client.on_socket_open = client.on_socket_close = client.on_socket_register_write = None
     client.on_socket_unregister_write = None
     try:
-        client.connect(HOST, knocking._port)
+        client.connect(HOST, bare._port)
     except OSError as error:  # the TLS or WebSocket handshake
         return f"the end: {error}"
     client.loop_start()
@@ -73,7 +73,7 @@ def make_fleet(folder: Path) -> FleetFolder:
 
 
 @dataclass(frozen=True)
-class Said:
+class DeliveredMessage:
     """A message as it was delivered."""
 
     topic: str
@@ -93,16 +93,17 @@ class SecureSite:
 
     def options(self, name: str) -> BusOptions:
         """How an identity's own programs would connect."""
-        said = tomllib.loads(self.bundle(name).read_text())
-        files = {key: self.bundle(name).parent / said[f"broker_{key}"] for key in FILES if f"broker_{key}" in said}
+        written = tomllib.loads(self.bundle(name).read_text())
+        folder, present = self.bundle(name).parent, [key for key in FILES if f"broker_{key}" in written]
+        files = {key: folder / written[f"broker_{key}"] for key in present}
         return BusOptions(
-            user=said["broker_user"], password=said.get("broker_password"), backoff_initial_s=0.05, **files
+            user=written["broker_user"], password=written.get("broker_password"), backoff_initial_s=0.05, **files
         )
 
     def url(self, name: str) -> str:
         return str(tomllib.loads(self.bundle(name).read_text())["broker"])
 
-    def knock(
+    def bare_client(
         self,
         name: str | None,
         *,
@@ -126,19 +127,19 @@ class SecureSite:
         return aiomqtt.Client(HOST, port or default_port, **settings)
 
     async def refusal(self, name: str | None, **options: Any) -> str | None:
-        """Knock and return how the broker refused it: a reason code, or the end of the connection; None: it did not.
+        """Connect and return how the broker refused it: a reason code, or the end of the connection; None: it did not.
 
         A broker that does not answer is no refusal: that fails after PATIENCE_S.
         """
-        return await asyncio.to_thread(_refusal_of, self.knock(name, **options))
+        return await asyncio.to_thread(_refusal_of, self.bare_client(name, **options))
 
     @asynccontextmanager
-    async def hearing(self, name: str, *filters: str) -> AsyncIterator["Ear"]:
+    async def subscribed(self, name: str, *filters: str) -> AsyncIterator["Subscriber"]:
         """An identity that is subscribed when the block begins, whether the broker means it or not."""
-        async with self.knock(name) as client:
+        async with self.bare_client(name) as client:
             for each in filters:
                 await client.subscribe(each, qos=1)
-            yield Ear(client)
+            yield Subscriber(client)
 
     @asynccontextmanager
     async def reading(self, name: str, *filters: str) -> AsyncIterator[Connection]:
@@ -151,37 +152,37 @@ class SecureSite:
         """Let the broker read its files again and wait until it has."""
         assert self.fleet.reload_broker()
         # Signals are handled before the next packet: a fresh connection's answer comes after the reload.
-        async with self.knock(PROBE):
+        async with self.bare_client(PROBE):
             pass
 
 
 FILES = ("ca_file", "cert_file", "key_file")
 
 
-class Ear:
-    """What one subscriber was told."""
+class Subscriber:
+    """The messages that the broker delivers to one client."""
 
     def __init__(self, client: aiomqtt.Client) -> None:
         self.client = client
 
-    async def told_by_now(self) -> list[Said]:
+    async def delivered_by_now(self) -> list[DeliveredMessage]:
         """Return what came and was not looked at: an answer on the same connection comes after all of it."""
         await self.client.unsubscribe("a/round/trip")
-        return [_said(self.client._queue.get_nowait()) for _ in range(self.client._queue.qsize())]
+        return [_delivered(self.client._queue.get_nowait()) for _ in range(self.client._queue.qsize())]
 
-    async def until(self, topic: str, payload: bytes | None = None) -> Sequence[Said]:
+    async def until(self, topic: str, payload: bytes | None = None) -> Sequence[DeliveredMessage]:
         """Return everything up to and with a message on `topic`: what is not in it was not delivered."""
-        heard: list[Said] = []
+        delivered: list[DeliveredMessage] = []
         async with asyncio.timeout(PATIENCE_S):
             async for message in self.client.messages:
-                heard.append(_said(message))
-                if heard[-1].topic == topic and payload in (None, heard[-1].payload):
-                    return heard
+                delivered.append(_delivered(message))
+                if delivered[-1].topic == topic and payload in (None, delivered[-1].payload):
+                    return delivered
         raise AssertionError("messages end only with their client")
 
 
-def _said(message: aiomqtt.Message) -> Said:
-    return Said(str(message.topic), bytes(message.payload or b""))  # type: ignore[arg-type]
+def _delivered(message: aiomqtt.Message) -> DeliveredMessage:
+    return DeliveredMessage(str(message.topic), bytes(message.payload or b""))  # type: ignore[arg-type]
 
 
 async def next_event(connection: Connection, is_wanted: Callable[[BusEvent], bool]) -> BusEvent:

@@ -1,4 +1,4 @@
-"""A Flower app that does as `orders` say.
+"""A Flower app that does what the `device_plan` of its test says.
 
 Each device adds its share to a place of its own in the model, so that after n rounds in which all took part every
 number is n, and a round that was lost, or counted twice, shows.
@@ -12,10 +12,10 @@ import sys
 
 import memory_group
 import numpy as np
+from device_plan import evaluation_of, own_plan
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.client import Client, NumPyClient
 from flwr.clientapp import ClientApp
-from orders import evaluation_of, own_orders
 
 GIGABYTE = 1024**3
 LARGE = 4 * 1024**2
@@ -27,14 +27,14 @@ app = ClientApp()
 @app.train()
 def train(message: Message, context: Context) -> Message:
     round_, mac = int(message.content["config"]["server-round"]), str(context.node_config["client-mac"])
-    fault = own_orders().wait_for_round(mac, round_)
+    fault = own_plan().wait_for_round(mac, round_)
     return answer(message, context) if fault is None else FAULTS[fault](message, context)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     round_, mac = int(message.content["config"]["server-round"]), str(context.node_config["client-mac"])
-    own_orders().wait_for_round(evaluation_of(mac), round_)
+    own_plan().wait_for_round(evaluation_of(mac), round_)
     metrics = MetricRecord({"num-examples": 1, "eval_loss": 1.0})
     return Message(content=RecordDict({"metrics": metrics}), reply_to=message)
 
@@ -60,7 +60,7 @@ class Steered(NumPyClient):
         self.context = context
 
     def fit(self, parameters, config):
-        own_orders().wait_for_round(str(self.context.node_config["client-mac"]), int(config["server-round"]))
+        own_plan().wait_for_round(str(self.context.node_config["client-mac"]), int(config["server-round"]))
         return [with_share(parameters[0], self.context)], 1, {"train_loss": 0.5}
 
     def evaluate(self, parameters, config):
@@ -114,7 +114,7 @@ def _fork(message: Message, context: Context) -> Message:
     os._exit(4)
 
 
-def _deaf(message: Message, context: Context) -> Message:
+def _unstoppable(message: Message, context: Context) -> Message:
     """Ignore every signal that can be ignored, and never end; one child does the same."""
     stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.pause()"
     subprocess.Popen([sys.executable, "-c", stubborn])
@@ -137,6 +137,6 @@ FAULTS = {
     "exit": _exit,
     "gigabyte": _gigabyte,
     "fork": _fork,
-    "deaf": _deaf,
+    "unstoppable": _unstoppable,
     "too-large": _too_large,
 }

@@ -32,23 +32,23 @@ async def dynamic(tmp_path: Path) -> AsyncIterator[SecureSite]:
 async def test_with_the_plugin_everybody_may_do_the_same_as_with_the_acl(dynamic: SecureSite) -> None:
     own, start = str(topics.client_status(TASK, A)), str(topics.client_start(TASK, A))
     async with (
-        dynamic.hearing(STANDBY, ALL) as ear,
-        dynamic.hearing(A, start) as device,
-        dynamic.hearing(BY_PASSWORD, str(topics.client_start(TASK, BY_PASSWORD))) as other,
-        dynamic.knock(MANAGER) as manager,
+        dynamic.subscribed(STANDBY, ALL) as subscriber,
+        dynamic.subscribed(A, start) as device,
+        dynamic.subscribed(BY_PASSWORD, str(topics.client_start(TASK, BY_PASSWORD))) as other,
+        dynamic.bare_client(MANAGER) as manager,
     ):
         for topic in (topics.client_status(TASK, B), topics.client_start(TASK, BY_PASSWORD), topics.manager_status()):
             await device.client.publish(str(topic), b"evil", qos=0, retain=True)
         await device.client.publish(own, b"fine", qos=1, retain=True)
-        assert [said.payload for said in await ear.until(own)] == [b"fine"]
+        assert [message.payload for message in await subscriber.until(own)] == [b"fine"]
         await manager.publish(start, b"token", qos=1)
-        assert [said.payload for said in await device.until(start)] == [b"token"]
-        assert await other.told_by_now() == []
+        assert [message.payload for message in await device.until(start)] == [b"token"]
+        assert await other.delivered_by_now() == []
 
 
 async def test_the_plugin_knows_who_was_revoked(dynamic: SecureSite) -> None:
     with pytest.raises(aiomqtt.MqttError):
-        async with dynamic.knock(SCREEN):
+        async with dynamic.bare_client(SCREEN):
             pass
 
 
@@ -64,12 +64,16 @@ async def test_the_plugin_takes_a_revocation_while_it_runs_from_the_manager_only
 ) -> None:
     """What `mosquitto_ctrl dynsec disableClient` sends."""
     level = mac_to_level(BY_PASSWORD)
-    async with dynamic.knock(BY_PASSWORD) as device, dynamic.knock(A) as other, dynamic.hearing(STANDBY, ALL) as ear:
+    async with (
+        dynamic.bare_client(BY_PASSWORD) as device,
+        dynamic.bare_client(A) as other,
+        dynamic.subscribed(STANDBY, ALL) as subscriber,
+    ):
         with suppress(aiomqtt.MqttError):
             await other.publish(CONTROL, disable(level), qos=1)
         await device.publish(str(topics.client_metrics(TASK, BY_PASSWORD)), b"still here", qos=1)
-        await ear.until(str(topics.client_metrics(TASK, BY_PASSWORD)), b"still here")
-        async with dynamic.knock(MANAGER) as manager:
+        await subscriber.until(str(topics.client_metrics(TASK, BY_PASSWORD)), b"still here")
+        async with dynamic.bare_client(MANAGER) as manager:
             await manager.publish(CONTROL, disable(level), qos=1)
             with pytest.raises(aiomqtt.MqttError):
                 await anext(aiter(device.messages))
@@ -85,7 +89,7 @@ async def test_the_plugins_file_follows_the_fleet(dynamic: SecureSite) -> None:
     assert "ot authori" in str(
         await dynamic.refusal(None, username=credentials.user, password=credentials.password, **where)
     )
-    async with dynamic.knock(A):
+    async with dynamic.bare_client(A):
         pass
 
 
@@ -143,35 +147,35 @@ async def test_a_device_at_a_site_is_seen_at_the_centre_and_started_from_there(
 ) -> None:
     own, start = str(topics.client_status(TASK, A)), str(topics.client_start(TASK, A))
     async with (
-        centre.hearing(STANDBY, own) as ear,
-        centre.knock(MANAGER) as manager,
-        outpost.hearing(A, start) as device,
+        centre.subscribed(STANDBY, own) as subscriber,
+        centre.bare_client(MANAGER) as manager,
+        outpost.subscribed(A, start) as device,
     ):
         await device.client.publish(own, b"online", qos=1, retain=True)
-        assert [said.payload for said in await ear.until(own)] == [b"online"]
+        assert [message.payload for message in await subscriber.until(own)] == [b"online"]
         await manager.publish(start, b"token", qos=1)
-        assert [said.payload for said in await device.until(start)] == [b"token"]
+        assert [message.payload for message in await device.until(start)] == [b"token"]
 
 
 async def test_what_a_site_said_while_the_line_was_down_goes_up_when_it_is_back(
     centre: SecureSite, outpost: SecureSite
 ) -> None:
     own = str(topics.client_status(TASK, A))
-    async with outpost.knock(A) as device:
-        async with centre.hearing(STANDBY, own) as ear:
+    async with outpost.bare_client(A) as device:
+        async with centre.subscribed(STANDBY, own) as subscriber:
             await device.publish(own, b"online", qos=1, retain=True)
-            await ear.until(own, b"online")
+            await subscriber.until(own, b"online")
         await centre.broker.terminate()
         await device.publish(own, b"train-started", qos=1, retain=True)
         await centre.broker.start()
-        async with centre.hearing(STANDBY, own) as ear:
-            await ear.until(own, b"train-started")
+        async with centre.subscribed(STANDBY, own) as subscriber:
+            await subscriber.until(own, b"train-started")
 
 
 async def test_a_sites_identity_starts_nobody_at_the_centre(centre: SecureSite) -> None:
     start, own = str(topics.client_start(TASK, A)), str(topics.client_status(TASK, A))
-    async with centre.hearing(STANDBY, ALL) as ear, centre.knock("site-a") as thief:
+    async with centre.subscribed(STANDBY, ALL) as subscriber, centre.bare_client("site-a") as thief:
         await thief.publish(start, b"evil", qos=0)
         await thief.publish(str(topics.client_status("another-task", A)), b"evil", qos=0)
         await thief.publish(own, b"fine", qos=1)
-        assert [said.payload for said in await ear.until(own)] == [b"fine"]
+        assert [message.payload for message in await subscriber.until(own)] == [b"fine"]

@@ -62,7 +62,7 @@ async def test_it_finds_nothing_wrong_with_a_healthy_fleet(yard: Yard, site: Sec
     site.fleet.enrol(EnrolmentRequest(role=Role.BRIDGE, name="site-a"))
     site.fleet.enrol(EnrolmentRequest(role=Role.BRIDGE, name="site-b", tasks=["letters", TASK]))
     await site.reload()
-    async with site.knock(B) as other, site.knock(SERVER) as server:
+    async with site.bare_client(B) as other, site.bare_client(SERVER) as server:
         await other.publish(str(topics.client_status(TASK, B)), b"x", qos=1, retain=True)
         await server.publish(str(topics.server_status(TASK)), b"x", qos=1, retain=True)
     findings = await examine(yard, "--config", str(site.bundle(who)))
@@ -93,7 +93,7 @@ async def test_it_sees_a_state_folder_that_cannot_be_written(yard: Yard) -> None
 async def test_it_sees_an_acl_that_lets_a_device_say_and_hear_too_much(yard: Yard, site: SecureSite) -> None:
     (site.fleet.broker_folder / "acl").write_text(f"user {A.replace(':', '-')}\ntopic readwrite #\n")
     await site.reload()
-    async with site.knock(A) as device:
+    async with site.bare_client(A) as device:
         await device.publish(str(topics.client_status("digits", B)), b"x", qos=1, retain=True)
     findings = await examine(yard, "--config", str(site.bundle(A)), code=ExitCode.FAILED)
     found = troubles(findings)

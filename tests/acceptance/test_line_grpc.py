@@ -6,7 +6,7 @@ import httpx
 import pytest
 from line_site import FIRST
 from ports import free_port
-from reader import Heard
+from reader import OwnerStatus
 from yard import TIMEOUT_S, Installed, Site
 
 import fedops_mqtt
@@ -51,7 +51,7 @@ async def until_it_waits(site: Site) -> None:
     await site.observer.until(is_joining)
 
 
-async def until_trained(site: Site, *, run_id: str | None) -> Heard:
+async def until_trained(site: Site, *, run_id: str | None) -> OwnerStatus:
     def has_trained() -> bool:
         view = site.observer.client(FIRST)
         last = view.status.last_run if view is not None else None

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from device_plan import DevicePlan
 from line_site import APP, FIRST, PROGRAM
 from memory_group import kills_in, memory_group
-from orders import Orders
 from yard import MARK, Installed, Site, eventually
 
 from fedops_mqtt.demo.reaper import marked
@@ -35,14 +35,14 @@ def little_memory(site: Site) -> Iterator[Path | None]:
 
 @pytest.mark.long
 async def test_whatever_goes_wrong_is_told_and_leaves_a_daemon_that_is_ready(
-    site: Site, orders: Orders, little_memory: Path | None
+    site: Site, device_plan: DevicePlan, little_memory: Path | None
 ) -> None:
     daemon = await site.start_client(FIRST, APP, partition_id=0, num_partitions=1)
     born = await site.observer.until_client(FIRST, ClientCondition.ONLINE)
     idle_bytes = psutil.Process(daemon.process.pid).memory_info().rss
     await site.start_manager(module=PROGRAM, max_message_bytes=MEGABYTE)
     for fault, words in FAULTS.items():
-        orders.write({FIRST: fault})
+        device_plan.write({FIRST: fault})
         run_id = await site.start_run(num_rounds=1, min_clients=1)
         run = await site.observer.until_ended(run_id)
         assert run.outcome == RunOutcome.FAILED, (fault, run)
@@ -56,7 +56,7 @@ async def test_whatever_goes_wrong_is_told_and_leaves_a_daemon_that_is_ready(
         assert not left_of(site), fault
     print("out of memory in a control group of its own:", little_memory)
     assert little_memory is None or kills_in(little_memory) == 1
-    orders.write({})
+    device_plan.write({})
     run = await site.observer.until_ended(await site.start_run(num_rounds=1, min_clients=1))
     assert run.outcome == RunOutcome.COMPLETED
     finished = await site.observer.until_client(FIRST, ClientCondition.TRAIN_FINISHED)
@@ -65,11 +65,11 @@ async def test_whatever_goes_wrong_is_told_and_leaves_a_daemon_that_is_ready(
 
 
 @pytest.mark.long
-async def test_training_that_is_deaf_dies_with_its_daemon_and_so_do_its_children(site: Site, orders: Orders) -> None:
+async def test_unstoppable_training_and_its_children_die_with_their_daemon(site: Site, device_plan: DevicePlan) -> None:
     daemon = await site.start_client(FIRST, APP, partition_id=0, num_partitions=1)
     await site.observer.until_client(FIRST, ClientCondition.ONLINE)
     await site.start_manager(module=PROGRAM)
-    orders.write({FIRST: "deaf"})
+    device_plan.write({FIRST: "unstoppable"})
     await site.start_run(num_rounds=1, min_clients=1)
     await eventually(lambda: len(descendants(daemon)) == 2)
     daemon.process.kill()

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from device_plan import DevicePlan, evaluation_of
 from line_site import APP, FIRST, PROGRAM, SECOND, model_of, start_with_all, trainings
-from orders import Orders, evaluation_of
 from yard import MARK, Site
 
 import fedops_mqtt
@@ -36,18 +36,20 @@ async def note_rounds(bus: Bus, task_id: str, noted: list[ClientMetrics]) -> Non
             noted.append(message)
 
 
-async def test_a_model_of_64_mib_adds_up_within_its_memory_and_its_bytes_are_told(site: Site, orders: Orders) -> None:
+async def test_a_model_of_64_mib_adds_up_within_its_memory_and_its_bytes_are_reported(
+    site: Site, device_plan: DevicePlan
+) -> None:
     clients = await site.start_clients(CLIENTS, APP)
     await site.start_manager(module=PROGRAM, server_args=["--numbers", str(NUMBERS)])
     noted: list[ClientMetrics] = []
     async with fedops_mqtt.connect(site.broker) as bus, alongside(note_rounds(bus, site.task_id, noted), name="notes"):
-        run_id = await start_with_all(site, orders, clients, num_rounds=ROUNDS, min_clients=2)
+        run_id = await start_with_all(site, device_plan, clients, num_rounds=ROUNDS, min_clients=2)
         (server,) = (each.pid for each in marked(site.yard.mark, MARK) if PROGRAM in each.cmdline())
         processes = {"server": server, FIRST: trainings(clients[FIRST])[0], SECOND: trainings(clients[SECOND])[0]}
-        orders.write({evaluation_of(mac): 1 for mac in clients})
+        device_plan.write({evaluation_of(mac): 1 for mac in clients})
         await site.observer.until(lambda: len(noted) >= ANSWERED_BEFORE_THE_LAST_EVALUATION)
         peaks = {name: peak_bytes(pid) / MODEL_BYTES for name, pid in processes.items()}
-        orders.write({})
+        device_plan.write({})
         run = await site.observer.until_ended(run_id)
     assert run.outcome == RunOutcome.COMPLETED, run
     model = model_of(run)

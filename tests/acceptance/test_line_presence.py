@@ -6,6 +6,7 @@ import signal
 import numpy as np
 import psutil
 import pytest
+from device_plan import ALL_ROUNDS, DevicePlan
 from line_site import (
     APP,
     FIRST,
@@ -18,7 +19,6 @@ from line_site import (
     trainings,
     until_training,
 )
-from orders import ALL_ROUNDS, Orders
 from yard import Site, eventually
 
 from fedops_mqtt.bus import Mosquitto
@@ -33,11 +33,11 @@ JOIN_S = 30
 
 @pytest.mark.long
 async def test_killed_clients_leave_their_round_at_once_and_one_that_comes_back_rejoins(
-    site: Site, orders: Orders
+    site: Site, device_plan: DevicePlan
 ) -> None:
     clients = await site.start_clients(3, APP)
     await site.start_manager(module=PROGRAM, server_args=["--numbers", "3"], line_ping_s=NEVER_S)
-    run_id = await start_with_all(site, orders, clients, num_rounds=3, min_clients=1)
+    run_id = await start_with_all(site, device_plan, clients, num_rounds=3, min_clients=1)
 
     (training,) = trainings(clients[FIRST])
     await kill_until_gone(site, FIRST, training)
@@ -45,11 +45,11 @@ async def test_killed_clients_leave_their_round_at_once_and_one_that_comes_back_
     assert "SIGKILL" in (failed.status.reason or "")
     await kill_until_gone(site, SECOND, clients[SECOND].process.pid)
 
-    orders.write({THIRD: 1, SECOND: 0})
+    device_plan.write({THIRD: 1, SECOND: 0})
     await until_training(site, THIRD, 2)
     await site.start_client(SECOND, APP, partition_id=1, num_partitions=3)
     await site.observer.until(lambda: member_status(site, SECOND) == MemberCondition.TRAINING)
-    orders.write({})
+    device_plan.write({})
     run = await site.observer.until_ended(run_id)
     assert (run.outcome, run.round, run.launch) == (RunOutcome.COMPLETED, 3, 1), run
     back = await site.observer.until_client(SECOND, ClientCondition.TRAIN_FINISHED)
@@ -68,24 +68,24 @@ async def test_killed_clients_leave_their_round_at_once_and_one_that_comes_back_
 
 @pytest.mark.long
 async def test_a_host_that_vanishes_is_lost_within_three_pings_and_rejoins_when_it_is_back(
-    site: Site, orders: Orders
+    site: Site, device_plan: DevicePlan
 ) -> None:
     clients = await site.start_clients(2, APP)
     await site.start_manager(module=PROGRAM, line_ping_s=PING_S)
-    run_id = await start_with_all(site, orders, clients, num_rounds=4, min_clients=1)
+    run_id = await start_with_all(site, device_plan, clients, num_rounds=4, min_clients=1)
 
     (training,) = trainings(clients[FIRST])
     frozen = [psutil.Process(training), psutil.Process(clients[FIRST].process.pid)]
     for process in frozen:
         process.suspend()
     await site.observer.until(lambda: member_status(site, FIRST) == MemberCondition.LOST)
-    orders.write({SECOND: 1})
+    device_plan.write({SECOND: 1})
     await until_training(site, SECOND, 2)
-    orders.write({FIRST: ALL_ROUNDS, SECOND: 1})
+    device_plan.write({FIRST: ALL_ROUNDS, SECOND: 1})
     for process in frozen:
         process.resume()
     await site.observer.until(lambda: member_status(site, FIRST) == MemberCondition.TRAINING)
-    orders.write({})
+    device_plan.write({})
     run = await site.observer.until_ended(run_id)
     assert run.outcome == RunOutcome.COMPLETED
     finished = await site.observer.until_client(FIRST, ClientCondition.TRAIN_FINISHED)
@@ -96,11 +96,11 @@ async def test_a_host_that_vanishes_is_lost_within_three_pings_and_rejoins_when_
 
 @pytest.mark.long
 async def test_a_broker_restarted_in_a_round_costs_the_round_nothing(
-    site: Site, orders: Orders, broker: Mosquitto
+    site: Site, device_plan: DevicePlan, broker: Mosquitto
 ) -> None:
     clients = await site.start_clients(2, APP)
     await site.start_manager(module=PROGRAM)
-    orders.write(dict.fromkeys(clients, 1))
+    device_plan.write(dict.fromkeys(clients, 1))
     run_id = await site.start_run(num_rounds=3, min_clients=2)
     for mac in clients:
         await until_training(site, mac, 2)
@@ -108,7 +108,7 @@ async def test_a_broker_restarted_in_a_round_costs_the_round_nothing(
     await broker.restart()
     await site.observer.until(lambda: all(is_heard_again(site, mac) for mac in clients))
     assert before == {mac: trainings(client) for mac, client in clients.items()}
-    orders.write({})
+    device_plan.write({})
     run = await site.observer.until_ended(run_id)
     assert (run.outcome, run.launch) == (RunOutcome.COMPLETED, 1), run
     assert {each.attempt for each in run.clients.values()} == {1}
@@ -117,12 +117,12 @@ async def test_a_broker_restarted_in_a_round_costs_the_round_nothing(
 
 @pytest.mark.long
 async def test_training_that_hangs_is_dropped_after_the_round_limit_and_reported_failed(
-    site: Site, orders: Orders
+    site: Site, device_plan: DevicePlan
 ) -> None:
     clients = await site.start_clients(2, APP)
     await site.start_manager(module=PROGRAM, more="limits = {round_s = 10}")
-    run_id = await start_with_all(site, orders, clients, num_rounds=2, min_clients=1)
-    orders.write({FIRST: 0})
+    run_id = await start_with_all(site, device_plan, clients, num_rounds=2, min_clients=1)
+    device_plan.write({FIRST: 0})
     failed = await site.observer.until_client(FIRST, ClientCondition.TRAIN_FAILED)
     assert "no reply within the round limit of 10 s" in (failed.status.reason or "")
     await eventually(lambda: not trainings(clients[FIRST]))
@@ -134,16 +134,16 @@ async def test_training_that_hangs_is_dropped_after_the_round_limit_and_reported
 
 @pytest.mark.long
 async def test_fewer_clients_than_the_minimum_end_the_run_as_failed_with_their_names(
-    site: Site, orders: Orders
+    site: Site, device_plan: DevicePlan
 ) -> None:
     clients = await site.start_clients(2, APP)
     await site.start_manager(module=PROGRAM, server_args=["--min-clients", "2"], more=f"limits = {{join_s = {JOIN_S}}}")
-    orders.write(dict.fromkeys(clients, 1))
+    device_plan.write(dict.fromkeys(clients, 1))
     run_id = await site.start_run(num_rounds=5, min_clients=2)
     for mac in clients:
         await until_training(site, mac, 2)
     await clients[FIRST].end(signal.SIGKILL)
-    orders.write({})
+    device_plan.write({})
     run = await site.observer.until_ended(run_id)
     assert run.outcome == RunOutcome.FAILED
     assert FIRST in (run.reason or "")
@@ -156,19 +156,19 @@ async def test_fewer_clients_than_the_minimum_end_the_run_as_failed_with_their_n
 
 
 @pytest.mark.long
-async def test_a_client_that_comes_online_during_an_open_run_joins_it(site: Site, orders: Orders) -> None:
+async def test_a_client_that_comes_online_during_an_open_run_joins_it(site: Site, device_plan: DevicePlan) -> None:
     await site.start_client(FIRST, APP, partition_id=0, num_partitions=2)
     await site.observer.until_client(FIRST, ClientCondition.ONLINE)
     await site.start_manager(module=PROGRAM, more='join = "open"')
-    orders.write({FIRST: 1})
+    device_plan.write({FIRST: 1})
     run_id = await site.start_run(num_rounds=5, min_clients=1)
     await until_training(site, FIRST, 2)
     late = await site.start_client(SECOND, APP, partition_id=1, num_partitions=2)
     await site.observer.until(lambda: member_status(site, SECOND) == MemberCondition.TRAINING)
-    orders.write({FIRST: 3, SECOND: 3})
+    device_plan.write({FIRST: 3, SECOND: 3})
     await until_training(site, SECOND, 4)
     await late.end(signal.SIGTERM)
-    orders.write({})
+    device_plan.write({})
     run = await site.observer.until_ended(run_id)
     assert run.outcome == RunOutcome.COMPLETED, run
     first, second = model_of(run)

@@ -1,9 +1,9 @@
 """What a person who watches a run sees of it over a slow network: every phase, as a status on the bus."""
 
 import pytest
+from device_plan import SERVER, DevicePlan, evaluation_of
 from fault_proxy import FaultProxy
 from line_site import APP, FIRST, PROGRAM, until_phase
-from orders import SERVER, Orders, evaluation_of
 from ports import free_port
 from yard import Site
 
@@ -16,26 +16,26 @@ SLOWNESS_S = 0.02
 
 
 @pytest.mark.long
-async def test_every_phase_of_a_client_is_seen_on_the_bus(site: Site, orders: Orders) -> None:
+async def test_every_phase_of_a_client_is_seen_on_the_bus(site: Site, device_plan: DevicePlan) -> None:
     await site.start_client(FIRST, APP, partition_id=0, num_partitions=1)
     await site.observer.until_client(FIRST, ClientCondition.ONLINE)
     port = free_port()
     async with FaultProxy("127.0.0.1", port, is_mqtt=False).running() as network:
         addresses = f'listen = "127.0.0.1:{port}"\nadvertise = "{network.address}"'
         await site.start_manager(module=PROGRAM, server_args=["--numbers", str(NUMBERS)], more=addresses)
-        orders.write({SERVER: 0})
+        device_plan.write({SERVER: 0})
         network.stall()
         run_id = await site.start_run(num_rounds=1, min_clients=1)
         await until_phase(site, FIRST, Phase.JOINING)
         network.heal()
         await until_phase(site, FIRST, Phase.WAITING)
         network.delay_s = SLOWNESS_S
-        orders.write({FIRST: 0, evaluation_of(FIRST): 0})
+        device_plan.write({FIRST: 0, evaluation_of(FIRST): 0})
         await until_phase(site, FIRST, Phase.DOWNLOADING)
         await until_phase(site, FIRST, Phase.TRAINING)
-        orders.write({evaluation_of(FIRST): 0})
+        device_plan.write({evaluation_of(FIRST): 0})
         await until_phase(site, FIRST, Phase.UPLOADING)
         await until_phase(site, FIRST, Phase.EVALUATING)
-        orders.write({})
+        device_plan.write({})
         run = await site.observer.until_ended(run_id)
     assert run.outcome == RunOutcome.COMPLETED, run

@@ -5,9 +5,9 @@ import signal
 from urllib.parse import urlsplit
 
 import pytest
+from device_plan import DevicePlan
 from fault_proxy import FaultProxy
 from line_site import APP, FIRST, PROGRAM, start_with_all
-from orders import Orders
 from reader import Json
 from yard import Installed, Site
 
@@ -35,7 +35,7 @@ class Executioner:
 @pytest.mark.long
 @pytest.mark.parametrize("is_manager_away", [False, True])
 async def test_the_outcome_survives_a_daemon_that_is_killed_between_journal_and_publish(
-    site: Site, orders: Orders, is_manager_away: bool
+    site: Site, device_plan: DevicePlan, is_manager_away: bool
 ) -> None:
     broker, executioner = urlsplit(site.broker), Executioner()
     async with FaultProxy(broker.hostname or "", broker.port or 0).running() as proxy:
@@ -43,11 +43,11 @@ async def test_the_outcome_survives_a_daemon_that_is_killed_between_journal_and_
         daemon = await site.start_client(FIRST, APP, broker=proxy.url, partition_id=0, num_partitions=1)
         await site.observer.until_client(FIRST, ClientCondition.ONLINE)
         manager = await site.start_manager(module=PROGRAM)
-        run_id = await start_with_all(site, orders, [FIRST], num_rounds=1, min_clients=1)
+        run_id = await start_with_all(site, device_plan, [FIRST], num_rounds=1, min_clients=1)
         if is_manager_away:
             await manager.end(signal.SIGKILL)
         executioner.condemned = daemon
-        orders.write({})
+        device_plan.write({})
         assert await daemon.wait() == -signal.SIGKILL
         await site.observer.until_client(FIRST, ClientCondition.CLIENT_OUT)
         assert executioner.num_words == 1

@@ -10,9 +10,9 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from device_plan import DevicePlan
 from fault_proxy import FaultProxy
 from line_site import APP, PROGRAM, start_with_all
-from orders import Orders
 from yard import TIMEOUT_S, Installed, Site, eventually
 
 from fedops_mqtt.demo.reaper import marked
@@ -122,20 +122,20 @@ async def test_a_completed_run_stays_completed_when_its_servers_final_status_is_
     assert await asyncio.to_thread(Path(run.model_path).exists)
 
 
-async def test_a_manager_killed_during_a_run_finishes_it_after_its_restart(site: Site, orders: Orders) -> None:
+async def test_a_manager_killed_during_a_run_finishes_it_after_its_restart(site: Site, device_plan: DevicePlan) -> None:
     clients = await site.start_clients(2, APP)
     manager = await site.start_manager(module=PROGRAM)
-    run_id = await start_with_all(site, orders, clients, num_rounds=2, min_clients=2)
+    run_id = await start_with_all(site, device_plan, clients, num_rounds=2, min_clients=2)
     server = (await site.observer.until_run(run_id, lambda run: run.server_ip is not None)).server_ip
     await manager.end(signal.SIGKILL)
     await site.observer.until(lambda: (view := site.observer.manager) is not None and view.is_out)
     await site.start_manager(module=PROGRAM)
-    orders.write({})
+    device_plan.write({})
     run = await site.observer.until_ended(run_id)
     assert run.outcome == RunOutcome.COMPLETED
     assert run.round == 2
-    story = await site.ask(f"/runs/{run_id}")
-    assert (story["launch"], story["server_ip"] or server) == (1, server)
+    record = await site.ask(f"/runs/{run_id}")
+    assert (record["launch"], record["server_ip"] or server) == (1, server)
     for mac in clients:
         finished = await site.observer.until_client(mac, ClientCondition.TRAIN_FINISHED)
         assert finished.status.last_run is not None

@@ -126,7 +126,7 @@ async def test_the_authority_is_exchanged_while_everything_runs(yard: Yard, site
 
     for name in ("client.crt", "client.key"):
         site.bundle(A).with_name(name).write_bytes((new.folder / "bundles" / mac_to_level(A) / name).read_bytes())
-    async with site.knock(A, tls_context=trusting(joined["ca.crt"], site.bundle(A))):
+    async with site.bare_client(A, tls_context=trusting(joined["ca.crt"], site.bundle(A))):
         pass  # by the new authority's certificate; it took the daemon's place for a moment
     await device.until_said(r"(?s)lost the connection.*connected to the broker")
 
@@ -134,10 +134,10 @@ async def test_the_authority_is_exchanged_while_everything_runs(yard: Yard, site
         (site.fleet.broker_folder / name).write_bytes((new.broker_folder / name).read_bytes())
     assert site.fleet.reload_broker()
     probe = new.folder / "bundles" / PROBE / "bundle.toml"
-    async with site.knock(PROBE, tls_context=trusting(joined["ca.crt"], probe)):
+    async with site.bare_client(PROBE, tls_context=trusting(joined["ca.crt"], probe)):
         pass  # it has read them before it answers
     only_new = (new.folder / "ca.crt").read_bytes()
-    async with site.knock(A, tls_context=trusting(only_new, site.bundle(A))):
+    async with site.bare_client(A, tls_context=trusting(only_new, site.bundle(A))):
         pass
     assert await site.refusal(B, tls_context=trusting(only_new, site.bundle(B))) is not None
     await device.until_said(r"(?s)lost the connection.*lost the connection.*connected to the broker")
@@ -197,14 +197,14 @@ async def test_home_assistant_is_told_as_soon_as_the_acl_lets_it(yard: Yard, sit
     acl = site.fleet.broker_folder / "acl"
     acl.write_text(re.sub(r"^#(topic \w+ homeassistant/#|user home)$", r"\1", acl.read_text(), flags=re.MULTILINE))
     await site.reload()
-    async with site.hearing("home", "homeassistant/#", "fedops/v1/+/clients/+/status") as home:
+    async with site.subscribed("home", "homeassistant/#", "fedops/v1/+/clients/+/status") as home:
         level = mac_to_level(A)
         found = f"homeassistant/binary_sensor/fedops_{TASK}_{level.replace('-', '')}_training/config"
-        heard = {said.topic: said.payload for said in await home.until(found)}
-        assert json.loads(heard[found])["state_topic"] == f"fedops/v1/{TASK}/clients/{level}/status"
-        async with site.knock(B) as device:
+        delivered = {message.topic: message.payload for message in await home.until(found)}
+        assert json.loads(delivered[found])["state_topic"] == f"fedops/v1/{TASK}/clients/{level}/status"
+        async with site.bare_client(B) as device:
             with suppress(aiomqtt.MqttError):
                 await device.publish(found, b"evil", qos=1)
             await device.publish(str(topics.client_status(TASK, B)), b"fine", qos=1)
         after = await home.until(str(topics.client_status(TASK, B)))
-        assert b"evil" not in [said.payload for said in after]
+        assert b"evil" not in [message.payload for message in after]

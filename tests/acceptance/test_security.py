@@ -1,7 +1,7 @@
 """The attacks of docs/security.md at the broker, each against the configuration and ACL as they are shipped.
 
 What the broker denies is shown by what is delivered: MQTT 3.1.1 acknowledges what it throws away. After every attack
-the attacker says something that it may say; a reader that hears this and nothing else has not heard the attack.
+the attacker says something that it may say; a reader that hears this and nothing else has not delivered the attack.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ async def site(tmp_path: Path) -> AsyncIterator[SecureSite]:
 
 async def attack(site: SecureSite, who: str, forbidden: Sequence[Topic], version: aiomqtt.ProtocolVersion) -> None:
     """Publish what one may not, then what one may."""
-    async with site.knock(who, version=version) as attacker:
+    async with site.bare_client(who, version=version) as attacker:
         for topic in forbidden:
             with suppress(aiomqtt.MqttError):
                 await attacker.publish(str(topic), EVIL, qos=1, retain=True)
@@ -99,36 +99,36 @@ FORBIDDEN = {
 async def test_the_acl_denies_each_identity_what_it_may_not_publish(
     site: SecureSite, who: str, version: aiomqtt.ProtocolVersion
 ) -> None:
-    async with site.hearing(SCREEN if who == MANAGER else STANDBY, ALL) as ear:
+    async with site.subscribed(SCREEN if who == MANAGER else STANDBY, ALL) as subscriber:
         await attack(site, who, FORBIDDEN[who], version)
-        heard = await ear.until(str(marker_of(who)))
-    assert [said.topic for said in heard] == [str(marker_of(who))]
+        delivered = await subscriber.until(str(marker_of(who)))
+    assert [message.topic for message in delivered] == [str(marker_of(who))]
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=["3.1.1", "5"])
 async def test_a_dashboard_can_publish_nothing(site: SecureSite, version: aiomqtt.ProtocolVersion) -> None:
-    async with site.hearing(STANDBY, ALL) as ear:
-        async with site.knock(SCREEN, version=version) as screen:
+    async with site.subscribed(STANDBY, ALL) as subscriber:
+        async with site.bare_client(SCREEN, version=version) as screen:
             for topic in (topics.client_status(TASK, A), topics.client_start(TASK, A), topics.manager_status()):
                 with suppress(aiomqtt.MqttError):
                     await screen.publish(str(topic), EVIL, qos=1)
-        async with site.knock(A) as device:
+        async with site.bare_client(A) as device:
             await device.publish(str(marker_of(A)), FINE, qos=1)
-        heard = await ear.until(str(marker_of(A)))
-    assert EVIL not in [said.payload for said in heard]
+        delivered = await subscriber.until(str(marker_of(A)))
+    assert EVIL not in [message.payload for message in delivered]
 
 
 @pytest.mark.parametrize("who", [SCREEN, PROBE, SERVER])
 async def test_an_identity_that_is_no_device_cannot_publish_as_a_device_of_its_name(site: SecureSite, who: str) -> None:
     own = [f"fedops/v1/{TASK}/clients/{who}/{channel}" for channel in ("status", "metrics")]
-    async with site.hearing(STANDBY, ALL) as ear:
-        async with site.knock(who) as pretender:
+    async with site.subscribed(STANDBY, ALL) as subscriber:
+        async with site.bare_client(who) as pretender:
             for topic in own:
                 with suppress(aiomqtt.MqttError):
                     await pretender.publish(topic, EVIL, qos=1, retain=True)
-        async with site.knock(A) as device:
+        async with site.bare_client(A) as device:
             await device.publish(str(marker_of(A)), FINE, qos=1)
-        assert [said.payload for said in await ear.until(str(marker_of(A)))] == [FINE]
+        assert [message.payload for message in await subscriber.until(str(marker_of(A)))] == [FINE]
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=["3.1.1", "5"])
@@ -136,16 +136,16 @@ async def test_a_last_will_on_anothers_status_is_never_delivered(
     site: SecureSite, version: aiomqtt.ProtocolVersion
 ) -> None:
     own, others = str(topics.client_status(TASK, A)), str(topics.client_status(TASK, B))
-    async with site.hearing(STANDBY, ALL) as ear:
+    async with site.subscribed(STANDBY, ALL) as subscriber:
         for topic, payload in ((others, EVIL), (own, FINE)):
             will = aiomqtt.Will(topic, payload, qos=1, retain=True)
             with suppress(aiomqtt.MqttError):
-                async with site.knock(A, version=version, will=will) as attacker:
+                async with site.bare_client(A, version=version, will=will) as attacker:
                     vanish(attacker)
-        heard = await ear.until(own, FINE)
-    assert [said.payload for said in heard] == [FINE]
-    async with site.hearing(STANDBY, others, own) as newcomer:
-        assert [said.topic for said in await newcomer.until(own)] == [own], "what is denied is not retained either"
+        delivered = await subscriber.until(own, FINE)
+    assert [message.payload for message in delivered] == [FINE]
+    async with site.subscribed(STANDBY, others, own) as newcomer:
+        assert [message.topic for message in await newcomer.until(own)] == [own], "nor is a denied one retained"
 
 
 @pytest.mark.parametrize("who", [B, BY_PASSWORD, SERVER, SCREEN])
@@ -153,19 +153,19 @@ async def test_only_its_client_and_the_manager_receive_a_start(site: SecureSite,
     start = str(topics.client_start(TASK, A))
     legal = topics.client_start(TASK, who) if ":" in who else topics.client_status(TASK, A)
     async with (
-        site.hearing(A, start) as addressed,
-        site.hearing(who, "#", ALL, start, "fedops/v1/+/clients/+/start") as thief,
-        site.knock(MANAGER) as manager,
+        site.subscribed(A, start) as addressed,
+        site.subscribed(who, "#", ALL, start, "fedops/v1/+/clients/+/start") as thief,
+        site.bare_client(MANAGER) as manager,
     ):
         await manager.publish(start, b"token", qos=1)
-        assert [said.payload for said in await addressed.until(start)] == [b"token"]
+        assert [message.payload for message in await addressed.until(start)] == [b"token"]
         await manager.publish(str(legal), FINE, qos=1)
-        assert b"token" not in [said.payload for said in await thief.until(str(legal))]
+        assert b"token" not in [message.payload for message in await thief.until(str(legal))]
 
 
 async def test_a_device_reads_nothing_of_other_devices_and_tasks(site: SecureSite) -> None:
     own_start = str(topics.client_start(TASK, A))
-    async with site.hearing(A, "#") as spy, site.knock(MANAGER) as manager, site.knock(SERVER) as server:
+    async with site.subscribed(A, "#") as spy, site.bare_client(MANAGER) as manager, site.bare_client(SERVER) as server:
         await manager.publish(str(topics.client_status(TASK, B)), b"1", qos=1)
         await manager.publish(str(topics.run_status(TASK, "r1")), b"2", qos=1)
         await manager.publish(str(topics.manager_status()), b"3", qos=1)
@@ -174,8 +174,8 @@ async def test_a_device_reads_nothing_of_other_devices_and_tasks(site: SecureSit
         await server.publish(str(topics.server_metrics(TASK)), b"5", qos=1)
         await server.publish(str(topics.server_status(TASK)), b"6", qos=1)
         await manager.publish(own_start, FINE, qos=1)
-        heard = await spy.until(own_start)
-    assert {said.topic for said in heard} == {str(topics.server_status(TASK)), own_start}
+        delivered = await spy.until(own_start)
+    assert {message.topic for message in delivered} == {str(topics.server_status(TASK)), own_start}
 
 
 @pytest.mark.parametrize(("who", "door"), [(B, "certificate"), (BY_PASSWORD, "password"), (SCREEN, "websockets")])
@@ -184,22 +184,22 @@ async def test_no_identity_connects_with_anothers_client_id(site: SecureSite, wh
     port = getattr(site.fleet.register.ports, door)
     transport = "websockets" if door == "websockets" else "tcp"
     async with (
-        site.hearing(A, start) as victim,
-        site.knock(who, identifier=mac_to_level(A), port=port, transport=transport),
-        site.knock(MANAGER) as manager,
+        site.subscribed(A, start) as victim,
+        site.bare_client(who, identifier=mac_to_level(A), port=port, transport=transport),
+        site.bare_client(MANAGER) as manager,
     ):
         await manager.publish(start, FINE, qos=1)
-        assert [said.payload for said in await victim.until(start)] == [FINE]
+        assert [message.payload for message in await victim.until(start)] == [FINE]
 
 
 async def test_the_user_name_in_connect_does_not_override_the_certificate(site: SecureSite) -> None:
-    async with site.hearing(STANDBY, ALL) as ear:
-        async with site.knock(A, username=MANAGER, identifier=MANAGER) as attacker:
+    async with site.subscribed(STANDBY, ALL) as subscriber:
+        async with site.bare_client(A, username=MANAGER, identifier=MANAGER) as attacker:
             with suppress(aiomqtt.MqttError):
                 await attacker.publish(str(topics.client_start(TASK, B)), EVIL, qos=1)
             await attacker.publish(str(marker_of(A)), FINE, qos=1)
-        heard = await ear.until(str(marker_of(A)))
-    assert [said.payload for said in heard] == [FINE]
+        delivered = await subscriber.until(str(marker_of(A)))
+    assert [message.payload for message in delivered] == [FINE]
 
 
 async def refused(site: SecureSite, name: str | None, **options: object) -> None:
@@ -219,7 +219,7 @@ async def test_every_listener_refuses_an_unknown_identity(site: SecureSite) -> N
 
 async def test_a_dashboard_connects_to_the_websockets_listener(site: SecureSite) -> None:
     port = site.fleet.register.ports.websockets
-    async with site.knock(SCREEN, port=port, transport="websockets") as screen, site.knock(A) as device:
+    async with site.bare_client(SCREEN, port=port, transport="websockets") as screen, site.bare_client(A) as device:
         await screen.subscribe(str(topics.client_status(TASK, A)), qos=1)
         await device.publish(str(topics.client_status(TASK, A)), FINE, qos=1)
         assert (await anext(aiter(screen.messages))).payload == FINE
@@ -230,8 +230,8 @@ async def test_a_plain_connection_to_a_tls_port_gets_no_answer(site: SecureSite)
         await refused(site, A, port=port, tls_context=None)
 
 
-def at_the_door(site: SecureSite, folder: Path, credentials: Credentials) -> dict[str, object]:
-    """Return how to knock with these credentials."""
+def with_credentials(site: SecureSite, folder: Path, credentials: Credentials) -> dict[str, object]:
+    """Return the options of a connection with these credentials."""
     (folder / "c.crt").write_bytes(credentials.certificate)
     (folder / "c.key").write_bytes(credentials.key)
     context = ssl.create_default_context(cafile=site.fleet.folder / "ca.crt")
@@ -242,7 +242,8 @@ def at_the_door(site: SecureSite, folder: Path, credentials: Credentials) -> dic
 async def test_a_certificate_of_another_authority_is_refused(site: SecureSite, tmp_path: Path) -> None:
     now = datetime.now(UTC)
     other = make_authority(f"fedops-mqtt fleet of {site.fleet.register.hosts[0]}", now)
-    await refused(site, None, **at_the_door(site, tmp_path, issue(other, mac_to_level(A), hosts=[], now=now, days=9)))
+    foreign = issue(other, mac_to_level(A), hosts=[], now=now, days=9)
+    await refused(site, None, **with_credentials(site, tmp_path, foreign))
 
 
 async def test_an_expired_certificate_is_refused(site: SecureSite, tmp_path: Path) -> None:
@@ -251,48 +252,52 @@ async def test_an_expired_certificate_is_refused(site: SecureSite, tmp_path: Pat
     )
     then = datetime.now(UTC) - timedelta(days=2)
     expired = issue(ca, mac_to_level(A), hosts=[], now=then, days=1)
-    await refused(site, None, **at_the_door(site, tmp_path, expired))
+    await refused(site, None, **with_credentials(site, tmp_path, expired))
     fresh = issue(ca, mac_to_level(A), hosts=[], now=datetime.now(UTC), days=1)
-    async with site.knock(None, **at_the_door(site, tmp_path, fresh)):  # type: ignore[arg-type]
+    async with site.bare_client(None, **with_credentials(site, tmp_path, fresh)):  # type: ignore[arg-type]
         pass
 
 
 async def test_a_revoked_device_can_publish_nothing_at_once_and_cannot_reconnect(site: SecureSite) -> None:
     start = str(topics.client_start(TASK, A))
-    async with site.hearing(STANDBY, ALL) as ear, site.hearing(A, start) as living, site.knock(MANAGER) as manager:
+    async with (
+        site.subscribed(STANDBY, ALL) as subscriber,
+        site.subscribed(A, start) as living,
+        site.bare_client(MANAGER) as manager,
+    ):
         site.fleet.revoke(A)
         await site.reload()
         await refused(site, A)
         await living.client.publish(str(topics.client_status(TASK, A)), EVIL, qos=0)
         await manager.publish(start, b"token", qos=1)
-        assert await living.told_by_now() == []
-        async with site.knock(B) as other:
+        assert await living.delivered_by_now() == []
+        async with site.bare_client(B) as other:
             await other.publish(str(marker_of(B)), FINE, qos=1)
-        heard = await ear.until(str(marker_of(B)))
-        assert EVIL not in [said.payload for said in heard]
+        delivered = await subscriber.until(str(marker_of(B)))
+        assert EVIL not in [message.payload for message in delivered]
 
 
 async def test_a_revoked_password_is_disconnected_at_once(site: SecureSite) -> None:
-    async with site.knock(BY_PASSWORD) as device:
+    async with site.bare_client(BY_PASSWORD) as device:
         site.fleet.revoke(BY_PASSWORD)
         await site.reload()
         with pytest.raises(aiomqtt.MqttError):
             await anext(aiter(device.messages))
     with pytest.raises((aiomqtt.MqttError, KeyError)):
-        async with site.knock(BY_PASSWORD):
+        async with site.bare_client(BY_PASSWORD):
             pass
 
 
 async def test_a_message_of_100_mb_costs_the_broker_no_memory(site: SecureSite) -> None:
     broker = psutil.Process(site.broker.pid)
     before = broker.memory_info().rss
-    async with site.hearing(STANDBY, ALL) as ear:
+    async with site.subscribed(STANDBY, ALL) as subscriber:
         with pytest.raises(aiomqtt.MqttError):
-            async with site.knock(A, version=aiomqtt.ProtocolVersion.V311) as attacker:
+            async with site.bare_client(A, version=aiomqtt.ProtocolVersion.V311) as attacker:
                 await attacker.publish(str(marker_of(A)), bytes(100 * MEGABYTE), qos=1, timeout=4)
-        async with site.knock(B) as other:
+        async with site.bare_client(B) as other:
             await other.publish(str(marker_of(B)), FINE, qos=1)
-        assert [said.payload for said in await ear.until(str(marker_of(B)))] == [FINE]
+        assert [message.payload for message in await subscriber.until(str(marker_of(B)))] == [FINE]
     assert broker.memory_info().rss - before < 10 * MEGABYTE
 
 
@@ -300,7 +305,7 @@ async def test_a_message_of_100_mb_costs_the_broker_no_memory(site: SecureSite) 
 async def test_a_flood_of_connections_from_one_identity_harms_only_itself(site: SecureSite) -> None:
     start = str(topics.client_start(TASK, A))
     broker = psutil.Process(site.broker.pid)
-    async with site.hearing(A, start) as victim, site.knock(MANAGER) as manager:
+    async with site.subscribed(A, start) as victim, site.bare_client(MANAGER) as manager:
         before, memory = broker.num_fds(), broker.memory_info().rss
         with ExitStack() as last:
             flood = Flood(site, BY_PASSWORD, last)
@@ -309,7 +314,7 @@ async def test_a_flood_of_connections_from_one_identity_harms_only_itself(site: 
                 under_way = [group.create_task(wave) for wave in waves]
                 while not all(wave.done() for wave in under_way):
                     await manager.publish(start, FINE, qos=1)
-                    assert [said.payload for said in await victim.until(start)] == [FINE], "heard during the flood"
+                    assert [message.payload for message in await victim.until(start)] == [FINE], "during the flood"
             assert sum(wave.result() for wave in under_way) == NUM_FLOOD, "the broker took every one"
             assert broker.num_fds() <= before + 1, "every connection of an identity ends the one before"
         assert broker.memory_info().rss - memory < 10 * MEGABYTE

@@ -64,7 +64,7 @@ async def test_readers_refuse_a_status_about_another_device_that_the_broker_deli
     site: SecureSite,
 ) -> None:
     own = str(topics.client_status(TASK, A))
-    async with site.reading(STANDBY, "fedops/v1/+/clients/+/status") as manager, site.knock(A) as device:
+    async with site.reading(STANDBY, "fedops/v1/+/clients/+/status") as manager, site.bare_client(A) as device:
         await device.publish(own, encode(status_of(B)), qos=1)
         await device.publish(own, encode(status_of(A)), qos=1)
         forged = await next_event(manager, lambda event: isinstance(event, Malformed | Received))

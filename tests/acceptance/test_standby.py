@@ -10,8 +10,8 @@ from functools import partial
 
 import psutil
 import pytest
+from device_plan import DevicePlan
 from line_site import APP, PROGRAM, start_with_all
-from orders import Orders
 from postgres import Postgres
 from yard import Installed, Site, eventually
 
@@ -45,9 +45,9 @@ async def counting_firings(site: Site) -> AsyncIterator[Firings]:
         yield firings
 
 
-async def start_run(site: Site, orders: Orders, clients: dict[str, Installed]) -> str:
+async def start_run(site: Site, device_plan: DevicePlan, clients: dict[str, Installed]) -> str:
     """Start a run whose clients compute in its first round until they are told more."""
-    return await start_with_all(site, orders, clients, num_rounds=ROUNDS, min_clients=2)
+    return await start_with_all(site, device_plan, clients, num_rounds=ROUNDS, min_clients=2)
 
 
 async def until_standby(second: Installed, first: Installed) -> None:
@@ -55,9 +55,9 @@ async def until_standby(second: Installed, first: Installed) -> None:
     await second.until_said(rf"on standby: another manager leads \(.* pid {first.process.pid}\)")
 
 
-async def finish(site: Site, orders: Orders, run_id: str) -> None:
+async def finish(site: Site, device_plan: DevicePlan, run_id: str) -> None:
     """Let the run go on, to its good end."""
-    orders.write({})
+    device_plan.write({})
     run = await site.observer.until_ended(run_id)
     assert (run.outcome, run.round) == (RunOutcome.COMPLETED, ROUNDS)
     assert (await site.ask(f"/runs/{run_id}"))["launch"] == 1
@@ -71,35 +71,37 @@ async def freeze(manager: Installed) -> None:
 
 
 @pytest.mark.long
-async def test_a_standby_leads_when_the_leader_is_killed_and_fires_nothing_again(site: Site, orders: Orders) -> None:
+async def test_a_standby_leads_when_the_leader_is_killed_and_fires_nothing_again(
+    site: Site, device_plan: DevicePlan
+) -> None:
     async with counting_firings(site) as firings:
         clients = await site.start_clients(2, APP)
         first = await site.start_manager(module=PROGRAM, more=PATIENT.format(task_id=site.task_id))
         term = await site.until_leading(first)
-        run_id = await start_run(site, orders, clients)
+        run_id = await start_run(site, device_plan, clients)
         second = await site.launch_manager(site.yard.folder / "tasks.toml")
         await until_standby(second, first)
         await first.end(signal.SIGKILL)
         assert await site.until_leading(second) > term
-        await finish(site, orders, run_id)
+        await finish(site, device_plan, run_id)
         assert firings == Counter({(mac, 1): 1 for mac in clients})
 
 
 @pytest.mark.long
 async def test_a_leader_that_was_frozen_beside_its_journal_still_leads_when_it_goes_on(
-    site: Site, orders: Orders
+    site: Site, device_plan: DevicePlan
 ) -> None:
     """On one machine the lock on the file decides, and a frozen process holds it: nobody leads beside it."""
     async with counting_firings(site) as firings:
         clients = await site.start_clients(2, APP)
         first = await site.start_manager(module=PROGRAM, more=PATIENT.format(task_id=site.task_id))
-        run_id = await start_run(site, orders, clients)
+        run_id = await start_run(site, device_plan, clients)
         await freeze(first)
         second = await site.launch_manager(site.yard.folder / "tasks.toml")
         await until_standby(second, first)
         await site.observer.until(lambda: (view := site.observer.manager) is not None and view.is_out)
         first.process.send_signal(signal.SIGCONT)
-        await finish(site, orders, run_id)
+        await finish(site, device_plan, run_id)
         assert "manager leads (term" not in second.stdout
         assert firings == Counter({(mac, 1): 1 for mac in clients})
 
@@ -107,7 +109,7 @@ async def test_a_leader_that_was_frozen_beside_its_journal_still_leads_when_it_g
 @pytest.mark.long
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGSTOP])
 async def test_a_leader_of_a_database_server_that_goes_silent_is_replaced_and_fires_nothing_again(
-    site: Site, orders: Orders, postgres: Postgres, ending: signal.Signals
+    site: Site, device_plan: DevicePlan, postgres: Postgres, ending: signal.Signals
 ) -> None:
     """A row decides: silence ends the lease, and the term fences who had it."""
     launch_manager = partial(
@@ -119,7 +121,7 @@ async def test_a_leader_of_a_database_server_that_goes_silent_is_replaced_and_fi
         clients = await site.start_clients(2, APP)
         first = await launch_manager(state_dir=site.yard.folder / "first")
         term = await site.until_leading(first)
-        run_id = await start_run(site, orders, clients)
+        run_id = await start_run(site, device_plan, clients)
         second = await launch_manager(state_dir=site.yard.folder / "second")
         await until_standby(second, first)
         if ending is signal.SIGKILL:
@@ -132,7 +134,7 @@ async def test_a_leader_of_a_database_server_that_goes_silent_is_replaced_and_fi
             assert await first.wait() == ExitCode.FAILED
             assert re.search(rf"another manager leads now \(.* pid {second.process.pid}\)", first.stdout), first.stderr
             assert "Traceback" not in first.stderr
-        await finish(site, orders, run_id)
+        await finish(site, device_plan, run_id)
         assert firings == Counter({(mac, 1): 1 for mac in clients})
 
 
@@ -140,7 +142,7 @@ async def test_a_leader_of_a_database_server_that_goes_silent_is_replaced_and_fi
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize("is_frozen", [False, True], ids=["database stopped", "database frozen"])
 async def test_a_leader_that_fails_together_with_its_database_is_replaced_and_fires_nothing_again(
-    site: Site, orders: Orders, own_postgres: Postgres, ending: signal.Signals, is_frozen: bool
+    site: Site, device_plan: DevicePlan, own_postgres: Postgres, ending: signal.Signals, is_frozen: bool
 ) -> None:
     launch_manager = partial(
         site.launch_manager,
@@ -151,7 +153,7 @@ async def test_a_leader_that_fails_together_with_its_database_is_replaced_and_fi
         clients = await site.start_clients(2, APP)
         first = await launch_manager(state_dir=site.yard.folder / "first")
         term = await site.until_leading(first)
-        run_id = await start_run(site, orders, clients)
+        run_id = await start_run(site, device_plan, clients)
         second = await launch_manager(state_dir=site.yard.folder / "second")
         await until_standby(second, first)
         await asyncio.to_thread(own_postgres.freeze if is_frozen else own_postgres.stop)
@@ -167,6 +169,6 @@ async def test_a_leader_that_fails_together_with_its_database_is_replaced_and_fi
             first.process.send_signal(signal.SIGCONT)
             assert await first.wait() == ExitCode.FAILED
             assert "Traceback" not in first.stderr
-        await finish(site, orders, run_id)
+        await finish(site, device_plan, run_id)
         assert "Traceback" not in second.stderr
         assert firings == Counter({(mac, 1): 1 for mac in clients})

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 import psutil
-from orders import FOLDER
+from device_plan import FOLDER
 from reader import Observer
 
 from fedops_mqtt import AsyncManagerClient

@@ -43,7 +43,7 @@ class LargeRun:
     def mac(self, number: int) -> str:
         return f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}"
 
-    async def say(self, number: int, round_: int | None = None) -> None:
+    async def publish_status(self, number: int, round_: int | None = None) -> None:
         """Publish a client's status: idle, or training a round."""
         self._seq += 1
         run = None
@@ -87,12 +87,12 @@ async def test_one_clients_news_cost_a_row_not_the_page(site: Site, visitor: Vis
     async with aiomqtt.Client("127.0.0.1", int(site.broker.rpartition(":")[2])) as bus:
         run = LargeRun(bus, site.task_id)
         for number in range(NUM_CLIENTS):
-            await run.say(number)
+            await run.publish_status(number)
         await until(lambda: has(site, "/health", "num_clients", NUM_CLIENTS))
         await run.announce()
         await until(lambda: has_all(site, "triggered"))
         for number in range(NUM_CLIENTS):
-            await run.say(number, 1)
+            await run.publish_status(number, 1)
             await run.measure(number, 1)
         await until(lambda: has_all(site, "training"))
 
@@ -109,7 +109,7 @@ async def test_one_clients_news_cost_a_row_not_the_page(site: Site, visitor: Vis
         for number in range(60):
             received.clear()
             num_sockets = len(sockets)
-            await run.say(number, 2)
+            await run.publish_status(number, 2)
             await run.measure(number, 2)
             row = visitor.page.locator("tr", has_text=f"device-{number:03}").first
             await expect(row.locator("td").nth(2)).to_have_text("2", timeout=PATIENCE_MS)

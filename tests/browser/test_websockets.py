@@ -42,7 +42,7 @@ async def test_a_page_in_a_browser_reads_the_fleet_over_websockets(tmp_path: Pat
     own = str(topics.client_status(TASK, A))
     async with Mosquitto(config=fleet.broker_folder / "mosquitto.conf") as broker:
         site = SecureSite(fleet, broker)
-        async with site.knock(A) as device:
+        async with site.bare_client(A) as device:
             await device.publish(own, b"online", qos=1, retain=True)
         # The fleet's CA is not in this browser's store, as it is in that of whoever looks at dashboards.
         async with visiting(ignore_https_errors=True) as visitor:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import aiomqtt
 import numpy as np
+from device_plan import DevicePlan
 from line_site import model_of, start_with_all
 from nodes import Brokers, Node
-from orders import Orders
 from reader import RETRY_S, Json, Observer
 from secure_site import HOST, SecureSite
 from yard import HERE, Installed, Site, Yard
@@ -38,7 +38,7 @@ class ClusterSite(Site):
         self.secure = SecureSite(brokers.fleet, None)  # type: ignore[arg-type]
         super().__init__(yard, self.secure.url("manager"), TASK, observer)
         self.brokers = brokers
-        self.orders = Orders(yard.folder)
+        self.device_plan = DevicePlan(yard.folder)
         self.num_rounds = 0
         self.settings = {"heartbeat_s": HEARTBEAT_S, "keepalive_s": 5, "backoff_max_s": 2, **settings}
 
@@ -65,11 +65,11 @@ class ClusterSite(Site):
 
     async def begin_run(self, clients: Iterable[str], num_rounds: int = 2) -> str:
         """Start a run in whose first round every device computes until `finish_run`."""
-        return await start_with_all(self, self.orders, clients, num_rounds=num_rounds, min_clients=len(MACS))
+        return await start_with_all(self, self.device_plan, clients, num_rounds=num_rounds, min_clients=len(MACS))
 
     async def finish_run(self, run_id: str, num_rounds: int = 2) -> Json:
         """Let a run go on to its end: completed, with each device's share in the model once for each round so far."""
-        self.orders.write({})
+        self.device_plan.write({})
         run = await self.observer.until_ended(run_id)
         assert (run.outcome, run.round) == (RunOutcome.COMPLETED, num_rounds), run
         self.num_rounds += num_rounds
@@ -81,7 +81,7 @@ class ClusterSite(Site):
         """Wait until a reader knows each device by a status of after `since`, and none as out."""
 
         def knows_all() -> bool:
-            said = {mac: heard.status for mac, heard in screen.clients.items() if not heard.is_out}
+            said = {mac: found.status for mac, found in screen.clients.items() if not found.is_out}
             return all(mac in said and datetime.fromisoformat(said[mac].at) >= since for mac in MACS)
 
         await screen.until(knows_all)
@@ -152,7 +152,7 @@ async def reading(secure: SecureSite, name: str, task_id: str = TASK) -> AsyncIt
 
     async def read() -> None:
         while True:
-            bus = secure.knock(
+            bus = secure.bare_client(
                 name, version=aiomqtt.ProtocolVersion.V311, port=address.port, keepalive=5, timeout=5,  # and once more
                 tls_context=make_tls_context(address, options),  # paho forgets sockets whose handshake fails
             )  # fmt: skip

@@ -35,8 +35,8 @@ async def brokers(tmp_path: Path) -> AsyncIterator[Brokers]:
         yield brokers
 
 
-def knock(brokers: Brokers, name: str) -> aiomqtt.Client:
-    return SecureSite(brokers.fleet, None).knock(name, version=V311, timeout=SILENCE_S)  # type: ignore[arg-type]
+def bare_client(brokers: Brokers, name: str) -> aiomqtt.Client:
+    return SecureSite(brokers.fleet, None).bare_client(name, version=V311, timeout=SILENCE_S)  # type: ignore[arg-type]
 
 
 @asynccontextmanager
@@ -46,7 +46,7 @@ async def subscribed(brokers: Brokers, name: str, topic: str) -> AsyncIterator[a
         while True:
             async with AsyncExitStack() as attempt:
                 with suppress(aiomqtt.MqttError):
-                    client = await attempt.enter_async_context(knock(brokers, name))
+                    client = await attempt.enter_async_context(bare_client(brokers, name))
                     if [code.value for code in await client.subscribe(topic, qos=1)] == [1]:
                         stack.push_async_exit(attempt.pop_all())
                         break
@@ -74,13 +74,13 @@ async def trespass(brokers: Brokers) -> tuple[list[tuple[str, bytes]], list[tupl
         aiomqtt.MqttError: the server has ended one of their connections.
     """
     async with subscribed(brokers, MACS[1], START_OF_B) as b, subscribed(brokers, "manager", "fedops/v1/#") as manager:
-        async with knock(brokers, MACS[0]) as a:
+        async with bare_client(brokers, MACS[0]) as a:
             refused = [await a.subscribe(topic, qos=0) for topic in ("fedops/v1/#", START_OF_B, "$SYS/#")]
             assert [codes[0].value for codes in refused] == [128] * 3
             await a.publish(MINE, b"mine", qos=1, retain=True)
         for intruder in (MACS[0], SCREENS[0]):
             with suppress(aiomqtt.MqttError):  # a server may end such a connection
-                async with knock(brokers, intruder) as client:
+                async with bare_client(brokers, intruder) as client:
                     await client.publish(START_OF_B, b"forged", qos=0)
                     await client.subscribe(f"fedops/v1/{TASK}/server/status", qos=0)
         await manager.publish(START_OF_B, b"genuine", qos=1)
@@ -95,13 +95,13 @@ async def test_nobody_writes_or_reads_what_is_not_theirs(brokers: Brokers) -> No
                 break
     assert by_b == [(START_OF_B, b"genuine")]
     assert set(by_manager) == {(MINE, b"mine"), (START_OF_B, b"genuine")}
-    async with knock(brokers, SCREENS[0]) as newcomer:
+    async with bare_client(brokers, SCREENS[0]) as newcomer:
         await newcomer.subscribe(f"fedops/v1/{TASK}/clients/+/status", qos=0)
         assert await next_of(newcomer) == (MINE, b"mine")
 
 
 async def test_who_is_revoked_is_no_user_after_a_reload_and_the_others_stay_connected(brokers: Brokers) -> None:
-    async with knock(brokers, MACS[1]) as b:
+    async with bare_client(brokers, MACS[1]) as b:
         await b.subscribe(f"fedops/v1/{TASK}/clients/{B}/stop", qos=0)
         brokers.fleet.revoke(MACS[0])
         for node in brokers.nodes.values():
@@ -111,14 +111,14 @@ async def test_who_is_revoked_is_no_user_after_a_reload_and_the_others_stay_conn
         async with asyncio.timeout(PATIENCE_S):
             while await is_known(brokers, MACS[0]):  # noqa: ASYNC110 - a server says nothing of a reload
                 await asyncio.sleep(0.1)
-        async with knock(brokers, "manager") as manager:
+        async with bare_client(brokers, "manager") as manager:
             await manager.publish(f"fedops/v1/{TASK}/clients/{B}/stop", b"stop", qos=1)
             assert (await next_of(b))[1] == b"stop"
 
 
 async def is_known(brokers: Brokers, name: str) -> bool:
     try:
-        async with knock(brokers, name):
+        async with bare_client(brokers, name):
             return True
     except aiomqtt.MqttError:
         return False

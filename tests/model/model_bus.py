@@ -23,12 +23,12 @@ LOST_DOWN = 0.03
 
 
 class Kernel:
-    """Deeds in the order of their time; `story` keeps the last things that happened, for people."""
+    """Deeds in the order of their time; `history` keeps the last things that happened, for people."""
 
     def __init__(self, seed: int) -> None:
         self.now = 0.0
         self.rng = Random(seed)
-        self.story: deque[str] = deque(maxlen=600)
+        self.history: deque[str] = deque(maxlen=600)
         self.checks: list[Deed] = []
         self._deeds: list[tuple[float, int, Deed]] = []
         self._numbers = count()
@@ -43,7 +43,7 @@ class Kernel:
         return self.rng.random() < probability
 
     def note(self, sentence: str) -> None:
-        self.story.append(f"{self.now:8.2f}  {sentence}")
+        self.history.append(f"{self.now:8.2f}  {sentence}")
 
     def run_until(self, end_s: float) -> None:
         while self._deeds and self._deeds[0][0] <= end_s:
@@ -156,7 +156,7 @@ class Broker:
 
         def arrive() -> None:
             if session.is_at_client:
-                session.line.hear(event)
+                session.line.receive(event)
 
         if self.is_troubled and self.kernel.chance(LOST_DOWN):
             return
@@ -174,14 +174,14 @@ class Line:
         client_id: str,
         *,
         wants: Callable[[Topic], bool],
-        hear: Callable[[BusEvent], None],
+        receive: Callable[[BusEvent], None],
         make_will: Callable[[], Will | None] = lambda: None,
     ) -> None:
         self.broker = broker
         self.kernel = broker.kernel
         self.client_id = client_id
         self.wants = wants
-        self.hear = hear
+        self.receive = receive
         self._make_will = make_will
         self._session: Session | None = None
         self._opened_at = 0.0
@@ -211,7 +211,7 @@ class Line:
         self._session = session
         self._opened_at = self.kernel.now
         self.broker.admit(session)
-        self.hear(Connected(protocol_version="5"))
+        self.receive(Connected(protocol_version="5"))
 
     def publish(self, topic: Topic, message: Message | None, on_taken: Deed = lambda: None) -> bool:
         """Send it; False where there is no connection. A session that is cut may lose it or bring it late."""
@@ -248,7 +248,7 @@ class Line:
         if session is not None:
             session.is_at_client = False
             self.broker.lose(session, will_after_s=None)
-            self.hear(Disconnected("reconnecting"))
+            self.receive(Disconnected("reconnecting"))
         self.kernel.soon(0.0, 0.5, self.open)
 
     def noticer(self, session: Session) -> Deed:
@@ -256,7 +256,7 @@ class Line:
             if self._session is session:
                 session.is_at_client = False
                 self._session = None
-                self.hear(Disconnected("lost"))
+                self.receive(Disconnected("lost"))
                 self.kernel.soon(0.1, 3.0, self.open)
 
         return notice

@@ -118,7 +118,7 @@ class Daemon:
             self.world.broker,
             device.mac,
             wants=lambda topic: topic in self._mine,
-            hear=self.hear,
+            receive=self.receive,
             make_will=self.owner.will,
         )
         self.owner.line = self.line
@@ -133,14 +133,14 @@ class Daemon:
     def describe(self, stamp: Stamp) -> ClientStatus:
         return snapshot(self.client, stamp, at=AT, heartbeat_s=HEARTBEAT_S, agent={})
 
-    def hear(self, event: BusEvent) -> None:
+    def receive(self, event: BusEvent) -> None:
         if not self.is_alive:
             return
         match event:
             case Received(message=StartTrigger() | StopTrigger() as command, is_retained=False):
                 self.apply(command)
             case _:
-                self.owner.hear(event)
+                self.owner.receive(event)
 
     def apply(self, event: Event) -> None:
         """The order of the real daemon: facts, deed, status; and it may die in between."""

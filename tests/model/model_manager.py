@@ -13,7 +13,7 @@ from model_bus import Line
 from model_device import AT, TASK
 from model_owner import HEARTBEAT_S, READER_HEARTBEAT_S, Owner
 from model_server import Server
-from model_truth import Ear
+from model_truth import ReaderCheck
 
 from fedops_mqtt.bus.events import BusEvent, Connected
 from fedops_mqtt.core.fencing import Stamp, next_term, start_of
@@ -155,10 +155,16 @@ class Manager:
             on_conflict=self._meet_conflicting_instance,
         )  # fmt: skip
         self.line = Line(
-            self.world.broker, f"manager-{instance}", wants=self._wants, hear=self._hear, make_will=self.owner.will
+            self.world.broker,
+            f"manager-{instance}",
+            wants=self._wants,
+            receive=self._receive,
+            make_will=self.owner.will,
         )
         self.owner.line = self.line
-        self.ear = Ear(name=f"manager {self.term}", fleet=self.bus_reader.fleet, connected_at=self._hears_since)
+        self.reader_check = ReaderCheck(
+            name=f"manager {self.term}", fleet=self.bus_reader.fleet, connected_at=self._connected_since
+        )
         self.line.open()
         self.kernel.after(LEASE_S / 3, self._renew)
         for run in self.open_runs:
@@ -166,7 +172,7 @@ class Manager:
                 self._resume(run)
         self._tick()
 
-    def _hears_since(self) -> float | None:
+    def _connected_since(self) -> float | None:
         return None if self.line is None else self.line.connected_at
 
     def _meet_conflicting_instance(self, conflicting_instance: str) -> None:
@@ -200,11 +206,11 @@ class Manager:
     def _wants(self, topic: Topic) -> bool:
         return topic.channel in _READ or topic == topics.manager_status()
 
-    def _hear(self, event: BusEvent) -> None:
+    def _receive(self, event: BusEvent) -> None:
         if not self.is_alive:
             return
         if isinstance(event, Connected) or getattr(event, "topic", None) == topics.manager_status():
-            self.owner.hear(event)
+            self.owner.receive(event)
         self._inbox.append(event)
         self._plan_turn(0.01)
 

@@ -87,7 +87,7 @@ class Owner:
     def _taken(self, stamp: Stamp) -> None:
         self.is_published = self.is_published or stamp == (self.epoch, self._seq)
 
-    def hear(self, event: BusEvent) -> None:
+    def receive(self, event: BusEvent) -> None:
         match event:
             case Connected():
                 self.update()

@@ -74,7 +74,7 @@ class Server:
             world.broker,
             f"fl-server-{instance}",
             wants=lambda topic: topic == self._topic or topic.channel is Channel.CLIENT_STATUS,
-            hear=self._hear,
+            receive=self._receive,
             make_will=self.owner.will,
         )
         self.owner.line = self.line
@@ -96,7 +96,7 @@ class Server:
 
     # The bus
 
-    def _hear(self, event: BusEvent) -> None:
+    def _receive(self, event: BusEvent) -> None:
         if not self.is_alive:
             return
         match event:
@@ -107,7 +107,7 @@ class Server:
                 if said.run_id == self.run_id and said.launch > self.launch:
                     self._be_replaced(f"launch {said.launch} has taken over")
         if self.is_alive:
-            self.owner.hear(event)
+            self.owner.receive(event)
 
     def _read_client(self, said: ClientStatus) -> None:
         last, member = said.last_run, self.members.by_mac.get(said.client_mac)

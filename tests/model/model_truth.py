@@ -24,7 +24,7 @@ _REPAIR_S = 3.0
 
 
 @dataclass(kw_only=True)
-class Ear:
+class ReaderCheck:
     """One reader, and what the model knows of it: since when its connection stands, and how far it has read."""
 
     name: str

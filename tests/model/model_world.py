@@ -9,7 +9,7 @@ from model_manager import Database, Manager
 from model_owner import READER_HEARTBEAT_S, Disk
 from model_server import Server
 from model_trouble import FAULTS, YEAR_S
-from model_truth import Ear, Truth
+from model_truth import ReaderCheck, Truth
 
 from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Disconnected, Received
 from fedops_mqtt.core.fencing import Stamp
@@ -38,7 +38,7 @@ STOPPED_RUN_S = 25.0
 """And then a run that would go on for ever begins, is stopped after this long, and is over after as long again."""
 LAST_RUN_S = 60.0
 """And then one more run has this long to complete."""
-MAX_STORY = 160
+MAX_HISTORY = 160
 
 
 class BrokenInvariantError(AssertionError):
@@ -51,11 +51,11 @@ class Reader:
     def __init__(self, world: "World", name: str) -> None:
         self._kernel = world.kernel
         self.fleet = Fleet(default_heartbeat_s=READER_HEARTBEAT_S)
-        self._line = Line(world.broker, name, wants=lambda topic: topic.channel.is_retained, hear=self._hear)
-        self.ear = Ear(name=name, fleet=self.fleet, connected_at=lambda: self._line.connected_at)
+        self._line = Line(world.broker, name, wants=lambda topic: topic.channel.is_retained, receive=self._receive)
+        self.reader_check = ReaderCheck(name=name, fleet=self.fleet, connected_at=lambda: self._line.connected_at)
         self._line.open()
 
-    def _hear(self, event: BusEvent) -> None:
+    def _receive(self, event: BusEvent) -> None:
         match event:
             case Connected():
                 self.fleet.listen(self._kernel.now)
@@ -123,8 +123,8 @@ class World:
     # What must never be
 
     def broken(self, sentence: str) -> None:
-        story = "\n".join(list(self.kernel.story)[-MAX_STORY:])
-        raise BrokenInvariantError(f"seed {self.seed}, at {self.kernel.now:.2f} s: {sentence}\n{story}")
+        history = "\n".join(list(self.kernel.history)[-MAX_HISTORY:])
+        raise BrokenInvariantError(f"seed {self.seed}, at {self.kernel.now:.2f} s: {sentence}\n{history}")
 
     def training_starts(self, run_id: str, mac: str, attempt: int) -> None:
         self.kernel.note(f"{mac} training starts {run_id} attempt {attempt}")
@@ -137,8 +137,9 @@ class World:
 
     def _check(self) -> None:
         """After every step: readers are right to think what they think, and a leader's runs end within their limit."""
-        for ear in [self.watcher.ear, *(manager.ear for manager in self.managers if manager.is_leading)]:
-            ear.check(self.kernel.now, self.broken)
+        leaders = [manager for manager in self.managers if manager.is_leading]
+        for reader in [self.watcher, *leaders]:
+            reader.reader_check.check(self.kernel.now, self.broken)
         if not self.is_troubled and self.kernel.now > TROUBLE_S + SLOW_S:  # what was under way has arrived
             self._check_retained()
         leader = self.leader()

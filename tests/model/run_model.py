@@ -1,4 +1,4 @@
-"""`make model`: thousands of seeded schedules over the pure core; a broken one prints its seed and its story.
+"""`make model`: thousands of seeded schedules over the pure core; a broken one prints its seed and its history.
 
 `make model SEED=4711 SCHEDULES=1` plays one schedule again, exactly. Every core of this machine plays its share.
 """
@@ -17,7 +17,7 @@ BATCH = 50
 
 
 def play(seeds: range) -> list[tuple[int, str]]:
-    """Play schedules; return the broken ones, each with its story."""
+    """Play schedules; return the broken ones, each with its history."""
     broken = []
     for seed in seeds:
         try:
@@ -42,8 +42,8 @@ def main() -> int:
     parser.add_argument("--schedules", type=int, default=10_000)
     wanted = parser.parse_args()
     began, seeds = time.monotonic(), []
-    for seed, story in play_all(wanted.seed, wanted.schedules):
-        print(story if not seeds else story.splitlines()[0], flush=True)
+    for seed, history in play_all(wanted.seed, wanted.schedules):
+        print(history if not seeds else history.splitlines()[0], flush=True)
         seeds.append(seed)
     spent_s = time.monotonic() - began
     print(f"{wanted.schedules} schedules from seed {wanted.seed} on, {len(seeds)} broken, {spent_s:.0f} s")

@@ -37,7 +37,7 @@ def test_a_seed_stands_for_one_schedule() -> None:
     first, again = World(7), World(7)
     first.play()
     again.play()
-    assert list(first.kernel.story) == list(again.kernel.story)
+    assert list(first.kernel.history) == list(again.kernel.history)
 
 
 @pytest.mark.long

@@ -126,8 +126,8 @@ class House:
         return self._databases[state_dir]
 
     def write_tasks(self, *lines: str, limits: str = QUICK_LIMITS) -> None:
-        self.words.mkdir(exist_ok=True)
-        command = [sys.executable, str(HERE / "scripted_server.py"), str(self.words)]
+        self.commands.mkdir(exist_ok=True)
+        command = [sys.executable, str(HERE / "scripted_server.py"), str(self.commands)]
         ways = [f"command = {command!r}"] if not any(line.startswith(("command", "adopt")) for line in lines) else []
         text = [f"[tasks.{self.task_id}]", *ways, *lines, f"[tasks.{self.task_id}.limits]", limits]
         self.tasks_file.write_text("\n".join(text))
@@ -137,15 +137,15 @@ class House:
         return self.folder / "tasks.toml"
 
     @property
-    def words(self) -> Path:
+    def commands(self) -> Path:
         """What the scripted server is told."""
-        return self.folder / "words"
+        return self.folder / "commands"
 
-    def tell_server(self, word: str, text: str = "") -> None:
-        write_atomically(self.words / word, text.encode())  # the server looks for it all the time
+    def command_server(self, command: str, text: str = "") -> None:
+        write_atomically(self.commands / command, text.encode())  # the server looks for it all the time
 
-    def take_back(self, word: str) -> None:
-        (self.words / word).unlink()
+    def take_back(self, command: str) -> None:
+        (self.commands / command).unlink()
 
     def servers(self) -> list[psutil.Process]:
         """Return the FL servers of this test, whoever launched them."""
@@ -201,7 +201,7 @@ class House:
 class Device:
     """A client daemon that trains nothing: the real client machine and the real owner of a status.
 
-    `is_deaf`: it takes no trigger; `is_stubborn`: it trains on when it is told to stop. A trained run goes on until the
+    `ignores_triggers`: it takes no trigger; `is_stubborn`: it trains on after a stop. A trained run goes on until the
     test says `finishes`.
     """
 
@@ -211,13 +211,13 @@ class Device:
         task_id: str,
         mac: str,
         *,
-        is_deaf: bool = False,
+        ignores_triggers: bool = False,
         is_stubborn: bool = False,
         heartbeat_s: float = 60.0,
     ) -> None:
         self.url = url
         self.mac = mac
-        self.is_deaf = is_deaf
+        self.ignores_triggers = ignores_triggers
         self.is_stubborn = is_stubborn
         self.starts: list[StartTrigger] = []
         self.stops: list[StopTrigger] = []
@@ -254,7 +254,7 @@ class Device:
         while True:
             for event in await bus.drain():
                 message = event.message if isinstance(event, Received) else None
-                if isinstance(message, StartTrigger) and not self.is_deaf:
+                if isinstance(message, StartTrigger) and not self.ignores_triggers:
                     self.starts.append(message)
                     self.happens(message)
                     if self.client.facts.active_training:
@@ -302,26 +302,26 @@ async def start_manager_process(house: House, *, waits: bool = True, **changes: 
     )  # fmt: skip
     manager = ManagerProcess(process=process, url="")
     if waits:
-        await hear(manager, "ready")
+        await until_logged(manager, "ready")
     return manager
 
 
-async def hear(manager: ManagerProcess, word: str) -> str:
-    """Wait until a manager process says a line that begins with `word`."""
+async def until_logged(manager: ManagerProcess, start: str) -> str:
+    """Wait until a manager process prints a line that begins with `start`."""
     assert manager.process.stdout is not None
     async with asyncio.timeout(PATIENCE_S):
         while line := (await manager.process.stdout.readline()).decode().strip():
             manager.lines.append(line)
             if line.startswith("ready "):
                 manager.url = line.removeprefix("ready ")
-            if line.startswith(word):
+            if line.startswith(start):
                 return line
-    raise AssertionError(f"the manager never said {word!r}, only {manager.lines}")
+    raise AssertionError(f"the manager never printed {start!r}, only {manager.lines}")
 
 
 async def launched_while_the_first_is_stuck(house: House, api: Api, end: Callable[[], Any], start_s: float) -> None:
     """Start a run whose first server never gets ready and does not end before `end`; the second one trains."""
-    house.tell_server("stuck")
+    house.command_server("stuck")
     run_id = await api.start(house.task_id)
     run = await api.run_when(run_id, lambda run: run["launch"] == 2 and run["reason"])
     assert run["reason"] == "an earlier launch of its FL server has not been seen to end"
@@ -352,7 +352,7 @@ async def run_that_ends_without_a_manager(house: House, *devices: Device, **chan
         manager.kill()
         await manager.gone()
     server = house.server()
-    house.tell_server("finish", "all rounds done")
+    house.command_server("finish", "all rounds done")
     for device in devices:
         device.finishes()
     await asyncio.to_thread(psutil.wait_procs, [server], 20)

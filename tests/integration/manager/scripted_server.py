@@ -1,7 +1,7 @@
-"""A small FL server program for the manager's tests: it speaks on the bus, and does what it is told through files.
+"""A small FL server program for the manager's tests: it publishes on the bus, and does what files command.
 
-It trains nothing: its line is a socket that answers. `{folder}/{word}` says what to do: `finish`, `fail`, `mute`; with
-`unheard` its last word is kept and never reaches the bus, with `linger` its process stays when it has left the bus.
+It trains nothing: its line is a socket that answers. `{folder}/{command}` says what to do: `finish`, `fail`, `mute`;
+with `unpublished` its final status is kept and not published, with `linger` its process stays after it left the bus.
 `stuck`, once, is a server that never gets ready and ignores SIGTERM.
 """
 
@@ -32,7 +32,7 @@ from fedops_mqtt.runtime.settings import ServerSettings
 
 
 @dataclass
-class Words:
+class ServerState:
     status: ServerCondition = ServerCondition.STARTING
     reason: str | None = None
     server_ip: str | None = None
@@ -49,22 +49,23 @@ async def main(folder: Path) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.pause()
     run_id = settings.run_id or f"by-hand-{os.getpid()}"
-    words, clients, instance = Words(), dict[str, ServerClient](), new_instance()
+    state, clients, instance = ServerState(), dict[str, ServerClient](), new_instance()
 
-    def say(stamp: Stamp) -> ServerStatus:
+    def status_at(stamp: Stamp) -> ServerStatus:
         return ServerStatus(
             instance=instance, epoch=stamp.epoch, seq=stamp.seq, at=utc_now(), heartbeat_s=settings.heartbeat_s,
-            status=words.status, reason=words.reason, task_id=settings.task_id, run_id=run_id,
-            launch=settings.launch, server_ip=words.server_ip, round=1, num_rounds=settings.num_rounds or 1,
+            status=state.status, reason=state.reason, task_id=settings.task_id, run_id=run_id,
+            launch=settings.launch, server_ip=state.server_ip, round=1, num_rounds=settings.num_rounds or 1,
             gl_model=4, metrics={"accuracy": 0.5}, clients=dict(clients),
         )  # fmt: skip
 
-    def say_out(stamp: Stamp) -> ServerStatus:
+    def out_status_at(stamp: Stamp) -> ServerStatus:
         out = {"status": ServerCondition.SERVER_OUT, "reason": "lost", "server_ip": None}
-        return say(stamp).model_copy(update=out)
+        return status_at(stamp).model_copy(update=out)
 
     owner = StatusOwner(
-        topic=topics.server_status(settings.task_id), instance=instance, make_snapshot=say, make_will=say_out,
+        topic=topics.server_status(settings.task_id), instance=instance,
+        make_snapshot=status_at, make_will=out_status_at,
         make_goodbye=None, epochs=MemoryEpochs(), heartbeat_s=settings.heartbeat_s,
     )  # fmt: skip
     hears = [filter_for(Channel.CLIENT_STATUS, settings.task_id)]
@@ -72,10 +73,10 @@ async def main(folder: Path) -> int:
     line = await asyncio.start_server(answer, "127.0.0.1", 0)
     host, port = line.sockets[0].getsockname()
     async with line, owner.on_bus(settings.broker, client_id=None, subscriptions=hears, options=options) as bus:
-        words.status, words.server_ip = ServerCondition.READY, f"{host}:{port}"
+        state.status, state.server_ip = ServerCondition.READY, f"{host}:{port}"
         owner.update()
         while True:
-            await hear(bus, run_id, clients, words, owner)
+            await receive(bus, run_id, clients, state, owner)
             if (folder / "mute").exists():
                 line.close()
                 await asyncio.Event().wait()
@@ -87,27 +88,27 @@ async def main(folder: Path) -> int:
                     )  # fmt: skip
                     with suppress(NotConnectedError):
                         await bus.publish(topics.server_metrics(settings.task_id), metrics)
-                    words.status, words.reason = status, (folder / name).read_text() or None
-                    status = say(Stamp(owner.epoch, LAST_SEQ - 1))
+                    state.status, state.reason = status, (folder / name).read_text() or None
+                    status = status_at(Stamp(owner.epoch, LAST_SEQ - 1))
                     keep_final_status(settings.final_status_file, status, store=settings.store)
-                    if (folder / "unheard").exists():
+                    if (folder / "unpublished").exists():
                         return 0
                     owner.update()
                     await owner.flush(10)
                     return 0
 
 
-async def hear(
-    bus: Connection, run_id: str, clients: dict[str, ServerClient], words: Words, owner: StatusOwner
+async def receive(
+    bus: Connection, run_id: str, clients: dict[str, ServerClient], state: ServerState, owner: StatusOwner
 ) -> None:
     """Whoever says that it trains our run has joined."""
     for event in await bus.drain(0.02):
         message = getattr(event, "message", None)
         if isinstance(message, ClientStatus) and message.run and message.run.run_id == run_id:
-            told = ServerClient(status=MemberCondition.TRAINING, attempt=message.run.attempt, round=1)
-            if clients.get(message.client_mac) != told:
-                clients[message.client_mac] = told
-                words.status = ServerCondition.RUNNING
+            reported = ServerClient(status=MemberCondition.TRAINING, attempt=message.run.attempt, round=1)
+            if clients.get(message.client_mac) != reported:
+                clients[message.client_mac] = reported
+                state.status = ServerCondition.RUNNING
                 owner.update()
 
 
@@ -120,8 +121,8 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 if __name__ == "__main__":
-    told = Path(sys.argv[1])
-    result = asyncio.run(main(told))
-    if (told / "linger").exists():
+    folder = Path(sys.argv[1])
+    result = asyncio.run(main(folder))
+    if (folder / "linger").exists():
         signal.pause()
     sys.exit(result)

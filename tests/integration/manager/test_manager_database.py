@@ -41,7 +41,7 @@ async def test_a_lost_database_ends_no_process_and_nothing_is_done_that_is_not_i
         await api.training(run_id)
 
         await asyncio.to_thread(own_postgres.stop)
-        house.tell_server("finish", "all rounds done")
+        house.command_server("finish", "all rounds done")
         a.finishes()
         b.finishes()
         assert (await api.http.get("/api/v1/runs")).status_code == 503
@@ -78,7 +78,7 @@ async def test_a_server_on_another_host_goes_on_when_a_manager_elsewhere_takes_o
         move_launches(url, host, **OTHER_BOOT)
         async with house.managed(database_url=url, state_dir=house.folder / "elsewhere", archive_after_s=0.5) as api:
             await api.training(run_id)
-            house.tell_server("finish", "all rounds done")
+            house.command_server("finish", "all rounds done")
             a.finishes()
             b.finishes()
             run = await api.ended(run_id)
@@ -137,7 +137,7 @@ async def test_a_server_that_ended_unreported_on_a_lost_host_is_known_from_the_s
     """No manager and no broker received its end, and its host's disk is gone: the store has its final status."""
     url = postgres.new_database()
     async with house.device(A) as a, house.device(B) as b:
-        house.tell_server("unheard")
+        house.command_server("unpublished")
         run_id = await run_that_ends_without_a_manager(house, a, b, database_url=url)
         move_launches(url, "far-away")
         shutil.rmtree(house.folder / "state")

@@ -9,12 +9,12 @@ from manager_parts import A, Api, B, Device, House, api_at, manager_process, run
 from fedops_mqtt.protocol import RunOutcome
 
 
-async def end_unheard(house: House, api: Api, devices: tuple[Device, Device]) -> str:
+async def end_unpublished(house: House, api: Api, devices: tuple[Device, Device]) -> str:
     """Bring a run to its end, which its server keeps and cannot say; return its id."""
-    house.tell_server("unheard")
+    house.command_server("unpublished")
     run_id = await api.start(house.task_id)
     await api.training(run_id)
-    house.tell_server("finish", "all rounds done")
+    house.command_server("finish", "all rounds done")
     for device in devices:
         device.finishes()
     return run_id
@@ -23,7 +23,7 @@ async def end_unheard(house: House, api: Api, devices: tuple[Device, Device]) ->
 COMPLETED = (RunOutcome.COMPLETED, "all rounds done", 1, {"accuracy": 0.5})
 
 
-def told(run: dict[str, object]) -> tuple[object, ...]:
+def outcome_of(run: dict[str, object]) -> tuple[object, ...]:
     return run["outcome"], run["reason"], run["launch"], run["metrics"]
 
 
@@ -33,61 +33,61 @@ async def test_a_last_word_that_never_reaches_the_bus_is_read_when_the_process_i
 ) -> None:
     house.write_tasks("min_clients = 2", limits=f"max_launches = {max_launches}")
     async with house.managed() as api, house.device(A) as a, house.device(B) as b:
-        assert told(await api.ended(await end_unheard(house, api, (a, b)))) == COMPLETED
+        assert outcome_of(await api.ended(await end_unpublished(house, api, (a, b)))) == COMPLETED
 
 
 @pytest.mark.long
 async def test_a_final_status_is_read_while_no_broker_is_reachable(house: House) -> None:
     async with house.managed() as api, house.device(A), house.device(B):
-        house.tell_server("unheard")
+        house.command_server("unpublished")
         run_id = await api.start(house.task_id)
         await api.training(run_id)
         await house.broker.terminate()
-        house.tell_server("finish", "all rounds done")
-        assert told(await api.ended(run_id)) == COMPLETED
+        house.command_server("finish", "all rounds done")
+        assert outcome_of(await api.ended(run_id)) == COMPLETED
         await house.broker.start()
 
 
 @pytest.mark.long
 async def test_a_final_status_stored_while_no_manager_ran_is_read_by_the_next(house: House) -> None:
     async with house.device(A) as a, house.device(B) as b:
-        house.tell_server("unheard")
+        house.command_server("unpublished")
         run_id = await run_that_ends_without_a_manager(house, a, b)
         async with manager_process(house) as second, api_at(second.url) as api:
-            assert told(await api.ended(run_id)) == COMPLETED
+            assert outcome_of(await api.ended(run_id)) == COMPLETED
 
 
 @pytest.mark.long
 async def test_a_server_that_stored_its_final_status_is_not_launched_again(house: House) -> None:
     house.write_tasks("min_clients = 2", limits="server_lost_s = 5\nclose_grace_s = 0.5")
-    house.tell_server("linger")
+    house.command_server("linger")
     async with house.managed(heartbeat_s=0.5) as api, house.device(A) as a, house.device(B) as b:
-        assert told(await api.ended(await end_unheard(house, api, (a, b)))) == COMPLETED
+        assert outcome_of(await api.ended(await end_unpublished(house, api, (a, b)))) == COMPLETED
 
 
 async def test_files_that_a_manager_names_by_relative_paths_are_found_from_its_servers_folder(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house.write_tasks("min_clients = 2", 'cwd = "words"')
+    house.write_tasks("min_clients = 2", 'cwd = "commands"')
     monkeypatch.chdir(house.folder)
     relative = {"state_dir": Path("state"), "store": "models"}
     async with house.managed(**relative) as api, house.device(A) as a, house.device(B) as b:
-        house.tell_server("unheard")
+        house.command_server("unpublished")
         run_id = await api.start(house.task_id)
         await api.training(run_id)
         environ = house.server().environ()
         names = ("RUN_SECRET_FILE", "FINAL_STATUS_FILE", "STATE_DIR", "STORE")
         assert [name for name in names if not Path(environ[f"FEDOPS_MQTT_{name}"]).is_absolute()] == []
-        house.tell_server("finish", "all rounds done")
+        house.command_server("finish", "all rounds done")
         a.finishes()
         b.finishes()
-        assert told(await api.ended(run_id)) == COMPLETED
+        assert outcome_of(await api.ended(run_id)) == COMPLETED
 
 
 async def test_a_final_status_is_deleted_with_the_runs_logs(house: House) -> None:
     async with house.device(A) as a, house.device(B) as b:
         async with house.managed(archive_after_s=0.5) as api:
-            run_id = await end_unheard(house, api, (a, b))
+            run_id = await end_unpublished(house, api, (a, b))
             await api.ended(run_id)
             folder = house.folder / "state/manager/runs" / run_id
             assert (folder / "server-1.last-word.json").stat().st_mode & 0o777 == 0o600

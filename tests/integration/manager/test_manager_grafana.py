@@ -111,7 +111,7 @@ async def trouble(house: House) -> None:
             await person.publish(topic, "{", qos=1)
 
 
-async def tell_round(house: House, run_id: str) -> None:
+async def publish_round(house: House, run_id: str) -> None:
     """Say what an FL server measured of a round."""
     said = ServerMetrics(
         task_id=house.task_id, run_id=run_id, launch=1, round=1, duration_s=1.5, bytes_in=2_000, bytes_out=3_000,
@@ -141,7 +141,7 @@ async def test_every_query_of_the_grafana_dashboard_tells_what_happened(house: H
                 await until_values(grafana, asked[name], lambda values, now=now: values == [now])
             assert await grafana.ask("label/task_id/values", **{"match[]": "fedops_clients"}) == [house.task_id]
             await trouble(house)
-            await tell_round(house, run_id)
+            await publish_round(house, run_id)
             await api.http.post(f"/api/v1/runs/{run_id}/stop")
             await api.ended(run_id)
         await house.broker.restart()

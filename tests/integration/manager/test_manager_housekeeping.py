@@ -18,7 +18,7 @@ async def server_by_hand(house: House, *, task_id: str | None = None) -> AsyncIt
     """An FL server that nobody launched for us."""
     said = {"FEDOPS_MQTT_BROKER": house.broker.url, "FEDOPS_MQTT_TASK_ID": task_id or house.task_id}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, str(HERE / "scripted_server.py"), str(house.words), env={**inherited_environment(), **said}
+        sys.executable, str(HERE / "scripted_server.py"), str(house.commands), env={**inherited_environment(), **said}
     )
     try:
         yield process
@@ -45,7 +45,7 @@ async def test_a_server_started_by_hand_is_adopted_where_its_task_says_so(house:
         run = await api.training(runs[0]["run_id"], 1)
         assert (run["is_adopted"], run["launch"]) == (True, 0)
         assert (a.starts[0].token, a.starts[0].server_ip) == (None, run["server_ip"])
-        house.tell_server("finish", "done")
+        house.command_server("finish", "done")
         a.finishes()
         assert (await api.ended(run["run_id"]))["outcome"] == "completed"
         answer = await api.http.post("/api/v1/runs", json={"task_id": house.task_id})
@@ -119,7 +119,7 @@ async def test_a_run_is_retained_while_it_is_open_and_cleared_when_it_is_archive
             assert (status.run_id, status.min_clients, status.launch) == (run_id, 2, 1)
             assert status.term == (await api.get("/health"))["term"]
             await api.training(run_id)
-            house.tell_server("finish")
+            house.command_server("finish")
             a.finishes()
             b.finishes()
             last = await said(reader, lambda message: getattr(message, "outcome", None) is not None)

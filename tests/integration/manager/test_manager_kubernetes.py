@@ -62,7 +62,7 @@ async def log_of(api: Api, run_id: str) -> str:
 
 
 async def finish(house: House, api: Api, run_id: str, *devices: Any) -> dict[str, Any]:
-    house.tell_server("finish", "all rounds done")
+    house.command_server("finish", "all rounds done")
     for device in devices:
         device.finishes()
     return await api.ended(run_id)
@@ -80,7 +80,7 @@ async def test_a_run_as_a_job_completes_and_leaves_nothing_in_the_cluster(
         assert order["files"]["run_secret_file"] not in json.dumps(cluster.jobs[name])
         pod = cluster.jobs[name]["spec"]["template"]["spec"]
         assert (pod["serviceAccountName"], pod["automountServiceAccountToken"]) == ("fl-server", False)
-        house.tell_server("unheard")
+        house.command_server("unpublished")
         run = await finish(house, api, run_id, a, b)
         assert (run["outcome"], run["reason"], run["launch"]) == ("completed", "all rounds done", 1)
         await until(lambda: _so(not cluster.jobs and not cluster.secrets), "an empty cluster")

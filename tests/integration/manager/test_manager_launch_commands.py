@@ -60,7 +60,7 @@ async def until_says(api: Api, run_id: str, text: str) -> dict[str, Any]:
 
 
 async def finish(house: House, api: Api, run_id: str, *devices: Any) -> dict[str, Any]:
-    house.tell_server("finish", "all rounds done")
+    house.command_server("finish", "all rounds done")
     for device in devices:
         device.finishes()
     return await api.ended(run_id)
@@ -94,7 +94,7 @@ async def test_a_run_through_a_command_is_as_one_of_a_local_process(house: House
         assert secret.read_text() not in arguments
         assert secret.stat().st_mode & 0o777 == 0o600
         assert list((house.folder / "state/manager/secrets").glob("*")) == [], "handed over, not kept"
-        house.tell_server("unheard")
+        house.command_server("unpublished")
         run = await finish(house, api, run_id, a, b)
         assert (run["outcome"], run["reason"], run["launch"]) == ("completed", "all rounds done", 1)
         assert secrets_on(house) == []
@@ -131,7 +131,7 @@ async def test_a_server_far_away_that_is_killed_is_launched_again_with_its_last_
 @pytest.mark.long
 async def test_a_server_that_crashes_far_away_gives_its_log_and_status(house: House) -> None:
     through_a_shell(house, limits="max_launches = 1")
-    house.tell_server("crash")
+    house.command_server("crash")
     async with house.managed() as api:
         run = await api.ended(await api.start(house.task_id))
         assert "FL server process exited with status 3" in run["reason"]

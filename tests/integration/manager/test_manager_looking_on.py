@@ -63,7 +63,7 @@ async def finished_run(house: House, api: Api) -> str:
     async with house.device(A) as a, house.device(B) as b:
         run_id = await api.start(house.task_id)
         await api.training(run_id)
-        house.tell_server("finish", "all rounds done")
+        house.command_server("finish", "all rounds done")
         a.finishes()
         b.finishes(Outcome.FAILED, '=HYPERLINK("x")')
         await api.run_when(run_id, lambda run: run["outcome"] and has_ended(run, "finished", "failed"))
@@ -144,14 +144,14 @@ async def test_malformed_messages_are_counted(house: House) -> None:
         await until(is_counted, "the malformed message")
 
 
-async def test_a_client_has_a_record_a_story_and_numbers(house: House) -> None:
+async def test_a_client_has_a_record_a_history_and_metrics(house: House) -> None:
     async with house.managed() as api:
         run_id = await finished_run(house, api)
         record = await api.get(f"/clients/{B}")
         assert (record["last_run"]["run_id"], record["last_run"]["outcome"]) == (run_id, "failed")
-        story = (await api.get(f"/clients/{B}/events"))["items"]
-        assert {"ClientChosen", "TriggerFired", "ClientSaid"} <= {each["kind"] for each in story}
-        assert [each["id"] for each in story] == sorted(each["id"] for each in story)
+        events = (await api.get(f"/clients/{B}/events"))["items"]
+        assert {"ClientChosen", "TriggerFired", "ClientSaid"} <= {each["kind"] for each in events}
+        assert [each["id"] for each in events] == sorted(each["id"] for each in events)
         answer = await api.http.get("/api/v1/clients/02:00:00:00:00:77")
         assert (answer.status_code, answer.json()["title"]) == (404, "Not Found")
 
@@ -188,8 +188,8 @@ async def test_numbers_of_clients_come_in_pages(house: House) -> None:
 
 
 async def test_the_servers_log_is_read_part_by_part(house: House) -> None:
-    house.words.mkdir(exist_ok=True)
-    house.tell_server("crash")
+    house.commands.mkdir(exist_ok=True)
+    house.command_server("crash")
     house.write_tasks("min_clients = 2", limits="max_launches = 1")
     async with house.managed() as api, house.device(A), house.device(B):
         run = await api.ended(await api.start(house.task_id))

@@ -7,7 +7,17 @@ from datetime import datetime
 
 import psutil
 import pytest
-from manager_parts import PATIENCE_S, A, B, House, api_at, hear, manager_process, run_that_ends_without_a_manager, until
+from manager_parts import (
+    PATIENCE_S,
+    A,
+    B,
+    House,
+    api_at,
+    manager_process,
+    run_that_ends_without_a_manager,
+    until,
+    until_logged,
+)
 from sqlalchemy import select, update
 
 from fedops_mqtt.bus import Connection, Received
@@ -36,7 +46,7 @@ async def test_a_manager_killed_during_a_run_finishes_it_when_it_is_started_agai
         async with manager_process(house) as second, api_at(second.url) as api:
             run = await api.training(run_id)
             assert (run["launch"], server.is_running()) == (1, True)
-            house.tell_server("finish", "all rounds done")
+            house.command_server("finish", "all rounds done")
             a.finishes()
             b.finishes()
             run = await api.ended(run_id)
@@ -116,17 +126,17 @@ async def test_a_second_manager_waits_reports_it_and_takes_over_with_a_higher_te
         Connection(house.broker.url, subscriptions=[str(topic)]) as bus,
     ):
         async with manager_process(house) as first, manager_process(house, waits=False) as second:
-            waiting = await hear(second, "on standby")
+            waiting = await until_logged(second, "on standby")
             assert f"pid {first.process.pid}" in waiting
             async with api_at(first.url) as api:
                 run_id = await api.start(house.task_id)
                 await api.training(run_id)
                 term = (await api.get("/health"))["term"]
             first.kill()
-            await hear(second, "ready")
+            await until_logged(second, "ready")
             async with api_at(second.url) as api:
                 assert (await api.get("/health"))["term"] > term
-                house.tell_server("finish", "all rounds done")
+                house.command_server("finish", "all rounds done")
                 a.finishes()
                 b.finishes()
                 assert (await api.ended(run_id))["outcome"] == "completed"
@@ -137,7 +147,7 @@ async def test_a_second_manager_waits_reports_it_and_takes_over_with_a_higher_te
 @pytest.mark.long
 async def test_a_manager_that_waits_can_be_told_to_end(house: House) -> None:
     async with manager_process(house), manager_process(house, waits=False) as second:
-        await hear(second, "on standby")
+        await until_logged(second, "on standby")
         second.process.send_signal(signal.SIGTERM)
         assert await second.gone() == 0
 
@@ -166,7 +176,7 @@ async def test_a_clock_that_is_set_forward_between_two_managers_ends_no_run_and_
             created_at = (await api.training(run_id))["created_at"]
         async with house.managed(archive_after_s=0.1) as api:
             await api.training(run_id)
-            house.tell_server("finish", "all rounds done")
+            house.command_server("finish", "all rounds done")
             a.finishes()
             b.finishes()
             run = await api.ended(run_id)

@@ -17,7 +17,7 @@ async def test_a_run_launches_its_server_fires_its_clients_and_ends_completed(ho
         run = await api.training(run_id)
         assert run["status"] == "running"
         assert 0 < run["trigger_to_training_ms"]["p50"] <= run["trigger_to_training_ms"]["max"]
-        house.tell_server("finish", "all rounds done")
+        house.command_server("finish", "all rounds done")
         a.finishes()
         b.finishes()
         run = await api.ended(run_id)
@@ -71,7 +71,7 @@ async def test_a_second_run_of_the_same_task_is_refused_while_one_is_active_and_
         assert answer.headers["content-type"] == "application/problem+json"
         assert first in answer.json()["detail"]
         await api.training(first)
-        house.tell_server("finish")
+        house.command_server("finish")
         a.finishes()
         b.finishes()
         await api.ended(first)
@@ -109,8 +109,8 @@ async def test_a_server_that_dies_is_launched_again_and_its_clients_are_aimed_at
 
 
 async def test_a_server_that_cannot_run_fails_the_run_with_its_last_words(house: House) -> None:
-    house.words.mkdir(exist_ok=True)
-    house.tell_server("crash")
+    house.commands.mkdir(exist_ok=True)
+    house.command_server("crash")
     house.write_tasks("min_clients = 1", limits="max_launches = 1")
     async with house.managed() as api:
         run = await api.ended(await api.start(house.task_id))
@@ -156,7 +156,7 @@ async def test_a_broker_restart_ends_no_run(house: House) -> None:
         run_id = await api.start(house.task_id)
         await api.training(run_id)
         await house.broker.restart()
-        house.tell_server("finish", "all rounds done")
+        house.command_server("finish", "all rounds done")
         a.finishes()
         b.finishes()
         run = await api.ended(run_id)
@@ -179,7 +179,7 @@ async def test_a_failed_training_ends_a_run_that_needs_it_and_the_reason_says_wh
 
 async def test_a_client_that_does_not_answer_is_not_waited_for_for_ever(house: House) -> None:
     house.write_tasks("min_clients = 2", limits="trigger_answer_s = 0.4\ntrigger_retry_s = 0.2\njoin_s = 2")
-    async with house.managed() as api, house.device(A), house.device(B, is_deaf=True):
+    async with house.managed() as api, house.device(A), house.device(B, ignores_triggers=True):
         run = await api.ended(await api.start(house.task_id))
         assert run["outcome"] == "failed"
         assert f"{B} (failed: after 3 attempts: no answer to its trigger)" in run["reason"]

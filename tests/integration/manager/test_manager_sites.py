@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from manager_parts import PATIENCE_S, A, Api, B, House, hear, manager_process, until
+from manager_parts import PATIENCE_S, A, Api, B, House, manager_process, until, until_logged
 
 from fedops_mqtt import AsyncSitesClient, SitesClient
 from fedops_mqtt.bus import Mosquitto
@@ -225,7 +225,7 @@ async def test_a_program_without_an_event_loop_gets_the_same(sites: TwoSites) ->
 @pytest.mark.long
 async def test_of_a_site_with_a_standby_the_leader_is_asked(house: House, verb: Verbs) -> None:
     async with manager_process(house) as first, manager_process(house, waits=False) as second:
-        standby = (await hear(second, "waits for the lead")).rpartition(" ")[2]
+        standby = (await until_logged(second, "waits for the lead")).rpartition(" ")[2]
         managers = f"only={standby},only={first.url}"
         assert (await verb("runs", "--manager", managers)).code == ExitCode.OK
         assert (await verb("start", house.task_id, "--manager", managers)).code == ExitCode.OK

@@ -40,8 +40,8 @@ async def test_a_run_is_said_from_ready_to_finished_and_its_model_is_kept(house:
         mac_of(0): MemberCondition.FINISHED,
         mac_of(1): MemberCondition.FINISHED,
     }
-    story = list(dict.fromkeys(said.status for said in bus.statuses if said.status is not ServerCondition.STARTING))
-    assert story == [ServerCondition.READY, ServerCondition.RUNNING, ServerCondition.FINISHED]
+    statuses = list(dict.fromkeys(said.status for said in bus.statuses if said.status is not ServerCondition.STARTING))
+    assert statuses == [ServerCondition.READY, ServerCondition.RUNNING, ServerCondition.FINISHED]
     assert rounds[0].metrics["accuracy"] < 0.5 < rounds[5].metrics["accuracy"]  # type: ignore[operator]
     assert {"loss", "accuracy", "train_loss", "eval_loss", "eval_accuracy"} <= set(rounds[5].metrics)
     assert all(said.duration_s and said.bytes_in and said.bytes_out for said in rounds[1:])

@@ -20,25 +20,25 @@ def evaluation_of(mac: str) -> str:
     return f"evaluation of {mac}"
 
 
-class Orders:
+class DevicePlan:
     """What each device is to do: answer rounds up to a number, or go wrong in its next training."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "orders.json"
+        self._path = folder / "device_plan.json"
 
-    def write(self, orders: Mapping[str, int | str]) -> None:
-        """Say it, to devices by MAC; whoever is not named answers every round."""
+    def write(self, steps: Mapping[str, int | str]) -> None:
+        """Write the steps of devices by MAC; a device that is not named answers every round."""
         fresh = self._path.with_suffix(".new")
-        fresh.write_text(json.dumps(orders))
+        fresh.write_text(json.dumps(steps))
         fresh.replace(self._path)
 
     def of(self, mac: str) -> int | str:
         """Read it."""
         try:
-            orders: dict[str, int | str] = json.loads(self._path.read_text())
+            steps: dict[str, int | str] = json.loads(self._path.read_text())
         except FileNotFoundError:
             return ALL_ROUNDS
-        return orders.get(mac, ALL_ROUNDS)
+        return steps.get(mac, ALL_ROUNDS)
 
     def wait_for_round(self, mac: str, round_: int) -> str | None:
         """Wait until a round is allowed; or return what is to go wrong."""
@@ -51,5 +51,5 @@ class Orders:
             threading.Event().wait(POLL_S)
 
 
-def own_orders() -> Orders:
-    return Orders(Path(os.environ[FOLDER]))
+def own_plan() -> DevicePlan:
+    return DevicePlan(Path(os.environ[FOLDER]))
