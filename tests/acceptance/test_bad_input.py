@@ -73,7 +73,7 @@ async def test_invalid_payloads_on_every_topic_disturb_no_run(site: Site) -> Non
 
 
 @pytest.mark.long
-async def test_a_daemon_waits_for_a_broker_that_is_not_there_and_says_so_once(yard: Yard, task_id: str) -> None:
+async def test_a_daemon_waits_for_an_unreachable_broker_and_logs_it_once(yard: Yard, task_id: str) -> None:
     port = free_port()
     url = f"mqtt://127.0.0.1:{port}"
     fast = {"backoff_initial_s": 0.1, "backoff_max_s": 0.2}
@@ -89,7 +89,7 @@ async def test_a_daemon_waits_for_a_broker_that_is_not_there_and_says_so_once(ya
 
 
 @pytest.mark.long
-async def test_a_wrong_password_is_told_as_such(yard: Yard, task_id: str) -> None:
+async def test_a_wrong_password_is_reported_as_such(yard: Yard, task_id: str) -> None:
     async with Mosquitto(changes={"allow_anonymous": "false"}) as broker:
         known = {"broker": broker.url, "broker_user": "device", "broker_password": "correct-horse"}
         client = await yard.start("client", task_id=task_id, app=APP, mac=MAC, state_dir=yard.folder / "c", **known)

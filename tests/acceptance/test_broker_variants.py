@@ -172,7 +172,7 @@ async def test_what_a_site_said_while_the_line_was_down_goes_up_when_it_is_back(
             await subscriber.until(own, b"train-started")
 
 
-async def test_a_sites_identity_starts_nobody_at_the_centre(centre: SecureSite) -> None:
+async def test_a_sites_identity_starts_no_client_at_the_centre(centre: SecureSite) -> None:
     start, own = str(topics.client_start(TASK, A)), str(topics.client_status(TASK, A))
     async with centre.subscribed(STANDBY, ALL) as subscriber, centre.bare_client("site-a") as thief:
         await thief.publish(start, b"evil", qos=0)

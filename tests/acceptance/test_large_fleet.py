@@ -66,7 +66,7 @@ async def count_everybody(reader: Connection, size: int) -> int:
     return len(seen)
 
 
-async def test_the_broker_for_development_tells_a_newcomer_of_2000_clients() -> None:
+async def test_the_broker_for_development_delivers_2000_clients_to_a_new_subscriber() -> None:
     everybody = [filter_for(Channel.CLIENT_STATUS, TASK)]
     async with (
         Mosquitto() as broker,
@@ -77,7 +77,7 @@ async def test_the_broker_for_development_tells_a_newcomer_of_2000_clients() -> 
 
 
 @pytest.mark.parametrize("name", ["mosquitto.conf", "mosquitto.dynsec.conf"])
-async def test_a_secured_broker_tells_a_newcomer_of_2000_clients(name: str, tmp_path: Path) -> None:
+async def test_a_secured_broker_delivers_2000_clients_to_a_new_subscriber(name: str, tmp_path: Path) -> None:
     fleet = make_fleet(tmp_path / "fleet")
     fleet.write_dynamic_security()
     async with Mosquitto(config=fleet.broker_folder / name) as broker:

@@ -150,7 +150,7 @@ def trusting(authorities: bytes, bundle: Path) -> ssl.SSLContext:
     return context
 
 
-async def test_a_device_whose_bundle_is_revoked_says_why_it_is_alone(yard: Yard, site: SecureSite) -> None:
+async def test_a_device_whose_bundle_is_revoked_logs_why_it_cannot_connect(yard: Yard, site: SecureSite) -> None:
     site.fleet.revoke(B)
     await site.reload()
     device = await start_device(yard, site, B)

@@ -40,7 +40,7 @@ async def test_more_clients_than_workers_each_with_its_own_part(
     assert result["model_path"].startswith(str(tmp_path))
 
 
-async def test_a_server_program_that_cannot_start_is_said_with_its_last_lines(yard: Yard, tmp_path: Path) -> None:
+async def test_a_server_program_that_cannot_start_is_reported_with_its_last_lines(yard: Yard, tmp_path: Path) -> None:
     server = tmp_path / "server_main.py"
     server.write_text("raise RuntimeError('no such data')\n")
     arguments = ["simulate", "--app", "client_main:make_fl_task", "--server", str(server)]

@@ -119,9 +119,7 @@ async def test_a_client_that_dies_is_seen_to_go_and_a_run_is_stopped(site: Site,
     assert (await site.ask(f"/runs/{run_id}"))["outcome"] == "stopped"
 
 
-async def test_a_broker_that_is_gone_is_said_and_a_refusal_is_shown(
-    site: Site, visitor: Visitor, broker: Mosquitto
-) -> None:
+async def test_an_unreachable_broker_and_a_refusal_are_shown(site: Site, visitor: Visitor, broker: Mosquitto) -> None:
     await site.start_manager()
     visitor.url = site.manager_url
     await site.start_run(num_rounds=1, min_clients=2)
@@ -150,7 +148,7 @@ async def test_a_page_that_is_open_comes_back_when_its_manager_is_killed_and_sta
     await visitor.sees_count("Online", 2)
 
 
-async def test_a_page_on_standby_says_so_and_becomes_the_fleets(site: Site, visitor: Visitor) -> None:
+async def test_a_standby_page_shows_that_it_waits_and_becomes_the_fleet_page(site: Site, visitor: Visitor) -> None:
     leader = await site.start_manager()
     standby = await site.launch_manager(site.write_tasks())
     visitor.url = (await standby.until_said(r"waits for the lead, answers at (\S+)")).group(1)

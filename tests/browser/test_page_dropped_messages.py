@@ -13,7 +13,7 @@ from fedops_mqtt.bus import Mosquitto
 pytestmark = pytest.mark.long
 
 
-async def test_a_broker_that_drops_is_said_on_the_page(tmp_path: Path, visitor: Visitor) -> None:
+async def test_a_broker_that_drops_messages_is_reported_on_the_page(tmp_path: Path, visitor: Visitor) -> None:
     yard = Yard(tmp_path)
     try:
         async with Mosquitto(changes=CRAMPED) as broker, observing(broker.url, "nobody") as observer:

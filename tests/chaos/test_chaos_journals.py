@@ -79,7 +79,7 @@ def with_member(**changes: object) -> Run:
         (ManagerJournal(runs=(RUN, replace(RUN, created_at=1.0)), events=(FIRED, CLOSED)), "before r had ended"),
     ],
 )
-def test_a_lie_of_the_manager_is_told(journal: ManagerJournal, sentence: str) -> None:
+def test_a_false_status_of_the_manager_is_reported(journal: ManagerJournal, sentence: str) -> None:
     assert sentence in decision(journal)
 
 
@@ -92,5 +92,5 @@ def test_a_lie_of_the_manager_is_told(journal: ManagerJournal, sentence: str) ->
         (ClientState(), "of which its journal knows nothing"),
     ],
 )
-def test_a_lie_of_a_client_is_told(facts: ClientState, sentence: str) -> None:
+def test_a_false_status_of_a_client_is_reported(facts: ClientState, sentence: str) -> None:
     assert sentence in decision(JOURNAL, facts)

@@ -92,7 +92,7 @@ async def test_fedops_clients_train_with_our_server(fedops: FedOps) -> None:
         assert (view.status.last_run.run_id, view.status.last_run.outcome) == (run_id, Outcome.FINISHED)
 
 
-async def test_a_fedops_server_trains_a_fedops_client_and_one_of_ours(fedops: FedOps) -> None:
+async def test_a_fedops_server_trains_a_fedops_client_and_one_of_this_package(fedops: FedOps) -> None:
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", SERVER_PORT)) != 0, f"port {SERVER_PORT}, fixed in FedOps, is taken"
     crossing = fedops.crossing

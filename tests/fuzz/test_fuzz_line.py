@@ -89,7 +89,7 @@ def test_any_request_is_answered_and_the_good_client_trains_on(server: LineServe
     assert list(server.members) == [mac_of(1)]
 
 
-def test_a_member_that_sends_any_frame_costs_nobody_else_anything(lines: Lines, server: LineServer) -> None:
+def test_a_member_that_sends_any_frame_affects_no_other(lines: Lines, server: LineServer) -> None:
     """Someone with a token of his own: his session is real, his frames are not."""
     bad = mac_of(2)
     body = f'{{"client_mac": "{bad}", "instance": "i", "attempt": 1}}'.encode()

@@ -43,7 +43,7 @@ def test_a_target_is_held_missed_or_not_measured():
     assert verdict(figures(ours_s=0.2)).startswith("Missed: trivial round, ours / classic gRPC; trivial round, Super")
 
 
-def test_a_part_that_fails_is_said_and_costs_the_others_nothing():
+def test_a_part_that_fails_is_reported_and_does_not_affect_the_others():
     from line import take
 
     def fails(result: dict) -> None:

@@ -63,7 +63,7 @@ def test_goes_on():
 
 
 @pytest.mark.long
-def test_a_limit_that_passes_fails_that_test_alone_and_says_where_it_stood(tmp_path: Path) -> None:
+def test_a_test_over_its_time_limit_fails_alone_with_its_stack(tmp_path: Path) -> None:
     (tmp_path / "test_limits.py").write_text(PROGRAM)
     (tmp_path / "conftest.py").write_text("from sendable import *\nfrom time_limit import *\n")
     (tmp_path / "pytest.ini").write_text(

@@ -117,7 +117,7 @@ async def test_a_fedops_server_that_is_killed_fails_its_run(crossing: Crossing) 
     assert (run.outcome, run.reason) == (RunOutcome.FAILED, "the FedOps server ended without a report")
 
 
-async def test_a_server_whose_bundle_is_faulty_costs_nobody_else_anything_until_it_is_mended(
+async def test_a_server_with_a_faulty_bundle_affects_no_other_until_it_is_mended(
     crossing: Crossing,
 ) -> None:
     """It ended the bridge once, and each next one; so did a bundle with a password."""

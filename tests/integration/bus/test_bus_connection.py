@@ -54,14 +54,14 @@ async def test_what_is_published_is_received_as_the_same_message(broker: Mosquit
     assert (event.topic, event.message, event.is_retained) == (topics.client_status(task_id, MAC), said, False)
 
 
-async def test_a_newcomer_reads_the_retained_status_as_retained(broker: Mosquitto, task_id: str) -> None:
+async def test_a_new_subscriber_reads_the_retained_status_as_retained(broker: Mosquitto, task_id: str) -> None:
     async with reader_of(broker) as writer:
         await writer.publish(topics.client_status(task_id, MAC), status(task_id))
     async with reader_of(broker, STATUSES) as reader:
         assert (await next_event(reader, Received)).is_retained
 
 
-async def test_a_cleared_topic_is_told(broker: Mosquitto, task_id: str) -> None:
+async def test_a_cleared_topic_is_an_event(broker: Mosquitto, task_id: str) -> None:
     topic = topics.client_status(task_id, MAC)
     async with reader_of(broker, STATUSES) as reader:
         await reader.publish(topic, status(task_id))
@@ -111,7 +111,7 @@ class Attempts:
             self.are_enough.set()
 
 
-async def test_a_broker_that_is_not_there_is_waited_for_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_connection_waits_for_an_unreachable_broker_and_logs_it_once(caplog: pytest.LogCaptureFixture) -> None:
     port = free_port()
     attempts = Attempts(5)
     async with Connection(f"mqtt://127.0.0.1:{port}", make_will=attempts.count, options=QUICK) as connection:
@@ -133,7 +133,7 @@ async def broker_with_password(folder: Path) -> AsyncIterator[Mosquitto]:
         yield broker
 
 
-async def test_a_wrong_password_is_said_once_and_waited_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_wrong_password_is_logged_once_and_waited_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with broker_with_password(tmp_path) as broker:
         attempts = Attempts(4)
         url = f"mqtt://alice:wrong@{broker.host}:{broker.port}"
@@ -215,7 +215,7 @@ async def test_the_status_of_another_mac_is_dropped(broker: Mosquitto, task_id: 
 
 
 @pytest.mark.parametrize("is_mqtt5", [True, False])
-async def test_a_payload_of_10_mb_harms_nobody(task_id: str, is_mqtt5: bool) -> None:
+async def test_a_payload_of_10_mb_harms_no_other_client(task_id: str, is_mqtt5: bool) -> None:
     topic = topics.client_status(task_id, MAC)
     options = replace(QUICK, is_mqtt5_tried=is_mqtt5)
     async with (

@@ -41,7 +41,7 @@ async def test_birth_and_goodbye(broker: Mosquitto, task_id: str) -> None:
     assert (await retained_status(broker, daemon.topic)).status is OUT
 
 
-async def test_a_block_that_fails_says_out_with_reason_error(broker: Mosquitto, task_id: str) -> None:
+async def test_a_block_that_fails_publishes_out_with_reason_error(broker: Mosquitto, task_id: str) -> None:
     daemon = Daemon(task_id)
 
     async def fail() -> None:
@@ -162,7 +162,7 @@ async def test_a_late_will_is_repaired_for_new_subscribers(broker: Mosquitto, ta
         assert (await retained_status(broker, daemon.topic)).status is ONLINE
 
 
-async def test_a_topic_that_somebody_clears_is_said_again(broker: Mosquitto, task_id: str) -> None:
+async def test_a_topic_that_another_client_clears_is_published_again(broker: Mosquitto, task_id: str) -> None:
     daemon = Daemon(task_id)
     async with reader_of(broker, STATUSES) as reader, daemon.on(broker.url):
         await next_status(reader, lambda said: said.status is ONLINE)
@@ -264,7 +264,7 @@ async def later_than(older: Daemon) -> Daemon:
     return newer
 
 
-async def test_a_rival_with_a_clock_behind_is_still_the_newer(broker: Mosquitto, task_id: str) -> None:
+async def test_a_conflicting_instance_with_a_clock_behind_is_still_the_newer(broker: Mosquitto, task_id: str) -> None:
     older = Daemon(task_id, epochs=MemoryEpochs(YEARS_AHEAD))
     async with asyncio.TaskGroup() as group, reader_of(broker, STATUSES) as reader:
         end = group.create_task(end_of(older, broker.url, None))

@@ -35,12 +35,12 @@ async def test_two_brokers_run_side_by_side() -> None:
         assert one.port != two.port
 
 
-async def test_a_taken_port_is_said_in_its_own_words(broker: Mosquitto) -> None:
+async def test_a_taken_port_is_reported_with_mosquittos_own_message(broker: Mosquitto) -> None:
     with pytest.raises(MosquittoError, match="Address already in use"):
         await Mosquitto(port=broker.port, start_timeout_s=2.0).__aenter__()
 
 
-async def test_a_wrong_configuration_is_said_in_its_own_words(tmp_path: Path) -> None:
+async def test_a_wrong_configuration_is_reported_with_mosquittos_own_message(tmp_path: Path) -> None:
     config = tmp_path / "broken.conf"
     config.write_text("listener 1883 127.0.0.1\nno_such_directive true\n")
     with pytest.raises(MosquittoError, match="no_such_directive"):
@@ -52,7 +52,7 @@ async def test_a_missing_configuration_is_named(tmp_path: Path) -> None:
         await Mosquitto(config=tmp_path / "nowhere.conf").__aenter__()
 
 
-async def test_a_missing_mosquitto_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_a_missing_mosquitto_is_reported_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("fedops_mqtt.bus.mosquitto._SEARCHED_TOO", ())
     with pytest.raises(MosquittoError, match="apt-get install mosquitto"):

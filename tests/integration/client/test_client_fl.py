@@ -108,7 +108,7 @@ async def test_a_server_that_never_answers_is_a_failure_after_the_join_limit(
 
 
 @pytest.mark.long
-async def test_a_server_that_accepts_and_says_nothing_is_a_failure_too(make_job: MakeJob) -> None:
+async def test_a_server_that_accepts_and_sends_nothing_is_a_failure_too(make_job: MakeJob) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         server_ip = f"127.0.0.1:{mute.getsockname()[1]}"
         ended = await Trial(make_job(server_ip=server_ip, transport=None, join_s=2)).run()

@@ -42,7 +42,7 @@ def test_rounds_are_logged_in_order_and_the_run_is_finished() -> None:
     assert run.is_finished
 
 
-def test_a_wandb_that_fails_is_said_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_wandb_that_fails_is_logged_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
     def broken() -> Run:
         raise ConnectionError("no network")
 

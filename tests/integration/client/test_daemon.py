@@ -19,7 +19,7 @@ from fedops_mqtt.protocol import Answer, ClientCondition, ClientStatus, Outcome,
 from fedops_mqtt.runtime.background import alongside
 
 
-async def test_a_trigger_leads_to_training_and_its_end_is_told(
+async def test_a_trigger_leads_to_training_and_its_end_is_published(
     run_daemon: RunDaemon, operator: Operator, serve_fl: ServeFl
 ) -> None:
     await run_daemon(client_name="pi", heartbeat_s=120)
@@ -94,7 +94,7 @@ async def test_a_duplicate_gets_the_same_answer_and_another_run_is_refused_while
     assert refused.run.run_id == "r1"
 
 
-async def test_a_stop_ends_the_training_at_once_and_says_stopped(
+async def test_a_stop_ends_the_training_at_once_and_publishes_stopped(
     run_daemon: RunDaemon, operator: Operator, serve_fl: ServeFl
 ) -> None:
     await run_daemon(app="fl_apps:endless")
@@ -196,7 +196,7 @@ async def test_leaving_while_training_says_interrupted_and_client_out(
 
 
 @pytest.mark.long
-async def test_a_server_that_never_answers_is_a_failure_and_harms_nobody(
+async def test_a_server_that_never_answers_is_a_failure_and_harms_no_other(
     run_daemon: RunDaemon, operator: Operator
 ) -> None:
     await run_daemon(join_limit_s=1)
@@ -262,7 +262,7 @@ async def test_the_users_own_coroutine_goes_on_while_training_runs_flat_out(
         collecting.cancel()
 
 
-async def test_a_second_daemon_of_the_same_identity_is_told_who_holds_it(
+async def test_a_second_daemon_of_the_same_identity_gets_the_process_id_of_the_first(
     run_daemon: RunDaemon, operator: Operator
 ) -> None:
     daemon = await run_daemon()
@@ -285,7 +285,7 @@ async def test_a_second_daemon_of_the_same_identity_is_told_who_holds_it(
     ],
     ids=["not json", "wrong type", "10 MB", "another mac", "unknown transport"],
 )
-async def test_a_bad_trigger_is_dropped_and_the_next_is_obeyed(
+async def test_a_bad_trigger_is_dropped_and_the_next_is_accepted(
     run_daemon: RunDaemon, operator: Operator, broker: Mosquitto, payload: bytes
 ) -> None:
     daemon = await run_daemon(join_limit_s=1)

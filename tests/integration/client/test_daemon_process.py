@@ -203,7 +203,7 @@ async def test_the_older_of_two_daemons_with_one_identity_yields_with_its_own_ex
     assert newer.process.returncode is None
 
 
-async def test_a_broker_that_is_not_there_is_said_once_and_waited_for(
+async def test_an_unreachable_broker_is_logged_once_and_waited_for(
     spawn_daemon: SpawnDaemon, operator: Operator, broker: Mosquitto
 ) -> None:
     await broker.kill()
@@ -217,7 +217,7 @@ async def test_a_broker_that_is_not_there_is_said_once_and_waited_for(
     assert await daemon.end(signal.SIGTERM) == ExitCode.OK
 
 
-async def test_a_wrong_password_is_said_once_with_what_to_check_and_never_shown(
+async def test_a_wrong_password_is_logged_once_with_what_to_check_and_never_shown(
     spawn_daemon: SpawnDaemon, tmp_path: Path
 ) -> None:
     passwords = tmp_path / "passwords"

@@ -15,7 +15,7 @@ from fedops_mqtt.protocol import ClientCondition
 @pytest.mark.parametrize(
     ("mode", "number"), [("start", signal.SIGTERM), pytest.param("beside", signal.SIGINT, marks=pytest.mark.long)]
 )
-async def test_a_program_of_a_users_own_trains_and_leaves_when_it_is_told(
+async def test_a_users_own_program_trains_and_ends_on_request(
     operator: Operator,
     serve_fl: ServeFl,
     broker: Mosquitto,

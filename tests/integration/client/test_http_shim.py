@@ -116,7 +116,7 @@ async def test_a_malformed_start_is_422(http: httpx.AsyncClient, daemon: Daemon,
     assert (await http.get("/online")).status_code == 200
 
 
-async def test_a_shim_address_that_is_taken_is_said(daemon: Daemon) -> None:
+async def test_a_shim_address_that_is_taken_is_reported(daemon: Daemon) -> None:
     assert daemon.http_address is not None
     settings = daemon.settings.model_copy(update={"http": daemon.http_address, "mac": "02:00:00:00:00:77"})
     with pytest.raises(ShimAddressError, match=f"cannot listen on {daemon.http_address}"):

@@ -227,7 +227,7 @@ async def test_a_large_body_is_cut_off_with_or_without_a_content_length() -> Non
     assert starts == []
 
 
-async def test_a_client_certificate_opens_the_door_too(tmp_path: Path, certify: Callable[..., Credentials]) -> None:
+async def test_a_client_certificate_is_admitted_too(tmp_path: Path, certify: Callable[..., Credentials]) -> None:
     certify("operator")
     files = {
         "http_cert_file": tmp_path / "shim.crt",

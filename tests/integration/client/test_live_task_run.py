@@ -15,7 +15,7 @@ from fedops_mqtt.protocol import ClientCondition, MetricsKind
 
 
 @pytest.mark.long
-async def test_a_program_with_live_objects_trains_twice_and_says_fedops_results(
+async def test_a_program_with_live_objects_trains_twice_and_publishes_fedops_results(
     operator: Operator, serve_fl: ServeFl, broker: Mosquitto, tmp_path: Path
 ) -> None:
     config = tmp_path / "config.yaml"

@@ -84,7 +84,7 @@ async def test_a_training_whose_ready_process_dies_before_it_begins_gets_another
     await operator.until(lambda status: has_run(status, "r1"))
 
 
-async def test_a_daemon_keeps_no_process_unless_it_is_told_to(
+async def test_a_daemon_keeps_no_ready_process_unless_it_is_set(
     run_daemon: RunDaemon, operator: Operator, tmp_path: Path, task_id: str, mac: str
 ) -> None:
     await run_daemon()

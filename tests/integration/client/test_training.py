@@ -83,7 +83,7 @@ def processes_marked(mark: str) -> list[int]:
     return found
 
 
-async def test_a_training_that_finishes_says_so_and_its_reports_are_heard(tmp_path: Path) -> None:
+async def test_a_training_that_finishes_reports_it_and_its_reports_arrive(tmp_path: Path) -> None:
     program = READY + "say(report='metrics', kind='round', round=1, values={'loss': 0.5})\n"
     trial = Trial(tmp_path, program + "say(report='ended', outcome='finished')")
     assert await trial.run() == EndedReport(outcome=Outcome.FINISHED)
@@ -171,7 +171,7 @@ os._exit(0)
     assert (await Trial(tmp_path, forks).run()).outcome is Outcome.FINISHED
 
 
-async def test_a_process_that_said_it_ended_and_stays_is_ended(tmp_path: Path) -> None:
+async def test_a_process_that_reported_its_end_and_stays_is_killed(tmp_path: Path) -> None:
     ended = await Trial(tmp_path, "say(report='ended', outcome='finished')\ntime.sleep(600)", grace_s=0.2).run()
     assert ended.outcome is Outcome.FINISHED
 

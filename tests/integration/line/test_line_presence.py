@@ -162,7 +162,7 @@ def test_a_fault_outside_of_the_app_is_reported_as_what_it_is(lines: Lines) -> N
     assert end.reason.splitlines()[0] == (told.reason or "").splitlines()[0] == "MemoryError: no room for a context"
 
 
-def test_a_dropped_client_is_answered_for_and_told_to_stop(lines: Lines) -> None:
+def test_a_dropped_client_is_answered_for_and_gets_a_stop(lines: Lines) -> None:
     server, gate = lines.serve(), Gate()
     client = lines.join(server, echo_app(gate))
     results = ask_in_thread(server)
@@ -276,7 +276,7 @@ def test_an_interrupt_ends_a_round_and_the_clients_are_stopped(lines: Lines) -> 
     assert lines.changes.wait("stopped").member.outcome is Outcome.STOPPED
 
 
-def test_a_stopped_runner_tells_the_server_while_the_app_still_computes(lines: Lines) -> None:
+def test_a_stopped_runner_leaves_at_the_server_while_the_app_still_computes(lines: Lines) -> None:
     server, gate = lines.serve(limits={"ping_s": NEVER_S}), Gate()
     client = lines.join(server, echo_app(gate))
     results = ask_in_thread(server)
@@ -364,7 +364,7 @@ def test_a_server_that_accepts_and_stays_silent_does_not_outlast_the_join_limit(
     assert "within 0.3 s" in end.reason
 
 
-def test_a_server_that_is_gone_for_good_is_a_failure_after_the_rejoin_limit(lines: Lines) -> None:
+def test_a_server_that_does_not_come_back_is_a_failure_after_the_rejoin_limit(lines: Lines) -> None:
     server = lines.serve()
     client = lines.join(server, echo_app(), rejoin_s=0.3)
     ask(server)

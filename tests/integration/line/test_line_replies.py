@@ -75,7 +75,7 @@ def test_without_a_check_whatever_the_line_carries_is_taken(lines: Lines) -> Non
     assert reply.has_content()
 
 
-def test_a_reply_to_an_evaluation_that_nobody_can_average_fails_as_a_message_only(lines: Lines) -> None:
+def test_an_evaluation_reply_that_cannot_be_averaged_fails_as_a_message_only(lines: Lines) -> None:
     app = ClientApp()
 
     @app.evaluate()

@@ -321,7 +321,7 @@ def test_a_session_needs_its_token_each_time(lines: Lines) -> None:
     assert hand.ask("GET", wire.NEXT_PATH, authorization="Bearer wrong")[0] == 401
 
 
-def test_after_the_end_everything_is_gone(hand: HandClient) -> None:
+def test_after_the_end_every_request_is_gone(hand: HandClient) -> None:
     closing_thread = threading.Thread(target=hand.server.close, args=(RunOutcome.COMPLETED, "all done"))
     asked: queue.Queue[Any] = queue.Queue()
     poll = threading.Thread(target=lambda: asked.put(hand.ask("GET", wire.NEXT_PATH)))
@@ -335,7 +335,7 @@ def test_after_the_end_everything_is_gone(hand: HandClient) -> None:
     poll.join(WAIT_S)
 
 
-def test_a_reply_over_the_limit_fails_its_client_and_nobody_else(lines: Lines) -> None:
+def test_a_reply_over_the_limit_fails_its_client_only(lines: Lines) -> None:
     def grow(message: Message, context: Context) -> None:
         message.content["big"] = BIG
 
@@ -435,7 +435,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> LineTls:
     return LineTls(cert_file=cert_file, key_file=key_file)
 
 
-def test_a_line_with_tls_serves_those_who_know_its_ca(lines: Lines, tls: LineTls) -> None:
+def test_a_line_with_tls_serves_clients_that_have_its_ca(lines: Lines, tls: LineTls) -> None:
     server = lines.serve(tls=tls)
     client = lines.join(server, echo_app(), ca_file=tls.cert_file)
     arrays = RecordDict({"arrays": BIG})
@@ -460,13 +460,15 @@ def test_a_client_without_a_ca_is_not_served_by_a_tls_line(lines: Lines, tls: Li
     assert not server.members
 
 
-def test_a_wrong_ca_file_is_said_at_once(lines: Lines, tmp_path: Path) -> None:
+def test_a_wrong_ca_file_is_reported_at_once(lines: Lines, tmp_path: Path) -> None:
     with pytest.raises(LineConfigError, match="CA file"):
         lines.join("127.0.0.1:1", echo_app(), ca_file=tmp_path / "none.pem")
 
 
 @pytest.mark.parametrize("content", [None, "no certificate"])
-def test_a_wrong_certificate_is_said_at_once(lines: Lines, tls: LineTls, tmp_path: Path, content: str | None) -> None:
+def test_a_wrong_certificate_is_reported_at_once(
+    lines: Lines, tls: LineTls, tmp_path: Path, content: str | None
+) -> None:
     cert_file = tmp_path / "cert.pem"
     if content is not None:
         cert_file.write_text(content)
@@ -487,7 +489,7 @@ def test_an_advertised_host_gets_the_port_that_was_taken(lines: Lines) -> None:
     assert lines.serve(advertise="fl.example:80").address == "fl.example:80"
 
 
-def test_a_probe_tells_a_line_from_grpc_from_nobody(lines: Lines, tls: LineTls, free_port: int) -> None:
+def test_a_probe_distinguishes_a_line_grpc_and_no_listener(lines: Lines, tls: LineTls, free_port: int) -> None:
     assert probe(f"127.0.0.1:{free_port}", timeout_s=1.0) is Answers.NOBODY
     assert probe(lines.serve().address, timeout_s=60.0) is Answers.LINE
     assert probe(lines.serve(tls=tls).address, timeout_s=60.0, ca_file=tls.cert_file) is Answers.LINE

@@ -81,7 +81,7 @@ async def test_a_configuration_that_no_trigger_could_carry_is_refused_by_its_byt
         assert await api.start(house.task_id, run_config={"key-1": "한" * 4000, "key-2": "한" * 4000})
 
 
-async def test_a_broken_tasks_file_is_said_and_a_mended_one_is_read(house: House) -> None:
+async def test_a_broken_tasks_file_is_reported_and_a_mended_one_is_read(house: House) -> None:
     good = house.tasks_file.read_text()
     async with house.managed() as api:
         house.tasks_file.write_text("[tasks.a]\nmodul = 1")

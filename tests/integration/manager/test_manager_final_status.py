@@ -28,7 +28,7 @@ def outcome_of(run: dict[str, object]) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("max_launches", [1, pytest.param(3, marks=pytest.mark.long)])
-async def test_a_last_word_that_never_reaches_the_bus_is_read_when_the_process_is_gone(
+async def test_a_final_status_that_never_reaches_the_bus_is_read_when_the_process_has_ended(
     house: House, max_launches: int
 ) -> None:
     house.write_tasks("min_clients = 2", limits=f"max_launches = {max_launches}")

@@ -38,7 +38,7 @@ async def reading(house: House, topic: str) -> AsyncIterator[Connection]:
         yield reader
 
 
-async def test_a_server_started_by_hand_is_adopted_where_its_task_says_so(house: House) -> None:
+async def test_a_server_started_by_hand_is_adopted_where_its_task_allows_it(house: House) -> None:
     house.write_tasks("adopt = true", "min_clients = 1")
     async with house.managed() as api, house.device(A) as a, server_by_hand(house):
         runs = await until(lambda: runs_of(api), "the adopted run")
@@ -66,7 +66,7 @@ async def test_the_status_of_a_run_is_repeated_for_new_subscribers_while_nothing
     assert said_of_run[-1].model_dump(exclude=changing) == said_of_run[-2].model_dump(exclude=changing)
 
 
-async def test_a_server_of_a_task_that_does_not_say_so_is_left_alone(house: House) -> None:
+async def test_a_server_of_a_task_without_adoption_is_left_alone(house: House) -> None:
     other = f"{house.task_id}-other"
     with house.tasks_file.open("a") as file:
         file.write(f"\n[tasks.{other}]\nadopt = true\n")
@@ -131,7 +131,7 @@ async def test_a_run_is_retained_while_it_is_open_and_cleared_when_it_is_archive
         await until(lambda: is_true(not secret.exists()), "the secret's end")
 
 
-async def test_a_run_that_somebody_cleared_is_said_again(house: House) -> None:
+async def test_a_cleared_run_is_published_again(house: House) -> None:
     async with house.managed() as api, reading(house, f"fedops/v1/{house.task_id}/runs/+") as reader:
         run_id = await api.start(house.task_id)
         await said(reader, lambda message: message is not None)
@@ -142,7 +142,7 @@ async def test_a_run_that_somebody_cleared_is_said_again(house: House) -> None:
         await said(reader, lambda message: message is not None)
 
 
-async def test_a_retained_run_that_nobody_drives_is_cleared(house: House) -> None:
+async def test_a_retained_run_without_a_manager_is_cleared(house: House) -> None:
     async with house.managed() as api, house.device(A), house.device(B):
         run_id = await api.start(house.task_id)
         await api.training(run_id)
@@ -153,7 +153,7 @@ async def test_a_retained_run_that_nobody_drives_is_cleared(house: House) -> Non
             await said(reader, lambda message: message is None)
 
 
-async def test_a_client_that_trains_an_archived_run_is_told_to_stop(house: House) -> None:
+async def test_a_client_that_trains_an_archived_run_gets_a_stop(house: House) -> None:
     async with house.device(A, is_stubborn=True) as a, house.device(B), house.managed(archive_after_s=0.01) as api:
         run_id = await api.start(house.task_id)
         await api.training(run_id)

@@ -120,7 +120,7 @@ async def test_a_published_app_of_any_size_reaches_the_pod_and_is_handed_out_fro
 
 
 @pytest.mark.long
-async def test_a_pod_that_is_evicted_is_said_and_the_run_goes_on_in_another(
+async def test_an_evicted_pod_is_reported_and_the_run_goes_on_in_another(
     house: House, cluster: KubernetesStandIn
 ) -> None:
     on_kubernetes(house)
@@ -136,7 +136,7 @@ async def test_a_pod_that_is_evicted_is_said_and_the_run_goes_on_in_another(
 
 
 @pytest.mark.long
-async def test_a_pod_that_is_never_seen_to_end_is_said_and_no_other_launch_is_made(
+async def test_a_pod_that_is_never_seen_to_end_is_reported_and_no_other_launch_is_made(
     house: House, cluster: KubernetesStandIn
 ) -> None:
     on_kubernetes(house, limits="server_start_s = 10")

@@ -117,7 +117,7 @@ async def test_a_published_app_reaches_a_server_behind_ssh_and_is_handed_out_fro
 
 
 @pytest.mark.long
-async def test_a_server_far_away_that_is_killed_is_launched_again_with_its_last_words(house: House) -> None:
+async def test_a_killed_remote_server_is_launched_again_and_its_last_output_is_kept(house: House) -> None:
     through_a_shell(house)
     async with house.managed() as api, house.device(A), house.device(B):
         run_id = await api.start(house.task_id)
@@ -178,7 +178,7 @@ async def test_one_that_does_not_end_when_asked_is_killed_over_ssh(house: House,
 
 
 @pytest.mark.long
-async def test_a_host_that_is_lost_is_said_and_no_second_server_is_started(
+async def test_a_lost_host_is_reported_and_no_second_server_is_started(
     house: House, site: SshSite, probes: list[bool]
 ) -> None:
     proxy = FaultProxy(house.broker.host, house.broker.port)

@@ -105,7 +105,7 @@ async def test_the_stream_tells_how_it_is_then_what_changes(house: House) -> Non
         await news_when(news, "client", client_mac=B)
 
 
-async def test_a_stream_of_one_task_hears_nothing_of_another(house: House) -> None:
+async def test_a_stream_of_one_task_gets_nothing_of_another(house: House) -> None:
     theirs = Device(house.broker.url, "somebody-elses", B)
     async with house.managed() as api, stream(api, task_id="somebody-elses") as news, house.device(A):
         await news_when(news, "ready")

@@ -105,7 +105,7 @@ async def test_a_run_keeps_its_task_when_the_tasks_file_loses_it_and_over_a_rest
 
 
 @pytest.mark.long
-async def test_a_manager_that_is_told_to_end_says_goodbye_and_leaves_its_runs_alone(house: House) -> None:
+async def test_a_stopped_manager_publishes_offline_and_leaves_its_runs_alone(house: House) -> None:
     topic = topics.manager_status()
     async with house.device(A), house.device(B), Connection(house.broker.url, subscriptions=[str(topic)]) as reader:
         async with manager_process(house) as manager, api_at(manager.url) as api:
@@ -145,7 +145,7 @@ async def test_a_second_manager_waits_reports_it_and_takes_over_with_a_higher_te
 
 
 @pytest.mark.long
-async def test_a_manager_that_waits_can_be_told_to_end(house: House) -> None:
+async def test_a_manager_that_waits_can_be_stopped(house: House) -> None:
     async with manager_process(house), manager_process(house, waits=False) as second:
         await until_logged(second, "on standby")
         second.process.send_signal(signal.SIGTERM)

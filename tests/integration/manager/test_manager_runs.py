@@ -81,7 +81,7 @@ async def test_a_second_run_of_the_same_task_is_refused_while_one_is_active_and_
         assert {run["run_id"] for run in (await api.get("/runs"))["items"]} == {first, second}
 
 
-async def test_a_stopped_run_tells_its_clients_and_ends_its_server(house: House) -> None:
+async def test_a_stopped_run_stops_its_clients_and_ends_its_server(house: House) -> None:
     async with house.managed() as api, house.device(A) as a, house.device(B):
         run_id = await api.start(house.task_id)
         await api.training(run_id)
@@ -108,7 +108,7 @@ async def test_a_server_that_dies_is_launched_again_and_its_clients_are_aimed_at
         assert "SIGKILL" in exits[0]["detail"]["reason"]
 
 
-async def test_a_server_that_cannot_run_fails_the_run_with_its_last_words(house: House) -> None:
+async def test_a_server_that_cannot_run_fails_the_run_with_its_last_output(house: House) -> None:
     house.commands.mkdir(exist_ok=True)
     house.command_server("crash")
     house.write_tasks("min_clients = 1", limits="max_launches = 1")
@@ -135,7 +135,7 @@ async def test_a_command_that_does_not_exist_fails_the_run_and_names_it(house: H
 
 
 @pytest.mark.long
-async def test_a_server_that_is_out_on_the_bus_and_whose_line_says_nothing_is_replaced(house: House) -> None:
+async def test_a_server_that_is_out_on_the_bus_and_whose_line_does_not_answer_is_replaced(house: House) -> None:
     async with house.managed() as api, house.device(A), house.device(B):
         run_id = await api.start(house.task_id)
         await api.training(run_id)
@@ -164,7 +164,7 @@ async def test_a_broker_restart_ends_no_run(house: House) -> None:
         assert [each.attempt for each in a.starts] == [1]
 
 
-async def test_a_failed_training_ends_a_run_that_needs_it_and_the_reason_says_who(house: House) -> None:
+async def test_a_failed_training_ends_a_run_that_needs_it_and_the_reason_names_the_client(house: House) -> None:
     async with house.managed() as api, house.device(A) as a, house.device(B):
         run_id = await api.start(house.task_id)
         await api.training(run_id)
@@ -185,7 +185,7 @@ async def test_a_client_that_does_not_answer_is_not_waited_for_for_ever(house: H
         assert f"{B} (failed: after 3 attempts: no answer to its trigger)" in run["reason"]
 
 
-async def test_a_run_that_asks_for_more_than_there_are_says_so_at_once_and_as_they_come(house: House) -> None:
+async def test_a_run_that_needs_more_clients_than_there_are_reports_it_at_once_and_as_they_come(house: House) -> None:
     async with house.managed() as api:
         run_id = await api.start(house.task_id, min_clients=2)
         await api.run_when(run_id, lambda run: "0 idle, 2 needed" in (run["reason"] or ""))

@@ -165,7 +165,7 @@ async def test_a_verb_acts_at_the_site_that_has_the_task_or_the_run(sites: TwoSi
 
 
 @pytest.mark.long
-async def test_a_task_of_two_sites_needs_to_be_told_which(sites: TwoSites, verb: Verbs) -> None:
+async def test_a_task_of_two_sites_needs_the_name_of_one(sites: TwoSites, verb: Verbs) -> None:
     refused = await verb("start", "shared")
     assert refused.code == ExitCode.USAGE
     assert "task shared is at several sites: north, south. --site chooses one." in refused.err

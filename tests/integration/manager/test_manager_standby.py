@@ -7,7 +7,7 @@ from manager_parts import PATIENCE_S, A, B, House, api_at, manager_process, unti
 PERSON = {"Accept": "text/html"}
 
 
-async def test_a_manager_that_waits_says_so_to_people_and_programs_and_then_leads_at_the_same_address(
+async def test_a_standby_manager_answers_people_and_programs_and_then_leads_at_the_same_address(
     house: House,
 ) -> None:
     async with manager_process(house) as first, manager_process(house, waits=False) as second:

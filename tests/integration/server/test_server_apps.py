@@ -162,7 +162,7 @@ class StopsEarly(OwnLoop):
         return super().start(grid, initial_arrays, num_rounds=2, **options)
 
 
-def test_a_strategy_that_stops_early_says_so(task: Task) -> None:
+def test_a_strategy_that_stops_early_is_reported(task: Task) -> None:
     result = task.run(add_one(), model=START, strategy=StopsEarly(), settings={"num_rounds": 5})
     assert (result.outcome, result.round, result.reason) == (RunOutcome.COMPLETED, 2, "ended after 2 of 5 rounds")
 

@@ -115,7 +115,7 @@ def _has_two_in_training(status: ServerStatus) -> bool:
     return [client.phase for client in status.clients.values()] == [Phase.TRAINING] * 2
 
 
-async def test_a_server_that_sees_a_higher_launch_of_its_run_leaves_without_a_word(house: House) -> None:
+async def test_a_server_that_sees_a_higher_launch_of_its_run_ends_without_a_final_status(house: House) -> None:
     gate = Gate()
     async with house.listen() as bus:
         run, clients = await start_with_two(house, bus, gated_app(gate), run_id="r-1", launch=1, join="open")
@@ -138,7 +138,7 @@ async def test_a_server_that_sees_a_higher_launch_of_its_run_leaves_without_a_wo
     assert [(await client.end()).run_outcome for client in clients] == [None, None]
 
 
-async def test_a_daemon_that_says_failed_takes_its_client_out_and_the_round_goes_on(house: House) -> None:
+async def test_a_daemon_that_reports_failed_takes_its_client_out_and_the_round_goes_on(house: House) -> None:
     gate = Gate()
     async with house.listen() as bus:
         server = house.make(house.settings(run_id="r-2", launch=1, min_clients=1), strategy=one_is_enough())
@@ -160,7 +160,7 @@ async def test_a_daemon_that_says_failed_takes_its_client_out_and_the_round_goes
     assert last.clients[mac_of(1)].status is MemberCondition.FINISHED
 
 
-async def test_a_client_out_and_an_older_attempts_failure_take_nobody_out(house: House) -> None:
+async def test_a_client_out_and_an_older_attempts_failure_remove_no_member(house: House) -> None:
     gate = Gate()
     async with house.listen() as bus:
         run = house.start(house.make(house.settings(run_id="r-3", launch=1)))
@@ -269,7 +269,7 @@ async def test_the_final_status_is_on_disk_before_it_is_published(
     assert word.model_dump(exclude=own) == last.model_dump(exclude=own)
 
 
-async def test_a_server_that_is_replaced_while_it_says_its_last_word_ends_as_it_ended(
+async def test_a_server_that_is_replaced_while_it_publishes_its_final_status_ends_as_it_ended(
     house: House, broker: Mosquitto, tmp_path: Path
 ) -> None:
     kept = tmp_path / "last-word"

@@ -100,7 +100,7 @@ async def test_a_killed_server_goes_on_with_round_3_and_gives_the_model_it_would
     assert kept == ["killed.safetensors"]  # what FedAdam remembers, for the next run
 
 
-async def test_a_launch_that_finds_its_runs_model_saved_only_says_so(house: House) -> None:
+async def test_a_launch_that_finds_its_runs_model_saved_only_reports_it(house: House) -> None:
     saved = house.models().save(digits.initial_arrays(), run_id="done", round=2, metrics={"accuracy": 0.75})
     async with house.listen() as bus:
         result = await house.start(house.make(house.settings(run_id="done", launch=2)))

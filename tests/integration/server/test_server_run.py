@@ -25,7 +25,7 @@ from fedops_mqtt.protocol import MemberCondition, RunOutcome, ServerCondition, S
 from fedops_mqtt.server.app import FLServer, RunResult
 
 
-async def test_a_run_is_said_from_ready_to_finished_and_its_model_is_kept(house: House) -> None:
+async def test_a_run_is_published_from_ready_to_finished_and_its_model_is_kept(house: House) -> None:
     async with house.listen() as bus:
         run = house.start(house.make(house.settings(num_rounds=5)))
         address = await bus.ready()
@@ -208,7 +208,7 @@ async def test_a_model_of_another_shape_fails_the_run_with_what_to_do(house: Hou
     assert house.models().versions() == [1]
 
 
-def test_a_server_without_a_task_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_without_a_task_names_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FEDOPS_MQTT_TASK_ID", raising=False)
     with pytest.raises(ServerConfigError, match="set FEDOPS_MQTT_TASK_ID, or task_id in cfg"):
         FLServer({}, [np.zeros(1)])

@@ -43,7 +43,7 @@ def test_two_servers_at_once_never_write_over_each_other(s3: fsspec.AbstractFile
     assert {int(store_at().load(version).arrays["w"][0]) for version in range(1, 9)} == set(range(8))
 
 
-def test_a_corrupt_newest_version_falls_back_and_that_is_said(s3: fsspec.AbstractFileSystem) -> None:
+def test_a_corrupt_newest_version_falls_back_and_is_logged(s3: fsspec.AbstractFileSystem) -> None:
     store = store_at()
     good = store.save({"w": np.arange(3.0)})
     newest = store.save({"w": np.arange(3.0)}).path

@@ -64,7 +64,7 @@ def test_links_devices_and_folders_are_refused(kind: int) -> None:
     assert refusal(data).code is RefusalCode.MALFORMED
 
 
-def test_a_zip_bomb_is_refused_by_what_it_says_and_by_what_it_is() -> None:
+def test_a_zip_bomb_is_refused_by_its_declared_and_by_its_real_size() -> None:
     zeros = {**FILES, "zeros.txt": bytes(3_000_000)}
     assert refusal(zipped(zeros), limits=BundleLimits(unpacked_bytes=1_000_000)).code is RefusalCode.TOO_LARGE
     # The same zip that says of itself, in the central directory, that it unpacks to ten bytes.
@@ -144,7 +144,7 @@ def test_two_names_for_one_file_are_refused() -> None:
         ("[project]", "[[project]]"),
     ],
 )
-def test_a_project_file_that_says_nonsense_is_refused(old: str, new: str) -> None:
+def test_an_invalid_project_file_is_refused(old: str, new: str) -> None:
     files = {**FILES, "pyproject.toml": PROJECT.replace(old, new).encode()}
     assert refusal(zipped(files)).code is RefusalCode.MALFORMED
 

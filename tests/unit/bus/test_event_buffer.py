@@ -46,7 +46,7 @@ def test_past_the_mark_only_what_is_still_true_stays() -> None:
     assert inbox.take_all() == [connected, start, lost, events[-1]]
 
 
-def test_a_stale_word_that_arrives_last_does_not_push_out_the_truth() -> None:
+def test_a_stale_status_that_arrives_last_does_not_replace_the_current_one() -> None:
     inbox = EventBuffer(mark=2)
     truth, late = said(2, 1), said(1, 9)
     inbox.put(truth)
@@ -54,7 +54,7 @@ def test_a_stale_word_that_arrives_last_does_not_push_out_the_truth() -> None:
     assert inbox.take_all() == [truth]
 
 
-def test_a_flood_keeps_the_inbox_small() -> None:
+def test_a_flood_keeps_the_event_buffer_small() -> None:
     inbox = EventBuffer(mark=100)
     for n in range(10_000):
         inbox.put(said(1, n))

@@ -39,7 +39,7 @@ def test_an_approval_is_written_down_and_taken_back(tmp_path: Path) -> None:
         ([DIGEST, "--task-id", "digist"], "digist"),
     ],
 )
-def test_a_mistake_is_said_and_nothing_is_written(
+def test_a_mistake_is_reported_and_nothing_is_written(
     tmp_path: Path, arguments: list[str], fact: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert approve(tmp_path, *arguments) != 0

@@ -92,7 +92,7 @@ def test_a_wrong_environment_variable_is_named(
         (["no-such-verb"], ExitCode.USAGE, "no-such-verb"),
     ],
 )
-def test_a_fatal_message_says_what_to_do_next(
+def test_a_fatal_message_names_what_to_do_next(
     arguments: list[str], code: ExitCode, advice: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(arguments) == code

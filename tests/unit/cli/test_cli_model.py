@@ -54,7 +54,7 @@ def test_going_back_makes_a_new_version_and_removes_nothing(store: ModelStore) -
     assert store.versions() == [1, 2, 3]
 
 
-def test_a_failed_runs_model_is_begun_from_when_somebody_asks(store: ModelStore) -> None:
+def test_a_run_starts_with_a_failed_runs_model_only_on_request(store: ModelStore) -> None:
     assert run(["model", "rollback", "digits", "--run", "r3"]) == ExitCode.OK
     newest = store.newest()
     assert newest is not None

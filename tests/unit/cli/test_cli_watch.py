@@ -65,7 +65,7 @@ def test_a_late_will_changes_nothing() -> None:
     assert fleet_view.clients()[0].status.status is ClientCondition.ONLINE
 
 
-def test_a_silent_client_is_told_once_as_out() -> None:
+def test_a_silent_client_is_reported_once_as_out() -> None:
     fleet_view = FleetView()
     fleet_view.take(Connected("5"), 0.0)
     hear(fleet_view, client(1))
@@ -117,7 +117,7 @@ def test_the_screen_shows_clients_runs_and_accuracy() -> None:
         assert expected in shown
 
 
-def test_a_fleet_larger_than_the_screen_is_cut_and_says_so() -> None:
+def test_a_fleet_larger_than_the_screen_is_cut_with_a_note() -> None:
     fleet_view = FleetView()
     for number in range(100):
         hear(fleet_view, client(1, client_mac=f"02:00:00:00:00:{number:02x}"))

@@ -64,7 +64,7 @@ def test_help_needs_no_home_folder(verb: str, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.usefixtures("homeless")
-def test_a_user_without_a_home_folder_is_told_which_setting_to_give(
+def test_a_user_without_a_home_folder_gets_the_name_of_the_setting_to_give(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert run(["client", "--task-id", "t", "--app", "a:b"]) == ExitCode.CONFIG
@@ -130,7 +130,7 @@ def test_a_terminal_without_a_character_shows_its_number(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-async def test_a_terminal_that_is_gone_asks_for_the_end_as_other_signals_do(number: signal.Signals) -> None:
+async def test_a_closed_terminal_ends_a_process_as_other_signals_do(number: signal.Signals) -> None:
     told: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
     try:

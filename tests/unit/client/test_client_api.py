@@ -53,7 +53,7 @@ def test_a_cluster_is_one_message(tape: Tape, given: Any, said: int | None) -> N
 
 
 @pytest.mark.parametrize("round_", [-1, "2", 1.5, None])
-def test_a_round_that_is_no_count_is_said_as_none(tape: Tape, round_: object) -> None:
+def test_a_round_that_is_no_count_is_reported_as_none(tape: Tape, round_: object) -> None:
     ClientServerAPI("t").put_train_result({"round": round_})
     assert tape.told[0][1] == 0
 
@@ -109,6 +109,6 @@ def test_numbers_of_numpy_are_numbers_wherever_they_stand(tape: Tape) -> None:
     assert tape.told[0][2] == {"loss": 0.5, "by.n": 3}
 
 
-def test_a_round_beyond_a_count_is_said_as_none(tape: Tape) -> None:
+def test_a_round_beyond_a_count_is_reported_as_none(tape: Tape) -> None:
     ClientServerAPI("t").put_train_result({"round": 2**70})
     assert tape.told[0][1] == 0

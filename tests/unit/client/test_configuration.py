@@ -33,7 +33,7 @@ def test_what_is_read_by_attribute_already_stays_as_it_is() -> None:
         (b"[" * 5000, "not YAML"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_said(tmp_path: Path, text: bytes, problem: str) -> None:
+def test_a_file_that_cannot_be_used_is_reported(tmp_path: Path, text: bytes, problem: str) -> None:
     path = tmp_path / "config.yaml"
     path.write_bytes(text)
     with pytest.raises(ConfigurationError, match=problem):
@@ -42,7 +42,7 @@ def test_a_file_that_cannot_be_used_is_said(tmp_path: Path, text: bytes, problem
         read_configuration(tmp_path / "none.yaml")
 
 
-def test_a_missing_entry_is_said_with_those_that_are_there() -> None:
+def test_a_missing_entry_is_reported_with_the_existing_ones() -> None:
     with pytest.raises(AttributeError, match="no 'batch'; it has: task_id"):
         _ = read_configuration({"task_id": "t"}).batch
 

@@ -27,7 +27,7 @@ def test_the_projects_configuration_is_that_of_the_file_above_the_module(package
 
 
 @pytest.mark.parametrize("content", ["", "[tool.flwr]\n", "[project]\nname = 'x'\n"])
-def test_a_project_that_says_nothing_configures_nothing(package: Path, content: str) -> None:
+def test_a_project_without_settings_configures_nothing(package: Path, content: str) -> None:
     (package / "pyproject.toml").write_text(content)
     assert project_config("a_flower_project.app") == {}
 

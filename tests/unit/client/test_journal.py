@@ -64,7 +64,7 @@ def test_a_corrupt_journal_is_reported_and_set_aside(tmp_path_factory: pytest.Te
     assert ClientJournal(folder).load() == FACTS
 
 
-def test_a_corrupt_journal_is_said_with_its_path(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_corrupt_journal_is_reported_with_its_path(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "journal.json").write_bytes(b'{"term": "many"}')
     with caplog.at_level(logging.WARNING):
         assert ClientJournal(tmp_path).load() == ClientState()

@@ -45,6 +45,6 @@ def test_a_registration_is_alive_and_an_app_in_a_module_is_imported(tmp_path: Pa
     assert FLClientTask(cfg, os.path.join, mac=MAC, state_dir=tmp_path).settings.app == "posixpath:join"
 
 
-def test_a_setting_that_is_none_is_said(tmp_path: Path) -> None:
+def test_an_invalid_setting_is_reported(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="num_partition"):
         FLClientTask({"task_id": "t"}, "m:a", mac=MAC, num_partition=3)

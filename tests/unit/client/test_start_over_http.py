@@ -75,7 +75,7 @@ async def post(
         {"json": {"server_ip": None, "client_mac": None}},
     ],
 )
-async def test_a_start_that_names_no_server_goes_where_the_server_manager_says(body: dict[str, Any]) -> None:
+async def test_a_start_that_names_no_server_uses_the_server_managers_address(body: dict[str, Any]) -> None:
     starts: Starts = []
     with managers() as url:
         answer = await post(starts, url, **body)
@@ -146,7 +146,7 @@ async def test_a_proxy_of_the_environment_stands_between_no_device_and_its_manag
 
 
 @pytest.mark.parametrize("word", ["trainFin", "trainFail", "flclient_out"])
-async def test_a_manager_that_speaks_no_http_is_left(word: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_manager_that_does_not_answer_http_is_skipped(word: Any, caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def answer() -> None:

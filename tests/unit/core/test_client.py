@@ -128,7 +128,7 @@ def test_a_higher_launch_of_the_run_in_hand_re_aims() -> None:
     assert apply(step.client, trigger()).client.server_ip == "127.0.0.1:10"
 
 
-def test_a_stop_ends_the_training_and_says_stopped() -> None:
+def test_a_stop_ends_the_training_and_publishes_stopped() -> None:
     step = after(trigger(), stop(reason="by hand"))
     assert step.action == StopTraining(reason="by hand")
     assert apply(step.client, stop()).action is None
@@ -167,7 +167,7 @@ def test_a_training_in_hand_is_interrupted_after_a_restart_and_the_daemon_is_onl
     assert isinstance(apply(client, trigger(attempt=2, instance="b")).action, RunStart)
 
 
-def test_a_run_that_is_gone_at_join_is_rejected_and_nothing_failed() -> None:
+def test_joining_a_run_that_has_ended_is_a_rejection_and_no_failure() -> None:
     client = after(trigger(), ended(None, reason="run is over")).client
     assert client.facts.last_run is None
     assert client.facts.last_trigger is not None
@@ -237,7 +237,7 @@ def test_memory_is_bounded_and_rejections_are_forgotten_first() -> None:
     assert apply(client, trigger()).action is None
 
 
-def test_a_status_says_everything_and_a_will_only_who() -> None:
+def test_a_status_has_every_field_and_a_will_only_the_identity() -> None:
     client = after(trigger(), ended(Outcome.FAILED, reason="x" * 100_000)).client
     status = snapshot(client, Stamp(7, 3), at=AT, heartbeat_s=120, agent={"python": "3.11"})
     topic = topics.client_status("digits", MAC)
@@ -293,6 +293,6 @@ def test_facts_survive_the_journal_as_they_are(script: list[Event]) -> None:
 
 
 @given(st.lists(EVENTS, max_size=30))
-def test_a_condition_says_training_exactly_while_a_run_is_in_hand(script: list[Event]) -> None:
+def test_a_condition_is_training_exactly_while_there_is_a_current_run(script: list[Event]) -> None:
     client = after(*script).client if script else Client(identity=ME)
     assert (client.condition is ClientCondition.TRAIN_STARTED) == (client.run is not None)

@@ -48,14 +48,14 @@ def test_births_known_clients_retained_words_and_wills_tell_of_none() -> None:
     assert (losses.dropped_topics, losses.problem) == (set(), None)
 
 
-def test_a_forgotten_client_that_lives_speaks_on_and_that_is_no_loss() -> None:
+def test_a_forgotten_client_that_goes_on_publishing_is_no_sign_of_dropped_messages() -> None:
     losses = DroppedMessageDetector()
     losses.forget(TASK, A)
     speak_on(losses, [A])
     assert not losses.dropped_topics
 
 
-def test_a_retained_word_that_comes_late_was_not_dropped() -> None:
+def test_a_retained_status_that_comes_late_was_not_dropped() -> None:
     losses = DroppedMessageDetector()
     speak_on(losses, MACS)
     speak_on(losses, MACS, is_retained=True)

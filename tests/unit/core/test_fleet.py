@@ -34,7 +34,7 @@ def test_the_will_of_the_present_connection_takes_the_client_out_with_its_reason
     assert (view.presence, view.out_reason) == (Presence.OUT, "lost")
 
 
-def test_a_will_keeps_what_its_owner_last_said_of_its_run() -> None:
+def test_a_will_keeps_the_run_of_its_owners_last_status() -> None:
     status = heard(client(hand=hand(), last_run=ended()), will()).clients[TASK, A].status
     assert (status.status, status.run, status.last_run) == (OUT, hand(), ended())
 
@@ -64,7 +64,7 @@ def test_a_servers_will_keeps_its_run_and_address() -> None:
     )
 
 
-def test_a_client_that_says_nothing_for_three_heartbeats_is_out_as_silent_and_any_word_brings_it_back() -> None:
+def test_a_client_without_three_heartbeats_is_out_as_silent_and_any_status_brings_it_back() -> None:
     fleet = heard(client(heartbeat_s=10))
     assert fleet.expire(30.0) == []
     assert [view.out_reason for view in fleet.expire(30.1)] == ["silent"]
@@ -82,7 +82,7 @@ def test_leases_pause_while_the_reader_is_disconnected_and_start_anew_when_it_re
     assert len(fleet.expire(1030.1)) == 1
 
 
-def test_a_retained_status_is_unconfirmed_until_something_live_is_heard() -> None:
+def test_a_retained_status_is_unconfirmed_until_a_live_one_arrives() -> None:
     fleet = heard(client(), is_retained=True)
     assert presence(fleet) is Presence.UNCONFIRMED
     fleet.apply(client(seq=2), now=1.0, is_retained=False)

@@ -47,7 +47,7 @@ def test_instances_sort_by_their_start() -> None:
 
 
 @given(st.integers(0, 2**62), st.integers(0, 2**62))
-def test_a_new_epoch_stands_above_the_last_whatever_the_clock_says(persisted: int, unix_ms: int) -> None:
+def test_a_new_epoch_is_above_the_last_whatever_the_clock_shows(persisted: int, unix_ms: int) -> None:
     assert next_epoch(persisted, unix_ms) > persisted
     assert next_epoch(persisted, unix_ms) >= unix_ms
 
@@ -64,11 +64,11 @@ def test_an_echo_is_ignored() -> None:
     assert (owner.is_echoed, decision) == (True, Ignore())
 
 
-def test_a_lower_epoch_after_the_own_word_is_repaired() -> None:
+def test_a_lower_epoch_after_the_own_status_is_repaired() -> None:
     assert judge(speaking, word(ME, 9, is_out=True), now=5)[1] == Repair(5)
 
 
-def test_a_lower_epoch_before_the_own_word_needs_no_repair() -> None:
+def test_a_lower_epoch_before_the_own_status_needs_no_repair() -> None:
     assert judge(replace(speaking, is_echoed=False), word(OLD, 9, is_retained=True), now=5)[1] == Ignore()
 
 
@@ -78,7 +78,7 @@ def test_repairs_come_at_most_once_a_second() -> None:
     assert (first, second) == (Repair(5), Repair(5 + REPAIR_INTERVAL_S))
 
 
-def test_a_flood_of_old_words_schedules_one_repair_not_a_queue_of_them() -> None:
+def test_a_flood_of_old_statuses_schedules_one_repair_not_a_queue_of_them() -> None:
     owner, latest = speaking, 0.0
     for _ in range(100):
         owner, decision = judge(owner, word(ME, 9, is_out=True), now=5)
@@ -87,7 +87,7 @@ def test_a_flood_of_old_words_schedules_one_repair_not_a_queue_of_them() -> None
     assert latest <= 5 + REPAIR_INTERVAL_S
 
 
-def test_a_cleared_topic_is_said_again() -> None:
+def test_a_cleared_topic_is_published_again() -> None:
     assert judge_cleared(speaking, now=5)[1] == Repair(5)
 
 
@@ -99,7 +99,7 @@ def test_a_late_will_with_a_higher_epoch_is_adopted() -> None:
     assert judge(speaking, word(OLD, 99, is_out=True), now=0)[1] == Adopt(99)
 
 
-def test_a_word_in_our_name_that_is_ahead_of_ours_is_stood_above_by_a_new_epoch() -> None:
+def test_a_status_in_the_owners_name_that_is_ahead_leads_to_a_higher_epoch() -> None:
     forged = replace(word(ME, 10), is_ahead=True)
     assert judge(speaking, forged, now=0)[1] == Adopt(10)
     assert judge(speaking.connected(11), forged, now=0)[1] == Ignore()
@@ -115,12 +115,12 @@ def test_an_older_living_instance_is_overruled(epoch: int, decision: object) -> 
     assert judge(speaking, word(OLD, epoch), now=0)[1] == decision
 
 
-def test_a_newer_instance_that_left_is_no_rival() -> None:
+def test_a_newer_instance_that_left_is_no_conflict() -> None:
     assert judge(speaking, word(NEW, 9, is_out=True), now=0)[1] == Repair(0)
     assert judge(speaking, word(NEW, 11, is_out=True, is_retained=True), now=0)[1] == Adopt(11)
 
 
-def test_a_newer_instance_that_connects_a_second_time_is_a_rival_even_if_only_its_wills_are_seen() -> None:
+def test_a_newer_instance_that_reconnects_conflicts_even_if_only_its_wills_are_seen() -> None:
     owner, first = judge(speaking, word(NEW, 11, is_out=True, is_retained=True), now=0)
     _, second = judge(owner.connected(12), word(NEW, 13, is_out=True, is_retained=True), now=1)
     assert (first, second) == (Adopt(11), Yield(NEW, 13))

@@ -77,7 +77,7 @@ def test_trigger_to_training_is_from_the_first_firing_to_the_first_sign_of_havin
     assert (member.first_fired_at, member.training_at) == (fired_at, fired_at + 2)
 
 
-def test_a_client_out_on_the_bus_takes_nobody_out_of_a_run_whose_server_lives() -> None:
+def test_a_client_out_on_the_bus_removes_no_member_of_a_run_whose_server_lives() -> None:
     world = in_training(A, B)
     world.hears(will(A, epoch=9))
     assert world.run.members[A].status is M.TRAINING
@@ -109,7 +109,7 @@ def test_a_server_that_has_a_client_back_revives_it() -> None:
     assert world.run.members[A].lost_at is None
 
 
-def test_a_word_of_the_server_on_an_earlier_attempt_changes_nothing() -> None:
+def test_a_server_status_about_an_earlier_attempt_changes_nothing() -> None:
     world = in_training(A, B)
     world.says(server(ServerCondition.RUNNING, clients=said_of(A, M.LOST, attempt=0)))
     assert world.run.members[A].status is M.TRAINING
@@ -176,7 +176,7 @@ def test_an_earlier_firing_that_was_answered_late_is_the_one_in_force() -> None:
     assert (world.run.members[A].status, world.run.members[A].attempt) == (M.TRAINING, 1)
 
 
-def test_a_last_word_stands_when_the_servers_will_comes_after_it() -> None:
+def test_a_final_status_stands_when_the_servers_will_comes_after_it() -> None:
     world = in_training(A, B)
     world.says(server(ServerCondition.FINISHED), server(ServerCondition.SERVER_OUT, reason="lost"))
     world.acts()

@@ -156,7 +156,7 @@ def test_a_new_daemon_gets_a_new_attempt() -> None:
     assert world.acts() == [TriggerFired(A, 2, "i2", 1)]
 
 
-def test_a_firing_in_the_hands_of_a_daemon_it_was_not_meant_for_is_not_said_to_it() -> None:
+def test_a_trigger_is_not_repeated_to_a_daemon_it_was_not_meant_for() -> None:
     world = in_training(A, B)
     world.happens(ServerUnreachable(1))
     world.acts()
@@ -203,7 +203,7 @@ def test_nothing_is_said_to_clients_while_the_bus_is_not_heard() -> None:
 # The server
 
 
-def test_a_server_that_ended_without_a_word_is_launched_again_and_the_clients_are_aimed_at_it() -> None:
+def test_a_server_that_ended_without_a_final_status_is_launched_again_and_clients_are_redirected() -> None:
     world = in_training(A, B)
     world.happens(ServerExited(1, "SIGKILL"))
     world.waits(EXIT_STATUS_GRACE_S)
@@ -287,7 +287,7 @@ def test_a_run_without_enough_clients_fails_after_the_join_limit_and_names_the_m
     assert closing(world) == RunClosed(RunOutcome.FAILED, reason)
 
 
-def test_a_run_fails_at_once_when_nobody_can_make_up_for_the_failed() -> None:
+def test_a_run_fails_at_once_when_no_client_can_replace_the_failed() -> None:
     world = in_training(A, B)
     world.says(client(A, last_run=ended(Outcome.FAILED, reason="Traceback\nValueError: bad data")))
     closed = closing(world)
@@ -344,7 +344,7 @@ def test_the_run_limit_ends_a_run_even_while_the_bus_is_disconnected() -> None:
 # After the end
 
 
-def test_a_stopped_run_ends_its_server_and_tells_who_trains_or_may_still_read_its_trigger() -> None:
+def test_a_stopped_run_ends_its_server_and_stops_clients_that_train_or_may_still_read_its_trigger() -> None:
     world = in_training(A, B, min_clients=1, join="open")
     world.says(client(C))
     world.acts()
@@ -373,7 +373,7 @@ def test_clients_of_a_completed_run_have_a_grace_to_end_by_themselves() -> None:
     assert [type(each) for each in world.acts()][:3] == [EndServer, StopSent, StopSent]
 
 
-def test_a_client_that_the_server_saw_failing_has_a_grace_to_say_why_itself() -> None:
+def test_a_client_that_the_server_saw_failing_has_a_grace_to_publish_the_reason_itself() -> None:
     world = in_training(A, B)
     failed = ServerClient(status=M.FAILED, attempt=1, reason="ValueError: bad data")
     world.says(server(ServerCondition.RUNNING, clients={A: failed}))
@@ -383,7 +383,7 @@ def test_a_client_that_the_server_saw_failing_has_a_grace_to_say_why_itself() ->
     assert A in [each.client_mac for each in world.acts() if isinstance(each, StopSent)]
 
 
-def test_a_client_that_comes_back_with_a_closed_run_in_hand_is_told_to_stop() -> None:
+def test_a_client_that_comes_back_with_a_closed_run_gets_a_stop() -> None:
     world = in_training(A, B)
     world.says(will(A))
     world.happens(StopRequested("enough"))
@@ -535,7 +535,7 @@ def test_a_member_that_was_given_up_is_not_planned_for() -> None:
     assert world.acts() == []
 
 
-def test_a_server_whose_host_cannot_be_asked_is_not_replaced_and_the_run_says_so() -> None:
+def test_a_server_whose_host_cannot_be_asked_is_not_replaced_and_the_run_reports_it() -> None:
     world = in_training(A, B)
     world.happens(ServerHostLost(1, "gpu1 cannot be asked"))
     world.happens(ServerUnreachable(1))

@@ -38,7 +38,7 @@ def test_a_lack_of_clients_is_reported_at_once_with_the_clients_that_cannot_trai
     assert waiting(world) == "waits for clients: 1 idle, 10 needed; 1 out, 1 training another run"
 
 
-def test_a_run_that_has_enough_waits_for_nobody_and_says_again_when_one_is_lost() -> None:
+def test_a_run_with_enough_clients_reports_no_wait_and_reports_it_again_when_one_is_lost() -> None:
     world = World.at_start()
     world.says(client(A), client(B))
     assert waits_for(world.run, world.fleet) is None
@@ -48,7 +48,7 @@ def test_a_run_that_has_enough_waits_for_nobody_and_says_again_when_one_is_lost(
     assert waiting(world) == f"waits for clients: 0 idle, 2 needed; 1 in the run, {A} (lost: line)"
 
 
-def test_a_named_client_that_nobody_has_seen_is_named() -> None:
+def test_a_requested_client_that_was_never_seen_is_named() -> None:
     world = World.at_start(clients=(A, B))
     world.says(client(A))
     assert waiting(world) == f"waits for clients: 1 idle, 2 needed; {B} (never seen)"
@@ -87,7 +87,7 @@ def test_whom_the_server_has_had_is_not_called_one_that_never_joined(said: Membe
     assert reason_of(world) == f"{TOO_FEW}; never joined: {B} (triggered)"
 
 
-def test_a_servers_own_crash_names_nobody_else() -> None:
+def test_a_servers_own_crash_names_no_client() -> None:
     world = a_run_of_two()
     world.says(server(ServerCondition.FAILED, reason="ZeroDivisionError: division by zero"))
     assert reason_of(world) == "ZeroDivisionError: division by zero"

@@ -43,7 +43,7 @@ def test_only_who_has_changed_gets_another_row() -> None:
     assert (then[TASK, B]["status"], then[TASK, B]["reason"]) == ("Offline", "lost")
 
 
-def test_a_load_that_was_told_stands_in_the_row_of_who_trains() -> None:
+def test_a_reported_load_is_shown_in_the_row_of_a_training_client() -> None:
     scene = Scene()
     run = CurrentRun(run_id="r", attempt=1, launch=1, phase=Phase.TRAINING, round=1)
     scene.hears(A, 1, status=ClientCondition.TRAIN_STARTED, run=run)

@@ -52,7 +52,7 @@ def failed(reason: str) -> dict[str, Any]:
         ),
     ],
 )
-def test_a_clients_condition_is_one_word_and_why(changes: dict[str, Any], word: Label, why: str) -> None:
+def test_a_clients_condition_is_one_label_and_its_reason(changes: dict[str, Any], word: Label, why: str) -> None:
     assert (label_of(client(**changes)), reason_of(client(**changes))) == (word, why)
 
 

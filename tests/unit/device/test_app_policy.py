@@ -125,7 +125,7 @@ def test_on_a_laptop_a_fleets_device_and_a_pinned_version_still_count(tmp_path: 
 @pytest.mark.parametrize(
     "settings", [{"app_signers": "ed25519:AAAA"}, {"app_signers": "x"}, {"app_min_version": "newest"}], ids=str
 )
-def test_a_rule_that_cannot_be_kept_is_said_at_the_start(tmp_path: Path, settings: dict[str, str]) -> None:
+def test_a_rule_that_cannot_be_kept_is_reported_at_the_start(tmp_path: Path, settings: dict[str, str]) -> None:
     with pytest.raises(ClientConfigError, match=next(iter(settings))):
         code_of(tmp_path, start(), **settings)
 
@@ -143,7 +143,7 @@ def test_a_refusal_is_the_answer_to_a_start_again_and_again_and_nothing_is_done(
         assert (last.answer, last.reason_code) == (Answer.REJECTED, "app-unknown-signer")
 
 
-def test_a_busy_device_says_that_it_is_busy_whatever_the_app(tmp_path: Path) -> None:
+def test_a_busy_device_reports_that_it_is_busy_whatever_the_app(tmp_path: Path) -> None:
     policy = AppPolicy(ClientSettings(app="delivered", app_signers=SIGNER.public_key), ME, tmp_path)
     busy = apply(Client(identity=ME), start()).client
     other = start(STRANGER).model_copy(update={"run_id": "r2"})

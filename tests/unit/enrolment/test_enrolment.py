@@ -92,7 +92,7 @@ def test_a_fleet_without_a_signing_key_gets_one_and_renewing_brings_it(fleet: Fl
     assert stat.S_IMODE((fleet.folder / "app-signing.key").stat().st_mode) == 0o600
 
 
-def test_a_signing_key_that_is_none_is_said(fleet: FleetFolder) -> None:
+def test_an_invalid_signing_key_is_reported(fleet: FleetFolder) -> None:
     (fleet.folder / "app-signing.key").write_bytes(b"\xff")
     with pytest.raises(EnrolmentError, match=r"app-signing\.key"):
         fleet.enrol(device())
@@ -166,7 +166,7 @@ def test_a_revoked_device_can_be_enrolled_again_and_its_old_certificate_stays_ba
     assert f"user {LEVEL}\ntopic readwrite fedops/v1/digits/clients/{LEVEL}/status" in broker_file(fleet, "acl")
 
 
-def test_a_renewed_bundle_says_what_the_first_one_said(fleet: FleetFolder) -> None:
+def test_a_renewed_bundle_has_the_contents_of_the_first_one(fleet: FleetFolder) -> None:
     first = fleet.enrol(
         EnrolmentRequest(role=Role.DEVICE, name="02:00:00:00:00:77", tasks=["digits"], app="my_task:app")
     ).read_text()
@@ -215,7 +215,7 @@ def test_two_who_enrol_at_once_lose_nobody(fleet: FleetFolder) -> None:
     assert set(FleetFolder(fleet.folder).register.identities) == {"manager", LEVEL, "02-00-00-00-00-02"}
 
 
-def test_a_register_that_is_broken_says_where(fleet: FleetFolder) -> None:
+def test_a_broken_register_is_reported_with_its_place(fleet: FleetFolder) -> None:
     path = fleet.folder / "fleet.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"hosts": 3}))
     with pytest.raises(RegisterError, match="hosts"):

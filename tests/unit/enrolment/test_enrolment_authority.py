@@ -32,7 +32,7 @@ def test_a_device_is_who_its_common_name_says(authority: Credentials) -> None:
     assert [name.value for name in names] == [DEVICE]
 
 
-def test_a_server_is_believed_under_its_hosts_only(authority: Credentials) -> None:
+def test_a_server_is_accepted_under_its_hosts_only(authority: Credentials) -> None:
     made = certificate(issue(authority, "broker", hosts=["broker.example.org", "10.0.0.5"], now=NOW, days=30))
     good = verifier(authority).build_server_verifier(x509.DNSName("broker.example.org"))
     assert good.verify(made, [])

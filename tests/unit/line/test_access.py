@@ -70,7 +70,7 @@ def test_an_open_line_on_the_network_still_needs_a_token() -> None:
 
 
 @pytest.mark.parametrize(("join", "host"), [("invited", "127.0.0.1"), ("open", "0.0.0.0"), ("open", "fl.example")])
-def test_a_line_that_nobody_could_join_is_refused_at_the_start(join: str, host: str) -> None:
+def test_a_line_that_no_client_could_join_is_refused_at_the_start(join: str, host: str) -> None:
     with pytest.raises(LineConfigError, match="join token"):
         access(join=join, host=host, run_secret=None)
 

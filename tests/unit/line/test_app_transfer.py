@@ -85,7 +85,7 @@ def test_an_unauthorized_download_is_refused_at_once(tmp_path: Path, changes: di
     assert not (tmp_path / "app.part").exists()
 
 
-def test_a_full_disk_is_said_and_left_as_it_was(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_left_as_it_was(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with line() as server:
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
@@ -111,7 +111,7 @@ def test_a_partial_file_that_is_longer_than_the_servers_is_fetched_anew(tmp_path
     assert (tmp_path / "app.part").read_bytes() == DATA
 
 
-def test_a_full_disk_is_said(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported(tmp_path: Path) -> None:
     with line() as server, pytest.raises(TransferError, match="cannot be written"):
         transfer(tmp_path / "missing" / "app.part", server.address).run()
 
@@ -130,7 +130,7 @@ def test_an_address_where_nobody_is_ends_with_its_name_and_the_limit(tmp_path: P
 
 
 @pytest.mark.parametrize("asked", ["bytes=0-", "bytes=5-9", "bytes=1279999-", "bytes=3-99999999"])
-def test_a_range_is_what_it_says(asked: str) -> None:
+def test_a_range_has_the_bytes_it_names(asked: str) -> None:
     first, _, last = asked.removeprefix("bytes=").partition("-")
     part = ServedApp(DATA).part(asked)
     assert b"".join(part.chunks()) == DATA[int(first) : int(last) + 1 if last else None]
@@ -200,7 +200,7 @@ def test_a_transfer_that_breaks_goes_on_where_it_stopped(tmp_path: Path) -> None
     assert one.num_received == len(DATA)
 
 
-def test_a_server_that_knows_no_ranges_sends_it_from_the_beginning(tmp_path: Path) -> None:
+def test_a_server_without_ranges_sends_it_from_the_first_byte(tmp_path: Path) -> None:
     (tmp_path / "app.part").write_bytes(b"old")
     with hostile(piece(0, len(DATA), status=200)) as address:
         transfer(tmp_path / "app.part", address).run()

@@ -77,7 +77,7 @@ def test_the_first_outcome_stands(members: Members) -> None:
     assert members.by_mac[MAC].outcome is Outcome.STOPPED
 
 
-def test_a_phase_is_told_once_and_keeps_the_round(members: Members) -> None:
+def test_a_phase_is_reported_once_and_keeps_the_round(members: Members) -> None:
     assert kinds(members.progress(MAC, Phase.TRAINING, 3)) == ["progress"]
     assert members.progress(MAC, Phase.TRAINING, None) == []
     (change,) = members.progress(MAC, Phase.UPLOADING, None)

@@ -25,7 +25,7 @@ def mailbox() -> MessageQueue:
     return mailbox
 
 
-def test_a_node_gets_its_letters_in_order_and_again_until_it_answers(mailbox: MessageQueue) -> None:
+def test_a_node_gets_its_messages_in_order_and_again_until_it_answers(mailbox: MessageQueue) -> None:
     first = mailbox.head(7)
     assert first is not None
     assert (first.message_id, mailbox.head(7)) == ("a", first)
@@ -73,13 +73,13 @@ def test_a_late_reply_replaces_the_error_until_it_is_collected(mailbox: MessageQ
     assert not mailbox.answer(7, "b", reply_to(first))
 
 
-def test_a_letter_to_a_node_that_is_not_there_is_an_error(mailbox: MessageQueue) -> None:
+def test_a_message_to_a_node_that_is_not_connected_is_an_error(mailbox: MessageQueue) -> None:
     mailbox.refuse(outbound_message("c", 9), "not in the run")
     assert mailbox.head(9) is None
     assert mailbox.collect(["c"])[0].error.reason == "not in the run"
 
 
-def test_a_withdrawn_letter_is_not_handed_out_and_its_reply_not_taken(mailbox: MessageQueue) -> None:
+def test_a_withdrawn_message_is_not_handed_out_and_its_reply_not_taken(mailbox: MessageQueue) -> None:
     mailbox.withdraw(["a"])
     head = mailbox.head(7)
     assert head is not None

@@ -83,7 +83,7 @@ def test_what_no_strategy_could_read_is_refused(array: Array) -> None:
     assert "'w'" in (problem(ArrayRecord({"w": array, "n": Array(np.asarray(3))})) or "")
 
 
-def test_a_long_name_is_not_said_in_full() -> None:
+def test_a_long_name_is_shortened() -> None:
     assert len(problem({"w": F2, "n": np.int64(3), "x" * 100_000: F2}) or "") < 500
 
 
@@ -146,7 +146,7 @@ def test_an_error_is_looked_at_at_once() -> None:
 
 
 @pytest.mark.parametrize("weight", [np.nan, np.inf, -1, -0.5, [1, 2]])
-def test_a_weight_that_nobody_can_average_by_is_refused(weight: Any) -> None:
+def test_a_weight_that_cannot_average_is_refused(weight: Any) -> None:
     sent = asked(arrays=model(**SENT))
     assert "num-examples" in (FEDAVG.problem(sent, answer(sent, weight=weight, arrays=model(**SENT))) or "")
 
@@ -226,7 +226,7 @@ def test_classic_results_are_checked_in_the_same_way() -> None:
     assert classic([np.array([1, np.nan], "f4")]) is not None
 
 
-def test_a_classic_client_that_says_it_failed_is_the_strategys_failure() -> None:
+def test_a_classic_client_that_reports_a_failure_is_the_strategys_failure() -> None:
     assert classic([], code=Code.FIT_NOT_IMPLEMENTED) is None
 
 

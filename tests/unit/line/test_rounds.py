@@ -31,7 +31,7 @@ def test_a_round_in_the_config_that_is_no_count_is_none(value: int | float | str
     assert round_of(Message(config, 7, "train")) is None
 
 
-def test_a_number_beyond_every_float_is_told_as_infinite() -> None:
+def test_a_number_beyond_every_float_is_reported_as_infinite() -> None:
     content = RecordDict({"config": ConfigRecord({"huge": 10**400})})
     assert metrics_of(content) == {"huge": float("inf")}
 

@@ -73,7 +73,7 @@ async def test_a_rollback_goes_back_step_by_step_to_what_was_published_before(st
         await store.roll_back("digits", "4.0")
 
 
-async def test_a_digest_says_which_of_two_bundles_with_one_version_is_meant(store: AppStore) -> None:
+async def test_a_digest_selects_one_of_two_bundles_with_one_version(store: AppStore) -> None:
     first = await publish(store, "1.0")
     changed = a_bundle("1.0", PROJECT.replace("lr = 0.1", "lr = 0.2"))
     second = await store.publish(changed, "digits", None, at=2.0, in_use=lambda: ())

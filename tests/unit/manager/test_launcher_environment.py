@@ -19,7 +19,7 @@ MANAGERS = {
 SAID = {"broker": "mqtts://broker:8883", "broker_user": "manager", "task_id": "digits", "advertise": None}
 
 
-def test_a_server_is_not_told_the_managers_file_token_and_database() -> None:
+def test_a_server_does_not_get_the_managers_file_token_and_database() -> None:
     made = child_environment(MANAGERS, SAID, {})
     assert made["FEDOPS_MQTT_BROKER"] == "mqtts://broker:8883"
     assert not {"FEDOPS_MQTT_CONFIG", "FEDOPS_MQTT_MANAGER_TOKEN", "FEDOPS_MQTT_DATABASE_URL"} & made.keys()

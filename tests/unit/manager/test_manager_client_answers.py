@@ -69,7 +69,7 @@ def test_what_is_no_url_is_said(url: str) -> None:
         manager.health()
 
 
-def test_a_manager_that_is_not_there_is_said() -> None:
+def test_an_unreachable_manager_is_reported() -> None:
     with (
         ManagerClient("http://127.0.0.1:1") as manager,
         pytest.raises(ManagerUnreachableError, match=r"127\.0\.0\.1:1"),
@@ -92,7 +92,7 @@ async def test_a_list_that_claims_more_than_it_brings_is_not_asked_for_for_ever(
     assert Odd.num_asked == 4  # once more each, to see that nothing new comes
 
 
-def test_a_list_without_an_end_is_cut_and_the_log_says_so(
+def test_a_list_without_an_end_is_cut_and_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     steps = client._all("/tasks", TaskPage)

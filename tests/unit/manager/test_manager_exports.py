@@ -98,6 +98,6 @@ async def test_a_download_that_breaks_off_leaves_no_process(journal: Journal) ->
     assert not child.is_running()
 
 
-async def test_a_database_that_cannot_be_read_is_said_before_any_part() -> None:
+async def test_a_database_that_cannot_be_read_is_reported_before_any_part() -> None:
     with pytest.raises(JournalAwayError, match="no such table"):
         await anext(Exporter("sqlite:///:memory:").parts("run-1", Export.METRICS))

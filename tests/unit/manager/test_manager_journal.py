@@ -258,7 +258,7 @@ async def test_a_read_that_takes_long_holds_up_no_write(journal: Journal) -> Non
     assert await reading
 
 
-def test_a_round_that_is_delivered_twice_is_one_row_and_the_last_launch_is_believed(journal: Journal) -> None:
+def test_a_round_that_is_delivered_twice_is_one_row_of_the_last_launch(journal: Journal) -> None:
     journal.add_run(JournaledRun(run=new_run(), secret=SECRET))
     open_runs = OpenRuns(journal.open_runs())
     for launch, loss in ((1, 0.5), (1, 0.5), (2, 0.4)):
@@ -304,7 +304,7 @@ def test_a_run_accepts_metrics_from_its_own_members_only(
     assert [row["run_id"] for row in open_runs.take_batch().client_metrics] == run_ids
 
 
-def test_a_server_of_another_task_tells_no_round_of_a_run(journal: Journal) -> None:
+def test_a_server_of_another_task_adds_no_round_to_a_run(journal: Journal) -> None:
     journal.add_run(JournaledRun(run=new_run(), secret=SECRET))
     open_runs = OpenRuns(journal.open_runs())
     for task_id, round_ in (("digits", 1), ("other", 1), ("digits", 2**40)):  # a journal's round has 32 bits

@@ -42,14 +42,14 @@ async def gone(pid: int) -> None:
         await asyncio.sleep(0.02)
 
 
-async def test_a_server_has_a_session_of_its_own_and_its_words_go_to_a_file(tmp_path: Path) -> None:
+async def test_a_server_has_a_session_of_its_own_and_its_output_goes_to_a_file(tmp_path: Path) -> None:
     program = "import os, sys; print('sid', os.getsid(0) == os.getpid()); print('err', file=sys.stderr)"
     process = await launcher.launch(order(tmp_path, program))
     assert await ended(process) == "FL server process exited with status 0"
     assert (tmp_path / "logs/server-1.log").read_text().splitlines() == ["sid True", "err"]
 
 
-async def test_a_failed_server_is_told_with_its_status_and_last_words(tmp_path: Path) -> None:
+async def test_a_failed_server_is_reported_with_its_status_and_last_output(tmp_path: Path) -> None:
     process = await launcher.launch(order(tmp_path, "print('x\\n' * 50); raise SystemExit('no data')"))
     reason = await ended(process)
     assert reason.startswith("FL server process exited with status 1; last lines of its log: x\n")
@@ -57,7 +57,7 @@ async def test_a_failed_server_is_told_with_its_status_and_last_words(tmp_path: 
     assert len(reason.splitlines()) == LOG_TAIL_LINES
 
 
-async def test_a_killed_server_is_told_with_its_signal(tmp_path: Path) -> None:
+async def test_a_killed_server_is_reported_with_its_signal(tmp_path: Path) -> None:
     process = await launcher.launch(order(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"))
     assert await ended(process) == f"FL server process was ended by SIGKILL; its log {process.log_path} is empty"
 
@@ -146,7 +146,7 @@ def test_a_secret_is_readable_by_its_owner_only_even_where_an_older_file_was_not
     assert (path.read_text(), path.stat().st_mode & 0o777) == ("01ff", 0o600)
 
 
-def test_a_servers_environment_is_ours_and_what_we_say_and_the_tasks_own_outweighs_it() -> None:
+def test_a_servers_environment_is_the_managers_then_the_launchers_then_the_tasks() -> None:
     said = {"broker": "mqtt://b:1", "advertise": None, "launch": 2}
     built = launcher.child_environment({"PATH": "/bin", "HOME": "/h"}, said, {"FEDOPS_MQTT_BROKER": "mqtt://task:1"})
     assert built["HOME"] == "/h"

@@ -95,7 +95,7 @@ async def test_archiving_a_run_while_a_turn_is_written_ends_no_manager(journal: 
     assert journal.reader.find_run("run-1") is not None
 
 
-async def test_a_run_whose_task_nobody_kept_fails_with_a_reason_and_ends_no_manager(
+async def test_a_run_whose_task_was_not_kept_fails_with_a_reason_and_ends_no_manager(
     journal: Journal, tmp_path: Path
 ) -> None:
     run = replace(a_run(), created_at=Clock().now())

@@ -13,7 +13,7 @@ def tasks_of(tmp_path: Path, text: str) -> Tasks:
     return Tasks(path)
 
 
-def test_a_task_says_how_its_server_is_started_and_what_a_run_needs(tmp_path: Path) -> None:
+def test_a_task_defines_how_its_server_is_started_and_what_a_run_needs(tmp_path: Path) -> None:
     tasks = tasks_of(
         tmp_path,
         """
@@ -106,7 +106,7 @@ def test_a_wrong_file_is_refused_with_where_and_why(tmp_path: Path, text: str, p
     assert str(tmp_path / "tasks.toml") in str(caught.value)
 
 
-def test_a_file_that_is_not_there_is_said_by_name(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_by_name(tmp_path: Path) -> None:
     with pytest.raises(TasksFileError, match=r"no-such\.toml: cannot be read: No such file"):
         Tasks(tmp_path / "no-such.toml")
 
@@ -129,7 +129,7 @@ def test_a_changed_file_is_read_again_and_a_broken_one_leaves_what_was_known(tmp
     assert set(tasks.by_id) == {"bb"}
 
 
-def test_a_task_whose_app_was_published_is_as_the_file_says_of_such_tasks(tmp_path: Path) -> None:
+def test_a_task_whose_app_was_published_has_the_files_settings_for_such_tasks(tmp_path: Path) -> None:
     path = tmp_path / "tasks.toml"
     path.write_text(
         "[published]\nlisten = '0.0.0.0:0'\nmin_clients = 7\n[tasks.a]\nmodule = 'm'\n[tasks.b]\nnum_rounds = 2"

@@ -81,7 +81,7 @@ def ending(output: bytes) -> dict[str, Any]:
     return read
 
 
-def test_a_server_gets_its_settings_files_and_the_last_line_says_how_it_ended(far: Far) -> None:
+def test_a_server_gets_its_settings_files_and_the_last_line_reports_how_it_ended(far: Far) -> None:
     program = 'cat "$FEDOPS_MQTT_RUN_SECRET_FILE"; stat -c %a "$FEDOPS_MQTT_RUN_SECRET_FILE"; echo "$X"; exit 3'
     files = {"run_secret_file": base64.b64encode(b"5ec2e7\n").decode()}
     process = far.start(program, environment={"X": "told"}, files=files)
@@ -104,7 +104,7 @@ def test_the_last_line_is_a_line_of_its_own_and_has_the_orders_nonce_whoever_cop
         assert ending(copied) == {"status": 0, "final_status": None, "nonce": "n0nce"}
 
 
-def test_a_server_outlives_whoever_reads_its_log_and_is_read_again_from_any_byte(far: Far, tmp_path: Path) -> None:
+def test_a_server_outlives_the_reader_of_its_log_and_is_read_again_from_any_byte(far: Far, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     process = far.start(f"echo first; until test -e {gate}; do echo more; sleep 0.1; done; echo last")
     assert process.stdout is not None

@@ -44,7 +44,7 @@ class KerasLike:
         return {"loss": 2.0, "accuracy": 0.5}
 
 
-def test_a_round_says_the_fields_of_fedops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_round_has_the_fields_of_fedops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     data = {"x_train": [1, 2], "y_train": [1, 2], "x_test": [1], "y_test": [1]}
     client = FLClient(KerasLike(), 0.25, *ME, 1, 3, False, "", model_name="Net", model_type="Tensorflow", **data)
@@ -90,7 +90,7 @@ def test_what_wandb_measured_is_told_a_message_a_sample_under_fedops_names(monke
     assert [values["cpu_threads"] for _, _, values in tape.told] == [0.5, 1.5]
 
 
-def test_a_wandb_that_cannot_be_asked_is_said_and_nothing_else(
+def test_a_wandb_that_cannot_be_asked_is_logged_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse() -> None:

@@ -230,7 +230,7 @@ def test_the_error_says_what_is_wrong(payload: bytes, problem: str) -> None:
         decode(topics.client_status(TASK, MAC), payload)
 
 
-def test_a_message_about_somebody_else_is_refused() -> None:
+def test_a_message_about_another_identity_is_refused() -> None:
     other = status(client_mac="02:00:00:00:00:02")
     with pytest.raises(MismatchedMessageError) as caught:
         decode(topics.client_status(TASK, MAC), encode(other))

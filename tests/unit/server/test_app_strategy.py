@@ -9,7 +9,7 @@ from fedops_mqtt.aggregation.strategy import count_on, make_fedavg, own_minimum
 
 
 @pytest.mark.parametrize("is_keyword", [True, False])
-def test_a_wrapped_method_sees_the_runs_own_round_and_its_own_start_is_kept(is_keyword: bool) -> None:
+def test_a_wrapped_method_gets_the_runs_own_round_and_its_own_start_is_kept(is_keyword: bool) -> None:
     class Own(FedAvg):
         def aggregate_train(self, server_round: int, replies: Any) -> Any:
             return server_round, list(replies)

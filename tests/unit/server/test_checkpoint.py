@@ -64,7 +64,7 @@ def test_what_other_runs_left_is_removed_and_nothing_else(tmp_path: Path) -> Non
     ]
 
 
-def test_a_corrupt_checkpoint_is_passed_over_and_that_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_corrupt_checkpoint_is_skipped_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = CheckpointStore(str(tmp_path), task_id="digits")
     store.save(make_checkpoint())
     path = tmp_path / "digits" / ".checkpoints" / "run-1.safetensors"

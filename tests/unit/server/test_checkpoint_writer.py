@@ -27,7 +27,7 @@ def test_the_last_of_many_checkpoints_stays_and_none_comes_after_the_end(tmp_pat
     assert store.load("r1") is None
 
 
-def test_a_place_that_cannot_be_written_to_is_said_and_costs_no_round(
+def test_a_folder_that_cannot_be_written_to_is_reported_and_costs_no_round(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "t").write_text("a file in the place of the folder")

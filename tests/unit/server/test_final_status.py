@@ -27,7 +27,7 @@ def test_what_was_kept_is_read(tmp_path: Path) -> None:
     assert read(tmp_path / "word") == word(at=read(tmp_path / "word").at)  # type: ignore[union-attr]
 
 
-def test_a_later_word_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
+def test_a_later_final_status_replaces_an_earlier_one(tmp_path: Path) -> None:
     for status in (ServerCondition.FAILED, ServerCondition.FINISHED):
         keep_final_status(tmp_path / "word", word(status=status))
     found = read(tmp_path / "word")

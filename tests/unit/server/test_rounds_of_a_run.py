@@ -22,7 +22,7 @@ class RecordedHooks:
         )
 
 
-def test_a_round_is_started_once_saved_and_told_with_all_its_metrics() -> None:
+def test_a_round_is_started_once_saved_and_reported_with_all_its_metrics() -> None:
     recorded = RecordedHooks()
     rounds = Rounds(num_rounds=2, hooks=recorded.hooks(lambda round_, arrays: {"accuracy": np.float32(0.5)}))
     rounds.end(0, MODEL, rounds.evaluate(0, MODEL))

@@ -106,7 +106,7 @@ def test_a_store_that_cannot_be_written_to_is_found_at_the_start(tmp_path: Path)
         begin(tmp_path)
 
 
-def test_a_store_that_fails_in_the_end_is_said_beside_the_runs_own_reason(tmp_path: Path) -> None:
+def test_a_store_that_fails_at_the_end_is_reported_beside_the_runs_own_reason(tmp_path: Path) -> None:
     (tmp_path / "t").write_text("no folder")
     said = [end(tmp_path, GOOD, outcome)[2] for outcome in (RunOutcome.COMPLETED, RunOutcome.FAILED)]
     assert said[0].startswith("global model was not saved: ")

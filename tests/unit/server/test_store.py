@@ -87,7 +87,7 @@ def test_newest_is_by_number_not_by_name_or_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text", "huge header"])
-def test_a_corrupt_newest_version_is_passed_over_and_that_is_said(
+def test_a_corrupt_newest_version_is_skipped_and_logged(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = open_store(tmp_path)
@@ -219,7 +219,7 @@ def test_a_folder_that_cannot_be_synced_is_no_failure(tmp_path: Path, monkeypatc
     assert open_store(tmp_path).save(WEIGHTS).version == 1
 
 
-def test_a_disk_that_is_full_is_an_os_error_that_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_os_error_that_names_it_and_leaves_nothing(tmp_path: Path) -> None:
     """The limit on a file's size fails a write in the middle, as a full disk does, and needs no disk."""
     store = open_store(tmp_path)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -160,7 +160,7 @@ class SavesItself(FedAvg):
         self.secret = state["secret"]
 
 
-def test_a_strategy_may_say_itself_what_to_keep_wrapped_or_not() -> None:
+def test_a_strategy_may_define_its_own_state_wrapped_or_not() -> None:
     assert carried(SavesItself, set_to(secret=2)).secret == 2
 
     def change(strategy: Any) -> None:
