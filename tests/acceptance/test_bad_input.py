@@ -69,7 +69,7 @@ async def test_invalid_payloads_on_every_topic_disturb_no_run(site: Site) -> Non
     for process in (manager, *clients.values()):
         assert process.process.returncode is None
         assert "Traceback" not in process.stderr
-    await clients[MAC].until_said("not JSON")
+    await clients[MAC].until_printed("not JSON")
 
 
 @pytest.mark.long
@@ -80,7 +80,7 @@ async def test_a_daemon_waits_for_an_unreachable_broker_and_logs_it_once(yard: Y
     client = await yard.start(
         "client", broker=url, task_id=task_id, app=APP, mac=MAC, state_dir=yard.folder / "c", **fast
     )
-    said = await client.until_said(rf"^.*no connection to the broker at {url}.*$")
+    said = await client.until_printed(rf"^.*no connection to the broker at {url}.*$")
     async with Mosquitto(port=port), observing(url, task_id) as observer:
         await observer.until_client(MAC, ClientCondition.ONLINE)
         assert client.stderr.count(said.group()) == 1
@@ -93,7 +93,7 @@ async def test_a_wrong_password_is_reported_as_such(yard: Yard, task_id: str) ->
     async with Mosquitto(changes={"allow_anonymous": "false"}) as broker:
         known = {"broker": broker.url, "broker_user": "device", "broker_password": "correct-horse"}
         client = await yard.start("client", task_id=task_id, app=APP, mac=MAC, state_dir=yard.folder / "c", **known)
-        await client.until_said("user 'device' is refused")
+        await client.until_printed("user 'device' is refused")
         watch = await yard.run("watch", "--once", **known)
         assert watch.process.returncode == ExitCode.NO_PERMISSION
         assert "FEDOPS_MQTT_BROKER_PASSWORD" in watch.stderr
@@ -149,7 +149,7 @@ async def test_a_server_that_never_answers_fails_the_training_in_time(site: Site
 
 
 async def _post_start(client: Installed, server_ip: str) -> int:
-    shim = (await client.until_said(r"HTTP shim listens address=(\S+)")).group(1)
+    shim = (await client.until_printed(r"HTTP shim listens address=(\S+)")).group(1)
     async with httpx.AsyncClient(base_url=f"http://{shim}", timeout=TIMEOUT_S, trust_env=False) as http:
         answer = await http.post("/start", json={"server_ip": server_ip, "client_mac": MAC})
         return answer.status_code

@@ -108,7 +108,7 @@ MAX_LINES_A_REASON = 5
 
 
 @pytest.mark.parametrize("name", ["mosquitto.dev.conf", "mosquitto.conf", "mosquitto.dynsec.conf", "bridge.conf"])
-def test_every_line_of_a_shipped_configuration_says_why(name: str) -> None:
+def test_every_line_of_a_shipped_configuration_has_its_reason(name: str) -> None:
     lines = find_config(name).read_text().splitlines()
     explained: set[str] = set()
     for number, line in enumerate(lines):
@@ -157,7 +157,7 @@ async def test_a_device_at_a_site_is_seen_at_the_centre_and_started_from_there(
         assert [message.payload for message in await device.until(start)] == [b"token"]
 
 
-async def test_what_a_site_said_while_the_line_was_down_goes_up_when_it_is_back(
+async def test_statuses_of_a_site_during_an_outage_are_forwarded_after_it(
     centre: SecureSite, outpost: SecureSite
 ) -> None:
     own = str(topics.client_status(TASK, A))

@@ -99,11 +99,11 @@ async def start_all(yard: Yard, site: SecureSite) -> str:
         "manager", "--config", str(site.bundle(MANAGER)), "--tasks", str(tasks),
         http="127.0.0.1:0", state_dir=yard.folder / "manager", store=yard.folder / "models",
     )  # fmt: skip
-    url = (await manager.until_said(r"API at (\S+)")).group(1)
+    url = (await manager.until_printed(r"API at (\S+)")).group(1)
     for mac in DEVICES:
         where = yard.folder / "devices"
         device = await yard.start("client", "--config", str(site.bundle(mac)), state_dir=where, heartbeat_s=5)
-        await device.until_said("connected to the broker")
+        await device.until_printed("connected to the broker")
     return url
 
 

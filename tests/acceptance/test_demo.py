@@ -16,7 +16,7 @@ from fedops_mqtt.demo.reaper import MARK
 
 
 @pytest.mark.long
-async def test_the_demo_completes_and_says_so_in_its_last_line(yard: Yard, tmp_path: Path) -> None:
+async def test_the_demo_completes_and_reports_it_in_its_last_line(yard: Yard, tmp_path: Path) -> None:
     demo = await yard.run("demo", "--json", "--folder", str(tmp_path / "models"))
     assert demo.process.returncode == 0, demo.stderr + demo.stdout
     result = json.loads(demo.stdout.splitlines()[-1])
@@ -52,7 +52,7 @@ async def test_options_reach_the_run_and_a_pipe_gets_plain_lines(yard: Yard, tmp
 )
 async def test_ctrl_c_at_any_moment_leaves_nothing_behind(moment: str, yard: Yard, tmp_path: Path) -> None:
     demo = await _start_demo(yard, tmp_path)
-    await demo.until_said(moment)
+    await demo.until_printed(moment)
     traces = await _traces_of(demo)
     assert await demo.end(signal.SIGINT) == 130
     _assert_nothing_is_left(traces, tmp_path)
@@ -61,7 +61,7 @@ async def test_ctrl_c_at_any_moment_leaves_nothing_behind(moment: str, yard: Yar
 @pytest.mark.long
 async def test_a_second_ctrl_c_leaves_nothing_behind_either(yard: Yard, tmp_path: Path) -> None:
     demo = await _start_demo(yard, tmp_path)
-    await demo.until_said("^server .*status=ready")
+    await demo.until_printed("^server .*status=ready")
     traces = await _traces_of(demo)
     demo.process.send_signal(signal.SIGINT)
     assert await demo.end(signal.SIGINT) == 130
@@ -70,7 +70,7 @@ async def test_a_second_ctrl_c_leaves_nothing_behind_either(yard: Yard, tmp_path
 
 async def test_a_killed_demo_takes_its_processes_and_files_with_it(yard: Yard, tmp_path: Path) -> None:
     demo = await _start_demo(yard, tmp_path)
-    await demo.until_said("^server .*status=ready")
+    await demo.until_printed("^server .*status=ready")
     traces = await _traces_of(demo)
     await demo.end(signal.SIGKILL)
     await asyncio.to_thread(psutil.wait_procs, traces.processes, TIMEOUT_S)
@@ -81,12 +81,12 @@ async def test_a_killed_demo_takes_its_processes_and_files_with_it(yard: Yard, t
 async def test_a_kept_demo_leaves_its_fleet_running_until_it_is_ended(yard: Yard, tmp_path: Path) -> None:
     folder = tmp_path / "models"
     demo = await yard.start("demo", "--clients", "2", "--rounds", "1", "--keep", "--folder", str(folder))
-    manager = (await demo.until_said(r"start digits --manager (\S+) --wait")).group(1)
+    manager = (await demo.until_printed(r"start digits --manager (\S+) --wait")).group(1)
     again = await yard.run("start", "digits", "--rounds", "1", "--manager", manager, "--wait", "--json")
     assert again.process.returncode == 0, again.stderr
     traces = await _traces_of(demo)
     next(each for each in traces.processes if any("daemon" in word for word in each.cmdline())).kill()
-    await demo.until_said(r"client-\d ended with status -9; everything else goes on")
+    await demo.until_printed(r"client-\d ended with status -9; everything else goes on")
     assert await demo.end(signal.SIGINT) == 0
     orphaned = (psutil.STATUS_ZOMBIE,)  # of the daemon that was killed: dead, and nobody's to bury but the system's
     assert not [each for each in traces.processes if each.is_running() and each.status() not in orphaned]

@@ -100,7 +100,7 @@ class ServiceManager:
         self._socket.bind(str(path))
         self._socket.settimeout(PATIENCE_S)
 
-    async def hears(self) -> str:
+    async def next_state(self) -> str:
         return (await asyncio.to_thread(self._socket.recv, 4096)).decode()
 
     def close(self) -> None:
@@ -117,7 +117,7 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service
 
 
 @pytest.mark.parametrize("verb", ["client", "manager"])
-async def test_systemd_is_told_ready_alive_and_stopping(
+async def test_systemd_is_notified_of_ready_alive_and_stopping(
     yard: Yard, broker: Mosquitto, systemd: ServiceManager, verb: str
 ) -> None:
     settings: dict[str, object] = {"broker": broker.url, "state_dir": yard.folder / "state"}
@@ -126,10 +126,10 @@ async def test_systemd_is_told_ready_alive_and_stopping(
     else:
         settings |= {"http": "127.0.0.1:0"}
     process = await yard.start(verb, **settings)
-    assert await systemd.hears() == "READY=1"
-    assert [await systemd.hears() for _ in range(3)] == ["WATCHDOG=1"] * 3
+    assert await systemd.next_state() == "READY=1"
+    assert [await systemd.next_state() for _ in range(3)] == ["WATCHDOG=1"] * 3
     assert await process.end() == 0
-    while (word := await systemd.hears()) == "WATCHDOG=1":
+    while (word := await systemd.next_state()) == "WATCHDOG=1":
         pass
     assert word == "STOPPING=1"
 
@@ -155,7 +155,7 @@ def test_no_container_has_more_than_its_own_bundle_and_rights(compose: Compose) 
     assert [name for name, service in compose["services"].items() if "ports" in service] == ["broker"]
 
 
-def test_containers_run_as_whoever_made_the_fleet(compose: Compose, fleet: Path) -> None:
+def test_containers_run_as_the_user_that_made_the_fleet(compose: Compose, fleet: Path) -> None:
     said = dict(line.split("=") for line in (fleet.parent / ".env").read_text().splitlines())
     assert said == {"UID": str(os.getuid()), "GID": str(os.getgid())}
     assert {service["user"] for service in compose["services"].values()} == {"${UID:-1000}:${GID:-1000}"}
@@ -225,9 +225,9 @@ async def test_every_command_of_the_compose_file_runs_and_a_run_completes(
     host = Host(yard, compose, fleet, ports)
     async with Mosquitto(config=move_in(host, compose, fleet, yard.folder, ports)):
         manager = await host.run("manager", http="127.0.0.1:0", store=yard.folder / "models")
-        url = (await manager.until_said(r"API at (\S+)")).group(1)
+        url = (await manager.until_printed(r"API at (\S+)")).group(1)
         for name in ("client-1", "client-2", "client-3"):
             client = await host.run(name)
-            await client.until_said("connected to the broker")
+            await client.until_printed("connected to the broker")
         run = await yard.run("start", "digits", "--manager", url, "--wait")
         assert run.process.returncode == 0, run.stdout + run.stderr + manager.stderr

@@ -70,7 +70,7 @@ async def test_it_finds_nothing_wrong_with_a_healthy_fleet(yard: Yard, site: Sec
     assert {each["check"] for each in findings} >= EVERYTHING
 
 
-async def test_it_sees_a_port_that_is_taken(yard: Yard) -> None:
+async def test_doctor_detects_a_port_that_is_taken(yard: Yard) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         findings = await examine(yard, "--no-bus", "--http", address, "--listen", "127.0.0.1:0")
@@ -80,7 +80,7 @@ async def test_it_sees_a_port_that_is_taken(yard: Yard) -> None:
     assert all(each["advice"] for each in findings if each["level"] == "warning")
 
 
-async def test_it_sees_a_state_folder_that_cannot_be_written(yard: Yard) -> None:
+async def test_doctor_detects_a_state_folder_that_cannot_be_written(yard: Yard) -> None:
     doctor = await yard.run("doctor", "--json", "--no-bus", "--state-dir", "/proc/no-such-folder")
     assert doctor.process.returncode == ExitCode.FAILED
     found = [json.loads(line) for line in doctor.stdout.splitlines()]
@@ -90,7 +90,7 @@ async def test_it_sees_a_state_folder_that_cannot_be_written(yard: Yard) -> None
 
 
 @pytest.mark.long
-async def test_it_sees_an_acl_that_lets_a_device_say_and_hear_too_much(yard: Yard, site: SecureSite) -> None:
+async def test_doctor_detects_an_acl_that_allows_a_device_too_much(yard: Yard, site: SecureSite) -> None:
     (site.fleet.broker_folder / "acl").write_text(f"user {A.replace(':', '-')}\ntopic readwrite #\n")
     await site.reload()
     async with site.bare_client(A) as device:
@@ -102,14 +102,14 @@ async def test_it_sees_an_acl_that_lets_a_device_say_and_hear_too_much(yard: Yar
     assert all(each["advice"] for each in findings if each["level"] == "problem")
 
 
-async def test_it_sees_an_acl_that_lets_a_device_say_too_little(yard: Yard, site: SecureSite) -> None:
+async def test_doctor_detects_an_acl_that_allows_a_device_too_little(yard: Yard, site: SecureSite) -> None:
     (site.fleet.broker_folder / "acl").write_text("user nobody\ntopic read nothing\n")
     await site.reload()
     findings = await examine(yard, "--config", str(site.bundle(A)), code=ExitCode.FAILED)
     assert [each for each in troubles(findings) if "may not publish" in each and "metrics" in each]
 
 
-async def test_it_says_that_a_certificate_was_taken_back(yard: Yard, site: SecureSite) -> None:
+async def test_doctor_reports_a_revoked_certificate(yard: Yard, site: SecureSite) -> None:
     site.fleet.revoke(A)
     await site.reload()
     findings = await examine(yard, "--config", str(site.bundle(A)), code=ExitCode.FAILED)
@@ -117,7 +117,9 @@ async def test_it_says_that_a_certificate_was_taken_back(yard: Yard, site: Secur
     assert advice == ["this certificate was taken back: enrol the identity again"], findings
 
 
-async def test_it_sees_files_that_others_read_and_a_key_of_somebody_else(yard: Yard, site: SecureSite) -> None:
+async def test_doctor_detects_files_that_others_can_read_and_a_key_of_another_identity(
+    yard: Yard, site: SecureSite
+) -> None:
     key = site.bundle(A).with_name("client.key")
     key.write_bytes(site.bundle(B).with_name("client.key").read_bytes())
     key.chmod(0o644)

@@ -43,7 +43,7 @@ VERBS = {
 
 
 @pytest.mark.long
-async def test_each_verb_speaks_to_people_to_pipes_and_to_programs(site: Site) -> None:
+async def test_each_verb_prints_for_people_for_pipes_and_for_programs(site: Site) -> None:
     await site.start_manager()
     mac, broken = "02:00:00:00:01:01", "02:00:00:00:01:02"
     await site.start_client(mac, client_name="kitchen")

@@ -30,7 +30,7 @@ def mac_of(number: int) -> str:
     return f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}"
 
 
-async def say(connection: Connection, size: int, *, seq: int) -> None:
+async def publish_statuses(connection: Connection, size: int, *, seq: int) -> None:
     """Say a status for everybody, a few at a time."""
     unsaid = iter(range(size))
 
@@ -54,7 +54,7 @@ async def a_fleet_of(size: int, url: str, options: BusOptions | None = None) -> 
         await connection.wait_first_try()
         while not isinstance((await connection.drain())[0], Connected):
             pass
-        await say(connection, size, seq=1)
+        await publish_statuses(connection, size, seq=1)
         yield connection
 
 
@@ -89,14 +89,14 @@ async def test_a_secured_broker_delivers_2000_clients_to_a_new_subscriber(name: 
             assert await count_everybody(reader, SIZE) == SIZE
 
 
-async def test_watch_and_manager_say_that_a_broker_drops(yard: Yard) -> None:
+async def test_watch_and_manager_report_that_a_broker_drops_messages(yard: Yard) -> None:
     port = free_port()
     async with Mosquitto(changes=CRAMPED) as broker, a_fleet_of(NUM_CRAMPED, broker.url):
         watch = await yard.start("watch", "--broker", broker.url)
         manager = await yard.start("manager", broker=broker.url, http=f"127.0.0.1:{port}", state_dir=yard.folder)
         said = "the broker dropped [0-9]+ messages: clients may be missing; raise max_queued_messages"
-        await watch.until_said(f'^bus status=dropping reason="{said}')
-        await manager.until_said(f"messages are lost at the broker.*{said}")
+        await watch.until_printed(f'^bus status=dropping reason="{said}')
+        await manager.until_printed(f"messages are lost at the broker.*{said}")
         async with AsyncManagerClient(f"http://127.0.0.1:{port}", timeout_s=TIMEOUT_S) as api:
             health = await api.health()
         assert health.problem is not None
@@ -113,7 +113,7 @@ async def test_watch_at_a_terminal_shows_it_above_the_table_however_narrow() -> 
         await terminal.until_shown("the broker dropped", "raise max_queued_messages", "no runs yet")
 
 
-async def test_watch_says_it_too_where_the_brokers_count_may_not_be_read(yard: Yard, tmp_path: Path) -> None:
+async def test_watch_reports_it_too_where_the_brokers_count_may_not_be_read(yard: Yard, tmp_path: Path) -> None:
     acl = tmp_path / "acl"
     acl.write_text("topic readwrite fedops/#\n")
     async with (
@@ -121,18 +121,18 @@ async def test_watch_says_it_too_where_the_brokers_count_may_not_be_read(yard: Y
         a_fleet_of(NUM_CRAMPED, broker.url) as fleet,
     ):
         watch = await yard.start("watch", "--broker", broker.url)
-        await watch.until_said("^client .*presence=unconfirmed")
-        await say(fleet, NUM_CRAMPED, seq=2)
-        await watch.until_said(
+        await watch.until_printed("^client .*presence=unconfirmed")
+        await publish_statuses(fleet, NUM_CRAMPED, seq=2)
+        await watch.until_printed(
             '^bus status=dropping reason="[0-9]+ clients are present whose earlier statuses the broker dropped'
         )
 
 
-async def test_nobody_says_so_of_a_broker_that_keeps_everything(yard: Yard) -> None:
+async def test_no_dropped_message_is_reported_of_a_broker_that_keeps_everything(yard: Yard) -> None:
     async with Mosquitto(changes={"sys_interval": "1"}) as broker, a_fleet_of(NUM_CRAMPED, broker.url) as fleet:
         watch = await yard.start("watch", "--broker", broker.url)
         await eventually(lambda: watch.stdout.count("presence=unconfirmed") == NUM_CRAMPED)
-        await say(fleet, NUM_CRAMPED, seq=2)
+        await publish_statuses(fleet, NUM_CRAMPED, seq=2)
         await eventually(lambda: watch.stdout.count("presence=online") == NUM_CRAMPED)
         assert "dropping" not in watch.stdout
 

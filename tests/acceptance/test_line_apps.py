@@ -57,10 +57,10 @@ async def run_all(site: Site, *args: str) -> dict[str, dict[str, Any]]:
     assert run.outcome == RunOutcome.COMPLETED, run
     for mac in run.clients:
         await site.observer.until_client(mac, ClientCondition.TRAIN_FINISHED)
-    return told(site)
+    return results_of(site)
 
 
-def told(site: Site) -> dict[str, dict[str, Any]]:
+def results_of(site: Site) -> dict[str, dict[str, Any]]:
     return dict(json.loads((site.yard.folder / "strategies.json").read_text()))
 
 

@@ -19,7 +19,7 @@ ROUNDS = 2
 async def test_a_classic_server_is_joined_by_a_bare_start_and_by_a_trigger_even_before_it_is_up(site: Site) -> None:
     client = await site.start_client(FIRST, "classic_app:AddOne", http="127.0.0.1:0")
     born = await site.observer.until_client(FIRST, ClientCondition.ONLINE)
-    shim = (await client.until_said(r"HTTP shim listens address=(\S+)")).group(1)
+    shim = (await client.until_printed(r"HTTP shim listens address=(\S+)")).group(1)
 
     address = f"127.0.0.1:{free_port()}"
     async with httpx.AsyncClient(base_url=f"http://{shim}", timeout=TIMEOUT_S, trust_env=False) as http:

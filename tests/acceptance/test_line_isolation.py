@@ -34,7 +34,7 @@ def little_memory(site: Site) -> Iterator[Path | None]:
 
 
 @pytest.mark.long
-async def test_whatever_goes_wrong_is_told_and_leaves_a_daemon_that_is_ready(
+async def test_every_fault_is_reported_and_leaves_a_daemon_that_is_ready(
     site: Site, device_plan: DevicePlan, little_memory: Path | None
 ) -> None:
     daemon = await site.start_client(FIRST, APP, partition_id=0, num_partitions=1)

@@ -46,12 +46,12 @@ async def test_a_task_of_ones_own_runs_with_the_commands_of_the_readme(yard: Yar
         return [re.sub("|".join(here), lambda found: _here(found.group(), here), word) for word in shown[verb]]
 
     mosquitto = await yard.start(*real("broker"), broker_port=at["broker_port"])
-    await mosquitto.until_said(f"^{broker}")
+    await mosquitto.until_printed(f"^{broker}")
     folder = yard.folder
     manager = await yard.start(
         *real("manager"), cwd=EXAMPLE, http=f"127.0.0.1:{at['http']}", state_dir=folder / "m", store=folder / "models"
     )
-    await manager.until_said("API at")
+    await manager.until_printed("API at")
     async with observing(broker, task_id) as observer:
         for number in (1, 2):
             mac = f"02:00:00:00:00:0{number}"

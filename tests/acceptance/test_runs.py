@@ -58,7 +58,7 @@ async def test_a_trigger_leads_to_training_and_to_finished_and_then_again(site: 
 
 
 @pytest.mark.long
-async def test_training_that_raises_is_told_with_its_text_and_the_daemon_lives_on(site: Site) -> None:
+async def test_training_that_raises_is_reported_with_its_text_and_the_daemon_goes_on(site: Site) -> None:
     client = await site.start_client(MAC, "yard_apps:raising")
     await site.observer.until_client(MAC, ClientCondition.ONLINE)
     await site.start_manager()
@@ -78,7 +78,7 @@ async def test_training_that_raises_is_told_with_its_text_and_the_daemon_lives_o
 async def test_a_start_by_http_gives_the_same_model_as_a_trigger(site: Site, tmp_path: Path) -> None:
     client = await site.start_client(MAC, http="127.0.0.1:0", partition_id=0, num_partitions=3)
     await site.observer.until_client(MAC, ClientCondition.ONLINE)
-    shim = (await client.until_said(r"HTTP shim listens address=(\S+)")).group(1)
+    shim = (await client.until_printed(r"HTTP shim listens address=(\S+)")).group(1)
 
     manager = await site.start_manager()
     by_trigger = await site.observer.until_ended(await site.start_run(num_rounds=5, min_clients=1))

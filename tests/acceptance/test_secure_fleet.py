@@ -44,11 +44,11 @@ async def test_a_run_over_tls_with_nothing_but_bundles(yard: Yard, site: SecureS
         "manager", "--config", str(site.bundle(MANAGER)), "--tasks", str(tasks),
         http="127.0.0.1:0", state_dir=yard.folder / "manager", store=yard.folder / "models",
     )  # fmt: skip
-    url = (await manager.until_said(r"API at (\S+)")).group(1)
+    url = (await manager.until_printed(r"API at (\S+)")).group(1)
     for mac in (A, BY_PASSWORD):
         extra = {} if mac == A else {"app": "fedops_mqtt.demo:client_app"}
         device = await start_device(yard, site, mac, **extra)
-        await device.until_said("connected to the broker")
+        await device.until_printed("connected to the broker")
     run = await yard.run("start", TASK, "--manager", url, "--wait")
     assert run.process.returncode == 0, run.stdout + run.stderr + manager.stderr
     assert_nothing_secret_was_said(yard, site)
@@ -74,20 +74,20 @@ async def test_a_bundle_that_others_can_read_is_reported(yard: Yard, site: Secur
     app = "fedops_mqtt.demo:client_app"
     for mac, file in ((BY_PASSWORD, "bundle.toml"), (A, "client.key")):
         device = await start_device(yard, site, mac, app=app)
-        await device.until_said(rf"can be read by others.*{file}")
+        await device.until_printed(rf"can be read by others.*{file}")
     for verb, who in (("manager", MANAGER), ("bridge", PROBE)):
         key = site.bundle(who).with_name("client.key")
         key.chmod(0o640)
         where = {"http": "127.0.0.1:0", "state_dir": yard.folder / verb}
         process = await yard.start(verb, "--config", str(site.bundle(who)), **where)
-        await process.until_said(r"can be read by others.*client.key")
+        await process.until_printed(r"can be read by others.*client.key")
 
 
 @pytest.mark.long
 async def test_keys_are_exchanged_while_everything_runs(yard: Yard, site: SecureSite) -> None:
     """The rotation of docs/security.md: renew, let the broker read, renew the broker, take the old ones back."""
     device = await start_device(yard, site, A, backoff_max_s=0.2)
-    await device.until_said("connected to the broker")
+    await device.until_printed("connected to the broker")
     old = site.bundle(A).with_name("client.crt").read_bytes()
     old_key = site.bundle(A).with_name("client.key").read_bytes()
     site.fleet.renew(A)
@@ -107,7 +107,7 @@ async def test_keys_are_exchanged_while_everything_runs(yard: Yard, site: Secure
     assert "revoked" in stolen.stderr
 
     await site.broker.restart()
-    await device.until_said(r"(?s)lost the connection.*connected to the broker")
+    await device.until_printed(r"(?s)lost the connection.*connected to the broker")
     assert device.stderr.count("lost the connection") == 1, "new keys, and taking back the old ones, cut nobody off"
     assert device.process.returncode is None
 
@@ -118,7 +118,7 @@ async def test_the_authority_is_exchanged_while_everything_runs(yard: Yard, site
     both = {name: (site.fleet.folder / name, new.folder / name) for name in ("ca.crt", "broker/crl.pem")}
     joined = {name: b"".join(path.read_bytes() for path in paths) for name, paths in both.items()}
     device = await start_device(yard, site, A, backoff_max_s=0.2)
-    await device.until_said("connected to the broker")
+    await device.until_printed("connected to the broker")
     site.bundle(A).with_name("ca.crt").write_bytes(joined["ca.crt"])
     (site.fleet.broker_folder / "ca.crt").write_bytes(joined["ca.crt"])
     (site.fleet.broker_folder / "crl.pem").write_bytes(joined["broker/crl.pem"])
@@ -128,7 +128,7 @@ async def test_the_authority_is_exchanged_while_everything_runs(yard: Yard, site
         site.bundle(A).with_name(name).write_bytes((new.folder / "bundles" / mac_to_level(A) / name).read_bytes())
     async with site.bare_client(A, tls_context=trusting(joined["ca.crt"], site.bundle(A))):
         pass  # by the new authority's certificate; it took the daemon's place for a moment
-    await device.until_said(r"(?s)lost the connection.*connected to the broker")
+    await device.until_printed(r"(?s)lost the connection.*connected to the broker")
 
     for name in ("ca.crt", "crl.pem", "broker.crt", "broker.key"):
         (site.fleet.broker_folder / name).write_bytes((new.broker_folder / name).read_bytes())
@@ -140,7 +140,7 @@ async def test_the_authority_is_exchanged_while_everything_runs(yard: Yard, site
     async with site.bare_client(A, tls_context=trusting(only_new, site.bundle(A))):
         pass
     assert await site.refusal(B, tls_context=trusting(only_new, site.bundle(B))) is not None
-    await device.until_said(r"(?s)lost the connection.*lost the connection.*connected to the broker")
+    await device.until_printed(r"(?s)lost the connection.*lost the connection.*connected to the broker")
     assert device.process.returncode is None
 
 
@@ -154,11 +154,11 @@ async def test_a_device_whose_bundle_is_revoked_logs_why_it_cannot_connect(yard:
     site.fleet.revoke(B)
     await site.reload()
     device = await start_device(yard, site, B)
-    await device.until_said("certificate revoked")
+    await device.until_printed("certificate revoked")
     assert psutil.pid_exists(device.process.pid), "it goes on trying: whoever enrols it again need not go there"
     site.fleet.enrol(EnrolmentRequest(role=Role.DEVICE, name=B, tasks=[TASK], app="fedops_mqtt.demo:client_app"))
     await site.reload()
-    await device.until_said("connected to the broker")
+    await device.until_printed("connected to the broker")
 
 
 @pytest.mark.long
@@ -176,7 +176,7 @@ async def test_a_manager_in_the_network_wants_a_certificate_and_its_verbs_have_o
     manager = await yard.start(
         "manager", "--config", str(site.bundle(MANAGER)), **common, **door, http_client_ca_file=ca_file
     )
-    port = (await manager.until_said(r"API at https://\S+:(\d+)")).group(1)
+    port = (await manager.until_printed(r"API at https://\S+:(\d+)")).group(1)
     asked = {"manager": f"https://127.0.0.1:{port}", "manager_ca_file": ca_file}
     operator = site.bundle(STANDBY).parent
     files = {"manager_cert_file": operator / "client.crt", "manager_key_file": operator / "client.key"}
@@ -186,13 +186,13 @@ async def test_a_manager_in_the_network_wants_a_certificate_and_its_verbs_have_o
 
 
 @pytest.mark.long
-async def test_home_assistant_is_told_as_soon_as_the_acl_lets_it(yard: Yard, site: SecureSite) -> None:
+async def test_home_assistant_discovery_is_published_as_soon_as_the_acl_allows_it(yard: Yard, site: SecureSite) -> None:
     site.fleet.enrol(EnrolmentRequest(role=Role.DASHBOARD, name="home", has_password=True))
     await site.reload()
     common = {"http": "127.0.0.1:0", "state_dir": yard.folder / "manager", "home_assistant": "homeassistant"}
     manager = await yard.start("manager", "--config", str(site.bundle(MANAGER)), **common)
     await start_device(yard, site, A)
-    await manager.until_said(r"refuses Home Assistant discovery.*topic write homeassistant/#")
+    await manager.until_printed(r"refuses Home Assistant discovery.*topic write homeassistant/#")
 
     acl = site.fleet.broker_folder / "acl"
     acl.write_text(re.sub(r"^#(topic \w+ homeassistant/#|user home)$", r"\1", acl.read_text(), flags=re.MULTILINE))

@@ -85,13 +85,13 @@ class Commander:
             run_id=run_id, attempt=attempt, launch=1, term=1, task_id=TASK, client_mac=A, instance=instance,
             server_ip=NOWHERE, token="captured", at=utc_now(),
         )  # fmt: skip
-        await self.say(trigger)
+        await self.publish(trigger)
         return trigger
 
-    async def say(self, trigger: StartTrigger) -> None:
+    async def publish(self, trigger: StartTrigger) -> None:
         await self._connection.publish(topics.client_start(TASK, A), trigger)
 
-    async def hears(self, *conditions: ClientCondition) -> ClientStatus:
+    async def next_status(self, *conditions: ClientCondition) -> ClientStatus:
         def is_it(event: object) -> bool:
             return (
                 isinstance(event, Received)
@@ -111,31 +111,31 @@ async def test_a_replayed_trigger_starts_nothing(yard: Yard, site: SecureSite) -
     async with site.reading(MANAGER, str(topics.client_status(TASK, A))) as connection:
         commander = Commander(connection)
         first = await yard.start("client", "--config", str(site.bundle(A)), **settings)
-        online = await commander.hears(ClientCondition.ONLINE)
+        online = await commander.next_status(ClientCondition.ONLINE)
         captured = await commander.start("r1", online.instance)
-        await commander.hears(ClientCondition.TRAIN_STARTED)
-        failed = await commander.hears(ClientCondition.TRAIN_FAILED)
+        await commander.next_status(ClientCondition.TRAIN_STARTED)
+        failed = await commander.next_status(ClientCondition.TRAIN_FAILED)
 
-        await commander.say(captured)
+        await commander.publish(captured)
         # The device answers in its next statuses; heartbeats follow, and none of them is of a second training.
         for _ in range(3):
-            again = await commander.hears(*ClientCondition)
+            again = await commander.next_status(*ClientCondition)
             assert (again.status, again.last_run) == (ClientCondition.TRAIN_FAILED, failed.last_run)
 
         await first.end()
         await yard.start("client", "--config", str(site.bundle(A)), **settings)
-        while (reborn := await commander.hears(*ClientCondition)).instance == online.instance:
+        while (reborn := await commander.next_status(*ClientCondition)).instance == online.instance:
             pass
-        await commander.say(captured)
+        await commander.publish(captured)
         for _ in range(3):
-            later = await commander.hears(*ClientCondition)
+            later = await commander.next_status(*ClientCondition)
             assert later.run is None
         assert later.instance == reborn.instance
         assert later.last_trigger is not None
         assert (later.last_trigger.run_id, later.last_trigger.attempt) == ("r1", 1)
 
         await commander.start("r2", online.instance)
-        while (answered := await commander.hears(*ClientCondition)).last_trigger is None or (
+        while (answered := await commander.next_status(*ClientCondition)).last_trigger is None or (
             answered.last_trigger.run_id != "r2"
         ):
             pass
@@ -246,7 +246,7 @@ async def test_a_message_of_a_hundred_megabytes_to_the_shim_costs_the_device_not
     device = await yard.start(
         "client", "--config", str(site.bundle(A)), state_dir=yard.folder / "device", http="127.0.0.1:0"
     )
-    port = int((await device.until_said(r"HTTP shim listens.*:(\d+)")).group(1))
+    port = int((await device.until_printed(r"HTTP shim listens.*:(\d+)")).group(1))
     before = psutil.Process(device.process.pid).memory_info().rss
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"POST /start HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n\r\n")

@@ -68,7 +68,7 @@ class OneSite:
             http=self.http, tasks_file=self.folder / "tasks.toml", state_dir=self.folder / "manager",
             store=self.folder / "models", manager_token=self.token, heartbeat_s=5,
         )  # fmt: skip
-        await self.manager.until_said(r"API at (\S+)")
+        await self.manager.until_printed(r"API at (\S+)")
 
     async def enrol(self, *macs: str, task: str, app: str) -> None:
         chosen = ("--task", task, "--app", app, "--fleet-dir", str(self.fleet))
@@ -80,7 +80,7 @@ class OneSite:
         device = await self.yard.start(
             "client", "--config", str(bundle), state_dir=self.yard.folder / "devices", heartbeat_s=5
         )
-        await device.until_said("connected to the broker")
+        await device.until_printed("connected to the broker")
         return device
 
 

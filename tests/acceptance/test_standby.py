@@ -52,7 +52,7 @@ async def start_run(site: Site, device_plan: DevicePlan, clients: dict[str, Inst
 
 async def until_standby(second: Installed, first: Installed) -> None:
     """Wait until the second manager says for whom it waits."""
-    await second.until_said(rf"on standby: another manager leads \(.* pid {first.process.pid}\)")
+    await second.until_printed(rf"on standby: another manager leads \(.* pid {first.process.pid}\)")
 
 
 async def finish(site: Site, device_plan: DevicePlan, run_id: str) -> None:

@@ -20,16 +20,16 @@ MAX_IDLE_MB = 55
 @pytest.mark.long
 async def test_watch_needs_no_manager_and_prints_a_line_a_change(site: Site) -> None:
     watch = await site.yard.start("watch", "--task-id", site.task_id, "--broker", site.broker)
-    await watch.until_said("^bus status=connected")
+    await watch.until_printed("^bus status=connected")
     client = await site.start_client(MAC, client_name="kitchen")
-    await watch.until_said(rf"^client .*client_mac={MAC} client_name=kitchen presence=online status=online")
+    await watch.until_printed(rf"^client .*client_mac={MAC} client_name=kitchen presence=online status=online")
     client.process.kill()
-    await watch.until_said(rf"^client .*client_mac={MAC} .*presence=out status=client-out reason=lost")
+    await watch.until_printed(rf"^client .*client_mac={MAC} .*presence=out status=client-out reason=lost")
     assert "\x1b" not in watch.stdout
 
 
 @pytest.mark.long
-async def test_watch_once_tells_what_is_known_as_json_lines(site: Site) -> None:
+async def test_watch_once_prints_what_is_known_as_json_lines(site: Site) -> None:
     await site.start_client(MAC)
     await site.observer.until_client(MAC, ClientCondition.ONLINE)
     seen = await site.yard.run("watch", "--once", "--json", "--task-id", site.task_id, "--broker", site.broker)

@@ -59,7 +59,7 @@ class Installed:
     def stderr(self) -> str:
         return (self._folder / f"{self.name}.err").read_text(encoding="utf-8", errors="replace")
 
-    async def until_said(self, pattern: str, *, timeout_s: float = TIMEOUT_S) -> re.Match[str]:
+    async def until_printed(self, pattern: str, *, timeout_s: float = TIMEOUT_S) -> re.Match[str]:
         """Wait for a line on stdout or stderr that the pattern matches."""
         deadline = time.monotonic() + timeout_s
         while True:
@@ -207,7 +207,7 @@ class Site:
 
     async def until_leading(self, manager: Installed) -> int:
         """Wait until a manager leads, and ask it from now on; returns its term."""
-        leads = await manager.until_said(r"manager leads \(term (\d+)\), API at (\S+)")
+        leads = await manager.until_printed(r"manager leads \(term (\d+)\), API at (\S+)")
         self.manager_url = leads.group(2)
         return int(leads.group(1))
 

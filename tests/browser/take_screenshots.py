@@ -84,7 +84,7 @@ async def show_losses(yard: Yard, folder: Path) -> None:
             pass  # what everybody said is retained
         site = Site(yard, broker.url, "digits", observer, has_page=True)
         manager = await site.start_manager()
-        await manager.until_said("messages are lost at the broker")
+        await manager.until_printed("messages are lost at the broker")
         await shoot(site, folder, {"dropping": "/"})
         await broker.kill()
         await shoot(site, folder, {"no-broker": "/"})

@@ -21,7 +21,7 @@ FILE = ROOT / "docs/asyncapi.json"
 HERE = Path(__file__).parent
 
 
-def test_the_file_is_what_the_models_say() -> None:
+def test_the_file_matches_the_models() -> None:
     said = "run `python tests/browser/asyncapi_document.py > docs/asyncapi.json`"
     assert FILE.read_text(encoding="utf-8") == as_text(), said
 
@@ -43,7 +43,7 @@ def test_a_message_that_is_none_is_found() -> None:
 
 
 @pytest.mark.long
-async def test_every_message_of_a_run_is_as_the_document_says(site: Site) -> None:
+async def test_every_message_of_a_run_matches_the_document(site: Site) -> None:
     heard: dict[Channel, list[dict[str, Any]]] = defaultdict(list)
     port = int(site.broker.rpartition(":")[2])
     async with aiomqtt.Client("127.0.0.1", port) as client:

@@ -151,7 +151,7 @@ async def test_a_page_that_is_open_comes_back_when_its_manager_is_killed_and_sta
 async def test_a_standby_page_shows_that_it_waits_and_becomes_the_fleet_page(site: Site, visitor: Visitor) -> None:
     leader = await site.start_manager()
     standby = await site.launch_manager(site.write_tasks())
-    visitor.url = (await standby.until_said(r"waits for the lead, answers at (\S+)")).group(1)
+    visitor.url = (await standby.until_printed(r"waits for the lead, answers at (\S+)")).group(1)
     visitor.expects(*AWAY, "503")
     await visitor.page.goto(visitor.url)
     await visitor.sees("this manager is on standby")

@@ -46,12 +46,12 @@ async def test_without_a_proxy_several_urls_lead_past_a_frozen_node_and_back(yar
             run_id = await site.begin_run(clients)
             async with FAULTS["frozen"](brokers.nodes["a"]):
                 for client in clients.values():
-                    await client.until_said("the preferred broker cannot be used, going on with another one")
+                    await client.until_printed("the preferred broker cannot be used, going on with another one")
                 await site.check_presence(now())
             await site.finish_run(run_id)
             first = re.escape(brokers.urls.partition(",")[0])
             for client in clients.values():  # by itself, or since the other connection broke meanwhile
-                await client.until_said(f"(?s)going on with another one.*connected to the broker broker={first}")
+                await client.until_printed(f"(?s)going on with another one.*connected to the broker broker={first}")
             second = await site.start_run(num_rounds=1, min_clients=3)
             await site.finish_run(second, num_rounds=1)
             assert trained_twice(clients) == []

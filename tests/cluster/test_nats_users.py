@@ -87,7 +87,7 @@ async def trespass(brokers: Brokers) -> tuple[list[tuple[str, bytes]], list[tupl
         return await until_genuine(b), await until_genuine(manager)
 
 
-async def test_nobody_writes_or_reads_what_is_not_theirs(brokers: Brokers) -> None:
+async def test_no_user_writes_or_reads_topics_of_others(brokers: Brokers) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while True:
             with suppress(aiomqtt.MqttError):  # a cluster that has just elected its leaders ends connections: once more
@@ -100,7 +100,7 @@ async def test_nobody_writes_or_reads_what_is_not_theirs(brokers: Brokers) -> No
         assert await next_of(newcomer) == (MINE, b"mine")
 
 
-async def test_who_is_revoked_is_no_user_after_a_reload_and_the_others_stay_connected(brokers: Brokers) -> None:
+async def test_a_revoked_identity_is_no_user_after_a_reload_and_the_others_stay_connected(brokers: Brokers) -> None:
     async with bare_client(brokers, MACS[1]) as b:
         await b.subscribe(f"fedops/v1/{TASK}/clients/{B}/stop", qos=0)
         brokers.fleet.revoke(MACS[0])

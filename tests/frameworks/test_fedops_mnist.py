@@ -35,7 +35,7 @@ async def test_fedops_program_trains_as_it_was(
     example = shutil.copytree(EXAMPLES / "fedops_mnist", tmp_path / "example")
     settings = {"broker": broker.url, "state_dir": tmp_path / "state", "store": tmp_path / "models"}
     manager = await yard.start("manager", "--tasks", "tasks.toml", cwd=example, http="127.0.0.1:0", **settings)
-    api = (await manager.until_said(r"API at (\S+)", timeout_s=START_S)).group(1)
+    api = (await manager.until_printed(r"API at (\S+)", timeout_s=START_S)).group(1)
     clients = [
         await yard.start(
             "client_main.py", f"partition={number}", command=sys.executable, cwd=example, mac=mac, **settings
@@ -43,7 +43,7 @@ async def test_fedops_program_trains_as_it_was(
         for number, mac in enumerate(["02:00:00:00:00:01", "02:00:00:00:00:02"])
     ]
     for client in clients:
-        await client.until_said("connected", timeout_s=START_S)
+        await client.until_printed("connected", timeout_s=START_S)
     limits = ("--manager", api, "--wait", "--rounds", "3")
     started = await yard.run("start", "fedops-mnist", *limits, timeout_s=START_S)
     assert started.process.returncode == 0, started.stdout + started.stderr

@@ -71,7 +71,7 @@ def test_every_public_name_is_in_the_table_with_its_parameters(package: Path) ->
     assert {name: said for name, said in found.items() if said is not None and said != table[name]} == {}
 
 
-def test_what_is_said_to_be_absent_is_there_in_fedops(package: Path) -> None:
+def test_names_that_are_listed_as_absent_exist_in_fedops(package: Path) -> None:
     names = [*public_names(package), *(f"{module}." for module, _, _ in modules(package))]
     assert [each for each in ABSENT if not any(name == each or name.startswith(f"{each}.") for name in names)] == []
 

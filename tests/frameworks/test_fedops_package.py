@@ -42,7 +42,7 @@ class FedOps:
 
     async def start_server(self, num_clients: int) -> Installed:
         s3 = await self.yard.start("-p", str(port := free_port()), command=PYTHON.with_name("moto_server"))
-        await s3.until_said("Running on")
+        await s3.until_printed("Running on")
         said = [f"http_proxy={self.crossing.url}", "no_proxy=127.0.0.1,localhost"]
         said += [f"AWS_ENDPOINT_URL=http://127.0.0.1:{port}", "ACCESS_KEY_ID=x", "ACCESS_SECRET_KEY=x"]
         said += ["BUCKET_NAME=global-model", f"TASK_ID={self.crossing.site.task_id}"]

@@ -179,7 +179,7 @@ def test_a_training_process_that_writes_anything_costs_no_memory(chunks: list[by
 
 
 @given(st.text(max_size=80) | st.lists(st.text(max_size=10), max_size=8).map("/".join).map("fedops/v1/".__add__))
-def test_any_topic_is_one_of_ours_or_our_error(text: str) -> None:
+def test_any_topic_is_parsed_or_a_topic_error(text: str) -> None:
     with contextlib.suppress(ProtocolError):
         assert str(parse_topic(text)) == text
 

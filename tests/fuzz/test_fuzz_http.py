@@ -41,7 +41,7 @@ async def client(yard: Yard, broker: Mosquitto, task_id: str) -> Installed:
 
 
 async def test_the_shim_answers_whatever_is_asked(client: Installed) -> None:
-    url = "http://" + (await client.until_said(r"HTTP shim listens address=(\S+)")).group(1)
+    url = "http://" + (await client.until_printed(r"HTTP shim listens address=(\S+)")).group(1)
     assert await in_thread(partial(fuzz_documented, url, "/openapi.json", num_examples=EXAMPLES)) == 3
     await in_thread(partial(fuzz_raw, url, seed=SEED, count=RAW))
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S) as http:
@@ -60,7 +60,7 @@ async def test_the_managers_api_answers_whatever_is_asked(yard: Yard, broker: Mo
         state_dir=yard.folder / "manager",
         store=yard.folder / "models",
     )
-    url = (await manager.until_said(r"API at (\S+)")).group(1)
+    url = (await manager.until_printed(r"API at (\S+)")).group(1)
     document = "/api/v1/openapi.json"
     count = await in_thread(
         partial(fuzz_documented, url, document, num_examples=EXAMPLES, leaves_out="/events$")  # a stream has no end

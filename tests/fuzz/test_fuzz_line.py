@@ -61,7 +61,7 @@ def server(lines: Lines) -> LineServer:
     return server
 
 
-def say(server: LineServer, method: str, path: str, body: bytes, head: dict[str, str]) -> tuple[int, bytes]:
+def request(server: LineServer, method: str, path: str, body: bytes, head: dict[str, str]) -> tuple[int, bytes]:
     host, _, port = server.address.rpartition(":")
     with closing(http.client.HTTPConnection(host, int(port), timeout=TIMEOUT_S)) as connection:
         connection.request(method, path, body=body, headers={key: value.strip() for key, value in head.items()})
@@ -78,7 +78,7 @@ def test_any_request_is_answered_and_the_good_client_trains_on(server: LineServe
     @FUZZ
     @given(st.sampled_from(["GET", "POST", "PUT", "DELETE"]), paths, bodies, headers)
     def fuzz(method: str, path: str, body: bytes, head: dict[str, str]) -> None:
-        status, said = say(server, method, path, body, head)
+        status, said = request(server, method, path, body, head)
         assert status < 500, said
         assert b"Traceback" not in said
         assert status != 200 or path == wire.HELLO_PATH, "nobody here has the token"
@@ -93,7 +93,7 @@ def test_a_member_that_sends_any_frame_affects_no_other(lines: Lines, server: Li
     """Someone with a token of his own: his session is real, his frames are not."""
     bad = mac_of(2)
     body = f'{{"client_mac": "{bad}", "instance": "i", "attempt": 1}}'.encode()
-    status, said = say(server, "POST", wire.JOIN_PATH, body, {"authorization": "Bearer shared"})
+    status, said = request(server, "POST", wire.JOIN_PATH, body, {"authorization": "Bearer shared"})
     assert status == 200
     session = wire.decode_body(wire.JoinAnswer, said)
     mine = {"authorization": "Bearer shared", wire.SESSION_HEADER: session.session}
@@ -103,7 +103,7 @@ def test_a_member_that_sends_any_frame_affects_no_other(lines: Lines, server: Li
     def fuzz(frame: bytes, head: dict[str, str], length: int, is_honest: bool) -> None:
         said_length = str(len(frame) if is_honest else length)
         named = {wire.OFFSET_HEADER: "0", wire.LENGTH_HEADER: said_length, **head, **mine}
-        status, answer = say(server, "POST", f"{wire.REPLY_PATH}{message_id}", frame, named)
+        status, answer = request(server, "POST", f"{wire.REPLY_PATH}{message_id}", frame, named)
         assert status < 500, answer
         assert b"Traceback" not in answer
 
@@ -115,7 +115,7 @@ def test_a_member_that_sends_any_frame_affects_no_other(lines: Lines, server: Li
         message_id = _next_message_id(server, mine)
         fuzz()
         leave = wire.encode_body(wire.LeaveRequest(outcome=Outcome.FAILED, reason="enough"))
-        assert say(server, "POST", wire.LEAVE_PATH, leave, mine)[0] == 200
+        assert request(server, "POST", wire.LEAVE_PATH, leave, mine)[0] == 200
         replies = rounds.get(timeout=TIMEOUT_S)
         asking.join(TIMEOUT_S)
     assert sorted(reply.has_error() for reply in replies) == [False, True]
@@ -132,6 +132,6 @@ def _control(server: LineServer, mine: dict[str, str]) -> Any:
 
 def _next_message_id(server: LineServer, mine: dict[str, str]) -> str:
     """Return the id of the message that waits, from the head of its frame."""
-    status, frame = say(server, "GET", wire.NEXT_PATH, b"", mine)
+    status, frame = request(server, "GET", wire.NEXT_PATH, b"", mine)
     assert status == 200
     return str(headers_of(frame)[0]["message_id"])

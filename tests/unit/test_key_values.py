@@ -22,7 +22,7 @@ def test_pairs_are_read_as_flowers_commands_take_them() -> None:
 
 
 @pytest.mark.parametrize("line", ["a", "a=", "=1", "a=b", "a=1,b=2", "a=[1]", "a=1 b", 'a="open', "a=1979-05-27"])
-def test_what_is_no_pair_is_said_with_what_to_write(line: str) -> None:
+def test_an_invalid_pair_is_reported_with_what_to_write(line: str) -> None:
     with pytest.raises(ValueError, match=r"key=value|TOML|boolean"):
         parse_pairs(line)
 
@@ -61,6 +61,6 @@ def test_a_line_that_is_written_is_read_as_the_same_values(values: dict[str, Pla
 
 
 @pytest.mark.parametrize("values", [{"a b": 1}, {"": 1}, {"a=b": 1}, {"a": "\ud800"}], ids=ascii)
-def test_values_that_no_line_can_say_are_refused(values: dict[str, Plain]) -> None:
+def test_values_that_no_line_can_hold_are_refused(values: dict[str, Plain]) -> None:
     with pytest.raises(ValueError, match=r"."):
         format_pairs(values)

@@ -91,7 +91,7 @@ def test_every_command_that_is_shown_exists_with_its_options(shown: str) -> None
     assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known
 
 
-def test_the_exit_statuses_that_are_told_are_those_of_the_program() -> None:
+def test_the_documented_exit_statuses_are_those_of_the_program() -> None:
     page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     told = {name: int(status) for status, name in re.findall(r"^\| (\d+) \| `(\w+)` \|", page, re.MULTILINE)}
     assert told == {code.name: int(code) for code in ExitCode}

@@ -54,7 +54,7 @@ def test_a_token_is_for_all_sites_or_for_the_site_that_it_names(token: str | Non
 
 
 @pytest.mark.parametrize("token", ["north=x,secret", "nroth=secret", "nroth=secret==", "secr\u00ebt", "secret\n"])
-def test_a_token_for_nobody_is_refused_and_not_shown(token: str) -> None:
+def test_a_token_of_no_site_is_refused_and_not_shown(token: str) -> None:
     with pytest.raises(ValueError, match="token") as refused:
         parse_sites("north=http://a,south=http://b", token)
     assert "secr" not in str(refused.value)

@@ -49,7 +49,7 @@ class Crossing:
             heartbeat_s=5,
             **settings,
         )
-        self.site.manager_url = (await manager.until_said(r"API at (\S+)")).group(1)
+        self.site.manager_url = (await manager.until_printed(r"API at (\S+)")).group(1)
         return manager
 
     async def start_bridge(self, *clients: str, http: str = "127.0.0.1:0", **settings: object) -> Installed:
@@ -63,7 +63,7 @@ class Crossing:
             state_dir=self.site.yard.folder / "bridge",
             **fields | settings,
         )
-        self.url = (await self.bridge.until_said(r"^(http://\S+)$")).group(1)
+        self.url = (await self.bridge.until_printed(r"^(http://\S+)$")).group(1)
         return self.bridge
 
     async def start_old(
@@ -74,7 +74,7 @@ class Crossing:
         if says_who:
             arguments += ["--credentials", base64.b64encode(f"{mac.replace(':', '-')}:{token}".encode()).decode()]
         process = await self.site.yard.start(str(HERE / "reenacted_client.py"), *arguments, command=sys.executable)
-        url = (await process.until_said(r"^(http://\S+)$")).group(1)
+        url = (await process.until_printed(r"^(http://\S+)$")).group(1)
         return OldDevice(process=process, mac=mac, url=url)
 
     async def start_new(
@@ -100,7 +100,7 @@ class Crossing:
         said = {"generation": generation, "client": client, "mac": mac} | options
         arguments = [part for name, value in said.items() for part in (f"--{name.replace('_', '-')}", str(value))]
         process = await self.site.yard.start(str(HERE / "reenacted_manager.py"), *arguments, command=sys.executable)
-        url = (await process.until_said(r"^(http://\S+)$")).group(1)
+        url = (await process.until_printed(r"^(http://\S+)$")).group(1)
         return OldDevice(process=process, mac=mac, url=url)
 
     async def start_server(self, *flags: str, port: int) -> Installed:

@@ -26,7 +26,7 @@ async def test_a_client_manager_of_each_generation_drives_our_daemon(crossing: C
     assert finished.status.last_run is not None
     assert (finished.status.last_run.run_id, finished.status.last_run.outcome) == ("by-hand", Outcome.FINISHED)
     assert finished.status.gl_model == 7, "what its manager answers to /info/"
-    await manager.process.until_said("^trainFin$")
+    await manager.process.until_printed("^trainFin$")
     assert manager.process.stdout.count("started") == 1
 
 

@@ -94,7 +94,7 @@ async def test_a_device_that_moves_to_mqtt_is_left_to_itself(crossing: Crossing)
     await crossing.start_old(MACS[0], managers=crossing.url, port=port)
     old = await crossing.site.observer.until_client(NEW, ClientCondition.ONLINE)
     await crossing.start_new(NEW)
-    await bridge.until_said("is on the bus by itself now")
+    await bridge.until_printed("is on the bus by itself now")
     new = await crossing.site.observer.until_client(NEW, ClientCondition.ONLINE)
     await crossing.site.observer.until(
         lambda: (crossing.site.observer.client(NEW) or old).status.agent.get("via") is None
@@ -132,14 +132,14 @@ async def test_a_server_with_a_faulty_bundle_affects_no_other_until_it_is_mended
     async with httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_S) as http:
         update = f"{crossing.url}/FLSe/FLSeUpdate/{crossing.site.task_id}"
         (await http.put(update, json={"FLSeReady": True, "GL_Model_V": 4})).raise_for_status()
-    await bridge.until_said("cannot publish for a FedOps server")
+    await bridge.until_printed("cannot publish for a FedOps server")
     await bridge.end(signal.SIGKILL)
     await crossing.site.observer.until_client(MACS[0], ClientCondition.CLIENT_OUT)
 
     bundle.write_text(f'broker = "{crossing.site.broker}"\nbroker_ca_file = "missing.pem"\n')
     where = crossing.url.removeprefix("http://")
     again = await crossing.start_bridge(f"http://127.0.0.1:{port}", http=where, **ours)
-    await again.until_said("cannot publish for a FedOps server")
+    await again.until_printed("cannot publish for a FedOps server")
     await crossing.site.observer.until_client(MACS[0], ClientCondition.ONLINE)
 
     bundle.write_text(f'broker = "{crossing.site.broker}"\nbroker_user = "{level}"\nbroker_password = "s3cret"\n')
@@ -174,7 +174,7 @@ async def test_a_bridge_that_is_killed_finds_client_and_server_where_they_are(cr
     assert finished.status.last_run.run_id == run.run_id
 
 
-async def test_nobody_gets_in_without_the_token_and_no_web_page_at_all(crossing: Crossing) -> None:
+async def test_no_caller_is_admitted_without_the_token_and_no_web_page_at_all(crossing: Crossing) -> None:
     port = free_port()
     await crossing.start_bridge(f"http://127.0.0.1:{port}", bridge_token="s3cret")
     async with httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_S) as http:

@@ -190,7 +190,7 @@ BAD_PAYLOADS: list[tuple[bytes, type[Exception]]] = [
 
 
 @pytest.mark.parametrize("is_mqtt5", [True, False])
-async def test_bad_messages_are_dropped_at_the_door_and_the_stream_goes_on(
+async def test_bad_messages_are_dropped_on_receipt_and_the_stream_goes_on(
     broker: Mosquitto, task_id: str, is_mqtt5: bool
 ) -> None:
     topic = topics.client_status(task_id, MAC)
@@ -248,7 +248,7 @@ async def test_many_publishes_at_once_all_arrive(broker: Mosquitto, task_id: str
                 seen |= {event.topic.client_mac for event in await reader.drain() if isinstance(event, Received)}
 
 
-async def test_drain_says_nothing_came_with_an_empty_list(broker: Mosquitto) -> None:
+async def test_drain_returns_an_empty_list_when_nothing_came(broker: Mosquitto) -> None:
     async with reader_of(broker) as reader:
         assert await reader.drain(timeout_s=0.01) == []
 
@@ -293,7 +293,7 @@ def make_certificate(folder: Path, name: str) -> dict[str, str]:
     return {"certfile": str(cert), "keyfile": str(key)}
 
 
-async def test_tls_with_the_right_ca_connects_and_with_another_says_why(tmp_path: Path) -> None:
+async def test_tls_with_the_right_ca_connects_and_with_another_reports_the_reason(tmp_path: Path) -> None:
     changes = make_certificate(tmp_path, "broker")
     make_certificate(tmp_path, "other")
     async with Mosquitto(changes=changes) as broker:

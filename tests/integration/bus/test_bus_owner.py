@@ -54,7 +54,7 @@ async def test_a_block_that_fails_publishes_out_with_reason_error(broker: Mosqui
     assert (await retained_status(broker, daemon.topic)).reason == "error"
 
 
-async def test_what_was_left_unsaid_is_said_before_the_goodbye(broker: Mosquitto, task_id: str) -> None:
+async def test_an_unpublished_snapshot_is_published_before_the_goodbye(broker: Mosquitto, task_id: str) -> None:
     daemon = Daemon(task_id)
     async with reader_of(broker, STATUSES) as reader:
         async with daemon.on(broker.url):
@@ -80,7 +80,7 @@ async def process_of(broker: Mosquitto, task_id: str) -> AsyncIterator[asyncio.s
         await process.communicate()
 
 
-async def test_the_will_of_a_killed_process_is_told_and_retained(broker: Mosquitto, task_id: str) -> None:
+async def test_the_will_of_a_killed_process_is_delivered_and_retained(broker: Mosquitto, task_id: str) -> None:
     async with reader_of(broker, STATUSES) as reader, process_of(broker, task_id) as process:
         birth = await next_status(reader, lambda said: said.status is ONLINE)
         process.kill()

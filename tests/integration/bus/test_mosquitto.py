@@ -21,7 +21,7 @@ def is_alive(pid: int) -> bool:
     return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
 
 
-async def test_it_answers_when_entered_and_is_gone_when_left() -> None:
+async def test_it_answers_when_entered_and_has_ended_when_left() -> None:
     async with Mosquitto() as broker:
         pid = broker.pid
         assert is_alive(pid)
@@ -85,7 +85,7 @@ async def test_a_paused_broker_can_be_left(task_id: str) -> None:
     assert not is_alive(pid)
 
 
-async def test_more_than_a_thousand_retained_statuses_reach_a_newcomer(broker: Mosquitto, task_id: str) -> None:
+async def test_more_than_a_thousand_retained_statuses_reach_a_new_subscriber(broker: Mosquitto, task_id: str) -> None:
     """The default queue of 1000 drops the rest silently."""
     macs = [f"02:00:00:00:{n // 256:02x}:{n % 256:02x}" for n in range(3000)]
     async with reader_of(broker) as writer, asyncio.TaskGroup() as group:

@@ -23,7 +23,7 @@ async def take(messages: AsyncIterator[Message], num: int) -> list[Message]:
         return [await anext(messages) for _ in range(num)]
 
 
-async def test_what_is_retained_comes_first_then_what_is_said(broker: Mosquitto, task_id: str) -> None:
+async def test_retained_messages_come_first_then_new_ones(broker: Mosquitto, task_id: str) -> None:
     topic = topics.client_status(task_id, MAC)
     first, second = status(task_id, seq=1), status(task_id, seq=2)
     numbers = ClientMetrics(kind="round", task_id=task_id, client_mac=MAC, instance="a", at=utc_now())
@@ -85,7 +85,7 @@ async def until_cleared(events: AsyncIterator[BusEvent]) -> AsyncIterator[BusEve
             return
 
 
-async def test_events_tell_connects_and_cleared_topics(broker: Mosquitto, task_id: str) -> None:
+async def test_events_report_connects_and_cleared_topics(broker: Mosquitto, task_id: str) -> None:
     topic = topics.client_status(task_id, MAC)
     async with fedops_mqtt.connect(broker.url) as bus, aclosing(bus.events(task_id)) as events:
         assert isinstance(await anext(events), Connected)

@@ -98,13 +98,13 @@ def seen(arguments: list[str], code: ExitCode, advice: str, capsys: pytest.Captu
     assert "Traceback" not in said.err
 
 
-def test_every_verb_of_the_command_table_has_its_statuses_told() -> None:
+def test_every_verb_of_the_command_table_has_its_exit_statuses_documented() -> None:
     command = typer.main.get_command(make_app())
     assert isinstance(command, Group)
     assert {verb for verb, _ in told()} == set(verbs(command))
 
 
-def test_every_status_that_is_told_is_brought_about_somewhere() -> None:
+def test_every_documented_exit_status_is_produced_by_a_test() -> None:
     asking = {ExitCode.FAILED, ExitCode.UNAVAILABLE, ExitCode.NO_PERMISSION, ExitCode.CONFIG}
     here = {(verb, code) for verb in [*ASKING, *PUBLISHING] for code in asking}
     here |= {(verb, ExitCode.CONFIG) for verb in [*FLEET, "fleet init", "bridge", "manager", "watch"]}

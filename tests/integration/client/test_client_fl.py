@@ -139,7 +139,7 @@ async def test_a_classic_server_that_is_not_up_yet_is_waited_for(serve_fl: Serve
         ("fl_apps:registration", "started without what makes clients of models"),
     ],
 )
-async def test_an_app_that_cannot_be_loaded_is_a_failure_that_says_why(
+async def test_an_app_that_cannot_be_loaded_is_a_failure_with_a_reason(
     make_job: MakeJob, tmp_path: Path, app: str, reason: str
 ) -> None:
     (tmp_path / "broken_app.py").write_text("def app(:\n")
@@ -211,7 +211,7 @@ async def test_a_wrong_token_is_a_rejection(serve_fl: ServeFl, make_job: MakeJob
     assert "token" in (ended.reason or "")
 
 
-async def test_an_open_server_tells_a_local_start_its_run(serve_fl: ServeFl, make_job: MakeJob) -> None:
+async def test_an_open_server_gives_a_local_start_its_run(serve_fl: ServeFl, make_job: MakeJob) -> None:
     server_ip = await serve_fl("line", "by-hand", "open", "1")
     trial = Trial(make_job(server_ip=server_ip, run_id="local-1", transport=None, token=None))
     assert (await trial.run()).outcome is Outcome.FINISHED

@@ -138,7 +138,7 @@ async def test_a_higher_launch_re_aims_the_training_that_runs(run_daemon: RunDae
     assert ClientCondition.TRAIN_FAILED not in statuses
 
 
-async def test_the_apis_of_fedops_say_things_on_the_bus(
+async def test_the_apis_of_fedops_publish_on_the_bus(
     broker: Mosquitto, operator: Operator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(HERE))
@@ -181,7 +181,7 @@ async def test_a_start_that_cannot_be_written_down_is_refused(
     assert daemon.client.run is None
 
 
-async def test_leaving_while_training_says_interrupted_and_client_out(
+async def test_leaving_while_training_publishes_interrupted_and_client_out(
     run_daemon: RunDaemon, operator: Operator, serve_fl: ServeFl
 ) -> None:
     daemon = await run_daemon(app="fl_apps:endless")

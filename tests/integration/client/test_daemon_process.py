@@ -162,7 +162,7 @@ async def test_a_daemon_that_is_started_again_on_a_full_disk_is_on_the_bus(
     await second.end(signal.SIGTERM)
 
 
-async def test_sigterm_interrupts_the_training_and_says_client_out(
+async def test_sigterm_interrupts_the_training_and_publishes_client_out(
     spawn_daemon: SpawnDaemon, operator: Operator, serve_fl: ServeFl
 ) -> None:
     daemon = await spawn_daemon()
@@ -254,7 +254,7 @@ async def test_a_setting_that_is_wrong_ends_the_daemon_and_is_named(
     assert says in log.decode()
 
 
-async def test_an_app_that_cannot_be_imported_ends_the_daemon_at_once_and_its_status_says_why(
+async def test_an_app_that_cannot_be_imported_ends_the_daemon_at_once_and_its_status_has_the_reason(
     spawn_daemon: SpawnDaemon, operator: Operator
 ) -> None:
     daemon = await spawn_daemon(app="there_is_no_such_module:app", check_app=True)

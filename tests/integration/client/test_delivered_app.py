@@ -115,7 +115,7 @@ def has_run(marker: Path) -> bool:
     return marker.exists()
 
 
-def told(marker: Path) -> tuple[dict[str, object], str, str]:
+def trained_with(marker: Path) -> tuple[dict[str, object], str, str]:
     """What the app wrote down in its training: its configuration, the first folder of its path, its own file."""
     config, path, source = ast.literal_eval(marker.read_text(encoding="utf-8"))
     return config, path, source
@@ -137,7 +137,7 @@ async def test_a_signed_app_is_fetched_once_and_trains_in_two_runs_with_each_run
         seen = await operator.until_condition(ClientCondition.TRAIN_FINISHED)
     assert seen.last_run is not None
     assert seen.last_run.outcome is Outcome.FINISHED
-    config, path, source = told(marker)
+    config, path, source = trained_with(marker)
     assert config == {"lr": 0.5, "name": "device", "batch": 1, "batch_size": 32}
     folder = app_folder(identity_dir(tmp_path, task_id, mac)) / str(app["digest"])
     assert (path, source) == (str(folder), str(folder / "delivered_adding.py"))
@@ -150,7 +150,7 @@ async def test_a_signed_app_is_fetched_once_and_trains_in_two_runs_with_each_run
         await operator.trigger(other.address, run_id="r2", app=app)
         await operator.until(lambda status: status.last_run is not None and status.last_run.run_id == "r2")
         await serving
-    assert told(marker)[0]["lr"] == 0.1
+    assert trained_with(marker)[0]["lr"] == 0.1
 
 
 SERVER_CODE = b"""
@@ -204,7 +204,7 @@ async def test_one_bundle_runs_at_the_fl_server_and_on_the_device_with_the_runs_
                 server.kill()
     assert server.returncode == 0
     assert "('lr', 0.25), ('name', 'project'), ('num-server-rounds', 2)" in output.decode()
-    assert told(marker)[0]["lr"] == 0.25
+    assert trained_with(marker)[0]["lr"] == 0.25
     await operator.until_metrics(lambda said: said.round == 2 and said.values.get("stage") == "train")
     assert {metrics.round for metrics in operator.metrics if metrics.values.get("stage") == "train"} == {1, 2}
 

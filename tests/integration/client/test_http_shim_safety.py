@@ -148,7 +148,7 @@ def test_without_a_list_servers_are_here_or_on_the_hosts_that_the_settings_name(
         ("10.0.0.70:1", "10.0.0.7", False),
     ],
 )
-def test_the_list_of_allowed_servers_means_what_it_says(server_ip: str, allow: str, is_allowed: bool) -> None:
+def test_the_list_of_allowed_servers_is_applied(server_ip: str, allow: str, is_allowed: bool) -> None:
     assert allowed_servers(ClientSettings(server_ip_allow=allow))(server_ip) is is_allowed
 
 

@@ -195,7 +195,7 @@ async def test_a_program_that_cannot_be_started_is_failed_with_the_cause(tmp_pat
     assert "could not be started" in (ended.reason or "")
 
 
-async def test_the_child_sees_neither_our_secrets_nor_flowers_telemetry(
+async def test_the_child_gets_neither_the_daemons_secrets_nor_flowers_telemetry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDOPS_MQTT_BROKER_PASSWORD", "hunter2")

@@ -91,7 +91,7 @@ def test_a_client_ends_within_its_limit_whatever_answers(lines: Lines, answer: C
     assert (end.outcome, f"no FL server at {address} within 2 s" in end.reason) == (Outcome.FAILED, True)
 
 
-def test_an_error_that_nobody_expected_is_the_reason_of_the_end(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_is_the_reason_of_the_end(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(connector: Connector, **limits: float) -> Any:
         raise RuntimeError("can't start new thread")
 

@@ -230,13 +230,13 @@ def test_too_few_clients_end_the_run_with_the_names_of_those_who_left(lines: Lin
     assert f"{mac_of(1)} (connection closed)" in str(caught.value)
 
 
-def test_nobody_at_all_ends_the_run_after_the_join_limit(lines: Lines) -> None:
+def test_no_client_at_all_ends_the_run_after_the_join_limit(lines: Lines) -> None:
     server = lines.serve(limits={"join_s": 0.2})
     with pytest.raises(BelowQuorumError, match=r"too few clients: 0 after 0.2 s, 1 needed"):
         server.grid.get_node_ids()
 
 
-def test_where_nobody_else_comes_a_client_that_has_ended_is_not_waited_for(lines: Lines) -> None:
+def test_a_client_that_has_ended_is_not_waited_for_where_no_other_may_join(lines: Lines) -> None:
     server = lines.serve(min_clients=2, max_clients=2, limits={"join_s": 600.0, "rejoin_s": 0.1})
     for number in (1, 2):
         lines.join(server, echo_app(), mac=mac_of(number))

@@ -264,7 +264,7 @@ def test_compression_shrinks_what_can_be_shrunk_in_both_directions(lines: Lines)
     assert 0 < server.bytes_out < 10_000
 
 
-def test_rounds_are_told_as_they_go_out(lines: Lines) -> None:
+def test_rounds_are_reported_as_they_go_out(lines: Lines) -> None:
     rounds: list[int] = []
     server = lines.serve(on_round=rounds.append)
     lines.join(server, add_one_app())

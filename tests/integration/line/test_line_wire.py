@@ -225,7 +225,7 @@ def test_a_malformed_frame_is_400_counted_and_harmless(hand: HandClient, spoil: 
     assert replies_of(results)[0].has_content()
 
 
-def test_an_error_with_bytes_after_it_costs_nobody_else_anything(lines: Lines, hand: HandClient) -> None:
+def test_an_error_with_bytes_after_it_affects_no_other(lines: Lines, hand: HandClient) -> None:
     """One client stopped the whole line with it once, for ever."""
     lines.join(hand.server, echo_app(), mac=mac_of(2))
     lines.changes.wait("joined", mac_of(2))
@@ -294,7 +294,7 @@ def test_what_makes_no_sense_is_refused(hand: HandClient, method: str, path: str
 
 
 @pytest.mark.parametrize("path", [wire.NEXT_PATH, wire.CONTROL_PATH, f"{wire.REPLY_PATH}x"])
-def test_without_a_session_nothing_is_said(hand: HandClient, path: str) -> None:
+def test_without_a_session_nothing_is_answered(hand: HandClient, path: str) -> None:
     hand.headers = {wire.SESSION_HEADER: "0" * 32}
     assert hand.ask("GET", path)[0] == 409
     hand.headers = {}
@@ -477,7 +477,7 @@ def test_a_wrong_certificate_is_reported_at_once(
 
 
 @pytest.mark.parametrize("address", ["nowhere", ":8080", "host:", "host:port", "host:70000"])
-def test_an_address_that_is_none_is_said_at_once(lines: Lines, address: str) -> None:
+def test_an_invalid_address_is_reported_at_once(lines: Lines, address: str) -> None:
     with pytest.raises(LineConfigError, match="host:port"):
         lines.serve(listen=address)
 

@@ -43,7 +43,7 @@ async def has_clients(api, number: int, **query: str) -> bool:  # type: ignore[n
     return bool((await api.get("/clients", **query))["total"] == number)
 
 
-async def test_tasks_tell_what_can_be_started(house: House) -> None:
+async def test_tasks_list_what_can_be_started(house: House) -> None:
     async with house.managed() as api, house.device(A):
         await until(lambda: has_clients(api, 1), "the client")
         (task,) = (await api.get("/tasks"))["items"]
@@ -114,7 +114,7 @@ async def test_a_page_of_another_origin_stops_nothing_though_a_post_without_a_bo
         await refused(await api.http.post("/api/v1/runs/some-run/stop", headers=own), 404)
 
 
-async def test_with_a_token_nobody_enters_without_it(house: House) -> None:
+async def test_with_a_token_no_request_without_it_is_admitted(house: House) -> None:
     async with house.managed(manager_token="correct horse") as api, api_at(str(api.http.base_url)) as stranger:
         assert (await api.get("/health"))["role"] == "leading"
         answer = await stranger.http.get("/api/v1/health")

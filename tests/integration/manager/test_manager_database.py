@@ -197,7 +197,9 @@ def test_a_write_with_an_unconfirmed_commit_is_made_once(own_postgres: Postgres)
             assert connection.execute(select(func.count()).select_from(tables.events)).scalar_one() == 2
 
 
-def test_an_outage_is_logged_once_by_who_waits(own_postgres: Postgres, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_outage_is_logged_once_by_the_process_that_waits(
+    own_postgres: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, logger="fedops_mqtt.manager.lease")
     with (
         Journal(own_postgres.new_database()) as journal,

@@ -129,7 +129,7 @@ async def until_values(grafana: Prometheus, expression: str, is_so: Callable[[li
     await until(look, expression)
 
 
-async def test_every_query_of_the_grafana_dashboard_tells_what_happened(house: House) -> None:
+async def test_every_query_of_the_grafana_dashboard_shows_what_happened(house: House) -> None:
     async with house.managed() as api, prometheus(house.folder, api.http.base_url.netloc.decode()) as grafana:
         asked = queries()
         async with house.device(A), house.device(B):

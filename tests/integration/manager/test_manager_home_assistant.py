@@ -39,7 +39,7 @@ async def test_a_client_is_described_by_two_sensors_until_it_is_forgotten(house:
         assert cleared == {topic for topic, _ in configs}
 
 
-async def test_nothing_is_said_unless_it_is_asked_for(house: House) -> None:
+async def test_nothing_is_published_unless_it_is_enabled(house: House) -> None:
     async with listening(house) as person:
         async with house.managed() as api, house.device(A):
             await api.training(await api.start(house.task_id, clients=[A], min_clients=1), 1)
@@ -53,7 +53,7 @@ def test_a_prefix_that_no_topic_can_have_is_refused_at_the_start(house: House, p
         house.settings(home_assistant=prefix)
 
 
-def test_the_templates_say_what_the_status_says() -> None:
+def test_the_templates_show_what_the_status_has() -> None:
     templates = Environment(autoescape=True)
     for status, is_here, trains in HOW_IT_IS:
         assert templates.from_string(CONNECTIVITY).render(value_json=status) == is_here

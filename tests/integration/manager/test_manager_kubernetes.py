@@ -161,7 +161,7 @@ async def test_a_stop_deletes_the_job_and_waits_for_its_pod(house: House, cluste
 
 
 @pytest.mark.long
-async def test_an_api_server_that_is_away_is_said_and_no_second_server_is_started(
+async def test_an_unreachable_api_server_is_reported_and_no_second_server_is_started(
     house: House, cluster: KubernetesStandIn, probes: list[bool]
 ) -> None:
     proxy = FaultProxy(house.broker.host, house.broker.port)

@@ -45,7 +45,7 @@ async def news_when(news: AsyncIterator[FleetChange], kind: str, /, **facts: Any
     raise AssertionError(f"the stream ended without {kind} {facts}")
 
 
-async def test_who_looks_on_learns_of_published_and_withdrawn_apps(house: House) -> None:
+async def test_the_event_stream_reports_published_and_withdrawn_apps(house: House) -> None:
     async with house.managed() as api, stream(api, task_id=house.task_id) as news:
         await news_when(news, "ready")
         path = f"/api/v1/tasks/{house.task_id}/apps"
@@ -91,7 +91,7 @@ async def numbers_when(api: Api, are_so: Callable[[Numbers], object]) -> Numbers
     return seen
 
 
-async def test_the_stream_tells_how_it_is_then_what_changes(house: House) -> None:
+async def test_the_stream_sends_the_present_state_then_changes(house: House) -> None:
     async with house.managed() as api, house.device(A), stream(api, task_id=house.task_id) as news:
         await news_when(news, "ready")
         async with house.device(B):

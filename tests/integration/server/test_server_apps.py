@@ -179,7 +179,7 @@ def test_clients_that_all_fail_leave_no_model_and_fail_the_run(task: Task) -> No
     assert task.models.versions() == []
 
 
-def test_training_after_the_followed_strategy_is_told_too(task: Task) -> None:
+def test_training_after_the_followed_strategy_is_reported_too(task: Task) -> None:
     def main(grid: Grid, context: Context) -> None:
         first = FedAvg(fraction_train=0.0, min_train_nodes=0)
         first.start(grid=grid, initial_arrays=ArrayRecord(START), num_rounds=1)
@@ -262,7 +262,7 @@ def test_a_classic_workflow_in_an_app_is_stored_as_it_left_the_model(task: Task)
 
 
 @pytest.mark.parametrize("is_server_fn", [False, True])
-def test_an_app_that_leaves_no_model_says_how_far_it_came_and_that_nothing_is_stored(
+def test_an_app_that_leaves_no_model_reports_its_rounds_and_that_nothing_is_stored(
     task: Task, is_server_fn: bool
 ) -> None:
     config = ServerConfig(num_rounds=2)
@@ -305,7 +305,7 @@ def test_a_loop_of_its_own_in_which_no_training_succeeds_fails(task: Task) -> No
     assert task.models.versions() == []
 
 
-def test_an_app_that_only_evaluates_completes_and_says_that_nobody_was_asked_to_train(task: Task) -> None:
+def test_an_app_that_only_evaluates_completes_and_reports_that_no_client_was_asked_to_train(task: Task) -> None:
     def main(grid: Grid, context: Context) -> None:
         context.state["arrays"] = ArrayRecord(START)
         ask_all(grid, "evaluate", ArrayRecord(START))
@@ -335,7 +335,7 @@ def test_a_model_equal_to_the_starting_model_is_no_new_version(task: Task, is_fi
     assert task.models.versions() == ([] if is_first else [1])
 
 
-def test_rounds_without_a_new_model_are_told(task: Task) -> None:
+def test_rounds_without_a_new_model_are_reported(task: Task) -> None:
     class Moody(FedAvg):
         def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
             found = super().aggregate_train(server_round, replies)

@@ -178,7 +178,7 @@ async def test_a_client_out_and_an_older_attempts_failure_remove_no_member(house
     assert {client.status for client in last.clients.values()} == {MemberCondition.FINISHED}
 
 
-async def test_too_few_clients_fail_the_run_and_name_who_is_missing(house: House) -> None:
+async def test_too_few_clients_fail_the_run_and_name_the_missing(house: House) -> None:
     gate = Gate()
     async with house.listen() as bus:
         run = house.start(house.make(house.settings(join_limit_s=10.0)))

@@ -222,7 +222,7 @@ def test_every_strategy_of_flower_has_been_decided_about() -> None:
     assert flowers_strategies() == {name for name in CASES if "(" not in name} | {f"classic {name}" for name in REFUSED}
 
 
-def test_the_docs_say_of_every_strategy_whether_it_is_covered() -> None:
+def test_the_docs_list_for_every_strategy_whether_it_is_covered() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([^|]*) \| ([^|]*) \|", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
     said = {
         f"{family} {name}": cell.strip()

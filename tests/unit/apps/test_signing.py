@@ -55,12 +55,12 @@ def test_a_signed_version_below_the_pinned_one_is_refused(pinned: str, code: Ref
     ["", "ed25519:", "ed25519:AAAA", SIGNER.public_key[8:], SIGNER.public_key + "!"],
     ids=["empty", "nothing", "short", "no kind", "more"],
 )
-def test_what_is_no_public_key_is_said(text: str) -> None:
+def test_an_invalid_public_key_is_reported(text: str) -> None:
     with pytest.raises(ValueError, match="no public key"):
         parse_public_key(text)
 
 
 @pytest.mark.parametrize("pem", [b"", b"nonsense", make_signing_key()[:60]], ids=["empty", "nonsense", "cut off"])
-def test_what_is_no_private_key_is_said(pem: bytes) -> None:
+def test_an_invalid_private_key_is_reported(pem: bytes) -> None:
     with pytest.raises(ValueError, match="key"):
         AppSigner(pem)

@@ -38,7 +38,7 @@ def test_a_kept_run_whose_loss_is_no_number_is_found_again(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"1", b"\xff", b"{", b"[" * 200_000])
-def test_what_is_no_report_is_said(body: bytes) -> None:
+def test_an_invalid_report_is_an_error(body: bytes) -> None:
     with pytest.raises(ReportError):
         parse_report(body)
 
@@ -60,7 +60,7 @@ def test_a_report_of_any_values_is_taken(value: object) -> None:
     ],
     ids=["today", "first"],
 )
-def test_both_generations_say_the_same(body: bytes) -> None:
+def test_both_generations_publish_the_same(body: bytes) -> None:
     answer = OnlineAnswer.parse("http://pi", body)
     assert (answer.task_id, answer.client_mac, answer.is_online, answer.is_training) == ("t", MAC, True, False)
 

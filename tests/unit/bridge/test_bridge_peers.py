@@ -40,16 +40,16 @@ def test_the_user_name_in_the_url_outweighs_everything() -> None:
 @pytest.mark.parametrize(
     "caller", [{"own_mac": TWO}, {"host": "10.0.0.2"}, {"task_id": "other"}], ids=["mac", "address", "task"]
 )
-def test_one_fact_is_enough_where_it_tells_them_apart(caller: dict[str, str]) -> None:
+def test_one_fact_is_enough_where_it_identifies_the_caller(caller: dict[str, str]) -> None:
     assert found([link(ONE), link(TWO, host="10.0.0.2", task_id="other")], **caller) == TWO
 
 
-def test_two_on_one_machine_are_told_apart_by_who_trains() -> None:
+def test_two_clients_on_one_machine_are_distinguished_by_which_one_trains() -> None:
     twins = [link(ONE), link(ALIAS, own_mac=ONE, busy=True)]
     assert found(twins, own_mac=ONE, host="10.0.0.1") == ALIAS
     twins[0].is_training = True
     assert found(twins, own_mac=ONE, host="10.0.0.1") is None
 
 
-def test_a_fact_that_fits_nobody_rules_nobody_out() -> None:
+def test_a_fact_that_fits_no_client_excludes_none() -> None:
     assert found([link(ONE, busy=True), link(TWO)], host="192.168.7.7") == ONE

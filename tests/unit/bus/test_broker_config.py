@@ -19,7 +19,7 @@ def test_the_shipped_configuration_is_for_this_machine_and_for_fleets() -> None:
     assert shipped["persistence"] == "true"
 
 
-def test_every_directive_of_the_shipped_configuration_says_why() -> None:
+def test_every_directive_of_the_shipped_configuration_has_its_reason() -> None:
     paragraphs = [paragraph.splitlines() for paragraph in SHIPPED.strip().split("\n\n")]
     assert all(lines[0].startswith("#") for lines in paragraphs)
 

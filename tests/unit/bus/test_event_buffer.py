@@ -7,7 +7,7 @@ from fedops_mqtt.protocol import ClientMetrics, ClientStatus, StartTrigger, Topi
 MAC = "02:00:00:00:00:01"
 
 
-def said(epoch: int, seq: int, task_id: str = "t") -> Received:
+def published(epoch: int, seq: int, task_id: str = "t") -> Received:
     status = ClientStatus(
         status="online", task_id=task_id, client_mac=MAC, instance="a", epoch=epoch, seq=seq, at=utc_now()
     )
@@ -27,43 +27,52 @@ def trigger() -> Received:
 
 
 def test_events_come_out_in_the_order_they_went_in() -> None:
-    inbox, events = EventBuffer(), [said(1, 1), numbers(), said(1, 2)]
+    event_buffer, events = EventBuffer(), [published(1, 1), numbers(), published(1, 2)]
     for event in events:
-        inbox.put(event)
-    assert inbox.take() == events[0]
-    assert inbox.take_all() == events[1:]
-    assert inbox.take() is None
+        event_buffer.put(event)
+    assert event_buffer.take() == events[0]
+    assert event_buffer.take_all() == events[1:]
+    assert event_buffer.take() is None
 
 
 def test_past_the_mark_only_what_is_still_true_stays() -> None:
-    inbox = EventBuffer(mark=8)
+    event_buffer = EventBuffer(mark=8)
     garbage = Malformed("x", TopicError("x", "none"))
     start = trigger()
     connected, lost = Connected("5"), Disconnected("away")
-    events: list[BusEvent] = [connected, said(2, 1), numbers(), garbage, start, lost, said(1, 9), said(2, 2)]
+    events: list[BusEvent] = [
+        connected,
+        published(2, 1),
+        numbers(),
+        garbage,
+        start,
+        lost,
+        published(1, 9),
+        published(2, 2),
+    ]
     for event in events:
-        inbox.put(event)
-    assert inbox.take_all() == [connected, start, lost, events[-1]]
+        event_buffer.put(event)
+    assert event_buffer.take_all() == [connected, start, lost, events[-1]]
 
 
 def test_a_stale_status_that_arrives_last_does_not_replace_the_current_one() -> None:
-    inbox = EventBuffer(mark=2)
-    truth, late = said(2, 1), said(1, 9)
-    inbox.put(truth)
-    inbox.put(late)
-    assert inbox.take_all() == [truth]
+    event_buffer = EventBuffer(mark=2)
+    truth, late = published(2, 1), published(1, 9)
+    event_buffer.put(truth)
+    event_buffer.put(late)
+    assert event_buffer.take_all() == [truth]
 
 
 def test_a_flood_keeps_the_event_buffer_small() -> None:
-    inbox = EventBuffer(mark=100)
+    event_buffer = EventBuffer(mark=100)
     for n in range(10_000):
-        inbox.put(said(1, n))
-    assert len(inbox.take_all()) <= 100
+        event_buffer.put(published(1, n))
+    assert len(event_buffer.take_all()) <= 100
 
 
 def test_a_fleet_larger_than_the_mark_is_kept_whole() -> None:
-    inbox = EventBuffer(mark=10)
-    fleet = [said(1, 1, task_id=f"t{n}") for n in range(500)]
+    event_buffer = EventBuffer(mark=10)
+    fleet = [published(1, 1, task_id=f"t{n}") for n in range(500)]
     for event in fleet:
-        inbox.put(event)
-    assert inbox.take_all() == fleet
+        event_buffer.put(event)
+    assert event_buffer.take_all() == fleet

@@ -34,5 +34,5 @@ def test_an_epoch_that_no_clock_shows_is_malformed(epoch: int) -> None:
 
 
 @pytest.mark.parametrize("epoch", [0, 1, NOW_MS, 2**32 * 1000], ids=["0", "1", "now", "2106"])
-def test_an_epoch_of_any_clock_that_runs_is_believed(epoch: int) -> None:
+def test_an_epoch_of_any_clock_that_runs_is_accepted(epoch: int) -> None:
     assert isinstance(read(epoch), Received)

@@ -47,7 +47,7 @@ def test_a_mistake_is_reported_and_nothing_is_written(
     assert not list(tmp_path.rglob("*"))
 
 
-def test_an_approval_of_another_digest_than_was_rejected_last_is_said(
+def test_an_approval_of_another_digest_than_was_rejected_last_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = identity_dir(tmp_path, "digits", MAC)

@@ -52,7 +52,7 @@ def test_every_option_has_a_help_text(verb: str) -> None:
 
 
 @pytest.mark.parametrize("verb", SETTINGS)
-def test_every_environment_variable_is_told(verb: str) -> None:
+def test_every_environment_variable_is_in_the_help(verb: str) -> None:
     text = help_of(verb)
     assert [name for name in environment_of(SETTINGS[verb]) if name not in text] == []
 
@@ -102,6 +102,6 @@ def test_a_fatal_message_names_what_to_do_next(
     assert told.out == ""
 
 
-def test_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == ExitCode.OK
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", capsys.readouterr().out)

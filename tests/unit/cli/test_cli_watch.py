@@ -45,46 +45,46 @@ def metrics(round_: int, accuracy: float) -> ServerMetrics:
     )
 
 
-def hear(fleet_view: FleetView, message: Message, *, now: float = 0.0, is_retained: bool = False) -> Record | None:
+def apply(fleet_view: FleetView, message: Message, *, now: float = 0.0, is_retained: bool = False) -> Record | None:
     return fleet_view.take(Received(topics.manager_status(), message, is_retained), now)
 
 
 def test_a_heartbeat_is_no_change_and_a_new_status_is() -> None:
     fleet_view = FleetView()
-    assert hear(fleet_view, client(1)) is not None
-    assert hear(fleet_view, client(2)) is None
-    changed = hear(fleet_view, client(3, ClientCondition.TRAIN_STARTED))
+    assert apply(fleet_view, client(1)) is not None
+    assert apply(fleet_view, client(2)) is None
+    changed = apply(fleet_view, client(3, ClientCondition.TRAIN_STARTED))
     assert changed is not None
     assert changed["status"] == "train-started"
 
 
 def test_a_late_will_changes_nothing() -> None:
     fleet_view = FleetView()
-    hear(fleet_view, client(1, epoch=2))
-    assert hear(fleet_view, client(LAST_SEQ, ClientCondition.CLIENT_OUT, reason="lost")) is None
+    apply(fleet_view, client(1, epoch=2))
+    assert apply(fleet_view, client(LAST_SEQ, ClientCondition.CLIENT_OUT, reason="lost")) is None
     assert fleet_view.clients()[0].status.status is ClientCondition.ONLINE
 
 
 def test_a_silent_client_is_reported_once_as_out() -> None:
     fleet_view = FleetView()
     fleet_view.take(Connected("5"), 0.0)
-    hear(fleet_view, client(1))
+    apply(fleet_view, client(1))
     (out,) = fleet_view.expire(31.0)
     assert (out["presence"], out["reason"]) == ("out", "silent")
     assert fleet_view.expire(32.0) == []
 
 
-def test_nobody_expires_while_the_watcher_is_deaf() -> None:
+def test_no_client_expires_while_the_watcher_is_disconnected() -> None:
     fleet_view = FleetView()
     fleet_view.take(Connected("5"), 0.0)
-    hear(fleet_view, client(1))
+    apply(fleet_view, client(1))
     assert fleet_view.take(Disconnected("gone"), 1.0) == {"kind": "bus", "status": "lost", "reason": "gone"}
     assert fleet_view.expire(1000.0) == []
 
 
 def test_a_cleared_client_is_forgotten() -> None:
     fleet_view = FleetView()
-    hear(fleet_view, client(1))
+    apply(fleet_view, client(1))
     gone = fleet_view.take(Cleared(topics.client_status(TASK, MAC)), 1.0)
     assert gone == {"kind": "client", "task_id": TASK, "client_mac": MAC, "status": "forgotten"}
     assert list(fleet_view.records()) == []
@@ -93,22 +93,22 @@ def test_a_cleared_client_is_forgotten() -> None:
 def test_a_round_that_is_done_again_replaces_what_followed_it() -> None:
     fleet_view = FleetView()
     for round_, accuracy in ((0, 0.1), (1, 0.8), (2, 0.9), (1, 0.7)):
-        hear(fleet_view, metrics(round_, accuracy))
+        apply(fleet_view, metrics(round_, accuracy))
     assert [(each.round, each.metrics["accuracy"]) for each in fleet_view.history[TASK, "r1"]] == [(0, 0.1), (1, 0.7)]
 
 
 def test_the_screen_shows_clients_runs_and_accuracy() -> None:
     fleet_view = FleetView()
     fleet_view.take(Connected("5"), 0.0)
-    hear(fleet_view, client(1, client_name="device-1"))
+    apply(fleet_view, client(1, client_name="device-1"))
     values = {"train_loss": 0.25, "num-examples": 7}
     numbers = ClientMetrics(
         kind=MetricsKind.ROUND, task_id=TASK, client_mac=MAC, instance="i", values=values, at=utc_now()
     )
-    hear(fleet_view, numbers)
-    hear(fleet_view, run(1, round=2, num_rounds=5, metrics={"accuracy": 0.875}))
+    apply(fleet_view, numbers)
+    apply(fleet_view, run(1, round=2, num_rounds=5, metrics={"accuracy": 0.875}))
     for round_, accuracy in ((0, 0.0), (1, 0.5), (2, 1.0)):
-        hear(fleet_view, metrics(round_, accuracy))
+        apply(fleet_view, metrics(round_, accuracy))
     console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
         console.print(draw(fleet_view, now=65.0, height=40))
@@ -120,7 +120,7 @@ def test_the_screen_shows_clients_runs_and_accuracy() -> None:
 def test_a_fleet_larger_than_the_screen_is_cut_with_a_note() -> None:
     fleet_view = FleetView()
     for number in range(100):
-        hear(fleet_view, client(1, client_mac=f"02:00:00:00:00:{number:02x}"))
+        apply(fleet_view, client(1, client_mac=f"02:00:00:00:00:{number:02x}"))
     console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
         console.print(draw(fleet_view, now=0.0, height=30))
@@ -129,7 +129,7 @@ def test_a_fleet_larger_than_the_screen_is_cut_with_a_note() -> None:
     assert "and 88 more" in shown
 
 
-def test_empty_states_say_what_to_do() -> None:
+def test_empty_states_show_what_to_do() -> None:
     console = Console(width=150, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
         console.print(draw(FleetView(), now=0.0, height=30))
@@ -158,14 +158,14 @@ def test_no_text_from_others_reaches_the_terminal_as_a_control_character(
 ) -> None:
     evil = "a\x1b]0;owned\x07\x9b31m\rb\u202e"
     fleet_view = FleetView()
-    hear(fleet_view, client(1, client_name=evil, reason=evil))
-    hear(fleet_view, client(2, ClientCondition.CLIENT_OUT, client_name=evil, reason=evil))
+    apply(fleet_view, client(1, client_name=evil, reason=evil))
+    apply(fleet_view, client(2, ClientCondition.CLIENT_OUT, client_name=evil, reason=evil))
     said = ClientMetrics(
         kind=MetricsKind.ROUND, task_id=TASK, client_mac=MAC, instance="i", values={evil: 1.0}, at=utc_now()
     )
-    hear(fleet_view, said)
-    hear(fleet_view, run(1, reason=evil))
-    hear(fleet_view, ServerMetrics(task_id=TASK, run_id="r1", round=1, metrics={evil: 1e300}, at=utc_now()))
+    apply(fleet_view, said)
+    apply(fleet_view, run(1, reason=evil))
+    apply(fleet_view, ServerMetrics(task_id=TASK, run_id="r1", round=1, metrics={evil: 1e300}, at=utc_now()))
     screen = io.StringIO()
     Console(file=screen, width=200, force_terminal=False).print(draw(fleet_view, now=1.0, height=40))
     print_records(list(fleet_view.records()), ("client_name", "reason", "metrics"), is_json=False)

@@ -123,7 +123,7 @@ def test_half_a_certificate_is_an_error_and_not_a_plain_connection(
     "said",
     ["http://fl.example.org", "http://fl:9000", "fl.example.org:", "fl:x", "fl:99999", "::1", "a b", "fl..org", "h:٣"],
 )
-def test_an_address_that_nobody_could_reach_is_refused_at_the_start(said: str) -> None:
+def test_an_unreachable_address_is_refused_at_the_start(said: str) -> None:
     with pytest.raises(ValidationError, match=r"host or host:port|a port is 1|between the dots"):
         ServerSettings(advertise=said)
 

@@ -93,7 +93,7 @@ def test_whatever_a_machine_is_called_its_status_can_be_sent(name: str, monkeypa
     assert host_name().encode().decode() == host_name()
 
 
-def test_required_is_said_without_a_backslash(capsys: pytest.CaptureFixture[str]) -> None:
+def test_required_is_shown_without_a_backslash(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["simulate", "--help"]) == ExitCode.OK
     said = capsys.readouterr().out
     assert "[required]" in said

@@ -108,7 +108,7 @@ def test_an_app_is_found_by_its_import_path() -> None:
     assert import_path_of(os.path.join) == "posixpath:join"
 
 
-def test_an_app_that_cannot_be_imported_is_said_with_what_to_do() -> None:
+def test_an_app_that_cannot_be_imported_is_reported_with_what_to_do() -> None:
     with pytest.raises(AppPathError, match=r"no loaded module has it.*pass 'my_task:app'"):
         import_path_of(SimpleNamespace())
     with pytest.raises(AppPathError, match="live models"):
@@ -120,7 +120,7 @@ def test_an_app_that_cannot_be_imported_is_said_with_what_to_do() -> None:
         import_path_of(local)
 
 
-def test_an_app_in_the_started_script_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_app_in_the_started_script_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     import __main__
 
     mine = SimpleNamespace()

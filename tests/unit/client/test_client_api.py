@@ -94,7 +94,7 @@ def test_both_spellings_are_one() -> None:
     assert ClientMangerAPI is ClientManagerAPI
 
 
-def test_the_last_that_began_speaks_and_without_any_it_is_said() -> None:
+def test_the_backend_that_was_entered_last_is_used_and_none_is_reported() -> None:
     first, second = Tape(), Tape()
     with publishing_through(first):
         with publishing_through(second):

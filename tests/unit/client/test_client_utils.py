@@ -27,7 +27,7 @@ def test_a_view_follows_the_client() -> None:
     assert view_of(apply(failed, ShutDown(reason="shutdown")).client).client_online is False
 
 
-def test_the_first_names_say_the_same_and_the_model_that_is_made_next() -> None:
+def test_the_first_names_publish_the_same_and_the_model_that_is_made_next() -> None:
     training = apply(CLIENT, LocalStart(server_ip="h:1", gl_model=7)).client
     both = view_of(training).with_first_names()
     for first, name in {"FL_task_id": "task_id", "FL_server_IP": "server_IP"}.items():
@@ -59,7 +59,7 @@ def test_a_start_by_a_client_manager_is_checked(fields: dict[str, Any]) -> None:
         ManagerData(**fields)
 
 
-def test_this_machine_has_a_name_and_a_mac_or_says_that_it_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_this_machine_has_a_name_and_a_mac_or_an_error_names_the_lack(monkeypatch: pytest.MonkeyPatch) -> None:
     assert get_hostname()
     monkeypatch.setattr(uuid, "getnode", lambda: 0x0242AC110002)
     assert get_mac_address() == normalise_mac(get_mac_address()) == "02:42:ac:11:00:02"

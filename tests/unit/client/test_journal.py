@@ -80,7 +80,7 @@ def test_no_task_id_leads_out_of_the_state_folder(task_id: str) -> None:
     assert Path(os.path.normpath(folder)).parent == Path("/state/clients/02-00-00-00-00-01")
 
 
-def test_two_daemons_of_one_identity_on_a_machine_are_told_apart(tmp_path: Path) -> None:
+def test_two_daemons_of_one_identity_on_a_machine_are_distinguished(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from fedops_mqtt.device.journal import identity_lock\n"
         f"with identity_lock(Path({str(tmp_path)!r}), task_id='t', client_mac={MAC!r}):\n"

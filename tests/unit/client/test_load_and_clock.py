@@ -58,7 +58,7 @@ async def test_a_system_that_cannot_be_measured_costs_one_warning_and_no_daemon(
     assert "/proc/stat" in warning.__dict__["problem"]
 
 
-def test_the_time_of_a_message_is_told_when_it_is_uploaded() -> None:
+def test_the_time_of_a_message_is_reported_when_it_is_uploaded() -> None:
     told: list[MetricsReport] = []
     clock = PhaseClock(told.append)
     for phase in (Phase.WAITING, Phase.DOWNLOADING, Phase.TRAINING):
@@ -75,7 +75,7 @@ def test_the_time_of_a_message_is_told_when_it_is_uploaded() -> None:
     assert len(told) == 1
 
 
-def test_what_is_held_at_the_end_is_told() -> None:
+def test_metrics_that_are_held_at_the_end_are_published() -> None:
     told: list[MetricsReport] = []
     clock = PhaseClock(told.append)
     clock.enter(Phase.EVALUATING)

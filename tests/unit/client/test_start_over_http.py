@@ -113,7 +113,7 @@ async def test_a_server_manager_that_knows_no_port_is_named(port: bytes) -> None
     assert f"{url}/FLSe/getPort/t" in answer.json()["detail"]
 
 
-async def test_without_a_server_manager_it_is_said_what_to_set() -> None:
+async def test_without_a_server_manager_the_error_names_what_to_set() -> None:
     starts: Starts = []
     answer = await post(starts, None)
     assert (answer.status_code, starts) == (422, [])
@@ -123,7 +123,7 @@ async def test_without_a_server_manager_it_is_said_what_to_set() -> None:
 @pytest.mark.parametrize(
     "info", [b'{"GL_Model_V": -1}', b'{"GL_Model_V": 1e400}', b'{"GL_Model_V": null}', b"{}", b"\xff", b"no HTTP"]
 )
-async def test_a_client_manager_that_knows_no_model_keeps_nobody_from_training(
+async def test_a_client_manager_without_a_model_prevents_no_training(
     info: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     starts: Starts = []

@@ -127,19 +127,19 @@ class World:
     def happens(self, *events: RunEvent) -> None:
         self.run = apply_all(self.run, events, self.now)
 
-    def says(self, *words: ClientStatus | ServerStatus, is_retained: bool = False) -> None:
-        """Words come in with rising stamps, as from living owners."""
-        for word in words:
-            self.hears(self._stamped(word), is_retained=is_retained)
+    def publishes(self, *statuses: ClientStatus | ServerStatus, is_retained: bool = False) -> None:
+        """Statuses come in with rising stamps, as from living owners."""
+        for status in statuses:
+            self.receives(self._stamped(status), is_retained=is_retained)
 
-    def hears(self, word: ClientStatus | ServerStatus, *, is_retained: bool = False) -> None:
-        """A word comes in as it is."""
-        if not self.fleet.apply(word, now=self.now, is_retained=is_retained):
+    def receives(self, status: ClientStatus | ServerStatus, *, is_retained: bool = False) -> None:
+        """A status comes in as it is."""
+        if not self.fleet.apply(status, now=self.now, is_retained=is_retained):
             return
-        if isinstance(word, ServerStatus):
-            self.happens(self.fleet.servers[word.task_id].status)
+        if isinstance(status, ServerStatus):
+            self.happens(self.fleet.servers[status.task_id].status)
         else:
-            self.happens(self.fleet.clients[word.task_id, word.client_mac])
+            self.happens(self.fleet.clients[status.task_id, status.client_mac])
 
     def waits(self, seconds: float) -> None:
         self.now += seconds
@@ -160,11 +160,11 @@ class World:
 
     def reaches_training(self, *macs: str) -> None:
         """The run goes its usual way until these clients train."""
-        self.says(*(client(mac) for mac in macs))
+        self.publishes(*(client(mac) for mac in macs))
         self.acts()
-        self.says(server())
+        self.publishes(server())
         self.acts()
-        self.says(*(trains(mac) for mac in macs))
+        self.publishes(*(trains(mac) for mac in macs))
 
     def _stamped(self, word: ClientStatus | ServerStatus) -> ClientStatus | ServerStatus:
         who = word.client_mac if isinstance(word, ClientStatus) else "server"

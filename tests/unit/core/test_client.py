@@ -184,7 +184,7 @@ def test_leaving_interrupts_what_trains_and_takes_nothing_new() -> None:
     assert apply(left, trigger(run_id="r2")).action is None
 
 
-def test_leaving_in_a_hurry_says_that_the_training_was_interrupted() -> None:
+def test_leaving_at_once_publishes_that_the_training_was_interrupted() -> None:
     client = after(trigger(), ShutDown(reason="shutdown")).client
     assert client.condition is ClientCondition.CLIENT_OUT
     assert client.run is None

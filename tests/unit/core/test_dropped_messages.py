@@ -12,7 +12,7 @@ def speak_on(losses: DroppedMessageDetector, macs: list[str], *, is_retained: bo
         losses.note(client(mac, seq=7), is_known=False, is_retained=is_retained)
 
 
-def test_what_the_broker_dropped_before_we_listened_is_no_loss_of_ours() -> None:
+def test_messages_that_the_broker_dropped_before_the_connection_are_not_counted() -> None:
     losses = DroppedMessageDetector()
     losses.count(500)
     assert losses.problem is None
@@ -30,7 +30,7 @@ def test_a_broker_that_began_anew_counts_anew() -> None:
     assert losses.num_dropped == 2
 
 
-def test_clients_that_speak_on_though_nobody_heard_them_begin_tell_of_a_loss() -> None:
+def test_clients_whose_first_status_never_arrived_show_dropped_messages() -> None:
     losses = DroppedMessageDetector()
     speak_on(losses, MACS[:-1])
     assert losses.problem is None
@@ -38,7 +38,7 @@ def test_clients_that_speak_on_though_nobody_heard_them_begin_tell_of_a_loss() -
     assert f"{MIN_UNHEARD} clients" in (losses.problem or "")
 
 
-def test_births_known_clients_retained_words_and_wills_tell_of_none() -> None:
+def test_births_known_clients_retained_statuses_and_wills_show_no_dropped_message() -> None:
     losses = DroppedMessageDetector()
     for mac in MACS:
         losses.note(client(mac, seq=1), is_known=False, is_retained=False)

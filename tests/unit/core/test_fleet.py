@@ -11,11 +11,11 @@ from fedops_mqtt.protocol import ClientCondition, ClientStatus, ServerCondition,
 OUT = ClientCondition.CLIENT_OUT
 
 
-def heard(*words: ClientStatus, at: float = 0.0, is_retained: bool = False) -> Fleet:
+def fleet_of(*statuses: ClientStatus, at: float = 0.0, is_retained: bool = False) -> Fleet:
     fleet = Fleet()
     fleet.listen(at)
-    for word in words:
-        fleet.apply(word, now=at, is_retained=is_retained)
+    for each in statuses:
+        fleet.apply(each, now=at, is_retained=is_retained)
     return fleet
 
 
@@ -24,37 +24,37 @@ def presence(fleet: Fleet, mac: str = A) -> Presence:
 
 
 def test_a_late_will_does_not_hide_a_client_that_is_back() -> None:
-    fleet = heard(client(epoch=1), client(epoch=2), will(epoch=1))
+    fleet = fleet_of(client(epoch=1), client(epoch=2), will(epoch=1))
     assert presence(fleet) is Presence.ONLINE
     assert fleet.num_stale == 1
 
 
 def test_the_will_of_the_present_connection_takes_the_client_out_with_its_reason() -> None:
-    view = heard(client(epoch=2, seq=9), will(epoch=2)).clients[TASK, A]
+    view = fleet_of(client(epoch=2, seq=9), will(epoch=2)).clients[TASK, A]
     assert (view.presence, view.out_reason) == (Presence.OUT, "lost")
 
 
 def test_a_will_keeps_the_run_of_its_owners_last_status() -> None:
-    status = heard(client(hand=hand(), last_run=ended()), will()).clients[TASK, A].status
+    status = fleet_of(client(hand=hand(), last_run=ended()), will()).clients[TASK, A].status
     assert (status.status, status.run, status.last_run) == (OUT, hand(), ended())
 
 
 def test_a_goodbye_is_the_whole_truth_and_keeps_nothing() -> None:
     goodbye = client(status=OUT, seq=2, reason="shutdown")
-    view = heard(client(hand=hand()), goodbye).clients[TASK, A]
+    view = fleet_of(client(hand=hand()), goodbye).clients[TASK, A]
     assert (view.status.run, view.out_reason) == (None, "shutdown")
 
 
 def test_a_snapshot_overtaken_by_its_own_will_still_gives_what_the_will_leaves_out() -> None:
-    view = heard(will(epoch=1), client(epoch=1, seq=3, last_run=ended())).clients[TASK, A]
+    view = fleet_of(will(epoch=1), client(epoch=1, seq=3, last_run=ended())).clients[TASK, A]
     assert (view.presence, view.status.last_run) == (Presence.OUT, ended())
 
 
 def test_a_servers_will_keeps_its_run_and_address() -> None:
     fleet = Fleet()
     fleet.apply(server(ServerCondition.RUNNING), now=0.0, is_retained=False)
-    word = server(ServerCondition.SERVER_OUT, reason="lost", run_id=None, launch=0)
-    fleet.apply(word.model_copy(update={"seq": will().seq, "server_ip": None}), now=0.0, is_retained=False)
+    out = server(ServerCondition.SERVER_OUT, reason="lost", run_id=None, launch=0)
+    fleet.apply(out.model_copy(update={"seq": will().seq, "server_ip": None}), now=0.0, is_retained=False)
     said = fleet.servers[TASK].status
     assert (said.status, said.run_id, said.launch, said.server_ip) == (
         ServerCondition.SERVER_OUT,
@@ -65,7 +65,7 @@ def test_a_servers_will_keeps_its_run_and_address() -> None:
 
 
 def test_a_client_without_three_heartbeats_is_out_as_silent_and_any_status_brings_it_back() -> None:
-    fleet = heard(client(heartbeat_s=10))
+    fleet = fleet_of(client(heartbeat_s=10))
     assert fleet.expire(30.0) == []
     assert [view.out_reason for view in fleet.expire(30.1)] == ["silent"]
     assert fleet.expire(99.0) == []
@@ -74,7 +74,7 @@ def test_a_client_without_three_heartbeats_is_out_as_silent_and_any_status_bring
 
 
 def test_leases_pause_while_the_reader_is_disconnected_and_start_anew_when_it_reconnects() -> None:
-    fleet = heard(client(heartbeat_s=10))
+    fleet = fleet_of(client(heartbeat_s=10))
     fleet.pause()
     assert fleet.expire(1000.0) == []
     fleet.listen(1000.0)
@@ -83,14 +83,14 @@ def test_leases_pause_while_the_reader_is_disconnected_and_start_anew_when_it_re
 
 
 def test_a_retained_status_is_unconfirmed_until_a_live_one_arrives() -> None:
-    fleet = heard(client(), is_retained=True)
+    fleet = fleet_of(client(), is_retained=True)
     assert presence(fleet) is Presence.UNCONFIRMED
     fleet.apply(client(seq=2), now=1.0, is_retained=False)
     assert presence(fleet) is Presence.ONLINE
 
 
 def test_presence_changes_have_a_time_and_heartbeats_do_not_move_it() -> None:
-    fleet = heard(client(seq=1))
+    fleet = fleet_of(client(seq=1))
     fleet.apply(client(seq=2), now=5.0, is_retained=False)
     assert fleet.clients[TASK, A].since == 0.0
     fleet.apply(will(), now=7.0, is_retained=False)
@@ -98,19 +98,19 @@ def test_presence_changes_have_a_time_and_heartbeats_do_not_move_it() -> None:
 
 
 def test_a_cleared_topic_is_forgotten() -> None:
-    fleet = heard(client(A), client(B))
+    fleet = fleet_of(client(A), client(B))
     fleet.forget(topics.client_status(TASK, A))
     assert [view.status.client_mac for view in fleet.of_task(TASK)] == [B]
 
 
-def test_who_trains_or_is_out_is_not_idle() -> None:
-    fleet = heard(client(A), client(B, hand=hand()))
+def test_a_client_that_trains_or_is_out_is_not_idle() -> None:
+    fleet = fleet_of(client(A), client(B, hand=hand()))
     assert is_idle(fleet.clients[TASK, A])
     assert not is_idle(fleet.clients[TASK, B])
 
 
 def test_an_owner_that_lost_its_epoch_is_accepted_again_once_its_old_instance_is_offline() -> None:
-    fleet = heard(client(A, epoch=1000, instance="before", heartbeat_s=10.0))
+    fleet = fleet_of(client(A, epoch=1000, instance="before", heartbeat_s=10.0))
     fleet.listen(0.0)
     fleet.apply(client(A, epoch=1, seq=1, instance="after", heartbeat_s=10.0), now=20.0, is_retained=False)
     fleet.expire(35.0)
@@ -125,15 +125,15 @@ def test_an_owner_that_lost_its_epoch_is_accepted_again_once_its_old_instance_is
     assert fleet.clients[TASK, A].status.instance == "after"
 
 
-def test_an_owner_is_believed_again_though_all_that_is_known_of_its_old_self_is_its_will() -> None:
-    fleet = heard(will(A, epoch=1000, instance="before"))
+def test_an_owner_is_accepted_again_though_only_the_will_of_its_old_instance_is_known() -> None:
+    fleet = fleet_of(will(A, epoch=1000, instance="before"))
     for seq, at in ((1, 10.0), (2, 20.0)):
         fleet.apply(client(A, epoch=1, seq=seq, instance="after", heartbeat_s=10.0), now=at, is_retained=False)
     assert presence(fleet) is Presence.ONLINE
 
 
-def test_one_late_word_of_somebody_dead_is_no_comeback_however_often_it_comes() -> None:
-    fleet = heard(client(A, epoch=5, instance="before"), will(A, epoch=5, instance="before"))
+def test_one_late_status_of_a_dead_client_is_no_return_however_often_it_comes() -> None:
+    fleet = fleet_of(client(A, epoch=5, instance="before"), will(A, epoch=5, instance="before"))
     for at in (10.0, 100.0, 1000.0):
         fleet.apply(client(A, epoch=1, instance="long dead"), now=at, is_retained=False)
     assert presence(fleet) is Presence.OUT
@@ -141,17 +141,17 @@ def test_one_late_word_of_somebody_dead_is_no_comeback_however_often_it_comes() 
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[ClientStatus]:
-    """All words of two clients over several connections: snapshots in order, and a will for some connections."""
-    words = []
+    """All statuses of two clients over several connections: snapshots in order, and a will for some connections."""
+    statuses = []
     for mac in (A, B):
         for epoch in range(1, draw(st.integers(1, 4)) + 1):
             for seq in range(1, draw(st.integers(0, 3)) + 1):
                 last = ended(attempt=draw(st.integers(1, 3))) if draw(st.booleans()) else None
                 status = draw(st.sampled_from(ClientCondition))
-                words.append(client(mac, status, epoch=epoch, seq=seq, instance=f"i{epoch}", last_run=last))
+                statuses.append(client(mac, status, epoch=epoch, seq=seq, instance=f"i{epoch}", last_run=last))
             if draw(st.booleans()):
-                words.append(will(mac, epoch=epoch, instance=f"i{epoch}"))
-    return words
+                statuses.append(will(mac, epoch=epoch, instance=f"i{epoch}"))
+    return statuses
 
 
 def truth(fleet: Fleet) -> dict[tuple[str, str], tuple[ClientStatus, bool]]:
@@ -160,38 +160,38 @@ def truth(fleet: Fleet) -> dict[tuple[str, str], tuple[ClientStatus, bool]]:
 
 @given(histories(), st.data())
 def test_any_order_and_duplication_of_delivery_ends_in_the_same_fleet(
-    words: list[ClientStatus], data: st.DataObject
+    statuses: list[ClientStatus], data: st.DataObject
 ) -> None:
-    extra = data.draw(st.lists(st.sampled_from(words), max_size=6)) if words else []
-    delivered = data.draw(st.permutations(words + extra))
-    assert truth(heard(*delivered)) == truth(heard(*words))
+    extra = data.draw(st.lists(st.sampled_from(statuses), max_size=6)) if statuses else []
+    delivered = data.draw(st.permutations(statuses + extra))
+    assert truth(fleet_of(*delivered)) == truth(fleet_of(*statuses))
 
 
 @given(histories(), st.data())
-def test_hearing_everything_again_changes_nothing(words: list[ClientStatus], data: st.DataObject) -> None:
-    fleet = heard(*words)
+def test_applying_everything_again_changes_nothing(statuses: list[ClientStatus], data: st.DataObject) -> None:
+    fleet = fleet_of(*statuses)
     before = dict(fleet.clients)
-    for word in data.draw(st.permutations(words)):
-        assert not fleet.apply(word, now=9.0, is_retained=data.draw(st.booleans()))
+    for each in data.draw(st.permutations(statuses)):
+        assert not fleet.apply(each, now=9.0, is_retained=data.draw(st.booleans()))
     assert fleet.clients == before
 
 
 @given(histories(), st.data())
-def test_no_will_hides_a_client_that_has_connected_since(words: list[ClientStatus], data: st.DataObject) -> None:
-    newest = max((stamp_of(word).epoch for word in words), default=0) + 1
+def test_no_will_hides_a_client_that_has_connected_since(statuses: list[ClientStatus], data: st.DataObject) -> None:
+    newest = max((stamp_of(each).epoch for each in statuses), default=0) + 1
     born = client(A, epoch=newest)
-    fleet = heard(*data.draw(st.permutations([*words, born])))
-    for word in filter(is_will, words):
-        fleet.apply(word, now=1.0, is_retained=data.draw(st.booleans()))
+    fleet = fleet_of(*data.draw(st.permutations([*statuses, born])))
+    for each in filter(is_will, statuses):
+        fleet.apply(each, now=1.0, is_retained=data.draw(st.booleans()))
     assert presence(fleet) is Presence.ONLINE
 
 
 @given(histories(), st.lists(st.sampled_from(["silence", "forget A", "forget B"]), max_size=4), st.data())
 def test_the_tally_is_what_a_count_of_everybody_gives(
-    words: list[ClientStatus], happened: list[str], data: st.DataObject
+    statuses: list[ClientStatus], happened: list[str], data: st.DataObject
 ) -> None:
-    fleet, now = heard(), 0.0
-    for what in data.draw(st.permutations([*words, *happened])):
+    fleet, now = fleet_of(), 0.0
+    for what in data.draw(st.permutations([*statuses, *happened])):
         now += 1.0
         if isinstance(what, ClientStatus):
             fleet.apply(what, now=now, is_retained=data.draw(st.booleans()))

@@ -52,7 +52,7 @@ def test_a_run_goes_from_pending_over_starting_to_running_and_finished() -> None
     seen.append(world.run.status)
     world.reaches_training(A, B)
     seen.append(world.run.status)
-    world.says(server(ServerCondition.FINISHED, reason="all rounds done"))
+    world.publishes(server(ServerCondition.FINISHED, reason="all rounds done"))
     world.acts()
     seen.append(world.run.status)
     assert seen == [RunCondition.PENDING, RunCondition.STARTING, RunCondition.RUNNING, RunCondition.FINISHED]
@@ -62,63 +62,63 @@ def test_a_run_goes_from_pending_over_starting_to_running_and_finished() -> None
 def test_trigger_to_training_is_from_the_first_firing_to_the_first_sign_of_having_joined() -> None:
     world = World.at_start(min_clients=1)
     world.acts()
-    world.says(client(A))
-    world.says(server())
+    world.publishes(client(A))
+    world.publishes(server())
     world.acts()
     fired_at = world.now
     world.waits(1)
-    world.says(client(A, hand=hand(phase=Phase.JOINING), answer=answer()))
+    world.publishes(client(A, hand=hand(phase=Phase.JOINING), answer=answer()))
     assert world.run.members[A].training_at is None
     world.waits(1)
-    world.says(trains(A))
+    world.publishes(trains(A))
     world.waits(1)
-    world.says(trains(A))
+    world.publishes(trains(A))
     member = world.run.members[A]
     assert (member.first_fired_at, member.training_at) == (fired_at, fired_at + 2)
 
 
 def test_a_client_out_on_the_bus_removes_no_member_of_a_run_whose_server_lives() -> None:
     world = in_training(A, B)
-    world.hears(will(A, epoch=9))
+    world.receives(will(A, epoch=9))
     assert world.run.members[A].status is M.TRAINING
 
 
 def test_a_client_out_before_it_trains_is_lost_and_training_again_revives_it() -> None:
     world = World.at_start(min_clients=1)
     world.acts()
-    world.says(client(A), server())
+    world.publishes(client(A), server())
     world.acts()
-    world.says(will(A))
+    world.publishes(will(A))
     assert (world.run.members[A].status, world.run.members[A].reason) == (M.LOST, "lost")
-    world.says(trains(A))
+    world.publishes(trains(A))
     assert world.run.members[A].status is M.TRAINING
 
 
-def test_whom_the_server_misses_is_lost_though_its_daemon_believes_otherwise() -> None:
+def test_a_member_that_its_server_lost_is_lost_whatever_its_daemon_reports() -> None:
     world = in_training(A, B)
-    world.says(server(ServerCondition.RUNNING, clients=said_of(A, M.LOST, reason="line closed")))
-    world.says(trains(A))
+    world.publishes(server(ServerCondition.RUNNING, clients=said_of(A, M.LOST, reason="line closed")))
+    world.publishes(trains(A))
     assert (world.run.members[A].status, world.run.members[A].reason) == (M.LOST, "line closed")
 
 
 def test_a_server_that_has_a_client_back_revives_it() -> None:
     world = in_training(A, B)
-    world.says(server(ServerCondition.RUNNING, clients=said_of(A, M.LOST)))
-    world.says(server(ServerCondition.RUNNING, clients=said_of(A, M.TRAINING)))
+    world.publishes(server(ServerCondition.RUNNING, clients=said_of(A, M.LOST)))
+    world.publishes(server(ServerCondition.RUNNING, clients=said_of(A, M.TRAINING)))
     assert world.run.members[A].status is M.TRAINING
     assert world.run.members[A].lost_at is None
 
 
 def test_a_server_status_about_an_earlier_attempt_changes_nothing() -> None:
     world = in_training(A, B)
-    world.says(server(ServerCondition.RUNNING, clients=said_of(A, M.LOST, attempt=0)))
+    world.publishes(server(ServerCondition.RUNNING, clients=said_of(A, M.LOST, attempt=0)))
     assert world.run.members[A].status is M.TRAINING
 
 
 def test_the_clients_own_outcome_outweighs_what_the_server_guessed() -> None:
     world = in_training(A, B)
-    world.says(server(ServerCondition.RUNNING, clients=said_of(A, M.LOST)))
-    world.says(client(A, last_run=ended(Outcome.FAILED, reason="ValueError: bad")))
+    world.publishes(server(ServerCondition.RUNNING, clients=said_of(A, M.LOST)))
+    world.publishes(client(A, last_run=ended(Outcome.FAILED, reason="ValueError: bad")))
     assert (world.run.members[A].status, world.run.members[A].reason) == (M.FAILED, "ValueError: bad")
 
 
@@ -130,14 +130,14 @@ def test_an_interrupted_training_is_lost_whatever_its_server_reports(guess: M, i
     line = server(ServerCondition.RUNNING, clients=said_of(A, guess, reason="interrupted"))
     bus = client(A, instance="i2", last_run=ended(Outcome.FAILED, reason="interrupted"))
     for word in (line, bus) if is_server_first else (bus, line):
-        world.says(word)
+        world.publishes(word)
         assert (world.run.members[A].status, world.run.members[A].reason) == (M.LOST, "interrupted")
 
 
 def test_what_a_server_guesses_of_a_client_that_was_interrupted_is_no_failure() -> None:
     world = in_training(A, B)
-    world.says(client(A, instance="i2", last_run=ended(Outcome.FAILED, reason="interrupted: the process is gone")))
-    world.says(server(ServerCondition.RUNNING, clients=said_of(A, M.FAILED, reason="the connection is gone")))
+    world.publishes(client(A, instance="i2", last_run=ended(Outcome.FAILED, reason="interrupted: the process is gone")))
+    world.publishes(server(ServerCondition.RUNNING, clients=said_of(A, M.FAILED, reason="the connection is gone")))
     assert (world.run.members[A].status, world.run.members[A].reason) == (M.LOST, "interrupted: the process is gone")
 
 
@@ -147,38 +147,38 @@ def test_what_a_server_guesses_of_a_client_that_was_interrupted_is_no_failure() 
 def test_a_rejection_that_passes_is_a_loss_and_any_other_is_final(reason: str, status: M) -> None:
     world = World.at_start(min_clients=1)
     world.acts()
-    world.says(client(A), server())
+    world.publishes(client(A), server())
     world.acts()
-    world.says(client(A, answer=answer(decision=Answer.REJECTED, reason=reason)))
+    world.publishes(client(A, answer=answer(decision=Answer.REJECTED, reason=reason)))
     assert world.run.members[A].status is status
 
 
 def test_a_rejection_by_another_daemon_than_the_one_that_was_meant_is_no_answer() -> None:
     world = World.at_start(min_clients=1)
     world.acts()
-    world.says(client(A), server())
+    world.publishes(client(A), server())
     world.acts()
-    world.says(client(A, instance="i2", answer=answer(decision=Answer.REJECTED, reason="meant for instance i1")))
+    world.publishes(client(A, instance="i2", answer=answer(decision=Answer.REJECTED, reason="meant for instance i1")))
     assert world.run.members[A].status is M.LOST
 
 
 def test_an_earlier_firing_that_was_answered_late_is_the_one_in_force() -> None:
     world = World.at_start(min_clients=1)
     world.acts()
-    world.says(client(A), server())
+    world.publishes(client(A), server())
     world.acts()
     world.waits(31)
     world.acts()
     assert world.run.members[A].attempt == 2
-    world.says(trains(A, attempt=1))
+    world.publishes(trains(A, attempt=1))
     busy = answer(2, Answer.REJECTED, "busy with run run-1, attempt 1")
-    world.says(client(A, hand=hand(1), answer=busy))
+    world.publishes(client(A, hand=hand(1), answer=busy))
     assert (world.run.members[A].status, world.run.members[A].attempt) == (M.TRAINING, 1)
 
 
 def test_a_final_status_stands_when_the_servers_will_comes_after_it() -> None:
     world = in_training(A, B)
-    world.says(server(ServerCondition.FINISHED), server(ServerCondition.SERVER_OUT, reason="lost"))
+    world.publishes(server(ServerCondition.FINISHED), server(ServerCondition.SERVER_OUT, reason="lost"))
     world.acts()
     assert world.run.outcome is RunOutcome.COMPLETED
 
@@ -193,14 +193,14 @@ def test_a_late_status_does_not_replace_the_final_status_that_was_read_from_disk
 
 def test_a_servers_will_alone_is_not_its_death() -> None:
     world = in_training(A, B)
-    world.says(server(ServerCondition.SERVER_OUT, reason="lost"))
+    world.publishes(server(ServerCondition.SERVER_OUT, reason="lost"))
     world.waits(300)
     world.acts()
     assert (world.run.has_ended, world.run.launch, world.run.server_ip) == (False, 1, None)
     assert world.run.members[A].status is M.TRAINING
 
 
-def test_words_of_an_earlier_launch_or_another_run_are_not_heard() -> None:
+def test_statuses_of_an_earlier_launch_or_another_run_are_ignored() -> None:
     world = in_training(A)
     world.happens(ServerLaunched(2))
     before = world.run
@@ -211,7 +211,7 @@ def test_words_of_an_earlier_launch_or_another_run_are_not_heard() -> None:
 def test_a_client_that_came_to_an_open_server_by_itself_is_a_member() -> None:
     world = World.at_start(join="open", min_clients=1)
     world.acts()
-    world.says(server(ServerCondition.RUNNING, clients=said_of(C, M.TRAINING, attempt=7)))
+    world.publishes(server(ServerCondition.RUNNING, clients=said_of(C, M.TRAINING, attempt=7)))
     assert (world.run.members[C].status, world.run.members[C].attempt) == (M.TRAINING, 7)
 
 

@@ -65,54 +65,54 @@ def test_a_new_run_launches_its_server_once() -> None:
 def test_clients_are_chosen_when_enough_are_idle_and_fired_at_once() -> None:
     world = World.at_start(min_clients=2)
     world.acts()
-    world.says(server(), client(A))
+    world.publishes(server(), client(A))
     assert world.acts() == []
-    world.says(client(B), client(C))
+    world.publishes(client(B), client(C))
     fire = [TriggerFired(mac, 1, "i1", 1) for mac in (A, B, C)]
     assert world.acts() == [ClientChosen(A), ClientChosen(B), ClientChosen(C), *fire]
     assert world.acts() == []
 
 
-def test_nobody_is_fired_before_the_server_can_be_reached() -> None:
+def test_no_trigger_is_sent_before_the_server_can_be_reached() -> None:
     world = World.at_start(min_clients=1)
-    world.says(client(A))
+    world.publishes(client(A))
     assert world.acts() == [ServerLaunched(1)]
-    world.says(server(ServerCondition.STARTING))
+    world.publishes(server(ServerCondition.STARTING))
     assert world.acts() == []
 
 
 def test_a_run_for_named_clients_takes_those_as_they_come_and_no_others() -> None:
     world = World.at_start(clients=(A, B), min_clients=2)
     world.acts()
-    world.says(server(), client(A), client(C))
+    world.publishes(server(), client(A), client(C))
     assert fired(world) == [(A, 1, 1)]
-    world.says(client(B))
+    world.publishes(client(B))
     assert fired(world) == [(B, 1, 1)]
 
 
 def test_later_clients_join_an_open_run_and_not_an_invited_one() -> None:
     for join, expected in (("open", [(C, 1, 1)]), ("invited", [])):
         world = in_training(A, B, join=join)
-        world.says(client(C))
+        world.publishes(client(C))
         assert fired(world) == expected
 
 
 def test_a_client_that_trains_another_run_is_not_chosen_and_not_fired_at() -> None:
     world = World.at_start(min_clients=1, clients=(A,))
     world.acts()
-    world.says(server(), client(A, hand=hand(run_id="run-0")))
+    world.publishes(server(), client(A, hand=hand(run_id="run-0")))
     assert world.acts() == []
-    world.says(client(A))
+    world.publishes(client(A))
     assert fired(world) == [(A, 1, 1)]
 
 
 # Triggers
 
 
-def test_an_unanswered_trigger_is_said_again_under_its_number_and_then_as_a_new_attempt() -> None:
+def test_an_unanswered_trigger_is_repeated_under_its_number_and_then_as_a_new_attempt() -> None:
     world = World.at_start(min_clients=1)
     world.acts()
-    world.says(server(), client(A))
+    world.publishes(server(), client(A))
     assert fired(world) == [(A, 1, 1)]
     world.waits(LIMITS.trigger_retry_s - 0.1)
     assert fired(world) == []
@@ -125,7 +125,7 @@ def test_an_unanswered_trigger_is_said_again_under_its_number_and_then_as_a_new_
 def test_a_client_that_never_answers_fails_after_its_attempts_and_so_does_its_run() -> None:
     world = World.at_start(min_clients=1, clients=(A,))
     world.acts()
-    world.says(server(), client(A, heartbeat_s=9999))
+    world.publishes(server(), client(A, heartbeat_s=9999))
     for _ in range(100):
         world.acts()
         world.waits(2)
@@ -137,22 +137,22 @@ def test_a_client_that_never_answers_fails_after_its_attempts_and_so_does_its_ru
 def test_a_client_that_was_away_with_its_trigger_unanswered_is_fired_at_again_under_the_same_number() -> None:
     world = World.at_start(min_clients=1)
     world.acts()
-    world.says(server(), client(A))
+    world.publishes(server(), client(A))
     world.acts()
-    world.says(will(A))
+    world.publishes(will(A))
     assert world.acts() == []
     world.waits(LIMITS.trigger_retry_s)
     assert world.acts() == []
-    world.says(client(A))
+    world.publishes(client(A))
     assert fired(world) == [(A, 1, 1)]
     assert world.run.members[A].status is M.TRIGGERED
 
 
 def test_a_new_daemon_gets_a_new_attempt() -> None:
     world = in_training(A, B)
-    world.says(server(ServerCondition.RUNNING, clients={A: ServerClient(status=M.LOST, attempt=1)}))
+    world.publishes(server(ServerCondition.RUNNING, clients={A: ServerClient(status=M.LOST, attempt=1)}))
     last = ended(Outcome.FAILED, reason="interrupted")
-    world.says(client(A, instance="i2", last_run=last))
+    world.publishes(client(A, instance="i2", last_run=last))
     assert world.acts() == [TriggerFired(A, 2, "i2", 1)]
 
 
@@ -160,14 +160,14 @@ def test_a_trigger_is_not_repeated_to_a_daemon_it_was_not_meant_for() -> None:
     world = in_training(A, B)
     world.happens(ServerUnreachable(1))
     world.acts()
-    world.says(server(launch=2), trains(A, instance="i2"), trains(B))
+    world.publishes(server(launch=2), trains(A, instance="i2"), trains(B))
     assert fired(world) == [(B, 1, 2)]
 
 
 def test_a_training_process_that_looks_for_its_server_is_left_alone() -> None:
     world = in_training(A, B)
-    world.says(server(ServerCondition.RUNNING, clients={A: ServerClient(status=M.LOST, attempt=1)}))
-    world.says(trains(A))
+    world.publishes(server(ServerCondition.RUNNING, clients={A: ServerClient(status=M.LOST, attempt=1)}))
+    world.publishes(trains(A))
     world.waits(60)
     assert world.acts() == []
 
@@ -175,27 +175,27 @@ def test_a_training_process_that_looks_for_its_server_is_left_alone() -> None:
 def test_a_busy_client_is_asked_again_when_it_is_free() -> None:
     world = World.at_start(min_clients=1)
     world.acts()
-    world.says(server(), client(A))
+    world.publishes(server(), client(A))
     world.acts()
     busy = answer(1, Answer.REJECTED, "busy with run run-0, attempt 1")
-    world.says(client(A, hand=hand(run_id="run-0"), answer=busy))
+    world.publishes(client(A, hand=hand(run_id="run-0"), answer=busy))
     world.waits(6)
     assert world.acts() == []
-    world.says(client(A, answer=busy))
+    world.publishes(client(A, answer=busy))
     assert fired(world) == [(A, 2, 1)]
 
 
 def test_a_client_that_failed_or_rejected_is_not_asked_again() -> None:
     world = in_training(A, B, C, min_clients=1)
-    world.says(client(A, last_run=ended(Outcome.FAILED, reason="ValueError")))
+    world.publishes(client(A, last_run=ended(Outcome.FAILED, reason="ValueError")))
     world.waits(60)
     assert world.acts() == []
 
 
-def test_nothing_is_said_to_clients_while_the_bus_is_not_heard() -> None:
+def test_nothing_is_published_to_clients_while_the_bus_is_disconnected() -> None:
     world = World.at_start(min_clients=1)
     world.acts()
-    world.says(server(), client(A))
+    world.publishes(server(), client(A))
     world.fleet.pause()
     assert world.acts() == []
 
@@ -210,21 +210,21 @@ def test_a_server_that_ended_without_a_final_status_is_launched_again_and_client
     assert world.acts() == []
     world.waits(0.1)
     assert world.acts() == [EndServer("SIGKILL"), ServerLaunched(2)]
-    world.says(server(launch=2))
+    world.publishes(server(launch=2))
     assert fired(world) == [(A, 1, 2), (B, 1, 2)]
-    world.says(trains(A, launch=2), trains(B, launch=2))
+    world.publishes(trains(A, launch=2), trains(B, launch=2))
     world.waits(60)
     assert world.acts() == []
 
 
-def test_an_exit_is_not_judged_before_the_bus_was_heard_for_a_while() -> None:
+def test_an_exit_is_not_judged_before_the_bus_was_connected_for_a_while() -> None:
     world = in_training(A, B)
     world.fleet.pause()
     world.happens(ServerExited(1, "exit 0"))
     world.now += 600
     assert world.acts() == []
     world.fleet.listen(world.now)
-    world.says(server(ServerCondition.FINISHED, reason="all rounds done"))
+    world.publishes(server(ServerCondition.FINISHED, reason="all rounds done"))
     assert closing(world) == RunClosed(RunOutcome.COMPLETED, "all rounds done")
 
 
@@ -247,10 +247,10 @@ def test_a_silent_server_whose_line_does_not_answer_is_replaced() -> None:
     assert world.acts() == [EndServer("silent on the bus and its line does not answer"), ServerLaunched(2)]
 
 
-def test_an_adopted_server_that_is_gone_ends_its_run_and_is_not_launched() -> None:
+def test_an_adopted_server_that_disappears_ends_its_run_and_is_not_launched() -> None:
     world = World.at_start(is_adopted=True, min_clients=1)
     assert world.acts() == []
-    world.says(client(A), server(launch=0))
+    world.publishes(client(A), server(launch=0))
     assert fired(world) == [(A, 1, 0)]
     world.happens(ServerUnreachable(0))
     assert closing(world) == RunClosed(
@@ -266,9 +266,9 @@ def test_an_adopted_server_that_is_gone_ends_its_run_and_is_not_launched() -> No
         (ServerCondition.STOPPED, RunOutcome.STOPPED),
     ],
 )
-def test_the_servers_last_word_is_the_runs_outcome(word: ServerCondition, outcome: RunOutcome) -> None:
+def test_the_servers_final_status_is_the_runs_outcome(word: ServerCondition, outcome: RunOutcome) -> None:
     world = in_training(A, B)
-    world.says(server(word, reason="because"))
+    world.publishes(server(word, reason="because"))
     assert closing(world) == RunClosed(outcome, "because")
 
 
@@ -278,8 +278,8 @@ def test_the_servers_last_word_is_the_runs_outcome(word: ServerCondition, outcom
 def test_a_run_without_enough_clients_fails_after_the_join_limit_and_names_the_missing() -> None:
     world = World.at_start(min_clients=3)
     world.acts()
-    world.says(client(A, heartbeat_s=9999), client(B, ClientCondition.CLIENT_OUT, reason="shutdown"))
-    world.says(server())
+    world.publishes(client(A, heartbeat_s=9999), client(B, ClientCondition.CLIENT_OUT, reason="shutdown"))
+    world.publishes(server())
     world.waits(LIMITS.join_s)
     assert closing(world) is None
     world.waits(0.1)
@@ -289,7 +289,7 @@ def test_a_run_without_enough_clients_fails_after_the_join_limit_and_names_the_m
 
 def test_a_run_fails_at_once_when_no_client_can_replace_the_failed() -> None:
     world = in_training(A, B)
-    world.says(client(A, last_run=ended(Outcome.FAILED, reason="Traceback\nValueError: bad data")))
+    world.publishes(client(A, last_run=ended(Outcome.FAILED, reason="Traceback\nValueError: bad data")))
     closed = closing(world)
     assert closed is not None
     assert closed.reason == f"1 of at least 2 clients; missing: {A} (failed: ValueError: bad data)"
@@ -297,30 +297,30 @@ def test_a_run_fails_at_once_when_no_client_can_replace_the_failed() -> None:
 
 def test_whom_the_server_stopped_as_it_ended_is_not_the_one_that_was_missing() -> None:
     world = World.at_start()
-    world.says(client(A), client(B))
+    world.publishes(client(A), client(B))
     world.acts()
-    world.says(server())
+    world.publishes(server())
     world.acts()
-    world.says(trains(A))
+    world.publishes(trains(A))
     ending = "run failed: too few clients: 1 after 3 s, 2 needed"
-    world.says(client(A, last_run=ended(Outcome.STOPPED, reason=ending)))  # another topic: it may come first
+    world.publishes(client(A, last_run=ended(Outcome.STOPPED, reason=ending)))  # another topic: it may come first
     assert closing(world) is None
-    world.says(server(ServerCondition.FAILED, reason="too few clients: 1 after 3 s, 2 needed"))
+    world.publishes(server(ServerCondition.FAILED, reason="too few clients: 1 after 3 s, 2 needed"))
     reason = f"too few clients: 1 after 3 s, 2 needed; never joined: {B} (triggered)"
     assert closing(world) == RunClosed(RunOutcome.FAILED, reason)
 
 
 def test_another_idle_client_makes_up_for_a_failed_one() -> None:
     world = in_training(A, B)
-    world.says(client(C), client(D))
+    world.publishes(client(C), client(D))
     assert world.acts() == []
-    world.says(client(A, last_run=ended(Outcome.FAILED, reason="no")))
+    world.publishes(client(A, last_run=ended(Outcome.FAILED, reason="no")))
     assert world.acts() == [ClientChosen(C), TriggerFired(C, 1, "i1", 1)]
 
 
 def test_a_lost_client_is_waited_for_during_the_join_limit() -> None:
     world = in_training(A, B)
-    world.says(server(ServerCondition.RUNNING, clients={A: ServerClient(status=M.LOST, attempt=1, reason="line")}))
+    world.publishes(server(ServerCondition.RUNNING, clients={A: ServerClient(status=M.LOST, attempt=1, reason="line")}))
     world.waits(LIMITS.join_s)
     assert closing(world) is None
     world.waits(0.1)
@@ -329,7 +329,7 @@ def test_a_lost_client_is_waited_for_during_the_join_limit() -> None:
 
 def test_a_finished_client_counts_for_the_quorum() -> None:
     world = in_training(A, B)
-    world.says(client(A, last_run=ended()))
+    world.publishes(client(A, last_run=ended()))
     world.waits(500)
     assert closing(world) is None
 
@@ -346,7 +346,7 @@ def test_the_run_limit_ends_a_run_even_while_the_bus_is_disconnected() -> None:
 
 def test_a_stopped_run_ends_its_server_and_stops_clients_that_train_or_may_still_read_its_trigger() -> None:
     world = in_training(A, B, min_clients=1, join="open")
-    world.says(client(C))
+    world.publishes(client(C))
     world.acts()
     world.happens(StopRequested("enough"))
     actions = world.acts()
@@ -356,18 +356,18 @@ def test_a_stopped_run_ends_its_server_and_stops_clients_that_train_or_may_still
     assert stops == {A: 1, B: 1, C: 1}
 
 
-def test_who_trains_on_is_told_to_stop_again_and_who_is_done_is_not() -> None:
+def test_a_client_that_trains_on_gets_the_stop_again_and_one_that_has_ended_does_not() -> None:
     world = in_training(A, B)
     world.happens(StopRequested("enough"))
     world.acts()
-    world.says(client(B, last_run=ended(Outcome.STOPPED)))
+    world.publishes(client(B, last_run=ended(Outcome.STOPPED)))
     world.waits(LIMITS.trigger_retry_s)
     assert [each for each in world.acts() if isinstance(each, StopSent)] == [StopSent(A, 1, "run stopped: enough")]
 
 
 def test_clients_of_a_completed_run_have_a_grace_to_end_by_themselves() -> None:
     world = in_training(A, B)
-    world.says(server(ServerCondition.FINISHED))
+    world.publishes(server(ServerCondition.FINISHED))
     assert not any(isinstance(each, StopSent | EndServer) for each in world.acts())
     world.waits(LIMITS.close_grace_s)
     assert [type(each) for each in world.acts()][:3] == [EndServer, StopSent, StopSent]
@@ -376,7 +376,7 @@ def test_clients_of_a_completed_run_have_a_grace_to_end_by_themselves() -> None:
 def test_a_client_that_the_server_saw_failing_has_a_grace_to_publish_the_reason_itself() -> None:
     world = in_training(A, B)
     failed = ServerClient(status=M.FAILED, attempt=1, reason="ValueError: bad data")
-    world.says(server(ServerCondition.RUNNING, clients={A: failed}))
+    world.publishes(server(ServerCondition.RUNNING, clients={A: failed}))
     stops = [each.client_mac for each in world.acts() if isinstance(each, StopSent)]
     assert stops == [B]
     world.waits(LIMITS.close_grace_s)
@@ -385,11 +385,11 @@ def test_a_client_that_the_server_saw_failing_has_a_grace_to_publish_the_reason_
 
 def test_a_client_that_comes_back_with_a_closed_run_gets_a_stop() -> None:
     world = in_training(A, B)
-    world.says(will(A))
+    world.publishes(will(A))
     world.happens(StopRequested("enough"))
     world.acts()
     world.waits(100)
-    world.says(trains(A))
+    world.publishes(trains(A))
     assert StopSent(A, 1, "run stopped: enough") in world.acts()
 
 
@@ -430,7 +430,7 @@ def play(world: World, rng: Random) -> None:
         case 3 | 4:
             world.fleet.listen(world.now)
         case _:
-            world.says(random_word(world, rng))
+            world.publishes(random_word(world, rng))
     world.waits(rng.choice([0.1, 3.0, 20.0]))
 
 
@@ -525,13 +525,13 @@ def test_planning_changes_neither_run_nor_fleet() -> None:
 def test_a_member_that_was_given_up_is_not_planned_for() -> None:
     world = World.at_start(min_clients=1, clients=(A, B))
     world.acts()
-    world.says(server(), client(A, heartbeat_s=9999), client(B, heartbeat_s=9999))
+    world.publishes(server(), client(A, heartbeat_s=9999), client(B, heartbeat_s=9999))
     for _ in range(60):
         world.acts()
         world.waits(2)
-        world.says(trains(B))
+        world.publishes(trains(B))
     assert MemberGaveUp(A, M.FAILED, "after 3 attempts: no answer to its trigger") in world.done
-    world.says(client(A))
+    world.publishes(client(A))
     assert world.acts() == []
 
 

@@ -32,29 +32,29 @@ def reason_of(world: World) -> str:
 
 def test_a_lack_of_clients_is_reported_at_once_with_the_clients_that_cannot_train_now() -> None:
     world = World.at_start(min_clients=10)
-    world.says(client(A), client(B), client(C))
+    world.publishes(client(A), client(B), client(C))
     assert waiting(world) == "waits for clients: 3 idle, 10 needed"
-    world.says(will(C), client(B, hand=hand(run_id="another")))
+    world.publishes(will(C), client(B, hand=hand(run_id="another")))
     assert waiting(world) == "waits for clients: 1 idle, 10 needed; 1 out, 1 training another run"
 
 
 def test_a_run_with_enough_clients_reports_no_wait_and_reports_it_again_when_one_is_lost() -> None:
     world = World.at_start()
-    world.says(client(A), client(B))
+    world.publishes(client(A), client(B))
     assert waits_for(world.run, world.fleet) is None
     world.reaches_training(A, B)
     assert waits_for(world.run, world.fleet) is None
-    world.says(server(clients={A: ServerClient(status=MemberCondition.LOST, attempt=1, reason="line")}))
+    world.publishes(server(clients={A: ServerClient(status=MemberCondition.LOST, attempt=1, reason="line")}))
     assert waiting(world) == f"waits for clients: 0 idle, 2 needed; 1 in the run, {A} (lost: line)"
 
 
 def test_a_requested_client_that_was_never_seen_is_named() -> None:
     world = World.at_start(clients=(A, B))
-    world.says(client(A))
+    world.publishes(client(A))
     assert waiting(world) == f"waits for clients: 1 idle, 2 needed; {B} (never seen)"
 
 
-def test_nothing_is_said_by_who_cannot_hear_the_bus() -> None:
+def test_no_wait_is_reported_while_the_bus_is_disconnected() -> None:
     world = World.at_start(min_clients=10)
     world.fleet.pause()
     assert waits_for(world.run, world.fleet) is None
@@ -72,9 +72,9 @@ def test_what_a_run_waits_for_is_its_reason_until_it_ends() -> None:
 
 def a_run_of_two() -> World:
     world = World.at_start()
-    world.says(client(A), client(B))
+    world.publishes(client(A), client(B))
     world.acts()
-    world.says(server())
+    world.publishes(server())
     world.acts()
     return world
 
@@ -83,13 +83,13 @@ def a_run_of_two() -> World:
 def test_whom_the_server_has_had_is_not_called_one_that_never_joined(said: MemberCondition) -> None:
     world = a_run_of_two()
     seen = {A: ServerClient(status=said, attempt=1, phase=Phase.EVALUATING)}
-    world.says(server(ServerCondition.FAILED, reason=TOO_FEW, clients=seen))
+    world.publishes(server(ServerCondition.FAILED, reason=TOO_FEW, clients=seen))
     assert reason_of(world) == f"{TOO_FEW}; never joined: {B} (triggered)"
 
 
 def test_a_servers_own_crash_names_no_client() -> None:
     world = a_run_of_two()
-    world.says(server(ServerCondition.FAILED, reason="ZeroDivisionError: division by zero"))
+    world.publishes(server(ServerCondition.FAILED, reason="ZeroDivisionError: division by zero"))
     assert reason_of(world) == "ZeroDivisionError: division by zero"
 
 
@@ -105,9 +105,9 @@ LATE = [
 @pytest.mark.parametrize("word", LATE)
 def test_a_slow_device_is_left_out_of_a_short_run_whatever_it_reports_first(word: ClientStatus) -> None:
     world = a_run_of_two()
-    world.says(trains(A), client(B, hand=hand(phase=Phase.STARTING), answer=answer()))
+    world.publishes(trains(A), client(B, hand=hand(phase=Phase.STARTING), answer=answer()))
     world.happens(RunClosed(RunOutcome.COMPLETED, "all rounds done"))
-    world.says(word)
+    world.publishes(word)
     left_out = world.run.members[B]
     assert (left_out.status, left_out.reason) == (
         MemberCondition.STOPPED,
@@ -118,17 +118,17 @@ def test_a_slow_device_is_left_out_of_a_short_run_whatever_it_reports_first(word
 def test_a_training_that_failed_by_itself_after_the_runs_end_keeps_its_reason() -> None:
     world = a_run_of_two()
     world.happens(RunClosed(RunOutcome.COMPLETED, "all rounds done"))
-    world.says(client(B, last_run=ended(Outcome.FAILED, reason="ImportError: torch")))
+    world.publishes(client(B, last_run=ended(Outcome.FAILED, reason="ImportError: torch")))
     assert (world.run.members[B].status, world.run.members[B].reason) == (MemberCondition.FAILED, "ImportError: torch")
 
 
 def test_a_stopped_client_has_the_reason_of_the_stopped_run_and_not_a_signal() -> None:
     world = a_run_of_two()
-    world.says(trains(A), trains(B))
+    world.publishes(trains(A), trains(B))
     world.happens(StopRequested("seen enough"))
     world.acts()
     said = {A: ServerClient(status=MemberCondition.STOPPED, attempt=1, reason="run stopped: SIGTERM")}
-    world.says(server(ServerCondition.STOPPED, reason="SIGTERM", clients=said))
-    world.says(client(B, last_run=ended(Outcome.STOPPED, reason="run stopped: SIGTERM")))
+    world.publishes(server(ServerCondition.STOPPED, reason="SIGTERM", clients=said))
+    world.publishes(client(B, last_run=ended(Outcome.STOPPED, reason="run stopped: SIGTERM")))
     assert {member.reason for member in world.run.members.values()} == {"run stopped: seen enough"}
     assert (world.run.reason, world.run.spec.task_id, world.run.spec.limits) == ("seen enough", TASK, LIMITS)

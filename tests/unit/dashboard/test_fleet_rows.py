@@ -23,7 +23,7 @@ class Scene:
         self.news = Subscription(frozenset(LOAD_TOPICS))
         self.rows = FleetRows(self.bus_reader, self.news)
 
-    def hears(self, mac: str, seq: int, **changes: Any) -> None:
+    def receives(self, mac: str, seq: int, **changes: Any) -> None:
         status = ClientStatus(
             instance="i", epoch=1, seq=seq, at=utc_now(), heartbeat_s=60, task_id=TASK, client_mac=mac,
             status=changes.pop("status", ClientCondition.ONLINE), **changes,
@@ -33,11 +33,11 @@ class Scene:
 
 def test_only_who_has_changed_gets_another_row() -> None:
     scene = Scene()
-    scene.hears(A, 1)
-    scene.hears(B, 1)
+    scene.receives(A, 1)
+    scene.receives(B, 1)
     first = dict(scene.rows.current())
     assert set(first) == {(TASK, A), (TASK, B)}
-    scene.hears(B, 2, status=ClientCondition.CLIENT_OUT, reason="lost")
+    scene.receives(B, 2, status=ClientCondition.CLIENT_OUT, reason="lost")
     then = scene.rows.current()
     assert then[TASK, A] is first[TASK, A]
     assert (then[TASK, B]["status"], then[TASK, B]["reason"]) == ("Offline", "lost")
@@ -46,15 +46,15 @@ def test_only_who_has_changed_gets_another_row() -> None:
 def test_a_reported_load_is_shown_in_the_row_of_a_training_client() -> None:
     scene = Scene()
     run = CurrentRun(run_id="r", attempt=1, launch=1, phase=Phase.TRAINING, round=1)
-    scene.hears(A, 1, status=ClientCondition.TRAIN_STARTED, run=run)
+    scene.receives(A, 1, status=ClientCondition.TRAIN_STARTED, run=run)
     told = {"kind": "system", "values": {"cpu": 50.0, "memory": 10.0}}
     scene.news.put(FleetChange(kind=ChangeTopic.METRICS, task_id=TASK, client_mac=A, make_record=lambda: told))
     assert scene.rows.current()[TASK, A]["load"] == "CPU 50 %, mem 10 %"
 
 
-def test_whoever_is_forgotten_has_no_row() -> None:
+def test_a_forgotten_client_has_no_row() -> None:
     scene = Scene()
-    scene.hears(A, 1)
+    scene.receives(A, 1)
     assert scene.rows.current()
     del scene.bus_reader.fleet.clients[TASK, A]
     assert scene.rows.current() == {}

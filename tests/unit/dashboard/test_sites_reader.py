@@ -71,7 +71,7 @@ async def test_what_a_site_answers_is_its_own_problem(answers: dict[str, Any], m
     assert (states["s1"].problem, states["s1"].health is not None) == (None, True)
 
 
-async def test_an_error_that_nobody_foresaw_is_logged_once(
+async def test_an_unexpected_error_is_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def fail(_: AsyncManagerClient) -> Any:

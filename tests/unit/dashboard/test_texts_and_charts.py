@@ -56,7 +56,7 @@ def test_a_clients_condition_is_one_label_and_its_reason(changes: dict[str, Any]
     assert (label_of(client(**changes)), reason_of(client(**changes))) == (word, why)
 
 
-def test_somebody_who_is_away_has_no_phase_and_no_load() -> None:
+def test_an_offline_client_has_no_phase_and_no_load() -> None:
     load = {"cpu": 12.4, "memory": 50.0}
     row = row_of(client(presence="out", reason="lost"), load)
     assert (row["status"], row["phase"], row["round"], row["load"]) == ("Offline", "", None, "")
@@ -114,7 +114,7 @@ def test_a_lane_shows_what_a_client_did_and_where_it_failed() -> None:
     assert [mark["name"] for mark in marks] == ["failed: disk gone"]
 
 
-def test_lanes_are_those_of_who_failed_first_and_no_more_than_a_picture_holds() -> None:
+def test_lanes_show_failed_clients_first_and_no_more_than_a_chart_holds() -> None:
     statuses = {f"{number:03}": "training" for number in range(99)} | {"098": "failed", "097": "lost"}
     chosen = charts.choose_lanes(statuses)
     assert chosen[:3] == ["098", "097", "000"]

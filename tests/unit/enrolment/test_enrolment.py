@@ -203,12 +203,12 @@ def test_a_device_has_the_topics_of_its_tasks_and_no_pattern_of_before_gives_it_
     assert not any(line.startswith("pattern") for line in acl.read_text().splitlines()[1:])
 
 
-def test_the_register_is_the_same_for_whoever_opens_it(fleet: FleetFolder) -> None:
+def test_the_register_is_the_same_for_every_process_that_opens_it(fleet: FleetFolder) -> None:
     fleet.enrol(device())
     assert FleetFolder(fleet.folder).list_identities() == fleet.list_identities()
 
 
-def test_two_who_enrol_at_once_lose_nobody(fleet: FleetFolder) -> None:
+def test_two_enrolments_at_once_lose_no_identity(fleet: FleetFolder) -> None:
     other = FleetFolder(fleet.folder)
     fleet.enrol(device("02:00:00:00:00:01"))
     other.enrol(device("02:00:00:00:00:02"))
@@ -231,7 +231,7 @@ def test_what_is_there_is_never_overwritten(fleet: FleetFolder) -> None:
         fleet.enrol(EnrolmentRequest(role=Role.MANAGER, name="manager"))
 
 
-def test_errors_say_what_to_do(fleet: FleetFolder, tmp_path: Path) -> None:
+def test_errors_name_what_to_do(fleet: FleetFolder, tmp_path: Path) -> None:
     with pytest.raises(NoFleetError, match="fleet init"):
         FleetFolder(tmp_path / "nowhere")
     with pytest.raises(UnknownIdentityError, match="fleet list"):
@@ -241,7 +241,7 @@ def test_errors_say_what_to_do(fleet: FleetFolder, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../x", "a b", "a:b", "+", "#", "aa-bb-cc-dd-ee-ff", "broker", "x" * 64])
-def test_names_that_would_open_another_door_are_refused(fleet: FleetFolder, name: str) -> None:
+def test_names_that_would_give_other_rights_are_refused(fleet: FleetFolder, name: str) -> None:
     with pytest.raises(NameRefusedError):
         fleet.enrol(EnrolmentRequest(role=Role.DASHBOARD, name=name))
 
@@ -253,7 +253,7 @@ def test_a_task_cannot_widen_a_rule(fleet: FleetFolder, task: str) -> None:
 
 
 @pytest.mark.parametrize("role", [Role.DEVICE, Role.SERVER, Role.DASHBOARD])
-def test_only_the_manager_and_who_speaks_for_devices_touches_starts(role: Role) -> None:
+def test_only_the_manager_and_the_bridge_publish_or_read_starts(role: Role) -> None:
     others = [rule for rule in rules_of(role, LEVEL, ["digits"]) if "/start" in rule.topic_filter]
     assert [rule for rule in others if rule.can_write or LEVEL not in rule.topic_filter] == []
 

@@ -43,7 +43,7 @@ def test_a_device_may_do_what_the_acl_lets_it_do() -> None:
     }  # fmt: skip
 
 
-def test_who_only_reads_publishes_nothing() -> None:
+def test_a_reader_publishes_nothing() -> None:
     screen = EnrolledIdentity(name="screen", role=Role.DASHBOARD, enrolled_at=datetime.now(UTC))
     assert users_of(render_nats_users([screen]))["CN=screen"]["publish"] == {"deny": [">"]}
 

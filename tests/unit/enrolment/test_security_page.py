@@ -16,7 +16,7 @@ def test_every_test_that_the_page_names_is_there() -> None:
     assert {name for name in named if f"def {name}(" not in source} == set()
 
 
-def test_every_row_of_the_threat_table_says_what_stops_it_and_how_one_knows() -> None:
+def test_every_row_of_the_threat_table_has_a_defence_and_a_test() -> None:
     table = PAGE.partition("## Threats")[2].partition("##")[0]
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")

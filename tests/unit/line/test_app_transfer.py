@@ -124,7 +124,7 @@ def test_a_link_in_the_place_of_the_file_is_not_followed(tmp_path: Path) -> None
     assert (tmp_path / "secret").read_bytes() == b""
 
 
-def test_an_address_where_nobody_is_ends_with_its_name_and_the_limit(tmp_path: Path) -> None:
+def test_an_address_without_a_listener_ends_with_its_name_and_the_limit(tmp_path: Path) -> None:
     with pytest.raises(TransferError, match=r"127\.0\.0\.1:1"):
         transfer(tmp_path / "app.part", "127.0.0.1:1", limit_s=0.2).run()
 

@@ -213,7 +213,7 @@ def test_pickled_arrays_are_refused(declared: str) -> None:
         {"dtype": "int32"},
     ],
 )
-def test_an_array_that_is_not_what_its_header_says_is_refused(change: dict[str, object]) -> None:
+def test_an_array_that_differs_from_its_header_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(FrameError):
         from_bytes(reheaded(to_bytes(arrays_message(np.ones(2, "f4"))), change))
 

@@ -76,7 +76,7 @@ def test_our_grid_is_a_whole_grid() -> None:
     assert not LineGrid.__abstractmethods__
 
 
-def test_error_codes_and_node_ids_are_what_the_line_says() -> None:
+def test_error_codes_and_node_ids_are_those_of_the_line() -> None:
     codes = (flwr_private.CLIENT_APP_RAISED, flwr_private.NODE_UNAVAILABLE, flwr_private.SERVER_NODE_ID)
     assert codes == (2, 5, 1)
     assert flwr_private.NUMPY_STYPE == "numpy.ndarray"
@@ -96,7 +96,7 @@ def test_the_manager_can_make_tokens_without_flwr() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
-def test_flwr_is_told_to_be_quiet_before_it_is_imported() -> None:
+def test_flwr_is_set_to_be_quiet_before_it_is_imported() -> None:
     code = (
         "import os, fedops_mqtt.line.codec;"
         "assert os.environ['FLWR_TELEMETRY_ENABLED'] == '0' and os.environ['FLWR_DISABLE_UPDATE_CHECK'] == '1'"

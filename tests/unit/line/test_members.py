@@ -37,7 +37,7 @@ def test_a_lost_member_comes_back_with_the_same_attempt(members: Members) -> Non
     assert members.by_mac[MAC].reason is None
 
 
-def test_an_old_session_that_ends_late_loses_nobody(members: Members) -> None:
+def test_an_old_session_that_ends_late_loses_no_client(members: Members) -> None:
     members.join(MAC, "i1", 1, "s2")
     members.attach("s2")
     assert members.detach("s1", "connection closed") == []
@@ -60,7 +60,7 @@ def test_a_lower_attempt_or_another_instance_is_refused(members: Members, instan
     assert (refused.value.status, refused.value.code) == (409, "evicted")
 
 
-def test_an_ended_attempt_is_gone_but_a_higher_one_may_join(members: Members) -> None:
+def test_an_ended_attempt_cannot_join_but_a_higher_one_can(members: Members) -> None:
     assert kinds(members.end(MAC, Outcome.FAILED, "ValueError: bad")) == ["failed"]
     with pytest.raises(LineRefusedError) as refused:
         members.check_join(MAC, "i1", 1)
@@ -84,7 +84,7 @@ def test_a_phase_is_reported_once_and_keeps_the_round(members: Members) -> None:
     assert (change.member.phase, change.member.round) == (Phase.UPLOADING, 3)
 
 
-def test_the_outcome_of_nobody_is_no_news() -> None:
+def test_the_outcome_of_an_unknown_client_changes_nothing() -> None:
     assert Members().end(MAC, Outcome.FAILED, "?") == []
 
 

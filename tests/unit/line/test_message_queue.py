@@ -18,70 +18,70 @@ def reply_to(asked: OutboundMessage) -> Message:
 
 
 @pytest.fixture
-def mailbox() -> MessageQueue:
-    mailbox = MessageQueue()
-    mailbox.post(outbound_message("a"))
-    mailbox.post(outbound_message("b"))
-    return mailbox
+def message_queue() -> MessageQueue:
+    message_queue = MessageQueue()
+    message_queue.post(outbound_message("a"))
+    message_queue.post(outbound_message("b"))
+    return message_queue
 
 
-def test_a_node_gets_its_messages_in_order_and_again_until_it_answers(mailbox: MessageQueue) -> None:
-    first = mailbox.head(7)
+def test_a_node_gets_its_messages_in_order_and_again_until_it_answers(message_queue: MessageQueue) -> None:
+    first = message_queue.head(7)
     assert first is not None
-    assert (first.message_id, mailbox.head(7)) == ("a", first)
-    assert mailbox.answer(7, "a", reply_to(first))
-    second = mailbox.head(7)
+    assert (first.message_id, message_queue.head(7)) == ("a", first)
+    assert message_queue.answer(7, "a", reply_to(first))
+    second = message_queue.head(7)
     assert second is not None
     assert second.message_id == "b"
-    assert mailbox.head(8) is None
+    assert message_queue.head(8) is None
 
 
-def test_a_reply_is_taken_once(mailbox: MessageQueue) -> None:
-    first = mailbox.head(7)
+def test_a_reply_is_taken_once(message_queue: MessageQueue) -> None:
+    first = message_queue.head(7)
     assert first is not None
-    assert mailbox.answer(7, "a", reply_to(first))
-    assert not mailbox.answer(7, "a", reply_to(first))
-    assert mailbox.was_answered(7, "a")
-    assert len(mailbox.collect(["a", "b"])) == 1
-    assert mailbox.was_answered(7, "a")
+    assert message_queue.answer(7, "a", reply_to(first))
+    assert not message_queue.answer(7, "a", reply_to(first))
+    assert message_queue.was_answered(7, "a")
+    assert len(message_queue.collect(["a", "b"])) == 1
+    assert message_queue.was_answered(7, "a")
 
 
-def test_nobody_answers_for_another_node(mailbox: MessageQueue) -> None:
-    assert not mailbox.answer(8, "a", reply_to(outbound_message("a")))
-    assert not mailbox.answer(7, "zzz", reply_to(outbound_message("zzz")))
+def test_no_node_answers_for_another(message_queue: MessageQueue) -> None:
+    assert not message_queue.answer(8, "a", reply_to(outbound_message("a")))
+    assert not message_queue.answer(7, "zzz", reply_to(outbound_message("zzz")))
 
 
-def test_what_a_lost_node_owes_is_answered_with_errors_at_once(mailbox: MessageQueue) -> None:
-    assert mailbox.fail(7, "lost") == 2
-    assert mailbox.owing(["a", "b"]) == []
-    errors = mailbox.collect(["a", "b"])
+def test_what_a_lost_node_owes_is_answered_with_errors_at_once(message_queue: MessageQueue) -> None:
+    assert message_queue.fail(7, "lost") == 2
+    assert message_queue.owing(["a", "b"]) == []
+    errors = message_queue.collect(["a", "b"])
     assert [(m.error.reason, m.metadata.reply_to_message_id, m.metadata.src_node_id) for m in errors] == [
         ("lost", "a", 7),
         ("lost", "b", 7),
     ]
-    assert mailbox.is_empty
+    assert message_queue.is_empty
 
 
-def test_a_late_reply_replaces_the_error_until_it_is_collected(mailbox: MessageQueue) -> None:
-    first = mailbox.head(7)
+def test_a_late_reply_replaces_the_error_until_it_is_collected(message_queue: MessageQueue) -> None:
+    first = message_queue.head(7)
     assert first is not None
-    mailbox.fail(7, "lost")
-    assert mailbox.answer(7, "a", reply_to(first))
-    assert not mailbox.answer(7, "a", reply_to(first))
-    collected = mailbox.collect(["a", "b"])
+    message_queue.fail(7, "lost")
+    assert message_queue.answer(7, "a", reply_to(first))
+    assert not message_queue.answer(7, "a", reply_to(first))
+    collected = message_queue.collect(["a", "b"])
     assert [message.has_error() for message in collected] == [False, True]
-    assert not mailbox.answer(7, "b", reply_to(first))
+    assert not message_queue.answer(7, "b", reply_to(first))
 
 
-def test_a_message_to_a_node_that_is_not_connected_is_an_error(mailbox: MessageQueue) -> None:
-    mailbox.refuse(outbound_message("c", 9), "not in the run")
-    assert mailbox.head(9) is None
-    assert mailbox.collect(["c"])[0].error.reason == "not in the run"
+def test_a_message_to_a_node_that_is_not_connected_is_an_error(message_queue: MessageQueue) -> None:
+    message_queue.refuse(outbound_message("c", 9), "not in the run")
+    assert message_queue.head(9) is None
+    assert message_queue.collect(["c"])[0].error.reason == "not in the run"
 
 
-def test_a_withdrawn_message_is_not_handed_out_and_its_reply_not_taken(mailbox: MessageQueue) -> None:
-    mailbox.withdraw(["a"])
-    head = mailbox.head(7)
+def test_a_withdrawn_message_is_not_handed_out_and_its_reply_not_taken(message_queue: MessageQueue) -> None:
+    message_queue.withdraw(["a"])
+    head = message_queue.head(7)
     assert head is not None
     assert head.message_id == "b"
-    assert not mailbox.answer(7, "a", reply_to(outbound_message("a")))
+    assert not message_queue.answer(7, "a", reply_to(outbound_message("a")))

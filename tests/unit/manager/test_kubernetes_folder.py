@@ -124,7 +124,7 @@ def test_every_probe_asks_a_port_of_its_container() -> None:
         assert asked <= ports
 
 
-def test_there_is_one_image_of_ours_and_its_tag_is_this_version() -> None:
+def test_there_is_one_image_of_this_project_and_its_tag_is_this_version() -> None:
     image = f"fedops-mqtt:{__version__}"
     (tag,) = KUSTOMIZATION["images"]
     assert f"{tag['name']}:{tag['newTag']}" == image

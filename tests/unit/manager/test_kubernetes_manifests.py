@@ -75,7 +75,7 @@ def test_a_job_and_its_secret_are_valid_and_only_the_secret_holds_what_is_secret
     assert pod["containers"][0]["resources"]["limits"] == {"memory": "2Gi"}
 
 
-def test_what_a_task_says_of_its_pod_is_laid_over_ours() -> None:
+def test_a_tasks_pod_settings_override_the_defaults() -> None:
     more = {"nodeSelector": {"gpu": "yes"}, "securityContext": {"runAsUser": 7}, "volumes": [{"name": "data"}]}
     wanted = KubernetesTask(image="i", pod=more, container={"volumeMounts": [{"name": "data", "mountPath": "/data"}]})
     pod = job_manifest(launch_of(TaskConfig(module="m", kubernetes=wanted)), 1)["spec"]["template"]["spec"]

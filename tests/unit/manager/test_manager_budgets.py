@@ -24,7 +24,7 @@ BAD, GOOD = "02:00:00:00:00:0b", "02:00:00:00:00:0a"
 AT = utc_now()
 
 
-def said(mac: str = BAD, task_id: str = TASK, *, seq: int = 1, is_out: bool = False, reason: str = "") -> Received:
+def published(mac: str = BAD, task_id: str = TASK, *, seq: int = 1, is_out: bool = False, reason: str = "") -> Received:
     condition = ClientCondition.CLIENT_OUT if is_out else ClientCondition.ONLINE
     status = ClientStatus(
         status=condition, reason=reason, task_id=task_id, client_mac=mac, instance="i", epoch=1, seq=seq, at=AT
@@ -54,12 +54,12 @@ def test_invented_tasks_of_one_device_are_a_few_in_the_fleet_and_nothing_in_the_
     bus_reader: BusReader, open_runs: OpenRuns
 ) -> None:
     for number in range(5_000):
-        bus_reader.apply([said(task_id=f"invented-{number}"), numbers(task_id=f"invented-{number}")], now=1.0)
-    bus_reader.apply([said(GOOD), said(BAD)], now=1.0)
+        bus_reader.apply([published(task_id=f"invented-{number}"), numbers(task_id=f"invented-{number}")], now=1.0)
+    bus_reader.apply([published(GOOD), published(BAD)], now=1.0)
     assert len(bus_reader.fleet.clients) == MAX_OTHER_TASKS + 2
     assert len(bus_reader.fleet.counts) == MAX_OTHER_TASKS + 1
     assert {event.client_mac for event in open_runs.take_batch().events} == {GOOD, BAD}
-    bus_reader.apply([Received(topics.client_status("digitz", GOOD), said(GOOD, "digitz").message, True)], now=1.0)
+    bus_reader.apply([Received(topics.client_status("digitz", GOOD), published(GOOD, "digitz").message, True)], now=1.0)
     assert bus_reader.fleet.client("digitz", GOOD) is not None, "a name that was mistyped is seen"
 
 
@@ -68,7 +68,7 @@ def test_in_the_metrics_they_are_one_series(bus_reader: BusReader, open_runs: Op
     meters = ManagerMetrics(bus_reader=bus_reader, open_runs=open_runs, connection=connection)
     for number in range(1_000):
         mac = f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}"
-        bus_reader.apply([said(mac, task_id=f"invented-{number}"), said(mac)], now=1.0)
+        bus_reader.apply([published(mac, task_id=f"invented-{number}"), published(mac)], now=1.0)
     text = asyncio.run(meters.exposition()).decode()
     assert "invented" not in text
     assert f'fedops_clients{{presence="online",status="online",task_id="{OTHER_TASKS}"}} 1000.0' in text
@@ -93,16 +93,16 @@ def test_a_flood_of_statuses_is_dropped_and_a_later_status_of_its_sender_is_acce
     bus_reader: BusReader, open_runs: OpenRuns
 ) -> None:
     for seq in range(10_000):
-        bus_reader.apply([said(seq=seq, is_out=bool(seq % 2), reason="x" * 4096)], now=seq / 10_000)
+        bus_reader.apply([published(seq=seq, is_out=bool(seq % 2), reason="x" * 4096)], now=seq / 10_000)
     assert bus_reader.num_over_budget >= 10_000 - STATUSES_AT_ONCE - STATUSES_PER_S
     assert len(open_runs.take_batch().events) <= STATUSES_AT_ONCE + STATUSES_PER_S
-    bus_reader.apply([said(GOOD), said(seq=10_001)], now=2.0)
+    bus_reader.apply([published(GOOD), published(seq=10_001)], now=2.0)
     assert bus_reader.fleet.num_here == 2
 
 
 def test_a_daemon_that_trains_as_fast_as_it_can_is_never_dropped(bus_reader: BusReader) -> None:
     for seq in range(1, 10_000):
-        bus_reader.apply([said(seq=seq)], now=seq / 5)
+        bus_reader.apply([published(seq=seq)], now=seq / 5)
     assert bus_reader.num_over_budget == 0
 
 

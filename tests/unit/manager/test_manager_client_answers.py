@@ -52,7 +52,7 @@ ODD = [
 
 
 @pytest.mark.parametrize(("answer", "error", "fact"), ODD)
-async def test_an_odd_answer_is_an_error_that_says_so(
+async def test_an_unexpected_answer_is_an_error_that_describes_it(
     url: str, answer: tuple[int, bytes], error: type[Exception], fact: str
 ) -> None:
     Odd.answer = answer
@@ -64,7 +64,7 @@ async def test_an_odd_answer_is_an_error_that_says_so(
 
 
 @pytest.mark.parametrize("url", ["http://", "ftp://host:1", "http://[::1", "host:8080", "http://\x00"])
-def test_what_is_no_url_is_said(url: str) -> None:
+def test_an_invalid_url_is_reported(url: str) -> None:
     with pytest.raises((ManagerUrlError, ManagerUnreachableError)), ManagerClient(url) as manager:
         manager.health()
 

@@ -64,7 +64,7 @@ def new_run(run_id: str = "run-1", **changes: object) -> Run:
     return Run(spec=replace(spec, **changes), created_at=1000.25)  # type: ignore[arg-type]
 
 
-def word(**changes: object) -> ServerStatus:
+def server_status(**changes: object) -> ServerStatus:
     known = ServerStatus(
         status=ServerCondition.RUNNING, task_id="digits", run_id="run-1", launch=1, server_ip="[::1]:9000",
         instance="s", epoch=3, seq=2, at=utc_now(), metrics={"loss": float("nan"), "accuracy": 0.1 + 0.2},
@@ -81,7 +81,9 @@ events: st.SearchStrategy[RunEvent] = st.one_of(
     st.builds(ServerExited, st.integers(1, 3), st.text(max_size=20)),
     st.builds(StopRequested, st.text(min_size=1, max_size=20)),
     st.builds(RunClosed, st.sampled_from(RunOutcome), st.text(max_size=20)),
-    st.builds(lambda status, reason: word(status=status, reason=reason), st.sampled_from(ServerCondition), st.text()),
+    st.builds(
+        lambda status, reason: server_status(status=status, reason=reason), st.sampled_from(ServerCondition), st.text()
+    ),
 )
 
 
@@ -270,7 +272,7 @@ def test_a_round_that_is_delivered_twice_is_one_row_of_the_last_launch(journal: 
     assert [row["metrics"] for row in journal.reader.list_rounds("run-1")] == [{"loss": 0.4}]
 
 
-def test_the_rounds_of_a_run_that_is_not_ours_are_not_written(journal: Journal) -> None:
+def test_the_rounds_of_an_unknown_run_are_not_written(journal: Journal) -> None:
     open_runs = OpenRuns([])
     open_runs.note_round(ServerMetrics(task_id="digits", run_id="stranger", round=1, at=utc_now()), 1.0)
     assert not open_runs.take_batch()

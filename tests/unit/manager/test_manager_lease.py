@@ -215,7 +215,9 @@ async def test_who_waits_looks_outside_the_loop_and_can_be_stopped(journal: Jour
     assert threading.main_thread().name not in threads
 
 
-async def test_who_waits_says_so_once_and_leads_when_the_lease_is_free(journal: Journal, tmp_path: Path) -> None:
+async def test_a_waiting_manager_reports_it_once_and_leads_when_the_lease_is_free(
+    journal: Journal, tmp_path: Path
+) -> None:
     path = tmp_path / "lock"
     said: asyncio.Queue[str] = asyncio.Queue()
     with FileLease(path, journal.engine, "pid 1") as first, FileLease(path, journal.engine, "pid 2") as second:
@@ -230,7 +232,7 @@ async def test_who_waits_says_so_once_and_leads_when_the_lease_is_free(journal: 
         assert said.empty()
 
 
-def test_of_what_fails_together_the_lost_lease_is_why_a_manager_ends_and_a_fault_of_ours_is_not_hidden() -> None:
+def test_of_several_failures_the_lost_lease_ends_a_manager_and_no_other_fault_is_hidden() -> None:
     lost, conflict, fault = LeaseLostError("b"), ConflictingInstanceError("a/topic", "a", "b"), KeyError("x")
     assert cause_of(ExceptionGroup("", [conflict, ExceptionGroup("", [OSError(), lost])])) is lost
     assert cause_of(ExceptionGroup("", [lost, ExceptionGroup("", [fault])])) is fault

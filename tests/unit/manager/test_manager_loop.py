@@ -60,7 +60,7 @@ def trains(task_id: str, run_id: str) -> Received:
     return Received(topics.client_status(task_id, A), status, is_retained=False)
 
 
-async def test_who_saw_a_run_change_waits_until_the_database_has_it(journal: Journal) -> None:
+async def test_a_change_of_a_run_is_shown_only_after_the_database_has_it(journal: Journal) -> None:
     journal.add_run(JournaledRun(run=a_run(), secret=b"s"))
     open_runs = OpenRuns(journal.open_runs())
     await open_runs.wait_written()

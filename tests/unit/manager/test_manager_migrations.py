@@ -77,7 +77,7 @@ def test_a_journal_of_a_newer_program_is_left_alone(database_url: str, table: st
         pass
 
 
-def test_a_program_before_alembic_sees_that_the_database_is_not_its_own(database_url: str) -> None:
+def test_a_program_before_alembic_detects_that_the_database_is_not_its_own(database_url: str) -> None:
     write_journal_of_0_1_0(database_url)
     for _ in range(2):
         with Journal(database_url) as journal, journal.engine.connect() as connection:

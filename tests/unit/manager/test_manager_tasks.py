@@ -37,7 +37,7 @@ def test_a_task_defines_how_its_server_is_started_and_what_a_run_needs(tmp_path:
     assert digits.cwd == tmp_path, "relative to the file"
 
 
-def test_rounds_that_no_file_says_are_the_servers_own(tmp_path: Path) -> None:
+def test_rounds_that_no_file_sets_are_the_servers_own(tmp_path: Path) -> None:
     assert tasks_of(tmp_path, "[tasks.digits]\nmodule = 'fedops_mqtt.demo.server'")["digits"].num_rounds is None
 
 

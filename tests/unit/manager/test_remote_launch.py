@@ -96,7 +96,7 @@ def test_the_final_status_that_a_server_kept_is_in_the_last_line(far: Far) -> No
     assert ending(output) == {"status": 0, "final_status": "said"}
 
 
-def test_the_last_line_is_a_line_of_its_own_and_has_the_orders_nonce_whoever_copies_it(far: Far) -> None:
+def test_the_last_line_is_a_line_of_its_own_and_has_the_nonce_of_its_launch_in_every_copy(far: Far) -> None:
     output, _ = far.start("printf 'no newline'", nonce="n0nce").communicate(timeout=WAIT)
     for copied in (output, far.run("attach", "r1", "1", "0").stdout):
         first, last = copied.decode().splitlines()
@@ -120,7 +120,7 @@ def test_a_server_outlives_the_reader_of_its_log_and_is_read_again_from_any_byte
     assert not far.is_alive()
 
 
-def test_the_end_of_whoever_started_it_ends_no_server(far: Far) -> None:
+def test_the_end_of_the_process_that_started_it_ends_no_server(far: Far) -> None:
     process = far.start("sleep 600")
     far.pid()
     process.kill()
@@ -159,7 +159,7 @@ def test_a_full_disk_hides_no_server_and_keeps_none_from_its_end(far: Far) -> No
     assert not (path / "files").exists(), "no secret stays"
 
 
-def test_a_claim_that_a_power_cut_has_emptied_is_of_nobody(far: Far) -> None:
+def test_a_claim_that_a_power_cut_has_emptied_has_no_owner(far: Far) -> None:
     path = far.folder / "launches" / "r1.1"
     path.mkdir(parents=True)
     (path / "claim.json").touch()

@@ -64,13 +64,13 @@ def test_a_round_has_the_fields_of_fedops(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tested["test_loss"], tested["test_accuracy"]) == (2.0, 0.5)
 
 
-def test_an_assignment_says_the_fields_of_fedops() -> None:
+def test_an_assignment_has_the_fields_of_fedops() -> None:
     with publishing_through(tape := Tape()):
         ClientServerAPI("t").put_cluster_assign(ME[1], 2)
     assert set(tape.told[0][2]) == FIELDS["FLSe/cluster"]
 
 
-def test_what_wandb_measured_is_told_a_message_a_sample_under_fedops_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_samples_are_published_one_message_each_under_fedops_names(monkeypatch: pytest.MonkeyPatch) -> None:
     samples = [dict.fromkeys(SYSTEM_FIELDS, at + 0.5) for at in range(2)]
     asked: list[str] = []
 

@@ -66,7 +66,7 @@ def test_any_text_is_a_topic_or_our_error(text: str) -> None:
         "$SYS/broker/uptime",
     ],
 )
-def test_what_is_no_topic_of_ours(text: str) -> None:
+def test_other_topics_are_refused(text: str) -> None:
     with pytest.raises(TopicError):
         parse_topic(text)
 

@@ -225,7 +225,7 @@ def test_a_message_over_the_limit_is_not_sent() -> None:
     ("payload", "problem"),
     [(b"", "not JSON"), (b"[]", "payload"), (b"\xff\xfe", "not JSON"), (b'{"status": "asleep"}', "status")],
 )
-def test_the_error_says_what_is_wrong(payload: bytes, problem: str) -> None:
+def test_the_error_names_what_is_wrong(payload: bytes, problem: str) -> None:
     with pytest.raises(MalformedMessageError, match=problem):
         decode(topics.client_status(TASK, MAC), payload)
 

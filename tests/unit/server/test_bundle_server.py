@@ -52,7 +52,7 @@ def test_what_only_the_devices_need_is_not_asked_of_the_manager(
         ("delivered_server_seven", b"import nothing_here", NEEDY, "no-such-package-here"),
     ],
 )
-def test_what_cannot_run_is_said(
+def test_a_bundle_that_cannot_run_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: bytes, project: str, fact: str
 ) -> None:
     with pytest.raises(BundleServerError, match=fact):

@@ -16,7 +16,7 @@ def snapshot() -> ServerSnapshot:
     return ServerSnapshot(task_id="t", run_id="r", launch=1, instance="i", heartbeat_s=60.0, agent={})
 
 
-def test_the_reader_is_missed_though_nothing_is_said(snapshot: ServerSnapshot) -> None:
+def test_a_missing_reader_is_detected_though_nothing_is_written(snapshot: ServerSnapshot) -> None:
     read, write = os.pipe()
     gone: queue.Queue[str] = queue.Queue()
     with PipeStatusPublisher(snapshot, descriptor=write, on_departed=gone.put):

@@ -23,7 +23,7 @@ def test_cfg_outranks_the_environment_of_a_server_started_by_hand() -> None:
     assert check_run_id(plan.run_id).startswith("cfg-")
 
 
-def test_whoever_launched_the_server_outranks_cfg(tmp_path: Path) -> None:
+def test_settings_of_the_launcher_override_cfg(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("0a0b\n")
     settings = ServerSettings(task_id="env", run_id="r", launch=2, num_rounds=3, run_secret_file=secret)
@@ -70,7 +70,7 @@ def test_limits_and_compression_are_the_settings() -> None:
     assert make_compression(ServerSettings()) is None
 
 
-def test_clients_are_told_what_fedops_tells_them() -> None:
+def test_clients_get_the_configuration_that_fedops_gives_them() -> None:
     assert fit_config(CFG, 7) == {"batch_size": 32, "local_epochs": 2, "num_rounds": 7}
     assert fit_config(None, 7) == {}
 
@@ -86,7 +86,7 @@ def test_rounds_of_a_run_that_are_no_number_are_refused() -> None:
         make_plan(ServerSettings(task_id="t", run_config='num-server-rounds="many"'), None)
 
 
-def test_it_is_known_whether_anybody_said_how_many_rounds() -> None:
+def test_a_plan_knows_whether_the_number_of_rounds_was_set() -> None:
     assert not make_plan(ServerSettings(task_id="t"), None).is_num_rounds_set
     assert make_plan(ServerSettings(task_id="t", num_rounds=3), None).is_num_rounds_set
     assert make_plan(ServerSettings(task_id="t"), {"num_rounds": 4}).is_num_rounds_set

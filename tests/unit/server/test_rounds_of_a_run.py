@@ -51,7 +51,7 @@ def test_an_evaluation_that_works_in_place_does_not_change_what_is_stored() -> N
     assert stored == 1
 
 
-def test_metrics_that_come_after_the_rounds_end_are_told_at_once() -> None:
+def test_metrics_that_come_after_the_rounds_end_are_reported_at_once() -> None:
     recorded = RecordedHooks()
     rounds = Rounds(num_rounds=1, hooks=recorded.hooks())
     rounds.start(1)

@@ -58,7 +58,7 @@ def test_fedops_evaluation_and_times_become_metrics_under_their_own_names() -> N
     assert (second.round, second.run_id, second.launch, second.metrics) == (3, "r", 2, {"server_operation_time": 12.5})
 
 
-def test_made_as_fedops_makes_it_it_speaks_through_the_server_of_this_process() -> None:
+def test_made_as_fedops_makes_it_it_publishes_through_the_server_of_this_process() -> None:
     tape = Tape()
     with publishing_through(tape):
         ServerAPI("t").put_fl_round_fin()
@@ -94,14 +94,14 @@ def test_status_and_will_go_over_the_wire() -> None:
         ({"outcome": Outcome.STOPPED}, MemberCondition.STOPPED),
     ],
 )
-def test_where_a_member_stands_is_said(facts: dict[str, Any], status: MemberCondition) -> None:
+def test_the_condition_of_a_member_is_published(facts: dict[str, Any], status: MemberCondition) -> None:
     member = LineMember(mac="02:00:00:00:00:01", node_id=5, instance="d", attempt=3, session="s", phase=Phase.TRAINING)
     said = client_of(replace(member, **facts))
     assert (said.status, said.attempt) == (status, 3)
     assert said.phase == (None if "outcome" in facts else Phase.TRAINING)
 
 
-def test_whatever_a_program_says_by_fedops_calls_is_told_and_nothing_raises() -> None:
+def test_any_value_passed_to_fedops_calls_is_published_and_nothing_raises() -> None:
     tape = Tape()
     api = ServerAPI("t", tape)
     api.put_gl_model_evaluation({"round": -1, "gl_loss": 10**400, "run_time_by_round": "fast", "gl_model_v": "x"})

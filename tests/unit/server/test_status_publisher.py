@@ -39,7 +39,7 @@ def announcer(snapshot: ServerSnapshot, kept: list[ServerStatus], *, is_broken: 
     )
 
 
-def test_an_error_of_any_kind_at_its_start_reaches_whoever_waits_for_it() -> None:
+def test_an_error_of_any_kind_at_its_start_reaches_the_caller_that_waits_for_it() -> None:
     with pytest.raises(IdentityError), announcer(dataclasses.replace(SNAPSHOT, task_id="no task"), []):
         pass
 

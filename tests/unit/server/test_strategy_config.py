@@ -90,7 +90,7 @@ def test_partial_and_positional_arguments() -> None:
         ({"_target_": "builtins.dict"}, "no strategy"),
     ],
 )
-def test_what_cannot_be_made_is_said(described: Any, problem: str) -> None:
+def test_a_strategy_that_cannot_be_made_is_reported(described: Any, problem: str) -> None:
     with pytest.raises(ServerConfigError, match=problem):
         make(described)
 
