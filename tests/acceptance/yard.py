@@ -43,6 +43,12 @@ async def eventually(look: Callable[[], T], *, timeout_s: float = TIMEOUT_S) -> 
         await asyncio.sleep(POLL_S)
 
 
+def peak_bytes(pid: int) -> int:
+    """Return the most that a process ever had resident."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
 class Installed:
     """One process; what it says goes to files, so that nothing blocks and everything can be read later."""
 

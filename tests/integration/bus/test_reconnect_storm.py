@@ -84,4 +84,3 @@ async def test_a_restarted_broker_meets_each_client_once(task_id: str, is_orderl
         await all_back(members)
         assert {member.num_connected for member in members} == {1}
         assert max(member.num_said for member in members) <= 2  # its birth, and one repair of a late will
-        assert sum(member.num_said for member in members) < 1.5 * SIZE

@@ -124,11 +124,12 @@ async def test_a_fleet_shows_presence_by_lease_and_no_late_will(broker: Mosquitt
         fedops_mqtt.connect(broker.url, options=QUICK) as bus,
         aclosing(bus.fleet(task_id)) as changes,
     ):
-        await bus.publish(topic, lively.model_copy(update={"heartbeat_s": 0.5}))
+        await bus.publish(topic, lively)
         (view,) = (await anext(changes)).clients()
         assert view.status.client_name == "device"
         assert not view.is_out
         await bus.publish(topic, status(task_id, ClientCondition.CLIENT_OUT, epoch=1, reason="lost"))
+        await bus.publish(topic, lively.model_copy(update={"heartbeat_s": 0.5, "seq": 100}))
         async for fleet in changes:
             (view,) = fleet.clients()
             if view.is_out:

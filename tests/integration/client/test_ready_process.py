@@ -27,12 +27,19 @@ def waiting(folder: Path) -> list[psutil.Process]:
     return found
 
 
+def has_imported_flower(process: psutil.Process) -> bool:
+    try:
+        return any("/grpc/" in each.path for each in process.memory_maps())
+    except psutil.Error:
+        return False
+
+
 async def until_waiting(folder: Path, *, other_than: int = 0) -> psutil.Process:
-    """Wait for the one process that waits: it has imported Flower when it has the memory for it."""
+    """Wait for the one process that waits: it has imported Flower when it has gRPC's library in its memory."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             ready = [process for process in waiting(folder) if process.pid != other_than]
-            if ready and ready[0].memory_info().rss > 60 * 2**20:
+            if ready and has_imported_flower(ready[0]):
                 return ready[0]
             await asyncio.sleep(0.1)
 

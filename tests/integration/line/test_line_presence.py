@@ -217,13 +217,14 @@ def test_a_strategys_own_timeout_leaves_the_client_in_the_run(lines: Lines) -> N
 
 
 def test_too_few_clients_end_the_run_with_the_names_of_those_who_left(lines: Lines) -> None:
-    server = lines.serve(min_clients=2)
+    server = lines.serve(min_clients=2, max_clients=2, limits={"rejoin_s": 0.3})
     lines.join(server, echo_app(), mac=mac_of(2))
     victim = lines.spawn(server, mode="hang")
+    lines.changes.wait("joined")
+    lines.changes.wait("joined", mac=mac_of(2))
     assert len(server.grid.get_node_ids()) == 2
     victim.process.kill()
     lines.changes.wait("lost")
-    server.grid._limits = type(server.grid._limits)(join_s=0.3)
     with pytest.raises(BelowQuorumError) as caught:
         server.grid.get_node_ids()
     assert (caught.value.present, caught.value.needed) == (1, 2)
@@ -254,11 +255,14 @@ def test_a_strategy_that_waits_for_more_than_our_minimum_is_ended_too(lines: Lin
 
 
 def test_the_run_limit_ends_a_round(lines: Lines) -> None:
-    server, gate = lines.serve(limits={"run_s": 2.0}), Gate()
+    server, gate = lines.serve(limits={"run_s": 2 * LIMIT_S}), Gate()
     lines.join(server, echo_app(gate))
-    with pytest.raises(RunEndedError, match="over its limit of 2 s"):
-        ask(server)
+    results = ask_in_thread(server)
+    gate.wait_entered()  # in the round, not in the wait for clients, which the limit ends too
+    error = results.get(timeout=WAIT_S)
     gate.opened.set()
+    assert isinstance(error, RunEndedError)
+    assert "over its limit of 10 s" in error.reason
 
 
 def test_an_interrupt_ends_a_round_and_the_clients_are_stopped(lines: Lines) -> None:

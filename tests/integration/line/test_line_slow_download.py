@@ -14,12 +14,13 @@ from line_parts import WAIT_S, Lines, a_metric, echo_app, mac_of
 
 from fedops_mqtt.line import wire
 from fedops_mqtt.line.access import make_token
-from fedops_mqtt.line.grid import BelowQuorumError
+from fedops_mqtt.line.grid import BelowQuorumError, RunEndedError
 from fedops_mqtt.line.identity import node_id_of
 from fedops_mqtt.line.server import LineServer
 
 SECRET = b"0123456789abcdef"
-JOIN_S = 4.0
+JOIN_S = 10.0
+"""Longer than any pause of a download on a busy machine."""
 APP = os.urandom(32 * 1024 * 1024)
 """More than the buffers of the two sockets hold."""
 PATH = wire.APP_PATH + hashlib.sha256(APP).hexdigest()
@@ -41,30 +42,47 @@ def download(server: LineServer, first: int = 0, mac: str = mac_of(1)) -> Iterat
         yield sock
 
 
-def read_slowly(sock: socket.socket, until: float) -> None:
+def read_slowly(sock: socket.socket, is_over: threading.Event) -> None:
     """Take a little again and again: what the line sends meanwhile, it sends in many steps."""
-    while time.monotonic() < until:
+    while not is_over.wait(0.05):
         for _ in range(4):
             assert sock.recv(16 * 1024)
-        time.sleep(0.05)
+
+
+@contextmanager
+def a_slow_client(lines: Lines, server: LineServer, began: threading.Event) -> Iterator[None]:
+    """One client receives the app, and joins once a wait of another run, which begins at the event, has timed out."""
+    is_limit_over = threading.Event()
+
+    def time_out() -> None:
+        try:
+            assert began.wait(WAIT_S)
+            with pytest.raises(BelowQuorumError):
+                lines.serve(run_id="r2", limits={"join_s": JOIN_S}).grid.get_node_ids()
+        finally:
+            is_limit_over.set()
+
+    def fetch_and_join(sock: socket.socket) -> None:
+        read_slowly(sock, is_limit_over)
+        lines.join(server, echo_app(), token=make_token(SECRET, "r1", mac_of(1)))
+
+    with download(server) as sock:
+        threads = [threading.Thread(target=time_out), threading.Thread(target=fetch_and_join, args=(sock,))]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            for thread in threads:
+                thread.join()
 
 
 def test_a_slow_download_is_not_time_in_which_a_client_could_have_joined(lines: Lines) -> None:
     server = lines.serve(join="fixed", run_secret=SECRET, app=APP, limits={"join_s": JOIN_S})
-
-    def fetch_and_join() -> None:
-        with download(server) as sock:
-            read_slowly(sock, time.monotonic() + 2.5 * JOIN_S)
-        lines.join(server, echo_app(), token=make_token(SECRET, "r1", mac_of(1)))
-
-    fetching = threading.Thread(target=fetch_and_join)
-    began = time.monotonic()
-    fetching.start()
-    try:
+    began = threading.Event()
+    with a_slow_client(lines, server, began):
+        began.set()
         assert server.grid.get_node_ids() == [node_id_of(mac_of(1))]
-        assert time.monotonic() - began > JOIN_S
-    finally:
-        fetching.join()
 
 
 @pytest.mark.long
@@ -72,21 +90,13 @@ def test_a_strategy_that_wants_more_clients_than_the_run_waits_for_a_download_to
     server = lines.serve(join="fixed", run_secret=SECRET, app=APP, limits={"join_s": JOIN_S})
     lines.join(server, echo_app(), mac=mac_of(2), token=make_token(SECRET, "r1", mac_of(2)))
     server.grid.wait_for_clients(1)
-
-    def fetch_and_join() -> None:
-        with download(server) as sock:
-            read_slowly(sock, time.monotonic() + 2.5 * JOIN_S)
-        lines.join(server, echo_app(), token=make_token(SECRET, "r1", mac_of(1)))
-
-    fetching = threading.Thread(target=fetch_and_join)
-    fetching.start()
-    try:
+    began = threading.Event()
+    with a_slow_client(lines, server, began):
         while len(nodes := server.grid.get_node_ids()) < 2:  # as `sample_nodes` of Flower's strategies asks
+            began.set()
             time.sleep(0.1)
         replies = server.grid.send_and_receive([Message(a_metric(), node, "train") for node in nodes])
         assert all(reply.has_content() for reply in replies)
-    finally:
-        fetching.join()
 
 
 def test_who_takes_nothing_or_the_same_again_is_not_waited_for(lines: Lines) -> None:
@@ -113,11 +123,13 @@ def test_who_takes_nothing_or_the_same_again_is_not_waited_for(lines: Lines) -> 
 
 def test_the_limit_of_the_run_ends_the_wait_for_a_download(lines: Lines) -> None:
     server = lines.serve(join="fixed", run_secret=SECRET, app=APP, limits={"join_s": JOIN_S, "run_s": JOIN_S})
+    is_over = threading.Event()
     with download(server) as sock:
-        reading = threading.Thread(target=read_slowly, args=(sock, time.monotonic() + 2 * JOIN_S))
+        reading = threading.Thread(target=read_slowly, args=(sock, is_over))
         reading.start()
         try:
-            with pytest.raises(BaseException, match="limit of 4 s"):
+            with pytest.raises(RunEndedError, match="limit of 10 s"):
                 server.grid.get_node_ids()
         finally:
+            is_over.set()
             reading.join()

@@ -120,9 +120,9 @@ async def test_a_server_that_cannot_run_fails_the_run_with_its_last_output(house
 
 @pytest.mark.long
 async def test_a_launch_that_waits_for_the_end_of_the_one_before_it_is_not_late(house: House) -> None:
-    house.write_tasks("min_clients = 2", limits="server_start_s = 10")
+    house.write_tasks("min_clients = 2", limits="server_start_s = 20")
     async with house.managed(server_stop_grace_s=300) as api, house.device(A), house.device(B):
-        await launched_while_the_first_is_stuck(house, api, lambda: house.server().kill(), start_s=10)
+        await launched_while_the_first_is_stuck(house, api, lambda: house.server().kill(), start_s=20)
 
 
 async def test_a_command_that_does_not_exist_fails_the_run_and_names_it(house: House) -> None:
@@ -178,7 +178,7 @@ async def test_a_failed_training_ends_a_run_that_needs_it_and_the_reason_names_t
 
 
 async def test_a_client_that_does_not_answer_is_not_waited_for_for_ever(house: House) -> None:
-    house.write_tasks("min_clients = 2", limits="trigger_answer_s = 0.4\ntrigger_retry_s = 0.2\njoin_s = 2")
+    house.write_tasks("min_clients = 2", limits="trigger_answer_s = 0.4\ntrigger_retry_s = 0.2")
     async with house.managed() as api, house.device(A), house.device(B, ignores_triggers=True):
         run = await api.ended(await api.start(house.task_id))
         assert run["outcome"] == "failed"
