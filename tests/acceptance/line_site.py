@@ -1,17 +1,16 @@
 """What acceptance tests of the line share: devices that are held in a round, what the server says, the model."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import psutil
 from device_plan import SERVER as STARTER
 from device_plan import DevicePlan
 from reader import Json
+from safetensors.numpy import load_file
 from yard import Installed, Site
 
 from fedops_mqtt.protocol import MemberCondition, Phase
-from fedops_mqtt.store.tensor_file import read_tensors
 
 APP = "steered:app"
 PROGRAM = "line_program"
@@ -68,5 +67,5 @@ def member_status(site: Site, mac: str) -> MemberCondition | None:
 
 def model_of(run: Json) -> np.ndarray:
     assert run.model_path is not None
-    (array,) = read_tensors(Path(run.model_path))[0].values()
+    (array,) = load_file(run.model_path).values()
     return array

@@ -5,7 +5,7 @@ Nothing here is the package's own, so that a fault of its decoding or its foldin
 
 import asyncio
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -48,6 +48,10 @@ class Observer:
     """By the topic's levels after `fedops/v1/`."""
     rounds: dict[str, list[Json]] = field(default_factory=lambda: defaultdict(list))
     """The server's metrics by `run_id`."""
+    starts: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """The triggers that passed the broker, by MAC and attempt."""
+    answers: list[Json] = field(default_factory=list)
+    """What clients publish of each message that they answered."""
     numbers: dict[str, dict[str, Any]] = field(default_factory=lambda: defaultdict(dict))
     """The newest values that a client measured, by MAC."""
     _waiting: dict[asyncio.Future[Any], Callable[[], Any]] = field(default_factory=dict)
@@ -70,7 +74,11 @@ class Observer:
             return
         if not isinstance(message, Json):
             return
-        if levels[-1] == "metrics" and message.run_id and "metrics" in message:
+        if levels[-1] == "metrics" and message.kind == "round" and message.client_mac:
+            self.answers.append(message)
+        if levels[-1] == "start":
+            self.starts[message.client_mac, message.attempt] += 1
+        elif levels[-1] == "metrics" and message.run_id and "metrics" in message:
             self.rounds[message.run_id].append(message)
         elif levels[-1] == "metrics" and message.client_mac and isinstance(message.get("values"), dict):
             self.numbers[message.client_mac] |= message["values"]

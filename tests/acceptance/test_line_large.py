@@ -1,18 +1,13 @@
 """A large model through installed processes: it adds up, memory stays bounded, and its bytes are told."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from device_plan import DevicePlan, evaluation_of
 from line_site import APP, FIRST, PROGRAM, SECOND, model_of, start_with_all, trainings
-from yard import MARK, Site
+from yard import MARK, Site, peak_bytes
 
-import fedops_mqtt
-from fedops_mqtt.bus import Bus
 from fedops_mqtt.demo.reaper import marked
-from fedops_mqtt.protocol import ClientMetrics, MetricsKind, RunOutcome
-from fedops_mqtt.runtime.background import alongside
+from fedops_mqtt.protocol import RunOutcome
 
 pytestmark = pytest.mark.long
 
@@ -29,28 +24,19 @@ OWN_OF_PROCESS = 2
 """And the interpreter with flwr in it."""
 
 
-async def note_rounds(bus: Bus, task_id: str, noted: list[ClientMetrics]) -> None:
-    """Keep what clients tell of each message that they answered."""
-    async for message in bus.watch(task_id):
-        if isinstance(message, ClientMetrics) and message.kind is MetricsKind.ROUND:
-            noted.append(message)
-
-
 async def test_a_model_of_64_mib_adds_up_within_its_memory_and_its_bytes_are_reported(
     site: Site, device_plan: DevicePlan
 ) -> None:
     clients = await site.start_clients(CLIENTS, APP)
     await site.start_manager(module=PROGRAM, server_args=["--numbers", str(NUMBERS)])
-    noted: list[ClientMetrics] = []
-    async with fedops_mqtt.connect(site.broker) as bus, alongside(note_rounds(bus, site.task_id, noted), name="notes"):
-        run_id = await start_with_all(site, device_plan, clients, num_rounds=ROUNDS, min_clients=2)
-        (server,) = (each.pid for each in marked(site.yard.mark, MARK) if PROGRAM in each.cmdline())
-        processes = {"server": server, FIRST: trainings(clients[FIRST])[0], SECOND: trainings(clients[SECOND])[0]}
-        device_plan.write({evaluation_of(mac): 1 for mac in clients})
-        await site.observer.until(lambda: len(noted) >= ANSWERED_BEFORE_THE_LAST_EVALUATION)
-        peaks = {name: peak_bytes(pid) / MODEL_BYTES for name, pid in processes.items()}
-        device_plan.write({})
-        run = await site.observer.until_ended(run_id)
+    run_id = await start_with_all(site, device_plan, clients, num_rounds=ROUNDS, min_clients=2)
+    (server,) = (each.pid for each in marked(site.yard.mark, MARK) if PROGRAM in each.cmdline())
+    processes = {"server": server, FIRST: trainings(clients[FIRST])[0], SECOND: trainings(clients[SECOND])[0]}
+    device_plan.write({evaluation_of(mac): 1 for mac in clients})
+    await site.observer.until(lambda: len(site.observer.answers) >= ANSWERED_BEFORE_THE_LAST_EVALUATION)
+    peaks = {name: peak_bytes(pid) / MODEL_BYTES for name, pid in processes.items()}
+    device_plan.write({})
+    run = await site.observer.until_ended(run_id)
     assert run.outcome == RunOutcome.COMPLETED, run
     model = model_of(run)
     np.testing.assert_array_equal(model[:CLIENTS], ROUNDS)
@@ -64,12 +50,6 @@ async def test_a_model_of_64_mib_adds_up_within_its_memory_and_its_bytes_are_rep
     assert all(each.bytes_out >= 2 * CLIENTS * MODEL_BYTES for each in by_server), "to train and to evaluate"
     assert all(each.bytes_in >= CLIENTS * MODEL_BYTES for each in by_server)
     assert all(each.duration_s for each in by_server)
-    last = [each for each in noted if each.client_mac == FIRST][-1]
-    assert (last.round, last.values["stage"]) == (ROUNDS, "evaluate")
-    assert last.values["bytes_in"] >= 2 * ROUNDS * MODEL_BYTES
-
-
-def peak_bytes(pid: int) -> int:
-    """Return the most that a process ever had resident."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    last = [each for each in site.observer.answers if each.client_mac == FIRST][-1]
+    assert (last.round, last["values"]["stage"]) == (ROUNDS, "evaluate")
+    assert last["values"]["bytes_in"] >= 2 * ROUNDS * MODEL_BYTES

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from ports import free_port
 from reader import observing
+from safetensors.numpy import load_file
 from yard import TIMEOUT_S, Yard
 
 from fedops_mqtt.protocol import ClientCondition
-from fedops_mqtt.store.tensor_file import read_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "own_task"
@@ -63,7 +63,7 @@ async def test_a_task_of_ones_own_runs_with_the_commands_of_the_readme(yard: Yar
         seen = await yard.run(*real("watch"), "--once")
         assert "outcome=completed" in seen.stdout
     (model,) = (folder / "models").rglob("*.safetensors")
-    (line,) = read_tensors(model)[0].values()
+    (line,) = load_file(model).values()
     np.testing.assert_allclose(line, [3, 1], atol=0.1)
 
 

@@ -13,11 +13,11 @@ import pytest
 from device_plan import DevicePlan
 from fault_proxy import FaultProxy
 from line_site import APP, PROGRAM, start_with_all
+from safetensors.numpy import load_file
 from yard import TIMEOUT_S, Installed, Site, eventually
 
 from fedops_mqtt.demo.reaper import marked
 from fedops_mqtt.protocol import ClientCondition, Outcome, RunOutcome, ServerCondition
-from fedops_mqtt.store.tensor_file import read_tensors
 
 MAC = "02:00:00:00:01:01"
 
@@ -100,7 +100,7 @@ async def test_a_start_by_http_gives_the_same_model_as_a_trigger(site: Site, tmp
     assert second.status.last_run.run_id != first.status.last_run.run_id
     by_http = await _model_in(tmp_path / "by-hand")
     assert by_trigger.model_path is not None
-    for name, array in read_tensors(Path(by_trigger.model_path))[0].items():
+    for name, array in load_file(by_trigger.model_path).items():
         np.testing.assert_array_equal(array, by_http[name])
 
 
@@ -201,7 +201,7 @@ async def _serve_by_hand(site: Site, store: Path) -> Installed:
 
 async def _model_in(store: Path) -> dict[str, np.ndarray]:
     found = await eventually(lambda: list(store.rglob("*.safetensors")))
-    return read_tensors(found[0])[0]
+    return load_file(found[0])
 
 
 async def _children(client: Installed) -> list[psutil.Process]:

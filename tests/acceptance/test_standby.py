@@ -4,8 +4,6 @@ import asyncio
 import re
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from functools import partial
 
 import psutil
@@ -15,34 +13,13 @@ from line_site import APP, PROGRAM, start_with_all
 from postgres import Postgres
 from yard import Installed, Site, eventually
 
-from fedops_mqtt.bus import Connection, Received
 from fedops_mqtt.manager.lease import ROW_LEASE_S
-from fedops_mqtt.protocol import Channel, RunOutcome, StartTrigger, filter_for
-from fedops_mqtt.runtime.background import alongside
+from fedops_mqtt.protocol import RunOutcome
 from fedops_mqtt.runtime.systemd import ExitCode
 
 PATIENT = "[tasks.{task_id}.limits]\ntrigger_retry_s = 300\ntrigger_answer_s = 300"
 """Nobody says a trigger again because an answer takes its time on a busy machine: what comes twice was fired twice."""
 ROUNDS = 3
-
-Firings = Counter[tuple[str, int]]
-
-
-@asynccontextmanager
-async def counting_firings(site: Site) -> AsyncIterator[Firings]:
-    """Count the triggers that pass the broker, by MAC and attempt."""
-    firings: Firings = Counter()
-
-    async def count(bus: Connection) -> None:
-        async for event in bus.events():
-            if isinstance(event, Received) and isinstance(event.message, StartTrigger):
-                firings[event.message.client_mac, event.message.attempt] += 1
-
-    async with (
-        Connection(site.broker, subscriptions=[filter_for(Channel.CLIENT_START, site.task_id)]) as bus,
-        alongside(count(bus), name="firings"),
-    ):
-        yield firings
 
 
 async def start_run(site: Site, device_plan: DevicePlan, clients: dict[str, Installed]) -> str:
@@ -74,17 +51,16 @@ async def freeze(manager: Installed) -> None:
 async def test_a_standby_leads_when_the_leader_is_killed_and_fires_nothing_again(
     site: Site, device_plan: DevicePlan
 ) -> None:
-    async with counting_firings(site) as firings:
-        clients = await site.start_clients(2, APP)
-        first = await site.start_manager(module=PROGRAM, more=PATIENT.format(task_id=site.task_id))
-        term = await site.until_leading(first)
-        run_id = await start_run(site, device_plan, clients)
-        second = await site.launch_manager(site.yard.folder / "tasks.toml")
-        await until_standby(second, first)
-        await first.end(signal.SIGKILL)
-        assert await site.until_leading(second) > term
-        await finish(site, device_plan, run_id)
-        assert firings == Counter({(mac, 1): 1 for mac in clients})
+    clients = await site.start_clients(2, APP)
+    first = await site.start_manager(module=PROGRAM, more=PATIENT.format(task_id=site.task_id))
+    term = await site.until_leading(first)
+    run_id = await start_run(site, device_plan, clients)
+    second = await site.launch_manager(site.yard.folder / "tasks.toml")
+    await until_standby(second, first)
+    await first.end(signal.SIGKILL)
+    assert await site.until_leading(second) > term
+    await finish(site, device_plan, run_id)
+    assert site.observer.starts == Counter({(mac, 1): 1 for mac in clients})
 
 
 @pytest.mark.long
@@ -92,18 +68,17 @@ async def test_a_leader_that_was_frozen_beside_its_journal_still_leads_when_it_g
     site: Site, device_plan: DevicePlan
 ) -> None:
     """On one machine the lock on the file decides, and a frozen process holds it: nobody leads beside it."""
-    async with counting_firings(site) as firings:
-        clients = await site.start_clients(2, APP)
-        first = await site.start_manager(module=PROGRAM, more=PATIENT.format(task_id=site.task_id))
-        run_id = await start_run(site, device_plan, clients)
-        await freeze(first)
-        second = await site.launch_manager(site.yard.folder / "tasks.toml")
-        await until_standby(second, first)
-        await site.observer.until(lambda: (view := site.observer.manager) is not None and view.is_out)
-        first.process.send_signal(signal.SIGCONT)
-        await finish(site, device_plan, run_id)
-        assert "manager leads (term" not in second.stdout
-        assert firings == Counter({(mac, 1): 1 for mac in clients})
+    clients = await site.start_clients(2, APP)
+    first = await site.start_manager(module=PROGRAM, more=PATIENT.format(task_id=site.task_id))
+    run_id = await start_run(site, device_plan, clients)
+    await freeze(first)
+    second = await site.launch_manager(site.yard.folder / "tasks.toml")
+    await until_standby(second, first)
+    await site.observer.until(lambda: (view := site.observer.manager) is not None and view.is_out)
+    first.process.send_signal(signal.SIGCONT)
+    await finish(site, device_plan, run_id)
+    assert "manager leads (term" not in second.stdout
+    assert site.observer.starts == Counter({(mac, 1): 1 for mac in clients})
 
 
 @pytest.mark.long
@@ -117,25 +92,24 @@ async def test_a_leader_of_a_database_server_that_goes_silent_is_replaced_and_fi
         site.write_tasks(module=PROGRAM, more=PATIENT.format(task_id=site.task_id)),
         database_url=postgres.new_database(),
     )
-    async with counting_firings(site) as firings:
-        clients = await site.start_clients(2, APP)
-        first = await launch_manager(state_dir=site.yard.folder / "first")
-        term = await site.until_leading(first)
-        run_id = await start_run(site, device_plan, clients)
-        second = await launch_manager(state_dir=site.yard.folder / "second")
-        await until_standby(second, first)
-        if ending is signal.SIGKILL:
-            await first.end(ending)
-        else:
-            await freeze(first)
-        assert await site.until_leading(second) > term
-        if ending is signal.SIGSTOP:
-            first.process.send_signal(signal.SIGCONT)
-            assert await first.wait() == ExitCode.FAILED
-            assert re.search(rf"another manager leads now \(.* pid {second.process.pid}\)", first.stdout), first.stderr
-            assert "Traceback" not in first.stderr
-        await finish(site, device_plan, run_id)
-        assert firings == Counter({(mac, 1): 1 for mac in clients})
+    clients = await site.start_clients(2, APP)
+    first = await launch_manager(state_dir=site.yard.folder / "first")
+    term = await site.until_leading(first)
+    run_id = await start_run(site, device_plan, clients)
+    second = await launch_manager(state_dir=site.yard.folder / "second")
+    await until_standby(second, first)
+    if ending is signal.SIGKILL:
+        await first.end(ending)
+    else:
+        await freeze(first)
+    assert await site.until_leading(second) > term
+    if ending is signal.SIGSTOP:
+        first.process.send_signal(signal.SIGCONT)
+        assert await first.wait() == ExitCode.FAILED
+        assert re.search(rf"another manager leads now \(.* pid {second.process.pid}\)", first.stdout), first.stderr
+        assert "Traceback" not in first.stderr
+    await finish(site, device_plan, run_id)
+    assert site.observer.starts == Counter({(mac, 1): 1 for mac in clients})
 
 
 @pytest.mark.long
@@ -149,26 +123,25 @@ async def test_a_leader_that_fails_together_with_its_database_is_replaced_and_fi
         site.write_tasks(module=PROGRAM, more=PATIENT.format(task_id=site.task_id)),
         database_url=own_postgres.new_database(),
     )
-    async with counting_firings(site) as firings:
-        clients = await site.start_clients(2, APP)
-        first = await launch_manager(state_dir=site.yard.folder / "first")
-        term = await site.until_leading(first)
-        run_id = await start_run(site, device_plan, clients)
-        second = await launch_manager(state_dir=site.yard.folder / "second")
-        await until_standby(second, first)
-        await asyncio.to_thread(own_postgres.freeze if is_frozen else own_postgres.stop)
-        if ending is signal.SIGKILL:
-            await first.end(ending)
-        else:
-            await freeze(first)
-        await asyncio.sleep(2 * ROW_LEASE_S)
-        assert "manager leads (term" not in second.stdout, "as long as nobody can renew, nobody is late"
-        await asyncio.to_thread(own_postgres.go_on if is_frozen else own_postgres.start)
-        assert await site.until_leading(second) > term
-        if ending is signal.SIGSTOP:
-            first.process.send_signal(signal.SIGCONT)
-            assert await first.wait() == ExitCode.FAILED
-            assert "Traceback" not in first.stderr
-        await finish(site, device_plan, run_id)
-        assert "Traceback" not in second.stderr
-        assert firings == Counter({(mac, 1): 1 for mac in clients})
+    clients = await site.start_clients(2, APP)
+    first = await launch_manager(state_dir=site.yard.folder / "first")
+    term = await site.until_leading(first)
+    run_id = await start_run(site, device_plan, clients)
+    second = await launch_manager(state_dir=site.yard.folder / "second")
+    await until_standby(second, first)
+    await asyncio.to_thread(own_postgres.freeze if is_frozen else own_postgres.stop)
+    if ending is signal.SIGKILL:
+        await first.end(ending)
+    else:
+        await freeze(first)
+    await asyncio.sleep(2 * ROW_LEASE_S)
+    assert "manager leads (term" not in second.stdout, "as long as nobody can renew, nobody is late"
+    await asyncio.to_thread(own_postgres.go_on if is_frozen else own_postgres.start)
+    assert await site.until_leading(second) > term
+    if ending is signal.SIGSTOP:
+        first.process.send_signal(signal.SIGCONT)
+        assert await first.wait() == ExitCode.FAILED
+        assert "Traceback" not in first.stderr
+    await finish(site, device_plan, run_id)
+    assert "Traceback" not in second.stderr
+    assert site.observer.starts == Counter({(mac, 1): 1 for mac in clients})
