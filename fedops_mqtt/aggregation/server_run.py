@@ -30,7 +30,7 @@ from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.grid import RunEndedError
 from fedops_mqtt.line.members import LineMember, MemberChange
 from fedops_mqtt.line.server import LineServer, LineTls
-from fedops_mqtt.protocol import LastRun, RunOutcome, ServerCondition, describe_error
+from fedops_mqtt.protocol import LastRun, ReasonCode, RunOutcome, ServerCondition, describe_error
 from fedops_mqtt.runtime.machine import fill_in, host_name
 from fedops_mqtt.runtime.settings import ServerSettings
 from fedops_mqtt.runtime.wandb_log import shown_on_wandb
@@ -163,8 +163,8 @@ class ServerRun:
         with line:
             self._publisher.update(status=ServerCondition.READY, server_ip=line.address)
             _log.info("server is ready", extra={"run_id": self._plan.run_id, "server_ip": line.address})
-            outcome, reason = self._train(line, starting_point, training)
-            return self._end(line, outcome, reason, training, starting_point)
+            outcome, reason, code = self._train(line, starting_point, training)
+            return self._end(line, outcome, reason, code, training, starting_point)
 
     def _begin(self) -> StartingPoint:
         if self._strategy is not None:
@@ -241,31 +241,39 @@ class ServerRun:
             hooks=hooks,
         )
 
-    def _train(self, line: LineServer, starting_point: StartingPoint, training: RunTraining) -> tuple[RunOutcome, str]:
+    def _train(
+        self, line: LineServer, starting_point: StartingPoint, training: RunTraining
+    ) -> tuple[RunOutcome, str, ReasonCode | None]:
         """Run foreign code: the strategy, the ServerApp, the evaluation; whatever it raises fails the run."""
         saved = starting_point.saved
         if saved is not None and saved.outcome == RunOutcome.STOPPED:
-            return RunOutcome.STOPPED, f"an earlier launch was stopped after round {saved.round}"
+            return RunOutcome.STOPPED, f"an earlier launch was stopped after round {saved.round}", None
         if saved is not None or (training.rounds.num_left == 0 and self._server_app is None):
-            return RunOutcome.COMPLETED, "all rounds were done by an earlier launch"
+            return RunOutcome.COMPLETED, "all rounds were done by an earlier launch", None
         try:
             with self._stop_control.foreign_code(line):
                 training.run(line.grid)
         except RunEndedError as end:
-            return end.outcome, end.reason
+            return end.outcome, end.reason, end.reason_code
         except EndNowError:
             requested = self._stop_control.requested
-            return RunOutcome.STOPPED, requested.reason if requested else "interrupted"
+            return RunOutcome.STOPPED, requested.reason if requested else "interrupted", None
         except (ServerError, StoreError) as error:  # the strategy is unfit for the model, or the model cannot be used
             _log.error("run failed", extra={"problem": str(error)})
-            return RunOutcome.FAILED, str(error)
+            return RunOutcome.FAILED, str(error), None
         except Exception as error:
             _log.exception("run failed")
-            return RunOutcome.FAILED, describe_error(error)
-        return training.decision()
+            return RunOutcome.FAILED, describe_error(error), None
+        return *training.decision(), None
 
     def _end(
-        self, line: LineServer, outcome: RunOutcome, reason: str, training: RunTraining, starting_point: StartingPoint
+        self,
+        line: LineServer,
+        outcome: RunOutcome,
+        reason: str,
+        code: ReasonCode | None,
+        training: RunTraining,
+        starting_point: StartingPoint,
     ) -> RunResult:
         """Save the last whole round's model, inform the clients, publish the final status, forget the checkpoint."""
         self._writer.close()
@@ -287,7 +295,7 @@ class ServerRun:
         uninformed = line.close(outcome, reason, linger_s=self._settings.linger_s)
         if uninformed:
             _log.warning("clients could not be informed of the end", extra={"clients": uninformed})
-        result = self._publish_end(outcome, reason, rounds, saved)
+        result = self._publish_end(outcome, reason, rounds, saved, code)
         if saved is not None:
             self._forget(training, starting_point, is_version=saved.version > 0)
         return result
@@ -305,7 +313,14 @@ class ServerRun:
         except (ServerError, StoreError, OSError) as error:  # the model itself is saved
             _log.warning("strategy's state was not kept for the next run", extra={"problem": str(error)})
 
-    def _publish_end(self, outcome: RunOutcome, reason: str, rounds: Rounds, saved: StoredModel | None) -> RunResult:
+    def _publish_end(
+        self,
+        outcome: RunOutcome,
+        reason: str,
+        rounds: Rounds,
+        saved: StoredModel | None,
+        code: ReasonCode | None = None,
+    ) -> RunResult:
         result = self._result(outcome, reason, rounds, saved)
         _log.info("run ended", extra={"outcome": str(outcome), "reason": reason, "model_path": result.model_path})
         for mac, member in self._members().items():
@@ -314,6 +329,7 @@ class ServerRun:
             _FINAL_STATUS_STOPPED_S if outcome is RunOutcome.STOPPED else _FINAL_STATUS_S,
             status=_CONDITIONS[outcome],
             reason=reason,
+            reason_code=code,
             round=rounds.done,
             metrics=result.metrics,
             gl_model=result.gl_model,
@@ -356,7 +372,8 @@ class ServerRun:
         if self._line is None or member is None or member.outcome is not None:
             return
         if member.attempt == last.attempt:
-            self._line.drop(client_mac, last.outcome, last.reason or f"{last.outcome}, as its daemon reported")
+            reason = last.reason or f"{last.outcome}, as its daemon reported"
+            self._line.drop(client_mac, last.outcome, reason, last.reason_code)
 
     def _end_replaced(self, reason: str) -> None:
         _log.warning("another server has this run", extra={"reason": reason})

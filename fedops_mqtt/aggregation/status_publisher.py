@@ -37,6 +37,7 @@ from fedops_mqtt.protocol import (
     MemberCondition,
     MetricsCutter,
     Outcome,
+    ReasonCode,
     Roster,
     ServerClient,
     ServerCondition,
@@ -75,6 +76,7 @@ class ServerSnapshot:
     agent: Mapping[str, str]
     status: ServerCondition = ServerCondition.STARTING
     reason: str | None = None
+    reason_code: ReasonCode | None = None
     server_ip: str | None = None
     transport: Transport = Transport.LINE
     round: int = 0
@@ -93,6 +95,7 @@ class ServerSnapshot:
             **self._identity(epoch, seq),
             status=self.status,
             reason=clip(self.reason),
+            reason_code=self.reason_code,
             server_ip=self.server_ip,
             transport=self.transport,
             round=count_of(self.round),
@@ -133,6 +136,7 @@ def client_of(member: LineMember) -> ServerClient:
         phase=member.phase if member.outcome is None else None,
         round=member.round or 0,
         reason=clip(member.reason, _MAX_CLIENT_REASON),
+        reason_code=member.reason_code,
     )
 
 

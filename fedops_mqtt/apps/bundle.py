@@ -14,7 +14,6 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, distribution
 from io import BytesIO
 from pathlib import PurePosixPath
@@ -23,30 +22,14 @@ from typing import Any
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
+from fedops_mqtt.protocol import ReasonCode
 from fedops_mqtt.runtime.key_values import Plain, flatten
-
-
-class RefusalCode(StrEnum):
-    """Why a device, a manager or a publisher refuses an app; it travels in a rejected start's `reason_code`."""
-
-    MALFORMED = "app-malformed"
-    """The bundle is not one that `flwr build` makes, or it holds what a bundle may not hold."""
-    TOO_LARGE = "app-too-large"
-    DIGEST_MISMATCH = "app-digest-mismatch"
-    UNSIGNED = "app-unsigned"
-    UNKNOWN_SIGNER = "app-unknown-signer"
-    BAD_SIGNATURE = "app-bad-signature"
-    TOO_OLD = "app-too-old"
-    NOT_APPROVED = "app-not-approved"
-    NOT_DELIVERED = "app-not-delivered"
-    """The device takes no delivered apps, or the transfer did not come to its end."""
-    DEPENDENCIES_MISSING = "dependencies-missing"
 
 
 class AppRefusedError(Exception):
     """An app is refused; nothing of it was kept and nothing of it has run."""
 
-    def __init__(self, code: RefusalCode, problem: str) -> None:
+    def __init__(self, code: ReasonCode, problem: str) -> None:
         self.code = code
         self.problem = problem
         super().__init__(f"{code}: {problem}")
@@ -121,10 +104,12 @@ def read_bundle(data: bytes, *, digest: str | None = None, limits: BundleLimits 
     """
     limits = limits or BundleLimits()
     if len(data) > limits.packed_bytes:
-        raise AppRefusedError(RefusalCode.TOO_LARGE, f"{len(data):,} bytes, at most {limits.packed_bytes:,} are taken")
+        raise AppRefusedError(
+            ReasonCode.APP_TOO_LARGE, f"{len(data):,} bytes, at most {limits.packed_bytes:,} are taken"
+        )
     found = hashlib.sha256(data).hexdigest()
     if digest is not None and found != digest:
-        raise AppRefusedError(RefusalCode.DIGEST_MISMATCH, f"its SHA-256 is {found}, not {digest}")
+        raise AppRefusedError(ReasonCode.APP_DIGEST_MISMATCH, f"its SHA-256 is {found}, not {digest}")
     files = tuple(_check_file(each, content) for each, content in _contents(data, limits))
     project = dict(iter_contents(data, files, only={PROJECT}))[PROJECT]
     return describe(project, digest=found, size=len(data), files=files)
@@ -144,7 +129,7 @@ def _contents(data: bytes, limits: BundleLimits) -> Iterator[tuple[BundledFile, 
     """Give each file that the manifest lists with its content; refuse what the manifest and the zip differ in."""
     # zipfile makes an object of each entry before they can be counted: 10 MiB of entries would take over 100 MiB.
     if (num_files := data.count(_ENTRY_MARK)) > limits.num_files:
-        raise AppRefusedError(RefusalCode.TOO_LARGE, f"{num_files:,} files, at most {limits.num_files:,} are taken")
+        raise AppRefusedError(ReasonCode.APP_TOO_LARGE, f"{num_files:,} files, at most {limits.num_files:,} are taken")
     try:
         with zipfile.ZipFile(BytesIO(data)) as archive:
             entries = _check_entries(archive.infolist(), limits)
@@ -163,7 +148,7 @@ def _check_entries(infos: list[zipfile.ZipInfo], limits: BundleLimits) -> dict[s
     total = sum(info.file_size for info in infos)
     if total > limits.unpacked_bytes:
         problem = f"{total:,} bytes unpacked, at most {limits.unpacked_bytes:,} are taken"
-        raise AppRefusedError(RefusalCode.TOO_LARGE, problem)
+        raise AppRefusedError(ReasonCode.APP_TOO_LARGE, problem)
     entries: dict[str, zipfile.ZipInfo] = {}
     folded: dict[str, str] = {}
     for info in infos:
@@ -295,7 +280,7 @@ def _reference(value: object) -> str | None:
 
 
 def _malformed(problem: str) -> AppRefusedError:
-    return AppRefusedError(RefusalCode.MALFORMED, problem)
+    return AppRefusedError(ReasonCode.APP_MALFORMED, problem)
 
 
 _ENGINE = "flwr"

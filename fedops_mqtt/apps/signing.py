@@ -14,7 +14,8 @@ from typing import Annotated
 from packaging.version import InvalidVersion, Version
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedops_mqtt.apps.bundle import AppRefusedError, RefusalCode
+from fedops_mqtt.apps.bundle import AppRefusedError
+from fedops_mqtt.protocol import ReasonCode
 
 PREFIX = "ed25519:"
 _KEY_BYTES = 32
@@ -111,12 +112,12 @@ def check_signature(
             `min_version`.
     """
     if signature is None:
-        raise AppRefusedError(RefusalCode.UNSIGNED, "it is not signed; publish it with the fleet's key")
+        raise AppRefusedError(ReasonCode.APP_UNSIGNED, "it is not signed; publish it with the fleet's key")
     known = {key_id_of(key): key for key in map(parse_public_key, signers)}
     key = known.get(signature.key_id)
     if key is None:
         problem = f"signed with key {signature.key_id}, which is not among app_signers here"
-        raise AppRefusedError(RefusalCode.UNKNOWN_SIGNER, problem)
+        raise AppRefusedError(ReasonCode.APP_UNKNOWN_SIGNER, problem)
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -125,7 +126,7 @@ def check_signature(
         Ed25519PublicKey.from_public_bytes(key).verify(raw, _statement(digest=digest, task_id=task_id, version=version))
     except (InvalidSignature, binascii.Error, ValueError) as error:
         problem = f"the signature is not one of this digest for task {task_id!r} and version {version!r}"
-        raise AppRefusedError(RefusalCode.BAD_SIGNATURE, problem) from error
+        raise AppRefusedError(ReasonCode.APP_BAD_SIGNATURE, problem) from error
     check_version(version, min_version)
 
 
@@ -138,9 +139,9 @@ def check_version(version: str, min_version: str | None) -> None:
     try:
         is_older = min_version is not None and Version(version) < Version(min_version)
     except InvalidVersion as error:
-        raise AppRefusedError(RefusalCode.MALFORMED, f"{version[:100]!r} is no version (PEP 440)") from error
+        raise AppRefusedError(ReasonCode.APP_MALFORMED, f"{version[:100]!r} is no version (PEP 440)") from error
     if is_older:
-        raise AppRefusedError(RefusalCode.TOO_OLD, f"version {version} is older than the pinned {min_version}")
+        raise AppRefusedError(ReasonCode.APP_TOO_OLD, f"version {version} is older than the pinned {min_version}")
 
 
 def _statement(*, digest: str, task_id: str, version: str) -> bytes:

@@ -17,11 +17,10 @@ from fedops_mqtt.bridge.peer_state import FedOpsHttpError
 from fedops_mqtt.bridge.start_call import OUTCOME_REASONS, OnReport, PeerTraining, StartCall, failed_to_start
 from fedops_mqtt.core.client import Identity
 from fedops_mqtt.core.client_state import PhaseReport
-from fedops_mqtt.core.reasons import INTERRUPTED
 from fedops_mqtt.line.client_session import RunEnd
 from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.runner import Joined, LineRunner, MessageAnswered, Progress, make_context
-from fedops_mqtt.protocol import MetricsCutter, MetricsKind, Outcome, RunStart, clip
+from fedops_mqtt.protocol import MetricsCutter, MetricsKind, Outcome, ReasonCode, RunStart, clip
 from fedops_mqtt.runtime.machine import join_address, split_address
 from fedops_mqtt.runtime.settings import ClientSettings
 from fedops_mqtt.training.pipe import EndedReport, MetricsReport
@@ -65,10 +64,10 @@ class RelayedTraining(PeerTraining):
         if self._runner is not None:
             self._runner.redirect(server_ip, launch)
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str, code: ReasonCode | None = None) -> None:
         """Leave the line, which ends everything else."""
         if self._runner is not None:
-            self._runner.stop(reason)
+            self._runner.stop(reason, code)
 
     async def train(self) -> EndedReport:
         """Train to whatever end."""
@@ -127,7 +126,7 @@ class RelayedTraining(PeerTraining):
         except FedOpsHttpError as error:
             self._no_start = failed_to_start(error)
             self._call.link.hurry.set()
-            self._give_up(self._no_start.reason or str(error))
+            self._give_up(self._no_start.reason or str(error), code=self._no_start.reason_code)
             return
         if not await asyncio.to_thread(gateway.wait_for_client, self._call.limits.come_s):
             self._give_up(f"FedOps client at {self._call.link.name}: did not come to gRPC port {gateway.port} in time")
@@ -140,14 +139,14 @@ class RelayedTraining(PeerTraining):
         """Whether it failed or has ended is found out now; the server is informed at once of what can be taken back."""
         self._is_disconnected = True
         problem = f"the FedOps client at {self._call.link.name} has disconnected"
-        self._give_up(problem, on_line=f"{INTERRUPTED}: {problem}")
+        self._give_up(problem, on_line=f"interrupted: {problem}", code=ReasonCode.INTERRUPTED)
 
-    def _give_up(self, problem: str, *, on_line: str | None = None) -> None:
+    def _give_up(self, problem: str, *, on_line: str | None = None, code: ReasonCode | None = None) -> None:
         self._problem = self._problem or problem
         if self._gateway is not None:
             self._gateway.give_up(problem)
         if self._runner is not None:
-            self._runner.fail(on_line or problem)
+            self._runner.fail(on_line or problem, code)
 
     async def _final_report(self, end: RunEnd) -> EndedReport:
         """The line reports the end; a client that is still here is waited for and idle when this is reported."""
@@ -175,8 +174,9 @@ class RelayedTraining(PeerTraining):
                 outcome = await self._call.link.until_outcome_or_lost()
         except TimeoutError:
             return EndedReport(outcome=Outcome.FAILED, reason=reason)
-        why = f"{INTERRUPTED}: {reason}" if outcome is None else f"{reason}: {OUTCOME_REASONS[outcome]}"
-        return EndedReport(outcome=Outcome.FAILED, reason=why)
+        if outcome is not None:
+            return EndedReport(outcome=Outcome.FAILED, reason=f"{reason}: {OUTCOME_REASONS[outcome]}")
+        return EndedReport(outcome=Outcome.FAILED, reason=f"interrupted: {reason}", reason_code=ReasonCode.INTERRUPTED)
 
     def _run_line(self, runner: LineRunner, app: ClientApp) -> None:
         end = RunEnd(outcome=Outcome.FAILED, reason="the line ended by an error of its own; the bridge's log has it")

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from fedops_mqtt.bridge.peer_state import FedOpsHttpClient, FedOpsHttpError, PeerState
 from fedops_mqtt.core.client_state import PhaseReport
-from fedops_mqtt.core.reasons import INTERRUPTED
-from fedops_mqtt.protocol import Outcome
+from fedops_mqtt.protocol import Outcome, ReasonCode
 from fedops_mqtt.training.pipe import EndedReport, MetricsReport
 
 logger = logging.getLogger(__name__)
@@ -25,8 +24,9 @@ OUTCOME_REASONS = {
 
 def failed_to_start(error: FedOpsHttpError) -> EndedReport:
     """Return how a training ended that could not begin; a client that is just not there may be asked again."""
-    reason = f"{INTERRUPTED}: {error}" if error.is_absent else str(error)
-    return EndedReport(outcome=Outcome.FAILED, reason=reason)
+    if not error.is_absent:
+        return EndedReport(outcome=Outcome.FAILED, reason=str(error))
+    return EndedReport(outcome=Outcome.FAILED, reason=f"interrupted: {error}", reason_code=ReasonCode.INTERRUPTED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from fedops_mqtt.bridge.start_call import (
 from fedops_mqtt.core.client import Identity
 from fedops_mqtt.core.client_state import PhaseReport
 from fedops_mqtt.device.trainer import Scalar, Training
-from fedops_mqtt.protocol import Outcome, Phase, RunStart, Transport
+from fedops_mqtt.protocol import Outcome, Phase, ReasonCode, RunStart, Transport
 from fedops_mqtt.runtime.settings import ClientSettings
 from fedops_mqtt.training.pipe import EndedReport
 
@@ -33,16 +33,16 @@ class DirectTraining(PeerTraining):
         super().__init__(call, on_report)
         self._start = start
         self._run_limit_s = settings.run_limit_s
-        self._stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._stop: asyncio.Future[tuple[str, ReasonCode | None]] = asyncio.get_running_loop().create_future()
 
     def redirect(self, server_ip: str, launch: int) -> None:
         """An old client looks for a server once only."""
         self.stop(f"the FL server was launched again at {server_ip}, and a FedOps client asks for its address once")
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str, code: ReasonCode | None = None) -> None:
         """Wait no longer for the client."""
         if not self._stop.done():
-            self._stop.set_result(reason)
+            self._stop.set_result((reason, code))
 
     async def train(self) -> EndedReport:
         """Start the client and wait for its report."""
@@ -63,7 +63,8 @@ class DirectTraining(PeerTraining):
                 return EndedReport(outcome=outcome.result(), reason=OUTCOME_REASONS[outcome.result()])
             outcome.cancel()
         if self._stop.done():
-            return EndedReport(outcome=Outcome.STOPPED, reason=f"{self._stop.result()} ({_CANNOT_STOP})")
+            reason, code = self._stop.result()
+            return EndedReport(outcome=Outcome.STOPPED, reason=f"{reason} ({_CANNOT_STOP})", reason_code=code)
         return EndedReport(outcome=Outcome.FAILED, reason=f"run limit of {self._run_limit_s:g} s passed")
 
 

@@ -31,7 +31,6 @@ from fedops_mqtt.core.client_state import (
     remember,
 )
 from fedops_mqtt.core.fencing import Stamp
-from fedops_mqtt.core.reasons import BUSY, INTERRUPTED, SHUTTING_DOWN, STOPPED
 from fedops_mqtt.protocol import (
     Answer,
     ClientCondition,
@@ -40,6 +39,7 @@ from fedops_mqtt.protocol import (
     LastRun,
     Outcome,
     Phase,
+    ReasonCode,
     RunStart,
     StartTrigger,
     StopTrigger,
@@ -127,21 +127,24 @@ def restore(identity: Identity, facts: ClientState) -> Client:
 def _take_trigger(client: Client, trigger: StartTrigger, app_refusal: StartDecision | None) -> Step:
     misfit = _mismatch(client.identity, trigger.task_id, trigger.client_mac)
     if misfit:
-        return answer(client, trigger, StartDecision(answer=Answer.REJECTED, reason=misfit))
+        return answer(client, trigger, _rejection(misfit))
     if _is_relaunch(client, trigger):
         return _redirect(client, trigger)
     known = find(client.facts, trigger.run_id, trigger.attempt)
     if known:
         decision = StartDecision(answer=known.answer, reason=known.reason, reason_code=known.reason_code)
         return answer(client, trigger, decision, launch=known.launch)
-    refusal = _unwanted(client, trigger)
-    if refusal:
-        return answer(client, trigger, StartDecision(answer=Answer.REJECTED, reason=refusal))
-    refusal = _refusal(client, trigger)
-    refused = StartDecision(answer=Answer.REJECTED, reason=refusal) if refusal else app_refusal
+    unwanted = _unwanted(client, trigger)
+    if unwanted:
+        return answer(client, trigger, _rejection(unwanted))
+    refused = _refusal(client, trigger) or app_refusal
     if refused:
         return answer(client, trigger, refused, is_remembered=True)
     return _accept(client, trigger)
+
+
+def _rejection(reason: str, code: ReasonCode | None = None) -> StartDecision:
+    return StartDecision(answer=Answer.REJECTED, reason=reason, reason_code=code)
 
 
 def _mismatch(identity: Identity, task_id: str, client_mac: str) -> str | None:
@@ -161,23 +164,23 @@ def _unwanted(client: Client, trigger: StartTrigger) -> str | None:
     return None
 
 
-def _refusal(client: Client, trigger: StartTrigger) -> str | None:
+def _refusal(client: Client, trigger: StartTrigger) -> StartDecision | None:
     """Why a trigger that is for this daemon is turned down, for good."""
     if is_stopped(client.facts, trigger.run_id, trigger.attempt):
-        return STOPPED
+        return _rejection(STOPPED)
     for earlier in client.facts.answers:
         if earlier.run_id == trigger.run_id and earlier.attempt > trigger.attempt:
-            return f"attempt {trigger.attempt} is superseded by {earlier.attempt}"
+            return _rejection(f"attempt {trigger.attempt} is superseded by {earlier.attempt}")
         if earlier.run_id == trigger.run_id and earlier.outcome is Outcome.FINISHED:
-            return f"run is finished here (attempt {earlier.attempt})"
+            return _rejection(f"run is finished here (attempt {earlier.attempt})")
     return _busy(client)
 
 
-def _busy(client: Client) -> str | None:
+def _busy(client: Client) -> StartDecision | None:
     mine = client.facts.active_training
     if mine:
-        return f"{BUSY} with run {mine.run_id}, attempt {mine.attempt}"
-    return SHUTTING_DOWN if client.is_shutting_down else None
+        return _rejection(f"busy with run {mine.run_id}, attempt {mine.attempt}", ReasonCode.BUSY)
+    return _rejection("shutting down", ReasonCode.SHUTTING_DOWN) if client.is_shutting_down else None
 
 
 def _accept(client: Client, trigger: StartTrigger) -> Step:
@@ -258,8 +261,7 @@ def _take_local_start(client: Client, start: LocalStart, app_refusal: StartDecis
         return Step(
             client=client, decision=StartDecision(answer=Answer.ACCEPTED, reason="already training for this server")
         )
-    refusal = _busy(client)
-    refused = StartDecision(answer=Answer.REJECTED, reason=refusal) if refusal else app_refusal
+    refused = _busy(client) or app_refusal
     if refused:
         return Step(client=client, decision=refused)
     return _accept_local(client, start)
@@ -278,6 +280,9 @@ def _accept_local(client: Client, start: LocalStart) -> Step:
 
 
 # Stops and ends
+
+STOPPED = "stopped"
+"""Reason of what was stopped, and of a start that its stop has overtaken."""
 
 
 def _take_stop(client: Client, stop: StopTrigger) -> Step:
@@ -301,7 +306,10 @@ def _leave(client: Client) -> Step:
 
 
 _INTERRUPTION = TrainingOutcome(
-    outcome=Outcome.FAILED, reason=INTERRUPTED, detail=f"{INTERRUPTED}: the daemon was ended while it trained"
+    outcome=Outcome.FAILED,
+    reason="interrupted",
+    detail="interrupted: the daemon was ended while it trained",
+    reason_code=ReasonCode.INTERRUPTED,
 )
 
 
@@ -317,7 +325,9 @@ def _interrupted(client: Client) -> Client:
 
 def _end_by(client: Client, mine: ActiveTraining, ending: TrainingOutcome) -> Step:
     facts = replace(client.facts, active_training=replace(mine, ending=ending))
-    return Step(client=replace(client, facts=facts), action=StopTraining(reason=ending.detail))
+    return Step(
+        client=replace(client, facts=facts), action=StopTraining(reason=ending.detail, reason_code=ending.reason_code)
+    )
 
 
 def _progress(client: Client, event: PhaseReport) -> Client:
@@ -344,6 +354,7 @@ def _end(client: Client, event: TrainingEnded) -> Client:
         attempt=mine.attempt,
         outcome=outcome,
         reason=clip(ending.detail if ending else event.reason),
+        reason_code=ending.reason_code if ending else event.reason_code,
     )
     facts = replace(client.facts, active_training=None, last_run=last_run)
     known = find(facts, mine.run_id, mine.attempt)
@@ -358,7 +369,7 @@ def _end(client: Client, event: TrainingEnded) -> Client:
     )
 
 
-def _end_unjoined(client: Client, mine: ActiveTraining, reason: str | None, code: str | None) -> Client:
+def _end_unjoined(client: Client, mine: ActiveTraining, reason: str | None, code: ReasonCode | None) -> Client:
     """The run was over before this client joined it, or its app is refused: its start is rejected after all."""
     facts = replace(client.facts, active_training=None)
     known = find(facts, mine.run_id, mine.attempt)

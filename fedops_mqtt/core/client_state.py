@@ -8,10 +8,12 @@ from typing import Literal
 
 from fedops_mqtt.protocol import (
     Answer,
+    KnownCode,
     LastRun,
     LastTrigger,
     Outcome,
     Phase,
+    ReasonCode,
     RunId,
     RunStart,
     StartTrigger,
@@ -34,7 +36,7 @@ class TriggerReply:
     launch: int
     answer: Answer
     reason: str | None = None
-    reason_code: str | None = None
+    reason_code: KnownCode = None
     outcome: Outcome | None = None
 
 
@@ -53,6 +55,7 @@ class TrainingOutcome:
     outcome: Outcome
     reason: str
     detail: str
+    reason_code: KnownCode = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +158,7 @@ class TrainingEnded:
 
     outcome: Outcome | None
     reason: str | None = None
-    reason_code: str | None = None
+    reason_code: ReasonCode | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +189,7 @@ class StopTraining:
     """End the training process."""
 
     reason: str
+    reason_code: ReasonCode | None = None
 
 
 Action = RunStart | ServerMoved | StopTraining
@@ -198,4 +202,4 @@ class StartDecision:
 
     answer: Answer
     reason: str | None = None
-    reason_code: str | None = None
+    reason_code: ReasonCode | None = None

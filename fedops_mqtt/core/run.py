@@ -10,7 +10,6 @@ from typing import Literal, assert_never
 
 from fedops_mqtt.core.fleet import StatusView
 from fedops_mqtt.core.limits import RunLimits
-from fedops_mqtt.core.reasons import is_interruption
 from fedops_mqtt.core.run_member import (
     BAD_ENDS,
     REPORTED_BY_SERVERS,
@@ -44,6 +43,7 @@ from fedops_mqtt.protocol import (
     MemberCondition,
     Outcome,
     Phase,
+    ReasonCode,
     RunCondition,
     RunOutcome,
     ServerCondition,
@@ -241,7 +241,8 @@ def _server_out(run: Run, report: ServerStatus) -> Run:
     """A goodbye or last will carries nothing of the clients."""
     if run.server is None:
         return run
-    return replace(run, server=run.server.model_copy(update={"status": report.status, "reason": report.reason}))
+    left = {"status": report.status, "reason": report.reason, "reason_code": report.reason_code}
+    return replace(run, server=run.server.model_copy(update=left))
 
 
 def _apply_client(run: Run, members: dict[str, Member], view: StatusView[ClientStatus], now: float) -> None:
@@ -259,14 +260,15 @@ def _after_the_end(run: Run, before: Member, after: Member) -> Member:
     """
     if not run.has_ended or after is before or after.status not in BAD_ENDS | {MemberCondition.LOST}:
         return after
-    is_own_failure = after.status is MemberCondition.FAILED and not is_interruption(after.reason)
+    is_interrupted = after.reason_code is ReasonCode.INTERRUPTED
+    is_own_failure = after.status is MemberCondition.FAILED and not is_interrupted
     if is_own_failure:
         return after
     if after.training_at is None:
         why = f"left out: the run had {run.outcome} before it joined"
-        return replace(after, status=MemberCondition.STOPPED, reason=why)
+        return replace(after, status=MemberCondition.STOPPED, reason=why, reason_code=None)
     if after.status is MemberCondition.STOPPED:
-        return replace(after, reason=f"run {run.outcome}: {run.reason}")
+        return replace(after, reason=f"run {run.outcome}: {run.reason}", reason_code=None)
     return after
 
 
@@ -285,7 +287,7 @@ def _client_reports(run: Run, member: Member, view: StatusView[ClientStatus], no
         return replaced(member, now)
     answer = status.last_trigger
     if answer and (answer.run_id, answer.attempt) == (run.run_id, member.attempt) and answer.answer is Answer.REJECTED:
-        return rejected(member, answer.reason, now)
+        return rejected(member, answer, now)
     return member
 
 
@@ -321,17 +323,18 @@ def _server_misses(run: Run, mac: str, member: Member) -> bool:
 
 def _ended(run: Run, member: Member, last: LastRun, now: float) -> Member:
     """A client's own report on its outcome outweighs what the server guessed from a broken line."""
-    if last.outcome is Outcome.FAILED and is_interruption(last.reason):
-        return _interrupted(run, member, last.reason, now)
-    return replace(member, status=MemberCondition(last.outcome.value), reason=last.reason, phase=None)
+    if last.outcome is Outcome.FAILED and last.reason_code is ReasonCode.INTERRUPTED:
+        return _interrupted(run, member, last, now)
+    status = MemberCondition(last.outcome.value)
+    return replace(member, status=status, reason=last.reason, reason_code=last.reason_code, phase=None)
 
 
-def _interrupted(run: Run, member: Member, reason: str | None, now: float) -> Member:
+def _interrupted(run: Run, member: Member, last: LastRun, now: float) -> Member:
     """A client that lost its training process may try again, though its server took it for failed."""
     is_over = member.status is not MemberCondition.FAILED or member.last_attempt >= run.spec.limits.max_attempts
     if member.has_ended and is_over:
         return member
-    return moved(member, MemberCondition.LOST, reason, now)
+    return moved(member, MemberCondition.LOST, last.reason, now, last.reason_code)
 
 
 def _client_out(run: Run, member: Member, view: StatusView[ClientStatus], now: float) -> Member:

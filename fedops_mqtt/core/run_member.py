@@ -6,8 +6,17 @@ A report about an attempt that is not in force is history, and a member that has
 from dataclasses import dataclass, replace
 
 from fedops_mqtt.core.fleet import StatusView
-from fedops_mqtt.core.reasons import PASSING, is_interruption
-from fedops_mqtt.protocol import ClientStatus, MemberCondition, Phase, RunOutcome, ServerClient, ServerStatus
+from fedops_mqtt.protocol import (
+    ClientStatus,
+    KnownCode,
+    LastTrigger,
+    MemberCondition,
+    Phase,
+    ReasonCode,
+    RunOutcome,
+    ServerClient,
+    ServerStatus,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +33,8 @@ class Member:
     launch: int = 0
     """Launch of the server that the last firing named."""
     reason: str | None = None
+    reason_code: KnownCode = None
+    """Of `reason`, absent in a journal of a program that had none."""
     first_fired_at: float | None = None
     fired_at: float | None = None
     training_at: float | None = None
@@ -91,18 +102,22 @@ def server_reports(member: Member, client: ServerClient, now: float) -> Member:
     """
     if client.attempt != member.attempt or member.has_ended:
         return member
-    interruption = next(filter(is_interruption, (member.reason, client.reason)), None)
-    if interruption is not None and client.status in BAD_ENDS:
-        return moved(member, MemberCondition.LOST, interruption, now)
-    joined = replace(moved(member, client.status, client.reason, now), phase=client.phase, round=client.round)
+    interrupted = next((each for each in (member, client) if each.reason_code is ReasonCode.INTERRUPTED), None)
+    if interrupted is not None and client.status in BAD_ENDS:
+        return moved(member, MemberCondition.LOST, interrupted.reason, now, interrupted.reason_code)
+    joined = moved(member, client.status, client.reason, now, client.reason_code)
+    joined = replace(joined, phase=client.phase, round=client.round)
     return seen_training(joined, now) if client.status is MemberCondition.TRAINING else joined
 
 
-def moved(member: Member, status: MemberCondition, reason: str | None, now: float) -> Member:
+def moved(
+    member: Member, status: MemberCondition, reason: str | None, now: float, code: ReasonCode | None = None
+) -> Member:
     """The member at another status; how long it has been lost counts from the first report of it."""
-    if status is not MemberCondition.LOST:
-        return replace(member, status=status, reason=reason, lost_at=None)
-    return replace(member, status=status, reason=reason, lost_at=now if member.lost_at is None else member.lost_at)
+    lost_at = None
+    if status is MemberCondition.LOST:
+        lost_at = now if member.lost_at is None else member.lost_at
+    return replace(member, status=status, reason=reason, reason_code=code, lost_at=lost_at)
 
 
 def seen_training(member: Member, now: float) -> Member:
@@ -120,10 +135,14 @@ def replaced(member: Member, now: float) -> Member:
 _OPEN_FOR_LOSS = frozenset({MemberCondition.TRIGGERED, MemberCondition.TRAINING})
 
 
-def rejected(member: Member, reason: str | None, now: float) -> Member:
+_PASSING = frozenset({ReasonCode.BUSY, ReasonCode.SHUTTING_DOWN})
+"""Codes of a rejection that ends by itself: the client may be asked again."""
+
+
+def rejected(member: Member, answer: LastTrigger, now: float) -> Member:
     """It turned the trigger down: for good, or for as long as it is busy."""
-    status = MemberCondition.LOST if (reason or "").startswith(PASSING) else MemberCondition.REJECTED
-    return moved(member, status, reason, now)
+    status = MemberCondition.LOST if answer.reason_code in _PASSING else MemberCondition.REJECTED
+    return moved(member, status, answer.reason, now, answer.reason_code)
 
 
 @dataclass(frozen=True, slots=True)

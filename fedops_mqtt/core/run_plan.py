@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fedops_mqtt.core.fleet import Fleet, StatusView, is_idle
-from fedops_mqtt.core.reasons import TOO_FEW
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.core.run_member import (
     ClientChosen,
@@ -21,6 +20,7 @@ from fedops_mqtt.core.run_member import (
 from fedops_mqtt.protocol import (
     ClientStatus,
     MemberCondition,
+    ReasonCode,
     RunOutcome,
     ServerCondition,
     ServerStatus,
@@ -115,7 +115,7 @@ _PLAIN_REASONS = {
 def _final_reason(run: Run, server: ServerStatus) -> str:
     """The server's own reason; where it failed for want of clients, with those who never came, whom it cannot know."""
     reason = server.reason or _PLAIN_REASONS[server.status]
-    if not reason.startswith(TOO_FEW):
+    if server.reason_code is not ReasonCode.TOO_FEW_CLIENTS:
         return reason
     absent = {
         mac: member

@@ -16,7 +16,6 @@ from fedops_mqtt.apps import (
     AppRefusedError,
     BundleLimits,
     KeepLimits,
-    RefusalCode,
     read_bundle,
 )
 from fedops_mqtt.apps.bundle import PROJECT, describe, missing_requirements
@@ -24,7 +23,7 @@ from fedops_mqtt.core.client_state import PhaseReport
 from fedops_mqtt.device.app_environment import AppEnvironments
 from fedops_mqtt.device.app_policy import app_folder
 from fedops_mqtt.line.app_transfer import AppTransfer, TransferError
-from fedops_mqtt.protocol import AppReference, Phase, RunStart
+from fedops_mqtt.protocol import AppReference, Phase, ReasonCode, RunStart
 from fedops_mqtt.runtime.settings import ClientSettings
 
 logger = logging.getLogger(__name__)
@@ -75,17 +74,17 @@ class AppDelivery:
             # A mistake of the publisher's, not an attack: the signature covers digest and version together.
             if bundle.version != app.version:
                 problem = f"the bundle is version {bundle.version}, the start has {app.version}"
-                raise AppRefusedError(RefusalCode.MALFORMED, problem)
+                raise AppRefusedError(ReasonCode.APP_MALFORMED, problem)
             if bundle.client_app is None:
                 problem = f"{PROJECT} names no clientapp in [tool.flwr.app.components]"
-                raise AppRefusedError(RefusalCode.MALFORMED, problem)
+                raise AppRefusedError(ReasonCode.APP_MALFORMED, problem)
             self._library.note_use(app.digest)
             await asyncio.to_thread(self._library.prune, self._keep_limits(), keep=frozenset({app.digest}))
             python = await self._python_for(bundle)
         except OSError as error:
             what = error.strerror or error
             problem = f"the app cannot be kept: {what}; look at {error.filename or self._library.folder}"
-            raise AppRefusedError(RefusalCode.NOT_DELIVERED, problem) from error
+            raise AppRefusedError(ReasonCode.APP_NOT_DELIVERED, problem) from error
         return DeliveredApp(folder=folder, client_app=bundle.client_app, python=python)
 
     def redirect(self, server_ip: str) -> None:
@@ -115,7 +114,7 @@ class AppDelivery:
                 return data, await asyncio.to_thread(read_bundle, data, digest=app.digest, limits=limits)
             except AppRefusedError as error:
                 partial.unlink(missing_ok=True)
-                if error.code is not RefusalCode.DIGEST_MISMATCH or not may_repeat:
+                if error.code is not ReasonCode.APP_DIGEST_MISMATCH or not may_repeat:
                     raise
                 may_repeat = False
 
@@ -141,7 +140,7 @@ class AppDelivery:
         try:
             await asyncio.to_thread(transfer.run)
         except TransferError as error:
-            raise AppRefusedError(RefusalCode.NOT_DELIVERED, str(error)) from error
+            raise AppRefusedError(ReasonCode.APP_NOT_DELIVERED, str(error)) from error
         finally:
             self._transfer = None
             transfer.stop()  # a thread cannot be cancelled
@@ -154,7 +153,7 @@ class AppDelivery:
             return None
         if self._settings.app_install == "off":
             problem = f"not installed on this device: {', '.join(missing)}"
-            raise AppRefusedError(RefusalCode.DEPENDENCIES_MISSING, problem)
+            raise AppRefusedError(ReasonCode.DEPENDENCIES_MISSING, problem)
         return await self._environments.python_with(bundle.requires, missing, on_progress=self._report)
 
     def _report(self, detail: str) -> None:

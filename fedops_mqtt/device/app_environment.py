@@ -18,8 +18,9 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from fedops_mqtt.apps import AppRefusedError, RefusalCode
+from fedops_mqtt.apps import AppRefusedError
 from fedops_mqtt.device.training_process import mark_of
+from fedops_mqtt.protocol import ReasonCode
 from fedops_mqtt.runtime.background import bare_error
 from fedops_mqtt.runtime.files import mark_newest
 from fedops_mqtt.runtime.processes import MARK, LineSplitter, Tail, kill_all
@@ -62,7 +63,7 @@ class AppEnvironments:
         """
         if direct := [each for each in requires if Requirement(each).url]:
             problem = f"{', '.join(direct)}: from an address, not from this device's package index"
-            raise AppRefusedError(RefusalCode.DEPENDENCIES_MISSING, problem)
+            raise AppRefusedError(ReasonCode.DEPENDENCIES_MISSING, problem)
         environment = self._folder / await asyncio.to_thread(lock_digest, requires)
         python = environment / "bin" / "python"
         if _is_finished(environment):
@@ -74,7 +75,7 @@ class AppEnvironments:
             await self._make(environment, python, requires, on_progress)
         except TimeoutError as error:
             problem = f"installing {', '.join(missing)} took over {self._settings.app_install_limit_s:g} s"
-            raise AppRefusedError(RefusalCode.DEPENDENCIES_MISSING, problem) from error
+            raise AppRefusedError(ReasonCode.DEPENDENCIES_MISSING, problem) from error
         finally:
             if not _is_finished(environment):
                 await asyncio.to_thread(self._remove, environment)
@@ -124,7 +125,7 @@ class AppEnvironments:
             problem = (
                 f"they could not be installed: {' '.join(command[1:4])} ended with {process.returncode}: {tail.text}"
             )
-            raise AppRefusedError(RefusalCode.DEPENDENCIES_MISSING, problem)
+            raise AppRefusedError(ReasonCode.DEPENDENCIES_MISSING, problem)
 
     async def _watch_size(self, environment: Path) -> None:
         limit = self._settings.app_install_max_bytes
@@ -132,7 +133,7 @@ class AppEnvironments:
             await asyncio.sleep(_MEASURE_S)
             if await asyncio.to_thread(_size_of, environment) > limit:
                 problem = f"what the app needs takes more than {limit:,} bytes (app_install_max_bytes)"
-                raise AppRefusedError(RefusalCode.DEPENDENCIES_MISSING, problem)
+                raise AppRefusedError(ReasonCode.DEPENDENCIES_MISSING, problem)
 
     def _environment_variables(self) -> dict[str, str]:
         """Return what `pip` gets: the device's own configuration of it, and none of our settings, some are secrets."""

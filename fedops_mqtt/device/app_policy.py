@@ -10,7 +10,7 @@ from fedops_mqtt.bus import parse_broker_urls
 from fedops_mqtt.core.client import Identity
 from fedops_mqtt.core.client_state import LocalStart, StartDecision
 from fedops_mqtt.device.identity import ClientConfigError
-from fedops_mqtt.protocol import Answer, AppReference, StartTrigger, clip
+from fedops_mqtt.protocol import Answer, AppReference, ReasonCode, StartTrigger, clip
 from fedops_mqtt.runtime.machine import is_loopback
 from fedops_mqtt.runtime.settings import AFTER_APPROVAL, IS_DELIVERED, ClientSettings
 
@@ -44,29 +44,29 @@ class AppPolicy:
         app = start.app if isinstance(start, StartTrigger) else None
         if app is None and not self._is_delivered:
             return None
-        from fedops_mqtt.apps import AppRefusedError, RefusalCode
+        from fedops_mqtt.apps import AppRefusedError
 
         try:
             if not self._is_delivered:
                 problem = f"this device has an app of its own, {self._settings.app}, and takes no delivered ones"
-                raise AppRefusedError(RefusalCode.NOT_DELIVERED, problem)
+                raise AppRefusedError(ReasonCode.APP_NOT_DELIVERED, problem)
             if app is None:
                 problem = "the start names no app, and this device has none of its own; publish one for the task"
-                raise AppRefusedError(RefusalCode.NOT_DELIVERED, problem)
+                raise AppRefusedError(ReasonCode.APP_NOT_DELIVERED, problem)
             self._check(app)
         except AppRefusedError as error:
-            return StartDecision(answer=Answer.REJECTED, reason=clip(error.problem), reason_code=error.code.value)
+            return StartDecision(answer=Answer.REJECTED, reason=clip(error.problem), reason_code=error.code)
         except OSError as error:  # where root has made the folder for itself
             return StartDecision(answer=Answer.REJECTED, reason=clip(f"approvals cannot be read: {error}"))
         return None
 
     def _check(self, app: AppReference) -> None:
-        from fedops_mqtt.apps import AppLibrary, AppRefusedError, RefusalCode
+        from fedops_mqtt.apps import AppLibrary, AppRefusedError
         from fedops_mqtt.apps.signing import check_version
 
         if not 0 < app.size <= self._settings.app_max_bytes:
             problem = f"the app has {app.size:,} bytes, this device takes 1 to {self._settings.app_max_bytes:,}"
-            raise AppRefusedError(RefusalCode.TOO_LARGE, problem)
+            raise AppRefusedError(ReasonCode.APP_TOO_LARGE, problem)
         if self._takes_unsigned:
             facts = {"digest": app.digest, "version": app.version}
             logger.warning(
@@ -80,19 +80,19 @@ class AppPolicy:
         if self._settings.app == AFTER_APPROVAL and not is_approved(app.digest):
             # Short: a run's own reason names its clients with theirs cut, and the digest has to be in it whole.
             problem = f"not approved; fedops-mqtt app approve {app.digest}"
-            raise AppRefusedError(RefusalCode.NOT_APPROVED, problem)
+            raise AppRefusedError(ReasonCode.APP_NOT_APPROVED, problem)
 
     def _check_signature(self, app: AppReference) -> None:
         from pydantic import ValidationError
 
-        from fedops_mqtt.apps import AppRefusedError, AppSignature, RefusalCode, check_signature
+        from fedops_mqtt.apps import AppRefusedError, AppSignature, check_signature
 
         signature = None
         if app.key_id is not None and app.signature is not None:
             try:
                 signature = AppSignature(key_id=app.key_id, signature=app.signature)
             except ValidationError as error:
-                raise AppRefusedError(RefusalCode.BAD_SIGNATURE, "key_id or signature has another form") from error
+                raise AppRefusedError(ReasonCode.APP_BAD_SIGNATURE, "key_id or signature has another form") from error
         check_signature(
             signature,
             digest=app.digest,

@@ -200,9 +200,9 @@ class Daemon:
                 case ServerMoved(server_ip=server_ip, launch=launch):
                     if self._training is not None:
                         self._training.redirect(server_ip, launch)
-                case StopTraining(reason=reason):
+                case StopTraining(reason=reason, reason_code=code):
                     if self._training is not None:
-                        self._training.stop(reason)
+                        self._training.stop(reason, code)
                 case _:
                     assert_never(step.action)
         if step.client != before or isinstance(event, StartTrigger):
@@ -375,8 +375,8 @@ class Daemon:
         self._training = None
         await self._take_phase()
         is_good = ended.outcome is Outcome.FINISHED
-        reason = None if is_good else ended.reason
-        await self.apply(TrainingEnded(outcome=ended.outcome, reason=reason, reason_code=ended.reason_code))
+        reason, code = (None, None) if is_good else (ended.reason, ended.reason_code)
+        await self.apply(TrainingEnded(outcome=ended.outcome, reason=reason, reason_code=code))
         await self._notify("trainFin" if is_good else "trainFail")
         if self._training is None:  # the next one may have begun
             self._is_idle.set()

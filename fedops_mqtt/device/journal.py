@@ -17,7 +17,7 @@ from typing import IO, Any
 from pydantic import TypeAdapter
 
 from fedops_mqtt.core.client_state import ClientState
-from fedops_mqtt.protocol import check_task_id, mac_to_level
+from fedops_mqtt.protocol import ReasonCode, check_task_id, mac_to_level
 from fedops_mqtt.runtime.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def unapproved_app(folder: Path) -> str | None:
         last = _FACTS.validate_python(json.loads(_read_bounded(folder / _FACTS_FILE))).last_trigger
     except (ValueError, RecursionError, OSError):
         return None
-    if last is None or last.reason_code != "app-not-approved":
+    if last is None or last.reason_code is not ReasonCode.APP_NOT_APPROVED:
         return None
     named = re.search(r"[0-9a-f]{64}", last.reason or "")
     return named[0] if named else None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from fedops_mqtt.core.client import Identity
 from fedops_mqtt.core.client_state import PhaseReport
 from fedops_mqtt.device.training_process import MODULE, SpawnedProcess, TrainingOptions, TrainingProcess
-from fedops_mqtt.protocol import Outcome, RunStart, utc_now
+from fedops_mqtt.protocol import Outcome, ReasonCode, RunStart, utc_now
 from fedops_mqtt.runtime.background import bare_error
 from fedops_mqtt.runtime.key_values import parse_pairs
 from fedops_mqtt.runtime.settings import IS_DELIVERED, ClientSettings
@@ -36,7 +36,7 @@ class Training(Protocol):
         """The FL server is somewhere else now."""
         ...
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str, code: ReasonCode | None = None) -> None:
         """End it soon; nothing happens when it has just ended."""
         ...
 
@@ -242,7 +242,7 @@ class DeliveredTraining:
         except AppRefusedError as error:
             facts = {"run_id": start.run_id, "reason_code": error.code.value, "reason": error.problem}
             logger.error("the app is refused", extra=facts)
-            return EndedReport(outcome=None, reason=error.problem, reason_code=error.code.value)
+            return EndedReport(outcome=None, reason=error.problem, reason_code=error.code)
         if preparing.cancelled() or self._is_stopped:
             return EndedReport(outcome=Outcome.STOPPED, reason="stopped before its app was there")
         self._process = self._make_process(self._start, preparing.result())
@@ -256,11 +256,11 @@ class DeliveredTraining:
         if self._process is not None:
             self._process.redirect(server_ip, launch)
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str, code: ReasonCode | None = None) -> None:
         """End it: what is fetched stays for the next time."""
         self._is_stopped = True
         if self._process is not None:
-            self._process.stop(reason)
+            self._process.stop(reason, code)
         elif self._preparing is not None:
             self._preparing.cancel(reason)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from fedops_mqtt.core.client_state import PhaseReport
-from fedops_mqtt.protocol import Outcome
+from fedops_mqtt.protocol import Outcome, ReasonCode
 from fedops_mqtt.runtime.processes import (
     MARK,
     LineSplitter,
@@ -146,6 +146,7 @@ class TrainingProcess:
         self._commands: asyncio.WriteTransport | None = None
         self._ended: EndedReport | None = None
         self._stop_reason: str | None = None
+        self._stop_code: ReasonCode | None = None
         self._has_reported = False
         self._is_over = asyncio.Event()
         """Set when the process reported its end, a stop is wanted, or the run limit has passed."""
@@ -192,11 +193,11 @@ class TrainingProcess:
         self._job = self._job.model_copy(update={"start": start})
         self._send(Redirect(server_ip=server_ip, launch=launch))
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str, code: ReasonCode | None = None) -> None:
         """End the process: SIGTERM now, SIGKILL after the grace; `run` returns once it has ended."""
         if self._stop_reason is None:
-            self._stop_reason = reason
-            self._send(Stop(reason=reason))
+            self._stop_reason, self._stop_code = reason, code
+            self._send(Stop(reason=reason, reason_code=code))
             self._is_over.set()
 
     def end(self, ended: EndedReport) -> None:
@@ -279,7 +280,7 @@ class TrainingProcess:
         if self._ended is not None:
             return self._ended
         if self._stop_reason is not None:
-            return EndedReport(outcome=Outcome.STOPPED, reason=self._stop_reason)
+            return EndedReport(outcome=Outcome.STOPPED, reason=self._stop_reason, reason_code=self._stop_code)
         if is_late:
             return _failed(f"run limit of {self._options.run_limit_s:g} s passed")
         return _failed(f"{exit_reason(returncode)}\n{self._tail.text}".rstrip())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fedops_mqtt.line import wire
 from fedops_mqtt.line.connection import BROKEN, Connector, LineConnection
 from fedops_mqtt.line.errors import FrameError, LineConfigError, LineRefusedError
-from fedops_mqtt.protocol import Outcome, RunOutcome, clip, describe_error
+from fedops_mqtt.protocol import Outcome, ReasonCode, RunOutcome, clip, describe_error
 from fedops_mqtt.runtime.backoff import Backoff
 
 _log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class RunEnd:
 
     outcome: Outcome
     reason: str
+    reason_code: ReasonCode | None = None
     is_rejected: bool = False
     run_outcome: RunOutcome | None = None
 
@@ -150,9 +151,9 @@ class ClientSession:
             if self._session is session:
                 self._break()
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str, code: ReasonCode | None = None) -> None:
         """End because this side wants to; the server is informed."""
-        self.end(RunEnd(outcome=Outcome.STOPPED, reason=reason))
+        self.end(RunEnd(outcome=Outcome.STOPPED, reason=reason, reason_code=code))
 
     def end(self, end: RunEnd, *, is_known: bool = False) -> None:
         """End with this, at once; the first end stands. The server is informed, unless it `is_known`."""
@@ -299,7 +300,8 @@ class ClientSession:
     def _leave(self, session: JoinedSession, end: RunEnd) -> None:
         """Report to the server how it ended, before the control request closes and looks like a death."""
         connection = session.connector.connection()
-        body = wire.encode_body(wire.LeaveRequest(outcome=end.outcome, reason=clip(end.reason)))
+        leave = wire.LeaveRequest(outcome=end.outcome, reason=clip(end.reason), reason_code=end.reason_code)
+        body = wire.encode_body(leave)
         try:
             connection.ask("POST", wire.LEAVE_PATH, headers=session.headers, body=body, timeout_s=_ASK_S)
         except (*BROKEN, LineRefusedError) as error:  # the server has ended, or knows already: nothing is left to do

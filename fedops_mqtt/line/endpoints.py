@@ -197,7 +197,7 @@ class LineApp:
 
     async def _leave(self, request: Request, session: Session) -> None:
         body = wire.decode_body(wire.LeaveRequest, await request.small_body())
-        self._run_state.leave(session, body.outcome, body.reason)
+        self._run_state.leave(session, body.outcome, body.reason, body.reason_code)
         await request.answer(200, b"{}")
 
     async def _next(self, request: Request, session: Session) -> None:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator
 from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedops_mqtt.core.reasons import TOO_FEW
 from fedops_mqtt.line import flwr_private
 from fedops_mqtt.line.codec import EncodedContent, encode_content, encode_error, encode_message
 from fedops_mqtt.line.errors import MessageTooLargeError
@@ -26,7 +25,7 @@ from fedops_mqtt.line.reply_check import ReplyCheck, refusal_of
 from fedops_mqtt.line.rounds import kind_of, round_of
 from fedops_mqtt.line.run_state import RunState
 from fedops_mqtt.line.wire import LineCompression, LineLimits
-from fedops_mqtt.protocol import Outcome, RunOutcome
+from fedops_mqtt.protocol import Outcome, ReasonCode, RunOutcome
 
 _log = logging.getLogger(__name__)
 _MAX_FAILURES = 5
@@ -35,11 +34,12 @@ _PREFIX_BYTES = 4
 
 
 class RunEndedError(flwr_private.RunNotRunningException):
-    """The run cannot go on: `outcome` and `reason` are what to report (a BaseException, see the module)."""
+    """The run cannot go on, and what to report of it (a BaseException, see the module)."""
 
-    def __init__(self, outcome: RunOutcome, reason: str) -> None:
+    def __init__(self, outcome: RunOutcome, reason: str, reason_code: ReasonCode | None = None) -> None:
         self.outcome = outcome
         self.reason = reason
+        self.reason_code = reason_code
         super().__init__(f"run {outcome}: {reason}")
 
 
@@ -53,7 +53,8 @@ class BelowQuorumError(RunEndedError):
         wanted = "the strategy waits for more" if needed is None else f"{needed} needed"
         suffix = f"; absent: {', '.join(missing)}" if missing else ""
         when = "left" if limit_s is None else f"after {limit_s:g} s"
-        super().__init__(RunOutcome.FAILED, f"{TOO_FEW}: {present} {when}, {wanted}{suffix}")
+        reason = f"too few clients: {present} {when}, {wanted}{suffix}"
+        super().__init__(RunOutcome.FAILED, reason, ReasonCode.TOO_FEW_CLIENTS)
 
 
 class TrainingSeen:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from fedops_mqtt.line.errors import LineRefusedError
 from fedops_mqtt.line.identity import node_id_of
-from fedops_mqtt.protocol import Outcome, Phase
+from fedops_mqtt.protocol import Outcome, Phase, ReasonCode
 
 
 class ChangeKind(StrEnum):
@@ -42,6 +42,7 @@ class LineMember:
     round: int | None = None
     outcome: Outcome | None = None
     reason: str | None = None
+    reason_code: ReasonCode | None = None
     bytes_in: int = 0
     bytes_out: int = 0
 
@@ -121,12 +122,13 @@ class Members:
             return []
         return self._set(ChangeKind.LOST, replace(member, is_present=False, reason=reason))
 
-    def end(self, mac: str, outcome: Outcome, reason: str | None) -> list[MemberChange]:
+    def end(self, mac: str, outcome: Outcome, reason: str | None, code: ReasonCode | None = None) -> list[MemberChange]:
         """A client is done, by its own report, the daemon's, or a limit; the first outcome stands."""
         member = self._by_mac.get(mac)
         if member is None or member.outcome is not None:
             return []
-        return self._set(ChangeKind(outcome.value), replace(member, is_present=False, outcome=outcome, reason=reason))
+        ended = replace(member, is_present=False, outcome=outcome, reason=reason, reason_code=code)
+        return self._set(ChangeKind(outcome.value), ended)
 
     def progress(self, mac: str, phase: Phase, round_: int | None) -> list[MemberChange]:
         """A client entered a phase; `round_` None keeps the last known round."""

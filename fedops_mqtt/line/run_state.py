@@ -20,7 +20,7 @@ from fedops_mqtt.line.errors import LineRefusedError
 from fedops_mqtt.line.members import LineMember, MemberChange, Members
 from fedops_mqtt.line.message_queue import MessageQueue, OutboundMessage
 from fedops_mqtt.line.wire import ControlLine, JoinRequest
-from fedops_mqtt.protocol import Outcome, Phase, RunOutcome
+from fedops_mqtt.protocol import Outcome, Phase, ReasonCode, RunOutcome
 
 SIGNAL_LOOK_S = 1.0
 """How often a wait of the main thread, which alone handles signals, is interrupted."""
@@ -193,11 +193,11 @@ class RunState:
             self._forget_uploads(message_ids)
             self._queue.withdraw(message_ids)
 
-    def drop(self, mac: str, outcome: Outcome, reason: str) -> None:
+    def drop(self, mac: str, outcome: Outcome, reason: str, code: ReasonCode | None = None) -> None:
         """End a member: what it owes is answered with a Flower Error at once, and its process is stopped."""
         with self._changed:
             member = self._members.by_mac.get(mac)
-            changes = self._members.end(mac, outcome, reason)
+            changes = self._members.end(mac, outcome, reason, code)
             if member is not None and changes:
                 order = ControlLine(stop=reason, outcome=outcome if outcome is Outcome.FAILED else None)
                 self._end_session(member.session, order)
@@ -282,10 +282,10 @@ class RunState:
         if self._loop is not None:
             self._loop.call_later(within_s, look)
 
-    def leave(self, session: Session, outcome: Outcome, reason: str | None) -> None:
+    def leave(self, session: Session, outcome: Outcome, reason: str | None, code: ReasonCode | None = None) -> None:
         """A process reports how it ended."""
         with self._changed:
-            changes = self._members.end(session.mac, outcome, reason)
+            changes = self._members.end(session.mac, outcome, reason, code)
             self._end_session(session.id, None)
             self._settle(changes, f"{session.mac} {outcome}: {reason or 'left'}")
 

@@ -31,7 +31,7 @@ from fedops_mqtt.line.identity import flower_run_id_of
 from fedops_mqtt.line.records import CycleCollector
 from fedops_mqtt.line.rounds import kind_of, metrics_of, round_of
 from fedops_mqtt.line.wire import LineCompression
-from fedops_mqtt.protocol import Outcome, Phase, describe_error, name_error
+from fedops_mqtt.protocol import Outcome, Phase, ReasonCode, describe_error, name_error
 from fedops_mqtt.runtime.backoff import Backoff
 
 _log = logging.getLogger(__name__)
@@ -167,13 +167,13 @@ class LineRunner:
         """The run's server was launched again at `server_ip`; a lower launch than the one known is ignored."""
         self._client_session.redirect(server_ip, launch)
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str, code: ReasonCode | None = None) -> None:
         """End at the next possible moment and inform the server at once; app code that runs is not interrupted."""
-        self._client_session.stop(reason)
+        self._client_session.stop(reason, code)
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str, code: ReasonCode | None = None) -> None:
         """End as failed, at once; for whoever runs in place of an app that is somewhere else."""
-        self._client_session.end(RunEnd(outcome=Outcome.FAILED, reason=reason))
+        self._client_session.end(RunEnd(outcome=Outcome.FAILED, reason=reason, reason_code=code))
 
     def _connector(self, server_ip: str) -> Connector:
         return Connector(server_ip, ca_file=self._ca_file, connect_s=_CONNECT_S)

@@ -24,7 +24,7 @@ from fedops_mqtt.line.grid import LineGrid
 from fedops_mqtt.line.members import LineMember, MemberChange
 from fedops_mqtt.line.run_state import RunOver, RunState
 from fedops_mqtt.line.wire import LineCompression, LineLimits
-from fedops_mqtt.protocol import Outcome, RunOutcome, name_error
+from fedops_mqtt.protocol import Outcome, ReasonCode, RunOutcome, name_error
 from fedops_mqtt.runtime.http_server import HttpServer, open_socket
 from fedops_mqtt.runtime.machine import check_host, join_address, split_address
 
@@ -133,9 +133,9 @@ class LineServer:
         """Frame bytes sent to all clients."""
         return sum(member.bytes_out for member in self.members.values())
 
-    def drop(self, mac: str, outcome: Outcome, reason: str) -> None:
+    def drop(self, mac: str, outcome: Outcome, reason: str, code: ReasonCode | None = None) -> None:
         """Take a client out because of what the bus reports (failed, stopped); its round goes on at once."""
-        self._run_state.drop(mac, outcome, reason)
+        self._run_state.drop(mac, outcome, reason, code)
 
     def interrupt(self, outcome: RunOutcome, reason: str) -> None:
         """End the strategy from another thread: whatever it waits for on the Grid raises; then `close`."""

@@ -10,7 +10,7 @@ import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from fedops_mqtt.line.errors import FrameError
-from fedops_mqtt.protocol import MacAddress, Outcome, RunId, RunOutcome, clip
+from fedops_mqtt.protocol import KnownCode, MacAddress, Outcome, RunId, RunOutcome, clip
 from fedops_mqtt.protocol.identity import Reason, Text
 from fedops_mqtt.protocol.values import MAX_LIMIT_S, Count
 from fedops_mqtt.protocol.wire import first_problem
@@ -90,6 +90,7 @@ class LeaveRequest(_Body):
 
     outcome: Outcome
     reason: Reason | None = None
+    reason_code: KnownCode = None
 
 
 class PongRequest(_Body):

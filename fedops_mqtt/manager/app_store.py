@@ -19,14 +19,13 @@ from fedops_mqtt.apps import (
     AppRefusedError,
     AppSignature,
     BundleLimits,
-    RefusalCode,
     check_signature,
     read_bundle,
 )
 from fedops_mqtt.manager import tables
 from fedops_mqtt.manager.errors import BundleMissingError, NoEarlierAppError, UnknownAppError
 from fedops_mqtt.manager.journal import Journal
-from fedops_mqtt.protocol import AppReference
+from fedops_mqtt.protocol import AppReference, ReasonCode
 from fedops_mqtt.runtime.files import delete_file, write_private
 
 SUFFIX = ".fab"
@@ -213,11 +212,11 @@ class AppStore:
     def _check(self, bundle: AppBundle, task_id: str, signature: AppSignature | None) -> None:
         if bundle.client_app is None:
             raise AppRefusedError(
-                RefusalCode.MALFORMED, "pyproject.toml names no clientapp in [tool.flwr.app.components]"
+                ReasonCode.APP_MALFORMED, "pyproject.toml names no clientapp in [tool.flwr.app.components]"
             )
         if signature is None and not self._rules.takes_unsigned:
             problem = "it is not signed, and this manager's broker or API is reached by others; publish it with --fleet"
-            raise AppRefusedError(RefusalCode.UNSIGNED, problem)
+            raise AppRefusedError(ReasonCode.APP_UNSIGNED, problem)
         if self._rules.signers:
             check_signature(
                 signature,

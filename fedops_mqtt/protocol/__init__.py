@@ -52,6 +52,7 @@ from fedops_mqtt.protocol.messages import (
     StopTrigger,
     Transport,
 )
+from fedops_mqtt.protocol.reason_code import KnownCode, ReasonCode
 from fedops_mqtt.protocol.roster import Roster, with_clients
 from fedops_mqtt.protocol.text import clip, describe_error, first_line, name_error, visible
 from fedops_mqtt.protocol.topics import Channel, Topic, filter_for, parse_topic
@@ -83,6 +84,7 @@ __all__ = [
     "ClientStatus",
     "CurrentRun",
     "IdentityError",
+    "KnownCode",
     "LastRun",
     "LastTrigger",
     "MacAddress",
@@ -99,6 +101,7 @@ __all__ = [
     "PayloadTooLargeError",
     "Phase",
     "ProtocolError",
+    "ReasonCode",
     "Roster",
     "RunCondition",
     "RunId",

@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from fedops_mqtt.protocol.identity import MacAddress, Reason, RunId, TaskId, Text
+from fedops_mqtt.protocol.reason_code import KnownCode
 from fedops_mqtt.protocol.values import (
     LAST_SEQ,
     MAX_MEMBERS,
@@ -148,6 +149,8 @@ class LastRun(WireModel):
     attempt: Count
     outcome: Outcome
     reason: Reason | None = None
+    reason_code: KnownCode = None
+    """`interrupted` where the training may be tried again; it decides that, not the text."""
 
 
 class LastTrigger(WireModel):
@@ -158,8 +161,8 @@ class LastTrigger(WireModel):
     launch: Count
     answer: Answer
     reason: Reason | None = None
-    reason_code: Text | None = None
-    """`reason` as one code for programs, where it has one; docs/deliver-an-app.md lists those of a refused app."""
+    reason_code: KnownCode = None
+    """`reason` as one code for programs, where it has one; docs/protocol.md lists them."""
 
 
 class OwnedStatus(WireModel):
@@ -288,6 +291,7 @@ class ServerClient(WireModel):
     phase: Phase | None = None
     round: Count = 0
     reason: Reason | None = None
+    reason_code: KnownCode = None
 
 
 class ServerStatus(OwnedStatus):
@@ -295,6 +299,7 @@ class ServerStatus(OwnedStatus):
 
     status: ServerCondition
     reason: Reason | None = None
+    reason_code: KnownCode = None
     task_id: TaskId
     run_id: RunId | None = None
     launch: Count = 0

@@ -16,8 +16,8 @@ MAX_LISTED = 1000
 """Clients of one run that a status lists; of a larger run the next statuses list the others."""
 MAX_SENT_BYTES = 368 * 1024
 """Of such a status: the shipped brokers take 384 KiB, topic and properties included, and disconnect who sends more."""
-_CLIENT_BYTES = 160
-"""One client without its reason: MAC, status, attempt, phase, round, and the names of all these."""
+_CLIENT_BYTES = 192
+"""One client without its reason: MAC, status, attempt, phase, round, reason code, and the names of all these."""
 _CHARACTER_BYTES = 6
 """At most: a control character, escaped."""
 _REST_BRACKETS = 8192

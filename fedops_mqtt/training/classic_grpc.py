@@ -18,7 +18,7 @@ from fedops_mqtt.line.client_session import RunEnd
 from fedops_mqtt.line.identity import flower_run_id_of, node_id_of
 from fedops_mqtt.line.rounds import kind_of, metrics_of, round_of
 from fedops_mqtt.line.runner import Joined, MessageAnswered, Progress
-from fedops_mqtt.protocol import Outcome, Phase, describe_error
+from fedops_mqtt.protocol import Outcome, Phase, ReasonCode, describe_error
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class ClassicRunner:
         self._on_progress = on_progress
         self._on_answered = on_answered
         self._stop_reason: str | None = None
+        self._stop_code: ReasonCode | None = None
         self._changed = threading.Event()
         self._app_error: Exception | None = None
         self._last_contact_at: float | None = None
@@ -88,7 +89,7 @@ class ClassicRunner:
             else:
                 return RunEnd(outcome=Outcome.FINISHED, reason="the server ended the run")
             if self._stop_reason is not None:
-                return RunEnd(outcome=Outcome.STOPPED, reason=self._stop_reason)
+                return RunEnd(outcome=Outcome.STOPPED, reason=self._stop_reason, reason_code=self._stop_code)
             self._changed.wait(_RETRY_S)
             self._changed.clear()
 
@@ -97,9 +98,9 @@ class ClassicRunner:
         self._server_ip = server_ip
         self._changed.set()
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str, code: ReasonCode | None = None) -> None:
         """End once Flower returns; a message that is being answered is not interrupted."""
-        self._stop_reason = reason
+        self._stop_reason, self._stop_code = reason, code
         self._changed.set()
 
     def _lost(self, error: grpc.RpcError, limit_s: float) -> str:

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from fedops_mqtt.core.client import Identity
 from fedops_mqtt.core.client_state import PhaseReport
-from fedops_mqtt.protocol import MetricsKind, Outcome, Phase, RunStart, clip
+from fedops_mqtt.protocol import KnownCode, MetricsKind, Outcome, Phase, RunStart, clip
 from fedops_mqtt.protocol.messages import WireModel
 from fedops_mqtt.protocol.values import Count, Plain, Scalars
 
@@ -75,6 +75,7 @@ class Stop(WireModel):
 
     command: Literal["stop"] = "stop"
     reason: str
+    reason_code: KnownCode = None
 
 
 Command = Job | Redirect | Stop
@@ -96,7 +97,7 @@ class EndedReport(WireModel):
     outcome: Outcome | None
     reason: Annotated[str | None, BeforeValidator(clip)] = None
     """Clipped to what a status takes: however long an exception's text is, the report of it arrives."""
-    reason_code: str | None = None
+    reason_code: KnownCode = None
 
 
 Report = PhaseReport | MetricsReport | EndedReport

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
+from fedops_mqtt.protocol import ReasonCode
 from fedops_mqtt.training.pipe import Job, Redirect, Reporter, Stop, parse_command
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Steerable(Protocol):
     def redirect(self, server_ip: str, launch: int) -> None:
         """The server is somewhere else now."""
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str, code: ReasonCode | None = None) -> None:
         """The training is to end."""
 
 
@@ -127,8 +128,8 @@ def _obey(commands: IO[bytes], training: Steerable) -> None:
         match parse_command(line):
             case Redirect(server_ip=server_ip, launch=launch):
                 training.redirect(server_ip, launch)
-            case Stop(reason=reason):
-                training.stop(reason)
+            case Stop(reason=reason, reason_code=code):
+                training.stop(reason, code)
             case Job():
                 logger.error("a second job is not taken")
     _die_with_daemon()

@@ -14,7 +14,7 @@ from fedops_mqtt.line.client_session import RunEnd
 from fedops_mqtt.line.connection import Answers, probe
 from fedops_mqtt.line.errors import LineConfigError
 from fedops_mqtt.line.runner import Joined, LineRunner, MessageAnswered, Progress, make_context
-from fedops_mqtt.protocol import MetricsCutter, MetricsKind, Outcome, Phase, Transport, clip
+from fedops_mqtt.protocol import MetricsCutter, MetricsKind, Outcome, Phase, ReasonCode, Transport, clip
 from fedops_mqtt.runtime.key_values import Plain
 from fedops_mqtt.runtime.task_config import Scalar
 from fedops_mqtt.runtime.wandb_log import WandbLog, start_wandb
@@ -135,6 +135,7 @@ class TrainingRun:
         self._lock = threading.Lock()
         self._server_ip, self._launch = job.start.server_ip, job.start.launch
         self._stop_reason: str | None = None
+        self._stop_code: ReasonCode | None = None
         self._bytes = (0, 0)
         self._app: Keeping | None = None
         self._run_id: str | None = None
@@ -179,12 +180,12 @@ class TrainingRun:
             if self._runner is not None:
                 self._runner.redirect(server_ip, launch)
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str, code: ReasonCode | None = None) -> None:
         """End at the next possible moment."""
         with self._lock:
-            self._stop_reason = reason
+            self._stop_reason, self._stop_code = reason, code
             if self._runner is not None:
-                self._runner.stop(reason)
+                self._runner.stop(reason, code)
 
     @property
     def gl_model(self) -> int:
@@ -242,7 +243,7 @@ class TrainingRun:
                     on_end=self._end,
                 )
             if self._stop_reason is not None:
-                self._runner.stop(self._stop_reason)
+                self._runner.stop(self._stop_reason, self._stop_code)
             return self._runner
 
     def _find_transport(self) -> Transport:
@@ -301,7 +302,8 @@ class TrainingRun:
             self._report_time()
         if failure is not None:
             return failed(failure)
-        return EndedReport(outcome=None if end.is_rejected else end.outcome, reason=end.reason or None)
+        outcome = None if end.is_rejected else end.outcome
+        return EndedReport(outcome=outcome, reason=end.reason or None, reason_code=end.reason_code)
 
     def _report_time(self) -> None:
         """Report how long it took, as FedOps does."""

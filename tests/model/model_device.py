@@ -31,6 +31,7 @@ from fedops_mqtt.protocol import (
     ClientStatus,
     Outcome,
     Phase,
+    ReasonCode,
     RunStart,
     StartTrigger,
     StopTrigger,
@@ -176,9 +177,9 @@ class Daemon:
             case ServerMoved(server_ip=server_ip):
                 if self.training is not None:
                     self.training.redirect(server_ip)
-            case StopTraining(reason=reason):
+            case StopTraining(reason=reason, reason_code=code):
                 if self.training is not None:
-                    self.kernel.soon(0.0, 2.0, self.training.ender(Outcome.STOPPED, reason))
+                    self.kernel.soon(0.0, 2.0, self.training.ender(Outcome.STOPPED, reason, code))
             case _:
                 assert_never(action)
 
@@ -253,13 +254,13 @@ class Training:
         if self.server is not None:
             self.kernel.soon(0.0, 3.0, lambda server=self.server: server.loses(self))  # type: ignore[misc]
 
-    def ender(self, outcome: Outcome | None, reason: str):  # type: ignore[no-untyped-def]
+    def ender(self, outcome: Outcome | None, reason: str, code: ReasonCode | None = None):  # type: ignore[no-untyped-def]
         def end() -> None:
             if not self.is_alive:
                 return
             self.is_alive = False
             if self.server is not None:
-                self.server.hears_end(self, outcome, reason)
+                self.server.hears_end(self, outcome, reason, code)
             self.kernel.soon(0.0, 1.0, lambda: self._report(outcome, reason))
 
         return end

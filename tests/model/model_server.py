@@ -18,6 +18,7 @@ from fedops_mqtt.protocol import (
     ClientStatus,
     MemberCondition,
     Outcome,
+    ReasonCode,
     ServerClient,
     ServerCondition,
     ServerStatus,
@@ -114,7 +115,7 @@ class Server:
         if last is None or member is None or last.run_id != self.run_id or last.outcome is Outcome.FINISHED:
             return
         if member.attempt == last.attempt:
-            self._drop(said.client_mac, last.outcome, last.reason or "as its daemon reported")
+            self._drop(said.client_mac, last.outcome, last.reason or "as its daemon reported", last.reason_code)
 
     def _meet_conflicting_instance(self, conflicting_instance: str) -> None:
         other = self._stranger
@@ -144,13 +145,13 @@ class Server:
         if self.is_alive and self.members.detach(training.session, "connection lost"):
             self.owner.update()
 
-    def hears_end(self, training: Training, outcome: Outcome | None, reason: str) -> None:
+    def hears_end(self, training: Training, outcome: Outcome | None, reason: str, code: ReasonCode | None) -> None:
         if self.is_alive and outcome is not None and self._trainings.get(training.mac) is training:
-            self.members.end(training.mac, outcome, reason)
+            self.members.end(training.mac, outcome, reason, code)
             self.owner.update()
 
-    def _drop(self, mac: str, outcome: Outcome, reason: str) -> None:
-        if self.members.end(mac, outcome, reason):
+    def _drop(self, mac: str, outcome: Outcome, reason: str, code: ReasonCode | None) -> None:
+        if self.members.end(mac, outcome, reason, code):
             training = self._trainings.get(mac)
             if training is not None:
                 self.kernel.soon(0.0, 1.0, training.ender(outcome, reason))
@@ -240,5 +241,10 @@ def _said(member: LineMember) -> ServerClient:
     else:
         status = MemberCondition.TRAINING if member.is_present else MemberCondition.LOST
     return ServerClient(
-        status=status, attempt=member.attempt, phase=member.phase, round=member.round or 0, reason=member.reason
+        status=status,
+        attempt=member.attempt,
+        phase=member.phase,
+        round=member.round or 0,
+        reason=member.reason,
+        reason_code=member.reason_code,
     )

@@ -16,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from fedops_mqtt.apps import AppRefusedError, RefusalCode
+from fedops_mqtt.apps import AppRefusedError
 from fedops_mqtt.bus import BusError
 from fedops_mqtt.core.fleet import Presence
 from fedops_mqtt.manager.api.apps import AppsApi
@@ -56,7 +56,7 @@ from fedops_mqtt.manager.errors import (
     UnreadableRunError,
 )
 from fedops_mqtt.manager.run_service import RunService
-from fedops_mqtt.protocol import ClientCondition, IdentityError, name_error, normalise_mac
+from fedops_mqtt.protocol import ClientCondition, IdentityError, ReasonCode, name_error, normalise_mac
 
 logger = logging.getLogger(__name__)
 
@@ -248,7 +248,7 @@ async def _refuse(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _refuse_app(_: Request, error: Exception) -> JSONResponse:
-    is_too_large = isinstance(error, AppRefusedError) and error.code is RefusalCode.TOO_LARGE
+    is_too_large = isinstance(error, AppRefusedError) and error.code is ReasonCode.APP_TOO_LARGE
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE if is_too_large else HTTPStatus.UNPROCESSABLE_ENTITY
     return problem(status, str(error))
 

@@ -12,10 +12,9 @@ from client_testbed import HERE, SECRET, Operator, RunDaemon, ServeFl, fl_proces
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.client.app import FLClientTask
 from fedops_mqtt.client.client_api import ClientManagerAPI, ClientServerAPI
-from fedops_mqtt.core.reasons import is_interruption
 from fedops_mqtt.device.daemon import Daemon
 from fedops_mqtt.device.journal import DaemonRunningError, identity_dir
-from fedops_mqtt.protocol import Answer, ClientCondition, ClientStatus, Outcome, Phase, topics
+from fedops_mqtt.protocol import Answer, ClientCondition, ClientStatus, Outcome, Phase, ReasonCode, topics
 from fedops_mqtt.runtime.background import alongside
 
 
@@ -191,7 +190,7 @@ async def test_leaving_while_training_publishes_interrupted_and_client_out(
     daemon.leave()
     out = await operator.until_condition(ClientCondition.CLIENT_OUT, reason="shutdown")
     assert out.last_run is not None
-    assert (out.last_run.outcome, is_interruption(out.last_run.reason)) == (Outcome.FAILED, True)
+    assert (out.last_run.outcome, out.last_run.reason_code) == (Outcome.FAILED, ReasonCode.INTERRUPTED)
     assert out.run is None
 
 

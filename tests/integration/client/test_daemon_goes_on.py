@@ -22,7 +22,16 @@ from fedops_mqtt.device.daemon import Daemon
 from fedops_mqtt.device.journal import ClientJournal
 from fedops_mqtt.device.trainer import DeliveredTraining, Trainer, Training
 from fedops_mqtt.device.training_process import TrainingProcess
-from fedops_mqtt.protocol import Answer, AppReference, ClientCondition, ClientStatus, Outcome, Phase, RunStart
+from fedops_mqtt.protocol import (
+    Answer,
+    AppReference,
+    ClientCondition,
+    ClientStatus,
+    Outcome,
+    Phase,
+    ReasonCode,
+    RunStart,
+)
 from fedops_mqtt.runtime.background import alongside
 from fedops_mqtt.runtime.settings import ClientSettings
 from fedops_mqtt.training.pipe import EndedReport
@@ -153,7 +162,7 @@ class HeldTraining:
 
     def redirect(self, server_ip: str, launch: int) -> None: ...
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str, code: ReasonCode | None = None) -> None:
         self.may_end.set()
 
 

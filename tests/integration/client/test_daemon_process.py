@@ -16,8 +16,7 @@ import pytest
 from client_testbed import HERE, PATIENCE_S, SECRET, Operator, ServeFl
 
 from fedops_mqtt.bus import Mosquitto
-from fedops_mqtt.core.reasons import is_interruption
-from fedops_mqtt.protocol import ClientCondition, Outcome, Phase
+from fedops_mqtt.protocol import ClientCondition, Outcome, Phase, ReasonCode
 from fedops_mqtt.runtime.systemd import ExitCode
 
 MAX_IDLE_MB = 55
@@ -135,7 +134,7 @@ async def test_a_daemon_that_is_killed_is_out_by_its_will_and_its_training_dies_
     await spawn_daemon()
     back = await operator.until_condition(ClientCondition.ONLINE)
     assert back.last_run is not None
-    assert (back.last_run.run_id, is_interruption(back.last_run.reason)) == ("r1", True)
+    assert (back.last_run.run_id, back.last_run.reason_code) == ("r1", ReasonCode.INTERRUPTED)
     assert back.instance != out.instance
     await until_training(operator, serve_fl, attempt=2, instance=back.instance)
 
@@ -152,7 +151,7 @@ async def test_a_daemon_that_is_started_again_on_a_full_disk_is_on_the_bus(
     second = await spawn_daemon(max_file_bytes=0)
     online = await operator.until_condition(ClientCondition.ONLINE)
     assert online.last_run is not None
-    assert is_interruption(online.last_run.reason)
+    assert online.last_run.reason_code is ReasonCode.INTERRUPTED
     await operator.trigger("127.0.0.1:1", run_id="r2")
     refused = await operator.until(
         lambda status: status.last_trigger is not None and status.last_trigger.run_id == "r2"
@@ -171,7 +170,7 @@ async def test_sigterm_interrupts_the_training_and_publishes_client_out(
     assert await daemon.end(signal.SIGTERM) == ExitCode.OK
     out = await operator.until_condition(ClientCondition.CLIENT_OUT, reason="shutdown")
     assert out.last_run is not None
-    assert (out.last_run.outcome, is_interruption(out.last_run.reason)) == (Outcome.FAILED, True)
+    assert (out.last_run.outcome, out.last_run.reason_code) == (Outcome.FAILED, ReasonCode.INTERRUPTED)
 
 
 async def test_a_restarted_daemon_repeats_its_answer_and_starts_nothing(

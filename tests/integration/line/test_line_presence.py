@@ -20,7 +20,7 @@ from fedops_mqtt.line.client_session import RunEnd
 from fedops_mqtt.line.grid import BelowQuorumError, RunEndedError
 from fedops_mqtt.line.identity import node_id_of
 from fedops_mqtt.line.runner import Joined, LineRunner
-from fedops_mqtt.protocol import Outcome, RunOutcome
+from fedops_mqtt.protocol import Outcome, ReasonCode, RunOutcome
 
 NEVER_S = 3600.0
 """An interval after which nothing is awaited any more: what comes, came for another reason."""
@@ -383,8 +383,9 @@ def test_an_attempt_that_left_is_not_let_in_again(lines: Lines) -> None:
     server = lines.serve()
     client = lines.join(server, echo_app())
     ask(server)
-    client.runner.stop("leaves")
-    lines.changes.wait("stopped")
+    client.runner.stop("leaves", ReasonCode.INTERRUPTED)
+    left = lines.changes.wait("stopped").member
+    assert (left.reason, left.reason_code) == ("leaves", ReasonCode.INTERRUPTED)
     again = lines.join(server, echo_app(), attempt=1).end()
     assert (again.is_rejected, again.outcome, again.reason) == (True, Outcome.STOPPED, "leaves")
 

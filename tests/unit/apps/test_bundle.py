@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from bundles import CODE, PROJECT, flower_bundle, manifest_of, zipped
 
-from fedops_mqtt.apps import AppRefusedError, BundleLimits, RefusalCode, read_bundle
+from fedops_mqtt.apps import AppRefusedError, BundleLimits, read_bundle
 from fedops_mqtt.apps.bundle import iter_contents
+from fedops_mqtt.protocol import ReasonCode
 
 FILES = {"pyproject.toml": PROJECT.encode(), "digits/client_app.py": CODE.encode()}
 
@@ -39,7 +40,7 @@ def test_a_bundle_of_flwr_build_is_read_whole(tmp_path: Path) -> None:
 
 
 def test_another_digest_is_refused() -> None:
-    assert refusal(zipped(FILES), digest="0" * 64).code is RefusalCode.DIGEST_MISMATCH
+    assert refusal(zipped(FILES), digest="0" * 64).code is ReasonCode.APP_DIGEST_MISMATCH
 
 
 @pytest.mark.parametrize(
@@ -50,29 +51,29 @@ def test_another_digest_is_refused() -> None:
     ],
 )
 def test_a_path_that_leaves_the_folder_or_is_none_is_refused(path: str) -> None:
-    assert refusal(zipped({**FILES, path: b"x"})).code is RefusalCode.MALFORMED
+    assert refusal(zipped({**FILES, path: b"x"})).code is ReasonCode.APP_MALFORMED
 
 
 def test_a_name_with_a_nul_is_not_taken_for_the_part_before_it() -> None:
     data = zipped({**FILES, "digits/x.py": b"x"}).replace(b"digits/x.py", b"digits\x00x.py")
-    assert refusal(data).code is RefusalCode.MALFORMED
+    assert refusal(data).code is ReasonCode.APP_MALFORMED
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFDIR])
 def test_links_devices_and_folders_are_refused(kind: int) -> None:
     data = zipped({**FILES, "digits/link": b"/etc/passwd"}, attributes={"digits/link": kind | 0o777})
-    assert refusal(data).code is RefusalCode.MALFORMED
+    assert refusal(data).code is ReasonCode.APP_MALFORMED
 
 
 def test_a_zip_bomb_is_refused_by_its_declared_and_by_its_real_size() -> None:
     zeros = {**FILES, "zeros.txt": bytes(3_000_000)}
-    assert refusal(zipped(zeros), limits=BundleLimits(unpacked_bytes=1_000_000)).code is RefusalCode.TOO_LARGE
+    assert refusal(zipped(zeros), limits=BundleLimits(unpacked_bytes=1_000_000)).code is ReasonCode.APP_TOO_LARGE
     # The same zip that says of itself, in the central directory, that it unpacks to ten bytes.
     lying = zipped(zeros, manifest_of({**FILES, "zeros.txt": bytes(10)}))
     with zipfile.ZipFile(BytesIO(lying)) as archive:
         size = archive.getinfo("zeros.txt").file_size.to_bytes(4, "little")
     lying = lying.replace(size, (10).to_bytes(4, "little"))
-    assert refusal(lying, limits=BundleLimits(unpacked_bytes=1_000_000)).code is RefusalCode.MALFORMED
+    assert refusal(lying, limits=BundleLimits(unpacked_bytes=1_000_000)).code is ReasonCode.APP_MALFORMED
 
 
 @contextmanager
@@ -94,7 +95,7 @@ def test_a_zip_bomb_is_not_unpacked_to_find_that_it_is_one(listed: int) -> None:
     bomb = bomb.replace(len(zeros).to_bytes(4, "little"), (10).to_bytes(4, "little"))
     del zeros
     with in_ten_megabytes():
-        assert refusal(bomb).code is RefusalCode.MALFORMED
+        assert refusal(bomb).code is ReasonCode.APP_MALFORMED
 
 
 def test_a_list_of_very_many_files_is_not_read_to_count_them() -> None:
@@ -103,13 +104,13 @@ def test_a_list_of_very_many_files_is_not_read_to_count_them() -> None:
     sizes = len(entries).to_bytes(4, "little") + bytes(4)
     many = entries + b"PK\x05\x06" + bytes(4) + b"\xff\xff" * 2 + sizes + bytes(2)
     with in_ten_megabytes():
-        assert refusal(many).code is RefusalCode.TOO_LARGE
+        assert refusal(many).code is ReasonCode.APP_TOO_LARGE
 
 
 def test_too_many_files_or_bytes_are_refused() -> None:
     many = {**FILES, **{f"f{number}.py": b"" for number in range(20)}}
-    assert refusal(zipped(many), limits=BundleLimits(num_files=10)).code is RefusalCode.TOO_LARGE
-    assert refusal(zipped(many), limits=BundleLimits(packed_bytes=100)).code is RefusalCode.TOO_LARGE
+    assert refusal(zipped(many), limits=BundleLimits(num_files=10)).code is ReasonCode.APP_TOO_LARGE
+    assert refusal(zipped(many), limits=BundleLimits(packed_bytes=100)).code is ReasonCode.APP_TOO_LARGE
 
 
 def test_a_file_that_the_manifest_does_not_name_or_names_otherwise_is_refused() -> None:
@@ -122,12 +123,12 @@ def test_a_file_that_the_manifest_does_not_name_or_names_otherwise_is_refused() 
         manifest_of(FILES).replace(",", ";"),
         manifest_of(FILES) + "1",
     ):
-        assert refusal(zipped(FILES, manifest)).code is RefusalCode.MALFORMED
+        assert refusal(zipped(FILES, manifest)).code is ReasonCode.APP_MALFORMED
 
 
 def test_two_names_for_one_file_are_refused() -> None:
-    assert refusal(zipped({**FILES, "Digits/client_app.py": b"x"})).code is RefusalCode.MALFORMED
-    assert refusal(zipped({**FILES, "digits": b"x"})).code is RefusalCode.MALFORMED
+    assert refusal(zipped({**FILES, "Digits/client_app.py": b"x"})).code is ReasonCode.APP_MALFORMED
+    assert refusal(zipped({**FILES, "digits": b"x"})).code is ReasonCode.APP_MALFORMED
 
 
 @pytest.mark.parametrize(
@@ -146,9 +147,9 @@ def test_two_names_for_one_file_are_refused() -> None:
 )
 def test_an_invalid_project_file_is_refused(old: str, new: str) -> None:
     files = {**FILES, "pyproject.toml": PROJECT.replace(old, new).encode()}
-    assert refusal(zipped(files)).code is RefusalCode.MALFORMED
+    assert refusal(zipped(files)).code is ReasonCode.APP_MALFORMED
 
 
 @pytest.mark.parametrize("data", [b"", b"PK", b"x" * 1000, zipped({}), zipped({"pyproject.toml": b"\xff\xfe"})])
 def test_what_is_no_bundle_is_refused(data: bytes) -> None:
-    assert refusal(data).code is RefusalCode.MALFORMED
+    assert refusal(data).code is ReasonCode.APP_MALFORMED

@@ -2,15 +2,16 @@
 
 import pytest
 
-from fedops_mqtt.apps import AppRefusedError, AppSignature, AppSigner, RefusalCode, check_signature, make_signing_key
+from fedops_mqtt.apps import AppRefusedError, AppSignature, AppSigner, check_signature, make_signing_key
 from fedops_mqtt.apps.signing import parse_public_key
+from fedops_mqtt.protocol import ReasonCode
 
 SIGNER, OTHER = AppSigner(make_signing_key()), AppSigner(make_signing_key())
 APP = {"digest": "a" * 64, "task_id": "digits", "version": "1.2.0"}
 SIGNED = SIGNER.sign(**APP)
 
 
-def code_of(signature: AppSignature | None, *, min_version: str | None = None, **other: str) -> RefusalCode | None:
+def code_of(signature: AppSignature | None, *, min_version: str | None = None, **other: str) -> ReasonCode | None:
     try:
         check_signature(signature, **{**APP, **other}, signers=[SIGNER.public_key], min_version=min_version)
     except AppRefusedError as error:
@@ -25,7 +26,7 @@ def test_what_an_allowed_signer_signed_is_accepted_also_after_the_wire() -> None
 
 @pytest.mark.parametrize("other", [{"digest": "b" * 64}, {"task_id": "faces"}, {"version": "1.2.1"}])
 def test_another_digest_task_or_version_is_refused(other: dict[str, str]) -> None:
-    assert code_of(SIGNED, **other) is RefusalCode.BAD_SIGNATURE
+    assert code_of(SIGNED, **other) is ReasonCode.APP_BAD_SIGNATURE
 
 
 def test_the_parts_of_what_is_signed_cannot_run_into_each_other() -> None:
@@ -34,18 +35,24 @@ def test_the_parts_of_what_is_signed_cannot_run_into_each_other() -> None:
 
 
 def test_unsigned_foreign_and_damaged_signatures_are_refused() -> None:
-    assert code_of(None) is RefusalCode.UNSIGNED
-    assert code_of(OTHER.sign(**APP)) is RefusalCode.UNKNOWN_SIGNER
-    assert code_of(SIGNED.model_copy(update={"signature": OTHER.sign(**APP).signature})) is RefusalCode.BAD_SIGNATURE
+    assert code_of(None) is ReasonCode.APP_UNSIGNED
+    assert code_of(OTHER.sign(**APP)) is ReasonCode.APP_UNKNOWN_SIGNER
+    assert code_of(SIGNED.model_copy(update={"signature": OTHER.sign(**APP).signature})) is ReasonCode.APP_BAD_SIGNATURE
     for damaged in ("", "!!", SIGNED.signature[:-4], "AAAA" + SIGNED.signature[4:]):
-        assert code_of(SIGNED.model_copy(update={"signature": damaged})) is RefusalCode.BAD_SIGNATURE
+        assert code_of(SIGNED.model_copy(update={"signature": damaged})) is ReasonCode.APP_BAD_SIGNATURE
 
 
 @pytest.mark.parametrize(
     ("pinned", "code"),
-    [("1.2.0", None), ("1.2", None), ("1.2.0rc1", None), ("1.2.1", RefusalCode.TOO_OLD), ("1.10", RefusalCode.TOO_OLD)],
+    [
+        ("1.2.0", None),
+        ("1.2", None),
+        ("1.2.0rc1", None),
+        ("1.2.1", ReasonCode.APP_TOO_OLD),
+        ("1.10", ReasonCode.APP_TOO_OLD),
+    ],
 )
-def test_a_signed_version_below_the_pinned_one_is_refused(pinned: str, code: RefusalCode | None) -> None:
+def test_a_signed_version_below_the_pinned_one_is_refused(pinned: str, code: ReasonCode | None) -> None:
     assert code_of(SIGNED, min_version=pinned) is code
 
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedops_mqtt.core.client_state import ActiveTraining, ClientState, StopRecord
+from fedops_mqtt.core.client_state import ActiveTraining, ClientState, StopRecord, TrainingOutcome, TriggerReply
 from fedops_mqtt.device.journal import ClientJournal, DaemonRunningError, identity_dir, identity_lock
-from fedops_mqtt.protocol import IdentityError
+from fedops_mqtt.protocol import Answer, IdentityError, LastRun, LastTrigger, Outcome
 
 MAC = "02:00:00:00:00:01"
 FACTS = ClientState(
@@ -37,6 +37,25 @@ def test_a_journal_of_an_earlier_program_is_read_under_the_names_of_today(tmp_pa
     path.write_text(written.replace('"active_training"', '"in_hand"').replace('"stop_records"', '"tombstones"'))
     assert path.read_text() != written
     assert ClientJournal(tmp_path).load() == replace(FACTS, stop_records=(StopRecord(run_id="s", attempt=2),))
+
+
+def test_a_journal_without_reason_codes_or_with_those_of_a_newer_program_is_read(tmp_path: Path) -> None:
+    ending = TrainingOutcome(outcome=Outcome.FAILED, reason="interrupted", detail="interrupted: why")
+    assert FACTS.active_training is not None
+    before = replace(
+        FACTS,
+        answers=(TriggerReply(run_id="r", attempt=1, launch=1, answer=Answer.REJECTED, reason="busy with run x"),),
+        active_training=replace(FACTS.active_training, ending=ending),
+        last_run=LastRun(run_id="q", attempt=1, outcome=Outcome.FAILED, reason="interrupted: why"),
+        last_trigger=LastTrigger(run_id="r", attempt=1, launch=1, answer=Answer.REJECTED, reason="busy with run x"),
+    )
+    ClientJournal(tmp_path).save(before)
+    path = tmp_path / "journal.json"
+    written = path.read_text()
+    for code in ("", '"reason_code":"of-a-newer-program",'):
+        path.write_text(written.replace('"reason_code":null,', code).replace(',"reason_code":null', ""))
+        assert path.read_text() != written
+        assert ClientJournal(tmp_path).load() == before
 
 
 def test_the_same_facts_are_not_written_again(tmp_path: Path) -> None:

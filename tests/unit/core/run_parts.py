@@ -20,6 +20,7 @@ from fedops_mqtt.protocol import (
     LastTrigger,
     Outcome,
     Phase,
+    ReasonCode,
     ServerClient,
     ServerCondition,
     ServerStatus,
@@ -70,12 +71,20 @@ def hand(attempt: int = 1, launch: int = 1, phase: Phase = Phase.TRAINING, run_i
     return CurrentRun(run_id=run_id, attempt=attempt, launch=launch, phase=phase)
 
 
-def answer(attempt: int = 1, decision: Answer = Answer.ACCEPTED, reason: str | None = None) -> LastTrigger:
-    return LastTrigger(run_id=RUN, attempt=attempt, launch=1, answer=decision, reason=reason)
+def answer(
+    attempt: int = 1, decision: Answer = Answer.ACCEPTED, reason: str | None = None, code: ReasonCode | None = None
+) -> LastTrigger:
+    return LastTrigger(run_id=RUN, attempt=attempt, launch=1, answer=decision, reason=reason, reason_code=code)
 
 
-def ended(outcome: Outcome = Outcome.FINISHED, attempt: int = 1, reason: str | None = None) -> LastRun:
-    return LastRun(run_id=RUN, attempt=attempt, outcome=outcome, reason=reason)
+def ended(
+    outcome: Outcome = Outcome.FINISHED, attempt: int = 1, reason: str | None = None, code: ReasonCode | None = None
+) -> LastRun:
+    return LastRun(run_id=RUN, attempt=attempt, outcome=outcome, reason=reason, reason_code=code)
+
+
+def interrupted(attempt: int = 1, reason: str = "interrupted") -> LastRun:
+    return ended(Outcome.FAILED, attempt, reason, ReasonCode.INTERRUPTED)
 
 
 def server(
@@ -85,6 +94,7 @@ def server(
     epoch: int = 1,
     seq: int = 1,
     reason: str | None = None,
+    code: ReasonCode | None = None,
     clients: Mapping[str, ServerClient] | None = None,
     run_id: str | None = RUN,
 ) -> ServerStatus:
@@ -94,6 +104,7 @@ def server(
         launch=launch,
         status=status,
         reason=reason,
+        reason_code=code,
         server_ip="127.0.0.1:9000",
         instance=f"s{launch}",
         epoch=epoch,

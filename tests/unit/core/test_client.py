@@ -23,12 +23,12 @@ from fedops_mqtt.core.client_state import (
     TrainingEnded,
 )
 from fedops_mqtt.core.fencing import Stamp
-from fedops_mqtt.core.reasons import is_interruption
 from fedops_mqtt.protocol import (
     Answer,
     ClientCondition,
     Outcome,
     Phase,
+    ReasonCode,
     RunStart,
     StartTrigger,
     StopTrigger,
@@ -161,7 +161,7 @@ def test_a_training_in_hand_is_interrupted_after_a_restart_and_the_daemon_is_onl
     client = restarted(after(trigger()).client)
     assert client.facts.last_run is not None
     assert client.facts.last_run.outcome is Outcome.FAILED
-    assert is_interruption(client.facts.last_run.reason)
+    assert client.facts.last_run.reason_code is ReasonCode.INTERRUPTED
     assert client.condition is ClientCondition.ONLINE
     assert client.run is None
     assert isinstance(apply(client, trigger(attempt=2, instance="b")).action, RunStart)
@@ -175,10 +175,32 @@ def test_joining_a_run_that_has_ended_is_a_rejection_and_no_failure() -> None:
     assert client.condition is ClientCondition.ONLINE
 
 
+def test_an_app_whose_error_begins_with_interrupted_has_failed_by_itself() -> None:
+    client = after(trigger(), ended(Outcome.FAILED, reason="interrupted: system call")).client
+    assert client.facts.last_run is not None
+    assert (client.facts.last_run.reason, client.facts.last_run.reason_code) == ("interrupted: system call", None)
+
+
+def test_a_rejection_that_passes_has_a_code_and_the_stop_of_a_start_has_none() -> None:
+    assert rejection(after(trigger(), trigger(run_id="r2"))) == ("busy with run r1, attempt 1", ReasonCode.BUSY)
+    assert rejection(after(ShutdownRequested(), trigger())) == ("shutting down", ReasonCode.SHUTTING_DOWN)
+    assert rejection(after(stop(), trigger())) == ("stopped", None)
+    at_home = after(trigger(), LocalStart(server_ip="127.0.0.1:10")).decision
+    assert at_home is not None
+    assert at_home.reason_code is ReasonCode.BUSY
+
+
+def rejection(step: Step) -> tuple[str | None, ReasonCode | None]:
+    last = step.client.facts.last_trigger
+    assert last is not None
+    assert last.answer is Answer.REJECTED
+    return last.reason, last.reason_code
+
+
 def test_leaving_interrupts_what_trains_and_takes_nothing_new() -> None:
     step = after(trigger(), ShutdownRequested())
     assert isinstance(step.action, StopTraining)
-    assert is_interruption(step.action.reason)
+    assert step.action.reason_code is ReasonCode.INTERRUPTED
     left = after(ended(Outcome.FAILED), ShutDown(reason="shutdown"), client=step.client).client
     assert (left.condition, left.reason) == (ClientCondition.CLIENT_OUT, "shutdown")
     assert apply(left, trigger(run_id="r2")).action is None
@@ -189,7 +211,7 @@ def test_leaving_at_once_publishes_that_the_training_was_interrupted() -> None:
     assert client.condition is ClientCondition.CLIENT_OUT
     assert client.run is None
     assert client.facts.last_run is not None
-    assert is_interruption(client.facts.last_run.reason)
+    assert client.facts.last_run.reason_code is ReasonCode.INTERRUPTED
 
 
 def test_a_local_start_is_the_same_start_without_a_run_id() -> None:

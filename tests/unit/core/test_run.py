@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from run_parts import A, B, C, World, answer, client, ended, hand, server, spec, trains, will
+from run_parts import A, B, C, World, answer, client, ended, hand, interrupted, server, spec, trains, will
 
 from fedops_mqtt.core.fleet import StatusView
 from fedops_mqtt.core.run import Run, apply, apply_all
@@ -25,6 +25,7 @@ from fedops_mqtt.protocol import (
     MemberCondition,
     Outcome,
     Phase,
+    ReasonCode,
     RunCondition,
     RunOutcome,
     ServerClient,
@@ -41,8 +42,10 @@ def in_training(*macs: str) -> World:
     return world
 
 
-def said_of(mac: str, status: M, attempt: int = 1, reason: str | None = None) -> dict[str, ServerClient]:
-    return {mac: ServerClient(status=status, attempt=attempt, reason=reason)}
+def said_of(
+    mac: str, status: M, attempt: int = 1, reason: str | None = None, code: ReasonCode | None = None
+) -> dict[str, ServerClient]:
+    return {mac: ServerClient(status=status, attempt=attempt, reason=reason, reason_code=code)}
 
 
 def test_a_run_goes_from_pending_over_starting_to_running_and_finished() -> None:
@@ -127,8 +130,8 @@ def test_the_clients_own_outcome_outweighs_what_the_server_guessed() -> None:
 def test_an_interrupted_training_is_lost_whatever_its_server_reports(guess: M, is_server_first: bool) -> None:
     """The daemon leaves: its training process says goodbye on the line, the daemon on the bus, in any order."""
     world = in_training(A, B)
-    line = server(ServerCondition.RUNNING, clients=said_of(A, guess, reason="interrupted"))
-    bus = client(A, instance="i2", last_run=ended(Outcome.FAILED, reason="interrupted"))
+    line = server(ServerCondition.RUNNING, clients=said_of(A, guess, 1, "interrupted", ReasonCode.INTERRUPTED))
+    bus = client(A, instance="i2", last_run=interrupted())
     for word in (line, bus) if is_server_first else (bus, line):
         world.publishes(word)
         assert (world.run.members[A].status, world.run.members[A].reason) == (M.LOST, "interrupted")
@@ -136,20 +139,36 @@ def test_an_interrupted_training_is_lost_whatever_its_server_reports(guess: M, i
 
 def test_what_a_server_guesses_of_a_client_that_was_interrupted_is_no_failure() -> None:
     world = in_training(A, B)
-    world.publishes(client(A, instance="i2", last_run=ended(Outcome.FAILED, reason="interrupted: the process is gone")))
+    world.publishes(client(A, instance="i2", last_run=interrupted(reason="interrupted: the process is gone")))
     world.publishes(server(ServerCondition.RUNNING, clients=said_of(A, M.FAILED, reason="the connection is gone")))
     assert (world.run.members[A].status, world.run.members[A].reason) == (M.LOST, "interrupted: the process is gone")
 
 
+def test_a_failure_that_a_server_reports_is_one_whatever_its_text() -> None:
+    world = in_training(A, B)
+    world.publishes(server(ServerCondition.RUNNING, clients=said_of(A, M.FAILED, reason="interrupted: by the app")))
+    assert world.run.members[A].status is M.FAILED
+
+
 @pytest.mark.parametrize(
-    ("reason", "status"), [("busy with run x", M.LOST), ("shutting down", M.LOST), ("client_mac differs", M.REJECTED)]
+    ("reason", "code", "status"),
+    [
+        ("busy with run x", ReasonCode.BUSY, M.LOST),
+        ("shutting down", ReasonCode.SHUTTING_DOWN, M.LOST),
+        ("any text", ReasonCode.BUSY, M.LOST),
+        ("busy with run x", None, M.REJECTED),
+        ("not approved", ReasonCode.APP_NOT_APPROVED, M.REJECTED),
+        ("client_mac differs", None, M.REJECTED),
+    ],
 )
-def test_a_rejection_that_passes_is_a_loss_and_any_other_is_final(reason: str, status: M) -> None:
+def test_a_rejection_that_passes_is_a_loss_and_any_other_is_final(
+    reason: str, code: ReasonCode | None, status: M
+) -> None:
     world = World.at_start(min_clients=1)
     world.acts()
     world.publishes(client(A), server())
     world.acts()
-    world.publishes(client(A, answer=answer(decision=Answer.REJECTED, reason=reason)))
+    world.publishes(client(A, answer=answer(decision=Answer.REJECTED, reason=reason, code=code)))
     assert world.run.members[A].status is status
 
 
@@ -171,7 +190,7 @@ def test_an_earlier_firing_that_was_answered_late_is_the_one_in_force() -> None:
     world.acts()
     assert world.run.members[A].attempt == 2
     world.publishes(trains(A, attempt=1))
-    busy = answer(2, Answer.REJECTED, "busy with run run-1, attempt 1")
+    busy = answer(2, Answer.REJECTED, "busy with run run-1, attempt 1", ReasonCode.BUSY)
     world.publishes(client(A, hand=hand(1), answer=busy))
     assert (world.run.members[A].status, world.run.members[A].attempt) == (M.TRAINING, 1)
 
@@ -221,6 +240,7 @@ macs = st.sampled_from([A, B, C])
 attempts = st.integers(0, 3)
 launches = st.integers(0, 3)
 reasons = st.sampled_from([None, "interrupted", "busy", "shutting down", "lost", "ValueError"])
+codes = st.sampled_from([None, ReasonCode.INTERRUPTED, ReasonCode.BUSY, ReasonCode.TOO_FEW_CLIENTS])
 
 
 @st.composite
@@ -232,13 +252,15 @@ def client_words(draw: st.DrawFn) -> StatusView[ClientStatus]:
         status=draw(st.sampled_from(["online", "train-started", "client-out"])),
         reason=draw(reasons),
         hand=optional(st.builds(hand, attempts, launches, st.sampled_from(Phase), st.sampled_from(["run-1", "run-2"]))),
-        last_run=optional(st.builds(ended, st.sampled_from(Outcome), attempts, reasons)),
-        answer=optional(st.builds(answer, attempts, st.sampled_from(Answer), reasons)),
+        last_run=optional(st.builds(ended, st.sampled_from(Outcome), attempts, reasons, codes)),
+        answer=optional(st.builds(answer, attempts, st.sampled_from(Answer), reasons, codes)),
     )
     return StatusView(status=status, heard_at=0.0, since=0.0, is_silent=draw(st.booleans()))
 
 
-server_clients: Any = st.dictionaries(macs, st.builds(ServerClient, status=st.sampled_from(M), attempt=attempts))
+server_clients: Any = st.dictionaries(
+    macs, st.builds(ServerClient, status=st.sampled_from(M), attempt=attempts, reason_code=codes)
+)
 server_words = st.builds(
     server, st.sampled_from(ServerCondition), launch=launches, reason=reasons, clients=server_clients
 )

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
-from run_parts import LIMITS, A, B, C, D, World, answer, client, ended, hand, server, spec, trains, will
+from run_parts import LIMITS, A, B, C, D, World, answer, client, ended, hand, interrupted, server, spec, trains, will
 
 from fedops_mqtt.core.fleet import Fleet
 from fedops_mqtt.core.run import Run, apply_all
@@ -29,6 +29,7 @@ from fedops_mqtt.protocol import (
     ClientStatus,
     MemberCondition,
     Outcome,
+    ReasonCode,
     RunOutcome,
     ServerClient,
     ServerCondition,
@@ -151,9 +152,17 @@ def test_a_client_that_was_away_with_its_trigger_unanswered_is_fired_at_again_un
 def test_a_new_daemon_gets_a_new_attempt() -> None:
     world = in_training(A, B)
     world.publishes(server(ServerCondition.RUNNING, clients={A: ServerClient(status=M.LOST, attempt=1)}))
-    last = ended(Outcome.FAILED, reason="interrupted")
-    world.publishes(client(A, instance="i2", last_run=last))
+    world.publishes(client(A, instance="i2", last_run=interrupted()))
     assert world.acts() == [TriggerFired(A, 2, "i2", 1)]
+
+
+def test_a_client_whose_app_failed_is_not_asked_again_whatever_the_text_of_its_error() -> None:
+    world = in_training(A, B)
+    world.publishes(
+        client(A, instance="i2", last_run=ended(Outcome.FAILED, reason="interrupted: the sensor was unplugged"))
+    )
+    assert world.run.members[A].status is M.FAILED
+    assert fired(world) == []
 
 
 def test_a_trigger_is_not_repeated_to_a_daemon_it_was_not_meant_for() -> None:
@@ -177,7 +186,7 @@ def test_a_busy_client_is_asked_again_when_it_is_free() -> None:
     world.acts()
     world.publishes(server(), client(A))
     world.acts()
-    busy = answer(1, Answer.REJECTED, "busy with run run-0, attempt 1")
+    busy = answer(1, Answer.REJECTED, "busy with run run-0, attempt 1", ReasonCode.BUSY)
     world.publishes(client(A, hand=hand(run_id="run-0"), answer=busy))
     world.waits(6)
     assert world.acts() == []
@@ -305,7 +314,8 @@ def test_whom_the_server_stopped_as_it_ended_is_not_the_one_that_was_missing() -
     ending = "run failed: too few clients: 1 after 3 s, 2 needed"
     world.publishes(client(A, last_run=ended(Outcome.STOPPED, reason=ending)))  # another topic: it may come first
     assert closing(world) is None
-    world.publishes(server(ServerCondition.FAILED, reason="too few clients: 1 after 3 s, 2 needed"))
+    few = "too few clients: 1 after 3 s, 2 needed"
+    world.publishes(server(ServerCondition.FAILED, reason=few, code=ReasonCode.TOO_FEW_CLIENTS))
     reason = f"too few clients: 1 after 3 s, 2 needed; never joined: {B} (triggered)"
     assert closing(world) == RunClosed(RunOutcome.FAILED, reason)
 
@@ -404,10 +414,11 @@ def random_word(world: World, rng: Random) -> ClientStatus | ServerStatus:
         case 0:
             return will(mac, instance=instance)
         case 1:
-            return client(mac, instance=instance, last_run=ended(rng.choice(list(Outcome)), attempt, "interrupted"))
+            last = ended(rng.choice(list(Outcome)), attempt, "interrupted", ReasonCode.INTERRUPTED)
+            return client(mac, instance=instance, last_run=last)
         case 2:
-            decision = rng.choice(list(Answer))
-            return client(mac, instance=instance, answer=answer(attempt, decision, rng.choice(["busy with x", "no"])))
+            decision, why = rng.choice(list(Answer)), rng.choice([("busy with x", ReasonCode.BUSY), ("no", None)])
+            return client(mac, instance=instance, answer=answer(attempt, decision, *why))
         case 3:
             said = ServerClient(status=rng.choice([M.TRAINING, M.LOST, M.FAILED, M.FINISHED]), attempt=attempt)
             return server(rng.choice(list(ServerCondition)[:3]), launch=launch, clients={mac: said})

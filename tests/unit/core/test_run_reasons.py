@@ -1,7 +1,7 @@
 """Reasons are what happened, and name whom it happened to: what a run waits for, why it failed, who was left out."""
 
 import pytest
-from run_parts import LIMITS, TASK, A, B, C, World, answer, client, ended, hand, server, trains, will
+from run_parts import LIMITS, TASK, A, B, C, World, answer, client, ended, hand, interrupted, server, trains, will
 
 from fedops_mqtt.core.run_member import RunClosed, RunWaits, StopRequested
 from fedops_mqtt.core.run_plan import waits_for
@@ -11,6 +11,7 @@ from fedops_mqtt.protocol import (
     MemberCondition,
     Outcome,
     Phase,
+    ReasonCode,
     RunOutcome,
     ServerClient,
     ServerCondition,
@@ -83,21 +84,22 @@ def a_run_of_two() -> World:
 def test_whom_the_server_has_had_is_not_called_one_that_never_joined(said: MemberCondition) -> None:
     world = a_run_of_two()
     seen = {A: ServerClient(status=said, attempt=1, phase=Phase.EVALUATING)}
-    world.publishes(server(ServerCondition.FAILED, reason=TOO_FEW, clients=seen))
+    world.publishes(server(ServerCondition.FAILED, reason=TOO_FEW, code=ReasonCode.TOO_FEW_CLIENTS, clients=seen))
     assert reason_of(world) == f"{TOO_FEW}; never joined: {B} (triggered)"
 
 
-def test_a_servers_own_crash_names_no_client() -> None:
+@pytest.mark.parametrize("reason", ["ZeroDivisionError: division by zero", "too few clients: my strategy has no more"])
+def test_a_servers_own_crash_names_no_client_whatever_its_text(reason: str) -> None:
     world = a_run_of_two()
-    world.publishes(server(ServerCondition.FAILED, reason="ZeroDivisionError: division by zero"))
-    assert reason_of(world) == "ZeroDivisionError: division by zero"
+    world.publishes(server(ServerCondition.FAILED, reason=reason))
+    assert reason_of(world) == reason
 
 
 LATE = [
     client(B, answer=answer(1, Answer.REJECTED, "came too late: run completed: all rounds done")),
     client(B, answer=answer(1, Answer.REJECTED, "stopped")),
     client(B, last_run=ended(Outcome.STOPPED, reason="run completed: all rounds done")),
-    client(B, last_run=ended(Outcome.FAILED, reason="interrupted: the daemon was ended while it trained")),
+    client(B, last_run=interrupted(reason="interrupted: the daemon was ended while it trained")),
     will(B, epoch=5),
 ]
 
@@ -115,11 +117,12 @@ def test_a_slow_device_is_left_out_of_a_short_run_whatever_it_reports_first(word
     )
 
 
-def test_a_training_that_failed_by_itself_after_the_runs_end_keeps_its_reason() -> None:
+@pytest.mark.parametrize("reason", ["ImportError: torch", "interrupted: by the app"])
+def test_a_training_that_failed_by_itself_after_the_runs_end_keeps_its_reason(reason: str) -> None:
     world = a_run_of_two()
     world.happens(RunClosed(RunOutcome.COMPLETED, "all rounds done"))
-    world.publishes(client(B, last_run=ended(Outcome.FAILED, reason="ImportError: torch")))
-    assert (world.run.members[B].status, world.run.members[B].reason) == (MemberCondition.FAILED, "ImportError: torch")
+    world.publishes(client(B, last_run=ended(Outcome.FAILED, reason=reason)))
+    assert (world.run.members[B].status, world.run.members[B].reason) == (MemberCondition.FAILED, reason)
 
 
 def test_a_stopped_client_has_the_reason_of_the_stopped_run_and_not_a_signal() -> None:

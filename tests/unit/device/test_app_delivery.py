@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 from http_stand_in import Handler, serving
 
-from fedops_mqtt.apps import AppRefusedError, RefusalCode
+from fedops_mqtt.apps import AppRefusedError
 from fedops_mqtt.device import app_delivery
 from fedops_mqtt.device.app_delivery import AppDelivery
 from fedops_mqtt.device.app_policy import app_folder
-from fedops_mqtt.protocol import AppReference, RunStart
+from fedops_mqtt.protocol import AppReference, ReasonCode, RunStart
 from fedops_mqtt.runtime.settings import ClientSettings
 
 WANTED = bytes(range(256)) * 40
@@ -64,7 +64,7 @@ async def test_a_wrong_bundle_is_fetched_again_only_where_an_earlier_transfer_le
 
     with serving(Server) as address:
         refused = await fetch(tmp_path, address, left)
-    assert refused.code is RefusalCode.DIGEST_MISMATCH
+    assert refused.code is ReasonCode.APP_DIGEST_MISMATCH
     assert Server.num_whole == times
 
 
@@ -78,5 +78,5 @@ async def test_the_second_transfer_has_what_the_first_left_of_the_time(
     monkeypatch.setattr(app_delivery, "time", clock)
     with serving(Server) as address:
         refused = await fetch(tmp_path, address, b"x" * FEW_BYTES)
-    assert refused.code is RefusalCode.NOT_DELIVERED
+    assert refused.code is ReasonCode.APP_NOT_DELIVERED
     assert Server.num_whole == 1

@@ -2,7 +2,7 @@ import pytest
 
 from fedops_mqtt.line.errors import LineRefusedError
 from fedops_mqtt.line.members import ChangeKind, Members
-from fedops_mqtt.protocol import Outcome, Phase
+from fedops_mqtt.protocol import Outcome, Phase, ReasonCode
 
 MAC = "aa:bb:cc:dd:ee:01"
 
@@ -93,3 +93,10 @@ def test_the_bytes_of_a_client_never_fall_whichever_attempt_it_is(members: Membe
     members.join(MAC, "i2", 2, "s2")
     members.count(MAC, bytes_in=5)
     assert (members.by_mac[MAC].bytes_in, members.by_mac[MAC].bytes_out) == (105, 1000)
+
+
+def test_the_code_of_an_end_stays_with_its_reason_and_a_new_attempt_has_none(members: Members) -> None:
+    (change,) = members.end(MAC, Outcome.STOPPED, "interrupted: the daemon was ended", ReasonCode.INTERRUPTED)
+    assert change.member.reason_code is ReasonCode.INTERRUPTED
+    members.join(MAC, "i2", 2, "s2")
+    assert members.by_mac[MAC].reason_code is None

@@ -9,7 +9,7 @@ import pytest
 from bundles import CODE, PROJECT, zipped
 from sqlalchemy import select
 
-from fedops_mqtt.apps import AppRefusedError, AppSigner, BundleLimits, RefusalCode, make_signing_key
+from fedops_mqtt.apps import AppRefusedError, AppSigner, BundleLimits, make_signing_key
 from fedops_mqtt.core.run import Run, RunSpec
 from fedops_mqtt.manager import tables
 from fedops_mqtt.manager.app_store import AppStore, PublishedApp, PublishRules
@@ -17,6 +17,7 @@ from fedops_mqtt.manager.errors import BundleMissingError, NoEarlierAppError, Ru
 from fedops_mqtt.manager.journal import Journal, JournaledRun
 from fedops_mqtt.manager.run_service import BUNDLE_SERVER, check_config, with_app
 from fedops_mqtt.manager.tasks import TaskConfig, Tasks
+from fedops_mqtt.protocol import ReasonCode
 
 RULES = PublishRules(limits=BundleLimits(), takes_unsigned=True, num_kept=3)
 
@@ -206,15 +207,15 @@ async def test_only_what_one_of_the_signers_signed_for_the_task_is_published(jou
     unsigned = AppStore(journal, tmp_path / "apps", RULES)
     digest = (await unsigned.publish(data, "letters", None, at=1.0, in_use=lambda: ())).bundle.digest
 
-    async def refusal(signature: object) -> RefusalCode:
+    async def refusal(signature: object) -> ReasonCode:
         with pytest.raises(AppRefusedError) as refused:
             await store.publish(data, "digits", signature, at=1.0, in_use=lambda: ())  # type: ignore[arg-type]
         return refused.value.code
 
-    assert await refusal(None) is RefusalCode.UNSIGNED
-    assert await refusal(other.sign(digest=digest, task_id="digits", version="1.2.0")) is RefusalCode.UNKNOWN_SIGNER
-    assert await refusal(signer.sign(digest=digest, task_id="letters", version="1.2.0")) is RefusalCode.BAD_SIGNATURE
-    assert await refusal(signer.sign(digest=digest, task_id="digits", version="1.3.0")) is RefusalCode.BAD_SIGNATURE
+    assert await refusal(None) is ReasonCode.APP_UNSIGNED
+    assert await refusal(other.sign(digest=digest, task_id="digits", version="1.2.0")) is ReasonCode.APP_UNKNOWN_SIGNER
+    assert await refusal(signer.sign(digest=digest, task_id="letters", version="1.2.0")) is ReasonCode.APP_BAD_SIGNATURE
+    assert await refusal(signer.sign(digest=digest, task_id="digits", version="1.3.0")) is ReasonCode.APP_BAD_SIGNATURE
     signature = signer.sign(digest=digest, task_id="digits", version="1.2.0")
     app = await store.publish(data, "digits", signature, at=1.0, in_use=lambda: ())
     assert app.reference.signature == signature.signature

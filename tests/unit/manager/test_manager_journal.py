@@ -229,6 +229,25 @@ def test_a_list_of_runs_counts_their_clients_without_reading_them(journal: Journ
                 connection.execute(text("UPDATE runs SET member_counts = NULL"))
 
 
+def test_members_of_a_program_that_had_no_reason_codes_are_read(journal: Journal) -> None:
+    run = new_run()
+    journal.add_run(JournaledRun(run=run, secret=SECRET))
+    lost = MemberGaveUp(A, MemberCondition.LOST, "interrupted")
+    happened = [ServerLaunched(1), ClientChosen(A), server_status(), lost]
+    later = apply_all(run, happened, 1.0)
+    assert later.server is not None
+    journal.write(Batch(runs={run.run_id: (run, later)}))
+    drop = "REPLACE(REPLACE(state, '\"reason_code\":null,', ''), ',\"reason_code\":null', '')"
+    with journal.engine.begin() as connection:
+        for table in ("members", "runs"):
+            connection.execute(text(f"UPDATE {table} SET state = {drop}".replace(":null", "\\:null")))
+        states = connection.execute(text("SELECT state FROM members UNION ALL SELECT state FROM runs")).scalars().all()
+    assert len(states) == 2
+    assert not any("reason_code" in state for state in states)
+    (found,) = journal.open_runs()
+    assert found.run == later
+
+
 def test_what_came_of_a_run_that_was_deleted_meanwhile_is_dropped_and_the_rest_is_written(journal: Journal) -> None:
     for run_id in ("old", "open"):
         journal.add_run(JournaledRun(run=new_run(run_id), secret=SECRET))

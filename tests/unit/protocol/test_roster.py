@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from fedops_mqtt.protocol import (
     Channel,
     MemberCondition,
+    ReasonCode,
     Roster,
     RunCondition,
     RunMember,
@@ -83,7 +84,9 @@ def test_what_changed_is_in_the_next_status_whatever_else_there_is(later: list[M
 
 
 def test_the_largest_line_of_a_client_is_as_large_as_is_reckoned_with() -> None:
-    widest = ServerClient(status=MemberCondition.TRIGGERED, attempt=2**31, phase="downloading", round=2**31)
+    code = max(ReasonCode, key=len)
+    facts = {"attempt": 2**31, "phase": "downloading", "round": 2**31, "reason_code": code}
+    widest = ServerClient(status=MemberCondition.TRIGGERED, **facts)
     one, two = (
         len(encode(ServerStatus(
             instance="i", epoch=1, seq=1, at=utc_now(), task_id="t", status=ServerCondition.READY,

@@ -26,6 +26,7 @@ from fedops_mqtt.protocol import (
     MismatchedMessageError,
     PayloadTooLargeError,
     ProtocolError,
+    ReasonCode,
     RunMember,
     ServerClient,
     ServerStatus,
@@ -175,6 +176,21 @@ def test_decode_of_encode_is_the_message(message: Message) -> None:
 def test_unknown_fields_of_a_newer_speaker_are_ignored(message: Message, unknown: dict[str, object]) -> None:
     said = orjson.loads(encode(message))
     assert decode(topic_of(message), orjson.dumps(unknown | said)) == message
+
+
+@pytest.mark.parametrize(("code", "known"), [("interrupted", ReasonCode.INTERRUPTED), ("of-a-newer-program", None)])
+def test_a_reason_code_of_a_newer_program_counts_as_absent_and_spoils_no_message(
+    code: str, known: ReasonCode | None
+) -> None:
+    last_run = {"run_id": RUN, "attempt": 1, "outcome": "failed", "reason": "why", "reason_code": code}
+    last_trigger = {"run_id": RUN, "attempt": 1, "launch": 1, "answer": "rejected", "reason_code": code}
+    payload = orjson.loads(encode(status())) | {"last_run": last_run, "last_trigger": last_trigger}
+    read = decode(topics.client_status(TASK, MAC), orjson.dumps(payload))
+    assert isinstance(read, ClientStatus)
+    assert read.last_run is not None
+    assert read.last_trigger is not None
+    assert (read.last_run.reason_code, read.last_trigger.reason_code, read.last_run.reason) == (known, known, "why")
+    assert decode(topics.client_status(TASK, MAC), encode(read)) == read
 
 
 @given(st.sampled_from(every_topic), st.binary(max_size=200))
