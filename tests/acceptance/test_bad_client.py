@@ -66,7 +66,7 @@ async def misbehave(url: str, task_id: str, others: list[str]) -> None:
             await bus.publish(mine, chance.randbytes(50), qos=1)  # waits: the broker is the pace
 
 
-async def knock(line: str, others: list[str]) -> AsyncIterator[int]:
+async def join_for_others(line: str, others: list[str]) -> AsyncIterator[int]:
     """Ask for a place on the line in the name of each other, with a token of one's own making; for ever."""
     async with httpx.AsyncClient(base_url=f"http://{line}", trust_env=False, timeout=300) as http:
         while True:
@@ -85,7 +85,7 @@ async def test_one_bad_client_does_not_affect_the_others(site: Site) -> None:
         await site.observer.until_client(BAD, ClientCondition.ONLINE)
         run_id = await site.start_run(clients=list(others))
         ready = await site.observer.until_run(run_id, lambda run: run.server_ip is not None)
-        async with asyncio.timeout(300), aclosing(knock(str(ready.server_ip), others)) as answers:
+        async with asyncio.timeout(300), aclosing(join_for_others(str(ready.server_ip), others)) as answers:
             assert [await anext(answers) for _ in range(20)] == [401] * 20
         run = await site.observer.until_ended(run_id)
     assert (run.outcome, run.reason, run.launch, run.round) == (RunOutcome.COMPLETED, "all rounds done", 1, 5)

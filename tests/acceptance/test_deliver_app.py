@@ -120,9 +120,7 @@ async def run_to_its_end(yard: Yard, url: str, *options: str) -> Json:
 
 
 @pytest.mark.long
-async def test_a_project_is_published_run_changed_and_gone_back_to_on_five_devices(
-    yard: Yard, site: SecureSite
-) -> None:
+async def test_a_project_is_published_run_changed_and_rolled_back_on_five_devices(yard: Yard, site: SecureSite) -> None:
     url = await start_all(yard, site)
     fleet = ("--fleet", str(site.fleet.folder))
     unsigned = await yard.run("app", "publish", str(write_project(yard.folder / "p", version="1.0", step=1.0)),

@@ -14,7 +14,7 @@ SERVER = "server_main.py"
 LIMIT_S = 500.0
 
 
-def said(tmp_path: Path, *more: str) -> list[str]:
+def simulate_command(tmp_path: Path, *more: str) -> list[str]:
     where = ["--task-config", "config.yaml", "--folder", str(tmp_path / "simulation"), "--json"]
     return ["simulate", "--rounds", "2", *where, *more]
 
@@ -31,7 +31,7 @@ async def test_more_clients_than_workers_each_with_its_own_part(
     yard: Yard, tmp_path: Path, strategy: dict[str, object]
 ) -> None:
     example = with_config("digits_numpy", tmp_path, server={"strategy": strategy})
-    arguments = said(tmp_path, "--app", "client_main:make_fl_task", "--server", SERVER, "--clients", "5")
+    arguments = simulate_command(tmp_path, "--app", "client_main:make_fl_task", "--server", SERVER, "--clients", "5")
     run = await yard.start(*arguments, "--workers", "2", cwd=example)
     assert await run.wait(timeout_s=LIMIT_S) == 0, run.stderr
     result = json.loads(run.stdout.splitlines()[-1])
@@ -51,7 +51,7 @@ async def test_a_server_program_that_cannot_start_is_reported_with_its_last_line
 
 
 async def test_clients_that_fail_are_named_with_their_reason(yard: Yard, tmp_path: Path) -> None:
-    arguments = said(tmp_path, "--app", "client_main:no_such_app", "--server", SERVER, "--clients", "2")
+    arguments = simulate_command(tmp_path, "--app", "client_main:no_such_app", "--server", SERVER, "--clients", "2")
     run = await yard.start(*arguments, cwd=DIGITS)
     assert await run.wait(timeout_s=LIMIT_S) == 1
     assert "no_such_app" in run.stderr

@@ -94,7 +94,7 @@ async def _bus(world: World, journal: ManagerJournal) -> AsyncIterator[str]:
             for sentence in _client_as_it_is(world, number, said, is_out=view.is_out):
                 yield sentence
         for run in journal.runs:
-            said = RunStatus.model_validate(await _once_told(fresh, run))
+            said = RunStatus.model_validate(await _run_on_the_bus(fresh, run))
             if (said.outcome, said.reason) != (run.outcome, run.reason):
                 yield f"run {run.run_id} is {run.outcome} ({run.reason}), the bus says {said.outcome} ({said.reason})"
             shown = {mac: member.status for mac, member in said.clients.items()}
@@ -102,7 +102,7 @@ async def _bus(world: World, journal: ManagerJournal) -> AsyncIterator[str]:
                 yield f"run {run.run_id} has {run.members}, the bus says {shown}"
 
 
-async def _once_told(fresh: Observer, run: Run) -> Json:
+async def _run_on_the_bus(fresh: Observer, run: Run) -> Json:
     """Return what the bus says of a run in the quiet: a manager that was cut off to the last has to come back first."""
     try:
         return await fresh.until_run(run.run_id, lambda said: said.outcome == run.outcome, timeout_s=PATIENCE_S)

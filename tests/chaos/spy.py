@@ -42,7 +42,7 @@ class Spy:
     async def replay(self, chance: random.Random, *, count: int) -> None:
         """Say some of what was heard once more, retained where it was retained."""
         chosen = chance.sample(list(self._heard), k=min(count, len(self._heard)))
-        await self._say([(topic, payload, _is_retained(topic)) for topic, payload in chosen])
+        await self._publish([(topic, payload, _is_retained(topic)) for topic, payload in chosen])
 
     async def garbage(self, chance: random.Random, macs: Sequence[str], *, count: int) -> None:
         """Say what nobody can read, wherever somebody of the task listens; nothing of it stays at the broker."""
@@ -50,9 +50,9 @@ class Spy:
         places = [*clients, "server/status", "server/metrics", "runs/none", "clients/nobody/status"]
         heard = [payload for _, payload in self._heard] or [b"{}"]
         nonsense = [_mangled(chance, chance.choice(heard)) for _ in range(count)]
-        await self._say([(f"fedops/v1/{self._task_id}/{chance.choice(places)}", each, False) for each in nonsense])
+        await self._publish([(f"fedops/v1/{self._task_id}/{chance.choice(places)}", each, False) for each in nonsense])
 
-    async def _say(self, words: Sequence[tuple[str, bytes, bool]]) -> None:
+    async def _publish(self, words: Sequence[tuple[str, bytes, bool]]) -> None:
         try:
             async with aiomqtt.Client(*self._address, timeout=4) as client:
                 for topic, payload, is_retained in words:

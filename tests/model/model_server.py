@@ -92,7 +92,7 @@ class Server:
             instance=self.owner.instance, epoch=stamp.epoch, seq=stamp.seq, at=AT, heartbeat_s=HEARTBEAT_S,
             status=condition, reason=reason, task_id=TASK, run_id=self.run_id, launch=self.launch,
             server_ip=self.address if has_address else None, round=self.round, num_rounds=self.num_rounds,
-            clients={} if is_will else {mac: _said(member) for mac, member in self.members.by_mac.items()},
+            clients={} if is_will else {mac: _reported(member) for mac, member in self.members.by_mac.items()},
         )  # fmt: skip
 
     # The bus
@@ -235,7 +235,7 @@ class Server:
         self.world.server_exited(self)
 
 
-def _said(member: LineMember) -> ServerClient:
+def _reported(member: LineMember) -> ServerClient:
     if member.outcome is not None:
         status = _ENDED_AS[member.outcome]
     else:

@@ -56,7 +56,7 @@ def test_there_is_one_table_of_limits() -> None:
     assert {name: found for name, found in rows.items() if found} == {}
 
 
-def test_every_fixed_limit_is_as_its_table_says() -> None:
+def test_every_fixed_limit_matches_its_table() -> None:
     table = (ROOT / "docs" / "limits.md").read_text(encoding="utf-8").partition("## Fixed")[2]
     rows = re.findall(r"^\| `([\w.]+)\.(\w+)` \| (\S+) \|", table, re.MULTILINE)
     assert rows

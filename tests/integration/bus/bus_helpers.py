@@ -52,9 +52,9 @@ class Daemon:
         self.owner = StatusOwner(
             topic=self.topic,
             instance=self.instance,
-            make_snapshot=lambda stamp: self._say(stamp, ClientCondition.ONLINE),
-            make_will=lambda stamp: self._say(stamp, ClientCondition.CLIENT_OUT, "lost"),
-            make_goodbye=lambda stamp, reason: self._say(stamp, ClientCondition.CLIENT_OUT, reason),
+            make_snapshot=lambda stamp: self._status_at(stamp, ClientCondition.ONLINE),
+            make_will=lambda stamp: self._status_at(stamp, ClientCondition.CLIENT_OUT, "lost"),
+            make_goodbye=lambda stamp, reason: self._status_at(stamp, ClientCondition.CLIENT_OUT, reason),
             epochs=epochs or MemoryEpochs(),
             heartbeat_s=heartbeat_s,
         )
@@ -68,7 +68,7 @@ class Daemon:
         async with self.owner.on_bus(url, client_id=client_id, options=QUICK) as connection:
             yield connection
 
-    def _say(self, stamp: Stamp, condition: ClientCondition, reason: str | None = None) -> ClientStatus:
+    def _status_at(self, stamp: Stamp, condition: ClientCondition, reason: str | None = None) -> ClientStatus:
         return status(
             self.task_id, condition, instance=self.instance, epoch=stamp.epoch, seq=stamp.seq, reason=reason,
             name=self.name,

@@ -31,7 +31,7 @@ class Member:
             topic=topics.client_status(task_id, self.mac),
             instance=self.instance,
             make_snapshot=self._say_online,
-            make_will=lambda stamp: self._say(stamp, ClientCondition.CLIENT_OUT),
+            make_will=lambda stamp: self._status_at(stamp, ClientCondition.CLIENT_OUT),
             make_goodbye=None,
             epochs=MemoryEpochs(),
             heartbeat_s=600,
@@ -53,9 +53,9 @@ class Member:
 
     def _say_online(self, stamp: Stamp) -> ClientStatus:
         self.num_said += 1
-        return self._say(stamp, ClientCondition.ONLINE)
+        return self._status_at(stamp, ClientCondition.ONLINE)
 
-    def _say(self, stamp: Stamp, condition: ClientCondition) -> ClientStatus:
+    def _status_at(self, stamp: Stamp, condition: ClientCondition) -> ClientStatus:
         return status(
             self.task_id, condition, mac=self.mac, instance=self.instance, epoch=stamp.epoch, seq=stamp.seq
         )  # fmt: skip

@@ -62,7 +62,7 @@ def verbs(group: Group, before: str = "") -> Iterator[str]:
             yield f"{before}{name}"
 
 
-def told() -> set[tuple[str, ExitCode]]:
+def documented() -> set[tuple[str, ExitCode]]:
     rows = re.findall(r"^\| `([a-z ]+)` \| ([\d, ]+) \|", PAGE, re.MULTILINE)
     return {(verb, ExitCode(int(status))) for verb, statuses in rows for status in statuses.split(", ")}
 
@@ -101,7 +101,7 @@ def seen(arguments: list[str], code: ExitCode, advice: str, capsys: pytest.Captu
 def test_every_verb_of_the_command_table_has_its_exit_statuses_documented() -> None:
     command = typer.main.get_command(make_app())
     assert isinstance(command, Group)
-    assert {verb for verb, _ in told()} == set(verbs(command))
+    assert {verb for verb, _ in documented()} == set(verbs(command))
 
 
 def test_every_documented_exit_status_is_produced_by_a_test() -> None:
@@ -112,7 +112,7 @@ def test_every_documented_exit_status_is_produced_by_a_test() -> None:
     here |= {("broker", ExitCode.UNAVAILABLE), ("manager", ExitCode.UNAVAILABLE), ("simulate", ExitCode.FAILED)}
     here |= {("app approve", ExitCode.CONFIG), ("demo", ExitCode.FAILED), ("bridge", ExitCode.UNAVAILABLE)}
     here |= {(f"model {verb}", ExitCode.FAILED) for verb in MODEL}
-    assert told() == here | set(SHOWN_ELSEWHERE)
+    assert documented() == here | set(SHOWN_ELSEWHERE)
     root = Path(__file__).parents[3]
     for (_, code), path in SHOWN_ELSEWHERE.items():
         assert f"ExitCode.{code.name}" in (root / path).read_text(encoding="utf-8"), (path, code)

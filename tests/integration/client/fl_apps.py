@@ -50,7 +50,7 @@ def count(message: Message, context: Context) -> Message:
 
 
 @counting.evaluate()
-def tell_config(message: Message, context: Context) -> Message:
+def report_config(message: Message, context: Context) -> Message:
     numbers = {"partition": context.node_config["partition-id"], "batch": context.run_config["batch_size"]}
     return _reply(message, MetricRecord({**numbers, "num-examples": 1}))
 
@@ -126,7 +126,7 @@ def _reading(message: Message, context: Context) -> Message:
 def _app(train) -> ClientApp:
     app = ClientApp()
     app.train()(train)
-    app.evaluate()(tell_config)
+    app.evaluate()(report_config)
     return app
 
 

@@ -231,7 +231,7 @@ class Device:
         me = self.client.identity
         self.owner = StatusOwner(
             topic=topics.client_status(me.task_id, me.client_mac), instance=me.instance,
-            make_snapshot=self._say, make_will=self._say_will, make_goodbye=self._say_goodbye,
+            make_snapshot=self._status_at, make_will=self._say_will, make_goodbye=self._say_goodbye,
             epochs=MemoryEpochs(), heartbeat_s=self._heartbeat_s,
         )  # fmt: skip
         hears = [str(topics.client_start(me.task_id, self.mac)), str(topics.client_stop(me.task_id, self.mac))]
@@ -267,12 +267,12 @@ class Device:
                     if self.client.facts.active_training:
                         self.finishes(Outcome.STOPPED, "stopped")
 
-    def _say(self, stamp: Stamp) -> ClientStatus:
+    def _status_at(self, stamp: Stamp) -> ClientStatus:
         return snapshot(self.client, stamp, at=utc_now(), heartbeat_s=self._heartbeat_s, agent={})
 
     def _say_goodbye(self, stamp: Stamp, reason: str) -> ClientStatus:
         self.client = apply(self.client, ShutDown(reason=reason)).client
-        return self._say(stamp)
+        return self._status_at(stamp)
 
     def _say_will(self, stamp: Stamp) -> ClientStatus:
         return last_will(self.client.identity, stamp, at=utc_now(), heartbeat_s=self._heartbeat_s)

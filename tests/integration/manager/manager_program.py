@@ -8,10 +8,10 @@ from fedops_mqtt.manager.app import run_manager
 from fedops_mqtt.runtime.settings import ManagerSettings
 
 
-def say(sentence: str) -> None:
+def print_line(sentence: str) -> None:
     print(sentence, flush=True)
 
 
 logging.basicConfig(level="INFO", stream=sys.stderr)
 settings = ManagerSettings.model_validate_json(sys.argv[1])
-sys.exit(asyncio.run(run_manager(settings, print_line=say, on_ready=lambda url: say(f"ready {url}"))))
+sys.exit(asyncio.run(run_manager(settings, print_line=print_line, on_ready=lambda url: print_line(f"ready {url}"))))

@@ -30,7 +30,7 @@ async def publish(api: Api, house: House, data: bytes, **query: Any) -> httpx.Re
     return await api.http.post(f"/api/v1/tasks/{house.task_id}/apps", content=data, headers=ZIP, params=query)
 
 
-async def test_versions_are_published_listed_and_gone_back_to(house: House) -> None:
+async def test_versions_are_published_listed_and_rolled_back(house: House) -> None:
     async with house.managed() as api:
         first = (await publish(api, house, a_bundle("1.0"))).json()
         second = (await publish(api, house, a_bundle("2.0"))).json()

@@ -33,7 +33,7 @@ async def test_a_lost_database_ends_no_process_and_nothing_is_done_that_is_not_i
             assert (refused.status_code, refused.headers["content-type"]) == (503, "application/problem+json")
             assert "the database cannot be reached" in refused.json()["detail"]
         assert (await api.get("/clients"))["total"] == 2, "who is here is known without it"
-        await until(lambda: is_told(caplog, "the database is not available"), "the manager's word on it")
+        await until(lambda: is_logged(caplog, "the database is not available"), "the manager's word on it")
         assert not starting.done()
         assert house.servers() == []
         await asyncio.to_thread(own_postgres.start)
@@ -152,7 +152,7 @@ async def has_clients(api: Api, number: int) -> bool:
     return bool((await api.get("/clients"))["total"] == number)
 
 
-async def is_told(caplog: pytest.LogCaptureFixture, sentence: str) -> bool:
+async def is_logged(caplog: pytest.LogCaptureFixture, sentence: str) -> bool:
     return any(sentence in record.getMessage() for record in caplog.records)
 
 

@@ -23,7 +23,7 @@ HOW_IT_IS = [
 async def test_a_client_is_described_by_two_sensors_until_it_is_forgotten(house: House) -> None:
     async with house.managed(home_assistant="homeassistant") as api, listening(house) as person:
         async with house.device(A):
-            configs = [await heard(person) for _ in range(2)]
+            configs = [await next_message(person) for _ in range(2)]
         for topic, config in configs:
             assert topic.startswith("homeassistant/binary_sensor/fedops_")
             assert config["state_topic"] == f"fedops/v1/{house.task_id}/clients/{A.replace(':', '-')}/status"
@@ -35,7 +35,7 @@ async def test_a_client_is_described_by_two_sensors_until_it_is_forgotten(house:
             return (await api.http.delete(f"/api/v1/clients/{A}")).status_code == 200
 
         await until(forgets, "the end of the device")
-        cleared = {(await heard(person))[0] for _ in range(2)}
+        cleared = {(await next_message(person))[0] for _ in range(2)}
         assert cleared == {topic for topic, _ in configs}
 
 
@@ -44,7 +44,7 @@ async def test_nothing_is_published_unless_it_is_enabled(house: House) -> None:
         async with house.managed() as api, house.device(A):
             await api.training(await api.start(house.task_id, clients=[A], min_clients=1), 1)
         await person.publish("homeassistant/the-end", "{}", qos=1)
-        assert (await heard(person))[0] == "homeassistant/the-end"
+        assert (await next_message(person))[0] == "homeassistant/the-end"
 
 
 @pytest.mark.parametrize("prefix", ["homeassistant/#", "+/x", "", "a\0"])
@@ -70,7 +70,7 @@ class listening(aiomqtt.Client):
         return client
 
 
-async def heard(person: aiomqtt.Client) -> tuple[str, dict[str, Any]]:
+async def next_message(person: aiomqtt.Client) -> tuple[str, dict[str, Any]]:
     async with asyncio.timeout(PATIENCE_S):
         message = await anext(aiter(person.messages))
     assert isinstance(message.payload, bytes)

@@ -59,7 +59,9 @@ async def test_the_status_of_a_run_is_repeated_for_new_subscribers_while_nothing
         run_id = await api.start(house.task_id)
         await api.training(run_id)
         async with reading(house, str(topics.run_status(house.task_id, run_id))) as reader:
-            said_of_run = [await said(reader, lambda message: isinstance(message, RunStatus)) for _ in range(4)]
+            said_of_run = [
+                await next_matching(reader, lambda message: isinstance(message, RunStatus)) for _ in range(4)
+            ]
     stamps = [(each.epoch, each.seq) for each in said_of_run]
     assert stamps == sorted(set(stamps))
     changing = {"at", "seq"}
@@ -72,7 +74,7 @@ async def test_a_server_of_a_task_without_adoption_is_left_alone(house: House) -
         file.write(f"\n[tasks.{other}]\nadopt = true\n")
     async with house.managed() as api, house.device(A) as a, server_by_hand(house):
         async with reading(house, str(topics.server_status(house.task_id))) as reader:
-            await said(reader, lambda message: getattr(message, "server_ip", None))
+            await next_matching(reader, lambda message: getattr(message, "server_ip", None))
         async with server_by_hand(house, task_id=other):  # the manager reads of it after the first one
             adopted = await until(lambda: runs_of(api), "the adopted run")
         assert [run["task_id"] for run in adopted] == [other]
@@ -105,7 +107,7 @@ async def test_a_client_that_is_away_can_be_forgotten_and_one_that_is_here_canno
             await until(lambda: is_listed(api, A), "the living client's next word")
         async with reading(house, str(topic)) as reader:
             await until(lambda: forgets(api, A), "the client's departure")
-            await said(reader, lambda message: message is None)
+            await next_matching(reader, lambda message: message is None)
         assert (await api.get("/clients"))["total"] == 0
         assert (await api.http.delete(f"/api/v1/clients/{A}")).status_code == 404
 
@@ -114,7 +116,9 @@ async def test_a_run_is_retained_while_it_is_open_and_cleared_when_it_is_archive
     async with house.managed(archive_after_s=1.0) as api, house.device(A) as a, house.device(B) as b:
         async with reading(house, f"fedops/v1/{house.task_id}/runs/+") as reader:
             run_id = await api.start(house.task_id)
-            status = await said(reader, lambda message: getattr(message, "status", None) is RunCondition.RUNNING)
+            status = await next_matching(
+                reader, lambda message: getattr(message, "status", None) is RunCondition.RUNNING
+            )
             assert isinstance(status, RunStatus)
             assert (status.run_id, status.min_clients, status.launch) == (run_id, 2, 1)
             assert status.term == (await api.get("/health"))["term"]
@@ -122,10 +126,10 @@ async def test_a_run_is_retained_while_it_is_open_and_cleared_when_it_is_archive
             house.command_server("finish")
             a.finishes()
             b.finishes()
-            last = await said(reader, lambda message: getattr(message, "outcome", None) is not None)
+            last = await next_matching(reader, lambda message: getattr(message, "outcome", None) is not None)
             assert isinstance(last, RunStatus)
             assert set(last.clients) == {A, B}
-            await said(reader, lambda message: message is None)
+            await next_matching(reader, lambda message: message is None)
         assert (await api.run(run_id))["outcome"] == "completed"
         secret = house.folder / "state/manager/secrets" / run_id
         await until(lambda: is_true(not secret.exists()), "the secret's end")
@@ -134,12 +138,12 @@ async def test_a_run_is_retained_while_it_is_open_and_cleared_when_it_is_archive
 async def test_a_cleared_run_is_published_again(house: House) -> None:
     async with house.managed() as api, reading(house, f"fedops/v1/{house.task_id}/runs/+") as reader:
         run_id = await api.start(house.task_id)
-        await said(reader, lambda message: message is not None)
+        await next_matching(reader, lambda message: message is not None)
         async with Connection(house.broker.url) as stranger:
             await stranger.wait_first_try()
             await stranger.publish(topics.run_status(house.task_id, run_id), None)
-        await said(reader, lambda message: message is None)
-        await said(reader, lambda message: message is not None)
+        await next_matching(reader, lambda message: message is None)
+        await next_matching(reader, lambda message: message is not None)
 
 
 async def test_a_retained_run_without_a_manager_is_cleared(house: House) -> None:
@@ -148,9 +152,9 @@ async def test_a_retained_run_without_a_manager_is_cleared(house: House) -> None
         await api.training(run_id)
     topic = topics.run_status(house.task_id, run_id)
     async with reading(house, str(topic)) as reader:
-        await said(reader, lambda message: message is not None)
+        await next_matching(reader, lambda message: message is not None)
         async with house.managed(state_dir=house.folder / "lost-its-journal"):
-            await said(reader, lambda message: message is None)
+            await next_matching(reader, lambda message: message is None)
 
 
 async def test_a_client_that_trains_an_archived_run_gets_a_stop(house: House) -> None:
@@ -173,7 +177,7 @@ async def test_a_manager_without_a_broker_waits_and_leads_when_there_is_one(hous
         await until(lambda: has_status(api, "ok"), "the broker")
 
 
-async def said(reader: Connection, is_it):  # type: ignore[no-untyped-def]
+async def next_matching(reader: Connection, is_it):  # type: ignore[no-untyped-def]
     """Wait for a message (None: the topic was cleared) for which `is_it` holds."""
     async with asyncio.timeout(PATIENCE_S):
         async for event in reader.events():

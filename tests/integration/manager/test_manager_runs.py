@@ -55,7 +55,7 @@ async def test_the_run_secret_is_in_no_ones_reach(house: House) -> None:
         assert secret not in str(server.environ())
 
 
-async def stop_word(house: House) -> str | None:
+async def stop_reason(house: House) -> str | None:
     """What the first launch was told of its run before it was ended."""
     (file,) = list((house.folder / "state").rglob("server-1.stop-reason")) or [None]
     return file.read_text().partition("\n")[0] if file is not None else None
@@ -148,7 +148,7 @@ async def test_a_server_that_is_out_on_the_bus_and_whose_line_does_not_answer_is
             if frozen.is_running():
                 frozen.resume()
         assert run["outcome"] is None
-        assert await stop_word(house) == "replaced"
+        assert await stop_reason(house) == "replaced"
 
 
 async def test_a_broker_restart_ends_no_run(house: House) -> None:
@@ -174,7 +174,7 @@ async def test_a_failed_training_ends_a_run_that_needs_it_and_the_reason_names_t
             "failed",
             f"1 of at least 2 clients; missing: {A} (failed: ValueError: bad data)",
         )
-        assert await until(lambda: stop_word(house), "the word to the server") == "failed"
+        assert await until(lambda: stop_reason(house), "the word to the server") == "failed"
 
 
 async def test_a_client_that_does_not_answer_is_not_waited_for_for_ever(house: House) -> None:

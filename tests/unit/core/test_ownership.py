@@ -106,7 +106,7 @@ def test_a_status_in_the_owners_name_that_is_ahead_leads_to_a_higher_epoch() -> 
 
 
 @pytest.mark.parametrize("epoch", [9, 10, 11])
-def test_a_newer_living_instance_makes_us_yield_whatever_its_clock_says(epoch: int) -> None:
+def test_an_owner_yields_to_a_newer_online_instance_whatever_its_clock_shows(epoch: int) -> None:
     assert judge(speaking, seen_status(NEW, epoch), now=0)[1] == Yield(NEW, epoch)
 
 

@@ -406,7 +406,7 @@ def test_a_client_that_comes_back_with_a_closed_run_gets_a_stop() -> None:
 # Properties: a seeded adversary plays clients, server and clock
 
 
-def random_word(world: World, rng: Random) -> ClientStatus | ServerStatus:
+def random_status(world: World, rng: Random) -> ClientStatus | ServerStatus:
     attempts = [member.attempt for member in world.run.members.values()] or [0]
     attempt, launch = rng.choice(attempts), max(0, world.run.launch - rng.randint(0, 1))
     mac, instance = rng.choice([A, B, C, D]), rng.choice(["i1", "i1", "i2"])
@@ -441,7 +441,7 @@ def play(world: World, rng: Random) -> None:
         case 3 | 4:
             world.fleet.listen(world.now)
         case _:
-            world.publishes(random_word(world, rng))
+            world.publishes(random_status(world, rng))
     world.waits(rng.choice([0.1, 3.0, 20.0]))
 
 

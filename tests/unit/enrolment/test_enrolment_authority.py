@@ -26,7 +26,7 @@ def verifier(authority: Credentials, at: datetime = NOW) -> PolicyBuilder:
     return PolicyBuilder().store(Store([certificate(authority)])).time(at)
 
 
-def test_a_device_is_who_its_common_name_says(authority: Credentials) -> None:
+def test_a_device_is_identified_by_its_common_name(authority: Credentials) -> None:
     made = certificate(issue(authority, DEVICE, hosts=[], now=NOW, days=30))
     names = made.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     assert [name.value for name in names] == [DEVICE]

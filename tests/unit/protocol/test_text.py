@@ -83,7 +83,7 @@ def test_a_described_error_fits_into_a_reason_and_keeps_both_ends() -> None:
         assert "raise raised(error, depth - 1)" in said
 
 
-def test_the_line_of_a_reason_that_says_most() -> None:
+def test_the_summary_line_of_a_reason() -> None:
     assert first_line("KeyError: 'x'\n  File a\n    b") == "KeyError: 'x'"
     assert first_line("Traceback (most recent call last):\n  File a\nKeyError: 'x'\n") == "KeyError: 'x'"
     assert first_line(None) == first_line(" \n") == ""

@@ -90,7 +90,7 @@ def test_numbers_texts_and_dicts_of_them_come_back_if_they_changed() -> None:
     assert after.learning_rate == 0.2  # configuration is no state
 
 
-def test_a_strategy_that_knows_its_wrapper_is_gone_through_once() -> None:
+def test_a_strategy_that_refers_to_its_wrapper_is_visited_once() -> None:
     inner = FedAvg()
     wrapper = AdaptiveClipping(inner, noise_multiplier=0.5, num_sampled_clients=20)
     vars(inner)["outer"] = wrapper
@@ -252,7 +252,7 @@ def test_the_model_that_a_strategy_was_made_with_is_the_first_one_too() -> None:
     np.testing.assert_equal(strategy.current_weights, list(STORED.values()))
 
 
-def test_another_model_of_the_same_shape_stays_a_teacher_say() -> None:
+def test_another_model_of_the_same_shape_is_not_replaced() -> None:
     strategy = classic.FedAvg()
     vars(strategy)["teacher"] = [array + 9 for array in FIRST.values()]
     begin_from(strategy, STORED, instead_of=[FIRST], is_stored=True)

@@ -78,7 +78,7 @@ def test_an_app_that_cannot_be_one_is_known_before_it_trains(
         ("import os; os._exit(7)", "status 7"),
     ],
 )
-async def test_a_process_of_its_own_says_so_whatever_the_app_does(
+async def test_a_process_of_its_own_reports_it_whatever_the_app_does(
     module: Callable[[str], str], tmp_path: Path, source: str, says: str | None
 ) -> None:
     async with asyncio.timeout(300):
