@@ -150,8 +150,9 @@ class Servers:
 
     @property
     def num_running(self) -> int:
-        """The number of servers that run."""
-        return sum(server.process is not None for server in self._servers.values())
+        """The number of servers that run, or are just being launched."""
+        lives = (server.life for server in self._servers.values())
+        return sum(life is not None and not life.done() for life in lives)
 
     def launch(self, run: Run, launch: int, secret: bytes, task: TaskConfig) -> None:
         """Start a run's server; an earlier launch of it is ended first."""

@@ -193,6 +193,22 @@ async def test_nothing_of_a_server_is_kept_when_its_run_is_archived(journal: Jou
         assert [name for name in kept if name.startswith("server-")] == []
 
 
+async def test_a_server_that_is_just_being_launched_counts_as_running(journal: Journal, tmp_path: Path) -> None:
+    exits: asyncio.Queue[RunEvent] = asyncio.Queue()
+    servers = Servers(
+        journal=journal, apps=apps_in(tmp_path, journal), report=lambda _, event: exits.put_nowait(event),
+        folder=tmp_path, inherited={}, common_settings={}, grace_s=1.0,
+    )  # fmt: skip
+    async with servers.tending(), asyncio.timeout(PATIENCE_S):
+        run = apply_all(a_run("run-1"), [ServerLaunched(1)], 2.0)
+        journal.add_run(JournaledRun(run=run, secret=b"s"))
+        servers.launch(run, 1, b"s", TaskConfig(command=("true",), cwd=tmp_path))
+        assert servers.num_running == 1, "or a manager that ends its servers leaves this one behind"
+        assert isinstance(await exits.get(), ServerExited)
+        while servers.num_running:
+            await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize("address", ["fl..example.org:9000", f"{'x' * 64}:9", "h:٣", "127.0.0.1:99999", "h"])
 async def test_an_address_that_cannot_be_connected_to_does_not_answer(address: str) -> None:
     assert not await line_answers(address, within_s=0.03)
