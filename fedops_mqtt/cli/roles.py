@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 from fedops_mqtt.runtime.settings import BridgeSettings
 
+BUNDLE_SERVER = "fedops_mqtt.server.bundle_server"
+"""Runs the ServerApp of a published app; the manager, which starts it, imports nothing of the FL server."""
+
 SWITCH_S = 0.0005
 """Longest turn of the manager's other threads while its loop waits: at each read from a socket the loop lets go of the
 interpreter, and a journal that is busy would keep it for Python's 5 ms."""
@@ -93,9 +96,14 @@ def manager(
     sys.setswitchinterval(SWITCH_S)
     gc.set_threshold(*GC_THRESHOLDS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        raise SystemExit(
-            runner.run(run_manager(settings, ends_servers=end_servers, print_line=_print_line, front=_front()))
+        life = run_manager(
+            settings,
+            bundle_server=BUNDLE_SERVER,
+            ends_servers=end_servers,
+            print_line=_print_line,
+            front=_front(),
         )
+        raise SystemExit(runner.run(life))
 
 
 def _front() -> "Front | None":

@@ -47,6 +47,7 @@ PrintLine = Callable[[str], None]
 async def run_manager(
     settings: ManagerSettings,
     *,
+    bundle_server: str,
     ends_servers: bool = False,
     print_line: PrintLine = lambda sentence: None,
     on_ready: PrintLine = lambda url: None,
@@ -58,6 +59,7 @@ async def run_manager(
 
     Args:
         settings: see there.
+        bundle_server: module of the FL server program that runs the ServerApp of a published app.
         ends_servers: stop the active runs and their servers before leaving.
         print_line: called with each line for the terminal.
         on_ready: called with the API's URL once this manager leads.
@@ -80,7 +82,14 @@ async def run_manager(
                     journal.lead(term, lease.may_act)
                     address = stack.enter_context(listening or _listen(settings.http, rules))
                     life = leading(
-                        settings, journal, tasks, term=term, listening=address, front=front, wall_clock=wall_clock
+                        settings,
+                        journal,
+                        tasks,
+                        term=term,
+                        listening=address,
+                        bundle_server=bundle_server,
+                        front=front,
+                        wall_clock=wall_clock,
                     )
                     leader = await stack.enter_async_context(life)
                     print_line(f"manager leads (term {term}), API at {url_of(address, rules)}")

@@ -93,6 +93,7 @@ async def leading(
     *,
     term: int,
     listening: socket.socket,
+    bundle_server: str,
     front: Front | None = None,
     wall_clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Leader]:
@@ -131,7 +132,8 @@ async def leading(
             events=Events(),
             meters=ManagerMetrics(bus_reader=bus_reader, open_runs=open_runs, connection=connection),
         )
-        yield await _at_work(context, owner, listening, stack, front or _no_page)
+        run_service = RunService(context, bundle_server=bundle_server)
+        yield await _at_work(context, run_service, owner, listening, stack, front or _no_page)
 
 
 async def _start_clock(journal: Journal, *, is_in_use: bool, wall_clock: Callable[[], float]) -> Clock:
@@ -149,13 +151,17 @@ async def _start_clock(journal: Journal, *, is_in_use: bool, wall_clock: Callabl
 
 
 async def _at_work(
-    context: ManagerContext, owner: StatusOwner, listening: socket.socket, stack: AsyncExitStack, front: Front
+    context: ManagerContext,
+    run_service: RunService,
+    owner: StatusOwner,
+    listening: socket.socket,
+    stack: AsyncExitStack,
+    front: Front,
 ) -> Leader:
     """Start all parts, each after those that it uses."""
     servers = _servers(context)
     trigger_publisher = TriggerPublisher(context.connection, context.event_queue.put)
     executor = Executor(context, servers=servers, trigger_publisher=trigger_publisher)
-    run_service = RunService(context)
     status_publisher = RunStatusPublisher(context.open_runs, term=context.term)
     context.open_runs.listener = status_publisher.changed
     manager = Manager(

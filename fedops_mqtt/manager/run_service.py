@@ -34,8 +34,6 @@ from fedops_mqtt.runtime.settings_file import SettingsFileError
 
 logger = logging.getLogger(__name__)
 
-BUNDLE_SERVER = "fedops_mqtt.server.bundle_server"
-"""The FL server program of a published app."""
 MAX_ROUNDS = 1_000_000
 SECRET_BYTES = 32
 STORE_ELSEWHERE = (
@@ -45,10 +43,11 @@ STORE_ELSEWHERE = (
 
 
 class RunService:
-    """Accepts requests; the manager's loop carries them out."""
+    """Accepts requests; the manager's loop carries them out. `bundle_server` is as in `run_manager`."""
 
-    def __init__(self, context: ManagerContext) -> None:
+    def __init__(self, context: ManagerContext, *, bundle_server: str) -> None:
         self._context = context
+        self._bundle_server = bundle_server
         self._one_at_a_time = asyncio.Lock()
 
     async def start(self, request: RunRequest) -> Run:
@@ -140,7 +139,7 @@ class RunService:
         try:
             if app is not None:
                 await self._context.journal.reader.call(self._context.apps.fetch, app.bundle.digest)
-                config = with_app(config, app.bundle)
+                config = with_app(config, app.bundle, self._bundle_server)
             if not config.is_launchable:
                 raise NotLaunchableError(task_id)
             if not config.is_local and store_of(config, self._context.settings.store) is None:
@@ -189,11 +188,14 @@ class RunService:
         )
 
 
-def with_app(config: TaskConfig, bundle: AppBundle) -> TaskConfig:
-    """Return a task with this app: its ServerApp is run, and its number of rounds counts where the task has none."""
+def with_app(config: TaskConfig, bundle: AppBundle, bundle_server: str) -> TaskConfig:
+    """Return a task with this app: the module `bundle_server` runs its ServerApp, where it has one.
+
+    Its number of rounds counts where the task has none.
+    """
     update: dict[str, object] = {}
     if bundle.server_app is not None:
-        update = {"command": None, "module": BUNDLE_SERVER, "args": ()}
+        update = {"command": None, "module": bundle_server, "args": ()}
     if config.num_rounds is None and (num_rounds := _rounds_in(bundle.config)):
         update["num_rounds"] = num_rounds
     return config.model_copy(update=update)

@@ -17,6 +17,7 @@ from leftovers import processes
 from postgres import Postgres
 
 from fedops_mqtt.bus import BusOptions, Connection, MemoryEpochs, Mosquitto, Received, StatusOwner, new_instance
+from fedops_mqtt.cli.roles import BUNDLE_SERVER
 from fedops_mqtt.core.client import Client, Identity, apply, last_will, snapshot
 from fedops_mqtt.core.client_state import Event, PhaseReport, ShutDown, TrainingEnded
 from fedops_mqtt.core.fencing import Stamp
@@ -180,7 +181,12 @@ class House:
         stop, url = asyncio.Event(), asyncio.get_running_loop().create_future()
         settings = self.settings(**changes)
         life = run_manager(
-            settings, ends_servers=ends_servers, on_ready=url.set_result, stop=stop, wall_clock=wall_clock
+            settings,
+            bundle_server=BUNDLE_SERVER,
+            ends_servers=ends_servers,
+            on_ready=url.set_result,
+            stop=stop,
+            wall_clock=wall_clock,
         )
         async with AsyncExitStack() as stack:
             manager = asyncio.create_task(life)

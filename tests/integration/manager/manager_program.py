@@ -4,6 +4,7 @@ import asyncio
 import logging
 import sys
 
+from fedops_mqtt.cli.roles import BUNDLE_SERVER
 from fedops_mqtt.manager.app import run_manager
 from fedops_mqtt.runtime.settings import ManagerSettings
 
@@ -14,4 +15,10 @@ def print_line(sentence: str) -> None:
 
 logging.basicConfig(level="INFO", stream=sys.stderr)
 settings = ManagerSettings.model_validate_json(sys.argv[1])
-sys.exit(asyncio.run(run_manager(settings, print_line=print_line, on_ready=lambda url: print_line(f"ready {url}"))))
+life = run_manager(
+    settings,
+    bundle_server=BUNDLE_SERVER,
+    print_line=print_line,
+    on_ready=lambda url: print_line(f"ready {url}"),
+)
+sys.exit(asyncio.run(life))

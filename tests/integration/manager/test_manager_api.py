@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from manager_parts import PATIENCE_S, A, B, House, api_at, until
 
 from fedops_mqtt import AsyncManagerClient, ManagerClient
+from fedops_mqtt.cli.roles import BUNDLE_SERVER
 from fedops_mqtt.manager.app import run_manager
 from fedops_mqtt.manager.client import ManagerRefusedError
 from fedops_mqtt.protocol import ClientCondition
@@ -128,7 +129,10 @@ async def test_with_a_token_no_request_without_it_is_admitted(house: House) -> N
 @pytest.mark.parametrize("address", ["0.0.0.0:0", ":0", "[::]:0"])
 async def test_beyond_this_machine_the_api_does_not_open_without_a_token(house: House, address: str) -> None:
     said: list[str] = []
-    assert await run_manager(house.settings(http=address), print_line=said.append) == ExitCode.CONFIG
+    assert (
+        await run_manager(house.settings(http=address), bundle_server=BUNDLE_SERVER, print_line=said.append)
+        == ExitCode.CONFIG
+    )
     assert "beyond this machine" in said[-1]
     assert "FEDOPS_MQTT_MANAGER_TOKEN" in said[-1]
 
@@ -137,10 +141,13 @@ async def test_a_taken_address_and_a_bad_tasks_file_end_the_manager_with_what_is
     said: list[str] = []
     async with house.managed(state_dir=house.folder / "other") as api:
         taken = f"127.0.0.1:{api.http.base_url.port}"
-        assert await run_manager(house.settings(http=taken), print_line=said.append) == ExitCode.UNAVAILABLE
+        assert (
+            await run_manager(house.settings(http=taken), bundle_server=BUNDLE_SERVER, print_line=said.append)
+            == ExitCode.UNAVAILABLE
+        )
         assert f"cannot listen on {taken}: Address already in use" in said[-1]
     house.tasks_file.write_text("[tasks.a]\nmodul = 1")
-    assert await run_manager(house.settings(), print_line=said.append) == ExitCode.CONFIG
+    assert await run_manager(house.settings(), bundle_server=BUNDLE_SERVER, print_line=said.append) == ExitCode.CONFIG
     assert "tasks.a.modul" in said[-1]
 
 

@@ -21,6 +21,7 @@ from manager_parts import (
 from sqlalchemy import select, update
 
 from fedops_mqtt.bus import Connection, Received
+from fedops_mqtt.cli.roles import BUNDLE_SERVER
 from fedops_mqtt.core.run import Run, RunSpec, apply
 from fedops_mqtt.core.run_member import ServerLaunched
 from fedops_mqtt.manager import tables
@@ -261,7 +262,9 @@ async def test_of_two_managers_that_share_a_broker_but_no_database_the_older_one
     async with house.managed(state_dir=house.folder / "newer"):
         pass
     ready, older = asyncio.Event(), house.settings(state_dir=house.folder / "older")
-    life = asyncio.create_task(run_manager(older, print_line=said.append, on_ready=lambda url: ready.set()))
+    life = asyncio.create_task(
+        run_manager(older, bundle_server=BUNDLE_SERVER, print_line=said.append, on_ready=lambda url: ready.set())
+    )
     async with asyncio.timeout(PATIENCE_S):
         await ready.wait()
         async with Connection(house.broker.url, subscriptions=[str(topics.manager_status())]) as reader:
@@ -274,7 +277,7 @@ async def test_of_two_managers_that_share_a_broker_but_no_database_the_older_one
 async def test_a_journal_that_cannot_be_written_ends_the_manager_with_what_is_wrong(house: House) -> None:
     said: list[str] = []
     settings = house.settings(database_url="sqlite:////proc/no-such-folder/manager.db")
-    assert await run_manager(settings, print_line=said.append) == ExitCode.UNAVAILABLE
+    assert await run_manager(settings, bundle_server=BUNDLE_SERVER, print_line=said.append) == ExitCode.UNAVAILABLE
     assert "unable to open database file" in said[-1]
 
 

@@ -10,12 +10,13 @@ from bundles import CODE, PROJECT, zipped
 from sqlalchemy import select
 
 from fedops_mqtt.apps import AppRefusedError, AppSigner, BundleLimits, make_signing_key
+from fedops_mqtt.cli.roles import BUNDLE_SERVER
 from fedops_mqtt.core.run import Run, RunSpec
 from fedops_mqtt.manager import tables
 from fedops_mqtt.manager.app_store import AppStore, PublishedApp, PublishRules
 from fedops_mqtt.manager.errors import BundleMissingError, NoEarlierAppError, RunConfigError, UnknownAppError
 from fedops_mqtt.manager.journal import Journal, JournaledRun
-from fedops_mqtt.manager.run_service import BUNDLE_SERVER, check_config, with_app
+from fedops_mqtt.manager.run_service import check_config, with_app
 from fedops_mqtt.manager.tasks import TaskConfig, Tasks
 from fedops_mqtt.protocol import ReasonCode
 
@@ -265,13 +266,13 @@ async def test_keys_that_the_project_does_not_name_are_refused(store: AppStore) 
 async def test_a_published_app_takes_the_place_of_the_tasks_command(store: AppStore) -> None:
     rounds = PROJECT.replace("lr = 0.1", "num-server-rounds = 7")
     bundle = (await store.publish(a_bundle(project=rounds), "digits", None, at=1.0, in_use=lambda: ())).bundle
-    task = with_app(TaskConfig(command=("python", "server.py"), args=("x",)), bundle)
+    task = with_app(TaskConfig(command=("python", "server.py"), args=("x",)), bundle, BUNDLE_SERVER)
     assert (task.command, task.module, task.args, task.num_rounds) == (None, BUNDLE_SERVER, (), 7)
     assert TaskConfig.model_validate_json(task.model_dump_json(exclude_unset=True)) == task
-    assert with_app(TaskConfig(num_rounds=4), bundle).num_rounds == 4
+    assert with_app(TaskConfig(num_rounds=4), bundle, BUNDLE_SERVER).num_rounds == 4
     only_client = a_bundle(project=PROJECT.replace('serverapp = "digits.server_app:app"', ""))
     without = await store.publish(only_client, "digits", None, at=1.0, in_use=lambda: ())
-    assert with_app(TaskConfig(module="own"), without.bundle).module == "own"
+    assert with_app(TaskConfig(module="own"), without.bundle, BUNDLE_SERVER).module == "own"
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "2.0", "true", '"3"', "10000000", "nan"])
@@ -279,4 +280,4 @@ async def test_rounds_that_are_none_are_refused(store: AppStore, value: str) -> 
     project = PROJECT.replace("lr = 0.1", f"num-server-rounds = {value}")
     app = await store.publish(a_bundle(project=project), "digits", None, at=1.0, in_use=lambda: ())
     with pytest.raises(RunConfigError, match="num-server-rounds"):
-        with_app(TaskConfig(), app.bundle)
+        with_app(TaskConfig(), app.bundle, BUNDLE_SERVER)

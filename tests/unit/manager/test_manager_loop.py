@@ -123,7 +123,7 @@ async def test_a_settings_file_of_a_server_elsewhere_that_cannot_be_used_is_why_
         file.write_bytes(content)
     task = '[tasks.digits]\nmodule = "m"\nlaunch = ["env", "{command}"]\nconfig = "bundle.toml"\n'
     with_tasks(context, tmp_path, task)
-    service = RunService(context)
+    service = RunService(context, bundle_server="no.such.module")
     with pytest.raises(NotLaunchableError, match=f"settings file {file}"):
         await service.start(RunRequest(task_id="digits"))
     file.write_text('store = "s3://models"\n')
@@ -137,7 +137,7 @@ async def test_a_disk_that_is_full_is_why_a_start_is_refused(journal: Journal, t
     shutil.rmtree(tmp_path / "apps")
     (tmp_path / "apps").write_text("no folder")
     with pytest.raises(NotLaunchableError, match="apps"):
-        await RunService(context).start(RunRequest(task_id="digits"))
+        await RunService(context, bundle_server="no.such.module").start(RunRequest(task_id="digits"))
 
 
 async def test_a_start_that_waits_behind_long_reads_holds_up_no_turn(journal: Journal, tmp_path: Path) -> None:
@@ -282,7 +282,10 @@ def parts(journal: Journal, folder: Path) -> tuple[ManagerContext, Manager]:
     executor = Executor(
         context, servers=servers, trigger_publisher=TriggerPublisher(connection, context.event_queue.put)
     )
-    status_publisher, run_service = RunStatusPublisher(open_runs, term=1), RunService(context)
+    status_publisher, run_service = (
+        RunStatusPublisher(open_runs, term=1),
+        RunService(context, bundle_server="no.such.module"),
+    )
     return context, Manager(
         context, status_publisher=status_publisher, servers=servers, executor=executor, run_service=run_service
     )
