@@ -7,7 +7,6 @@ from typing import Any
 
 from nicegui import events, ui
 
-from fedops_mqtt.bus import without_password
 from fedops_mqtt.dashboard.parts import hint
 from fedops_mqtt.dashboard.texts import Label, Row
 from fedops_mqtt.dashboard.view import TICK_S, PageView
@@ -110,10 +109,9 @@ class FleetTable:
             self._tasks.style("min-width:9rem").on_value_change(self._choose_task)
         self._empty = ui.element("div")
         with self._empty:
-            broker = without_password(self._view.context.settings.broker)
             hint(
                 "No clients yet. On a device, this adds one:",
-                f"fedops-mqtt client --task-id TASK --app MODULE:ATTRIBUTE --broker {broker}",
+                f"fedops-mqtt client --task-id TASK --app MODULE:ATTRIBUTE --broker {self._view.manager.broker}",
             )
         with ui.element("div").classes("fed-box") as self._box:  # what changes the grid's own element makes it anew
             self._grid = ui.aggrid(grid_options(client_columns(has_sites=False)), auto_size_columns=False).classes(

@@ -17,6 +17,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from fedops_mqtt.bus import without_password
 from fedops_mqtt.manager.api.app import Api
 from fedops_mqtt.manager.api.http import access_rules
 from fedops_mqtt.manager.context import ManagerContext
@@ -105,13 +106,20 @@ async def page(app: FastAPI, api: Api, context: ManagerContext) -> AsyncIterator
     from nicegui import ui
 
     from fedops_mqtt.dashboard import client_page, fleet_page, run_page, sites_page, task_page
-    from fedops_mqtt.dashboard.texts import LOAD_TOPICS, FleetRows
-    from fedops_mqtt.dashboard.view import PageView
+    from fedops_mqtt.dashboard.fleet_rows import LOAD_TOPICS, FleetRows
+    from fedops_mqtt.dashboard.view import ManagerFacts, PageView
 
     app.add_api_route("/api/{rest:path}", _nothing_there, include_in_schema=False)
     async with AsyncExitStack() as stack:
         changes = stack.enter_context(context.events.subscribed(*LOAD_TOPICS))
-        view = PageView(api, context, FleetRows(context.bus_reader, changes))
+        facts = ManagerFacts(
+            broker=without_password(context.settings.broker),
+            tasks_file=context.tasks.path,
+            has_sites=bool(context.settings.sites),
+            now=context.clock.now,
+            subscribed=context.events.subscribed,
+        )
+        view = PageView(api, FleetRows(context.bus_reader.fleet, changes), facts)
         for path, title, build in (
             ("/", "Fleet", fleet_page.build),
             ("/tasks", "Tasks", task_page.build_list),

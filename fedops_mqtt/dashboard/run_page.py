@@ -146,7 +146,7 @@ class RunDetails:
         self._rounds = [row for row in rounds if row["round"] >= first]
 
     def _has_other_lanes(self) -> bool:
-        age_s = self._view.context.clock.now() - self._lanes_at
+        age_s = self._view.manager.now() - self._lanes_at
         return charts.are_lanes_due(self._lanes.macs, self._wanted_lanes(), age_s, is_full=self._lanes.is_full)
 
     def _wanted_lanes(self) -> list[str]:
@@ -156,7 +156,7 @@ class RunDetails:
         if not self._has_other_lanes():
             self._lanes.add(metrics, events)
             return
-        history, self._lanes_at = self._view.api.history, self._view.context.clock.now()
+        history, self._lanes_at = self._view.api.history, self._view.manager.now()
         metrics = (await history.newest_of_run("client_metrics", self._run_id, MAX_HISTORY)).items
         events = (await history.newest_of_run("events", self._run_id, MAX_HISTORY)).items
         self._lanes.draw(self._wanted_lanes(), metrics, events)
@@ -169,7 +169,7 @@ class RunDetails:
 
     def _draw_head(self) -> None:
         run = self._record
-        ended_at = run.ended_at.timestamp() if run.ended_at else self._view.context.clock.now()
+        ended_at = run.ended_at.timestamp() if run.ended_at else self._view.manager.now()
         app = [("App", f"{run.app_version} ({run.app_digest[:12]})")] if run.app_digest else []
         given = {name: value for name, value in run.run_config.items() if value is not None}
         settings = [("Settings", format_pairs(given))] if given else []
@@ -246,8 +246,7 @@ class RunDetails:
                         cells(model.round, *measures, size(model.size_bytes), clock(model.saved_at))
 
     def _name_of(self, mac: str) -> str:
-        known = self._view.context.bus_reader.fleet.client(self._record.task_id, mac)
-        return readable((known.status.client_name if known else "") or mac)
+        return self._view.rows.name_of(self._record.task_id, mac)
 
 
 def _counted(counts: Counter[str]) -> str:

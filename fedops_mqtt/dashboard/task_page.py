@@ -1,5 +1,6 @@
 """Tasks: start a run of one, compare its runs."""
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from itertools import zip_longest
 from typing import Any
@@ -7,7 +8,6 @@ from typing import Any
 from nicegui import ui
 from pydantic import ValidationError
 
-from fedops_mqtt.core.fleet import is_idle
 from fedops_mqtt.core.run import ACCURACY, LOSS, measure
 from fedops_mqtt.dashboard import charts
 from fedops_mqtt.dashboard.parts import (
@@ -23,7 +23,7 @@ from fedops_mqtt.dashboard.parts import (
     stop_button,
     table,
 )
-from fedops_mqtt.dashboard.texts import clock, duration, number, readable, run_label
+from fedops_mqtt.dashboard.texts import Label, clock, duration, number, readable, run_label
 from fedops_mqtt.dashboard.view import PageView, subscription
 from fedops_mqtt.manager.api.app_models import AppRecord, RollbackRequest
 from fedops_mqtt.manager.api.models import RunRequest, RunSummary, TaskRecord
@@ -78,7 +78,7 @@ class TaskList:
                 self._draw_all(found)
 
     def _draw_all(self, tasks: list[TaskRecord] | str) -> None:
-        path = self._view.context.tasks.path
+        path = self._view.manager.tasks_file
         if isinstance(tasks, str):
             hint(tasks)
             return
@@ -164,17 +164,15 @@ class TaskDetails:
         self._count_idle()
 
     def _choices(self) -> dict[str, str]:
-        views = self._view.context.bus_reader.fleet.of_task(self._task_id)
-        return {
-            view.status.client_mac: readable(view.status.client_name or view.status.client_mac)
-            for view in views
-            if not view.is_out
-        }
+        rows = self._view.rows.of_task(self._task_id)
+        return {row["mac"]: row["name"] for row in rows if row["status"] != Label.OFFLINE}
 
     def _count_idle(self) -> None:
-        views = list(self._view.context.bus_reader.fleet.of_task(self._task_id))
-        idle, here = sum(map(is_idle, views)), sum(not view.is_out for view in views)
-        self._idle.set_text(f"{idle} of {here} clients that are online are idle; {len(views)} are known.")
+        by_status = Counter(row["status"] for row in self._view.rows.of_task(self._task_id))
+        known = by_status.total()
+        here = known - by_status[Label.OFFLINE]
+        idle = here - by_status[Label.TRAINING]
+        self._idle.set_text(f"{idle} of {here} clients that are online are idle; {known} are known.")
 
     async def _start(self) -> None:
         self._button.props("loading")

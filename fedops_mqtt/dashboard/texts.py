@@ -3,16 +3,14 @@
 Online, Training and Offline are FedOps' own terms; the reason of an absence stands beside them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from fedops_mqtt.core.fleet import ClientView, Presence
+from fedops_mqtt.core.fleet import Presence
 from fedops_mqtt.manager.api.models import ClientRecord, RunFacts
-from fedops_mqtt.manager.bus_reader import BusReader
-from fedops_mqtt.manager.events import ChangeTopic, ClientKey, FleetChange, Subscription
-from fedops_mqtt.protocol import MetricsKind, first_line, number_of, visible
+from fedops_mqtt.protocol import first_line, number_of, visible
 
 Record = Mapping[str, Any]
 
@@ -163,48 +161,3 @@ def describe_event(event: Record) -> str:
 
 
 Row = Mapping[str, Any]
-
-LOAD_TOPICS = (ChangeTopic.METRICS, ChangeTopic.FORGOTTEN)
-"""The changes from which loads are read; everything else is read from the fleet when a page is open."""
-
-_IDLE_S = 3600.0
-
-
-class FleetRows:
-    """The fleet's clients as rows; `changes` is a subscription to `LOAD_TOPICS` that only this class reads."""
-
-    def __init__(self, bus_reader: BusReader, changes: Subscription) -> None:
-        self._bus_reader = bus_reader
-        self._changes = changes
-        self._rows: dict[ClientKey, Row] = {}
-        self._made_of: dict[ClientKey, tuple[ClientView, Any]] = {}
-        self._loads: dict[ClientKey, Mapping[str, Any]] = {}
-
-    async def follow(self) -> None:
-        """Read the clients' loads, for ever, also while no page is open."""
-        while True:
-            self._note_loads(await self._changes.wait(_IDLE_S))
-
-    def current(self) -> Mapping[ClientKey, Row]:
-        """Return the rows as they are now."""
-        self._note_loads(self._changes.take())
-        known = self._bus_reader.fleet.clients
-        for key in self._rows.keys() - known.keys():
-            del self._rows[key], self._made_of[key]
-        for key, view in known.items():
-            load = self._loads.get(key)
-            made_of = self._made_of.get(key)
-            if made_of is None or made_of[0] is not view or made_of[1] is not load:
-                self._made_of[key] = view, load
-                row = row_of(ClientRecord.of(view), load)
-                if row != self._rows.get(key):
-                    self._rows[key] = row
-        return self._rows
-
-    def _note_loads(self, changes: Iterable[FleetChange]) -> None:
-        for each in changes:
-            key = (each.task_id or "", each.client_mac or "")
-            if each.kind is ChangeTopic.FORGOTTEN:
-                self._loads.pop(key, None)
-            elif each.kind is ChangeTopic.METRICS and each.record["kind"] == MetricsKind.SYSTEM:
-                self._loads[key] = each.record["values"]

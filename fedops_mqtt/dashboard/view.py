@@ -1,15 +1,15 @@
 """What all pages share: the API, the fleet's rows, and the frame around a page."""
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from nicegui import ui
 
 from fedops_mqtt.bus import BusError
-from fedops_mqtt.dashboard.texts import FleetRows
+from fedops_mqtt.dashboard.fleet_rows import FleetRows
 from fedops_mqtt.manager.api.app import Api
-from fedops_mqtt.manager.context import ManagerContext
 from fedops_mqtt.manager.errors import ManagerError
 from fedops_mqtt.manager.events import Subscription
 from fedops_mqtt.protocol import IdentityError
@@ -26,14 +26,28 @@ _NAVIGATION = (("Fleet", "/"), ("Tasks", "/tasks"))
 _REMEMBERED = "localStorage.getItem('fedops-dark')"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManagerFacts:
+    """What the pages show of their manager that no record of its API has."""
+
+    broker: str
+    """The broker's URL for a device, without a password."""
+    tasks_file: Path | None
+    has_sites: bool
+    now: Callable[[], float]
+    """The manager's clock, s."""
+    subscribed: Callable[[], AbstractContextManager[Subscription]]
+    """Collects the changes of every kind while its block runs."""
+
+
 class PageView:
     """One for all pages and visitors."""
 
-    def __init__(self, api: Api, context: ManagerContext, rows: FleetRows) -> None:
-        self._navigation = (*_NAVIGATION, ("Sites", "/sites")) if context.settings.sites else _NAVIGATION
+    def __init__(self, api: Api, rows: FleetRows, manager: ManagerFacts) -> None:
+        self._navigation = (*_NAVIGATION, ("Sites", "/sites")) if manager.has_sites else _NAVIGATION
         self.api = api
-        self.context = context
         self.rows = rows
+        self.manager = manager
 
     @contextmanager
     def frame(self, title: str, here: str = "") -> Iterator[None]:
@@ -57,7 +71,7 @@ class PageView:
         ui.timer(0.05, lambda: _recall(dark), once=True)
 
     def _banner(self) -> None:
-        broker = self.context.connection.broker
+        broker = self.api.current_health().broker
         with ui.element("div").classes("fed-banner").props('role="alert"') as banner:
             ui.icon("cloud_off")
             with ui.element("div").classes("fed-row"):
@@ -69,8 +83,9 @@ class PageView:
             problem = ui.label()
 
         def look() -> None:
-            banner.set_visibility(not self.context.connection.is_connected)
-            problem.set_text(self.context.bus_reader.dropped_messages.problem or "")
+            health = self.api.current_health()
+            banner.set_visibility(health.status == "no-broker")
+            problem.set_text(health.problem or "")
             losses.set_visibility(bool(problem.text))
 
         look()
@@ -87,7 +102,7 @@ class PageView:
 
 def subscription(view: PageView) -> Subscription:
     """Return a subscription for this visitor, until the page is closed."""
-    life = view.context.events.subscribed()
+    life = view.manager.subscribed()
     opened = life.__enter__()
     ui.context.client.on_delete(lambda: life.__exit__(None, None, None))
     return opened

@@ -154,6 +154,10 @@ class Api:
 
     async def health(self) -> Health:
         """Return whether this manager leads and is connected to its broker."""
+        return self.current_health()
+
+    def current_health(self) -> Health:
+        """Return the same, for the page in this process."""
         return Health(
             status="ok" if self._context.connection.is_connected else "no-broker",
             term=self._context.term,

@@ -4,7 +4,7 @@ from typing import Any
 
 from fedops_mqtt.bus import Connected, Received
 from fedops_mqtt.core.fleet import Fleet
-from fedops_mqtt.dashboard.texts import LOAD_TOPICS, FleetRows
+from fedops_mqtt.dashboard.fleet_rows import LOAD_TOPICS, FleetRows
 from fedops_mqtt.manager.bus_reader import BusReader
 from fedops_mqtt.manager.events import ChangeTopic, FleetChange, Subscription
 from fedops_mqtt.manager.open_runs import OpenRuns
@@ -21,7 +21,7 @@ class Scene:
         self.bus_reader = BusReader(Fleet(default_heartbeat_s=60), OpenRuns([]))
         self.bus_reader.apply([Connected("5")], 0.0)
         self.news = Subscription(frozenset(LOAD_TOPICS))
-        self.rows = FleetRows(self.bus_reader, self.news)
+        self.rows = FleetRows(self.bus_reader.fleet, self.news)
 
     def receives(self, mac: str, seq: int, **changes: Any) -> None:
         status = ClientStatus(
