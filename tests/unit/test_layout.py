@@ -37,6 +37,36 @@ ORDER = (
 )
 """A folder imports itself and what stands before it."""
 
+FORBIDDEN = {
+    "line": ("bus",),
+    "training": ("bus",),
+    "aggregation": ("training", "device"),
+    "manager": ("training", "device", "aggregation"),
+    "client": ("aggregation", "manager"),
+    "server": ("training", "device", "manager", "client"),
+    "dashboard": ("training", "device", "aggregation", "client", "server"),
+    "bridge": ("client", "server", "dashboard"),
+    "enrolment": ("training", "device", "aggregation", "manager", "client", "server", "dashboard", "bridge"),
+    "simulation": ("bus", "manager", "dashboard", "bridge", "enrolment"),
+    "demo": ("training", "device", "client", "dashboard", "bridge", "enrolment", "simulation"),
+}
+"""Rooms that a room does not import though they stand before it."""
+
+MANAGER_OF_THE_PAGE = (
+    "fedops_mqtt.manager.api",
+    "fedops_mqtt.manager.client",
+    "fedops_mqtt.manager.errors",
+    "fedops_mqtt.manager.events",
+    "fedops_mqtt.manager.sites",
+)
+"""What the dashboard may import of the manager: the API with its records, its clients, its refusals and changes."""
+
+ATTACHES_THE_PAGE = "dashboard/front.py"
+"""Takes what the pages need out of the manager's context; no other module of the dashboard knows that."""
+
+STARTS_A_PROGRAM_ABOVE = {"demo/processes.py": {"fedops_mqtt.cli"}}
+"""The demo runs the commands that its visitor would type."""
+
 ONLY_IN = {
     "aiomqtt": ("bus/",),
     "paho": ("bus/",),
@@ -44,10 +74,10 @@ ONLY_IN = {
         *("line/", "training/", "aggregation/", "server/", "model_types/", "client/registered_client"),
         *("bridge/", "demo/client.py", "simulation/", "cli/apps.py"),
     ),
-    "torch": ("model_types/", "aggregation/", "server/"),
-    "tensorflow": ("model_types/", "aggregation/", "server/"),
-    "keras": ("model_types/", "aggregation/", "server/"),
-    "transformers": ("model_types/", "aggregation/", "server/"),
+    "torch": ("model_types/",),
+    "tensorflow": ("model_types/",),
+    "keras": ("model_types/",),
+    "transformers": ("model_types/",),
     "wandb": ("client/client_wandb", "runtime/wandb_log"),
     "kubernetes": ("manager/kubernetes_cluster",),
     "sqlalchemy": ("manager/",),
@@ -102,8 +132,54 @@ def _rooms_above(module: str) -> set[str]:
     room = room_of(module)
     if module == "__init__.py":
         return set()
-    allowed = {*ORDER[: ORDER.index(room) + 1], "__version__"}
-    return {name.split(".")[1] for name in imports(module) if name.startswith("fedops_mqtt.")} - allowed
+    return rooms_used_by(module) - {*ORDER[: ORDER.index(room) + 1]}
+
+
+def rooms_used_by(module: str) -> set[str]:
+    """Every room that a module imports, or names in a text that is to be imported or run."""
+    ours = (name for name in imports(module) if name.startswith("fedops_mqtt."))
+    texts = named_in_texts(module) - STARTS_A_PROGRAM_ABOVE.get(module, set())
+    return {re.split("[.:]", name)[1] for name in (*ours, *texts)} - {"__version__"}
+
+
+@cache
+def named_in_texts(module: str) -> frozenset[str]:
+    """Every string of the form `fedops_mqtt.room.module` or `fedops_mqtt.room.module:attribute`."""
+    tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
+    values = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return frozenset(text for text in values if isinstance(text, str) and _DOTTED.fullmatch(text))
+
+
+_DOTTED = re.compile(r"fedops_mqtt\.\w+([.:]\w+)*")
+
+
+def test_a_program_or_loader_that_a_module_names_counts_as_used_by_it() -> None:
+    assert "training" in rooms_used_by("device/training_process.py")
+    for module, names in STARTS_A_PROGRAM_ABOVE.items():
+        assert names <= named_in_texts(module), f"{module} does not name {names} any more"
+
+
+@pytest.mark.parametrize("room", FORBIDDEN)
+def test_a_room_does_without_rooms_that_are_not_its_business(room: str) -> None:
+    assert {*FORBIDDEN[room]} <= {*ORDER[: ORDER.index(room)]}, "the order forbids the rest"
+    used = {module: rooms_used_by(module) & {*FORBIDDEN[room]} for module in modules() if room_of(module) == room}
+    assert {module: rooms for module, rooms in used.items() if rooms} == {}
+
+
+def test_the_page_knows_the_api_and_nothing_else_of_the_manager() -> None:
+    used = {
+        module: {
+            name
+            for name in imports(module)
+            if name.startswith("fedops_mqtt.manager.")
+            and not any(f"{name}.".startswith(f"{allowed}.") for allowed in MANAGER_OF_THE_PAGE)
+        }
+        for module in modules()
+        if room_of(module) == "dashboard"
+    }
+    attached = used.pop(ATTACHES_THE_PAGE)
+    assert {module: names for module, names in used.items() if names} == {}
+    assert attached == {"fedops_mqtt.manager.context", "fedops_mqtt.manager.context.ManagerContext"}
 
 
 def test_no_module_imports_itself_in_the_end() -> None:
