@@ -10,6 +10,9 @@ import psutil
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _START_TICKS = 19
 """Place of the start time in `/proc/PID/stat`, counted after the program's name."""
+_START_SLACK_S = 2.0
+"""Times of a start are counted from the boot's, in whole seconds, which moves when the clock is set a little; no id
+comes again so soon."""
 
 
 def boot_id() -> str | None:
@@ -37,6 +40,15 @@ def process_key(pid: int) -> str | None:
         return f"{boot}:{int(facts[_START_TICKS])}"
     except (OSError, psutil.NoSuchProcess):
         return None
+
+
+def key_of_started(pid: int, started_at: float) -> str | None:
+    """Return the key of a process that began at this time of day; None where none of this id did."""
+    try:
+        is_it = abs(psutil.Process(pid).create_time() - started_at) < _START_SLACK_S
+    except psutil.NoSuchProcess:
+        return None
+    return process_key(pid) if is_it else None
 
 
 def is_process(pid: int | None, key: str | None) -> bool:

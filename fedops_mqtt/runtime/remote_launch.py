@@ -24,7 +24,7 @@ from typing import IO, Any
 import platformdirs
 
 from fedops_mqtt.runtime.files import sync_file, write_atomically
-from fedops_mqtt.runtime.process_identity import is_process, process_key
+from fedops_mqtt.runtime.process_identity import is_process, key_of_started, process_key
 
 START_MARK = "[fedops-mqtt] FL server started: "
 END_MARK = "[fedops-mqtt] FL server ended: "
@@ -107,7 +107,10 @@ class LaunchFolder:
             facts = json.loads((self.path / name).read_text(encoding="ascii"))
         except (FileNotFoundError, ValueError):  # the latter after a power cut
             return None, None
-        return facts.get("pid"), facts.get("key")
+        pid, started_at = facts.get("pid"), facts.get("started_at")
+        if started_at is not None:  # a program of before, whose server may still run
+            return pid, key_of_started(pid, started_at)
+        return pid, facts.get("key")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

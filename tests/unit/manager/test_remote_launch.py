@@ -167,6 +167,37 @@ def test_a_claim_that_a_power_cut_has_emptied_has_no_owner(far: Far) -> None:
     assert far.run("stop", "r1", "1", "TERM").returncode == 0
 
 
+def as_written_by_the_version_before(far: Far, name: str, *, older_s: float = 0.0) -> None:
+    path = far.folder / "launches" / "r1.1" / name
+    pid = json.loads(path.read_text())["pid"]
+    started_at = psutil.Process(pid).create_time() - older_s
+    path.write_text(json.dumps({"pid": pid, "started_at": started_at}))
+
+
+def test_a_server_that_the_version_before_started_is_alive_is_read_and_ends_at_a_stop(far: Far) -> None:
+    process = far.start("echo ready; sleep 600")
+    assert process.stdout is not None
+    process.stdout.readline()
+    for name in ("claim.json", "process.json"):
+        as_written_by_the_version_before(far, name)
+    assert far.is_alive()
+    attached = subprocess.Popen(far.command("attach", "r1", "1", "0"), stdout=subprocess.PIPE)
+    far.started.append(attached)
+    assert far.run("stop", "r1", "1", "TERM").returncode == 0
+    output, _ = attached.communicate(timeout=WAIT)
+    assert ending(output)["status"] == -signal.SIGTERM
+    assert not far.is_alive()
+
+
+def test_a_process_that_has_the_id_of_a_server_of_the_version_before_is_not_taken_for_it(far: Far) -> None:
+    far.start("sleep 600")
+    pid = far.pid()
+    as_written_by_the_version_before(far, "process.json", older_s=3600.0)
+    assert not far.is_alive()
+    assert far.run("stop", "r1", "1", "KILL").returncode == 0
+    assert psutil.pid_exists(pid)
+
+
 def test_a_signal_to_the_starter_reaches_the_server_as_in_a_container(far: Far) -> None:
     process = far.start("trap 'echo ended; exit 0' TERM; echo ready; while :; do sleep 0.1; done")
     assert process.stdout is not None
