@@ -25,7 +25,7 @@ from fedops_mqtt.manager.errors import JournalUrlError
 from fedops_mqtt.manager.journal_reader import NUM_READERS, JournalReader, members_of
 from fedops_mqtt.manager.lease import fence
 from fedops_mqtt.manager.run_record import changed_members, count_members, dump_member, dump_run, load_run
-from fedops_mqtt.manager.tasks import TaskConfig
+from fedops_mqtt.manager.tasks import TaskConfig, read_stored_task
 from fedops_mqtt.runtime.extras import how_to_install
 
 P = ParamSpec("P")
@@ -325,7 +325,10 @@ def _read_error(done: asyncio.Future[Any]) -> None:
 
 
 def _journaled(row: Row[Any], members: Mapping[str, str]) -> JournaledRun:
-    task = None if row.task_config is None else TaskConfig.model_validate_json(row.task_config)
+    task, problem = (None, None) if row.task_config is None else read_stored_task(row.task_config)
+    if problem is not None:  # of a program with other rules: the run is supervised with what can be read
+        facts = {"run_id": row.run_id, "problem": problem}
+        logger.error("the task of a run in the journal cannot be read as a whole", extra=facts)
     return JournaledRun(run=load_run(row.state, members), secret=bytes.fromhex(row.secret), task=task)
 
 

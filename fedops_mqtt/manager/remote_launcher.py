@@ -157,7 +157,7 @@ class RemoteServer:
         try:
             return self._spawn(launch.arguments(template, "start"), launch.order_file)
         finally:
-            if "{order_file}" not in "".join(template):
+            if "{order_file" not in "".join(template):  # with a format or without
                 delete_file(launch.order_file)
 
     async def _attach(self) -> None:

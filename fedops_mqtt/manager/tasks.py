@@ -10,6 +10,7 @@ published needs no table; the table [published] has the defaults of such tasks.
 """
 
 import difflib
+import json
 import shutil
 import string
 import tomllib
@@ -32,6 +33,7 @@ from pydantic_core import ErrorDetails
 from fedops_mqtt.core.limits import RunLimits
 from fedops_mqtt.manager.errors import TasksFileError, UnknownTaskError
 from fedops_mqtt.protocol import TaskId
+from fedops_mqtt.protocol.wire import first_problem
 from fedops_mqtt.runtime.machine import HostAndPort, HttpAddress
 
 Text = TypeVar("Text", str, Path)
@@ -145,10 +147,12 @@ class TaskConfig(_Table):
         for name, known in _PLACEHOLDERS.items():
             parts = getattr(self, name) or ()
             _check_placeholders(name, (parts,) if isinstance(parts, str) else parts, known)
+        if any(form or how for _, _, form, how in string.Formatter().parse(self.advertise or "")):
+            raise ValueError("`advertise`: a placeholder is a name alone, without `:` or `!`")
         if self.launch and not {"command", "shell_command", "order_file"} & _placeholders("".join(self.launch)):
             raise ValueError(f"`launch` starts nothing: one of its arguments has to be {COMMAND} or {SHELL_COMMAND}")
         for name in ("launch_stop", "launch_alive"):
-            if self.launch and getattr(self, name) is None and "{order_file}" in "".join(self.launch):
+            if self.launch and getattr(self, name) is None and "order_file" in _placeholders("".join(self.launch)):
                 raise ValueError(f"`launch` with {{order_file}} needs a `{name}` of its own")
         return self
 
@@ -163,31 +167,59 @@ class TaskConfig(_Table):
         return bool(self.command or self.module)
 
 
+class _StoredTask(TaskConfig):
+    """A task that was stored with its run: what joins several keys was checked, by the rules of its time."""
+
+    @model_validator(mode="after")
+    def _one_way_to_start(self) -> Self:
+        return self
+
+    @model_validator(mode="after")
+    def _has_known_placeholders(self) -> Self:
+        return self
+
+
+def read_stored_task(text: str) -> tuple[TaskConfig | None, str | None]:
+    """Return a task as it was stored with its run, and what of it cannot be read; its run needs the rest.
+
+    None for a task of which it is not known where its server runs.
+    """
+    try:
+        return TaskConfig.model_validate_json(text), None
+    except ValidationError as error:
+        problem = first_problem(error, "task")
+        wrong = {str(each["loc"][0]) for each in error.errors() if each["loc"]}
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return None, problem
+    if not isinstance(values, dict) or wrong & {"launch", "kubernetes"}:
+        return None, problem
+    return _StoredTask.model_validate({name: value for name, value in values.items() if name not in wrong}), problem
+
+
 def _placeholders(text: str) -> set[str]:
     """Return the names in a template.
 
     Raises:
-        ValueError: a brace begins or ends none, as a shell's do in `${name:-x}`.
+        ValueError: a brace begins or ends none.
     """
-    names = set()
-    for _, name, form, conversion in string.Formatter().parse(text):
-        if form or conversion:
-            raise ValueError("a placeholder is a name alone, without `:` or `!`")
-        if name is not None:
-            names.add(name)
-    return names
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
 
 
 def _check_placeholders(key: str, parts: Collection[str], known: Collection[str]) -> None:
+    tried = {name: "1" for name in known if name != "command"}
     for part in parts:
         try:
             unknown = sorted(_placeholders(part) - set(known))
-        except ValueError as error:
+            if not unknown and part != COMMAND and "command" not in _placeholders(part):
+                part.format_map(tried)  # a shell's `${name:-x}` is no format
+        except (KeyError, ValueError) as error:
             raise ValueError(f"`{key}`: {part!r}: {error} (a brace itself is written twice: {{{{ or }}}})") from error
         if unknown:
             names = ", ".join(f"{{{name}}}" for name in known)
             raise ValueError(f"`{key}`: {{{unknown[0]}}} is unknown; there are {names}")
-        if COMMAND in part and part != COMMAND:
+        if part != COMMAND and "command" in _placeholders(part):
             raise ValueError(f"`{key}`: {COMMAND} stands alone as an argument; inside of one write {SHELL_COMMAND}")
 
 

@@ -1,4 +1,5 @@
 import asyncio
+import json
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import text
+from sqlalchemy import text, update
 
 from fedops_mqtt.core.limits import RunLimits
 from fedops_mqtt.core.run import Run, RunSpec, apply_all
@@ -185,7 +186,6 @@ UNREADABLE = {
     "a member of another program": 'UPDATE members SET state = \'{"status":"dancing"}\'',
 }
 UNREADABLE_WHILE_OPEN = {
-    "a task of other rules": "UPDATE runs SET task_config = '{\"min_clients\":0}'",
     "a secret that is not hexadecimal": "UPDATE runs SET secret = 'geheim'",
 }
 
@@ -214,6 +214,35 @@ def test_a_row_that_cannot_be_read_is_left_out_and_named_once(
     assert journal.reader.has_run("odd")
     (named,) = [record for record in caplog.records if "cannot be read" in record.message]
     assert vars(named)["run_id"] == "odd"
+
+
+@pytest.mark.parametrize(
+    ("stored", "read"),
+    [
+        ({"module": "m", "min_clients": 0}, {"module": "m", "command": None, "min_clients": 2}),
+        ({"module": "m", "of_a_later_version": 1}, {"module": "m"}),
+        ({"launch": ["srun", "{comand}"]}, {"launch": ("srun", "{comand}"), "is_local": False}),
+        ({"module": "m", "command": ["c"], "limits": {"join_s": -1}}, {"module": "m", "command": ("c",)}),
+        ({"module": "m", "launch": []}, None),
+        ({"kubernetes": {}}, None),
+        ([], None),
+        ("{", None),
+    ],
+)
+def test_a_run_whose_task_is_of_other_rules_is_open_with_what_can_be_read_of_it(
+    journal: Journal, stored: object, read: dict[str, object] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal.add_run(JournaledRun(run=new_run(), secret=SECRET, task=TaskConfig(module="m")))
+    with journal.engine.begin() as connection:
+        text_of = stored if isinstance(stored, str) else json.dumps(stored)
+        connection.execute(update(tables.runs).values(task_config=text_of))
+    (found,) = journal.open_runs()
+    assert (found.run, found.secret) == (new_run(), SECRET)
+    assert (found.task is None) == (read is None)
+    for name, value in (read or {}).items():
+        assert getattr(found.task, name) == value
+    (named,) = [record for record in caplog.records if "cannot be read as a whole" in record.message]
+    assert vars(named)["run_id"] == "run-1"
 
 
 def test_a_list_of_runs_counts_their_clients_without_reading_them(journal: Journal) -> None:

@@ -81,14 +81,17 @@ def test_rounds_that_no_file_sets_are_the_servers_own(tmp_path: Path) -> None:
         ('[tasks.a]\nmodule = "m"\ncwd = "\\u0000"', "tasks.a.cwd: Value error, it has a NUL character"),
         (
             "[tasks.a]\nlaunch = ['bash', '-c', '${name:-x} {shell_command}']",
-            "'${name:-x} {shell_command}': a placeholder is a name alone, without `:` or `!` (a brace itself is "
-            "written twice: {{ or }})",
+            "(a brace itself is written twice: {{ or }})",
         ),
-        ("[tasks.a]\nlaunch = ['sh', '-c', '{shell_command!q}']", "a placeholder is a name alone"),
+        ("[tasks.a]\nlaunch = ['sh', '-c', '{shell_command!q}']", "'{shell_command!q}': "),
+        ("[tasks.a]\nlaunch = ['sh', '-c', '{shell_command:{width}}']", "'{shell_command:{width}}': "),
+        ("[tasks.a]\nlaunch = ['sh', '-c', '{command:.20}']", "{command} stands alone as an argument"),
+        ("[tasks.a]\nlaunch = ['sh', '{order_file!s}']", "needs a `launch_stop` of its own"),
+        ("[tasks.a]\nadvertise = '{host!s}'", "`advertise`: a placeholder is a name alone"),
         ("[tasks.a]\nlaunch = ['sh', '-c', '{shell_command.x}']", "{shell_command.x} is unknown"),
         (
             "[tasks.a]\nlaunch = ['sh', '{command}']\nlaunch_stop = ['bash', '-c', 'kill -${signal:-TERM}']",
-            "`launch_stop`: 'kill -${signal:-TERM}': a placeholder is a name alone",
+            "`launch_stop`: 'kill -${signal:-TERM}': ",
         ),
         (
             "[tasks.a.kubernetes]\nimage = 'i'\ncontainer = { volumeMounts = 5 }",
@@ -104,6 +107,11 @@ def test_a_wrong_file_is_refused_with_where_and_why(tmp_path: Path, text: str, p
         tasks_of(tmp_path, text)
     assert problem in str(caught.value)
     assert str(tmp_path / "tasks.toml") in str(caught.value)
+
+
+def test_a_placeholder_may_have_a_format(tmp_path: Path) -> None:
+    launch = ("sh", "--job-name={run_id:.20}", "{name!s:>8}", "{shell_command}")
+    assert tasks_of(tmp_path, f"[tasks.a]\nlaunch = {list(launch)}")["a"].launch == launch
 
 
 def test_a_missing_file_is_reported_by_name(tmp_path: Path) -> None:
