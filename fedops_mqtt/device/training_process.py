@@ -7,7 +7,6 @@ import asyncio
 import hashlib
 import logging
 import os
-import signal
 import sys
 import uuid
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from fedops_mqtt.runtime.processes import (
     kill_group,
     kill_marked,
     run_command,
+    signal_name,
     terminate,
 )
 from fedops_mqtt.runtime.settings import environment_without_settings
@@ -297,10 +297,7 @@ def exit_reason(returncode: int | None) -> str:
         return "training process did not end"
     if returncode >= 0:
         return f"training process ended without a result, exit code {returncode}"
-    try:
-        name = signal.Signals(-returncode).name
-    except ValueError:
-        name = f"signal {-returncode}"
+    name = signal_name(-returncode)
     return f"training process was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
 

@@ -20,7 +20,7 @@ from typing import Protocol
 import psutil
 
 from fedops_mqtt.runtime.process_identity import find_processes, is_process, process_key
-from fedops_mqtt.runtime.processes import kill_group, read_tail
+from fedops_mqtt.runtime.processes import kill_group, read_tail, signal_name
 from fedops_mqtt.runtime.remote_launch import END_MARK
 from fedops_mqtt.runtime.settings import CONFIG_VARIABLE, ENV_PREFIX
 
@@ -250,5 +250,5 @@ def describe_exit(status: int | None) -> str:
     if status is None:
         return "FL server process has ended"
     if status < 0:
-        return f"FL server process was ended by {signal.Signals(-status).name}"
+        return f"FL server process was ended by {signal_name(-status)}"
     return f"FL server process exited with status {status}"

@@ -35,6 +35,14 @@ def kill_group(pgid: int, number: signal.Signals = signal.SIGKILL) -> None:
         os.killpg(pgid, number)
 
 
+def signal_name(number: int) -> str:
+    """Return the name of a signal; most of the real-time ones have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def kill_marked(mark: str) -> int:
     """Kill every process whose mark starts with `mark` and return how many there were; Linux only, else 0."""
     killed: set[int] = set()

@@ -1,6 +1,7 @@
 import asyncio
 import gc
 import os
+import signal
 import sys
 from pathlib import Path
 from uuid import uuid4
@@ -60,6 +61,14 @@ async def test_a_failed_server_is_reported_with_its_status_and_last_output(tmp_p
 async def test_a_killed_server_is_reported_with_its_signal(tmp_path: Path) -> None:
     process = await launcher.launch(order(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"))
     assert await ended(process) == f"FL server process was ended by SIGKILL; its log {process.log_path} is empty"
+
+
+async def test_a_server_that_a_signal_without_a_name_killed_is_told_with_its_number(tmp_path: Path) -> None:
+    process = await launcher.launch(order(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGRTMIN + 2)"))
+    number = signal.SIGRTMIN + 2
+    assert (
+        await ended(process) == f"FL server process was ended by signal {number}; its log {process.log_path} is empty"
+    )
 
 
 async def test_a_server_that_does_not_end_when_asked_is_killed_with_its_children(tmp_path: Path) -> None:
