@@ -30,6 +30,7 @@ from fedops_mqtt.manager.remote_launcher import RemoteLaunch, RemoteServer
 from fedops_mqtt.manager.remote_order import end_nonce, make_order, store_of
 from fedops_mqtt.manager.tasks import TaskConfig
 from fedops_mqtt.protocol import RunOutcome, check_run_id, clip
+from fedops_mqtt.protocol.values import MAX_LIMIT_S
 from fedops_mqtt.runtime.background import bare_error
 from fedops_mqtt.runtime.files import delete_file, write_private
 from fedops_mqtt.runtime.key_values import format_pairs
@@ -172,9 +173,12 @@ class Servers:
         server.wanted = None if run.has_ended else run.launch
         if run.has_ended:
             server.stop = (run.outcome, run.reason or "run ended")
+        is_launched = bool(launches) and launches[-1].launch == run.launch
+        if is_launched and run.host_problem is not None:  # an earlier manager's; a host that is still away is reported
+            self._report(run.run_id, ServerHostLost(run.launch, None))
         if launches:
             self._find(server, run, launches[-1], secret, task)
-        if launches and launches[-1].launch == run.launch:
+        if is_launched:
             return
         if run.has_ended or task is None:
             self._report(run.run_id, ServerExited(run.launch, NOT_STARTED))
@@ -429,7 +433,7 @@ class Servers:
 
     def _settings(self, run: Run, launch: int, task: TaskConfig) -> dict[str, object]:
         """Return a server's settings by name, without those that name files of this host."""
-        spec = run.spec
+        spec, limits = run.spec, run.spec.limits  # of the version before they may be longer than a server takes
         return {
             **self._common_settings,
             "task_id": spec.task_id,
@@ -440,9 +444,9 @@ class Servers:
             "advertise": task.advertise,
             "num_rounds": spec.num_rounds or None,
             "min_clients": spec.min_clients,
-            "join_limit_s": spec.limits.join_s,
-            "run_limit_s": spec.limits.run_s,
-            "round_limit_s": spec.limits.round_s,
+            "join_limit_s": min(limits.join_s, MAX_LIMIT_S),
+            "run_limit_s": min(limits.run_s, MAX_LIMIT_S),
+            "round_limit_s": min(limits.round_s, MAX_LIMIT_S),
             "app_file": self._apps.path(spec.app.digest) if spec.app else None,
             "run_config": format_pairs(spec.run_config) or None,
         }

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -14,8 +15,17 @@ from bundles import CODE, PROJECT, zipped
 from fedops_mqtt.apps import BundleLimits
 from fedops_mqtt.bus import Connected, Connection, Received
 from fedops_mqtt.core.fleet import Fleet
+from fedops_mqtt.core.limits import RunLimits
 from fedops_mqtt.core.run import Run, RunSpec, apply_all
-from fedops_mqtt.core.run_member import ClientChosen, RunClosed, RunEvent, ServerExited, ServerLaunched, TriggerFired
+from fedops_mqtt.core.run_member import (
+    ClientChosen,
+    RunClosed,
+    RunEvent,
+    ServerExited,
+    ServerHostLost,
+    ServerLaunched,
+    TriggerFired,
+)
 from fedops_mqtt.manager.actions import Executor, TriggerPublisher
 from fedops_mqtt.manager.api.models import RunRequest
 from fedops_mqtt.manager.api.prometheus import ManagerMetrics
@@ -24,7 +34,7 @@ from fedops_mqtt.manager.bus_reader import BusReader
 from fedops_mqtt.manager.context import Clock, ManagerContext, RunEventQueue
 from fedops_mqtt.manager.errors import NotLaunchableError
 from fedops_mqtt.manager.events import Events
-from fedops_mqtt.manager.journal import Journal, JournaledRun
+from fedops_mqtt.manager.journal import Journal, JournaledRun, Launch
 from fedops_mqtt.manager.journal_reader import NUM_READERS
 from fedops_mqtt.manager.loop import Manager
 from fedops_mqtt.manager.open_runs import OpenRuns, RunStatusPublisher
@@ -32,6 +42,8 @@ from fedops_mqtt.manager.run_service import RunService
 from fedops_mqtt.manager.servers import Servers, line_answers
 from fedops_mqtt.manager.tasks import TaskConfig, Tasks
 from fedops_mqtt.protocol import ClientStatus, CurrentRun, Phase, RunOutcome, ServerStatus, topics, utc_now
+from fedops_mqtt.protocol.values import MAX_LIMIT_S
+from fedops_mqtt.runtime.machine import host_id
 from fedops_mqtt.runtime.settings import ManagerSettings
 
 A = "02:00:00:00:00:01"
@@ -253,6 +265,49 @@ async def test_what_is_wrong_with_one_servers_task_is_the_reason_of_its_run_and_
     (logged,) = [record for record in caplog.records if record.message == "an FL server cannot be supervised"]
     assert logged.exc_info is not None
     assert vars(logged)["run_id"] == "wrong"
+
+
+def servers_in(folder: Path, journal: Journal, reported: "asyncio.Queue[RunEvent]") -> Servers:
+    return Servers(
+        journal=journal, apps=apps_in(folder, journal), report=lambda _, event: reported.put_nowait(event),
+        folder=folder, inherited={"PATH": os.environ["PATH"]},
+        common_settings={"store": "s3://models", "state_dir": str(folder)}, grace_s=1.0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+async def test_what_an_earlier_manager_met_at_a_host_is_the_runs_reason_only_while_it_is_so(
+    journal: Journal, tmp_path: Path, is_away: bool
+) -> None:
+    alive = ("false",) if is_away else ("echo", "it lives")
+    task = TaskConfig(launch=SHELL, launch_alive=alive, launch_stop=("true",))
+    run = apply_all(a_run(), [ServerLaunched(1), ServerHostLost(1, "met before")], 2.0)
+    journal.add_run(JournaledRun(run=run, secret=b"s", task=task))
+    reported: asyncio.Queue[RunEvent] = asyncio.Queue()
+    servers = servers_in(tmp_path, journal, reported)
+    known = Launch(run_id=run.run_id, launch=1, log_path=str(tmp_path / "log"), secret_file="", host=host_id())
+    async with servers.tending(), asyncio.timeout(PATIENCE_S):
+        servers.resume(run, [known], b"s", task)
+        run = apply_all(run, [await reported.get()], 3.0)
+        assert (run.host_problem, run.launched_at, run.exited_at) == (None, 3.0, None)
+        if is_away:
+            run = apply_all(run, [await reported.get()], 4.0)
+            assert run.host_problem == "the FL server's host does not answer: false exited with status 1: "
+
+
+async def test_a_server_gets_no_longer_limits_than_it_takes(journal: Journal, tmp_path: Path) -> None:
+    """A run of the version before may have longer ones."""
+    long = RunLimits().model_copy(update={"join_s": 1e9, "run_s": 1e300, "round_s": 60.0})
+    run = apply_all(replace(a_run(), spec=replace(a_run().spec, limits=long)), [ServerLaunched(1)], 2.0)
+    journal.add_run(JournaledRun(run=run, secret=b"s"))
+    reported: asyncio.Queue[RunEvent] = asyncio.Queue()
+    servers = servers_in(tmp_path, journal, reported)
+    printed = 'echo "$FEDOPS_MQTT_JOIN_LIMIT_S $FEDOPS_MQTT_RUN_LIMIT_S $FEDOPS_MQTT_ROUND_LIMIT_S"; exit 1'
+    async with servers.tending(), asyncio.timeout(PATIENCE_S):
+        servers.launch(run, 1, b"s", TaskConfig(command=("sh", "-c", printed), cwd=tmp_path))
+        event = await reported.get()
+    assert isinstance(event, ServerExited)
+    assert event.reason.endswith(f"last lines of its log: {MAX_LIMIT_S} {MAX_LIMIT_S} 60.0")
 
 
 def apps_in(folder: Path, journal: Journal) -> AppStore:
