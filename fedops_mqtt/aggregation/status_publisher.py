@@ -143,7 +143,7 @@ def client_of(member: LineMember) -> ServerClient:
 _CALM_S = 0.2
 """Clients' phases are published together, at most this often; a round of a small model has a dozen of them in 20 ms."""
 _MARGIN_S = 5.0
-"""Beyond a flush's own time-out, for the thread that does it."""
+"""For the bus's thread: beyond a flush's own time-out, and to end, which takes no longer than its last packet."""
 _LAST_OF_ITS_OWN = LAST_SEQ - 1
 """The `seq` of the status that is kept: above all that is published on this connection, below its last will."""
 
@@ -200,14 +200,17 @@ class ServerStatusPublisher:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._started.result()
+        self._started.result()  # without limit: what comes before it waits for nobody, and each of its errors is set
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._call(self._leaving.set)
-        self._thread.join()
+        # asyncio waits for its threads without limit: one may look up the broker's name, or use a folder that hangs
+        self._thread.join(_MARGIN_S)
+        if self._thread.is_alive():
+            _log.warning("the thread of the bus has not ended, and is left", extra={"waited_s": _MARGIN_S})
 
     def update(self, *, is_urgent: bool = True, **changes: Any) -> None:
         """Change the snapshot and publish it: a new status at once, all else with what changes in the next moment."""

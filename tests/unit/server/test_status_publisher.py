@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import threading
 
 import pytest
 
@@ -28,12 +29,28 @@ class Epochs:
         pass
 
 
-def announcer(snapshot: ServerSnapshot, kept: list[ServerStatus], *, is_broken: bool = False) -> ServerStatusPublisher:
+class HangingEpochs(Epochs):
+    """Keeps epochs in a folder of another machine that does not answer until `release` is set."""
+
+    def __init__(self) -> None:
+        super().__init__(is_broken=False)
+        self.is_asked = threading.Event()
+        self.release = threading.Event()
+
+    def load(self) -> int:
+        self.is_asked.set()
+        self.release.wait()
+        return 0
+
+
+def announcer(
+    snapshot: ServerSnapshot, kept: list[ServerStatus], *, is_broken: bool = False, epochs: Epochs | None = None
+) -> ServerStatusPublisher:
     return ServerStatusPublisher(
         snapshot,
         url=NOBODY_THERE,
         options=BusOptions(),
-        epochs=Epochs(is_broken=is_broken),
+        epochs=epochs or Epochs(is_broken=is_broken),
         callbacks=BusCallbacks(on_client_ended=lambda mac, last: None, on_replaced=lambda reason: None),
         keep_final_status=kept.append,
     )
@@ -56,3 +73,15 @@ def test_a_run_goes_on_and_ends_without_its_bus(caplog: pytest.LogCaptureFixture
     assert (kept[0].status, len(kept[0].metrics)) == (ServerCondition.FINISHED, 256)
     lost = [record for record in caplog.records if record.levelno >= logging.ERROR and "lost" in record.getMessage()]
     assert len(lost) == is_broken
+
+
+def test_a_bus_that_does_not_end_is_left_behind(caplog: pytest.LogCaptureFixture) -> None:
+    epochs = HangingEpochs()
+    try:
+        with announcer(SNAPSHOT, [], epochs=epochs) as voice:
+            epochs.is_asked.wait()
+        assert voice._thread.is_alive()
+    finally:
+        epochs.release.set()
+        voice._thread.join()
+    assert "has not ended" in caplog.text
