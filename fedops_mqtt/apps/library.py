@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import secrets
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedops_mqtt.apps.bundle import MANIFEST, AppBundle, AppRefusedError, iter_contents, parse_manifest, write_manifest
-from fedops_mqtt.runtime.files import acting_as_owner, locked, mark_newest, sync_entries
+from fedops_mqtt.runtime.files import REMOVED, acting_as_owner, locked, mark_newest, remove_atomically, sync_entries
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +86,7 @@ class AppLibrary:
         target = self._path(bundle.digest)
         self.folder.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
-            self._discard(target)
+            remove_atomically(target)
         self._remove_leftovers()
         fresh = self.folder / f"{_NEW}{bundle.digest[:16]}-{secrets.token_hex(4)}"
         try:
@@ -99,7 +98,7 @@ class AppLibrary:
             fresh.rename(target)
             sync_entries(self.folder)
         except BaseException:
-            _remove(fresh)
+            remove_atomically(fresh)
             raise
         self.partial(bundle.digest).unlink(missing_ok=True)
         return target
@@ -142,13 +141,9 @@ class AppLibrary:
             total += sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
             is_old = time.time() - _used_at(path) > limits.age_s
             if digest not in keep and (is_old or number >= limits.num_apps or total > limits.size_bytes):
-                self._discard(path)
+                remove_atomically(path)
                 removed.append(digest)
         return removed
-
-    def _discard(self, path: Path) -> None:
-        # Renamed first: a power cut in the middle of a removal must not leave half an app under its digest.
-        _remove(path.rename(self.folder / f"{_NEW}{path.name[:16]}-removed-{secrets.token_hex(4)}"))
 
     def _path(self, digest: str) -> Path:
         if not _DIGEST.fullmatch(digest):
@@ -164,10 +159,10 @@ class AppLibrary:
 
     def _remove_leftovers(self) -> None:
         with contextlib.suppress(FileNotFoundError):
-            for entry in os.scandir(self.folder):
+            for entry in list(os.scandir(self.folder)):  # removing renames
                 is_old = time.time() - entry.stat(follow_symlinks=False).st_mtime > _DAY_S
-                if entry.name.startswith(_NEW):  # one daemon writes here: whoever made it is dead
-                    _remove(Path(entry))
+                if entry.name.startswith((_NEW, REMOVED)):  # one daemon writes here: whoever made it is dead
+                    remove_atomically(Path(entry))
                 elif entry.name.endswith(_PARTIAL) and is_old:
                     os.unlink(entry)
 
@@ -205,11 +200,3 @@ def _seal(folder: Path) -> None:
     for path in reversed(inner):
         path.chmod(0o555)
         sync_entries(path)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a sealed folder; what cannot be removed now goes with the next clean-up."""
-    for root, _, _ in os.walk(folder):
-        with contextlib.suppress(OSError):
-            os.chmod(root, 0o700)
-    shutil.rmtree(folder, ignore_errors=True)

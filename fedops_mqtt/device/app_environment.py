@@ -12,7 +12,6 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -22,15 +21,13 @@ from fedops_mqtt.apps import AppRefusedError
 from fedops_mqtt.device.training_process import mark_of
 from fedops_mqtt.protocol import ReasonCode
 from fedops_mqtt.runtime.background import bare_error
-from fedops_mqtt.runtime.files import mark_newest
+from fedops_mqtt.runtime.files import REMOVED, mark_newest, remove_atomically
 from fedops_mqtt.runtime.processes import MARK, LineSplitter, Tail, kill_all
 from fedops_mqtt.runtime.settings import ClientSettings, environment_without_settings
 
 logger = logging.getLogger(__name__)
 
 _FINISHED = ".finished"
-_REMOVED = ".removed-"
-"""What the name of an environment begins with once it is being removed."""
 _TEMPORARY = ".tmp"
 """Where pip keeps what it downloads and builds: counted, and removed with the environment where that fails."""
 _DEVICE_PACKAGES = "device-packages.pth"
@@ -78,7 +75,7 @@ class AppEnvironments:
             raise AppRefusedError(ReasonCode.DEPENDENCIES_MISSING, problem) from error
         finally:
             if not _is_finished(environment):
-                await asyncio.to_thread(self._remove, environment)
+                await asyncio.to_thread(remove_atomically, environment)
         mark_newest(environment, self._folder.iterdir())
         return python
 
@@ -153,13 +150,7 @@ class AppEnvironments:
             finished = [path for path in made if _is_finished(path)]
             for path in made:
                 if path not in finished[: self._settings.app_keep_num]:
-                    self._remove(path)
-
-    def _remove(self, path: Path) -> None:
-        # Renamed first: a power cut in the middle of a removal must not leave half an environment under its digest.
-        with suppress(OSError):
-            path = path.rename(path.with_name(f"{_REMOVED}{uuid.uuid4().hex}"))
-        shutil.rmtree(path, ignore_errors=True)
+                    remove_atomically(path)
 
 
 def lock_digest(requires: Sequence[str]) -> str:
@@ -171,7 +162,7 @@ def lock_digest(requires: Sequence[str]) -> str:
 
 def _is_finished(environment: Path) -> bool:
     is_whole = (environment / _FINISHED).exists() and (environment / "bin" / "python").exists()
-    return is_whole and not environment.name.startswith(_REMOVED)
+    return is_whole and not environment.name.startswith(REMOVED)
 
 
 async def _follow(output: asyncio.StreamReader, tail: Tail, on_progress: Callable[[str], None]) -> None:

@@ -3,6 +3,8 @@
 import errno
 import logging
 import os
+import secrets
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -50,6 +52,21 @@ def delete_file(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         logger.warning("a file cannot be deleted", extra={"path": str(path), "problem": str(error)})
+
+
+REMOVED = ".removed-"
+"""Begins the name of a folder that is being removed."""
+
+
+def remove_atomically(folder: Path) -> None:
+    """Remove a folder, a read-only one too; what cannot be removed now is left under a name that begins `REMOVED`."""
+    # Renamed first: a power cut in the middle of a removal must not leave half a folder under its name.
+    with suppress(OSError):
+        folder = folder.rename(folder.with_name(f"{REMOVED}{secrets.token_hex(8)}"))
+    for inner, _, _ in os.walk(folder):
+        with suppress(OSError):
+            os.chmod(inner, FOLDER_MODE)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
