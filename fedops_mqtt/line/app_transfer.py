@@ -15,6 +15,7 @@ from pathlib import Path
 from fedops_mqtt.line import wire
 from fedops_mqtt.line.connection import BROKEN, Connector, LineConnection
 from fedops_mqtt.line.errors import LineConfigError, LineRefusedError
+from fedops_mqtt.runtime.bearer import bearer_header
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _CHUNK_BYTES = 256 * 1024
@@ -56,7 +57,7 @@ class AppTransfer:
         self._server_ip = server_ip
         self._digest = digest
         self._size = size
-        self._headers = {wire.CLIENT_HEADER: client_mac} | ({"authorization": f"Bearer {token}"} if token else {})
+        self._headers = {wire.CLIENT_HEADER: client_mac} | bearer_header(token)
         self._ca_file = ca_file
         self._into = into
         self._stall_s = stall_s

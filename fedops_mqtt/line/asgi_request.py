@@ -8,7 +8,7 @@ from typing import Any
 from fedops_mqtt.line import wire
 from fedops_mqtt.line.codec import Frame
 from fedops_mqtt.line.errors import FrameError, MessageTooLargeError
-from fedops_mqtt.runtime.http_access import bearer_token
+from fedops_mqtt.runtime.bearer import bearer_token
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

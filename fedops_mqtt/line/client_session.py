@@ -15,6 +15,7 @@ from fedops_mqtt.line.connection import BROKEN, Connector, LineConnection
 from fedops_mqtt.line.errors import FrameError, LineConfigError, LineRefusedError
 from fedops_mqtt.protocol import Outcome, ReasonCode, RunOutcome, clip, describe_error
 from fedops_mqtt.runtime.backoff import Backoff
+from fedops_mqtt.runtime.bearer import bearer_header
 
 _log = logging.getLogger(__name__)
 
@@ -244,7 +245,7 @@ class ClientSession:
             control.close()
 
     def _join(self, control: LineConnection, connector: Connector, launch: int) -> JoinedSession | None:
-        headers = {} if self._token is None else {"authorization": f"Bearer {self._token}"}
+        headers = bearer_header(self._token)
         body = wire.encode_body(self._request)
         timeout_s = min(_ASK_S, self._left_s())
         answer = wire.decode_body(

@@ -40,6 +40,7 @@ from fedops_mqtt.manager.api.models import (
     TaskRecord,
 )
 from fedops_mqtt.protocol import clip
+from fedops_mqtt.runtime.bearer import bearer_header
 from fedops_mqtt.runtime.http_access import FILE_TYPE
 
 if TYPE_CHECKING:
@@ -308,7 +309,7 @@ class _Connection(_Methods):
         # trust_env off: no proxy of the environment between a program and its manager.
         self._options: dict[str, Any] = {
             "base_url": self.url + ROOT,
-            "headers": {"Authorization": f"Bearer {token}"} if token else {},
+            "headers": bearer_header(token),
             "timeout": timeout_s,
             "trust_env": False,
             "verify": _make_tls(ca_file, cert_file, key_file),

@@ -25,6 +25,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fedops_mqtt.runtime.bearer import bearer_token
 from fedops_mqtt.runtime.machine import ExposedError, TlsFilesError, is_loopback
 
 MAX_BODY_BYTES = 1024 * 1024
@@ -209,12 +210,6 @@ async def _read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
 
 class _TooLargeError(Exception):
     pass
-
-
-def bearer_token(headers: Mapping[bytes, bytes]) -> str | None:
-    """Return the bearer token of a request (RFC 6750); None where there is none."""
-    scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-    return token.strip() or None if scheme.lower() == "bearer" else None
 
 
 _SENT_BY_BROWSERS = (b"origin", b"referer", b"sec-fetch-site", b"sec-fetch-mode")
