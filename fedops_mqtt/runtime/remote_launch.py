@@ -94,7 +94,7 @@ class LaunchFolder:
         pid = self.pid
         if pid is not None and self.is_alive:
             with suppress(ProcessLookupError):
-                os.killpg(pid, number)
+                os.killpg(pid, number)  # not by runtime/processes, which brings asyncio: only light imports here
 
     def kill_rest(self) -> None:
         """Kill what the ended server left in its group."""

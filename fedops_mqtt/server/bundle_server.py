@@ -104,7 +104,7 @@ def load_server_app(bundle: AppBundle, folder: Path) -> ServerApp:
     sys.path.insert(0, str(folder))
     sys.dont_write_bytecode = True  # the folder is what was signed, and stays that
     module, _, attribute = bundle.server_app.partition(":")
-    try:
+    try:  # not by training.app_loading: here each error is one sentence, with what is not installed
         found = importlib.import_module(module)
         for name in attribute.split("."):
             found = getattr(found, name)

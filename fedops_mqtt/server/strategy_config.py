@@ -78,7 +78,7 @@ def _make(described: Any, given: Mapping[str, Any]) -> Any:
 
 
 def _find(target: str) -> Callable[..., Any]:
-    """Import the longest part that is a module, then look the rest up in it."""
+    """Import the longest part that is a module, then look the rest up in it: there is no colon, as in Hydra."""
     parts = target.split(".")
     for at in range(len(parts) - 1, 0, -1):
         try:
