@@ -5,9 +5,12 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 import time
+import traceback
 from contextlib import closing
+from types import FrameType
 
 import pytest
 from flwr.app import ArrayRecord, Context, Message, MetricRecord
@@ -442,6 +445,12 @@ def test_a_client_outlasts_polls_that_bring_nothing(lines: Lines) -> None:
     assert ask(server)[0].has_content()
 
 
+def waits_for_clients(frame: FrameType) -> bool:
+    """Tell whether a thread waits for a condition, and does so for the grid."""
+    callers = [each.f_code.co_name for each, _ in traceback.walk_stack(frame)]
+    return callers[0] == "wait" and "wait_for_clients" in callers
+
+
 class SignalledError(Exception):
     """Raised by a signal handler."""
 
@@ -458,7 +467,14 @@ def test_a_signal_that_another_thread_takes_ends_a_wait_of_the_main_thread(lines
         raise SignalledError
 
     before = signal.signal(signal.SIGUSR1, raise_it)
-    sender = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1))
+    main_thread = threading.get_ident()
+
+    def send_when_it_waits() -> None:
+        while not waits_for_clients(sys._current_frames()[main_thread]):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    sender = threading.Thread(target=send_when_it_waits)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     try:
         sender.start()

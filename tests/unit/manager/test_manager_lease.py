@@ -74,16 +74,18 @@ def test_a_row_lease_is_free_when_its_holder_lets_go_or_falls_silent(journal: Jo
     assert first.try_take() == int(clock.now) + 1
 
 
-def test_of_two_managers_that_see_a_new_database_at_once_one_stands_by(
-    journal: Journal, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_two_managers_that_see_a_new_database_at_once_one_stands_by(journal: Journal) -> None:
     clock = Hands()
-    first, second = (row_lease(journal, name, clock) for name in ("first", "second"))
-    with monkeypatch.context() as patch:
-        # The second one has seen that there is no row, and takes it when the first one has.
-        took: list[int | None] = []
-        patch.setattr(second, "_clock", lambda: took.append(first.try_take()) or clock.now if not took else clock.now)
-        assert second.try_take() is None
+    first = row_lease(journal, "first", clock)
+    took: list[int | None] = []
+
+    def clock_of_second() -> float:
+        if not took:  # it has seen that there is no row, and takes it when the first one has
+            took.append(first.try_take())
+        return clock.now
+
+    second = RowLease(journal.engine, "second", clock_of_second, clock)
+    assert second.try_take() is None
     assert took == [1000]
     assert second.try_take() is None
     first.renew()

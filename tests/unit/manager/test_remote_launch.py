@@ -110,7 +110,10 @@ def test_a_server_outlives_the_reader_of_its_log_and_is_read_again_from_any_byte
     assert process.stdout is not None
     assert process.stdout.readline() == b"first\n"
     process.stdout.close()
-    time.sleep(1)  # several lines that nobody reads
+    log, until = tmp_path / "launches/r1.1/server.log", time.monotonic() + WAIT
+    while log.read_bytes().count(b"more\n") < 3:  # lines that nobody reads
+        assert time.monotonic() < until, log.read_bytes()
+        time.sleep(0.02)
     assert far.is_alive()
     gate.touch()
     output = far.run("attach", "r1", "1", "6").stdout
