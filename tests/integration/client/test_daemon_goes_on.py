@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,8 @@ class HeldJournal(ClientJournal):
 class HeldTraining:
     """Ends when it is let go."""
 
-    def __init__(self) -> None:
+    def __init__(self, report: Callable[[PhaseReport], None]) -> None:
+        self.report = report
         self.may_end = asyncio.Event()
 
     async def run(self) -> EndedReport:
@@ -167,29 +169,38 @@ class HeldTraining:
 
 
 class HeldTrainer(Trainer):
+    def __init__(self, *, on_report: Callable[..., None], **options: Any) -> None:
+        super().__init__(on_report=on_report, **options)
+        self.on_report = on_report
+        self.trainings: list[HeldTraining] = []
+
     def make(self, start: RunStart) -> Training:
-        return HeldTraining()
+        self.trainings.append(HeldTraining(self.on_report))
+        return self.trainings[-1]
 
 
 async def test_a_training_that_ends_while_its_name_is_written_leaves_no_busy_client(
     settings: ClientSettings, operator: Operator
 ) -> None:
-    journals = list[HeldJournal]()
+    journals, trainers = list[HeldJournal](), list[HeldTrainer]()
+
+    def make_trainer(**options: Any) -> HeldTrainer:
+        trainers.append(HeldTrainer(**options))
+        return trainers[-1]
 
     def make_journal(folder: Path) -> HeldJournal:
         journals.append(HeldJournal(folder))
         return journals[-1]
 
-    daemon = Daemon(settings, make_trainer=HeldTrainer, make_journal=make_journal)
+    daemon = Daemon(settings, make_trainer=make_trainer, make_journal=make_journal)
     async with alongside(daemon.run(), name="daemon"):
         await operator.until_condition(ClientCondition.ONLINE)
         assert (await daemon.start(LocalStart(server_ip="127.0.0.1:1"))).answer is Answer.ACCEPTED
         (journal,) = journals
-        training = daemon._training
-        assert isinstance(training, HeldTraining)
+        (training,) = trainers[0].trainings
         journal.may_write.clear()
         journal.is_writing.clear()
-        daemon._take_report(PhaseReport(phase=Phase.TRAINING, run_id="digits-1"))
+        training.report(PhaseReport(phase=Phase.TRAINING, run_id="digits-1"))
         await asyncio.to_thread(journal.is_writing.wait, PATIENCE_S)
         training.may_end.set()
         await asyncio.sleep(0)  # it ends, and its end waits for the disk
