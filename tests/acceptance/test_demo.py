@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from leftovers import processes
-from yard import HERE, TIMEOUT_S, Installed, Yard
+from yard import HERE, TIMEOUT_S, Installed, Yard, eventually
 
 from fedops_mqtt.demo.reaper import MARK
 
@@ -64,6 +64,7 @@ async def test_a_second_ctrl_c_leaves_nothing_behind_either(yard: Yard, tmp_path
     await demo.until_printed("^server .*status=ready")
     traces = await _traces_of(demo)
     demo.process.send_signal(signal.SIGINT)
+    await eventually(lambda: not _is_pending(demo.process.pid, signal.SIGINT))  # two that are pending become one
     assert await demo.end(signal.SIGINT) == 130
     _assert_nothing_is_left(traces, tmp_path)
 
@@ -91,6 +92,13 @@ async def test_a_kept_demo_leaves_its_fleet_running_until_it_is_ended(yard: Yard
     orphaned = (psutil.STATUS_ZOMBIE,)  # of the daemon that was killed: dead, and nobody's to bury but the system's
     assert not [each for each in traces.processes if each.is_running() and each.status() not in orphaned]
     assert len(list(folder.rglob("*.safetensors"))) == 2
+
+
+def _is_pending(pid: int, number: signal.Signals) -> bool:
+    """Tell whether a signal was sent to a process and has not been delivered yet (proc(5), ShdPnd)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (mask,) = (int(line.split()[1], 16) for line in lines if line.startswith("ShdPnd"))
+    return bool(mask & 1 << number - 1)
 
 
 def _is_file(path: str) -> bool:
