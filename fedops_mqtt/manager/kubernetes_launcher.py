@@ -79,7 +79,7 @@ class KubernetesServer:
             await asyncio.to_thread((await self._open()).create, secrets, job)
             logger.info("created a Kubernetes Job", extra={"run_id": self._launch.run_id, "job": self._name})
         except ConnectionError as error:  # they may have been created: `wait` will see them
-            self._note_problem(str(error))
+            self.note_problem(str(error))
         except KubernetesError:
             with suppress(ConnectionError, KubernetesError):  # the Secrets, where the Job was refused
                 await asyncio.to_thread((await self._open()).delete, self._name)
@@ -88,13 +88,15 @@ class KubernetesServer:
     async def wait(self) -> str:
         """Wait for the launch's end, however long that takes; return how it ended."""
         try:
-            return await self._wait()
+            reason = await self._wait()
         except KubernetesError as error:  # no rights any more, for example: its state cannot be read
-            return str(error)
+            reason = str(error)
         finally:
             if self._log is not None:
                 self._log.stop()
-            self._has_ended = True
+                self._log = None
+        self._has_ended = True
+        return reason
 
     async def check(self) -> Liveness:
         """Query the API server."""
@@ -163,10 +165,10 @@ class KubernetesServer:
         try:
             view = await asyncio.to_thread((await self._open()).look, self._name)
         except (ConnectionError, KubernetesError) as error:
-            self._note_problem(f"the FL server's cluster does not answer: {error}")
+            self.note_problem(f"the FL server's cluster does not answer: {error}")
             return None
         is_lost = view.lost is not None and not self._is_to_end
-        self._note_problem(f"the FL server's node may be lost: {view.lost}" if is_lost else None)
+        self.note_problem(f"the FL server's node may be lost: {view.lost}" if is_lost else None)
         return view
 
     async def _open(self) -> Cluster:
@@ -180,7 +182,8 @@ class KubernetesServer:
             self._log = LogCopy(self._cluster, self._name, self.log_path)
             self._log.start()
 
-    def _note_problem(self, problem: str | None) -> None:
+    def note_problem(self, problem: str | None) -> None:
+        """Report why it is not known whether the server runs, once; None, or the next look at its Job: it is known."""
         if problem != self._problem:
             self._problem = problem
             self._report(problem)

@@ -121,17 +121,17 @@ class RemoteServer:
     async def wait(self) -> str:
         """Wait for the server's end, however long that takes; return how it ended."""
         try:
-            return await self._wait()
+            reason = await self._wait()
         finally:
-            self._has_ended = True
             delete_file(self._launch.order_file)
+        self._has_ended = True
+        return reason
 
     async def check(self) -> Liveness:
         """Query whether the server runs, and report a host that does not answer."""
         launch = self._launch
         template = launch.task.launch_alive or launch.task.launch or ()
-        arguments = launch.arguments(template, "alive", launch.run_id, str(launch.launch))
-        printed, problem = await _run(arguments, launch.environment, b"")
+        printed, problem = await self._run(template, "alive", launch.run_id, str(launch.launch))
         self._note_problem(problem)
         if problem is not None:
             return Liveness.UNKNOWN
@@ -234,13 +234,22 @@ class RemoteServer:
     async def _signal(self, name: str, stop_reason: str) -> bool:
         launch = self._launch
         template = launch.task.launch_stop or launch.task.launch or ()
-        arguments = launch.arguments(template, "stop", launch.run_id, str(launch.launch), name, signal=name)
-        _, problem = await _run(arguments, launch.environment, stop_reason.encode(errors="replace"))
+        what = ("stop", launch.run_id, str(launch.launch), name)
+        _, problem = await self._run(template, *what, signal=name, given=stop_reason.encode(errors="replace"))
         if problem is not None:
             facts = {"run_id": launch.run_id, "launch": launch.launch, "problem": problem}
             logger.warning("could not send a signal to an FL server on another machine", extra=facts)
             await self.check()
         return problem is None
+
+    async def _run(
+        self, template: Sequence[str], *verb_arguments: str, signal: str = "", given: bytes = b""
+    ) -> tuple[str, str | None]:
+        try:
+            arguments = self._launch.arguments(template, *verb_arguments, signal=signal)
+        except (LookupError, ValueError, TypeError, AttributeError) as error:  # of a journal, or a version before
+            return "", f"its command cannot be made of {' '.join(template)!r}: {type(error).__name__}: {error}"
+        return await _run(arguments, self._launch.environment, given)
 
     def _drop_command(self) -> None:
         if self._command is not None:
@@ -250,6 +259,12 @@ class RemoteServer:
         if problem != self._problem:
             self._problem = problem
             self._report(problem and f"the FL server's host does not answer: {problem}")
+
+    def note_problem(self, problem: str) -> None:
+        """Report why it is not known whether the server runs, once; the next answer of its host clears it."""
+        if problem != self._problem:
+            self._problem = problem
+            self._report(problem)
 
     @property
     def _may_attach(self) -> bool:

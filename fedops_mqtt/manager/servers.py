@@ -6,7 +6,6 @@ All of this runs in tasks of its own; each result is reported as an event of the
 import asyncio
 import logging
 import shutil
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -26,7 +25,8 @@ from fedops_mqtt.manager.journal import Journal, Launch
 from fedops_mqtt.manager.kubernetes_launcher import KubernetesServer
 from fedops_mqtt.manager.kubernetes_manifests import task_with_folder
 from fedops_mqtt.manager.launcher import LaunchedServer, LaunchOrder, Liveness, ServerProcess
-from fedops_mqtt.manager.remote_launcher import RemoteLaunch, RemoteServer
+from fedops_mqtt.manager.line_probe import line_answers
+from fedops_mqtt.manager.remote_launcher import ASK_EVERY_S, RemoteLaunch, RemoteServer
 from fedops_mqtt.manager.remote_order import end_nonce, make_order, store_of
 from fedops_mqtt.manager.tasks import TaskConfig
 from fedops_mqtt.protocol import RunOutcome, check_run_id, clip
@@ -34,7 +34,7 @@ from fedops_mqtt.protocol.values import MAX_LIMIT_S
 from fedops_mqtt.runtime.background import bare_error
 from fedops_mqtt.runtime.files import delete_file, write_private
 from fedops_mqtt.runtime.key_values import format_pairs
-from fedops_mqtt.runtime.machine import UNREACHABLE, host_id, host_name, split_address
+from fedops_mqtt.runtime.machine import host_id, host_name
 from fedops_mqtt.runtime.process_identity import is_process
 from fedops_mqtt.runtime.settings import ENV_PREFIX, environment_without_settings
 from fedops_mqtt.runtime.settings_file import SettingsFileError
@@ -42,45 +42,11 @@ from fedops_mqtt.runtime.settings_file import SettingsFileError
 logger = logging.getLogger(__name__)
 
 
-TRIES = 3
-"""One may fail at a full backlog, one on a busy machine."""
-
-
-async def line_answers(address: str, *, within_s: float) -> bool:
-    """Return whether a server's line at `host:port`, plain or TLS, answers one of three tries within `within_s`."""
-    share_s = within_s / TRIES
-    for _ in range(TRIES):
-        began = time.monotonic()
-        if await _answers(address, share_s):
-            return True
-        await asyncio.sleep(max(0.0, share_s - (time.monotonic() - began)))
-    return False
-
-
-async def _answers(address: str, timeout_s: float) -> bool:
-    """Send a plain HTTP request; a TLS server ends the connection then, which is an answer too."""
-    writer = None
-    try:
-        async with asyncio.timeout(timeout_s):
-            reader, writer = await asyncio.open_connection(*split_address(address))
-            writer.write(b"GET / HTTP/1.1\r\nHost: probe\r\nConnection: close\r\n\r\n")
-            await writer.drain()
-            await reader.read(1)
-            return True
-    except ConnectionResetError:
-        return writer is not None
-    except UNREACHABLE:
-        return False
-    finally:
-        if writer is not None:
-            writer.close()
-            with suppress(OSError):
-                await writer.wait_closed()
-
-
 Report = Callable[[str, RunEvent], None]
 Work = Callable[[], Coroutine[Any, Any, object]]
 
+MAX_PAUSE_S = 60.0
+"""Between two tries to supervise a server that may run on another machine."""
 NOT_STARTED = "the FL server was not started"
 
 
@@ -94,6 +60,8 @@ class RunServer:
     process: LaunchedServer | None = None
     life: asyncio.Task[None] | None = None
     """Launches it and waits for its end."""
+    watch: Work | None = None
+    """The part of it that waits for the end of `process`."""
     stop: tuple[RunOutcome | None, str] = (None, "another launch goes on with the run")
     """The run's outcome, and why the server is ended."""
     launch_elsewhere: int | None = None
@@ -267,15 +235,30 @@ class Servers:
         return task
 
     async def _contained(self, work: Work, run_id: str, launch: int) -> None:
-        """Do one run's work; what is wrong with it is that run's reason: the other runs need their manager."""
-        try:
-            await work()
-        except (SQLAlchemyError, LeaseLostError):  # nothing can be written, or another manager leads: these end it
-            raise
-        except Exception as error:
-            logger.exception("an FL server cannot be supervised", extra={"run_id": run_id, "launch": launch})
-            problem = f"{type(error).__name__}: {error}"
-            self._report(run_id, ServerExited(launch, clip(f"FL server cannot be started or supervised: {problem}")))
+        """Do one run's work; what is wrong with it is that run's reason: the other runs need their manager.
+
+        What is wrong here does not end a server on another machine: the work is done again until its end is known.
+        """
+        problem, pause_s = "", ASK_EVERY_S
+        while True:
+            try:
+                await work()
+                return
+            except (SQLAlchemyError, LeaseLostError):  # nothing can be written, or another manager leads: these end it
+                raise
+            except Exception as error:
+                before, problem = problem, f"FL server cannot be started or supervised: {type(error).__name__}: {error}"
+                if problem != before:
+                    logger.exception("an FL server cannot be supervised", extra={"run_id": run_id, "launch": launch})
+            server = self._servers.get(run_id)
+            if server is None or not isinstance(server.process, RemoteServer | KubernetesServer):
+                self._report(run_id, ServerExited(launch, clip(problem)))
+                return
+            server.process.note_problem(clip(problem))
+            if server.watch is not None and asyncio.current_task() is server.life:
+                work = server.watch
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, MAX_PAUSE_S)
 
     async def _launch(
         self,
@@ -287,6 +270,7 @@ class Servers:
         *,
         after: asyncio.Task[None] | None,
     ) -> None:
+        server.watch = None
         if after is not None and not after.done():
             await self._see_end(server, run.run_id, launch, after)
         row = self._row(run, launch)
@@ -399,6 +383,10 @@ class Servers:
         server.process = process
         if server.wanted != row.launch:
             self._spawn(partial(process.end, *server.stop, grace_s=self._grace_s), "end", row.run_id, row.launch)
+        server.watch = partial(self._await_exit, server, row, process)
+        await server.watch()
+
+    async def _await_exit(self, server: RunServer, row: Launch, process: LaunchedServer) -> None:
         reason = await process.wait()
         if server.process is process:
             server.process = None

@@ -9,7 +9,7 @@ from manager_parts import House
 
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.manager import servers
-from fedops_mqtt.manager.servers import line_answers
+from fedops_mqtt.manager.line_probe import line_answers
 
 ON_POSTGRES = "FEDOPS_TEST_ON_POSTGRES"
 """Environment variable: with any text, every manager of these tests has its journal in PostgreSQL."""

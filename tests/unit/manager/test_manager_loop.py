@@ -36,10 +36,11 @@ from fedops_mqtt.manager.errors import NotLaunchableError
 from fedops_mqtt.manager.events import Events
 from fedops_mqtt.manager.journal import Journal, JournaledRun, Launch
 from fedops_mqtt.manager.journal_reader import NUM_READERS
+from fedops_mqtt.manager.line_probe import line_answers
 from fedops_mqtt.manager.loop import Manager
 from fedops_mqtt.manager.open_runs import OpenRuns, RunStatusPublisher
 from fedops_mqtt.manager.run_service import RunService
-from fedops_mqtt.manager.servers import Servers, line_answers
+from fedops_mqtt.manager.servers import Servers
 from fedops_mqtt.manager.tasks import TaskConfig, Tasks
 from fedops_mqtt.protocol import ClientStatus, CurrentRun, Phase, RunOutcome, ServerStatus, topics, utc_now
 from fedops_mqtt.protocol.values import MAX_LIMIT_S
@@ -235,7 +236,6 @@ SHELL = ("sh", "-c", "exec {shell_command}")
         {"env": {"A=B": "1"}},
         {"command": ("true\0",)},
         {"launch": ("sh", "-c", "${name:-x} {shell_command}")},
-        {"launch": SHELL, "launch_alive": ("sh", "-c", "${name:-x}")},
     ],
 )
 async def test_what_is_wrong_with_one_servers_task_is_the_reason_of_its_run_and_ends_no_other(
@@ -293,6 +293,55 @@ async def test_what_an_earlier_manager_met_at_a_host_is_the_runs_reason_only_whi
         if is_away:
             run = apply_all(run, [await reported.get()], 4.0)
             assert run.host_problem == "the FL server's host does not answer: false exited with status 1: "
+
+
+async def test_a_launch_whose_template_for_its_host_is_wrong_is_given_up_where_nothing_has_started(
+    journal: Journal, tmp_path: Path
+) -> None:
+    """A tasks file has no such template any more; a journal may."""
+    its_task = {"launch": ("false", "{shell_command}"), "launch_alive": ("sh", "-c", "${name:-x}")}
+    task = TaskConfig(command=("true",)).model_copy(update=its_task)
+    limits = RunLimits(server_start_s=1.0)
+    run = apply_all(replace(a_run(), spec=replace(a_run().spec, limits=limits)), [ServerLaunched(1)], 2.0)
+    journal.add_run(JournaledRun(run=run, secret=b"s"))
+    reported: asyncio.Queue[RunEvent] = asyncio.Queue()
+    servers = servers_in(tmp_path, journal, reported)
+    async with servers.tending(), asyncio.timeout(PATIENCE_S):
+        servers.launch(run, 1, b"s", task)
+        while run.exited_at is None:
+            run = apply_all(run, [await reported.get()], 3.0)
+    assert str(run.exit_reason).startswith(
+        "FL server cannot be started: its command cannot be made of 'sh -c ${name:-x}'"
+    )
+
+
+async def test_what_is_wrong_here_does_not_end_a_server_elsewhere_which_is_supervised_again(
+    journal: Journal, tmp_path: Path
+) -> None:
+    mark, logs = tmp_path / "lives", tmp_path / "runs" / "run-1"
+    mark.touch()
+    logs.parent.mkdir()
+    logs.touch()  # a file in the place of the logs' folder: no log can be copied
+    task = TaskConfig(launch=("sh", "-c", f"if test -e {mark}; then echo it lives; fi # {{shell_command}}"))
+    run = apply_all(a_run(), [ServerLaunched(1)], 2.0)
+    journal.add_run(JournaledRun(run=run, secret=b"s", task=task))
+    reported: asyncio.Queue[RunEvent] = asyncio.Queue()
+    servers = servers_in(tmp_path, journal, reported)
+    known = Launch(
+        run_id=run.run_id, launch=1, log_path=str(logs / "server-1.log"), secret_file="", host=host_id()
+    )  # fmt: skip
+    async with servers.tending(), asyncio.timeout(PATIENCE_S):
+        servers.resume(run, [known], b"s", task)
+        first = await reported.get()
+        assert isinstance(first, ServerHostLost), first
+        assert str(first.problem).startswith("FL server cannot be started or supervised: NotADirectoryError: ")
+        logs.unlink()
+        mark.unlink()
+        run = apply_all(run, [first], 3.0)
+        while run.exited_at is None:
+            run = apply_all(run, [await reported.get()], 4.0)
+        assert run.host_problem is None
+    assert str(run.exit_reason).startswith("FL server launch command exited with status 0")
 
 
 async def test_a_server_gets_no_longer_limits_than_it_takes(journal: Journal, tmp_path: Path) -> None:
