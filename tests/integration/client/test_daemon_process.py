@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import resource
 import signal
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from client_testbed import HERE, PATIENCE_S, SECRET, Operator, ServeFl
+from file_limit import with_file_limit
 
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.protocol import ClientCondition, Outcome, Phase, ReasonCode
@@ -57,19 +57,14 @@ async def spawn_daemon(broker: Mosquitto, task_id: str, mac: str, tmp_path: Path
     async with AsyncExitStack() as stack:
 
         async def spawn(*, max_file_bytes: int | None = None, **settings: object) -> DaemonProcess:
-            def limit() -> None:
-                if max_file_bytes is not None:
-                    resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
-
             fields = {"broker": broker.url, "task_id": task_id, "mac": mac, "app": "fl_apps:endless"}
             fields |= {"check_app": False, "state_dir": tmp_path, "partition_id": 3, "num_partitions": 5} | settings
             env = {f"FEDOPS_MQTT_{name.upper()}": str(value) for name, value in fields.items()}
+            command = [sys.executable, str(HERE / "daemon_main.py")]
             process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                str(HERE / "daemon_main.py"),
+                *(command if max_file_bytes is None else with_file_limit(command, max_file_bytes)),
                 cwd=HERE,
                 env=os.environ | env,
-                preexec_fn=limit,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
             )

@@ -3,7 +3,6 @@
 import base64
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -14,10 +13,11 @@ from typing import Any
 
 import psutil
 import pytest
+from file_limit import with_file_limit
 
 from fedops_mqtt.runtime.remote_launch import END_MARK, EXIT_NOT_STARTED
 
-WAIT = 60.0
+WAIT = 300.0
 
 
 class Far:
@@ -45,8 +45,10 @@ class Far:
         self.started.append(process)
         return process
 
-    def run(self, *verb: str, given: bytes = b"", **how: Any) -> "subprocess.CompletedProcess[bytes]":
-        return subprocess.run(self.command(*verb), input=given, capture_output=True, timeout=WAIT, check=False, **how)
+    def run(self, *verb: str, given: bytes = b"", is_disk_full: bool = False) -> "subprocess.CompletedProcess[bytes]":
+        command = self.command(*verb)
+        command = with_file_limit(command, 0) if is_disk_full else command
+        return subprocess.run(command, input=given, capture_output=True, timeout=WAIT, check=False)
 
     def is_alive(self, launch: int = 1) -> bool:
         done = self.run("alive", "r1", str(launch))
@@ -143,19 +145,15 @@ def test_a_stop_brings_its_reason(far: Far) -> None:
     assert b"stopped\nfor lunch" in output
 
 
-def no_file_may_grow() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-
-
 def test_a_full_disk_hides_no_server_and_keeps_none_from_its_end(far: Far) -> None:
     process = far.start("echo ready; sleep 600")
     assert process.stdout is not None
     process.stdout.readline()
     path = far.folder / "launches" / "r1.1"
     (path / "exit" / "in-the-way").mkdir(parents=True)  # its status cannot be written either
-    asked = far.run("alive", "r1", "1", preexec_fn=no_file_may_grow)
+    asked = far.run("alive", "r1", "1", is_disk_full=True)
     assert (asked.returncode, bool(asked.stdout.strip())) == (0, True), asked.stderr
-    stopped = far.run("stop", "r1", "1", "TERM", given=b"stopped\nfor lunch", preexec_fn=no_file_may_grow)
+    stopped = far.run("stop", "r1", "1", "TERM", given=b"stopped\nfor lunch", is_disk_full=True)
     assert stopped.returncode == 0, stopped.stderr
     output, _ = process.communicate(timeout=WAIT)
     assert ending(output)["status"] == -signal.SIGTERM
