@@ -68,7 +68,6 @@ def with_member(**changes: object) -> Run:
     [
         (ManagerJournal(runs=(), events=()), "no run at all"),
         (of(replace(RUN, outcome=None)), "has no end"),
-        (of(replace(RUN, ended_at=1e6)), "its limit is"),
         (of(with_member(status=MemberCondition.FAILED)), "nobody knows why"),
         (of(with_member(status=MemberCondition.FAILED, reason="Traceback")), "by a traceback"),
         (of(with_member(status=MemberCondition.TRAINING)), "the manager has it as"),
