@@ -1,7 +1,8 @@
-"""The state of clients, servers, runs and their newest numbers as flat records, applied from bus messages alone.
+"""The state of clients, servers, runs and their newest numbers as records, applied from bus messages alone.
 
 A bus event becomes presence here alone: `bus.fleet`, `watch` and the manager's `BusReader` each own a `FleetView`. It
-has no clock, screen or socket; its owner feeds it events and the time they came.
+has no clock, screen or socket; its owner feeds it events and the time they came. The records of clients and runs have
+the names and shapes of the manager's API (`manager/api/models`).
 """
 
 from collections import Counter, deque
@@ -11,7 +12,7 @@ from typing import Any, assert_never
 
 from fedops_mqtt.bus.events import BusEvent, Cleared, Connected, Disconnected, Dropped, Malformed, Received
 from fedops_mqtt.core.fencing import DroppedMessageDetector
-from fedops_mqtt.core.fleet import AnyStatus, ClientView, Fleet, ServerView, StatusView
+from fedops_mqtt.core.fleet import AnyStatus, ClientView, Fleet, ServerView, StatusView, facts_of
 from fedops_mqtt.protocol import (
     MAX_METRICS,
     Channel,
@@ -28,7 +29,7 @@ from fedops_mqtt.protocol import (
 )
 
 Record = dict[str, Any]
-"""One client, server, run or manager as flat JSON; `kind` says which."""
+"""One client, server, run, round or manager as JSON; `kind` says which."""
 
 Key = tuple[str, ...]
 
@@ -51,7 +52,8 @@ class FleetView:
     """None before the first connection."""
     recent: deque[Record] = field(default_factory=lambda: deque(maxlen=RECENT))
     """The last changes, the newest last."""
-    _last_records: dict[Key, Record] = field(default_factory=dict)
+    _last_facts: dict[Key, object] = field(default_factory=dict)
+    """What the last record of each owner was made of, by its `key_of`."""
 
     def apply(self, event: BusEvent, now: float) -> bool:
         """Apply one event; False when it is not worth a line, as a stale status or a client's numbers are not."""
@@ -95,12 +97,12 @@ class FleetView:
         problem = self.dropped_messages.problem
         if problem is None:
             return None
-        return self._changed({"kind": "bus", "status": "dropping", "reason": problem})
+        return self._changed_record({"kind": "bus", "status": "dropping", "reason": problem})
 
     def expire(self, now: float) -> list[Record]:
         """Take owners whose lease has ended as out; return what changed."""
         views = self.fleet.expire(now)
-        changes = [change for view in views if (change := self._changed(client_record(self, view)))]
+        changes = [change for view in views if (change := self._changed_client(view))]
         self.recent.extend(changes)
         return changes
 
@@ -148,29 +150,33 @@ class FleetView:
                 return self._forgotten_record(topic)
             case Received(_, ServerMetrics() as message, _):
                 return round_record(message)
-            case Received(_, ClientStatus() | ServerStatus() | RunStatus() | ManagerStatus() as message, _):
-                return self._changed(self._record_of(message))
+            case Received(_, ClientStatus() as message, _):
+                return self._changed_client(self.fleet.clients[(message.task_id, message.client_mac)])
+            case Received(_, ServerStatus() as message, _):
+                return self._changed_record(server_record(self.fleet.servers[message.task_id]))
+            case Received(_, RunStatus() as message, _):
+                return self._changed_record(run_record(message))
+            case Received(_, ManagerStatus() as message, _):
+                view = self.fleet.manager or StatusView(status=message, heard_at=0, since=0)
+                return self._changed_record(manager_record(view))
             case _:
                 return None
 
-    def _record_of(self, message: AnyStatus) -> Record:
-        match message:
-            case ClientStatus():
-                return client_record(self, self.fleet.clients[(message.task_id, message.client_mac)])
-            case ServerStatus():
-                return server_record(self.fleet.servers[message.task_id])
-            case RunStatus():
-                return run_record(message)
-            case ManagerStatus():
-                return manager_record(self.fleet.manager or StatusView(status=message, heard_at=0, since=0))
+    def _changed_client(self, view: ClientView) -> Record | None:
+        """Compare before the record is made: of a large fleet nearly every message is a heartbeat."""
+        client = (view.status.task_id, view.status.client_mac)
+        is_changed = self._is_changed(("client", *client), (facts_of(view), self.metrics.get(client)))
+        return client_record(self, view) if is_changed else None
 
-    def _changed(self, record: Record) -> Record | None:
+    def _changed_record(self, record: Record) -> Record | None:
+        return record if self._is_changed(key_of(record), record) else None
+
+    def _is_changed(self, key: Key, facts: object) -> bool:
         """A heartbeat repeats a status as it is; that is no change."""
-        key = _key_of(record)
-        if self._last_records.get(key) == record:
-            return None
-        self._last_records[key] = record
-        return record
+        if self._last_facts.get(key) == facts:
+            return False
+        self._last_facts[key] = facts
+        return True
 
     def _forget(self, topic: Topic) -> None:
         self.fleet.forget(topic)
@@ -184,7 +190,7 @@ class FleetView:
             return None
         facts = {"task_id": topic.task_id, "client_mac": topic.client_mac, "run_id": topic.run_id}
         record = {"kind": name, **{fact: value for fact, value in facts.items() if value}, "status": "forgotten"}
-        self._last_records.pop(_key_of(record), None)
+        self._last_facts.pop(key_of(record), None)
         return record
 
 
@@ -197,7 +203,10 @@ _NAME_OF_CHANNEL = {
 
 
 def client_record(fleet_view: FleetView, view: ClientView) -> Record:
-    """Return a client as a flat record; `reason` is the one that its presence or its last training has."""
+    """Return a client's record: the API's without its times, and its newest `metrics`.
+
+    `reason` is the one that its presence or its last training has.
+    """
     status = view.status
     return {
         "kind": "client",
@@ -207,17 +216,18 @@ def client_record(fleet_view: FleetView, view: ClientView) -> Record:
         "presence": str(view.presence),
         "status": str(status.status),
         "reason": view.out_reason or status.reason,
-        "run_id": status.run.run_id if status.run else None,
-        "phase": str(status.run.phase) if status.run else None,
-        "round": status.run.round if status.run else None,
-        "last_outcome": str(status.last_run.outcome) if status.last_run else None,
-        "gl_model": status.gl_model,
+        **status.model_dump(mode="json", exclude=_NOT_OF_A_CLIENT),
         "metrics": fleet_view.metrics.get((status.task_id, status.client_mac), {}),
     }
 
 
+_FENCING = {"epoch", "seq", "at", "heartbeat_s"}
+_NOT_OF_A_CLIENT = {*_FENCING, "reason"}
+"""Fields of the status that the record does not take as they are."""
+
+
 def server_record(view: ServerView) -> Record:
-    """Return an FL server as a flat record."""
+    """Return an FL server's record."""
     status = view.status
     return {
         "kind": "server",
@@ -234,26 +244,21 @@ def server_record(view: ServerView) -> Record:
 
 
 def run_record(status: RunStatus) -> Record:
-    """Return a run as a flat record; `clients` counts its members by where they stand."""
+    """Return a run's record: the API's summary without its times and without what only the manager knows."""
     counts = status.clients_by_status or Counter(member.status for member in status.clients.values())
     return {
         "kind": "run",
-        "run_id": status.run_id,
-        "task_id": status.task_id,
-        "status": str(status.status),
-        "outcome": str(status.outcome) if status.outcome else None,
-        "reason": status.reason,
-        "round": status.round,
-        "num_rounds": status.num_rounds,
-        "gl_model": status.gl_model,
-        "metrics": dict(status.metrics),
-        "clients": {str(status): counts[status] for status in MemberCondition if counts.get(status)},
-        "model_path": status.model_path,
+        **status.model_dump(mode="json", exclude=_NOT_OF_A_RUN),
+        "clients_by_status": {str(each): counts[each] for each in MemberCondition if counts.get(each)},
     }
 
 
+_NOT_OF_A_RUN = {*_FENCING, "instance", "term", "clients", "clients_by_status", "created_at", "ended_at"}
+"""Fields of the status that are not in the record: the manager's own, its times, and who of a large run it listed."""
+
+
 def round_record(message: ServerMetrics) -> Record:
-    """Return a round of a run as a flat record."""
+    """Return the record of a round of a run."""
     return {
         "kind": "round",
         "task_id": message.task_id,
@@ -265,7 +270,7 @@ def round_record(message: ServerMetrics) -> Record:
 
 
 def manager_record(view: StatusView[ManagerStatus]) -> Record:
-    """Return the manager as a flat record."""
+    """Return the manager's record."""
     status = view.status
     return {
         "kind": "manager",
@@ -276,7 +281,8 @@ def manager_record(view: StatusView[ManagerStatus]) -> Record:
     }
 
 
-def _key_of(record: Record) -> Key:
+def key_of(record: Record) -> Key:
+    """Return whose record it is; a round has no owner."""
     return (record["kind"], *(str(record.get(name)) for name in _NAMES_OF_KIND[record["kind"]]))
 
 

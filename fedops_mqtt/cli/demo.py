@@ -12,8 +12,8 @@ import typer
 
 from fedops_mqtt.bus.fleet_view import FleetView, Record
 from fedops_mqtt.cli.options import shows
-from fedops_mqtt.cli.output import as_line, readable
-from fedops_mqtt.cli.watch import DRAW_S
+from fedops_mqtt.cli.output import readable
+from fedops_mqtt.cli.watch import DRAW_S, ChangeLines
 from fedops_mqtt.runtime.background import alongside
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class TerminalScreen:
 
     def __init__(self, is_json: bool) -> None:
         self._is_live = sys.stdout.isatty() and not is_json
+        self._lines = ChangeLines()
 
     def print_line(self, sentence: str) -> None:
         """Print a sentence."""
@@ -51,8 +52,10 @@ class TerminalScreen:
 
     def note(self, change: Record) -> None:
         """Print a change, where there is no table that shows it."""
-        if not self._is_live:
-            print(as_line(change), flush=True)
+        if self._is_live:
+            return
+        for line in self._lines.of([change]):
+            print(line, flush=True)
 
     @asynccontextmanager
     async def showing(self, fleet_view: FleetView) -> AsyncIterator[None]:

@@ -6,7 +6,7 @@ In a pipe it prints one line a change.
 import asyncio
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedops_mqtt.bus import Bus, BusOptions, connect
-from fedops_mqtt.bus.fleet_view import RECENT, FleetView, client_record, run_record
+from fedops_mqtt.bus.fleet_view import RECENT, FleetView, Key, Record, key_of, run_record
 from fedops_mqtt.cli.options import Json, shows, takes_settings
 from fedops_mqtt.cli.output import as_line, as_text, in_a_cell, print_records_as_lines
 from fedops_mqtt.core.fleet import ClientView, Presence, StatusView
@@ -67,13 +67,22 @@ async def _print_once(settings: WatchSettings, *, is_json: bool) -> None:
             while True:
                 async with asyncio.timeout(_QUIET_S):
                     await anext(changes)
-    print_records_as_lines(fleet_view.records(), is_json=is_json)
+    _print(fleet_view.records(), ChangeLines(), is_json=is_json)
 
 
 async def _print_changes(settings: WatchSettings, *, is_json: bool) -> None:
+    lines = ChangeLines()
     async with _connect(settings) as bus, aclosing(bus.changes(FleetView(), settings.task_id)) as batches:
         async for changes in batches:
-            print_records_as_lines(changes, is_json=is_json)
+            _print(changes, lines, is_json=is_json)
+
+
+def _print(records: Iterable[Record], lines: "ChangeLines", *, is_json: bool) -> None:
+    if is_json:
+        print_records_as_lines(records, is_json=True)
+        return
+    for line in lines.of(records):
+        print(line, flush=True)
 
 
 async def _show_live(settings: WatchSettings) -> None:
@@ -96,6 +105,49 @@ async def _show_live(settings: WatchSettings) -> None:
 
 def _connect(settings: WatchSettings) -> Bus:
     return connect(settings.broker, options=BusOptions.from_settings(settings))
+
+
+class ChangeLines:
+    """Makes lines for people of records, of which they see a part; a change of the rest is no line."""
+
+    def __init__(self) -> None:
+        self._last: dict[Key, str] = {}
+
+    def of(self, records: Iterable[Record]) -> Iterator[str]:
+        """Yield a line for each record, unless it would be the last one of this client or run again."""
+        for record in records:
+            line = as_line(_flat(record))
+            if record["kind"] not in _SHOWN_FACTS or self._is_new(record, line):
+                yield line
+
+    def _is_new(self, record: Record, line: str) -> bool:
+        owner = key_of(record)
+        last = self._last.pop(owner, None)
+        if record["status"] == "forgotten":
+            return True
+        self._last[owner] = line
+        return line != last
+
+
+def _flat(record: Record) -> Record:
+    """Return what people see of a record: no object in it but numbers by name."""
+    run, last_run = record.get("run") or {}, record.get("last_run") or {}
+    flat = {**record, **run, "last_outcome": last_run.get("outcome"), "clients": record.get("clients_by_status")}
+    names = record if record.get("status") == "forgotten" else _SHOWN_FACTS.get(record["kind"], record)
+    return {name: flat.get(name) for name in names}
+
+
+_SHOWN_FACTS = {
+    "client": (
+        *("kind", "task_id", "client_mac", "client_name", "presence", "status", "reason", "run_id", "phase", "round"),
+        *("last_outcome", "gl_model", "metrics"),
+    ),
+    "run": (
+        *("kind", "run_id", "task_id", "status", "outcome", "reason", "round", "num_rounds", "gl_model", "metrics"),
+        *("clients", "model_path"),
+    ),
+}
+"""The other kinds are shown as they are."""
 
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -140,17 +192,16 @@ def _draw_clients(fleet_view: FleetView, now: float, max_rows: int) -> Renderabl
 
 
 def _client_cells(fleet_view: FleetView, view: ClientView, now: float) -> list[RenderableType]:
-    record = client_record(fleet_view, view)
-    name = record["client_name"] or record["client_mac"]
+    status = view.status
     presence = f"{view.presence} ({as_text(view.out_reason)})" if view.is_out else str(view.presence)
     return [
-        Text(as_text(name)),
-        Text(record["task_id"]),
+        Text(as_text(status.client_name or status.client_mac)),
+        Text(status.task_id),
         Text(presence, style=_PRESENCE_STYLE[view.presence]),
-        Text(record["status"], style=_STATUS_STYLE.get(view.status.status, "")),
-        Text(as_text(record["phase"])),
-        Text(as_text(record["round"])),
-        Text(metrics_text(record["metrics"])),
+        Text(status.status, style=_STATUS_STYLE.get(status.status, "")),
+        Text(as_text(status.run.phase if status.run else None)),
+        Text(as_text(status.run.round if status.run else None)),
+        Text(metrics_text(fleet_view.metrics.get((status.task_id, status.client_mac), {}))),
         Text(_duration_text(now - view.since)),
     ]
 
@@ -173,7 +224,8 @@ def _draw_runs(fleet_view: FleetView) -> RenderableType:
 
 def _draw_recent(fleet_view: FleetView) -> RenderableType:
     """The last events, each cut to one line."""
-    lines = [Text(as_line(change), style="dim", no_wrap=True, overflow="ellipsis") for change in fleet_view.recent]
+    changes = ChangeLines().of(fleet_view.recent)
+    lines = [Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in changes]
     return Group(Text(), *lines)
 
 
@@ -188,7 +240,7 @@ def _run_cells(fleet_view: FleetView, view: StatusView[RunStatus]) -> list[Rende
         Text(f"{record['round']}/{record['num_rounds']}"),
         Text(as_text(measure(record["metrics"], ACCURACY))),
         Text(sparkline([value for each in rounds if (value := measure(each.metrics, ACCURACY)) is not None])),
-        Text(as_text(record["clients"])),
+        Text(as_text(record["clients_by_status"])),
         Text(in_a_cell(record["reason"])),
     ]
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 from functools import cached_property, partial
 from typing import Any
 
-from fedops_mqtt.core.fleet import ClientView, Fleet
+from fedops_mqtt.core.fleet import ClientView, Fleet, facts_of
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.manager.api.app_models import AppRecord
 from fedops_mqtt.manager.api.models import ClientRecord, RunRecord, to_utc
@@ -124,8 +124,8 @@ class Events:
                 self._published.pop((task_id, mac), None)
                 forgotten = {"task_id": task_id, "client_mac": mac}
                 self._publish(ChangeTopic.FORGOTTEN, partial(dict, forgotten), task_id, None, mac)
-            elif self._published.get((task_id, mac)) != (compared := _compared(view)):
-                self._published[task_id, mac] = compared
+            elif self._published.get((task_id, mac)) != (facts := facts_of(view)):
+                self._published[task_id, mac] = facts
                 self._publish(ChangeTopic.CLIENT, partial(client_record, view), task_id, None, mac)
 
     def note_app(self, app: AppRecord) -> None:
@@ -162,22 +162,6 @@ class Events:
             change = FleetChange(kind=kind, task_id=task_id, run_id=run_id, client_mac=mac, make_record=make_record)
             for subscription in listeners:
                 subscription.put(change)
-
-
-def _compared(view: ClientView) -> tuple[Any, ...]:
-    """Return the fields that a heartbeat leaves as they are."""
-    status = view.status
-    return (
-        view.presence,
-        status.status,
-        status.reason,
-        status.instance,
-        status.client_name,
-        status.run,
-        status.last_run,
-        status.last_trigger,
-        status.gl_model,
-    )
 
 
 def client_record(view: ClientView) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 from terminals import at_a_terminal
 from yard import TIMEOUT_S, Site
 
+from fedops_mqtt.manager.api.models import ClientRecord
 from fedops_mqtt.protocol import ClientCondition
 from fedops_mqtt.runtime.systemd import ExitCode
 
@@ -37,6 +38,7 @@ async def test_watch_once_prints_what_is_known_as_json_lines(site: Site) -> None
     assert [(record["kind"], record["client_mac"], record["status"]) for record in records] == [
         ("client", MAC, "online")
     ]
+    assert records[0].keys() == {"kind", "metrics", *ClientRecord.model_fields} - {"since", "heard_at"}
 
 
 async def test_watch_at_a_terminal_draws_a_live_table_and_ctrl_c_leaves_it(site: Site) -> None:

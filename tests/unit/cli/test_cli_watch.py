@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from fedops_mqtt.bus import Cleared, Connected, Disconnected, Received
-from fedops_mqtt.bus.fleet_view import FleetView, Record
+from fedops_mqtt.bus.fleet_view import FleetView, Record, run_record
 from fedops_mqtt.cli.output import as_line, as_text, in_a_cell, pad_lines, print_records, print_records_as_lines
-from fedops_mqtt.cli.watch import draw, sparkline
+from fedops_mqtt.cli.watch import ChangeLines, draw, sparkline
 from fedops_mqtt.core.fencing import LAST_SEQ
 from fedops_mqtt.protocol import (
     ClientCondition,
@@ -148,6 +148,44 @@ def test_a_line_keeps_one_record_on_one_line() -> None:
     assert line == 'client reason="ValueError: bad data" round=0'
 
 
+def test_people_see_what_a_client_does_and_how_its_last_training_ended_on_a_flat_line() -> None:
+    fleet_view = FleetView()
+    trained = {"run_id": "r0", "attempt": 1, "outcome": "failed", "reason": "ValueError", "reason_code": None}
+    trains = {"run_id": "r1", "attempt": 2, "launch": 1, "phase": "training", "round": 3}
+    numbers = {"kind": MetricsKind.ROUND, "task_id": TASK, "client_mac": MAC, "instance": "i", "values": {"loss": 0.5}}
+    apply(fleet_view, ClientMetrics(**numbers, at=utc_now()))
+    facts = {"client_name": "device", "run": trains, "last_run": trained, "gl_model": 4, "agent": {"version": "0.1.0"}}
+    apply(fleet_view, client(1, ClientCondition.TRAIN_STARTED, **facts))
+    assert list(ChangeLines().of(fleet_view.records())) == [
+        f"client task_id={TASK} client_mac={MAC} client_name=device presence=online status=train-started run_id=r1 "
+        "phase=training round=3 last_outcome=failed gl_model=4 metrics=loss=0.5"
+    ]
+
+
+def test_people_see_how_many_clients_of_a_run_have_which_status() -> None:
+    lines = ChangeLines().of([run_record(run(1, round=1, clients_by_status={"training": 2, "lost": 1}, launch=1))])
+    assert list(lines) == [
+        f'run run_id=r1 task_id={TASK} status=running round=1 num_rounds=0 gl_model=0 clients="training=2 lost=1"'
+    ]
+
+
+def test_what_people_do_not_see_is_a_change_for_programs_alone() -> None:
+    fleet_view, lines = FleetView(), ChangeLines()
+    rejected = {"run_id": "r1", "attempt": 1, "launch": 1, "answer": "rejected", "reason": "busy"}
+    changes = [
+        apply(fleet_view, client(1)),
+        apply(fleet_view, client(2, last_trigger=rejected)),
+        apply(fleet_view, client(3, last_trigger=rejected)),
+        fleet_view.take(Cleared(topics.client_status(TASK, MAC)), 1.0),
+        apply(fleet_view, client(4, last_trigger=rejected)),
+    ]
+    answers = [each and each.get("last_trigger") for each in changes]
+    assert answers == [None, {**rejected, "reason_code": None}, None, None, {**rejected, "reason_code": None}]
+    online = f"client task_id={TASK} client_mac={MAC} presence=online status=online gl_model=0"
+    forgotten = f"client task_id={TASK} client_mac={MAC} status=forgotten"
+    assert list(lines.of([each for each in changes if each])) == [online, forgotten, online]
+
+
 def test_columns_are_aligned_and_nothing_is_cut() -> None:
     assert pad_lines([["a", "bb"], ["a" * 50, "c"]]) == ["a" + " " * 51 + "bb", "a" * 50 + "  c"]
     assert as_text({"accuracy": 0.12345678}) == "accuracy=0.1235"
@@ -170,6 +208,7 @@ def test_no_text_from_others_reaches_the_terminal_as_a_control_character(
     Console(file=screen, width=200, force_terminal=False).print(draw(fleet_view, now=1.0, height=40))
     print_records(list(fleet_view.records()), ("client_name", "reason", "metrics"), is_json=False)
     print_records_as_lines(fleet_view.records(), is_json=False)
+    print(*ChangeLines().of(fleet_view.records()))
     print_records_as_lines(fleet_view.records(), is_json=True)
     record = logging.LogRecord("x", logging.INFO, "f", 1, f"{evil}\nforged line", None, None)
     record.reason = evil
