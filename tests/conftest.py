@@ -9,6 +9,7 @@ from uuid import uuid4
 import hypothesis
 import pytest
 from leftovers import pytest_configure, pytest_sessionfinish  # noqa: F401  (pytest finds hooks by their names here)
+from parsing import serialize_literal_eval
 from postgres import database_url, own_postgres, postgres  # noqa: F401
 from processor_time import (  # noqa: F401
     pytest_addoption,
@@ -30,6 +31,8 @@ from fedops_mqtt.bus import Mosquitto
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what runs in its background with SIGINT ignored, and children inherit that: no Ctrl-C would work.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+serialize_literal_eval()
 
 # By default an example that takes 0.2 s is a failure: not on a machine that does other work too.
 for profile, max_examples in {"short": 50, "long": 1000}.items():

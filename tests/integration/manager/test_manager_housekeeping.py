@@ -113,8 +113,9 @@ async def test_a_client_that_is_away_can_be_forgotten_and_one_that_is_here_canno
 
 
 async def test_a_run_is_retained_while_it_is_open_and_cleared_when_it_is_archived(house: House) -> None:
-    async with house.managed(archive_after_s=1.0) as api, house.device(A) as a, house.device(B) as b:
-        async with reading(house, f"fedops/v1/{house.task_id}/runs/+") as reader:
+    everything = f"fedops/v1/{house.task_id}/runs/+"
+    async with house.device(A) as a, house.device(B) as b, reading(house, everything) as reader:
+        async with house.managed() as api:
             run_id = await api.start(house.task_id)
             status = await next_matching(
                 reader, lambda message: getattr(message, "status", None) is RunCondition.RUNNING
@@ -129,10 +130,11 @@ async def test_a_run_is_retained_while_it_is_open_and_cleared_when_it_is_archive
             last = await next_matching(reader, lambda message: getattr(message, "outcome", None) is not None)
             assert isinstance(last, RunStatus)
             assert set(last.clients) == {A, B}
+        async with house.managed(archive_after_s=0.01) as api:
             await next_matching(reader, lambda message: message is None)
-        assert (await api.run(run_id))["outcome"] == "completed"
-        secret = house.folder / "state/manager/secrets" / run_id
-        await until(lambda: is_true(not secret.exists()), "the secret's end")
+            assert (await api.run(run_id))["outcome"] == "completed"
+            secret = house.folder / "state/manager/secrets" / run_id
+            await until(lambda: is_true(not secret.exists()), "the secret's end")
 
 
 async def test_a_cleared_run_is_published_again(house: House) -> None:
