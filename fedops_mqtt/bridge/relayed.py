@@ -14,7 +14,14 @@ from flwr.clientapp import ClientApp
 
 from fedops_mqtt.bridge.grpc_gateway import GrpcGateway
 from fedops_mqtt.bridge.peer_state import FedOpsHttpError
-from fedops_mqtt.bridge.start_call import OUTCOME_REASONS, OnReport, PeerTraining, StartCall, failed_to_start
+from fedops_mqtt.bridge.start_call import (
+    OUTCOME_REASONS,
+    OnReport,
+    PeerTraining,
+    StartCall,
+    failed_to_start,
+    interrupted,
+)
 from fedops_mqtt.core.client import Identity
 from fedops_mqtt.core.client_state import PhaseReport
 from fedops_mqtt.line.client_session import RunEnd
@@ -176,7 +183,7 @@ class RelayedTraining(PeerTraining):
             return EndedReport(outcome=Outcome.FAILED, reason=reason)
         if outcome is not None:
             return EndedReport(outcome=Outcome.FAILED, reason=f"{reason}: {OUTCOME_REASONS[outcome]}")
-        return EndedReport(outcome=Outcome.FAILED, reason=f"interrupted: {reason}", reason_code=ReasonCode.INTERRUPTED)
+        return interrupted(reason)
 
     def _run_line(self, runner: LineRunner, app: ClientApp) -> None:
         end = RunEnd(outcome=Outcome.FAILED, reason="the line ended by an error of its own; the bridge's log has it")

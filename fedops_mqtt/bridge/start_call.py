@@ -26,7 +26,12 @@ def failed_to_start(error: FedOpsHttpError) -> EndedReport:
     """Return how a training ended that could not begin; a client that is just not there may be asked again."""
     if not error.is_absent:
         return EndedReport(outcome=Outcome.FAILED, reason=str(error))
-    return EndedReport(outcome=Outcome.FAILED, reason=f"interrupted: {error}", reason_code=ReasonCode.INTERRUPTED)
+    return interrupted(str(error))
+
+
+def interrupted(why: str) -> EndedReport:
+    """Return how a training ended that may be tried again."""
+    return EndedReport(outcome=Outcome.FAILED, reason=f"interrupted: {why}", reason_code=ReasonCode.INTERRUPTED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -210,20 +210,15 @@ def client_record(fleet_view: FleetView, view: ClientView) -> Record:
     status = view.status
     return {
         "kind": "client",
-        "task_id": status.task_id,
-        "client_mac": status.client_mac,
-        "client_name": status.client_name,
+        **status.model_dump(mode="json", exclude=_FENCING),
         "presence": str(view.presence),
-        "status": str(status.status),
         "reason": view.out_reason or status.reason,
-        **status.model_dump(mode="json", exclude=_NOT_OF_A_CLIENT),
         "metrics": fleet_view.metrics.get((status.task_id, status.client_mac), {}),
     }
 
 
 _FENCING = {"epoch", "seq", "at", "heartbeat_s"}
-_NOT_OF_A_CLIENT = {*_FENCING, "reason"}
-"""Fields of the status that the record does not take as they are."""
+"""Fields of a status that are in no record: its place in an order, and its lease."""
 
 
 def server_record(view: ServerView) -> Record:

@@ -132,7 +132,7 @@ class RemoteServer:
         launch = self._launch
         template = launch.task.launch_alive or launch.task.launch or ()
         printed, problem = await self._run(template, "alive", launch.run_id, str(launch.launch))
-        self._note_problem(problem)
+        self.note_problem(problem, "the FL server's host does not answer: ")
         if problem is not None:
             return Liveness.UNKNOWN
         return Liveness.ALIVE if printed.strip() else Liveness.ENDED
@@ -255,16 +255,14 @@ class RemoteServer:
         if self._command is not None:
             self._command.kill_rest()
 
-    def _note_problem(self, problem: str | None) -> None:
-        if problem != self._problem:
-            self._problem = problem
-            self._report(problem and f"the FL server's host does not answer: {problem}")
+    def note_problem(self, problem: str | None, what: str = "") -> None:
+        """Report why it is not known whether the server runs, once; None, or the next answer of its host: it is known.
 
-    def note_problem(self, problem: str) -> None:
-        """Report why it is not known whether the server runs, once; the next answer of its host clears it."""
+        `what` stands before the problem where it is reported.
+        """
         if problem != self._problem:
             self._problem = problem
-            self._report(problem)
+            self._report(problem and what + problem)
 
     @property
     def _may_attach(self) -> bool:

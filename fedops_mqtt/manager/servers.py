@@ -30,7 +30,6 @@ from fedops_mqtt.manager.remote_launcher import ASK_EVERY_S, RemoteLaunch, Remot
 from fedops_mqtt.manager.remote_order import end_nonce, make_order, store_of
 from fedops_mqtt.manager.tasks import TaskConfig
 from fedops_mqtt.protocol import RunOutcome, check_run_id, clip
-from fedops_mqtt.protocol.values import MAX_LIMIT_S
 from fedops_mqtt.runtime.background import bare_error
 from fedops_mqtt.runtime.files import delete_file, write_private
 from fedops_mqtt.runtime.key_values import format_pairs
@@ -421,7 +420,7 @@ class Servers:
 
     def _settings(self, run: Run, launch: int, task: TaskConfig) -> dict[str, object]:
         """Return a server's settings by name, without those that name files of this host."""
-        spec, limits = run.spec, run.spec.limits  # of the version before they may be longer than a server takes
+        spec = run.spec
         return {
             **self._common_settings,
             "task_id": spec.task_id,
@@ -432,9 +431,9 @@ class Servers:
             "advertise": task.advertise,
             "num_rounds": spec.num_rounds or None,
             "min_clients": spec.min_clients,
-            "join_limit_s": min(limits.join_s, MAX_LIMIT_S),
-            "run_limit_s": min(limits.run_s, MAX_LIMIT_S),
-            "round_limit_s": min(limits.round_s, MAX_LIMIT_S),
+            "join_limit_s": spec.limits.join_s,
+            "run_limit_s": spec.limits.run_s,
+            "round_limit_s": spec.limits.round_s,
             "app_file": self._apps.path(spec.app.digest) if spec.app else None,
             "run_config": format_pairs(spec.run_config) or None,
         }

@@ -211,15 +211,16 @@ def _check_placeholders(key: str, parts: Collection[str], known: Collection[str]
     tried = {name: "1" for name in known if name != "command"}
     for part in parts:
         try:
-            unknown = sorted(_placeholders(part) - set(known))
-            if not unknown and part != COMMAND and "command" not in _placeholders(part):
+            names = _placeholders(part)
+            unknown = sorted(names - set(known))
+            if not unknown and "command" not in names:
                 part.format_map(tried)  # a shell's `${name:-x}` is no format
         except (KeyError, ValueError) as error:
             raise ValueError(f"`{key}`: {part!r}: {error} (a brace itself is written twice: {{{{ or }}}})") from error
         if unknown:
-            names = ", ".join(f"{{{name}}}" for name in known)
-            raise ValueError(f"`{key}`: {{{unknown[0]}}} is unknown; there are {names}")
-        if part != COMMAND and "command" in _placeholders(part):
+            there = ", ".join(f"{{{name}}}" for name in known)
+            raise ValueError(f"`{key}`: {{{unknown[0]}}} is unknown; there are {there}")
+        if part != COMMAND and "command" in names:
             raise ValueError(f"`{key}`: {COMMAND} stands alone as an argument; inside of one write {SHELL_COMMAND}")
 
 

@@ -39,6 +39,7 @@ from fedops_mqtt.manager.journal_reader import NUM_READERS
 from fedops_mqtt.manager.line_probe import line_answers
 from fedops_mqtt.manager.loop import Manager
 from fedops_mqtt.manager.open_runs import OpenRuns, RunStatusPublisher
+from fedops_mqtt.manager.run_record import dump_run, load_run
 from fedops_mqtt.manager.run_service import RunService
 from fedops_mqtt.manager.servers import Servers
 from fedops_mqtt.manager.tasks import TaskConfig, Tasks
@@ -347,7 +348,9 @@ async def test_what_is_wrong_here_does_not_end_a_server_elsewhere_which_is_super
 async def test_a_server_gets_no_longer_limits_than_it_takes(journal: Journal, tmp_path: Path) -> None:
     """A run of the version before may have longer ones."""
     long = RunLimits().model_copy(update={"join_s": 1e9, "run_s": 1e300, "round_s": 60.0})
-    run = apply_all(replace(a_run(), spec=replace(a_run().spec, limits=long)), [ServerLaunched(1)], 2.0)
+    stored = dump_run(replace(a_run(), spec=replace(a_run().spec, limits=long)))
+    assert "1000000000" in stored
+    run = apply_all(load_run(stored, {}), [ServerLaunched(1)], 2.0)
     journal.add_run(JournaledRun(run=run, secret=b"s"))
     reported: asyncio.Queue[RunEvent] = asyncio.Queue()
     servers = servers_in(tmp_path, journal, reported)
