@@ -4,6 +4,7 @@ import asyncio
 import re
 import signal
 from collections import Counter
+from dataclasses import dataclass
 from functools import partial
 
 import psutil
@@ -81,16 +82,23 @@ async def test_a_leader_that_was_frozen_beside_its_journal_still_leads_when_it_g
     assert site.observer.starts == Counter({(mac, 1): 1 for mac in clients})
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGSTOP])
-async def test_a_leader_of_a_database_server_that_goes_silent_is_replaced_and_fires_nothing_again(
-    site: Site, device_plan: DevicePlan, postgres: Postgres, ending: signal.Signals
-) -> None:
-    """A row decides: silence ends the lease, and the term fences who had it."""
+@dataclass(frozen=True, kw_only=True)
+class LeaderAndStandby:
+    """Two managers of one database, the first of which leads in `term` and has a run under way."""
+
+    first: Installed
+    second: Installed
+    term: int
+    run_id: str
+    clients: dict[str, Installed]
+
+
+async def leader_and_standby(site: Site, device_plan: DevicePlan, database_url: str) -> LeaderAndStandby:
+    """Start a fleet, a manager, a run, and a second manager."""
     launch_manager = partial(
         site.launch_manager,
         site.write_tasks(module=PROGRAM, more=PATIENT.format(task_id=site.task_id)),
-        database_url=postgres.new_database(),
+        database_url=database_url,
     )
     clients = await site.start_clients(2, APP)
     first = await launch_manager(state_dir=site.yard.folder / "first")
@@ -98,18 +106,29 @@ async def test_a_leader_of_a_database_server_that_goes_silent_is_replaced_and_fi
     run_id = await start_run(site, device_plan, clients)
     second = await launch_manager(state_dir=site.yard.folder / "second")
     await until_standby(second, first)
+    return LeaderAndStandby(first=first, second=second, term=term, run_id=run_id, clients=clients)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_leader_of_a_database_server_that_goes_silent_is_replaced_and_fires_nothing_again(
+    site: Site, device_plan: DevicePlan, postgres: Postgres, ending: signal.Signals
+) -> None:
+    """A row decides: silence ends the lease, and the term fences who had it."""
+    pair = await leader_and_standby(site, device_plan, postgres.new_database())
+    first, second = pair.first, pair.second
     if ending is signal.SIGKILL:
         await first.end(ending)
     else:
         await freeze(first)
-    assert await site.until_leading(second) > term
+    assert await site.until_leading(second) > pair.term
     if ending is signal.SIGSTOP:
         first.process.send_signal(signal.SIGCONT)
         assert await first.wait() == ExitCode.FAILED
         assert re.search(rf"another manager leads now \(.* pid {second.process.pid}\)", first.stdout), first.stderr
         assert "Traceback" not in first.stderr
-    await finish(site, device_plan, run_id)
-    assert site.observer.starts == Counter({(mac, 1): 1 for mac in clients})
+    await finish(site, device_plan, pair.run_id)
+    assert site.observer.starts == Counter({(mac, 1): 1 for mac in pair.clients})
 
 
 @pytest.mark.long
@@ -118,17 +137,8 @@ async def test_a_leader_of_a_database_server_that_goes_silent_is_replaced_and_fi
 async def test_a_leader_that_fails_together_with_its_database_is_replaced_and_fires_nothing_again(
     site: Site, device_plan: DevicePlan, own_postgres: Postgres, ending: signal.Signals, is_frozen: bool
 ) -> None:
-    launch_manager = partial(
-        site.launch_manager,
-        site.write_tasks(module=PROGRAM, more=PATIENT.format(task_id=site.task_id)),
-        database_url=own_postgres.new_database(),
-    )
-    clients = await site.start_clients(2, APP)
-    first = await launch_manager(state_dir=site.yard.folder / "first")
-    term = await site.until_leading(first)
-    run_id = await start_run(site, device_plan, clients)
-    second = await launch_manager(state_dir=site.yard.folder / "second")
-    await until_standby(second, first)
+    pair = await leader_and_standby(site, device_plan, own_postgres.new_database())
+    first, second = pair.first, pair.second
     await asyncio.to_thread(own_postgres.freeze if is_frozen else own_postgres.stop)
     if ending is signal.SIGKILL:
         await first.end(ending)
@@ -137,11 +147,11 @@ async def test_a_leader_that_fails_together_with_its_database_is_replaced_and_fi
     await asyncio.sleep(2 * ROW_LEASE_S)
     assert "manager leads (term" not in second.stdout, "as long as nobody can renew, nobody is late"
     await asyncio.to_thread(own_postgres.go_on if is_frozen else own_postgres.start)
-    assert await site.until_leading(second) > term
+    assert await site.until_leading(second) > pair.term
     if ending is signal.SIGSTOP:
         first.process.send_signal(signal.SIGCONT)
         assert await first.wait() == ExitCode.FAILED
         assert "Traceback" not in first.stderr
-    await finish(site, device_plan, run_id)
+    await finish(site, device_plan, pair.run_id)
     assert "Traceback" not in second.stderr
-    assert site.observer.starts == Counter({(mac, 1): 1 for mac in clients})
+    assert site.observer.starts == Counter({(mac, 1): 1 for mac in pair.clients})

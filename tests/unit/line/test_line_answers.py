@@ -1,32 +1,25 @@
 """What a client makes of the line's small answers that do not come whole."""
 
 import http.client
-import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from http_stand_in import Handler, serving
 
 from fedops_mqtt.line.connection import BROKEN, Connector
 
 
 @contextmanager
 def answering(answer: bytes) -> Iterator[str]:
-    """Give the address of a server that answers one request so, and closes the connection."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        listening.settimeout(300)
+    """Give the address of a server that answers each request so, and closes the connection."""
 
-        def serve() -> None:
-            connection, _ = listening.accept()
-            with connection:
-                connection.recv(65536)
-                connection.sendall(answer)
+    class Answering(Handler):
+        def do_GET(self) -> None:
+            self.wfile.write(answer)
 
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield f"127.0.0.1:{listening.getsockname()[1]}"
-        thread.join(300)
+    with serving(Answering) as server_ip:
+        yield server_ip
 
 
 def ask(server_ip: str) -> bytes:
