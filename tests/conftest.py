@@ -27,6 +27,7 @@ from time_limit import (  # noqa: F401
 )
 
 from fedops_mqtt.bus import Mosquitto
+from fedops_mqtt.runtime.logs import FactsFormatter
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what runs in its background with SIGINT ignored, and children inherit that: no Ctrl-C would work.
@@ -40,6 +41,14 @@ for profile, max_examples in {"short": 50, "long": 1000}.items():
         profile, max_examples=max_examples, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
     )
 hypothesis.settings.load_profile("short")  # make test-fuzz takes the long one
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Show the log of a failed test with its facts: pytest's own format leaves out why something ended."""
+    plugin = session.config.pluginmanager.get_plugin("logging-plugin")
+    assert plugin is not None
+    for handler in (plugin.report_handler, plugin.caplog_handler):
+        handler.setFormatter(FactsFormatter())
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import random
 import secrets
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -153,6 +154,8 @@ class StatusOwner:
         self._on_conflict = on_conflict
         self._ownership = Ownership(instance=instance)
         self._last_epoch = 0
+        # A connection takes an epoch on one thread while an epoch from before is kept on another.
+        self._epoch_lock = threading.RLock()
         self._seq = 0
         self._is_up = False
         self._is_refused = False
@@ -329,18 +332,20 @@ class StatusOwner:
             logger.warning("left without a goodbye", extra={"topic": str(self.topic), "problem": str(error)})
 
     def _take_epoch(self) -> int:
-        last = max(self._epochs.load(), self._last_epoch)
-        epoch = ownership.next_epoch(last, time.time_ns() // 1_000_000)
-        self._keep_epoch(epoch)
-        return epoch
+        with self._epoch_lock:
+            last = max(self._epochs.load(), self._last_epoch)
+            epoch = ownership.next_epoch(last, time.time_ns() // 1_000_000)
+            self._keep_epoch(epoch)
+            return epoch
 
     def _keep_epoch(self, epoch: int) -> None:
         """A full disk must not silence a device: without a kept epoch the clock and the retained status have to do."""
-        self._last_epoch = max(self._last_epoch, epoch)
-        try:
-            self._epochs.save(epoch)
-        except EpochFileError as error:
-            logger.error("the epoch is not kept; going on", extra={"problem": str(error)})
+        with self._epoch_lock:
+            self._last_epoch = max(self._last_epoch, epoch)
+            try:
+                self._epochs.save(self._last_epoch)
+            except EpochFileError as error:
+                logger.error("the epoch is not kept; going on", extra={"problem": str(error)})
 
     def _judge(self, message: StatusMessage, *, is_retained: bool) -> None:
         seen = SeenStatus(

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar, cast
 
-from sqlalchemy import Connection, Engine, Row, delete, func, insert, make_url, select, text, update
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy import Connection, Engine, Row, case, delete, func, insert, make_url, select, text, update
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.manager import tables
@@ -299,8 +299,13 @@ class Journal:
     def write_epoch(self, owner: str, epoch: int) -> None:
         """Write down the epoch of a connection before it is made."""
         with self._engine.begin() as connection:
-            connection.execute(delete(tables.epochs).where(tables.epochs.c.owner == owner))
-            connection.execute(insert(tables.epochs).values(owner=owner, epoch=epoch))
+            # Two writers are possible, a leader that was frozen and the next one: neither ends by the other's row.
+            if not _update_epoch(connection, owner=owner, epoch=epoch):
+                try:
+                    with connection.begin_nested():
+                        connection.execute(insert(tables.epochs).values(owner=owner, epoch=epoch))
+                except IntegrityError:
+                    _update_epoch(connection, owner=owner, epoch=epoch)
 
     @contextmanager
     def begin(self) -> Iterator[Connection]:
@@ -373,6 +378,13 @@ def _add_events(connection: Connection, happened: Iterable[JournalEvent]) -> Non
     ]
     if rows:
         connection.execute(insert(tables.events), rows)
+
+
+def _update_epoch(connection: Connection, *, owner: str, epoch: int) -> bool:
+    """Raise an owner's epoch, never lower it; return whether it has a row."""
+    table = tables.epochs
+    higher = case((table.c.epoch < epoch, epoch), else_=table.c.epoch)
+    return bool(connection.execute(update(table).where(table.c.owner == owner).values(epoch=higher)).rowcount)
 
 
 def _replace(connection: Connection, row: Mapping[str, Any]) -> None:

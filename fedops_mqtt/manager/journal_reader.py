@@ -11,10 +11,11 @@ from typing import Any, ParamSpec, TypeVar
 
 from pydantic import ValidationError
 from sqlalchemy import JSON, Connection, Engine, Row, Select, Table, func, select, true
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from fedops_mqtt.core.run import Run
 from fedops_mqtt.manager import tables
+from fedops_mqtt.manager.database import is_away
 from fedops_mqtt.manager.errors import JournalAwayError, UnreadableRunError
 from fedops_mqtt.manager.run_record import count_members, load_run
 from fedops_mqtt.protocol.wire import first_problem
@@ -63,7 +64,9 @@ class JournalReader:
         try:
             async with asyncio.timeout(READ_LIMIT_S):
                 return await reading
-        except (OperationalError, InterfaceError) as error:
+        except DBAPIError as error:
+            if not (isinstance(error, OperationalError | InterfaceError) or is_away(error)):
+                raise
             raise JournalAwayError(str(error.orig).strip()) from error
         except TimeoutError as error:
             raise JournalAwayError(f"no answer within {READ_LIMIT_S:g} s") from error

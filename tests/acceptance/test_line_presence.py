@@ -24,7 +24,8 @@ from yard import Site, eventually
 from fedops_mqtt.bus import Mosquitto
 from fedops_mqtt.protocol import ClientCondition, MemberCondition, Outcome, RunOutcome
 
-PING_S = 2.0
+PING_S = 5.0
+"""A client is lost after two of them without an answer: longer than a busy machine keeps a healthy one waiting."""
 NEVER_S = 3600.0
 """A ping so rare that only a closed connection can tell of a death."""
 JOIN_S = 30
@@ -120,11 +121,11 @@ async def test_training_that_hangs_is_dropped_after_the_round_limit_and_reported
     site: Site, device_plan: DevicePlan
 ) -> None:
     clients = await site.start_clients(2, APP)
-    await site.start_manager(module=PROGRAM, more="limits = {round_s = 10}")
+    await site.start_manager(module=PROGRAM, more="limits = {round_s = 30}")
     run_id = await start_with_all(site, device_plan, clients, num_rounds=2, min_clients=1)
     device_plan.write({FIRST: 0})
     failed = await site.observer.until_client(FIRST, ClientCondition.TRAIN_FAILED)
-    assert "no reply within the round limit of 10 s" in (failed.status.reason or "")
+    assert "no reply within the round limit of 30 s" in (failed.status.reason or "")
     await eventually(lambda: not trainings(clients[FIRST]))
     run = await site.observer.until_ended(run_id)
     assert run.outcome == RunOutcome.COMPLETED

@@ -59,7 +59,7 @@ async def test_a_final_status_stored_while_no_manager_ran_is_read_by_the_next(ho
 
 @pytest.mark.long
 async def test_a_server_that_stored_its_final_status_is_not_launched_again(house: House) -> None:
-    house.write_tasks("min_clients = 2", limits="server_lost_s = 5\nclose_grace_s = 0.5")
+    house.write_tasks("min_clients = 2", limits="server_lost_s = 20\nclose_grace_s = 0.5")
     house.command_server("linger")
     async with house.managed(heartbeat_s=0.5) as api, house.device(A) as a, house.device(B) as b:
         assert outcome_of(await api.ended(await end_unpublished(house, api, (a, b)))) == COMPLETED

@@ -139,10 +139,10 @@ async def test_an_evicted_pod_is_reported_and_the_run_goes_on_in_another(
 async def test_a_pod_that_is_never_seen_to_end_is_reported_and_no_other_launch_is_made(
     house: House, cluster: KubernetesStandIn
 ) -> None:
-    on_kubernetes(house, limits="server_start_s = 10")
+    on_kubernetes(house, limits="server_start_s = 20")
     async with house.managed(server_stop_grace_s=300) as api, house.device(A), house.device(B):
         await launched_while_the_first_is_stuck(
-            house, api, lambda: [kill_session(pod) for pod in cluster.pods.values()], start_s=10
+            house, api, lambda: [kill_session(pod) for pod in cluster.pods.values()], start_s=20
         )
 
 
@@ -207,7 +207,7 @@ async def test_a_manager_that_is_started_again_finds_the_job_and_its_whole_log(
 async def test_a_manager_that_is_started_again_while_the_api_server_is_away_replaces_nothing(
     house: House, cluster: KubernetesStandIn, looks: list[str]
 ) -> None:
-    start_s = 10.0
+    start_s = 20.0
     on_kubernetes(house, limits=f"server_start_s = {start_s}\nserver_lost_s = 300")
     async with house.device(A) as a, house.device(B) as b:
         async with house.managed(ends_servers=False) as api:

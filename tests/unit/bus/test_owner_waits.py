@@ -1,6 +1,7 @@
 """A status owner that cannot publish waits for its connection, and does not try again and again meanwhile."""
 
 import asyncio
+import threading
 from typing import Any, cast
 
 from fedops_mqtt.bus import Connected, Connection, Disconnected, MemoryEpochs, NotConnectedError, Received, StatusOwner
@@ -37,10 +38,27 @@ class Session:
         self.reconnects += 1
 
 
-def owner() -> StatusOwner:
+class HeldEpochs(MemoryEpochs):
+    """Saves nothing before it may go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.saved: list[int] = []
+        self.num_saving = 0
+        self.may_go_on = threading.Event()
+
+    def save(self, epoch: int) -> None:
+        self.num_saving += 1
+        assert self.may_go_on.wait(300)
+        self.num_saving -= 1
+        self.saved.append(epoch)
+        super().save(epoch)
+
+
+def owner(epochs: MemoryEpochs | None = None) -> StatusOwner:
     return StatusOwner(
-        topic=TOPIC, instance="me", make_snapshot=status, make_will=status, make_goodbye=None, epochs=MemoryEpochs(),
-        heartbeat_s=600.0,
+        topic=TOPIC, instance="me", make_snapshot=status, make_will=status, make_goodbye=None,
+        epochs=epochs or MemoryEpochs(), heartbeat_s=600.0,
     )  # fmt: skip
 
 
@@ -103,3 +121,23 @@ async def test_below_a_higher_epoch_nothing_is_published_before_the_next_connect
         me.take(Connected("5"))
         await until_published(session, 2)
     assert session.reconnects == 1
+
+
+async def test_an_epoch_that_is_adopted_while_a_connection_takes_one_is_kept_after_it_and_above_it() -> None:
+    epochs = HeldEpochs()
+    session, me = Session(is_connected=True), owner(epochs)
+    async with me.publishing(cast(Connection, session)):
+        taking = asyncio.create_task(me.will())
+        while not epochs.num_saving:  # noqa: ASYNC110 - a thread of the owner's
+            await asyncio.sleep(0.001)
+        above = status(Stamp(2**42, 1), "before", ClientCondition.CLIENT_OUT)
+        me.take(Received(TOPIC, above, True))
+        await asyncio.sleep(0.05)  # at least: the other thread has what it needs to save
+        num_saving = epochs.num_saving
+        epochs.may_go_on.set()
+        await taking
+        while not session.reconnects:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    assert num_saving == 1
+    assert epochs.saved == [me.epoch, above.epoch]
+    assert (await me.will()).message.epoch > above.epoch

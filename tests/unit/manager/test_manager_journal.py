@@ -1,14 +1,17 @@
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import text, update
+from postgres import Postgres
+from sqlalchemy import Engine, text, update
 
 from fedops_mqtt.core.limits import RunLimits
 from fedops_mqtt.core.run import Run, RunSpec, apply_all
@@ -139,6 +142,36 @@ def test_what_was_written_is_there_for_the_next_process(url: str) -> None:
         assert second.open_runs()[0].run == new_run()
         assert second.read_epoch("manager") == 7
         assert second.read_epoch("somebody else") == 0
+
+
+def test_two_writers_of_one_epoch_end_neither_and_the_higher_one_is_kept(journal: Journal) -> None:
+    def write(begin: threading.Barrier, owner: str, epoch: int) -> None:
+        begin.wait(300)
+        journal.write_epoch(owner, epoch)
+
+    with ThreadPoolExecutor(2) as threads:
+        for number in range(1, 100):
+            begin, owner = threading.Barrier(2), f"owner-{number % 10}"
+            writing = [threads.submit(write, begin, owner, number + each) for each in (1, 0)]
+            for each in writing:
+                each.result(300)
+            assert journal.read_epoch(owner) == number + 1
+
+
+@pytest.mark.long
+async def test_a_read_that_the_database_server_ends_is_said_as_such(postgres: Postgres) -> None:
+    url = f"{postgres.new_database()}?options=-c%20idle_in_transaction_session_timeout%3D50ms"
+
+    def read_slowly(engine: Engine) -> None:
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+            time.sleep(0.5)
+            connection.execute(text("SELECT 1"))
+
+    with Journal(url) as journal:
+        with pytest.raises(JournalAwayError, match="idle-in-transaction timeout"):
+            await journal.reader.call(read_slowly, journal.engine)
+        assert await journal.reader.call(journal.reader.list_runs) == ([], 0)
 
 
 def test_writes_survive_a_power_cut_as_far_as_sqlite_can_promise(file_url: str) -> None:
