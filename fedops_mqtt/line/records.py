@@ -7,6 +7,7 @@ import ast
 import gc
 import math
 import operator
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -180,6 +181,13 @@ _NPY_PREFIX_BYTES = {1: 10, 2: 12}
 """Magic, version and length of the npy header by major version (NEP 1; version 3 is for named fields only)."""
 _MAX_NPY_HEADER_BYTES = 10_000
 """numpy's own limit for headers it parses safely (`numpy.lib.format._MAX_HEADER_SIZE`)."""
+_USUAL_NPY_FIELDS = re.compile(
+    rb"\{'descr': '([^'\\]+)', 'fortran_order': (False|True), 'shape': \((|N,|N(?:, N)+)\), \} *\n".replace(
+        b"N", rb"(?:0|[1-9][0-9]*)"
+    )
+)
+"""As numpy writes it, but for structured arrays. Python 3.11 cannot parse literals in two threads at once: now and then
+one of them gets a `SystemError`, and a strategy that loads arrays is such a thread (seen with 3.11.2 and 3.11.7)."""
 _SAMPLE_BYTES = 256 * 1024
 _WORTHWHILE_RATIO = 0.9
 """Compression that saves less than a tenth costs more time than it saves on any link we know."""
@@ -301,7 +309,7 @@ def decompress(data: bytes, num_bytes: int) -> bytes:
 def _parse_npy_header(header: bytes) -> tuple[np.dtype, tuple[int, ...], Literal["C", "F"], int]:
     # Not numpy's own reader: it warns, and tokenizes, to mend headers that Python 2 wrote.
     try:
-        fields = ast.literal_eval(header[_NPY_PREFIX_BYTES[header[6]] :].decode("latin-1"))
+        fields = _npy_fields(header[_NPY_PREFIX_BYTES[header[6]] :])
         dtype = np.lib.format.descr_to_dtype(fields["descr"])
         shape = tuple(operator.index(axis) for axis in fields["shape"])
         order: Literal["C", "F"] = "F" if fields["fortran_order"] else "C"
@@ -310,6 +318,14 @@ def _parse_npy_header(header: bytes) -> tuple[np.dtype, tuple[int, ...], Literal
     if dtype.hasobject:
         raise FrameError("npy arrays of objects would have to be unpickled")
     return dtype, shape, order, math.prod(shape) * dtype.itemsize
+
+
+def _npy_fields(text: bytes) -> Any:
+    if usual := _USUAL_NPY_FIELDS.fullmatch(text):
+        descr, is_fortran_order, shape = usual.groups()
+        axes = [int(axis) for axis in shape.replace(b",", b" ").split()]
+        return {"descr": descr.decode("latin-1"), "fortran_order": is_fortran_order == b"True", "shape": axes}
+    return ast.literal_eval(text.decode("latin-1"))
 
 
 @lru_cache(maxsize=256)

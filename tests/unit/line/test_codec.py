@@ -1,6 +1,8 @@
 import io
 import itertools
 import math
+import subprocess
+import sys
 
 import numpy as np
 import orjson
@@ -12,6 +14,7 @@ from hypothesis.extra import numpy as npst
 
 from fedops_mqtt.line import codec, flwr_private
 from fedops_mqtt.line.errors import FrameError, MessageTooLargeError
+from fedops_mqtt.line.records import open_npy
 from fedops_mqtt.line.wire import LineCompression
 from fedops_mqtt.protocol import MAX_REASON_CHARS
 
@@ -237,6 +240,44 @@ def test_a_npy_header_that_is_none_is_refused(header: str) -> None:
     array = Array(dtype="", shape=(), stype="numpy.ndarray", data=data)
     with pytest.raises(FrameError):
         from_bytes(to_bytes(make(RecordDict({"a": ArrayRecord({"x": array})}))))
+
+
+USUAL_ARRAYS = [
+    np.zeros(shape, dtype, order)
+    for dtype in ("<f4", ">f8", "<f2", "?", "|i1", "<u8", "<c16", "|S3", "<U2", "<M8[ns]", "|V4")
+    for shape in ((), (0,), (3,), (2, 3), (1, 1, 10))
+    for order in ("C", "F")
+]
+
+
+def npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def test_a_view_of_an_npy_array_is_what_numpy_loads() -> None:
+    for array in [*USUAL_ARRAYS, np.zeros(2, [("a", "<f4"), ("b", "<i8", 3)])]:
+        found, loaded = open_npy(npy(array)), np.load(io.BytesIO(npy(array)))
+        assert (found.dtype, found.shape) == (loaded.dtype, loaded.shape), repr(array)
+        assert found.tobytes() == loaded.tobytes(), repr(array)
+
+
+def test_headers_as_numpy_writes_them_are_read_without_pythons_parser() -> None:
+    """With Python 3.11 a strategy that loads an array at the same moment would get a SystemError, or the line would."""
+    lines = [npy(array).hex() for array in USUAL_ARRAYS]
+    program = """if True:
+        import sys
+        from fedops_mqtt.line.records import open_npy
+        compiled = []
+        sys.addaudithook(lambda event, arguments: compiled.append(arguments) if event == "compile" else None)
+        sizes = [open_npy(bytes.fromhex(line)).size for line in sys.stdin]
+        print(len(sizes), compiled)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program], input="\n".join(lines), capture_output=True, text=True, check=True, timeout=300
+    )
+    assert done.stdout == f"{len(USUAL_ARRAYS)} []\n"
 
 
 def test_a_lie_about_the_length_is_found_before_memory_is_taken() -> None:
