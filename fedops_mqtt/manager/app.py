@@ -7,10 +7,8 @@ import asyncio
 import logging
 import os
 import socket
-import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 
 from sqlalchemy import make_url
@@ -30,7 +28,7 @@ from fedops_mqtt.manager.errors import (
 )
 from fedops_mqtt.manager.journal import Journal
 from fedops_mqtt.manager.leader import Front, leading
-from fedops_mqtt.manager.lease import FileLease, Lease, RowLease, wait_for_lease
+from fedops_mqtt.manager.lease import FileLease, Lease, RowLease, hold_lease, wait_for_lease
 from fedops_mqtt.manager.tasks import Tasks
 from fedops_mqtt.runtime.background import alongside
 from fedops_mqtt.runtime.http_access import AccessRules
@@ -77,7 +75,7 @@ async def run_manager(
                     return ExitCode.OK
                 rules = access_rules(settings)
                 async with AsyncExitStack() as stack:
-                    await stack.enter_async_context(alongside(_hold(lease), name="lease"))
+                    await stack.enter_async_context(alongside(hold_lease(lease), name="lease"))
                     await stack.enter_async_context(_conflict_checked(lease))
                     journal.lead(term, lease.may_act)
                     address = stack.enter_context(listening or _listen(settings.http, rules))
@@ -169,16 +167,6 @@ def _listen_if_free(settings: ManagerSettings) -> socket.socket | None:
     except OSError as error:
         logger.info("not answering on standby", extra={"address": settings.http, "problem": str(error)})
         return None
-
-
-async def _hold(lease: Lease) -> None:
-    """Keep the lease on a thread of its own: what holds up the loop must not cost it."""
-    stop, threads = threading.Event(), ThreadPoolExecutor(1, thread_name_prefix="lease")
-    try:
-        await asyncio.get_running_loop().run_in_executor(threads, lease.hold, stop)
-    finally:
-        stop.set()
-        threads.shutdown(wait=False)
 
 
 def _open_journal(settings: ManagerSettings) -> Journal:

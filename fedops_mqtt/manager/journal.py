@@ -159,14 +159,18 @@ class Journal:
         caller that goes on after this may act on what was written.
         """
         loop = asyncio.get_running_loop()
-        done = loop.run_in_executor(self._thread, lambda: self.insist(method, *args, **kwargs))
+        done = loop.run_in_executor(self._thread, lambda: self._insist(method, *args, **kwargs))
         done.add_done_callback(_read_error)  # a cancelled caller does not read it
         result = await asyncio.shield(done)
         while not self._may_act():  # noqa: ASYNC110 - time decides, and another thread
             await asyncio.sleep(AWAY_POLL_S / 5)
         return result
 
-    def insist(self, method: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def wait_for(self, method: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """`call` for another thread than the event loop's; it does not ask whether this manager leads."""
+        return self._thread.submit(self._insist, method, *args, **kwargs).result()
+
+    def _insist(self, method: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a method again and again until the database is there for it, or the journal is closed; this blocks."""
         has_warned = False
         while True:
@@ -309,7 +313,7 @@ class Journal:
 
     @contextmanager
     def begin(self) -> Iterator[Connection]:
-        """A transaction of the leader; `insist` skips one that was committed as its connection broke."""
+        """A transaction of the leader; `_insist` skips one that was committed as its connection broke."""
         number = self._num_written + 1
         with self._engine.begin() as connection:
             if self._term is not None and not fence(connection, self._term, number):

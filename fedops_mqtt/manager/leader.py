@@ -293,7 +293,7 @@ class _JournalEpochs:
         self._journal = journal
 
     def load(self) -> int:
-        return self._journal.insist(self._journal.read_epoch, "manager")
+        return self._journal.wait_for(self._journal.read_epoch, "manager")
 
     def save(self, epoch: int) -> None:
-        self._journal.insist(self._journal.write_epoch, "manager", epoch)
+        self._journal.wait_for(self._journal.write_epoch, "manager", epoch)

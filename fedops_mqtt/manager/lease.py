@@ -15,6 +15,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
@@ -127,6 +128,24 @@ async def wait_for_lease(
     if term is not None:
         logger.info("leading", extra={"term": term})
     return term
+
+
+async def hold_lease(lease: Lease) -> None:
+    """Keep the lease on a thread of its own, which what holds up the loop does not delay, until this is cancelled.
+
+    It returns once the thread has ended: a renewal after the release would keep the next manager out.
+
+    Raises:
+        LeaseLostError: another manager has it.
+    """
+    stop, threads = threading.Event(), ThreadPoolExecutor(1, thread_name_prefix="lease")
+    holding = asyncio.get_running_loop().run_in_executor(threads, lease.hold, stop)
+    try:
+        await asyncio.shield(holding)
+    finally:
+        stop.set()
+        threads.shutdown(wait=False)
+        await asyncio.wait([holding])
 
 
 class FileLease(Lease):

@@ -191,8 +191,8 @@ def test_a_write_with_an_unconfirmed_commit_is_made_once(own_postgres: Postgres)
                 dbapi.commit()
                 dbapi.close()
 
-        journal.insist(journal.write, Batch(events=[JournalEvent(at=1.0, kind="K")]))
-        journal.insist(journal.write, Batch(events=[JournalEvent(at=2.0, kind="L")]))
+        journal.wait_for(journal.write, Batch(events=[JournalEvent(at=1.0, kind="K")]))
+        journal.wait_for(journal.write, Batch(events=[JournalEvent(at=2.0, kind="L")]))
         with journal.engine.connect() as connection:
             assert connection.execute(select(func.count()).select_from(tables.events)).scalar_one() == 2
 

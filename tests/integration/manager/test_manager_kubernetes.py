@@ -230,7 +230,7 @@ async def test_a_manager_that_is_started_again_while_the_api_server_is_away_repl
 
 @pytest.mark.long
 async def test_an_image_that_cannot_be_pulled_fails_the_run_with_why(house: House, cluster: KubernetesStandIn) -> None:
-    on_kubernetes(house, image="no-such-image", limits="max_launches = 1\nserver_start_s = 5")
+    on_kubernetes(house, image="no-such-image", limits="max_launches = 1\nserver_start_s = 20")
     async with house.managed() as api:
         run = await api.ended(await api.start(house.task_id))
         assert "its pod waits: ImagePullBackOff: Back-off pulling image" in run["reason"]

@@ -11,7 +11,7 @@ from fedops_mqtt.core.run import Run, RunSpec
 from fedops_mqtt.manager.app import cause_of
 from fedops_mqtt.manager.errors import LeaseLostError
 from fedops_mqtt.manager.journal import Batch, Journal, JournaledRun, Launch
-from fedops_mqtt.manager.lease import ROW_LEASE_S, STANDBY_POLL_S, FileLease, RowLease, wait_for_lease
+from fedops_mqtt.manager.lease import ROW_LEASE_S, STANDBY_POLL_S, FileLease, RowLease, hold_lease, wait_for_lease
 
 
 @pytest.fixture
@@ -72,6 +72,35 @@ def test_a_row_lease_is_free_when_its_holder_lets_go_or_falls_silent(journal: Jo
         first.renew()
     second.release()
     assert first.try_take() == int(clock.now) + 1
+
+
+class SlowRenewal(RowLease):
+    """Is renewing until it may end, however soon it is told to stop."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__(journal.engine, "slow")
+        self.is_renewing, self.may_end = threading.Event(), threading.Event()
+        self.has_ended = False
+
+    def hold(self, stop: threading.Event) -> None:
+        self.is_renewing.set()
+        assert stop.wait(300)
+        assert self.may_end.wait(300)
+        self.has_ended = True
+
+
+async def test_who_holds_a_lease_no_more_has_waited_for_the_last_renewal(journal: Journal) -> None:
+    lease = SlowRenewal(journal)
+    holding = asyncio.create_task(hold_lease(lease))
+    await asyncio.to_thread(lease.is_renewing.wait, 300)
+    holding.cancel()
+    for _ in range(100):
+        await asyncio.sleep(0)
+    is_done = holding.done()
+    lease.may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await holding
+    assert (is_done, lease.has_ended) == (False, True)
 
 
 def test_of_two_managers_that_see_a_new_database_at_once_one_stands_by(journal: Journal) -> None:
