@@ -29,6 +29,9 @@ HEAD_S = 20.0
 """A request's head arrives within this; of a body that was answered before its end, something does."""
 WRITE_STALL_S = 60.0
 """A peer that takes nothing of its answer for this long is cut off."""
+KEEP_ALIVE_S = 75
+"""An idle connection is kept so long: longer than clients keep theirs (httpx 5 s, aiohttp 15 s), since a request that
+meets the end of its connection fails. It gives way to a newcomer at any time."""
 _BATCH = 64
 """Connections accepted in one turn of the loop: a fleet comes fast, and requests are read in between."""
 _RESERVED = 1024
@@ -429,6 +432,7 @@ async def serving(
         max_connections=max_connections,
         shutdown_s=shutdown_s,
         ws=websockets,
+        timeout_keep_alive=KEEP_ALIVE_S,
         **rules.for_uvicorn(),
     )
     with listening:

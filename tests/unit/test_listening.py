@@ -68,6 +68,10 @@ class Site:
     async def status(self, request: bytes = WHOLE, host: str = "127.0.0.1") -> int:
         return int((await (await self.connect(request, host)).readuntil(b"\r\n")).split()[1])
 
+    def write(self, data: bytes) -> None:
+        """Write on the newest connection."""
+        self._open[-1].write(data)
+
     def hang_up(self) -> None:
         for writer in self._open:
             writer.transport.abort()
@@ -122,6 +126,21 @@ def test_an_idle_connection_after_its_answer_gives_way_too(play: Play) -> None:
                 await reader.readuntil(b"}")
             assert await served.status() == 200
             await _end_of(answered[0])
+
+    play(test())
+
+
+@pytest.mark.long
+def test_a_connection_that_a_client_keeps_for_the_next_request_is_not_closed_under_it(play: Play) -> None:
+    """httpx keeps one 5 s; a server that closes it at that moment makes the request fail."""
+
+    async def test() -> None:
+        async with site() as served:
+            reader = await served.connect(WHOLE)
+            await reader.readuntil(b"}")
+            await asyncio.sleep(7)
+            served.write(WHOLE)
+            assert (await reader.readuntil(b"\r\n")).split()[1] == b"200"
 
     play(test())
 

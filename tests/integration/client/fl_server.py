@@ -33,7 +33,7 @@ def serve(server: LineServer, num_rounds: int) -> None:
     strategy = FedAvg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
     start = ArrayRecord({"w": Array(np.zeros(2, dtype=np.float32))})
     strategy.start(grid=server.grid, initial_arrays=start, num_rounds=num_rounds, timeout=600)
-    server.close(RunOutcome.COMPLETED, "all rounds done")
+    server.close(RunOutcome.COMPLETED, "all rounds done", linger_s=300)
 
 
 def serve_grpc(address: str, num_rounds: int) -> None:

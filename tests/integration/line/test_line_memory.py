@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, Context, Message, RecordDict
-from line_parts import Lines, ask, echo_app, mac_of
+from line_parts import WAIT_S, Lines, ask, echo_app, mac_of
 
 from fedops_mqtt.protocol import RunOutcome
 
@@ -57,7 +57,7 @@ def test_a_client_holds_three_models_at_most(lines: Lines) -> None:
     for _ in range(ROUNDS):
         (reply,) = ask(server, RecordDict({"arrays": model()}))
         assert reply.has_content()
-    server.close(RunOutcome.COMPLETED, "done")
+    server.close(RunOutcome.COMPLETED, "done", linger_s=WAIT_S)
     peak_bytes = client.wait_for("peak_bytes")
     assert 2 * MODEL_BYTES < peak_bytes < 3 * MODEL_BYTES + SLACK_BYTES, "message and reply at least"
 

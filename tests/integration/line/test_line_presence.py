@@ -38,7 +38,7 @@ def test_a_client_joins_answers_and_learns_that_the_run_is_over(lines: Lines) ->
     client = lines.join(server, echo_app())
     (reply,) = ask(server)
     assert reply.content["metrics"]["node"] == node_id_of(mac_of(1)) % 1000
-    assert server.close(RunOutcome.COMPLETED, "all rounds done") == []
+    assert server.close(RunOutcome.COMPLETED, "all rounds done", linger_s=WAIT_S) == []
     end = client.end()
     assert (end.outcome, end.run_outcome, end.is_rejected) == (Outcome.FINISHED, RunOutcome.COMPLETED, False)
     member = lines.changes.wait("finished").member
@@ -275,7 +275,7 @@ def test_an_interrupt_ends_a_round_and_the_clients_are_stopped(lines: Lines) -> 
     gate.wait_entered()
     server.interrupt(RunOutcome.STOPPED, "by the user")
     assert isinstance(results.get(timeout=WAIT_S), RunEndedError)
-    server.close(RunOutcome.STOPPED, "by the user")
+    server.close(RunOutcome.STOPPED, "by the user", linger_s=WAIT_S)
     assert client.ended.wait(WAIT_S)
     gate.opened.set()
     end = client.end()

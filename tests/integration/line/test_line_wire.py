@@ -244,7 +244,7 @@ def test_a_reason_of_any_length_reaches_the_clients_cut(lines: Lines) -> None:
     server = lines.serve()
     client = lines.join(server, echo_app())
     lines.changes.wait("joined")
-    server.close(RunOutcome.FAILED, "why " * 100_000)
+    server.close(RunOutcome.FAILED, "why " * 100_000, linger_s=WAIT_S)
     end = client.end()
     assert (end.run_outcome, end.reason[:16], len(end.reason) < 5000) == (RunOutcome.FAILED, "run failed: why ", True)
 

@@ -226,6 +226,7 @@ class Device:
         self.ignores_triggers = ignores_triggers
         self.is_stubborn = is_stubborn
         self.starts: list[StartTrigger] = []
+        """Each once: a manager repeats one until it sees the client train, which on a busy machine takes a while."""
         self.stops: list[StopTrigger] = []
         self.client = Client(
             identity=Identity(task_id=task_id, client_mac=mac, client_name="test", instance=new_instance())
@@ -261,7 +262,8 @@ class Device:
             for event in await bus.drain():
                 message = event.message if isinstance(event, Received) else None
                 if isinstance(message, StartTrigger) and not self.ignores_triggers:
-                    self.starts.append(message)
+                    if _aim(message) not in map(_aim, self.starts):
+                        self.starts.append(message)
                     self.happens(message)
                     if self.client.facts.active_training:
                         self.happens(PhaseReport(phase=Phase.TRAINING, round=1))
@@ -282,6 +284,10 @@ class Device:
 
     def _say_will(self, stamp: Stamp) -> ClientStatus:
         return last_will(self.client.identity, stamp, at=utc_now(), heartbeat_s=self._heartbeat_s)
+
+
+def _aim(start: StartTrigger) -> tuple[object, ...]:
+    return start.run_id, start.attempt, start.launch, start.term
 
 
 @dataclass(kw_only=True)
