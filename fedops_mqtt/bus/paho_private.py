@@ -1,10 +1,13 @@
 """What paho 2.2 and aiomqtt 2.5.1 do with their own insides, done otherwise.
 
 Private and hooked on purpose: `paho.Client._handle_publish`, `._in_packet` and `._create_socket_connection`,
-`aiomqtt.Client._loop`, `._client` and `._disconnected`, and paho's `on_socket_register_write`.
+`aiomqtt.Client._loop`, `._client`, `._disconnected`, `._misc_task` and `._misc_loop`, and paho's `on_socket_open` and
+`on_socket_register_write`.
 """
 
+import select
 import socket
+import ssl
 from collections.abc import Callable
 from typing import Any
 
@@ -37,29 +40,70 @@ def skip_properties(paho: paho_client.Client) -> None:
     paho._handle_publish = take_without_properties  # type: ignore[method-assign]
 
 
-def writes_while_open(client: aiomqtt.Client) -> Callable[[Any, Any, Any], None]:
-    """Return what aiomqtt does when paho has something to write, but for a socket that was closed meanwhile.
+class SocketWatcher:
+    """Lets the loop read and write paho's socket as aiomqtt does, but while it is open, and to a connection's end.
 
-    aiomqtt 2.5.1 keeps the bare number for the loop's next turn: by then it is nobody's, which is an error that the
-    loop prints with a traceback, or another connection's, whose writer would spin for ever.
+    aiomqtt 2.5.1 keeps the socket's bare number for the loop's next turn: by then it is nobody's, which is an error
+    that the loop prints with a traceback, or another connection's, whose writer would spin for ever.
+
+    uvloop 0.23 calls the reader of a connection that was reset once more and then never again, and paho 2.2 reads one
+    packet a call. Where a packet had come before the reset, the rest of them and the end would be missed until
+    keep-alive, and the next write would be an error with a traceback.
     """
-    loop = client._loop
 
-    def write() -> None:
-        try:
-            client._client.loop_write()
-        except (OSError, ValueError) as error:
-            if not client._disconnected.done():
-                client._disconnected.set_exception(error)
+    def __init__(self, client: aiomqtt.Client) -> None:
+        self._client = client
+        self._paho = client._client
+        self._loop = client._loop
+        self._paho.on_socket_open = self._on_open
+        self._paho.on_socket_register_write = self._on_register_write
 
-    def watch(sock: Any) -> None:
+    # paho connects in a thread of its own
+
+    def _on_open(self, _paho: object, _userdata: object, sock: Any) -> None:
+        self._loop.call_soon_threadsafe(self._begin_reading, sock)
+
+    def _on_register_write(self, _paho: object, _userdata: object, sock: Any) -> None:
+        self._loop.call_soon_threadsafe(self._begin_writing, sock)
+
+    def _begin_reading(self, sock: Any) -> None:
         if sock.fileno() >= 0:
-            loop.add_writer(sock.fileno(), write)
+            self._loop.add_reader(sock.fileno(), self._read, _more_to_read(sock))
+            self._client._misc_task = self._loop.create_task(self._client._misc_loop())
 
-    def on_register_write(_client: object, _userdata: object, sock: Any) -> None:
-        loop.call_soon_threadsafe(watch, sock)  # paho connects in a thread of its own
+    def _begin_writing(self, sock: Any) -> None:
+        if sock.fileno() >= 0:
+            self._loop.add_writer(sock.fileno(), self._write)
 
-    return on_register_write
+    def _read(self, has_more: Callable[[], bool]) -> None:
+        try:
+            self._paho.loop_read()
+            while self._paho.socket() is not None and has_more():
+                self._paho.loop_read()
+        except Exception as error:
+            self._end(error)
+
+    def _write(self) -> None:
+        try:
+            self._paho.loop_write()
+        except Exception as error:
+            self._end(error)
+
+    def _end(self, error: Exception) -> None:
+        if not self._client._disconnected.done():
+            self._client._disconnected.set_exception(error)
+
+
+def _more_to_read(sock: Any) -> Callable[[], bool]:
+    """Return what tells whether there is more to read of which the loop says nothing.
+
+    TLS may have decrypted more than was read; what came before a reset can be read until that fails.
+    """
+    poll = select.poll()
+    poll.register(sock, 0)  # errors and hang-ups are always reported
+    if isinstance(sock, ssl.SSLSocket):
+        return lambda: bool(sock.pending() or poll.poll(0))
+    return lambda: bool(poll.poll(0))
 
 
 def connect_to_ip(paho: paho_client.Client, ip: str, port: int) -> None:

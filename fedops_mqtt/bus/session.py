@@ -37,7 +37,7 @@ from fedops_mqtt.bus.errors import (
     PublishTimeoutError,
     VersionError,
 )
-from fedops_mqtt.bus.paho_private import connect_to_ip, skip_properties, writes_while_open
+from fedops_mqtt.bus.paho_private import SocketWatcher, connect_to_ip, skip_properties
 from fedops_mqtt.runtime.background import raise_if_cancelled
 
 _REFUSED_FROM = 128
@@ -265,7 +265,7 @@ def _make_client(
     client._client.connect_timeout = options.connect_timeout_s
     if address.ip is not None:
         connect_to_ip(client._client, address.ip, address.port)
-    client._client.on_socket_register_write = writes_while_open(client)
+    SocketWatcher(client)
     if is_mqtt5:
         skip_properties(client._client)
     return client

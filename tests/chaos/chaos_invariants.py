@@ -76,11 +76,17 @@ def _tracebacks(world: World) -> Iterator[str]:
     for started in world.everybody():
         if started.process.returncode not in (None, *world.wanted_ends.get(started.name, ())):
             yield f"{started.name} ended with {started.process.returncode}: {started.stderr[-2000:]}"
-        if "Traceback (most recent call last)" in started.stderr:
-            yield f"{started.name} said a traceback: {started.stderr[-3000:]}"
+        if said := _first_traceback(started.stderr):
+            yield f"{started.name} said a traceback: {said}"
     for log in sorted(world.manager_state.rglob("*.log")):
-        if "Traceback (most recent call last)" in (said := log.read_text(errors="replace")):
-            yield f"{log} has a traceback: {said[-3000:]}"
+        if said := _first_traceback(log.read_text(errors="replace")):
+            yield f"{log} has a traceback: {said}"
+
+
+def _first_traceback(log: str) -> str:
+    """Return the first traceback of a log with what stands around it; empty: there is none."""
+    at = log.find("Traceback (most recent call last)")
+    return log[max(0, at - 1000) : at + 6000] if at >= 0 else ""
 
 
 async def _bus(world: World, journal: ManagerJournal) -> AsyncIterator[str]:
