@@ -1,6 +1,8 @@
 """The manager's database: connections to SQLite and PostgreSQL, migrations, and errors of an unavailable server."""
 
 import re
+import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,10 @@ from fedops_mqtt.manager.errors import JournalVersionError
 
 BUSY_TIMEOUT_S = 30
 """How long SQLite waits for another process that writes (a backup, a person with a shell)."""
+
+_BUSY_POLL_S = 0.05
+_PRIMARY = 0xFF
+"""Of SQLite's extended result codes, the part that is the primary one."""
 
 IDLE_IN_TRANSACTION_S = 3
 """PostgreSQL ends a transaction whose client has stopped in the middle of it: its locks would keep a standby out."""
@@ -110,9 +116,29 @@ def _upgrade(connection: Connection, found: str) -> None:
 
 def _set_up_sqlite(connection: Any, _record: object) -> None:
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_S * 1000}"):
+    cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_S * 1000}")
+    _use_wal(cursor)
+    for pragma in ("synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _use_wal(cursor: sqlite3.Cursor) -> None:
+    """Set the journal mode, in the time that SQLite waits for others: for this it does not wait by itself.
+
+    Two managers that start together on a new file meet here.
+    """
+    give_up_at = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            is_busy = error.sqlite_errorcode & _PRIMARY == sqlite3.SQLITE_BUSY
+            if not is_busy or time.monotonic() >= give_up_at:
+                raise
+            time.sleep(_BUSY_POLL_S)
+        else:
+            return
 
 
 _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")

@@ -1,6 +1,8 @@
 """A database of an earlier program becomes that of today, on SQLite and on PostgreSQL; a newer one is left alone."""
 
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,23 @@ def test_managers_that_start_together_find_one_database(database_url: str, is_ol
 
     with ThreadPoolExecutor(4) as managers:
         assert list(managers.map(start, range(4))) == [tables.REVISION] * 4
+
+
+def test_a_manager_waits_for_another_one_that_makes_the_same_file(tmp_path: Path) -> None:
+    file = tmp_path / "manager.db"
+
+    def start() -> str:
+        with Journal(f"sqlite:///{file}") as journal, journal.engine.connect() as connection:
+            return str(connection.execute(text("PRAGMA journal_mode")).scalar_one())
+
+    with closing(sqlite3.connect(file, isolation_level=None)) as other, ThreadPoolExecutor(1) as managers:
+        other.execute("CREATE TABLE made_first (x)")
+        other.execute("BEGIN IMMEDIATE")
+        started = managers.submit(start)
+        with pytest.raises(TimeoutError):
+            started.result(timeout=1)
+        other.execute("COMMIT")
+        assert started.result() == "wal"
 
 
 @pytest.mark.parametrize("table", ["alembic_version SET version_num = '0099'", "schema_version SET version = 99"])
