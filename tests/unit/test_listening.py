@@ -4,12 +4,11 @@ import asyncio
 import logging
 import resource
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
 
 import pytest
-import uvloop
+from loops import HANGS_S, Play
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
@@ -21,20 +20,6 @@ from fedops_mqtt.runtime.http_server import connections_within, open_socket, ser
 
 HALF = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 WHOLE = HALF + b"\r\n"
-HANGS_S = 300
-
-Play = Callable[[Coroutine[Any, Any, None]], None]
-
-
-@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def play(request: pytest.FixtureRequest) -> Play:
-    """Run a test in a loop: the shim has asyncio's, the manager and the line have uvloop's."""
-
-    def played(test: Coroutine[Any, Any, None]) -> None:
-        with asyncio.Runner(loop_factory=request.param) as runner:
-            runner.run(asyncio.wait_for(test, HANGS_S))
-
-    return played
 
 
 async def _answer(request: Request) -> JSONResponse:

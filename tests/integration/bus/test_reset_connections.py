@@ -1,19 +1,15 @@
 """A connection that its broker resets: what came before is read, and the end is noticed at once, in every loop."""
 
-import asyncio
-import logging
 import os
 import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from typing import Any
 
 import pytest
-import uvloop
 from bus_helpers import MAC, PATIENCE_S, QUICK, next_event
+from loops import Play
 from paho.mqtt import publish
 
 from fedops_mqtt.bus import BusEvent, Connected, Connection, Disconnected, Malformed, Mosquitto
@@ -21,19 +17,6 @@ from fedops_mqtt.protocol import topics
 
 NEVER_S = 3600
 NUM_MESSAGES = 5
-
-Play = Callable[[Coroutine[Any, Any, None]], None]
-
-
-@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def play(request: pytest.FixtureRequest) -> Play:
-    """Run a test in a loop: a client has asyncio's, the manager has uvloop's."""
-
-    def played(test: Coroutine[Any, Any, None]) -> None:
-        with asyncio.Runner(loop_factory=request.param) as runner:
-            runner.run(asyncio.wait_for(test, PATIENCE_S))
-
-    return played
 
 
 def test_what_came_before_a_reset_is_read_and_its_end_is_noticed_without_keep_alive(
@@ -74,8 +57,3 @@ def say_and_reset(broker: Mosquitto, reader: socket.socket, topic: str) -> None:
     poll = select.poll()
     poll.register(reader, 0)  # an error is always reported
     assert poll.poll(PATIENCE_S * 1000)
-
-
-@pytest.fixture(autouse=True)
-def whole_log(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING)
