@@ -21,7 +21,6 @@ from fedops_mqtt.bus.errors import (
     ClientIdError,
     ConnectError,
     ConnectTimeoutError,
-    CredentialsError,
     NotConnectedError,
     PublishRefusedError,
     VersionError,
@@ -342,18 +341,17 @@ class Connection:
         if self._session is None:
             return
         self._session = None
-        self._logged.add(ConnectError.__name__)
         logger.warning("lost the connection to the broker", extra={"broker": self.broker, "reason": reason})
         self._push(Disconnected(reason))
 
     def _note_failure(self, error: ConnectError | PublishRefusedError) -> None:
-        """Log once an outage what is wrong: that the broker is away, that it refuses us, that it refuses a topic."""
+        """Log each problem once an outage: the first need not be the one that lasts."""
         if isinstance(error, ConnectError):
             self._fail_first_try(error)
-        kind = type(error) if isinstance(error, CredentialsError | PublishRefusedError) else ConnectError
-        if kind.__name__ not in self._logged:
-            self._logged.add(kind.__name__)
-            logger.error("cannot use the broker, trying again until it works", extra={"problem": str(error)})
+        problem = str(error)
+        if problem not in self._logged:
+            self._logged.add(problem)
+            logger.error("cannot use the broker, trying again until it works", extra={"problem": problem})
 
     def _fail_first_try(self, error: BusError) -> None:
         if self._first_try and not self._first_try.done():

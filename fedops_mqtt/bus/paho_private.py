@@ -1,8 +1,8 @@
 """What paho 2.2 and aiomqtt 2.5.1 do with their own insides, done otherwise.
 
-Private and hooked on purpose: `paho.Client._handle_publish`, `._in_packet` and `._create_socket_connection`,
-`aiomqtt.Client._loop`, `._client`, `._disconnected`, `._misc_task` and `._misc_loop`, and paho's `on_socket_open` and
-`on_socket_register_write`.
+Private and hooked on purpose: `paho.Client._handle_publish`, `._in_packet`, `._sock_send` and
+`._create_socket_connection`, `aiomqtt.Client._loop`, `._client`, `._disconnected`, `._misc_task` and `._misc_loop`, and
+paho's `on_socket_open` and `on_socket_register_write`.
 """
 
 import select
@@ -49,12 +49,18 @@ class SocketWatcher:
     uvloop 0.23 calls the reader of a connection that was reset once more and then never again, and paho 2.2 reads one
     packet a call. Where a packet had come before the reset, the rest of them and the end would be missed until
     keep-alive, and the next write would be an error with a traceback.
+
+    A write that fails because the broker has left does not tell why; what the broker sent before it left does (a TLS
+    alert, a CONNACK, a DISCONNECT), and paho would close the socket with that unread.
     """
 
     def __init__(self, client: aiomqtt.Client) -> None:
         self._client = client
         self._paho = client._client
         self._loop = client._loop
+        self._has_more: Callable[[], bool] = lambda: False
+        self._send = self._paho._sock_send
+        self._paho._sock_send = self._send_or_read_why  # type: ignore[method-assign]
         self._paho.on_socket_open = self._on_open
         self._paho.on_socket_register_write = self._on_register_write
 
@@ -68,26 +74,41 @@ class SocketWatcher:
 
     def _begin_reading(self, sock: Any) -> None:
         if sock.fileno() >= 0:
-            self._loop.add_reader(sock.fileno(), self._read, _more_to_read(sock))
+            self._has_more = _more_to_read(sock)
+            self._loop.add_reader(sock.fileno(), self._read)
             self._client._misc_task = self._loop.create_task(self._client._misc_loop())
 
     def _begin_writing(self, sock: Any) -> None:
         if sock.fileno() >= 0:
             self._loop.add_writer(sock.fileno(), self._write)
 
-    def _read(self, has_more: Callable[[], bool]) -> None:
+    def _read(self) -> None:
         try:
             self._paho.loop_read()
-            while self._paho.socket() is not None and has_more():
-                self._paho.loop_read()
+            self._read_on()
         except Exception as error:
             self._end(error)
+
+    def _read_on(self) -> None:
+        while self._paho.socket() is not None and self._has_more():
+            self._paho.loop_read()
 
     def _write(self) -> None:
         try:
             self._paho.loop_write()
         except Exception as error:
             self._end(error)
+
+    def _send_or_read_why(self, buf: bytes | bytearray) -> int:
+        try:
+            return self._send(buf)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self._read_on()
+            if self._paho.socket() is None:  # its end was read: for paho there is nothing to write now
+                raise BlockingIOError from error
+            raise
 
     def _end(self, error: Exception) -> None:
         if not self._client._disconnected.done():

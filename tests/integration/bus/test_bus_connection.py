@@ -124,6 +124,30 @@ async def test_a_connection_waits_for_an_unreachable_broker_and_logs_it_once(cap
     assert "Connection refused" in errors[0].problem  # type: ignore[attr-defined]
 
 
+async def test_each_problem_of_an_outage_is_logged_once_also_after_a_loss(caplog: pytest.LogCaptureFixture) -> None:
+    attempts = Attempts(0)
+
+    async def until_tried(times: int) -> None:
+        attempts.enough, attempts.are_enough = times, asyncio.Event()
+        await asyncio.wait_for(attempts.are_enough.wait(), PATIENCE_S)
+
+    async with (
+        Mosquitto() as broker,
+        Connection(broker.url, make_will=attempts.count, options=QUICK) as connection,
+    ):
+        await next_event(connection, Connected)
+        await broker.kill()
+        await until_tried(5)
+        async with await asyncio.start_server(lambda _, writer: writer.close(), broker.host, broker.port):
+            await until_tried(5)
+        await broker.restart()
+        await next_event(connection, Connected)
+    problems = [record.problem for record in caplog.records if record.levelno >= logging.ERROR]  # type: ignore[attr-defined]
+    assert len(set(problems)) == len(problems)
+    assert "Connection refused" in problems[0]
+    assert "the broker closed the connection before answering" in problems[1]
+
+
 @asynccontextmanager
 async def broker_with_password(folder: Path) -> AsyncIterator[Mosquitto]:
     passwords = folder / "passwords"

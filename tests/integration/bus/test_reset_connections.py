@@ -19,8 +19,9 @@ NEVER_S = 3600
 NUM_MESSAGES = 5
 
 
+@pytest.mark.parametrize("writes_first", [False, True], ids=["read", "written"])
 def test_what_came_before_a_reset_is_read_and_its_end_is_noticed_without_keep_alive(
-    play: Play, task_id: str, caplog: pytest.LogCaptureFixture
+    play: Play, task_id: str, caplog: pytest.LogCaptureFixture, writes_first: bool
 ) -> None:
     topic = str(topics.client_status(task_id, MAC))
 
@@ -32,7 +33,11 @@ def test_what_came_before_a_reset_is_read_and_its_end_is_noticed_without_keep_al
         ):
             await next_event(reader, Connected)
             assert reader._session is not None
-            say_and_reset(broker, reader._session._paho.socket(), topic)  # the loop stands still meanwhile
+            paho = reader._session._paho
+            say_and_reset(broker, paho.socket(), topic)  # the loop stands still meanwhile
+            if writes_first:  # as the loop does where the reset comes between its poll and its writer
+                paho.publish(topic)
+                paho.loop_write()
             events: list[BusEvent] = []
             while not any(isinstance(event, Disconnected) for event in events):
                 events += await reader.drain()
