@@ -63,18 +63,12 @@ class Changes:
             assert self._changed.wait_for(has_all, WAIT_S), f"not {phases} in {self.seen}"
 
 
-SWITCH_S = 0.05
-"""CPython 3.11 counts the depth of AST conversions per interpreter: two threads that interrupt each other in one, each
-in a `numpy.load`, end with a SystemError. Devices have a process each; several in one process switch less often."""
-
-
 class ThreadClient:
     """A LineRunner in a thread."""
 
     def __init__(
         self, address: str, app: ClientApp, *, mac: str = mac_of(1), context: Any = None, **options: Any
     ) -> None:
-        sys.setswitchinterval(SWITCH_S)
         values = {"instance": "i1", "attempt": 1, "join_s": WAIT_S, "rejoin_s": WAIT_S, **options}
         self.progress: list[Any] = []
         self.answered: list[Any] = []
