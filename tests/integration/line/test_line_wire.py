@@ -51,7 +51,8 @@ class HandClient:
         self.headers = {wire.SESSION_HEADER: answer["session"]}
         self.control = self.connect()
         self.control.request("GET", wire.CONTROL_PATH, headers=self.headers)
-        assert json.loads(self.control.getresponse().readline()) == {"ping": 1}
+        self.orders = self.control.getresponse()
+        assert json.loads(self.orders.readline()) == {"ping": 1}
 
     headers: dict[str, str] = {}  # noqa: RUF012 - replaced at join
 
@@ -322,17 +323,29 @@ def test_a_session_needs_its_token_each_time(lines: Lines) -> None:
 
 
 def test_after_the_end_every_request_is_gone(hand: HandClient) -> None:
-    closing_thread = threading.Thread(target=hand.server.close, args=(RunOutcome.COMPLETED, "all done"))
+    body = json.dumps({"client_mac": mac_of(2), "instance": "late", "attempt": 1}).encode()
+    late = hand.ask("POST", wire.JOIN_PATH, body)[1]["session"]  # the server serves until this one is informed, too
+    closing_thread = threading.Thread(
+        target=hand.server.close, args=(RunOutcome.COMPLETED, "all done"), kwargs={"linger_s": WAIT_S}, daemon=True
+    )
     asked: queue.Queue[Any] = queue.Queue()
-    poll = threading.Thread(target=lambda: asked.put(hand.ask("GET", wire.NEXT_PATH)))
+    poll = threading.Thread(target=lambda: asked.put(hand.ask("GET", wire.NEXT_PATH)), daemon=True)
     poll.start()
     closing_thread.start()
-    status, refusal = asked.get(timeout=WAIT_S)
-    assert status in (204, 410)
-    if status == 410:
-        assert refusal == {"code": "gone", "reason": "all done", "outcome": "completed"}
+    gone = 410, {"code": "gone", "reason": "all done", "outcome": "completed"}
+    assert json.loads(hand.orders.read()) == {"gone": "completed", "reason": "all done"}
+    assert asked.get(timeout=WAIT_S) in [gone, (204, None)]
+    reply = f"{wire.REPLY_PATH}m"
+    for method, path in [
+        ("GET", wire.NEXT_PATH), ("GET", wire.CONTROL_PATH), ("GET", reply), ("POST", reply), ("POST", wire.PONG_PATH),
+        ("POST", wire.LEAVE_PATH),
+    ]:  # fmt: skip
+        assert hand.ask(method, path) == gone, path
+    assert hand.ask("POST", wire.JOIN_PATH, body) == gone
+    hand.headers = {wire.SESSION_HEADER: late}
+    assert hand.ask("GET", wire.CONTROL_PATH) == (200, {"gone": "completed", "reason": "all done"})
     closing_thread.join(WAIT_S)
-    poll.join(WAIT_S)
+    assert not closing_thread.is_alive()
 
 
 def test_a_reply_over_the_limit_fails_its_client_only(lines: Lines) -> None:
