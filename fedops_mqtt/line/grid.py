@@ -197,7 +197,7 @@ class LineGrid(Grid):
             since = self._short_since = self._short_since or now
 
             def deadline() -> float:
-                return min(self._waiting_since(since) + self._join_s(), self._run_deadline)
+                return min(self._gives_up_at(since, num_clients), self._run_deadline)
 
             nodes = self._run_state.wait_for_present(num_clients, deadline, max_clients=self._max_clients)
         self._check_running()
@@ -354,11 +354,22 @@ class LineGrid(Grid):
         # A client that still receives the run's app cannot have joined yet, however slow its link is.
         return max(began, self._run_state.app_sent_at)
 
-    def _join_s(self) -> float:
-        has_all = self._max_clients is not None and len(self._run_state.members) >= self._max_clients
-        return self._limits.rejoin_s if has_all else self._limits.join_s
+    def _gives_up_at(self, began: float, num_clients: int) -> float:
+        began = self._waiting_since(began)
+        missing_since = self._run_state.missing_since(num_clients, self._max_clients)
+        if missing_since is None:
+            return began + self._limits.join_s
+        return max(began, missing_since) + self._limits.rejoin_s
 
     def _too_few(self, present: int, needed: int | None) -> BelowQuorumError:
-        absent = [f"{m.mac} ({m.reason or m.outcome})" for m in self._run_state.members.values() if not m.is_present]
-        is_hopeless = needed is not None and self._run_state.is_hopeless(needed, self._max_clients)
-        return BelowQuorumError(present, needed, None if is_hopeless else self._join_s(), absent)
+        absent = [
+            f"{member.mac} ({member.reason or member.outcome or member.phase})"
+            for member in self._run_state.members.values()
+            if not member.is_present
+        ]
+        limit_s: float | None = self._limits.join_s
+        if needed is not None and self._run_state.is_hopeless(needed, self._max_clients):
+            limit_s = None
+        elif needed is not None and self._run_state.missing_since(needed, self._max_clients) is not None:
+            limit_s = self._limits.rejoin_s
+        return BelowQuorumError(present, needed, limit_s, absent)

@@ -99,6 +99,7 @@ class RunState:
         self._is_closed = False
         self._app_sent: dict[str, int] = {}
         self._app_sent_at = 0.0
+        self._lost_at: dict[str, float] = {}
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Take the line's event loop, in its own thread; before this, no client can be reached."""
@@ -148,6 +149,22 @@ class RunState:
         with self._changed:
             num_ended = sum(member.outcome is not None for member in self._members.by_mac.values())
             return max_clients is not None and max_clients - num_ended < num_clients
+
+    def missing_since(self, num_clients: int, max_clients: int | None) -> float | None:
+        """Return since when (monotonic) so many of all who can come have not been there; 0.0: for ever.
+
+        None while some of `max_clients` may still come for the first time: until its control request is open, a client
+        has not come.
+        """
+        with self._changed:
+            members = self._members.by_mac.values()
+            num_came = sum(member.has_joined or member.outcome is not None for member in members)
+            if max_clients is None or num_came < max_clients:
+                return None
+            absent = [member for member in members if not member.is_present and member.outcome is None]
+            latest_first = sorted((self._lost_at[member.mac] for member in absent), reverse=True)
+            num_missing = num_clients - len(self._members.present_node_ids())
+            return latest_first[num_missing - 1] if 0 < num_missing <= len(latest_first) else 0.0
 
     def post(self, outbound_messages: Iterable[OutboundMessage]) -> None:
         """Post messages; one to a node that is not there is answered with a Flower Error at once."""
@@ -237,6 +254,7 @@ class RunState:
             before = None if known is None else self._sessions.get(known.session)
             session_id = secrets.token_hex(_SESSION_BYTES)
             evicted = self._members.join(request.client_mac, request.instance, request.attempt, session_id)
+            self._lost_at[request.client_mac] = time.monotonic()  # not present before its control request is open
             member = self._members.by_mac[request.client_mac]
             session = Session(id=session_id, mac=member.mac, node_id=member.node_id)
             self._replace(before, session, evicted)
@@ -269,6 +287,7 @@ class RunState:
             if session.is_over:
                 return
             changes = self._members.detach(session.id, reason)
+            self._lost_at[session.mac] = time.monotonic()
             self._end_session(session.id, None)
             self._settle(changes, f"{session.mac} lost: {reason}")
 

@@ -241,7 +241,7 @@ def test_no_client_at_all_ends_the_run_after_the_join_limit(lines: Lines) -> Non
 
 
 def test_a_client_that_has_ended_is_not_waited_for_where_no_other_may_join(lines: Lines) -> None:
-    server = lines.serve(min_clients=2, max_clients=2, limits={"join_s": 600.0, "rejoin_s": 0.1})
+    server = lines.serve(min_clients=2, max_clients=2, limits={"rejoin_s": WAIT_S})
     for number in (1, 2):
         lines.join(server, echo_app(), mac=mac_of(number))
     assert len(server.grid.get_node_ids()) == 2

@@ -5,6 +5,7 @@ import json
 import queue
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent import futures
 from contextlib import closing, suppress
@@ -27,6 +28,7 @@ from fedops_mqtt.line import wire
 from fedops_mqtt.line.codec import HEAD, MAX_HEADER_VALUES, encode_message, read_message
 from fedops_mqtt.line.connection import Answers, probe
 from fedops_mqtt.line.errors import LineConfigError
+from fedops_mqtt.line.run_state import RunOver
 from fedops_mqtt.line.server import LineServer, LineTls
 from fedops_mqtt.protocol import Outcome, RunOutcome
 
@@ -35,20 +37,28 @@ BIG = ArrayRecord([np.arange(4_000_000, dtype="f4")])
 
 
 class HandClient:
-    """A client spoken by hand; its control request is open."""
+    """A client spoken by hand; its control request is open, unless it only joins."""
 
-    def __init__(self, server: LineServer, *, mac: str = mac_of(1)) -> None:
+    def __init__(self, server: LineServer, *, mac: str = mac_of(1), opens_control: bool = True) -> None:
         self.server = server
         self.mac = mac
-        self.join()
+        self.send_join()
+        if opens_control:
+            self.open_control()
 
     def join(self) -> None:
-        """Join, or join again."""
+        """Join again."""
+        self.send_join()
+        self.open_control()
+
+    def send_join(self) -> None:
         self.headers = {}
         body = json.dumps({"client_mac": self.mac, "instance": "hand", "attempt": 1}).encode()
         status, answer = self.ask("POST", wire.JOIN_PATH, body)
         assert status == 200
         self.headers = {wire.SESSION_HEADER: answer["session"]}
+
+    def open_control(self) -> None:
         self.control = self.connect()
         self.control.request("GET", wire.CONTROL_PATH, headers=self.headers)
         self.orders = self.control.getresponse()
@@ -323,17 +333,14 @@ def test_a_session_needs_its_token_each_time(lines: Lines) -> None:
 
 
 def test_after_the_end_every_request_is_gone(hand: HandClient) -> None:
-    body = json.dumps({"client_mac": mac_of(2), "instance": "late", "attempt": 1}).encode()
-    late = hand.ask("POST", wire.JOIN_PATH, body)[1]["session"]  # the server serves until this one is informed, too
-    closing_thread = threading.Thread(
-        target=hand.server.close, args=(RunOutcome.COMPLETED, "all done"), kwargs={"linger_s": WAIT_S}, daemon=True
-    )
     asked: queue.Queue[Any] = queue.Queue()
     poll = threading.Thread(target=lambda: asked.put(hand.ask("GET", wire.NEXT_PATH)), daemon=True)
     poll.start()
-    closing_thread.start()
-    gone = 410, {"code": "gone", "reason": "all done", "outcome": "completed"}
+    over = RunOver(outcome=RunOutcome.COMPLETED, reason="all done")
+    # `close` stops serving right after this, and who asks then meets no server.
+    assert hand.server._run_state.close(over, time.monotonic() + WAIT_S) == []
     assert json.loads(hand.orders.read()) == {"gone": "completed", "reason": "all done"}
+    gone = 410, {"code": "gone", "reason": "all done", "outcome": "completed"}
     assert asked.get(timeout=WAIT_S) in [gone, (204, None)]
     reply = f"{wire.REPLY_PATH}m"
     for method, path in [
@@ -341,11 +348,25 @@ def test_after_the_end_every_request_is_gone(hand: HandClient) -> None:
         ("POST", wire.LEAVE_PATH),
     ]:  # fmt: skip
         assert hand.ask(method, path) == gone, path
+    body = json.dumps({"client_mac": hand.mac, "instance": "hand", "attempt": 2}).encode()
     assert hand.ask("POST", wire.JOIN_PATH, body) == gone
-    hand.headers = {wire.SESSION_HEADER: late}
-    assert hand.ask("GET", wire.CONTROL_PATH) == (200, {"gone": "completed", "reason": "all done"})
-    closing_thread.join(WAIT_S)
-    assert not closing_thread.is_alive()
+
+
+def test_a_client_that_joins_after_the_rejoin_limit_is_given_the_time_to_open_its_control_request(lines: Lines) -> None:
+    server = lines.serve(min_clients=2, max_clients=2, limits={"ping_s": 30.0, "rejoin_s": 0.1})
+    first = HandClient(server)
+    results = ask_in_thread(server)
+    threading.Event().wait(0.3)  # longer than the rejoin limit: it is not what counts here
+    last = HandClient(server, mac=mac_of(2), opens_control=False)
+    first.control.close()
+    first.join()  # the server looks anew who is there
+    last.open_control()
+    for each in (first, last):
+        asked = each.next()
+        assert each.post(asked.metadata.message_id, reply_to(asked))[0] == 200
+    assert [reply.has_content() for reply in results.get(timeout=WAIT_S)] == [True, True]
+    for each in (first, last):
+        each.control.close()
 
 
 def test_a_reply_over_the_limit_fails_its_client_only(lines: Lines) -> None:
