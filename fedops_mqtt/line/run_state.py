@@ -99,7 +99,7 @@ class RunState:
         self._is_closed = False
         self._app_sent: dict[str, int] = {}
         self._app_sent_at = 0.0
-        self._lost_at: dict[str, float] = {}
+        self._absent_since: dict[str, float] = {}
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """Take the line's event loop, in its own thread; before this, no client can be reached."""
@@ -162,7 +162,7 @@ class RunState:
             if max_clients is None or num_came < max_clients:
                 return None
             absent = [member for member in members if not member.is_present and member.outcome is None]
-            latest_first = sorted((self._lost_at[member.mac] for member in absent), reverse=True)
+            latest_first = sorted((self._absent_since[member.mac] for member in absent), reverse=True)
             num_missing = num_clients - len(self._members.present_node_ids())
             return latest_first[num_missing - 1] if 0 < num_missing <= len(latest_first) else 0.0
 
@@ -254,7 +254,7 @@ class RunState:
             before = None if known is None else self._sessions.get(known.session)
             session_id = secrets.token_hex(_SESSION_BYTES)
             evicted = self._members.join(request.client_mac, request.instance, request.attempt, session_id)
-            self._lost_at[request.client_mac] = time.monotonic()  # not present before its control request is open
+            self._absent_since.setdefault(request.client_mac, time.monotonic())  # until its control request is open
             member = self._members.by_mac[request.client_mac]
             session = Session(id=session_id, mac=member.mac, node_id=member.node_id)
             self._replace(before, session, evicted)
@@ -277,7 +277,10 @@ class RunState:
         """The session's control request is open."""
         with self._changed:
             session.has_had_control = True
-            self._settle(self._members.attach(session.id), None)
+            changes = self._members.attach(session.id)
+            if changes:  # none for a session that another one has replaced meanwhile
+                self._absent_since.pop(session.mac)
+            self._settle(changes, None)
 
     def detach(self, session: Session, reason: str) -> None:
         """The session's control request has ended."""
@@ -287,7 +290,7 @@ class RunState:
             if session.is_over:
                 return
             changes = self._members.detach(session.id, reason)
-            self._lost_at[session.mac] = time.monotonic()
+            self._absent_since.setdefault(session.mac, time.monotonic())
             self._end_session(session.id, None)
             self._settle(changes, f"{session.mac} lost: {reason}")
 

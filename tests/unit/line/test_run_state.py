@@ -24,6 +24,10 @@ def test_the_rejoin_limit_begins_when_a_client_is_lost_and_not_before_all_have_c
     assert lost_at is not None
     assert state.missing_since(2, None) is None, "others may come"
     assert state.missing_since(1, MOST) == 0.0, "one is there"
+    again = join(state, 1)
+    state.attach(first)  # its control request was under way as the next session came
+    state.detach(again, "no control request")
+    assert state.missing_since(2, MOST) == lost_at, "who joins again and again is not waited for longer"
     between = time.monotonic()
     state.detach(last, "connection closed")
     assert state.missing_since(2, MOST) == lost_at <= between, "both must come back, and this one is waited for longest"
