@@ -134,7 +134,10 @@ async def has(site: Site, path: str, name: str, value: object) -> bool:
 
 
 async def has_all(site: Site, status: str) -> bool:
-    return await has(site, f"/runs/{RUN}", "clients_by_status", {status: NUM_CLIENTS})
+    async with site.manager_client() as api:
+        known = [run.run_id for run in await api.runs()]
+    # An announced run is known once the manager has read of it.
+    return RUN in known and await has(site, f"/runs/{RUN}", "clients_by_status", {status: NUM_CLIENTS})
 
 
 def has_bars(number: int) -> Callable[[dict[str, list[Any]]], bool]:
