@@ -126,21 +126,22 @@ async def test_a_connection_waits_for_an_unreachable_broker_and_logs_it_once(cap
 
 
 async def test_each_problem_of_an_outage_is_logged_once_also_after_a_loss(caplog: pytest.LogCaptureFixture) -> None:
-    attempts = Attempts(0)
+    attempts, closed = Attempts(6), Attempts(5)
 
-    async def until_tried(times: int) -> None:
-        attempts.enough, attempts.are_enough = times, asyncio.Event()
-        await asyncio.wait_for(attempts.are_enough.wait(), PATIENCE_S)
+    async def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+        await closed.count()
 
     async with (
+        asyncio.timeout(PATIENCE_S),
         Mosquitto() as broker,
         Connection(broker.url, make_will=attempts.count, options=QUICK) as connection,
     ):
         await next_event(connection, Connected)
         await broker.kill()
-        await until_tried(5)
-        async with await asyncio.start_server(lambda _, writer: writer.close(), broker.host, broker.port):
-            await until_tried(5)
+        await attempts.are_enough.wait()
+        async with await asyncio.start_server(close, broker.host, broker.port):
+            await closed.are_enough.wait()
         await broker.restart()
         await next_event(connection, Connected)
     problems = [record.problem for record in caplog.records if record.levelno >= logging.ERROR]  # type: ignore[attr-defined]
