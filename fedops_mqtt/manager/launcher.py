@@ -20,7 +20,7 @@ from typing import Protocol
 import psutil
 
 from fedops_mqtt.runtime.process_identity import find_processes, is_process, process_key
-from fedops_mqtt.runtime.processes import kill_group, read_tail, signal_name
+from fedops_mqtt.runtime.processes import kill_group, kill_rest, read_tail, signal_name
 from fedops_mqtt.runtime.remote_launch import END_MARK
 from fedops_mqtt.runtime.settings import CONFIG_VARIABLE, ENV_PREFIX
 
@@ -121,7 +121,7 @@ class ServerProcess:
 
     def kill_rest(self) -> None:
         """Kill what an ended server left in its group (data loaders, for example)."""
-        kill_group(self.pid)
+        kill_rest(self.pid, self.key)
 
     @property
     def status(self) -> int | None:

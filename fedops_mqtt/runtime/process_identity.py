@@ -60,6 +60,14 @@ def is_process(pid: int | None, key: str | None) -> bool:
     return False
 
 
+def is_given_anew(pid: int, key: str | None) -> bool:
+    """Return whether the id of a process is another one's by now; None as key: of a process that has ended.
+
+    No system gives an id anew while a process of its group is left: what has it now is a stranger, and nothing is left.
+    """
+    return process_key(pid) not in (None, key)
+
+
 def find_processes(environment: Mapping[str, str]) -> Iterator[psutil.Process]:
     """Yield the running processes of this user that have these variables in their environment."""
     for pid in psutil.pids():  # `process_iter` keeps what it found, also a process that had this id before

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedops_mqtt.runtime.files import mark_newest
+from fedops_mqtt.runtime.process_identity import is_given_anew
 
 MARK = "FEDOPS_MQTT_TRAINING"
 """Environment variable that carries the mark."""
@@ -33,6 +34,12 @@ def kill_group(pgid: int, number: signal.Signals = signal.SIGKILL) -> None:
     """Send a signal to a process group, if it is still there."""
     with suppress(ProcessLookupError, PermissionError):  # the latter on macOS, of a group of zombies
         os.killpg(pgid, number)
+
+
+def kill_rest(pgid: int, key: str | None = None) -> None:
+    """Kill what is left of the group of a process; `key` as `is_given_anew` has it."""
+    if not is_given_anew(pgid, key):
+        kill_group(pgid)
 
 
 def signal_name(number: int) -> str:
@@ -73,7 +80,10 @@ def _carries(path: Path, entry: bytes) -> bool:
 
 async def kill_all(process: asyncio.subprocess.Process, mark: str) -> None:
     """Kill a process, its group and every process that carries its mark; returns when the process has ended."""
-    kill_group(process.pid)
+    if process.returncode is None:
+        kill_group(process.pid)
+    else:
+        kill_rest(process.pid)
     # Before the wait: one that left the group may hold a pipe, and asyncio waits for pipes, too.
     await asyncio.to_thread(kill_marked, mark)
     await wait_killed(process)

@@ -24,7 +24,7 @@ from typing import IO, Any
 import platformdirs
 
 from fedops_mqtt.runtime.files import sync_file, write_atomically
-from fedops_mqtt.runtime.process_identity import is_process, key_of_started, process_key
+from fedops_mqtt.runtime.process_identity import is_given_anew, is_process, key_of_started, process_key
 
 START_MARK = "[fedops-mqtt] FL server started: "
 END_MARK = "[fedops-mqtt] FL server ended: "
@@ -98,9 +98,10 @@ class LaunchFolder:
 
     def kill_rest(self) -> None:
         """Kill what the ended server left in its group."""
-        if self.pid is not None:
+        pid, key = self._process(_PROCESS)
+        if pid is not None and not is_given_anew(pid, key):
             with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
+                os.killpg(pid, signal.SIGKILL)
 
     def _process(self, name: str) -> tuple[int | None, str | None]:
         try:

@@ -162,3 +162,16 @@ def test_a_servers_environment_is_the_managers_then_the_launchers_then_the_tasks
     assert built["PATH"] == f"{Path(sys.executable).parent}:/bin"
     assert (built["FEDOPS_MQTT_BROKER"], built["FEDOPS_MQTT_LAUNCH"]) == ("mqtt://task:1", "2")
     assert "FEDOPS_MQTT_ADVERTISE" not in built
+
+
+async def test_the_end_of_a_server_of_an_earlier_manager_costs_no_process_that_has_its_id_by_now(
+    tmp_path: Path,
+) -> None:
+    stranger = await asyncio.create_subprocess_exec("sleep", "600", start_new_session=True)
+    try:
+        await ServerProcess(stranger.pid, "the key of the server", tmp_path / "server-1.log", None).wait()
+        assert psutil.Process(stranger.pid).status() != psutil.STATUS_ZOMBIE
+        assert stranger.returncode is None
+    finally:
+        stranger.kill()
+        await stranger.wait()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,9 @@ def far(tmp_path: Path) -> Iterator[Far]:
     yield machine
     for path in tmp_path.glob("launches/*/process.json"):
         pid = int(json.loads(path.read_text())["pid"])
-        if psutil.pid_exists(pid):
-            os.killpg(pid, signal.SIGKILL)
+        with suppress(psutil.NoSuchProcess):
+            if any(str(tmp_path) in value for value in psutil.Process(pid).environ().values()):
+                os.killpg(pid, signal.SIGKILL)
     for process in machine.started:
         process.kill()
         process.communicate()
