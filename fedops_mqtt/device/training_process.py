@@ -24,7 +24,6 @@ from fedops_mqtt.runtime.processes import (
     OutputFile,
     Tail,
     kill_all,
-    kill_group,
     kill_marked,
     run_command,
     signal_name,
@@ -119,10 +118,7 @@ class SpawnedProcess:
 
     async def close(self) -> None:
         """End the process, and what it left."""
-        if self.is_alive:  # the id of one that has ended may be another process' by now
-            kill_group(self.process.pid)
-        await asyncio.to_thread(kill_marked, self.mark)
-        await self.process.wait()
+        await kill_all(self.process, self.mark)
         self._closing.close()
 
 
